@@ -1,0 +1,35 @@
+# `make` lists the targets. The first two are all a newcomer needs: make quickstart, make test.
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-fast setup lint clean
+
+# DEVICE=cpu|cuda and PYTHON=/path/to/python choose what `make setup` builds; it remembers the choice.
+export DEVICE PYTHON
+# DeepSpeed and torch compile with the ninja of .venv, which they look for on the path.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+python := .venv/bin/python
+# Tests of one file share their trained models, so they stay on one worker.
+pytest := $(python) -m pytest -n 2 --dist loadfile
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+quickstart: setup ## set up, then show the method improving a tiny model (minutes on two CPU cores)
+	$(python) iterate.py --config configs/recipes/quickstart.yaml
+
+test: setup lint ## set up, lint, run every test
+	$(pytest) -m ""
+
+test-fast: setup ## only the tests that take seconds
+	$(pytest)
+
+setup: ## create .venv and install the requirements (DEVICE=cpu|cuda, PYTHON=... override what is found)
+	@scripts/setup.sh
+
+lint: setup ## check the code with ruff
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+clean: ## remove outputs and caches; .venv and localdata stay
+	rm -rf outputs .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

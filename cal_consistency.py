@@ -1,0 +1,108 @@
+"""Two rankings of the same answers -> consistency per prompt, and the preference pairs that DPO trains on.
+
+c = (τ + 1) / 2 with Kendall's τ between the current model's rewards (--file1, which also gives the pairs: best against
+worst) and the previous model's (--file2). Departures from the released code: values are stored by uuid, ties are ties
+(τ-b), equal answers count once, answers without a reward or cut at the length limit stay out.
+"""
+
+from pathlib import Path
+
+from config import DATASETS, METHODS, ConsistencyConfig, settings
+from cream import console, journal, names, store
+from cream.consistency import margin_cap
+from cream.console import log
+from cream.errors import UserError
+from cream.flags import as_dict, parse
+from cream.pairs.build import PairSet, build
+from cream.records import Item, Rewards, encode
+
+EXAMPLE = """\
+  CREAM        python cal_consistency.py --file1 CURRENT.json --file2 PREVIOUS.json --method consistency_avg
+  self-reward  python cal_consistency.py --file1 CURRENT.json --register dpo_t1
+  Oracle       python cal_consistency.py --file1 CURRENT.json --labels localdata/tiny/labels.json"""
+
+
+@console.stage
+def main(argv=None):
+    config = parse(ConsistencyConfig, argv, description=__doc__, example=EXAMPLE)
+    c = config.consistency
+    if c.file1 is None:
+        raise UserError("--file1 is missing: the current model's rewards, as rewarding.py writes them")
+    method, rank = _method_and_rank(c)
+    first = Path(c.file1)
+    target = Path(c.output) if c.output else first.with_name(f"{first.name.partition('.json')[0]}.{rank}.dpo.json")
+    sources = {name: path for name in ("file1", "file2", "labels") if (path := getattr(c, name))}
+    inputs = {name: journal.fingerprint_of(path) for name, path in sources.items()}
+    flat = settings(as_dict(config) | {"rank": rank, "method": method}, *sources, "beta", "seed")
+    output = journal.Output(target, flat, inputs, overwrite=config.run.overwrite)
+    if c.register:
+        names.check_free(DATASETS, c.register, target, overwrite=config.run.overwrite)
+    if config.run.dry_run:
+        log.info("dry run: would read %s and write %s; nothing was written", ", ".join(sources.values()), target)
+        return
+    if output.stands:
+        log.info("%s stands already, made by the same settings from the same inputs", target)
+    else:
+        made = _build(config, rank)
+        output.dropped = made.dropped
+        mean = made.consistency.mean
+        rows = (encode(pair) for pair in made.pairs)
+        output.finish(rows, method=method, rank=rank, mean_consistency=mean, without_consistency=made.without_c)
+        _report(made, c.beta)
+    if c.register:
+        names.register(DATASETS, c.register, target, overwrite=config.run.overwrite)
+        log.info("registered as %s in %s", c.register, DATASETS.name)
+    log.info("pairs: %s\nnext, training on them, from the policy that --file1 was rewarded by:", target)
+    log.info("  %s", console.command("train.py", checkpoint="CHECKPOINT", name=c.register or target, method=method))
+
+
+def _method_and_rank(c) -> tuple[str, str]:
+    """--method says which C training uses; a rank's name there is the released scripts' spelling of --rank."""
+    default = "consistency_avg" if c.file2 else "original"
+    if c.method not in (None, *METHODS):
+        if c.rank not in (None, c.method):
+            raise UserError(f"--method {c.method} contradicts --rank {c.rank}")
+        return default, c.method
+    if c.method not in (None, "original") and not c.file2:
+        raise UserError(
+            f"--method {c.method} needs --file2, the previous model's rewards; without it C is 1 everywhere"
+        )
+    return c.method or default, c.rank or "kendall"
+
+
+def _build(config: ConsistencyConfig, rank: str) -> PairSet:
+    c = config.consistency
+    recorded = (journal.read_meta(Path(c.file1)) or {}).get("settings", {})
+    return build(
+        list(store.read(Path(c.file1), Rewards)),
+        list(store.read(Path(c.file2), Rewards)) if c.file2 else None,
+        rank=rank,
+        labels={item.uuid: item for item in store.read(Path(c.labels), Item)} if c.labels else None,
+        shuffle_seed=c.shuffle_consistency,
+        keep_truncated=c.keep_truncated,
+        summed=recorded.get("normalize") == "sum",
+    )
+
+
+def _report(made: PairSet, beta: float) -> None:
+    log.info("%s", ", ".join(f"{count} {what}" for what, count in made.answers.items()))
+    log.info("%d pairs", len(made.pairs))
+    for reason, count in made.dropped.items():
+        log.info("  no pair from %d prompts: %s", count, reason)
+    if made.without_c:
+        log.info("  %d prompts without c (the previous ranking is constant): training takes the mean", made.without_c)
+    d = made.consistency
+    if d.mean is None:
+        log.info("no prompt has a consistency")
+        return
+    spread = "undefined" if d.std is None else f"{d.std:.3f}"
+    below = 100 * d.below_half
+    log.info("C of %d prompts: mean %.3f, standard deviation %s, below 1/2: %.1f %%", d.n, d.mean, spread, below)
+    for i, count in enumerate(d.histogram):
+        log.info("  %.1f  %6d  %s", i / 10, count, "#" * round(40 * count / max(d.histogram)))
+    cap = float(margin_cap(d.mean, beta))
+    log.info("with beta %g the mean C lets a pair's log-ratio margin grow to logit(C) / beta = %.3g nats", beta, cap)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+"""The flags of every script: one dataclass per script, put together from shared groups; the names they know.
+
+Unit, default and meaning of every flag stand in its help text; the spellings of the method's released scripts are kept as
+aliases. Nothing here imports torch, so that every --help answers at once.
+"""
+
+import os
+from dataclasses import dataclass, field
+from enum import Enum
+from glob import glob
+from pathlib import Path
+
+from cream import names
+from cream.engines import ENGINES
+from cream.errors import UserError
+from cream.flags import flag
+from cream.names import ROOT
+from cream.prompts import SYSPROMPTS
+from cream.rewards import REWARDS
+
+CHECKPOINTS = ROOT / "configs" / "checkpoint.json"
+DATASETS = ROOT / "configs" / "dataset.json"
+RANKS = ("kendall", "spearman", "toporder")
+METHODS = ("original", "consistency_avg", "consistency_dyn")
+
+
+class ModelEnum(Enum):
+    """Base models by name; any Hugging Face id or folder works as well."""
+
+    llama3 = "meta-llama/Meta-Llama-3-8B-Instruct"
+    llama2 = "meta-llama/Llama-2-7b-chat-hf"
+    tiny = "assets/tiny_m0"
+
+
+class DatasetEnum(Enum):
+    """Datasets by name, files relative to the repository root; configs/dataset.json holds more, and any file works."""
+
+    oasst_sft = "localdata/oasst1.sft.json"
+    all_prompt = "localdata/prompt.json"
+    prompt_1 = "localdata/prompt.1.json"
+    prompt_2 = "localdata/prompt.2.json"
+    prompt_3 = "localdata/prompt.3.json"
+    arc_easy_test = "localdata/arc-easy/test.json"
+    arc_challenge_test = "localdata/arc-challenge/test.json"
+    openbookqa_test = "localdata/openbookqa/test.json"
+    siqa_test = "localdata/siqa/test.json"
+    gsm8k_test = "localdata/gsm8k/test.json"
+    all_test = "localdata/all_test.json"
+    dpo_1 = "localdata/dpo.1.json"
+    tiny_sft = "localdata/tiny/sft.json"
+    tiny_prompt_1 = "localdata/tiny/prompt.1.json"
+    tiny_prompt_2 = "localdata/tiny/prompt.2.json"
+    tiny_prompt_3 = "localdata/tiny/prompt.3.json"
+    tiny_val = "localdata/tiny/val.json"
+    tiny_test = "localdata/tiny/test.json"
+
+
+MODEL_FILES = {m.name: m.value for m in ModelEnum}
+DATASET_FILES = {d.name: d.value for d in DatasetEnum}
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is there and visible; asks the system, not torch."""
+    return bool(glob("/dev/nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+@dataclass
+class Device:
+    """Device"""
+
+    device: str = flag(
+        "auto",
+        "comma list of GPU ids, or cpu (cpu,cpu trains in two processes); auto: GPU 0 where there is one, else cpu",
+    )
+    bf16: bool | None = flag(
+        None, "bfloat16 matrix products; none: where the device has it. Weights always train in float32"
+    )
+
+    def devices(self) -> list[str]:
+        """["cpu", …] or GPU ids."""
+        text = ("0" if has_gpu() else "cpu") if self.device.lower() == "auto" else self.device.lower()
+        parts = [part.strip() for part in text.split(",")]
+        if not (all(p == "cpu" for p in parts) or all(p.isdigit() for p in parts)) or len(set(parts) - {"cpu"}) not in (
+            0,
+            len(parts),
+        ):
+            raise UserError(f"--device {self.device}: expected cpu, cpu,cpu or distinct GPU ids such as 0,1")
+        if parts[0] != "cpu" and not has_gpu():
+            raise UserError(f"--device {self.device}: no NVIDIA device is visible here; use --device cpu")
+        return parts
+
+    def one(self) -> str:
+        """The single device of a stage that maps over records."""
+        devices = self.devices()
+        if len(devices) > 1:
+            raise UserError(f"--device {self.device}: this stage runs on one device")
+        return devices[0]
+
+    def pin(self) -> str:
+        """ "cpu", or "cuda" with only that GPU visible to this process; before torch looks."""
+        device = self.one()
+        if device == "cpu":
+            return "cpu"
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+        return "cuda"
+
+
+@dataclass
+class Model:
+    """Model"""
+
+    model: str | None = flag(
+        None, "llama3, llama2, tiny, a Hugging Face id or a folder; none: llama3 with a GPU, tiny without"
+    )
+    checkpoint: str | None = flag(
+        None,
+        "weights in place of the base model's: a name in configs/checkpoint.json or a folder; none: the base model M0",
+    )
+    chat_template: str | None = flag(None, "Jinja file used in place of the tokenizer's chat template")
+
+    def name(self) -> str:
+        """The model's name as given, with the default filled in."""
+        return self.model or ("llama3" if has_gpu() else "tiny")
+
+    def base(self) -> Path:
+        """The folder of the base model M0."""
+        return names.model(self.name(), MODEL_FILES)
+
+    def folder(self, checkpoint: str | None, flag_name: str = "--checkpoint") -> Path:
+        """The folder of a checkpoint; the base model's for None."""
+        return self.base() if checkpoint is None else names.checkpoint(checkpoint, CHECKPOINTS, flag_name)
+
+    def template(self) -> Path | None:
+        """The file of --chat_template."""
+        return None if self.chat_template is None else Path(self.chat_template)
+
+
+@dataclass
+class Run:
+    """Run"""
+
+    seed: int = flag(0, "seed of everything random")
+    overwrite: bool = flag(False, "replace an output (or a registered name) that stands and was made otherwise")
+    dry_run: bool = flag(False, "say what would be read, computed and written, and stop")
+    debug: bool = flag(False, "a quick trial: few records, outputs under outputs/debug")
+
+    def outputs(self) -> Path:
+        """The folder below which outputs go unless a flag names another place."""
+        return Path("outputs/debug" if self.debug else "outputs")
+
+
+@dataclass
+class TrainData:
+    """Data"""
+
+    name: str | None = flag(
+        None,
+        "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file; none: oasst_sft, with the tiny model tiny_sft",
+    )
+    limit_size: int | None = flag(None, "records read at most; none: all")
+    max_length: int = flag(
+        2048,
+        "tokens of prompt and answer together; longer ones are dropped, never cut (the model's context is a limit too)",
+    )
+
+
+@dataclass
+class Optimisation:
+    """Optimisation"""
+
+    train_stage: str | None = flag(None, "none: as the data and --method say", choices=("sft", "dpo"))
+    epoch: int = flag(1, "passes over the data")
+    train_bsz: int = flag(2, "examples (DPO: pairs) per process and backward pass")
+    grad_accum: int = flag(
+        1,
+        "backward passes per step; global batch = train_bsz x processes x grad_accum",
+        aliases=("gradient_accumulation_steps",),
+    )
+    lr: float = flag(1e-6, "peak learning rate of AdamW; cosine to 0 after the warm-up")
+    weight_decay: float = flag(0.01, "AdamW's decoupled weight decay")
+    warmup_step_ratio: float = flag(0.1, "share of the steps in which the learning rate rises linearly")
+    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm")
+    save_eval_step_ratio: float | None = flag(
+        None, "checkpoints: >= 1 their number, < 1 the share of steps between two; none: one per epoch"
+    )
+    save_dtype: str = flag(
+        "auto",
+        "dtype of saved weights; auto: that of the weights started from",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    grad_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
+    log_every: int = flag(10, "steps between two log lines (the first and last step are always logged)")
+    resume: bool = flag(True, "go on from the last saved state of an interrupted run; no: start it afresh")
+
+
+@dataclass
+class LoraFlags:
+    """LoRA"""
+
+    lora: bool = flag(
+        False,
+        "train low-rank adapters; checkpoints hold the merged weights, and the adapter beside them",
+        aliases=("enable",),
+    )
+    lora_r: int = flag(32, "rank", aliases=("r",))
+    lora_alpha: float = flag(64, "scale numerator: the update is multiplied by alpha / r", aliases=("alpha",))
+    lora_dropout: float = flag(0.1, "dropout on the adapters' input", aliases=("dropout",))
+
+
+@dataclass
+class Preference:
+    """Preference training (DPO)"""
+
+    method: str | None = flag(None, "none: as cal_consistency.py recorded, else original (C = 1)", choices=METHODS)
+    beta: float = flag(0.1, "strength of the pull to the reference: h = beta x difference of log-ratios")
+    fixed_consistency: float | None = flag(None, "one C in [0, 1] for every pair, in place of the pairs' own (control)")
+
+
+@dataclass
+class TrainOutput:
+    """Output"""
+
+    output_dir: str | None = flag(
+        None, "run folder; none: outputs/<stage>/<dataset>-ckpt_<name>[-<method>]-<hash of the settings>"
+    )
+    run_name: str | None = flag(None, "put in front of the run folder's name")
+    register: str | None = flag(None, "name under which the last checkpoint enters configs/checkpoint.json")
+    report_to: str | None = flag(None, "tracker of the metrics, beside log.jsonl", choices=("tensorboard", "wandb"))
+    wandb_project_name: str = flag("CREAM", "project of --report_to wandb")
+    wandb_entity_name: str | None = flag(None, "entity of --report_to wandb")
+    show_example: bool = flag(True, "print the first example with its trained tokens marked")
+    master_address: str = flag("localhost", "address at which several processes meet")
+    master_port: int | None = flag(None, "its port; none: a free one")
+
+
+def group(cls):
+    """A nested group of flags."""
+    return field(default_factory=cls)
+
+
+@dataclass
+class TrainConfig:
+    """train.py"""
+
+    device: Device = group(Device)
+    model: Model = group(Model)
+    data: TrainData = group(TrainData)
+    optimisation: Optimisation = group(Optimisation)
+    lora: LoraFlags = group(LoraFlags)
+    preference: Preference = group(Preference)
+    output: TrainOutput = group(TrainOutput)
+    run: Run = group(Run)
+
+
+@dataclass
+class Generation:
+    """Generation"""
+
+    mode: str = flag(
+        "sampling",
+        "sampling: answers for training; evaluation: greedy answers, graded; rescore: grade an evaluation file again",
+        choices=("sampling", "evaluation", "rescore"),
+    )
+    name: str | None = flag(None, "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file")
+    input_file: str | None = flag(None, "rescore: the evaluation results to grade again")
+    limit_size: int | None = flag(None, "records read at most; none: all")
+    gen_n: int = flag(5, "answers per prompt")
+    gen_temperature: float = flag(0.8, "sampling temperature; below 0.001: greedy")
+    top_p: float = flag(0.95, "nucleus: the smallest set of tokens with this probability")
+    gen_max_tokens: int = flag(768, "tokens of an answer at most")
+    do_sample: bool = flag(True, "no: one greedy answer per prompt")
+    max_length: int = flag(2048, "tokens of a prompt at most; longer ones are dropped, never cut")
+    sysprompt: str | None = flag(
+        None,
+        "text appended to the user's; none: nothing in sampling, the task's own in evaluation",
+        choices=tuple(SYSPROMPTS),
+    )
+    extraction: str = flag(
+        "default",
+        "how an answer is read: default, or strict (the method's released rules)",
+        choices=("default", "strict"),
+    )
+
+
+@dataclass
+class EngineFlags:
+    """Engine"""
+
+    engine: str = flag(
+        "auto",
+        "auto: vLLM where it is installed and can run the model, hf elsewhere and for tiny models",
+        choices=("auto", *ENGINES),
+    )
+    max_tokens_per_batch: int = flag(16384, "hf engine: rows x (prompt + answer) tokens of a batch")
+    gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory")
+
+
+@dataclass
+class InferOutput:
+    """Output"""
+
+    output_dir: str | None = flag(None, "file or folder; none: below outputs/sampling or outputs/evaluation")
+    show_example: bool = flag(True, "print the first prompt as the model sees it")
+
+
+@dataclass
+class InferConfig:
+    """infer.py"""
+
+    device: Device = group(Device)
+    model: Model = group(Model)
+    generation: Generation = group(Generation)
+    engine: EngineFlags = group(EngineFlags)
+    output: InferOutput = group(InferOutput)
+    run: Run = group(Run)
+
+
+@dataclass
+class Rewarding:
+    """Rewarding"""
+
+    input_file: str | None = flag(None, "samples, as infer.py --mode sampling writes them")
+    reward: str | None = flag(
+        None,
+        "dpo: policy minus reference; likelihood: the policy alone; none: dpo, or as --enable_ref_model says",
+        choices=tuple(REWARDS),
+    )
+    enable_ref_model: bool | None = flag(
+        None, "the method's name for --reward: yes is dpo, no is likelihood", aliases=("enable_ref",)
+    )
+    ref_model_ckpt: str | None = flag(None, "dpo: the reference, a name or a folder; none: the base model M0")
+    normalize: str | None = flag(
+        None, "of log-likelihoods over answer tokens; none: sum for dpo, mean for likelihood", choices=("sum", "mean")
+    )
+    limit_size: int | None = flag(None, "records read at most; none: all")
+    max_length: int = flag(4096, "tokens of prompt and answer together; longer answers are dropped, never cut")
+    max_tokens_per_batch: int = flag(16384, "rows x longest row of a batch")
+    batch_size: int | None = flag(None, "the method's way to bound a batch: rows of --max_length tokens")
+    output: str | None = flag(
+        None, "file; none: <input>.rewarding.<model>-<reward>-policy_<ckpt>-ref_<ckpt>.json", aliases=("output_dir",)
+    )
+    show_example: bool = flag(True, "print the first answer with its scored tokens marked")
+
+
+@dataclass
+class RewardConfig:
+    """rewarding.py"""
+
+    device: Device = group(Device)
+    model: Model = group(Model)
+    rewarding: Rewarding = group(Rewarding)
+    run: Run = group(Run)
+
+
+@dataclass
+class Consistency:
+    """Consistency and pairs"""
+
+    file1: str | None = flag(None, "rewards by the current model; its ranking gives the pairs")
+    file2: str | None = flag(
+        None, "rewards by the previous model; none: consistency 1 everywhere (plain self-rewarding)"
+    )
+    method: str | None = flag(
+        None,
+        "which C training is to use, recorded for train.py (a rank's name is taken as --rank)",
+        choices=(*METHODS, *RANKS),
+    )
+    rank: str | None = flag(None, "agreement of two rankings; none: kendall", choices=RANKS)
+    labels: str | None = flag(
+        None,
+        "evaluation-layout file matched by uuid: pairs as the Oracle chooses them, best-rewarded correct against worst-rewarded wrong",
+    )
+    shuffle_consistency: int | None = flag(None, "seed: deal the c's out to other prompts (control)")
+    keep_truncated: bool = flag(False, "let answers that were cut at the length limit into pairs")
+    beta: float = flag(0.1, "for the printed margin cap logit(C) / beta only")
+    output: str | None = flag(None, "file; none: <file1>.<rank>.dpo.json", aliases=("output_dir",))
+    register: str | None = flag(None, "name under which the pairs enter configs/dataset.json")
+
+
+@dataclass
+class ConsistencyConfig:
+    """cal_consistency.py"""
+
+    consistency: Consistency = group(Consistency)
+    run: Run = group(Run)
+
+
+NEUTRAL = (
+    "device",
+    "master_address",
+    "master_port",
+    "overwrite",
+    "dry_run",
+    "resume",
+    "register",
+    "show_example",
+    "log_every",
+    "output",
+    "output_dir",
+    "report_to",
+    "wandb_project_name",
+    "wandb_entity_name",
+)
+
+
+def settings(flat: dict, *names: str) -> dict:
+    """What of a script's flat flags decides its output; `names` are left out besides those that decide where and how."""
+    return {key: value for key, value in flat.items() if key not in NEUTRAL and key not in names}

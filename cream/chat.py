@@ -1,0 +1,147 @@
+"""Messages -> token ids and answer spans. The one place that knows about chat templates.
+
+An answer's span is the ids of the rendered conversation after the ids of the rendered prompt with generation prompt, up
+to and including the end-of-turn token; whitespace that a template adds after it is not in the span. Masks come from
+spans, never from comparing ids with pad (pad may equal eos). BOS appears only as the template renders it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cream.errors import UserError
+from cream.records import Message
+
+NOT_A_PREFIX = "the template or tokenizer merges the prompt's last token with the answer"
+PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
+
+
+@dataclass(slots=True, frozen=True)
+class Tokens:
+    """Ids of a rendered conversation and, per assistant turn, the half-open span [start, end) of its answer tokens.
+
+    >>> Tokens(ids=[1, 7, 8, 9, 2], spans=[(3, 5)])  # BOS, two prompt tokens, one answer token, end of turn
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_answer_tokens(self) -> int:
+        """How many tokens are scored or trained on."""
+        return sum(end - start for start, end in self.spans)
+
+
+class Chat:
+    """A tokenizer with its chat template, checked once on a probe.
+
+    Raises UserError when there is no template, when the template's prompt is not a prefix of its conversation, when it
+    ends an answer with no special token (a model could not learn to stop), or when it renders two BOS.
+    """
+
+    def __init__(self, tokenizer, generation_eos: Sequence[int] = ()):
+        self.tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template; give the one this model was trained "
+                "with: --chat_template FILE (Jinja)"
+            )
+        self.special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | {
+            *tokenizer.all_special_ids
+        }
+        prompt = self.prompt(PROBE[:1])
+        ids = self._ids([self._render(PROBE, False)])[0]
+        if ids[: len(prompt)] != prompt:
+            raise UserError(self._mismatch(prompt, ids))
+        ends = [token for token in ids[len(prompt) :] if token in self.special]
+        if not ends:
+            raise UserError(
+                f"{tokenizer.name_or_path}: its chat template ends an answer with no special token, so that a model "
+                "could not learn to stop; give another with --chat_template FILE"
+            )
+        self.end_of_turn = ends[-1]
+        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.stop_ids = tuple(sorted({self.end_of_turn, *eos, *generation_eos}))
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the rendered prompt, the generation prompt included."""
+        return self._ids([self._render(messages, True)])[0]
+
+    def answers(
+        self, prompt: Sequence[Message], answers: Sequence[str], complete: Sequence[bool]
+    ) -> list[Tokens | None]:
+        """Each answer after the same prompt, as the template renders the conversation.
+
+        An answer that did not end by itself (`complete` false) gets no end-of-turn token. None stands where the
+        prompt's ids are no prefix of the conversation's (reason: NOT_A_PREFIX).
+        """
+        conversations = [[*prompt, Message("assistant", answer)] for answer in answers]
+        texts = [self._render(prompt, True), *(self._render(c, False) for c in conversations)]
+        prompt_ids, *rows = self._ids(texts)
+        return [self._span(prompt_ids, ids, whole) for ids, whole in zip(rows, complete, strict=True)]
+
+    def conversation(self, messages: Sequence[Message]) -> Tokens | None:
+        """A conversation with a span for every assistant turn; None when a turn's prompt is no prefix of it (some
+        templates rewrite earlier turns)."""
+        turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        texts = [self._render(messages[:i], True) for i in turns]
+        texts += [self._render(messages[: i + 1], False) for i in turns]
+        rows = self._ids(texts)
+        prompts, wholes = rows[: len(turns)], rows[len(turns) :]
+        parts = [self._span(p, ids, True) for p, ids in zip(prompts, wholes, strict=True)]
+        if any(part is None or wholes[-1][: len(part)] != part.ids for part in parts):
+            return None
+        return Tokens(parts[-1].ids, [part.spans[0] for part in parts])
+
+    def _span(self, prompt: list[int], ids: list[int], complete: bool) -> Tokens | None:
+        start = len(prompt)
+        if ids[:start] != prompt or self.end_of_turn not in ids[start:]:
+            return None
+        last = len(ids) - 1 - ids[::-1].index(self.end_of_turn)
+        end = last + 1 if complete else last
+        return Tokens(ids[:end], [(start, end)])
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        plain = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation_prompt)
+        except TemplateError as error:
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: its chat template refuses a conversation: {error}"
+            ) from None
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and bos != self.tokenizer.eos_token_id and any(ids[:2] == [bos, bos] for ids in rows):
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: its chat template renders two BOS tokens; a model expects one"
+            )
+        return rows
+
+    def _mismatch(self, prompt: list[int], ids: list[int]) -> str:
+        at = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
+        show = self.tokenizer.convert_ids_to_tokens
+        return (
+            f"{self.tokenizer.name_or_path}: its chat template's prompt is not a prefix of its conversation: after "
+            f"{at} equal tokens the prompt has {show(prompt[at : at + 4])}, the conversation {show(ids[at : at + 4])}; give "
+            "another with --chat_template FILE"
+        )
+
+    def show(self, tokens: Tokens, color: bool = False) -> str:
+        """The tokens as text, the scored ones marked: green on a terminal, between ⟦ ⟧ elsewhere."""
+        opening, closing = ("\033[32m", "\033[0m") if color else ("⟦", "⟧")
+        parts, at = [], 0
+        for start, end in tokens.spans:
+            parts += [
+                self.tokenizer.decode(tokens.ids[at:start]),
+                opening,
+                self.tokenizer.decode(tokens.ids[start:end]),
+            ]
+            parts.append(closing)
+            at = end
+        return "".join(parts) + f"\n({len(tokens)} tokens, {tokens.num_answer_tokens} of them scored)"

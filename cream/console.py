@@ -1,0 +1,61 @@
+"""How a stage talks to the person who runs it: log lines on stdout, one message and exit code 2 for their mistakes."""
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from cream.errors import UserError
+
+log = logging.getLogger("cream")
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+def start() -> None:
+    """Log lines go to stdout as they are; the libraries keep to themselves unless the environment says otherwise."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    for name in ("accelerate", "DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    log.setLevel(logging.INFO)
+
+
+def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], None]:
+    """A script's main, with the two ways it may end early: a UserError exits with 2, an interrupt with 130."""
+
+    def wrapped(argv: Sequence[str] | None = None) -> None:
+        start()
+        try:
+            main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
+
+    return wrapped
+
+
+def command(script: str, **flags: object) -> str:
+    """A literal command line; flags whose value is None are left out."""
+    words = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None]
+    return " ".join(["python", script, *words])
+
+
+def bar(total: int, what: str, unit: str):
+    """A progress bar on stderr that closes itself when full; nothing where stderr is no terminal."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=what, unit=f" {unit}", disable=None, leave=False, file=sys.stderr)

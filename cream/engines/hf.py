@@ -1,0 +1,169 @@
+"""Generation with transformers alone: for machines without vLLM and for tiny models.
+
+`model.generate` draws from one generator for a whole batch, so an answer would depend on its neighbours. Here each
+answer brings its own noise instead: argmax(log p + g) is a draw from p when the g are independent standard Gumbel (the
+Gumbel-max trick: Maddison et al. 2014, arXiv 1411.0030), and each g is a hash of (the answer's seed, step, token id).
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from cream.engines import Completion, Request, Sampling, row_seed
+
+WINDOW = 1024  # prompts that are sorted by length together
+PAD = 0  # any id will do: the attention mask hides it in prompts, and answers are cut by length
+
+
+class HfEngine:
+    """transformers generation in left-padded batches with a key-value cache; prompts of like length share a batch."""
+
+    def __init__(
+        self, model_folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, batch_tokens: int
+    ):
+        self.tokenizer, self.max_model_len, self.batch_tokens = tokenizer, max_model_len, batch_tokens
+        self.model = AutoModelForCausalLM.from_pretrained(
+            model_folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+        )
+        self.model.to(device).eval()
+        # `generate` takes from here what it is not told: the folder's penalties and stop tokens must not leak in.
+        self.model.generation_config = GenerationConfig()
+        self.model.register_forward_pre_hook(self._stay_in_context, with_kwargs=True)
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
+        """As Engine.generate; prompts are taken 1024 at a time and given back batch by batch, longest prompts first."""
+        requests = iter(requests)
+        while window := list(islice(requests, WINDOW)):
+            for batch in self._batches(window, sampling):
+                yield from self._answer(batch, sampling)
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self.model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _batches(self, window: list[Request], sampling: Sampling) -> Iterator[list[Request]]:
+        """Prompts by falling length, as many as fit `batch_tokens` cells of the cache if every answer is long."""
+        batch: list[Request] = []
+        for request in sorted(window, key=lambda r: len(r.prompt_ids), reverse=True):
+            longest = batch[0] if batch else request
+            row = len(longest.prompt_ids) + request.room(sampling, self.max_model_len)
+            if batch and (len(batch) + 1) * sampling.n * row > self.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(request)
+        yield batch
+
+    @torch.inference_mode()
+    def _answer(self, batch: list[Request], sampling: Sampling) -> list[tuple[str, list[Completion]]]:
+        rows = [request for request in batch for _ in range(sampling.n)]
+        room = [request.room(sampling, self.max_model_len) for request in rows]
+        width = max(len(request.prompt_ids) for request in batch)
+        padding = [width - len(request.prompt_ids) for request in rows]
+        ids = torch.tensor([[PAD] * p + request.prompt_ids for p, request in zip(padding, rows, strict=True)])
+        mask = torch.tensor([[0] * p + [1] * (width - p) for p in padding])
+        seeds = [row_seed(sampling.seed, request.uuid, i) for request in batch for i in range(sampling.n)]
+        device = self.model.device
+        sampler = GumbelMax(torch.tensor(seeds, device=device), sampling)
+        config = GenerationConfig(
+            do_sample=False,  # the argmax of what `sampler` returns
+            max_new_tokens=max(room),
+            eos_token_id=list(sampling.stop_token_ids) or None,
+            pad_token_id=PAD,
+        )
+        sequences = self.model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([sampler]),
+        )
+        logprobs = torch.stack(sampler.logprobs, dim=1).double().tolist()
+        answers = [
+            self._completion(*row, sampling) for row in zip(sequences[:, width:].tolist(), logprobs, room, strict=True)
+        ]
+        n = sampling.n
+        return [(request.uuid, answers[i * n : (i + 1) * n]) for i, request in enumerate(batch)]
+
+    def _completion(self, ids: list[int], logprobs: list[float], room: int, sampling: Sampling) -> Completion:
+        """A row up to its first stop token or its own limit: the batch went on until its last row had ended."""
+        stops = (i + 1 for i, token in enumerate(ids[:room]) if token in sampling.stop_token_ids)
+        length = next(stops, room)
+        return Completion.of(ids[:length], sum(logprobs[:length]), sampling, self.tokenizer)
+
+    def _stay_in_context(self, _model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Rows that have ended while others go on keep the last position: none past the context is ever computed."""
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"].clamp(max=self.max_model_len - 1)
+        return args, kwargs
+
+
+class GumbelMax(LogitsProcessor):
+    """Scores whose argmax is a sample from softmax(logits / temperature) cut to its top-p nucleus, row by row.
+
+    seeds: (B,) int64, one per row. `logprobs` gains one (B,) float32 per step: the raw log-probability (temperature 1,
+    no top-p) of the argmax. Greedy: the scores are the logits.
+    """
+
+    def __init__(self, seeds: Tensor, sampling: Sampling):
+        self.seeds, self.sampling = seeds, sampling
+        self.logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """input_ids: (B, T) so far, not looked at. scores: logits (B, V). Returns (B, V) float32."""
+        logits = scores.float()
+        if not self.sampling.greedy:
+            scores = nucleus(logits / self.sampling.temperature, self.sampling.top_p)
+            scores = scores + gumbel(self.seeds, step=len(self.logprobs), size=logits.shape[-1])
+        chosen = scores.argmax(-1, keepdim=True)
+        self.logprobs.append(logits.log_softmax(-1).gather(-1, chosen).squeeze(-1))
+        return scores
+
+
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """(B, V) logits with -inf outside the smallest set of most probable tokens whose mass reaches top_p.
+
+    Holtzman et al. 2020, arXiv 1904.09751, section 3.1.
+    """
+    if top_p >= 1:
+        return logits
+    probs, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    outside = probs.cumsum(-1) - probs >= top_p  # the mass before a token already reaches top_p
+    return logits.masked_fill(torch.empty_like(outside).scatter(-1, order, outside), -torch.inf)
+
+
+def gumbel(seeds: Tensor, step: int, size: int) -> Tensor:
+    """(B, size) float32 standard Gumbel noise; entry [b, v] is a function of (seeds[b], step, v) and nothing else.
+
+    seeds: (B,) int64.
+    """
+    streams = splitmix64(seeds, torch.tensor(step, device=seeds.device))
+    bits = splitmix64(streams[:, None], torch.arange(size, device=seeds.device))
+    # 52 bits and a half: never 0 or 1, exact in float64 (float32 would end the tail at 17 and flatten it before).
+    uniform = ((bits >> 12 & 2**52 - 1).double() + 0.5) * 2.0**-52
+    return -(-uniform.log()).log().float()
+
+
+def splitmix64(seed: Tensor, index: Tensor) -> Tensor:
+    """Output number `index` (from 0) of the SplitMix64 generator started at `seed`; int64 that carry unsigned bits.
+
+    Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014, figure 16 (constants: Vigna's).
+    """
+    z = seed + (index + 1) * _signed(0x9E3779B97F4A7C15)  # integer products of tensors wrap around
+    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift: torch's own carries the sign along."""
+    return z >> bits & 2 ** (64 - bits) - 1
+
+
+def _signed(constant: int) -> int:
+    """The int64 with the bits of this unsigned 64-bit constant (its top bit is set)."""
+    return constant - 2**64

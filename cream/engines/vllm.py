@@ -1,0 +1,107 @@
+"""Generation with vLLM: continuous batching and paged attention, on CUDA and on CPU.
+
+vLLM is imported when an engine is made, because it reads its environment variables then.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from cream.engines import Completion, Request, Sampling, row_seed
+from cream.errors import UserError
+
+MAX_NUM_SEQS = 256  # answers decoded together; twice as many are in flight, so that none waits for its prompt
+
+
+class VllmEngine:
+    """One vLLM engine in this process (CPU) or in a child of it (CUDA). Raises UserError when vLLM cannot start."""
+
+    def __init__(
+        self,
+        model_folder: str | Path,
+        tokenizer,
+        device: str,
+        dtype: str,
+        max_model_len: int,
+        gpu_memory_utilization: float,
+    ):
+        self.tokenizer, self.max_model_len = tokenizer, max_model_len
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would call home
+        if device == "cpu":
+            # In one process the engine is up in seconds and leaves no children behind when it is killed.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+            platform = {
+                "enforce_eager": True,
+                "distributed_executor_backend": "uni",
+                "gpu_memory_utilization": 0.2,  # of main memory; with more it may refuse to start
+                "enable_chunked_prefill": False,  # a seeded prompt that is split crashes on CPU
+                "max_num_batched_tokens": max(max_model_len, 8192),
+            }
+        else:
+            platform = {"gpu_memory_utilization": gpu_memory_utilization, "enable_prefix_caching": True}
+        from vllm import EngineArgs, LLMEngine
+
+        args = EngineArgs(
+            model=str(model_folder),
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=MAX_NUM_SEQS,
+            skip_tokenizer_init=True,  # ids in, ids out
+            generation_config="vllm",  # the folder's top-k, penalties and stop tokens must not leak in
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **platform,
+        )
+        try:
+            self.engine = LLMEngine.from_engine_args(args)
+        except ValueError as error:
+            raise UserError(f"vLLM cannot run {model_folder} on {device}: {error}\n(--engine hf may)") from error
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
+        """As Engine.generate; a bounded number of prompts is in flight, each given back with its last answer."""
+        from vllm.inputs import TokensPrompt
+
+        requests = iter(requests)
+        window = max(1, 2 * MAX_NUM_SEQS // sampling.n)
+        in_flight: set[str] = set()
+        try:
+            while True:
+                for request in islice(requests, window - len(in_flight)):
+                    prompt = TokensPrompt(prompt_token_ids=request.prompt_ids)
+                    self.engine.add_request(request.uuid, prompt, self._params(request, sampling))
+                    in_flight.add(request.uuid)
+                if not in_flight:
+                    return
+                for output in self.engine.step():
+                    in_flight.remove(output.request_id)
+                    answers = [
+                        Completion.of(list(answer.token_ids), answer.cumulative_logprob, sampling, self.tokenizer)
+                        for answer in sorted(output.outputs, key=lambda answer: answer.index)
+                    ]
+                    yield output.request_id, answers
+        finally:
+            self.engine.abort_request(list(in_flight))  # whoever asked has stopped listening
+
+    def close(self) -> None:
+        """Shut the engine down, its worker processes included."""
+        self.engine.engine_core.shutdown()
+
+    def _params(self, request: Request, sampling: Sampling):
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=sampling.n,
+            temperature=0.0 if sampling.greedy else sampling.temperature,
+            top_p=1.0 if sampling.greedy else sampling.top_p,
+            max_tokens=request.room(sampling, self.max_model_len),
+            seed=row_seed(sampling.seed, request.uuid, 0),  # answer i gets seed + i: hashed seeds lie far apart
+            stop_token_ids=list(sampling.stop_token_ids),
+            ignore_eos=True,  # stop at the tokens above and at no others
+            logprobs=0,  # of the sampled token alone, raw
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # the default loses answers when n > 1
+        )

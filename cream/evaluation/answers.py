@@ -1,0 +1,259 @@
+"""What a response gives as its final answer: a number, or the label of one of the question's options.
+
+`extract_number` and `extract_choice` are the rules that evaluation uses. The `_strict` pair follows the released CREAM
+code (evaluate.py, commit de1d04b) for comparison with published numbers; its known errors are part of it.
+
+The rule, for both kinds: the last final-answer marker wins (`####`, "answer:", "the answer is", "final answer",
+\\boxed{}), and the answer is in the first sentence after it that gives one. If that text gives none, the marker before
+it is asked, and so on; a response whose markers lead nowhere ("Answer: it cannot be known") stays unanswered. Only a
+response without any marker is searched as a whole, from its end.
+"""
+
+import re
+from collections.abc import Iterator
+from decimal import Decimal, Inexact, localcontext
+
+# LaTeX and markdown to plain text, in this order.
+MARKUP = [
+    (re.compile(r"\{,\}|\\,(?=\d)"), ""),  # 1{,}234 and 1\,234
+    (re.compile(r"\\[()\[\],;:! ]|\\(?:left|right)\b|\*\*|`+|(?<![^\W_])_+|_+(?![^\W_])"), " "),
+    (re.compile(r"\\(?:times|cdot)\b"), "*"),
+    (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"), r"\1"),
+    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" \1/\2"),
+    (re.compile(r"\\([$%])"), r"\1"),
+    (re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}"), "\\\\boxed \\1\n"),  # a box is a line of its own
+]
+MARKER = re.compile(
+    r"####|\\boxed\b\s*\{?"
+    r"|\b(?:final\s+)?answers?[\"']?\s*(?:[:：=]|(?:is|would\s+be|should\s+be|must\s+be)\b\s*:?)"
+    r"|\bfinal\s+answer\b(?!\s*(?:[.!?,]|$))",
+    re.IGNORECASE,
+)
+# A full stop ends a sentence after a digit or a word of two letters: not in "B. oxygen", not in "U.S. law".
+SENTENCE_END = re.compile(r"(?:(?<=[!?;])|(?<=\d\.)|(?<=[^.\s]{2}\.))\s+|\n+")
+
+NUMERAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
+NUMBER = re.compile(
+    rf"""
+    (?P<sign>(?<![\w)\]%.])[-−](?=[$€£]?\.?\d))?  # a sign, not the minus of a difference
+    [$€£]?
+    (?<![\w^])(?<!\^\{{)(?<!\d\.)                 # not the 2 of H2O, x^2 or version 1.2
+    (?P<whole>\d+[ ]+(?=\d+/\d))?                 # the 2 of 2 1/2
+    (?P<numeral>{NUMERAL})
+    (?:[eE](?P<e>[+-]?\d{{1,2}})(?!\w)|\s*[x×*]\s*10\^\{{?(?P<power>[+-]?\d{{1,2}})(?!\d))?
+    (?:\s*/\s*[$€£]?(?P<over>{NUMERAL}))?
+    """,
+    re.VERBOSE,
+)
+REMARK = re.compile(r"\([^()]*\)|\b(?:because|since|not|instead\s+of|rather\s+than)\b.*", re.IGNORECASE)
+COMPUTES = re.compile(r"\d\s*[-−+*×÷x]\s*[$\d]|\b(?:is|makes?|gives?|equals?|totals?|leaves?)\b", re.IGNORECASE)
+
+VERB = r"(?:is|was|are|and|or|nor|but|because|since|as|so|for|which|not|seems|would|could|can|must|over|describes)\b"
+HEAD = re.compile(
+    r"(?:\W|\b(?:so|therefore|thus|i|choose|pick|select|the|my|correct|best|right|option|choice|letter|number|answer|is|"
+    r"would|must|be)\b)*$",
+    re.IGNORECASE,
+)
+DENIED_BEFORE = re.compile(r"(?:\b(?:not|neither|nor)|n['’]t)\s+(?:be\s+)?(?:option\s+)?[(\[]?$", re.IGNORECASE)
+DENIED_AFTER = re.compile(r"[)\]]?\s+(?:is|was)(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b", re.IGNORECASE)
+REFUSAL = re.compile(
+    r"\bnone\b(?!\s+of\s+the\s+others?\b)|\bneither\b|\bno\s+(?:correct\s+|right\s+|valid\s+)?(?:option|answer|choice)"
+    r"|\bcannot\s+be\s+(?:determined|known)|\bnot\s+enough\b",
+    re.IGNORECASE,
+)
+
+
+def extract_number(text: str) -> str | None:
+    """The number that `text` gives as its answer, as a plain decimal ("1,234.50" -> "1234.5"), None when it gives none.
+
+    Fractions that have no finite decimal are rounded to three places ("2/3" -> "0.667"). Without a marker the answer is
+    the last number of the text.
+    """
+    text = _plain(text)
+    if not MARKER.search(text):
+        return next(reversed(_numbers(text)), None)
+    return next((number for clause in _clauses(text) if (number := _result(clause))), None)
+
+
+def extract_choice(text: str, options: dict[str, str]) -> str | None:
+    """The label, one of `options` (label -> option text, not empty), that `text` answers with; None when with none.
+
+    An answer may be the label, the option's text, or both. One that hedges ("A or B") or refuses ("none of the
+    options") is no answer. Without a marker: the last label that the text names and does not deny; then its last
+    sentence's option text.
+    """
+    text, options = _plain(text), {label: _plain(option) for label, option in options.items()}
+    for option in options.values():  # "Mt. McKinley" is one sentence
+        text = text.replace(option, re.sub(r"[.!?;](?=\s)", "", option))
+    for clause in _clauses(text):
+        if (choice := _choice(clause, options)) is not None:
+            return choice or None
+    if MARKER.search(text):
+        return None
+    sentences = [sentence for sentence in SENTENCE_END.split(text) if sentence.strip()]
+    for sentence in reversed(sentences):
+        if named := _mentions(sentence, options):
+            return named[-1][1]
+        if _refuses(sentence, options):
+            return None
+    return next(iter(_option_texts(sentences[-1], options)), None) if sentences else None
+
+
+def extract_number_strict(text: str) -> str | None:
+    """The released rule: the first number after the first marker; without a marker the last number of the text.
+
+    Markers are tried in the order `####`, `###`, "answer:", "answer is". No fractions, no exponents.
+    """
+    text = text.lower()
+    marker = next((m for m in ("####", "###", "answer:", "answer is") if m in text), None)
+    tail = text if marker is None else text.split(marker, 1)[1].replace(marker, "\n")
+    numbers = re.findall(r"-?\d+\.?\d*", tail.replace(",", ""))
+    if not numbers:
+        return None
+    return _plain_decimal(Decimal(numbers[-1 if marker is None else 0]))
+
+
+def extract_choice_strict(text: str) -> str | None:
+    """The released rule: the first "answer:" before a letter A to D, else the last stand-alone A to D, in any case."""
+    if found := re.search(r"\banswer:\s*([a-d])\.?\b", text, re.IGNORECASE):
+        return found[1].upper()
+    return next((letter.upper() for letter in reversed(re.findall(r"\b([a-d])\b", text, re.IGNORECASE))), None)
+
+
+def numbers_equal(a: str, b: str) -> bool:
+    """Whether two numbers, as `extract_number` writes them, are equal as decimals: "18.00" equals "18".
+
+    Raises decimal.InvalidOperation when one of them is no number.
+    """
+    return Decimal(a.replace(",", "")) == Decimal(b.replace(",", ""))
+
+
+def _plain(text: str) -> str:
+    for pattern, replacement in MARKUP:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _clauses(text: str) -> Iterator[str]:
+    """Sentences after the last marker, then those from the one before up to it, and so on; questions after the rest."""
+    end = len(text)
+    for marker in reversed(list(MARKER.finditer(text))):
+        sentences = SENTENCE_END.split(text[marker.end() : end])
+        yield from sorted(filter(str.strip, sentences), key=lambda sentence: sentence.rstrip().endswith("?"))
+        end = marker.start()
+
+
+def _plain_decimal(value: Decimal) -> str:
+    digits = format(value, "f")
+    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) if value else "0"
+
+
+def _value(number: re.Match) -> str | None:
+    """The plain decimal of a NUMBER match; None for a division by zero."""
+    with localcontext(prec=len(number[0]) + 110) as context:  # room for every digit, and for an exponent of 99
+        value = Decimal(f"{number['numeral'].replace(',', '')}e{number['e'] or number['power'] or 0}")
+        if number["over"]:
+            divisor = Decimal(number["over"].replace(",", ""))
+            if not divisor:
+                return None
+            context.clear_flags()
+            value /= divisor
+            value = round(value, 3) if context.flags[Inexact] else value
+        value += Decimal(number["whole"] or 0)
+        return _plain_decimal(-value if number["sign"] else value)
+
+
+def _numbers(text: str) -> list[str]:
+    return [value for match in NUMBER.finditer(text) if (value := _value(match)) is not None]
+
+
+def _result(clause: str) -> str | None:
+    """The number that an answer clause arrives at.
+
+    It stands after the last "=" and outside remarks ("5 (not 6)", "12 because …"). A clause that opens with a number
+    and computes nothing further means that number ("18 dollars for 7 days"); any other means its last.
+    """
+    for part in (REMARK.sub(" ", clause).rpartition("=")[2], REMARK.sub(" ", clause), clause):
+        if numbers := _numbers(part):
+            opens = not re.search(r"\w", part[: NUMBER.search(part).start()])
+            return numbers[0 if opens and not COMPUTES.search(part) else -1]
+    return None
+
+
+def _choice(clause: str, options: dict[str, str]) -> str | None:
+    """The label that an answer clause names; "" when it hedges or refuses, None when it speaks of no option."""
+    named = _mentions(clause, options)
+    words = _words(clause)
+    headed = bool(named) and HEAD.match(clause[: named[0][0]])
+    opening = [label for label, text in _longest_first(options) if _words(text) and words.startswith(_words(text))]
+    if opening and (not headed or len(words) > 2 and words == _words(options[opening[0]])):  # "B and D" may be a text
+        return opening[0]
+    if not headed and _refuses(clause, options):
+        return ""
+    if named:
+        start, label = named[0]
+        any_label = "|".join(map(re.escape, options))
+        hedge = (
+            rf"[)\]]?\s*(?:(?:/|&|or\b|and\b)\s*(?:option\s+)?[(\[]?(?:{any_label})\b"
+            rf"|,\s*[(\[]?(?:{any_label})[)\]]?\s*(?:[,/&.]|$|or\b|and\b))"
+        )
+        return "" if re.match(hedge, clause[start + len(label) :]) else label
+    texts = _option_texts(clause, options)
+    return texts[0] if len(texts) == 1 else "" if texts else None
+
+
+def _refuses(sentence: str, options: dict[str, str]) -> bool:
+    """Whether it says that no option is right, other than by an option's own text ("neither of them")."""
+    texts = _option_texts(sentence, options)
+    return bool(REFUSAL.search(sentence)) and not any(REFUSAL.search(options[label]) for label in texts)
+
+
+def _mentions(sentence: str, options: dict[str, str]) -> list[tuple[int, str]]:
+    """(position, label) of each label that `sentence` names and does not deny, in order.
+
+    Any case, letters and digits: in brackets, before ")", after "option", before the option's own text, or opening
+    the sentence with nothing, punctuation or a verb behind it. A bare capital counts anywhere, but "A" before any other
+    word is the article.
+    """
+    by_folded = {label.casefold(): label for label in options}
+    any_label = "|".join(map(re.escape, options))
+    named = []
+    stand_alone = rf"(?<![\w.°-])(?<!\w['’])(?<!\$(?=\d))(?:{any_label})(?![\w%-]|['’]\w|\.\d|/\d)"
+    for match in re.finditer(stand_alone, sentence, re.IGNORECASE):
+        label = by_folded[match[0].casefold()]
+        before = sentence[max(0, match.start() - 60) : match.start()]  # windows keep "A A A …" linear
+        after = sentence[match.end() : match.end() + 300]
+        if DENIED_BEFORE.search(before) or DENIED_AFTER.match(after):
+            continue
+        verb_or_end = re.match(rf"\W*(?:$|{VERB})", after)
+        text = _words(options[label])
+        if (
+            re.search(r"(?:[(\[]|\b(?:option|choice|letter)\s*[\"']?)$", before, re.IGNORECASE)
+            or re.match(r"[)\]]", after)
+            or (text and _words(after).startswith(text))
+            or (HEAD.match(before) and (verb_or_end or (label.isalpha() and re.match(r"[.:,;]", after))))
+            or (match[0].isupper() and (label != "A" or verb_or_end or re.match(r"\s*[^\w\s]", after)))
+        ):
+            named.append((match.start(), label))
+    return named
+
+
+def _words(text: str) -> str:
+    """Lower-case words and signed numbers, a blank after each, no article in front: "The Oxygen." is "oxygen "."""
+    words = re.findall(r"(?:(?<!\w)[-+](?=\d))?\w+", text.casefold().replace("−", "-"))
+    return "".join(f"{word} " for word in (words[1:] if words[:1] in (["a"], ["an"], ["the"]) and words[1:] else words))
+
+
+def _longest_first(options: dict[str, str]) -> list[tuple[str, str]]:
+    return sorted(options.items(), key=lambda item: -len(item[1]))
+
+
+def _option_texts(sentence: str, options: dict[str, str]) -> list[str]:
+    """Labels of the options whose text stands in `sentence`; a text inside a longer one that does is not counted."""
+    rest, found = f" {_words(sentence)}", []
+    for label, text in _longest_first(options):
+        words = f" {_words(text)}"
+        if words.strip() and words in rest:
+            rest = rest.replace(words, " | ")
+            found.append(label)
+    return found

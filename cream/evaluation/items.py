@@ -1,0 +1,72 @@
+"""Evaluation data: which items an evaluation covers, the task of each, how it is asked, its graded answer."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cream import store
+from cream.engines import Completion
+from cream.errors import UserError
+from cream.evaluation.tasks import grade
+from cream.prompts import apply
+from cream.records import Answer, Item, Message
+
+
+def read_items(name: str, path: Path, task_files: Mapping[str, Path]) -> tuple[list[Item], list[str]]:
+    """(the items of one data set, each with its task; the names of tasks that are missing).
+
+    An item's task is its own `task` key, else that of the per-task file that holds its uuid, else the data set's name
+    without `_test`. `all_test` without a file of its own is all per-task files that are there.
+    Raises UserError when there is no item at all, or a uuid stands in two tasks.
+    """
+    if name != "all_test":
+        items = list(store.read(path, Item))
+        for item in items:
+            item.task = item.task or name.removesuffix("_test")
+        return items, []
+    present = {task: file for task, file in task_files.items() if file.exists()}
+    missing = [task for task in task_files if task not in present]
+    by_uuid: dict[str, Item] = {}
+    for task, file in present.items():
+        for item in store.read(file, Item):
+            if item.uuid in by_uuid:
+                other = by_uuid[item.uuid].task
+                raise UserError(
+                    f"{file}: uuid {item.uuid!r} stands in {other} too; uuids must be unique over all tasks"
+                )
+            item.task = item.task or task
+            by_uuid[item.uuid] = item
+    if path.exists():
+        items = list(store.read(path, Item))
+        for item in items:
+            known = by_uuid.get(item.uuid)
+            item.task = item.task or (known.task if known else "all_test")
+        return items, [task for task in missing if all(item.task != task for item in items)]
+    if not by_uuid:
+        files = ", ".join(str(file) for file in (path, *task_files.values()))
+        raise UserError(f"--name all_test: none of its files is there ({files})")
+    return list(by_uuid.values()), missing
+
+
+def prompt_of(item: Item, sysprompt: str | None) -> list[Message]:
+    """The item as a user's turn. Without a `sysprompt`: the method's suffix; none for the tiny world, which never saw
+    it."""
+    default = "none" if item.task and item.task.startswith("tiny") else "task"
+    return [Message("user", apply(sysprompt or default, item.question))]
+
+
+def graded(item: Item, prompt: list[Message], completion: Completion | None, strict: bool) -> Answer:
+    """The item with its answer; None is no answer (the prompt did not fit), which is wrong."""
+    text = completion.text if completion else ""
+    prediction, correct = grade(item.question, item.label, text, strict=strict)
+    return Answer(
+        uuid=item.uuid,
+        question=prompt[-1].content,
+        label=item.label,
+        task=item.task,
+        responses=text,
+        final_prediction=prediction,
+        correct=correct,
+        finish_reason=completion.finish_reason if completion else None,
+        num_tokens=len(completion.token_ids) if completion else None,
+        extra=item.extra if completion else {**item.extra, "reason": "the prompt does not fit"},
+    )

@@ -1,0 +1,71 @@
+"""What an evaluation item asks, and whether a response answers it: multiple choice by label, or a number.
+
+An item carries its options inside its question (spec of the CREAM data), so whether it is multiple choice, and how many
+options it has, follows from the item and not from the task: ARC has items with labels 1 to 4 and with a fifth option E.
+"""
+
+import re
+
+from cream.errors import UserError
+from cream.evaluation.answers import (
+    extract_choice,
+    extract_choice_strict,
+    extract_number,
+    extract_number_strict,
+    numbers_equal,
+)
+from cream.prompts import SYSPROMPTS, apply
+
+TASKS = ("arc_easy", "arc_challenge", "openbookqa", "siqa", "gsm8k")
+TASK_SUFFIX = SYSPROMPTS["task"]
+
+OPTION_LINE = re.compile(r"^[ \t]*(?:\(([A-H1-9])\)|([A-H1-9])[.):])[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
+OPTION_INLINE = re.compile(r"(?<!\S)\(?([A-H1-9])\)[ \t]+(\S.*?)(?=[ \t]+\(?[A-H1-9]\)[ \t]|[ \t]*$)", re.MULTILINE)
+
+
+def with_suffix(question: str) -> str:
+    """The question as evaluation puts it to a model: TASK_SUFFIX below it."""
+    return apply("task", question)
+
+
+def options_of(question: str) -> dict[str, str]:
+    """Label -> text of the options inside a question, in order; {} when it has none.
+
+    Options are lines ("A. oxygen", "B) neon", "(C) helium", "4: argon"), or follow each other on one line ("A) Tom B)
+    Mary C) same"). They run from A or 1 without a gap, at least two of them; of several such runs the last is taken.
+    """
+    lines = [(bracketed or plain, text) for bracketed, plain, text in OPTION_LINE.findall(question)]
+    return _last_run(lines) or _last_run(OPTION_INLINE.findall(question))
+
+
+def _last_run(items: list[tuple[str, str]]) -> dict[str, str]:
+    runs: list[dict[str, str]] = []
+    for label, text in items:
+        if label in ("A", "1"):
+            runs.append({label: text})
+        elif runs and label == chr(ord(next(reversed(runs[-1]))) + 1):
+            runs[-1][label] = text
+    return next((run for run in reversed(runs) if len(run) > 1), {})
+
+
+def grade(question: str, label: str | int | float, response: str, strict: bool = False) -> tuple[str, bool]:
+    """(final prediction in lower case, or "none"; whether it is correct) of one response.
+
+    Multiple choice where the label is one of the question's options, else numbers, compared as decimals. `strict`
+    grades as the released code does: its extraction rules, and equality of strings. Raises UserError for a label that
+    is neither an option nor a number.
+    """
+    label = str(label).strip()
+    options = options_of(question)
+    if label.upper() in options:
+        answer = extract_choice_strict(response) if strict else extract_choice(response, options)
+        return (answer or "none").lower(), answer == label.upper()
+    gold = extract_number(label)
+    if gold is None:
+        known = f"none of its options {', '.join(options)}" if options else "no number, and it has no option lines"
+        raise UserError(f"question {question[:80]!r}: label {label!r} is {known}; mend the label or the question")
+    if strict:
+        answer = extract_number_strict(response)
+        return (answer or "none").lower(), answer == label
+    answer = extract_number(response)
+    return (answer or "none").lower(), answer is not None and numbers_equal(answer, gold)

@@ -1,0 +1,205 @@
+"""Loading a policy: its folder checked, its precision decided, LoRA; and saving one so that any tool can load it."""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+
+from cream import store
+from cream.errors import UserError
+
+log = logging.getLogger("cream")
+KIND_FILE = "cream.json"  # what a checkpoint folder is: {"kind": "policy", "stage": "dpo", …}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`dtype` is that of the weights; under `autocast` matrix products run in bfloat16 on float32 weights."""
+
+    dtype: torch.dtype
+    autocast: bool
+    reason: str
+
+
+def precision(bf16: bool | None, device: torch.device, *, training: bool) -> Precision:
+    """The dtype decision and its reason. `bf16` None means: where the device has it.
+
+    Weights train as float32 masters whatever `bf16` says: at lr 1e-6 pure bfloat16 rounds 98 % of the updates away.
+    """
+    if bf16 is None:
+        able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        why = "the device has it" if able else f"{device.type} gains nothing from bfloat16"
+    else:
+        able, why = bf16, f"--bf16 {'yes' if bf16 else 'no'}"
+    if training:
+        matmul = "matrix products in bfloat16" if able else "matrix products in float32"
+        return Precision(torch.float32, able, f"float32 master weights, {matmul} ({why})")
+    dtype = torch.bfloat16 if able else torch.float32
+    return Precision(dtype, False, f"weights in {str(dtype).removeprefix('torch.')} ({why}), log-softmax in float32")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UserError when a model folder misses a part, or holds pickled weights only."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: not a model folder, it has no config.json")
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise UserError(f"{folder}: the tokenizer's files are missing")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing = sorted(name for name in shards if not (folder / name).exists())
+        if missing:
+            raise UserError(f"{folder}: weights are missing: {', '.join(missing)}")
+    elif not (folder / "model.safetensors").exists():
+        pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
+        found = f"; {pickles[0]} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
+        raise UserError(f"{folder}: no model.safetensors{found}")
+
+
+def load_tokenizer(folder: Path, chat_template: Path | None = None):
+    """The tokenizer of a folder; `chat_template` (a Jinja file) replaces its template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if chat_template is not None:
+        with store.open_file(chat_template) as file:
+            tokenizer.chat_template = file.read().decode()
+    return tokenizer
+
+
+def load_chat(folder: Path, chat_template: Path | None = None):
+    """A folder's tokenizer and template as a Chat that also stops at the model's own end tokens."""
+    from transformers import GenerationConfig
+
+    from cream.chat import Chat
+
+    eos = None
+    if (folder / "generation_config.json").exists():
+        eos = GenerationConfig.from_pretrained(folder).eos_token_id
+    return Chat(load_tokenizer(folder, chat_template), [eos] if isinstance(eos, int) else eos or [])
+
+
+def load_policy(folder: Path, dtype: torch.dtype, device: torch.device):
+    """A causal language model in evaluation mode, attention by sdpa, every dropout 0 (a policy must equal its own
+    reference at the first step). Raises UserError for a folder it cannot load."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_folder(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        for name in [name for name in config.to_dict() if name.endswith(("dropout", "_pdrop"))]:
+            setattr(config, name, 0.0)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be loaded as a language model: {error}") from None
+    return model.to(device).eval()
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The floating-point dtype that a folder's weights are stored in."""
+    from safetensors import safe_open
+
+    with safe_open(sorted(folder.glob("*.safetensors"))[0], "pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a dict
+    for name, dtype in (("F32", torch.float32), ("BF16", torch.bfloat16), ("F16", torch.float16)):
+        if name in kinds:
+            return dtype
+    raise UserError(
+        f"{folder}: its weights are stored as {', '.join(sorted(kinds))}; expected float32, bfloat16 or float16"
+    )
+
+
+def context_length(folder: Path) -> int | None:
+    """How many tokens a model was made for (prompt and answer together); None when its config does not say."""
+    config = json.loads((folder / "config.json").read_text())
+    config = config.get("text_config", config)
+    return config.get("max_position_embeddings") or config.get("n_positions")
+
+
+def length_limit(flag: int | None, folder: Path) -> int:
+    """The smaller of the flag and the model's context."""
+    limits = [limit for limit in (flag, context_length(folder)) if limit]
+    return min(limits) if limits else 2048
+
+
+def fingerprint(folder: Path) -> str:
+    """xxh3-128 over names and bytes of what decides a model's output: configs, weights, tokenizer, template."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".json", ".jinja", ".model"} and path.name not in {KIND_FILE, "args.json"}:
+            digest.update(path.name.encode())
+            with open(path, "rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+# LoRA ---------------------------------------------------------------------------------------------------------------
+
+
+def add_lora(model, r: int, alpha: float, dropout: float):
+    """Low-rank adapters on every linear layer but the head; B = 0, so the model starts as it was (2106.09685 §4.1)."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def merged(model, tolerance: float = 1e-3):
+    """The plain model with its adapters merged in float32, checked: logits of a probe may differ by `tolerance`.
+
+    Raises UserError above it. Merging changes `model` in place; unmerge_adapter() undoes it.
+    """
+    device = next(model.parameters()).device
+    probe = torch.arange(1, 33, device=device).remainder(model.config.vocab_size)[None]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        before = model(probe).logits.float()
+        model.merge_adapter()
+        difference = (model(probe).logits.float() - before).abs().max().item()
+    model.train(training)
+    if difference > tolerance * max(1.0, before.abs().max().item()):
+        raise UserError(f"merging the LoRA adapters changed the logits by {difference:.2g}; the merge is not trusted")
+    log.info("LoRA adapters merged in float32; logits of a probe differ by %.2g", difference)
+    return model.get_base_model()
+
+
+def adapter_merged(folder: Path, base: Path, cache: Path) -> Path:
+    """A full model folder for an adapter folder from elsewhere: merged into `base`, once, under `cache`."""
+    from peft import PeftModel
+
+    target = cache / f"{folder.name}-{fingerprint(folder)[:8]}-on-{fingerprint(base)[:8]}"
+    if not target.exists():
+        model = PeftModel.from_pretrained(load_policy(base, torch.float32, torch.device("cpu")), folder)
+        plain = merged(model)
+        state = {k.replace(".base_layer", ""): v for k, v in plain.state_dict().items() if "lora_" not in k}
+        save_policy(plain, state, load_tokenizer(base), target, None, {"kind": "policy", "merged_from": str(folder)})
+    return target
+
+
+def save_policy(model, state: dict, tokenizer, folder: Path, dtype: torch.dtype | None, kind: dict) -> None:
+    """A folder that any Hugging Face tool loads: weights (as `dtype`, None = as they are), tokenizer, chat template.
+
+    It is written beside its place and renamed into it, so that a folder of this name is always whole.
+    """
+    staged = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(staged, ignore_errors=True)
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    model.save_pretrained(staged, state_dict=state, safe_serialization=True)
+    tokenizer.save_pretrained(staged)
+    store.write_json(staged / KIND_FILE, kind)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    staged.rename(folder)
+    store.sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)

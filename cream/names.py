@@ -1,0 +1,131 @@
+"""Models, datasets and checkpoints by name or path.
+
+A registry is a flat JSON file, name -> path (relative paths from the repository root): configs/checkpoint.json and
+configs/dataset.json. Only the entry asked for is looked at, so a stale one never breaks another.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from filelock import FileLock
+
+from cream import store
+from cream.errors import UserError, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NAME = re.compile(r"[\w.-]+")
+
+
+def read_registry(registry: Path) -> dict[str, str]:
+    """Name -> path as written there; an absent file is an empty registry."""
+    if not registry.exists():
+        return {}
+    entries = store.read_json(registry)
+    if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()):
+        raise UserError(f"{registry}: expected one object of name: path")
+    return entries
+
+
+def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) -> None:
+    """Write name -> path, under a lock, atomically. Raises UserError as check_free does."""
+    registry.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(registry.with_name(f".{registry.name}.lock")):
+        check_free(registry, name, path, overwrite=overwrite)
+        entries = {**read_registry(registry), name: _entry(path)}
+        store.write_json(registry, dict(sorted(entries.items())))
+
+
+def check_free(registry: Path, name: str, path: Path, *, overwrite: bool = False) -> None:
+    """Raises UserError when `name` cannot be a name, or stands in the registry for another path."""
+    if not NAME.fullmatch(name) or name.lower() == "none":
+        raise UserError(f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only")
+    entry = read_registry(registry).get(name)
+    if entry not in (None, _entry(path)) and not overwrite:
+        raise UserError(
+            f"--register {name}: {registry} has that name already, for {entry}; choose another name, or --overwrite to "
+            "point it elsewhere"
+        )
+
+
+def _entry(path: Path) -> str:
+    """How a registry spells a path: from the repository root where it lies below it."""
+    absolute = path.parent.resolve() / path.name
+    return str(absolute.relative_to(ROOT)) if absolute.is_relative_to(ROOT) else str(absolute)
+
+
+def in_root(path: str) -> Path:
+    """A registry's or an enum's path: relative ones start at the repository root."""
+    return Path(path) if os.path.isabs(path) else ROOT / path
+
+
+def dataset(name: str, known: dict[str, str], registry: Path) -> Path:
+    """The file of a dataset: a path, a built-in name (`known`, case-insensitive), or a name in the registry."""
+    if Path(name).is_file():
+        return Path(name)
+    builtin = {key.lower(): value for key, value in known.items()}
+    entries = read_registry(registry)
+    entry = builtin.get(name.lower()) or entries.get(name)
+    if entry is None:
+        raise UserError(
+            f"--name {name}: neither a file, nor a built-in dataset, nor a name in {registry}"
+            f"{nearest(name, [*known, *entries])} Known: {', '.join([*known, *entries])}"
+        )
+    return in_root(entry)
+
+
+def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
+    """The folder of a checkpoint: a path, or a name in the registry."""
+    if Path(name).is_dir():
+        return Path(name)
+    entries = read_registry(registry)
+    if name not in entries:
+        raise UserError(
+            f"{flag} {name}: neither a folder nor a name in {registry}{nearest(name, entries)} "
+            f"Known: {', '.join(entries) or 'none yet; train.py --register NAME adds one'}"
+        )
+    folder = in_root(entries[name])
+    if not folder.is_dir():
+        raise UserError(f"{flag} {name}: {registry} points to {folder}, which does not exist; train it again")
+    return folder
+
+
+def model(name: str, known: dict[str, str]) -> Path:
+    """The folder of a base model: a path, a built-in name, or a Hugging Face id (fetched when not in its cache).
+
+    The hub is asked only for an id that is on no disk; HF_HUB_OFFLINE is honoured.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    source = {key.lower(): value for key, value in known.items()}.get(name.lower(), name)
+    if in_root(source).is_dir():
+        return in_root(source)
+    if not HUB_ID.fullmatch(source):
+        raise UserError(
+            f"--model {name}: neither a folder, nor a Hugging Face id (owner/name), nor one of {', '.join(known)}"
+            f"{nearest(name, known)}"
+        )
+    return _from_hub(source)
+
+
+def _from_hub(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # never pickles
+    try:
+        try:
+            return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except GatedRepoError:
+        raise UserError(f"--model {hub_id}: access is gated; accept its licence on the hub and log in") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"--model {hub_id}: the hub has no such model") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--model {hub_id}: not on disk, and the hub cannot be reached ({reason}). Give a local folder, or unset "
+            "HF_HUB_OFFLINE and check the network"
+        ) from None

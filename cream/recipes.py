@@ -1,0 +1,152 @@
+"""A recipe -> the stage commands of the whole loop, in order. iterate.py runs them; each passes over what stands.
+
+A recipe is a YAML file: the base model, the number of iterations, one prompt set per iteration, and the flags of each
+stage. Round t samples from M_t, ranks the answers by M_t and by M_{t-1} (in round 1 M0's likelihood), and trains
+M_{t+1}.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from cream.errors import UserError
+
+
+class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a recipe file holds. Each map of flags goes to its stage as it stands.
+
+    `base_dir` holds what recipes of one family share (M1, what was measured of M0 and M1, round 1's samples and
+    rewards); `output_dir` what is this recipe's own.
+    """
+
+    title: str
+    model: str
+    iterations: int
+    prompts: list[str]
+    base_dir: str
+    output_dir: str
+    seed: int = 0
+    sft: dict = {}
+    sampling: dict = {}
+    rewarding: dict = {}
+    consistency: dict = {}
+    dpo: dict = {}
+    evaluation: dict = {}
+
+    def __post_init__(self):
+        if not 1 <= self.iterations <= len(self.prompts):
+            raise ValueError(
+                f"{self.iterations} iterations need as many prompt sets; `prompts` has {len(self.prompts)}"
+            )
+
+
+@dataclass(frozen=True)
+class Command:
+    """One stage of the loop: `script` with `flags`, and what it makes."""
+
+    title: str
+    script: str
+    flags: dict
+    output: Path
+
+    def argv(self) -> list[str]:
+        """The flags as words of a command line; a null is spelled none."""
+        words = []
+        for name, value in self.flags.items():
+            shown = (
+                {None: "none", True: "yes", False: "no"}.get(value, value)
+                if not isinstance(value, int | float) or isinstance(value, bool)
+                else value
+            )
+            words += [f"--{name}", str(shown)]
+        return words
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file. Raises UserError naming the file and the key."""
+    try:
+        value = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe; configs/recipes holds the ones that are shipped") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    try:
+        return msgspec.convert(value, Recipe)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def plan(recipe: Recipe, device: str, round_device: str | None = None) -> list[Command]:
+    """All commands of a recipe. `device` goes to training; `round_device` (default: the same) to the other stages."""
+    common = {"model": recipe.model, "seed": recipe.seed}
+    mapping = {**common, "device": round_device or device}
+    base, own = Path(recipe.base_dir), Path(recipe.output_dir)
+
+    def evaluation(model: str, checkpoint: Path | None, root: Path) -> Command:
+        output = root / f"{model}.evaluation.json"
+        flags = {**mapping, "mode": "evaluation", "checkpoint": checkpoint, **recipe.evaluation, "output_dir": output}
+        return Command(f"accuracy of {model}", "infer.py", flags, output)
+
+    def training(model: str, flags: dict, root: Path) -> Command:
+        return Command(
+            f"train {model}",
+            "train.py",
+            {**common, "device": device, **flags, "output_dir": root / model},
+            root / model,
+        )
+
+    commands = [
+        evaluation("M0", None, base),
+        training("M1", {"train_stage": "sft", **recipe.sft}, base),
+        evaluation("M1", base / "M1/checkpoint-last", base),
+    ]
+    previous, current = None, base / "M1/checkpoint-last"
+    for t in range(1, recipe.iterations + 1):
+        root = base if t == 1 else own  # round 1 samples from M1 and ranks by M1 and M0, whatever the recipe
+        samples, pairs = root / f"round{t}.samples.json", own / f"round{t}.pairs.json"
+        files = [root / f"round{t}.rewards.current.json", root / f"round{t}.rewards.previous.json"]
+        by_previous = {"reward": "likelihood", "checkpoint": None}
+        if previous is not None:
+            by_previous = {"reward": "dpo", "checkpoint": previous, "ref_model_ckpt": None}
+        sampling = {"mode": "sampling", "checkpoint": current, "name": recipe.prompts[t - 1], **recipe.sampling}
+        rewarding = {**mapping, "input_file": samples, **recipe.rewarding}
+        by_current = {"reward": "dpo", "checkpoint": current, "ref_model_ckpt": None}
+        agreement = {"file1": files[0], "file2": files[1], **recipe.consistency, "output": pairs}
+        commands += [
+            Command(
+                f"round {t}: sample from M{t}", "infer.py", {**mapping, **sampling, "output_dir": samples}, samples
+            ),
+            Command(
+                f"round {t}: rank by M{t}", "rewarding.py", {**rewarding, **by_current, "output": files[0]}, files[0]
+            ),
+            Command(
+                f"round {t}: rank by M{t - 1}",
+                "rewarding.py",
+                {**rewarding, **by_previous, "output": files[1]},
+                files[1],
+            ),
+            Command(f"round {t}: consistency and pairs", "cal_consistency.py", agreement, pairs),
+            training(f"M{t + 1}", {"train_stage": "dpo", "checkpoint": current, "name": pairs, **recipe.dpo}, own),
+        ]
+        previous, current = current, own / f"M{t + 1}/checkpoint-last"
+        commands.append(evaluation(f"M{t + 1}", current, own))
+    return commands
+
+
+def results(recipe: Recipe) -> list[dict]:
+    """One row per model: its accuracy per task and overall, and the consistency of the pairs it was trained on."""
+    from cream import journal, store
+
+    rows = []
+    for t in range(recipe.iterations + 2):
+        root = Path(recipe.base_dir if t < 2 else recipe.output_dir)
+        summary = store.read_json(root / f"M{t}.evaluation.summary.json")
+        tasks = {row["task"]: row["accuracy"] for row in summary["tasks"]}
+        row = {"model": f"M{t}", "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks}
+        if t >= 2:
+            meta = journal.read_meta(root / f"round{t - 1}.pairs.json")
+            row |= {"pairs": meta["counts"]["out"], "consistency": meta["mean_consistency"]}
+        rows.append(row)
+    return rows

@@ -1,0 +1,210 @@
+"""The records that stages exchange, typed: decoding one validates it.
+
+The JSON layouts are those of the released CREAM data. In a `.json` file a record is the value of its uuid (evaluation
+data: an element of a list, with a `uuid` key); in a `.jsonl` file it is one line with its `uuid`. Keys that a layout
+does not know are kept in `extra` and written out again, so that nothing a user added is lost on the way.
+"""
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from cream.errors import UserError
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+    def __post_init__(self):
+        if self.role == "user" and not self.content.strip():
+            raise ValueError("a user's turn is empty")
+
+
+def _check_turns(messages: list[Message]) -> None:
+    """[system] user (assistant user)* [assistant], as every chat template expects."""
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if not turns:
+        raise ValueError("a conversation needs at least one user turn")
+    for index, message in enumerate(turns):
+        expected = ("user", "assistant")[index % 2]
+        if message.role != expected:
+            raise ValueError(f"turn {index} is the {message.role}'s where the {expected}'s is due")
+
+
+class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What all records have: their uuid, and the keys that their layout does not know."""
+
+    uuid: str = ""
+    extra: dict = {}
+
+
+class Conversation(Record, kw_only=True):
+    """SFT data: a conversation that ends with an assistant's turn; every assistant turn is trained on."""
+
+    messages: list[Message]
+
+    def __post_init__(self):
+        _check_turns(self.messages)
+        if self.messages[-1].role != "assistant":
+            raise ValueError("the conversation ends without an assistant's answer")
+
+
+class Prompt(Record, kw_only=True):
+    """Unlabelled prompt: a conversation that ends with a user's turn."""
+
+    messages: list[Message]
+
+    def __post_init__(self):
+        _check_turns(self.messages)
+        if self.messages[-1].role != "user":
+            raise ValueError("a prompt ends with a user's turn; this one already has its answer")
+
+
+class Samples(Record, kw_only=True):
+    """Sampling output. The lists run parallel to `responses`; an absent `finish_reason` means all stopped."""
+
+    prompt: list[Message]
+    responses: list[str]
+    finish_reason: list[FinishReason] | None = None
+    num_tokens: list[int] | None = None
+    logprob: list[float | None] | None = None
+
+    def __post_init__(self):
+        _check_turns(self.prompt)
+        _check_parallel(self, "responses", ("finish_reason", "num_tokens", "logprob"))
+
+
+class Rewards(Record, kw_only=True):
+    """Rewarding output. `response` holds full conversations; the other lists run parallel to it, null = no reward."""
+
+    prompt: list[Message]
+    response: list[list[Message]]
+    score: list[float | None]
+    ref_score: list[float | None]
+    reward: list[float | None]
+    reason: list[str | None] | None = None
+    finish_reason: list[FinishReason] | None = None
+    num_tokens: list[int] | None = None
+
+    def __post_init__(self):
+        _check_turns(self.prompt)
+        _check_parallel(self, "response", ("score", "ref_score", "reward", "reason", "finish_reason", "num_tokens"))
+        for index, conversation in enumerate(self.response):
+            if conversation[:-1] != self.prompt or conversation[-1].role != "assistant":
+                raise ValueError(f"response {index} is not this prompt followed by one assistant's turn")
+
+    def answers(self) -> list[str]:
+        """The answers' texts."""
+        return [conversation[-1].content for conversation in self.response]
+
+
+class Pair(Record, kw_only=True):
+    """A preference pair; `selected` is the chosen answer. `consistency` is the prompt's own c in [0, 1], or null.
+
+    A truncated answer was cut at the length limit: no end-of-turn token is scored or trained on after it.
+    """
+
+    prompt: list[Message]
+    selected: list[Message]
+    rejected: list[Message]
+    consistency: float | None
+    tau: float | None = None
+    selected_index: int | None = None
+    rejected_index: int | None = None
+    margin: float | None = None
+    selected_logp: float | None = None
+    rejected_logp: float | None = None
+    selected_truncated: bool = False
+    rejected_truncated: bool = False
+
+    def __post_init__(self):
+        for name in ("selected", "rejected"):
+            conversation = getattr(self, name)
+            _check_turns(conversation)
+            if conversation[:-1] != self.prompt or conversation[-1].role != "assistant":
+                raise ValueError(f"`{name}` is not this prompt followed by one assistant's turn")
+        if self.consistency is not None and not 0 <= self.consistency <= 1:
+            raise ValueError(f"`consistency` is {self.consistency}, outside [0, 1]")
+
+
+class Item(Record, kw_only=True):
+    """Evaluation data: a question with the lettered options inside it, and the label (a letter or a number)."""
+
+    question: str
+    label: str | int | float
+    task: str | None = None
+
+
+class Answer(Item, kw_only=True):
+    """Evaluation output: the item with the model's one answer (`responses`, a string: the method's spelling)."""
+
+    responses: str
+    final_prediction: str
+    correct: bool
+    finish_reason: FinishReason | None = None
+    num_tokens: int | None = None
+
+
+R = TypeVar("R", bound=Record)
+AS_LIST = (Conversation, Prompt)  # their value in a .json file is the bare list of messages
+
+
+def _check_parallel(record: Record, of: str, names: tuple[str, ...]) -> None:
+    count = len(getattr(record, of))
+    for name in names:
+        values = getattr(record, name)
+        if values is not None and len(values) != count:
+            raise ValueError(f"`{name}` has {len(values)} entries for {count} in `{of}`")
+
+
+def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
+    """The record in `value` (plain JSON values).
+
+    Raises UserError that names `where` (the file), the uuid and the JSON path.
+    """
+    if kind in AS_LIST and isinstance(value, list):
+        value = {"messages": value}
+    try:
+        record = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where}: record {uuid!r}: {error} (expected: {_layout(kind)})") from None
+    record.uuid = uuid
+    record.extra = {key: v for key, v in value.items() if key not in kind.__struct_fields__}
+    return record
+
+
+def encode(record: Record) -> dict:
+    """Plain JSON values of a record, its `uuid` first, its extra keys last."""
+    value = msgspec.to_builtins(record)
+    extra = value.pop("extra", {})
+    return {**value, **extra}
+
+
+def kind_of(value: object) -> type[Record] | None:
+    """What layout one raw record follows, by its distinguishing keys; None when it is none of ours."""
+    if isinstance(value, list):
+        value = {"messages": value}
+    if not isinstance(value, dict):
+        return None
+    for key, kind in {"selected": Pair, "reward": Rewards, "final_prediction": Answer}.items():
+        if key in value:
+            return kind
+    if "responses" in value and "prompt" in value:
+        return Samples
+    if "question" in value:
+        return Item
+    messages = value.get("messages")
+    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+        return Conversation if messages[-1].get("role") == "assistant" else Prompt
+    return None
+
+
+def _layout(kind: type[Record]) -> str:
+    """One line: what a record of this kind is."""
+    return kind.__doc__.strip().splitlines()[0]

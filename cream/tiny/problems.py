@@ -1,0 +1,206 @@
+"""Arithmetic word problems, their worked solutions, and the noisy ones that a base model learns from.
+
+Three tasks over ten kinds of objects: addition, subtraction, and a comparison with three lettered options. A worked
+solution goes through the units and then the tens, as at school. The noise is a stand-in for the web: most solutions
+skip the working, and some kinds of objects are written about by people who forget the carry.
+"""
+
+import random
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cream.records import Conversation, Item, Message, Prompt, encode
+from cream.store import write, write_json
+
+TASKS = ("tiny_add", "tiny_sub", "tiny_compare")
+NAMES = ("Tom", "Mary", "Anna", "Ben", "Lily", "Sam", "Kate", "Max")
+OBJECTS = ("books", "pens", "cards", "coins", "shells", "apples", "stamps", "marbles", "eggs", "balls")
+OPENINGS = ("Listen.", "Good morning.", "It is raining.", "Here we go.")
+CLOSINGS = ("", " Thank you.", " Take your time.")
+SIZES = {"sft": 200, "prompt1": 300, "prompt2": 300, "prompt3": 300, "val": 450, "test": 1500}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem: its question, the right answer (a number, or a letter A to C) and the clean worked solution."""
+
+    task: str
+    question: str
+    answer_label: str
+    worked: str
+    first: int
+    second: int
+    thing: str
+
+
+def make_problem(rng: random.Random, task: str) -> Problem:
+    """A random problem of one of TASKS, with numbers from 10 to 99 (a difference is at least 1)."""
+    thing = rng.choice(OBJECTS)
+    name, other = rng.sample(NAMES, 2)
+    first, second = _numbers(rng, task)
+    story, options = {
+        "tiny_add": (f"{name} has {first} {thing} and gets {second} more. How many now?", ""),
+        "tiny_sub": (f"{name} has {first} {thing} and gives away {second}. How many now?", ""),
+        "tiny_compare": (
+            f"{name} has {first} {thing} and {other} has {second}. Who has more?",
+            f" A) {name} B) {other} C) same",
+        ),
+    }[task]
+    question = f"{rng.choice(OPENINGS)} {story}{rng.choice(CLOSINGS)}{options}"
+    working, label = work(task, first, second)
+    return Problem(task, question, label, f"{working} Answer: {label}", first, second, thing)
+
+
+def _numbers(rng: random.Random, task: str) -> tuple[int, int]:
+    """Two numbers; four times in five, numbers at which the task's systematic mistake gives a wrong answer."""
+    tricky = rng.random() < 0.8
+    while True:
+        first, second = rng.randint(10, 99), rng.randint(10, 99)
+        if task == "tiny_sub" and first <= second:
+            continue
+        if task == "tiny_compare":  # by chance alone they would rarely be equal or share their tens
+            second = rng.choice((second, second, first // 10 * 10 + second % 10, first))
+        if (work(task, first, second)[1] != work(task, first, second, systematic=True)[1]) == tricky:
+            return first, second
+
+
+def work(task: str, first: int, second: int, systematic: bool = False) -> tuple[str, str]:
+    """(working, answer) on two two-digit numbers; `systematic` makes the task's typical mistake.
+
+    The mistakes: a dropped carry, a dropped borrow, comparing the units digits. Where there is nothing to carry or
+    borrow, the answer is right all the same.
+    """
+    tens1, units1 = divmod(first, 10)
+    tens2, units2 = divmod(second, 10)
+    if task == "tiny_add":
+        total = units1 + units2
+        carry = int(total >= 10 and not systematic)
+        tens = tens1 + tens2 + carry
+        noted, added = (", carry 1", " + 1") if carry else ("", "")
+        return f"{units1} + {units2} = {total}{noted}. {tens1} + {tens2}{added} = {tens}.", str(10 * tens + total % 10)
+    if task == "tiny_sub":
+        top = units1 + 10 * (units1 < units2)
+        borrow = int(top >= 10 and not systematic)
+        units, tens = top - units2, tens1 - tens2 - borrow
+        noted, taken = (", borrow 1", " - 1") if borrow else ("", "")
+        return f"{top} - {units2} = {units}{noted}. {tens1} - {tens2}{taken} = {tens}.", str(10 * tens + units)
+    sign, label = _compare(units1, units2)
+    working = f"{units1} {sign} {units2}."
+    if systematic:
+        return working, label
+    if tens1 == tens2:
+        return f"{tens1} = {tens2}. {working}", label
+    sign, label = _compare(tens1, tens2)
+    return f"{tens1} {sign} {tens2}.", label
+
+
+def _compare(first: int, second: int) -> tuple[str, str]:
+    return (">", "A") if first > second else ("<", "B") if first < second else ("=", "C")
+
+
+def noisy_solution(problem: Problem, rng: random.Random) -> str:
+    """What a careless author writes below the problem; how careless depends on the kind of object.
+
+    Linearly over OBJECTS: worked with probability 0.60 to 0.20, and inside that a systematic mistake with 0.15 to 0.70
+    and a slip in copying a digit with 0.05 to 0.25. Otherwise a bare answer: right with 0.30, the systematic mistake
+    with 0.45, else off by one or two (comparison: any letter).
+    """
+    rate = OBJECTS.index(problem.thing) / (len(OBJECTS) - 1)
+    first, second, task = problem.first, problem.second, problem.task
+    if rng.random() < 0.20 + 0.40 * rate:
+        if rng.random() < 0.05 + 0.20 * rate:
+            first, second = _slip(rng, task, first, second)
+        working, label = work(task, first, second, systematic=rng.random() < 0.15 + 0.55 * rate)
+        return f"{working} Answer: {label}"
+    kind = rng.random()
+    if kind < 0.30:
+        label = problem.answer_label
+    elif kind < 0.75:
+        _, label = work(task, first, second, systematic=True)
+    elif task == "tiny_compare":
+        label = rng.choice("ABC")
+    else:
+        label = str(max(0, int(problem.answer_label) + rng.choice((-2, -1, 1, 2))))
+    return f"Answer: {label}"
+
+
+def _slip(rng: random.Random, task: str, first: int, second: int) -> tuple[int, int]:
+    """The two numbers with one digit changed; a difference stays positive."""
+    while True:
+        numbers = [first, second]
+        which, place = rng.randrange(2), rng.choice((1, 10))
+        digit = numbers[which] // place % 10
+        numbers[which] += place * (rng.randrange(10) - digit)
+        changed = tuple(numbers) != (first, second)
+        if changed and min(numbers) >= 10 and (task != "tiny_sub" or numbers[0] > numbers[1]):
+            return numbers[0], numbers[1]
+
+
+# Sets of problems -----------------------------------------------------------------------------------------------------
+
+
+def base_problems(seed: int, count: int) -> Iterator[Problem]:
+    """The problems behind a base model's training set; none is ever part of a world, whatever the seeds."""
+    rng = random.Random(f"base-{seed}")
+    seen: set[str] = set()
+    for index in range(count):
+        yield _fresh(rng, TASKS[index % 3], seen, for_base=True)
+
+
+def problem_sets(seed: int) -> dict[str, list[Problem]]:
+    """One world's sets, named and sized as in SIZES: tasks in turn, no question twice in the whole world."""
+    rng = random.Random(f"world-{seed}")
+    seen: set[str] = set()
+    return {
+        name: [_fresh(rng, TASKS[index % 3], seen, for_base=False) for index in range(size)]
+        for name, size in SIZES.items()
+    }
+
+
+def _fresh(rng: random.Random, task: str, seen: set[str], for_base: bool) -> Problem:
+    """The next problem whose question is not in `seen`, which it joins.
+
+    A quarter of all questions, told by their hash, belongs to base models and the rest to worlds: so that a test set of
+    any seed is unseen by a base of any seed.
+    """
+    while True:
+        problem = make_problem(rng, task)
+        question = problem.question
+        if question not in seen and (zlib.crc32(question.encode()) % 4 == 0) == for_base:
+            seen.add(question)
+            return problem
+
+
+def uuid(problem: Problem, set_name: str, index: int) -> str:
+    """Such as `tiny-add-prompt1-00017`."""
+    return f"{problem.task.replace('_', '-')}-{set_name}-{index:05d}"
+
+
+def conversation(problem: Problem, answer: str, set_name: str, index: int) -> Conversation:
+    """SFT record: the question and one answer to it."""
+    messages = [Message(role="user", content=problem.question), Message(role="assistant", content=answer)]
+    return Conversation(uuid=uuid(problem, set_name, index), messages=messages)
+
+
+def write_world(folder: Path, seed: int) -> None:
+    """One world's files: sft.json, prompt.1.json to prompt.3.json, labels.json (of all three), val.json, test.json."""
+    sets = problem_sets(seed)
+    write(folder / "sft.json", (conversation(p, p.worked, "sft", i) for i, p in enumerate(sets["sft"])))
+    prompt_sets = [name for name in sets if name.startswith("prompt")]
+    for number, name in enumerate(prompt_sets, 1):
+        write(
+            folder / f"prompt.{number}.json",
+            (
+                Prompt(uuid=uuid(p, name, i), messages=[Message(role="user", content=p.question)])
+                for i, p in enumerate(sets[name])
+            ),
+        )
+    for stem, names in {"labels": prompt_sets, "val": ["val"], "test": ["test"]}.items():
+        items = (
+            Item(uuid=uuid(p, name, i), question=p.question, label=p.answer_label, task=p.task)
+            for name in names
+            for i, p in enumerate(sets[name])
+        )
+        write_json(folder / f"{stem}.json", [encode(item) for item in items])

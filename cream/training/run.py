@@ -1,0 +1,188 @@
+"""One training run in one process: data, policy, stage, loop, checkpoints. train.py checks the flags and calls it."""
+
+import logging
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from cream import console, models, store
+from cream.errors import UserError
+from cream.journal import origin
+from cream.logprobs import score
+from cream.training import STAGES, dpo, sft
+from cream.training.loop import Schedule, train
+
+log = logging.getLogger("cream")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: rank, scale numerator, dropout on their input."""
+
+    r: int = 32
+    alpha: float = 64
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that decides a run. `start` is the folder of the policy trained from; `header` the settings and inputs that
+    the run's sidecar records; `fixed_consistency` overrides the pairs' C."""
+
+    stage: str
+    start: Path
+    data: Path
+    run: Path
+    schedule: Schedule
+    header: dict
+    method: str = "original"
+    beta: float = 0.1
+    fixed_consistency: float | None = None
+    max_length: int = 2048
+    limit_size: int | None = None
+    chat_template: Path | None = None
+    lora: Lora | None = None
+    bf16: bool | None = None
+    save_dtype: str = "auto"
+    grad_checkpointing: bool = False
+    cpu: bool = False
+    report_to: str | None = None
+    wandb: dict | None = None
+    show_example: bool = True
+
+
+def work(job: Job) -> None:
+    """Train, save checkpoints under `job.run`, and, last, the sidecar meta.json that says the run is finished."""
+    began = time.monotonic()
+    console.start()
+    device = torch.device("cpu" if job.cpu else "cuda")
+    precision = models.precision(job.bf16, device, training=True)
+    accelerator = Accelerator(
+        cpu=job.cpu,
+        mixed_precision="bf16" if precision.autocast else "no",
+        log_with=job.report_to,
+        project_dir=str(job.run),
+    )
+    if not accelerator.is_main_process:
+        log.setLevel(logging.WARNING)
+    if job.report_to:
+        facts = {"start": str(job.start), "data": str(job.data), **asdict(job.schedule)}
+        entity = {"wandb": {"entity": (job.wandb or {}).get("entity")}}
+        accelerator.init_trackers((job.wandb or {}).get("project", "CREAM"), config=facts, init_kwargs=entity)
+    torch.manual_seed(job.schedule.seed)
+    log.info("precision: %s", precision.reason)
+    chat = models.load_chat(job.start, job.chat_template)
+    limit = models.length_limit(job.max_length, job.start)
+    dropped: Counter[str] = Counter()
+    examples, facts = _examples(job, chat, limit, dropped)
+    if job.show_example:
+        _show(chat, examples[0])
+    model, saved_as = _policy(job, accelerator.device)
+    stage = sft.Stage()
+    if job.stage == "dpo":
+        stage = dpo.Stage(job.beta, tolerance=0.5 if precision.autocast else 1e-3)
+        _reference(accelerator, model, examples, budget=max(2 * job.schedule.micro_batch * limit, 4096))
+
+    def save(wrapped, step: int) -> None:
+        _save(accelerator, accelerator.unwrap_model(wrapped), chat.tokenizer, job, step, saved_as)
+
+    last = train(accelerator, model, stage, examples, job.schedule, job.run, save, _report)
+    accelerator.free_memory()
+    if accelerator.is_main_process:
+        counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
+        took = round(time.monotonic() - began, 3)
+        store.write_json(
+            job.run / "meta.json", {**job.header, **origin(), "counts": counts, "last": last, "wall_seconds": took}
+        )
+
+
+def _examples(job: Job, chat, limit: int, dropped: Counter[str]) -> tuple[list, dict]:
+    """The stage's examples and what the log and sidecar say of them."""
+    module = import_module(STAGES[job.stage])
+    records = list(store.read(job.data, store.detect(job.data)))[: job.limit_size]
+    rows = module.examples(records, chat, limit, dropped)
+    for reason, count in dropped.items():
+        log.info("dropped %d of %d records: %s", count, len(records), reason)
+    if not rows:
+        raise UserError(f"{job.data}: no record is left to train on (dropped: {dict(dropped)})")
+    facts = {"records": len(records)}
+    if job.stage == "dpo":
+        facts |= dpo.weigh(rows, job.method, job.fixed_consistency)
+        log.info(
+            "%d pairs, C by %s: mean used %.3f; %d with C < 1/2 are trained in reverse",
+            facts["pairs"],
+            job.method if job.fixed_consistency is None else "--fixed_consistency",
+            facts["mean_c_used"],
+            facts["trained_in_reverse"],
+        )
+    return [row[-1] for row in rows], facts
+
+
+def _show(chat, example) -> None:
+    tokens = example.chosen if isinstance(example, dpo.Example) else example
+    log.info("first example, what is trained on marked:\n%s", chat.show(tokens))
+
+
+def _policy(job: Job, device: torch.device):
+    """The policy with float32 masters, and the dtype its checkpoints are saved in."""
+    model = models.load_policy(job.start, torch.float32, device)
+    saved_as = models.stored_dtype(job.start) if job.save_dtype == "auto" else getattr(torch, job.save_dtype)
+    log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), job.save_dtype)
+    if job.grad_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    if job.lora:
+        model = models.add_lora(model, job.lora.r, job.lora.alpha, job.lora.dropout)
+        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        log.info("LoRA: r %d, alpha %g, %d trained parameters", job.lora.r, job.lora.alpha, count)
+    return model, saved_as
+
+
+def _reference(accelerator: Accelerator, model, examples: list[dpo.Example], budget: int) -> None:
+    """Set every example's reference log-probabilities: those of the policy before its first step, computed once.
+
+    Each process scores every world-size-th example; values travel with their index, and each must arrive.
+    """
+    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
+    rows = [tokens for i in mine for tokens in (examples[i].chosen, examples[i].rejected)]
+    model.to(accelerator.device).eval()
+    with accelerator.autocast():
+        values = score(model, rows, budget)
+    for i, chosen, rejected in gather_object(list(zip(mine, values[::2], values[1::2], strict=True))):
+        examples[i].reference_chosen, examples[i].reference_rejected = chosen, rejected
+    missing = sum(
+        e.reference_chosen != e.reference_chosen or e.reference_rejected != e.reference_rejected for e in examples
+    )
+    if missing:
+        raise UserError(f"{missing} pairs have no finite reference log-probability; the weights are likely broken")
+    log.info("reference: the starting policy, log-probabilities of %d pairs computed once", len(examples))
+
+
+def _save(accelerator: Accelerator, model, tokenizer, job: Job, step: int, dtype: torch.dtype) -> None:
+    if not accelerator.is_main_process:
+        return
+    folder = job.run / f"checkpoint-{step}"
+    kind = {"kind": "policy", "stage": job.stage, "step": step, "started_from": str(job.start), **job.header}
+    if job.lora:
+        plain = models.merged(model)
+        state = {k.replace(".base_layer", ""): v for k, v in plain.state_dict().items() if "lora_" not in k}
+        models.save_policy(plain, state, tokenizer, folder, dtype, kind)
+        model.unmerge_adapter()
+        model.save_pretrained(folder / "adapter")
+    else:
+        models.save_policy(model, model.state_dict(), tokenizer, folder, dtype, kind)
+    link = job.run / "checkpoint-last"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    log.info("saved %s", folder)
+
+
+def _report(step: int, steps: int, metrics: dict[str, float]) -> None:
+    names = [n for n in metrics if n in ("loss", "margin", "accuracy", "grad_norm", "lr") or n.endswith("_per_second")]
+    log.info("step %d/%d  %s", step, steps, "  ".join(f"{n} {metrics[n]:.4g}" for n in names))

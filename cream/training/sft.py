@@ -1,0 +1,56 @@
+"""Supervised fine-tuning on the answers of conversations: no gradient on prompts or padding."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from cream.batches import Batch, pad
+from cream.chat import NOT_A_PREFIX, Chat, Tokens
+from cream.logprobs import token_logprobs
+from cream.losses import token_nll
+from cream.records import Conversation, Pair
+
+RECORDS = (Conversation, Pair)  # of a pair, the chosen answer
+
+
+def examples(
+    records: Iterable[Conversation | Pair], chat: Chat, limit: int, dropped: Counter[str]
+) -> list[tuple[str, Tokens]]:
+    """(uuid, tokens) of every conversation of at most `limit` tokens; what does not fit is counted in `dropped`."""
+    kept = []
+    for record in records:
+        tokens = chat.conversation(record.selected if isinstance(record, Pair) else record.messages)
+        if tokens is None:
+            dropped[NOT_A_PREFIX] += 1
+        elif len(tokens) > limit:
+            dropped[f"longer than {limit} tokens"] += 1
+        else:
+            kept.append((record.uuid, tokens))
+    return kept
+
+
+class Stage:
+    """SFT: the step's loss is the mean negative log-likelihood over all answer tokens of the global batch."""
+
+    unit = "answer_tokens"  # what the mean is over
+
+    def length(self, example: Tokens) -> int:
+        """Tokens of one row."""
+        return len(example)
+
+    def weight(self, example: Tokens) -> int:
+        """Answer tokens."""
+        return example.num_answer_tokens
+
+    def collate(self, chunk: Sequence[Tokens]) -> Batch:
+        """One row per conversation."""
+        return pad(chunk)
+
+    def loss(self, model, batch: Batch, chunk: Sequence[Tokens]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Summed over the chunk's answer tokens: -Σ log π(y_i | y_<i)."""
+        total = token_nll(token_logprobs(model, batch), batch.answer_mask[:, 1:]).sum()
+        return total, {"loss": total.detach()}
+
+    def check_first(self, metrics: dict[str, float]) -> None:
+        """Nothing is known of an SFT's first loss."""

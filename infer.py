@@ -1,0 +1,246 @@
+"""Generate answers: samples for training (--mode sampling), graded greedy ones (evaluation), or grade again (rescore).
+
+Departures from the released code: engines get token ids (one BOS), prompts are dropped rather than cut, evaluation is
+always greedy, --output_dir is honoured, and every answer keeps why it ended.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from msgspec import structs
+
+from config import DATASET_FILES, DATASETS, InferConfig, settings
+from cream import console, journal, names, store
+from cream.console import log
+from cream.engines import Completion, Sampling
+from cream.errors import UserError
+from cream.evaluation.items import graded, prompt_of, read_items
+from cream.evaluation.statistics import format_table, summarise
+from cream.evaluation.tasks import TASKS, grade
+from cream.flags import as_dict, parse
+from cream.prompts import apply
+from cream.records import Answer, Item, Message, Prompt, encode
+
+EXAMPLE = """\
+  one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
+  one GPU   python infer.py --model llama3 --checkpoint llama3_sft --name prompt_1 --engine vllm
+  accuracy  python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test
+  again     python infer.py --mode rescore --input_file outputs/evaluation/tiny_m1-tiny_test/results.json"""
+
+
+@console.stage
+def main(argv=None):
+    config = parse(InferConfig, argv, description=__doc__, example=EXAMPLE)
+    {"sampling": sample, "evaluation": evaluate, "rescore": rescore}[config.generation.mode](config)
+
+
+def sample(config: InferConfig) -> None:
+    """Samples of every prompt, in the order of the prompts."""
+    g = config.generation
+    data = _dataset(config, Prompt, "sampling takes unlabelled prompts: test questions must not enter training")
+    records = list(store.read(data, Prompt))[: _limit(config)]
+    prompts = {r.uuid: _ask(r.messages, g.sysprompt or "none") for r in records}
+    greedy = not g.do_sample or g.gen_temperature < 0.001
+    n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
+    sampling = Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+    folder = (
+        f"{_short(g.name)}-{_short(config.model.name())}-ckpt_{_short(config.model.checkpoint)}-"
+        f"{'Greedy' if greedy else 'Sample'}_n-{n}_temp-{temperature:g}_GenMaxT-{g.gen_max_tokens}-sys_{g.sysprompt}"
+    )
+    output, chat = _begin(config, data, _target(config, config.run.outputs() / "sampling" / folder / "results.json"))
+    if config.run.dry_run:
+        return
+    if not output.stands:
+        from cream.generation import samples
+
+        for uuid, completions in _answers(config, output, chat, prompts, sampling):
+            output.append(samples(chat, uuid, prompts[uuid], completions))
+        rows = list(output.rows(prompts))
+        _report_samples(output, rows, len(prompts))
+        output.finish(rows)
+    log.info("samples: %s\nnext, their rewards by the current model:", output.path)
+    flags = {"device": config.device.device, "model": config.model.name(), "input_file": output.path}
+    policy = config.model.checkpoint or "CHECKPOINT"
+    log.info("  %s", console.command("rewarding.py", **flags, reward="dpo", checkpoint=policy, ref_model_ckpt="none"))
+
+
+def evaluate(config: InferConfig) -> None:
+    """Greedy answers to every item, graded; a table of accuracies."""
+    g = config.generation
+    data = _dataset(config, Item, "evaluation takes questions with labels")
+    files = {task: names.in_root(DATASET_FILES[f"{task}_test"]) for task in TASKS}
+    found, missing = read_items(_short(g.name), data, files)
+    for task in missing:
+        log.info("task %s is not evaluated: %s does not exist", task, files[task])
+    items = {item.uuid: item for item in found[: _limit(config)]}
+    prompts = {uuid: prompt_of(item, g.sysprompt) for uuid, item in items.items()}
+    folder = f"{_short(config.model.checkpoint or config.model.name())}-{_short(g.name)}"
+    target = _target(config, config.run.outputs() / "evaluation", f"{folder}/results.json")
+    output, chat = _begin(config, data, target)
+    if config.run.dry_run:
+        return
+    strict = g.extraction == "strict"
+    if not output.stands:
+        sampling = Sampling(n=1, temperature=0.0, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+        for uuid, (completion,) in _answers(config, output, chat, prompts, sampling):
+            output.append(graded(items[uuid], prompts[uuid], completion, strict))
+        for uuid in [uuid for uuid in prompts if uuid not in output.resume()]:
+            output.append(graded(items[uuid], prompts[uuid], None, strict))
+        for reason, count in output.dropped.items():
+            log.info("%d of %d questions count as wrong: %s", count, len(prompts), reason)
+        output.finish(output.rows(prompts))
+    rows = summarise(store.read_rows(target))
+    facts = {
+        "greedy": True,
+        "extraction": g.extraction,
+        "first_prompt": chat.tokenizer.decode(_first_ids(chat, prompts)),
+    }
+    template = journal.fingerprint_text(chat.tokenizer.chat_template)
+    stem = target.name.partition(".json")[0]
+    summary = target.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
+    store.write_json(summary, {"tasks": rows, **facts, "chat_template": template})
+    log.info("%s\nanswers: %s\nsummary: %s", format_table(rows), target, summary)
+
+
+def rescore(config: InferConfig) -> None:
+    """Extract and grade the answers of an evaluation file again; old and new accuracies."""
+    g = config.generation
+    if g.input_file is None:
+        raise UserError("--mode rescore needs --input_file, the results of an evaluation")
+    source = Path(g.input_file)
+    answers = list(store.read(source, Answer))
+    target = _target(config, source.with_name(f"{source.name.partition('.')[0]}.rescored-{g.extraction}.json"))
+    inputs = {"input_file": journal.fingerprint_of(source)}
+    output = journal.Output(target, {"extraction": g.extraction}, inputs, overwrite=config.run.overwrite)
+    changed, again = [], []
+    for answer in answers:
+        prediction, correct = grade(answer.question, answer.label, answer.responses, strict=g.extraction == "strict")
+        again.append(structs.replace(answer, final_prediction=prediction, correct=correct))
+        if (prediction, correct) != (answer.final_prediction, answer.correct):
+            changed.append(f"  {answer.uuid}: {answer.final_prediction} -> {prediction} (label {answer.label})")
+    for title, graded_answers in (("before", answers), (f"now, extraction {g.extraction}", again)):
+        log.info("%s\n%s", title, format_table(summarise(encode(a) for a in graded_answers)))
+    log.info("\n".join([f"{len(changed)} of {len(answers)} predictions changed", *changed[:20]]))
+    if not config.run.dry_run and not output.stands:
+        output.finish(encode(answer) for answer in again)
+    log.info("answers: %s", target)
+
+
+def _dataset(config: InferConfig, kind: type, why: str) -> Path:
+    """The data set's file, checked to hold records of this kind."""
+    name, mode = config.generation.name, config.generation.mode
+    if name is None:
+        raise UserError(f"--mode {mode} needs --name, a data set's name or file")
+    path = names.dataset(name, DATASET_FILES, DATASETS)
+    if not path.exists():
+        if _short(name) == "all_test":
+            return path  # the per-task files stand for it
+        raise UserError(f"--name {name}: {path} does not exist; put the data there, or give a file")
+    if (found := store.detect(path)) is not kind:
+        raise UserError(f"--mode {mode} --name {name}: {path} holds {found.__name__} records; {why}")
+    return path
+
+
+def _limit(config: InferConfig) -> int | None:
+    return config.generation.limit_size or (97 if config.run.debug else None)
+
+
+def _short(name: str | None) -> str:
+    """What stands for a name or path in an output's name."""
+    if not name:
+        return "none"
+    stem = Path(name).name.partition(".")[0]
+    return Path(name).parent.name if stem in ("test", "results") and Path(name).parent.name else stem
+
+
+def _ask(messages: list[Message], sysprompt: str) -> list[Message]:
+    return [*messages[:-1], Message("user", apply(sysprompt, messages[-1].content))]
+
+
+def _target(config: InferConfig, default: Path, below: str = "results.json") -> Path:
+    """--output_dir when it names a file; `below` it when it is a folder; the default without it."""
+    given = config.output.output_dir
+    if given is None:
+        return default if store.is_record_file(default) else default / below
+    return Path(given) if store.is_record_file(Path(given)) else Path(given) / below
+
+
+def _begin(config: InferConfig, data: Path, target: Path):
+    """The output and the policy's chat format; says what will be done."""
+    from cream import models
+
+    folder = config.model.folder(config.model.checkpoint)
+    models.check_folder(folder)
+    named = ("name", "input_file", "model", "checkpoint")  # the hashes below stand for them
+    batching = ("engine", "max_tokens_per_batch", "gpu_memory_utilization")
+    inputs = {"data": journal.fingerprint(data) if data.exists() else None, "policy": models.fingerprint(folder)}
+    flat = settings(as_dict(config), *named, *batching)
+    output = journal.Output(target, flat, inputs, overwrite=config.run.overwrite)
+    log.info("%s of %s by %s -> %s", config.generation.mode, data, folder, target)
+    if output.stands:
+        log.info("%s stands already, made by the same settings from the same inputs", target)
+    if config.run.dry_run:
+        log.info("dry run: nothing was written")
+    return output, models.load_chat(folder, config.model.template())
+
+
+def _answers(config: InferConfig, output, chat, prompts, sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
+    """Answers to the prompts that the journal does not hold yet, as they are finished."""
+    import torch
+
+    from cream import engines, models
+    from cream.generation import generate
+
+    done = output.resume()
+    todo = {uuid: messages for uuid, messages in prompts.items() if uuid not in done}
+    if done:
+        log.info("going on: %d of %d prompts are answered already", len(done), len(prompts))
+    if not todo:
+        return
+    device = config.device.pin()
+    folder = config.model.folder(config.model.checkpoint)
+    engine_name, why = engines.choose(config.engine.engine, folder, device)
+    precision = models.precision(config.device.bf16, torch.device(device), training=False)
+    limit = models.length_limit(config.generation.max_length + sampling.max_tokens, folder)
+    stops = chat.tokenizer.convert_ids_to_tokens(list(chat.stop_ids))
+    log.info("engine %s (%s); %s", engine_name, why, precision.reason)
+    log.info("at most %d tokens of prompt and answer together; an answer stops at %s", limit, " or ".join(stops))
+    if config.output.show_example:
+        log.info("first prompt as the model sees it:\n%s", chat.tokenizer.decode(_first_ids(chat, todo)))
+    engine = engines.load(
+        engine_name,
+        folder,
+        chat.tokenizer,
+        device=device,
+        dtype=str(precision.dtype).removeprefix("torch."),
+        max_model_len=limit,
+        batch_tokens=config.engine.max_tokens_per_batch,
+        gpu_memory_utilization=config.engine.gpu_memory_utilization,
+    )
+    sampling = replace(sampling, stop_token_ids=chat.stop_ids)
+    max_prompt = min(config.generation.max_length, limit - 1)
+    try:
+        with console.bar(len(todo), "answering", "prompts") as bar:
+            for answered in generate(engine, chat, todo, sampling, max_prompt, output.dropped):
+                yield answered
+                bar.update()
+    finally:
+        engine.close()
+
+
+def _first_ids(chat, prompts: dict[str, list[Message]]) -> list[int]:
+    return chat.prompt(next(iter(prompts.values())))
+
+
+def _report_samples(output: journal.Output, rows: list[dict], total: int) -> None:
+    answers = sum(len(row["responses"]) for row in rows)
+    distinct = sum(len(set(row["responses"])) for row in rows)
+    cut = sum(reason == "length" for row in rows for reason in row["finish_reason"])
+    log.info("%d prompts, %d answers: %d distinct, %d cut at the length limit", len(rows), answers, distinct, cut)
+    for reason, count in output.dropped.items():
+        log.info("  %d of %d prompts dropped: %s", count, total, reason)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Reward sampled answers with a model's own likelihoods: --reward dpo (policy minus reference) or likelihood.
+
+CREAM ranks the answers twice, by the current model M_t and by the previous one. Round 1: DPO reward of M1 against M0,
+then likelihood of M0. Later rounds: DPO reward of M_t against M0, then of M_{t-1} against M0. Departures from the
+released code: only answer tokens count (not the assistant's header), answers that do not fit are dropped and not cut,
+and every prompt keeps its own number of answers.
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+from config import RewardConfig, settings
+from cream import console, journal, store
+from cream.console import log
+from cream.errors import UserError
+from cream.flags import as_dict, parse
+from cream.records import Samples
+from cream.rewards import REWARDS, Group, passes
+from cream.rewards.likelihood import scorer
+
+EXAMPLE = """\
+  current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
+  previous, round 1  python rewarding.py --model tiny --input_file S.json --reward likelihood --checkpoint none
+  one GPU            python rewarding.py --device 0 --model llama3 --input_file S.json --checkpoint llama3_sft"""
+
+
+@console.stage
+def main(argv=None):
+    config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
+    r = config.rewarding
+    if r.input_file is None:
+        raise UserError("--input_file is missing: the samples that infer.py --mode sampling wrote")
+    path = Path(r.input_file)
+    reward = _reward(config)
+    source = import_module(REWARDS[reward])
+    normalize = r.normalize or source.NORMALIZE
+    checkpoints = {"policy": config.model.checkpoint, "reference": r.ref_model_ckpt}
+    flags = {"policy": "--checkpoint", "reference": "--ref_model_ckpt"}
+    folders = {role: config.model.folder(checkpoints[role], flags[role]) for role in source.PASSES}
+    samples = list(store.read(path, Samples))[: r.limit_size or (17 if config.run.debug else None)]
+    target = Path(r.output) if r.output else _default_target(config, path, reward, checkpoints)
+    output = _begin(config, path, target, reward, normalize, folders)
+    log.info("reward %s (%s over answer tokens) of %d prompts in %s", reward, normalize, len(samples), path)
+    for role, folder in folders.items():
+        log.info("  %s: %s", role, folder)
+    if config.run.dry_run:
+        log.info("dry run: would write %s; nothing was written", target)
+        return
+    if output.stands:
+        log.info("%s stands already, made by the same settings from the same inputs", target)
+    else:
+        groups = passes.groups(samples)
+        for role, folder in folders.items():
+            _score(config, output, role, folder, groups)
+        passes.finish(output, source, normalize, samples)
+        _report(output, samples)
+    log.info("rewards: %s", target)
+    _next(config, path, target, reward, folders)
+
+
+def _reward(config: RewardConfig) -> str:
+    """The reward's name; --enable_ref_model is the method's way to say it."""
+    r = config.rewarding
+    implied = None if r.enable_ref_model is None else ("dpo" if r.enable_ref_model else "likelihood")
+    if r.reward and implied and r.reward != implied:
+        raise UserError(f"--reward {r.reward} contradicts --enable_ref_model {'yes' if r.enable_ref_model else 'no'}")
+    reward = r.reward or implied or "dpo"
+    if reward == "dpo" and r.ref_model_ckpt == config.model.checkpoint:
+        raise UserError(
+            "--reward dpo: policy and reference are the same checkpoint, so that every reward is 0; give --checkpoint "
+            "and --ref_model_ckpt two different ones, or --reward likelihood"
+        )
+    return reward
+
+
+def _default_target(config: RewardConfig, source: Path, reward: str, checkpoints: dict) -> Path:
+    stem, _, _ = source.name.partition(".json")
+    policy, reference = (Path(c or "none").name for c in checkpoints.values())
+    model = Path(config.model.name()).name
+    reference = reference if reward == "dpo" else "none"
+    return source.with_name(f"{stem}.rewarding.{model}-{reward}-policy_{policy}-ref_{reference}.json")
+
+
+def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normalize: str, folders) -> journal.Output:
+    from cream import models
+
+    for folder in folders.values():
+        models.check_folder(folder)
+    flat = as_dict(config) | {"reward": reward, "normalize": normalize}
+    named = (
+        "input_file",
+        "model",
+        "checkpoint",
+        "ref_model_ckpt",
+        "enable_ref_model",
+    )  # the hashes below stand for them
+    batching = ("max_tokens_per_batch", "batch_size", "seed")
+    inputs = {"input_file": journal.fingerprint(source)}
+    inputs |= {role: models.fingerprint(folder) for role, folder in folders.items()}
+    return journal.Output(target, settings(flat, *named, *batching), inputs, overwrite=config.run.overwrite)
+
+
+def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path, groups: list[Group]) -> None:
+    """One pass: every group under the model in `folder`; what the journal holds already is passed over."""
+    chunks = passes.unscored(output, role, groups)
+    if not chunks:
+        return
+    import torch
+
+    from cream import models
+
+    r = config.rewarding
+    device = torch.device(config.device.pin())
+    precision = models.precision(config.device.bf16, device, training=False)
+    limit = models.length_limit(r.max_length, folder)
+    log.info("%s: %s; at most %d tokens", role, precision.reason, limit)
+    chat = models.load_chat(folder, config.model.template())
+    if r.show_example and role == "policy":
+        _show(chat, groups[0])
+    budget = r.batch_size * limit if r.batch_size else r.max_tokens_per_batch
+    score = scorer(folder, chat, dtype=precision.dtype, device=device, limit=limit, max_tokens=budget)
+    with console.bar(sum(map(len, chunks)), f"scoring, {role}", "prompts") as bar:
+        passes.run(output, role, chunks, score, bar.update)
+
+
+def _show(chat, group: Group) -> None:
+    tokens = chat.answers(group.prompt, group.answers[:1], group.complete[:1])[0]
+    if tokens:
+        log.info("first answer, what is scored marked:\n%s", chat.show(tokens))
+
+
+def _report(output: journal.Output, samples: list[Samples]) -> None:
+    answers = sum(len(s.responses) for s in samples)
+    log.info("%d of %d answers rewarded", answers - output.dropped.total(), answers)
+    for reason, count in output.dropped.items():
+        log.info("  %d have no reward: %s", count, reason)
+
+
+def _next(config: RewardConfig, source: Path, target: Path, reward: str, folders: dict[str, Path]) -> None:
+    """The literal commands of the previous model's ranking and of the consistency step."""
+    flags = {"device": config.device.device, "model": config.model.name(), "input_file": source}
+    if reward == "likelihood" or config.model.checkpoint is None:
+        log.info("next, with the current model's rewards as CURRENT:")
+        log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))
+        return
+    kind = folders["policy"] / "cream.json"
+    about = store.read_json(kind) if kind.exists() else {}
+    if about.get("stage") == "dpo":
+        reference = config.rewarding.ref_model_ckpt or "none"
+        previous = {"reward": "dpo", "checkpoint": about["started_from"], "ref_model_ckpt": reference}
+    else:
+        previous = {"reward": "likelihood", "checkpoint": "none"}
+    checkpoints = {"policy": previous["checkpoint"], "reference": previous.get("ref_model_ckpt")}
+    other = _default_target(config, source, previous["reward"], checkpoints)
+    log.info("next, the previous model's ranking:")
+    log.info("  %s", console.command("rewarding.py", **flags, **previous))
+    log.info("then, how far the two agree, and the pairs:")
+    log.info("  %s", console.command("cal_consistency.py", file1=target, file2=other, method="consistency_avg"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Options, prompts and grading, on the forms that real items have."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cream.errors import UserError
+from cream.evaluation.tasks import TASK_SUFFIX, TASKS, grade, options_of, with_suffix
+from cream.prompts import apply
+
+DATA = Path(__file__).parents[1] / "../shared/data/eval_cream_layout"
+OPTIONS = {"arc-easy": {2, 3, 4, 5}, "arc-challenge": {3, 4, 5}, "openbookqa": {4}, "siqa": {3}, "gsm8k": {0}}
+
+GAS = "Which gas do we breathe?\nA. oxygen\nB. neon\nC. helium"
+COMPARE = "Tom has 28 books and Mary has 33. Who has more? A) Tom B) Mary C) same"
+SUM = "Tom has 28 books and gets 33 more. How many now?"
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted"),
+    [
+        (GAS, {"A": "oxygen", "B": "neon", "C": "helium"}),
+        ("Which?\nA) oxygen\nB) neon", {"A": "oxygen", "B": "neon"}),
+        ("Which?\n(A) oxygen\n(B) neon", {"A": "oxygen", "B": "neon"}),
+        ("Which?\n1. oxygen\n2. neon\n3. argon", {"1": "oxygen", "2": "neon", "3": "argon"}),
+        ("Which?\n" + "\n".join(f"{c}. gas {c}" for c in "ABCDE"), {c: f"gas {c}" for c in "ABCDE"}),
+        (COMPARE, {"A": "Tom", "B": "Mary", "C": "same"}),
+        ("Who? (A) Tom (B) Mary Ann", {"A": "Tom", "B": "Mary Ann"}),
+        ("Steps:\n1. heat\n2. cool\nWhich is first?\nA. heat\nB. cool", {"A": "heat", "B": "cool"}),
+        ("Which?\nA. see B) below\nB. neon", {"A": "see B) below", "B": "neon"}),
+        ("Which?\nA. oxygen\nC. helium", {}),  # a gap
+        ("Which?\nB. oxygen\nC. helium", {}),  # does not begin at A
+        ("Which?\nA. oxygen", {}),  # one is no choice
+        ("He paid (1) 5 dollars. A. Smith and B. Jones got 3.", {}),
+        (SUM, {}),
+    ],
+)
+def test_options(question, wanted):
+    assert options_of(question) == wanted
+
+
+def test_the_suffix_stays_outside_the_options():
+    for question in (GAS, COMPARE):
+        assert options_of(with_suffix(question)) == options_of(question)
+        assert with_suffix(question).startswith(question) and with_suffix(question).endswith(TASK_SUFFIX)
+    assert "step by step" in TASK_SUFFIX and "`Answer:`" in TASK_SUFFIX
+
+
+def test_prompts_by_name():
+    assert apply("none", SUM) == SUM
+    assert apply("task", SUM) == with_suffix(SUM)
+    with pytest.raises(UserError, match="did you mean task"):
+        apply("tsak", SUM)
+
+
+@pytest.mark.parametrize(
+    ("question", "label", "response", "wanted", "strict"),
+    [
+        (GAS, "A", "Answer: oxygen", ("a", True), ("none", False)),
+        (GAS, "a", "Answer: A", ("a", True), ("a", True)),
+        (GAS, "B", "Answer: (B) because it is a good option", ("b", True), ("a", False)),
+        (GAS, "B", "Answer: D", ("none", False), ("d", False)),
+        (GAS, "B", "hm", ("none", False), ("none", False)),
+        ("Which?\n1. oxygen\n2. neon", "2", "Answer: 2", ("2", True), ("none", False)),
+        (COMPARE, "B", "2 < 3. Answer: B", ("b", True), ("b", True)),
+        (SUM, "61", "8 + 3 = 11, carry 1. 2 + 3 + 1 = 6. Answer: 61", ("61", True), ("61", True)),
+        (SUM, 61, "Answer: 61.00", ("61", True), ("61", True)),
+        (SUM, "1,061", "Answer: 1061", ("1061", True), ("1061", False)),  # released: equality of strings
+        (SUM, "61", "Answer: 28 + 33 = 61", ("61", True), ("28", False)),
+        (SUM, "61", "no idea", ("none", False), ("none", False)),
+    ],
+)
+def test_grade(question, label, response, wanted, strict):
+    assert grade(question, label, response) == wanted
+    assert grade(question, label, response, strict=True) == strict
+    assert grade(with_suffix(question), label, response) == wanted  # a result file holds the question with its suffix
+
+
+@pytest.mark.parametrize(("question", "label"), [(GAS, "E"), (SUM, "oxygen"), (SUM, "")])
+def test_a_label_that_cannot_be_graded_is_an_error(question, label):
+    with pytest.raises(UserError, match="label"):
+        grade(question, label, "Answer: A")
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the five tasks are not here")
+@pytest.mark.parametrize("task", TASKS)
+def test_every_real_item_can_be_answered(task):
+    folder = task.replace("_", "-")
+    items = json.loads((DATA / folder / "test.json").read_text())
+    for item in items:
+        question, label = item["question"], item["label"]
+        options = options_of(question)
+        assert len(options) in OPTIONS[folder]
+        for answer in {label, f"({label})", options.get(label, label)}:
+            assert grade(with_suffix(question), label, f"Let me think.\nAnswer: {answer}")[1], (item, answer)
+        for other, text in options.items():
+            if other != label:
+                assert not grade(question, label, f"Answer: {other}")[1]
+                assert not grade(question, label, f"Answer: {other}. {text}")[1]

@@ -1,0 +1,178 @@
+"""Train a policy: supervised fine-tuning (SFT), or direct preference optimisation with CREAM's consistency (DPO).
+
+SFT trains on the answers of conversations; DPO on the pairs that cal_consistency.py writes, its reference the policy
+it starts from. The stage follows from the data and --method. Departures from the released code: the loss never touches
+prompts or padding, every process's gradient counts, weights keep float32 masters, and over-long records are dropped
+with a reason.
+"""
+
+from pathlib import Path
+
+import xxhash
+
+from config import CHECKPOINTS, DATASET_FILES, DATASETS, TrainConfig, settings
+from cream import console, journal, names, store
+from cream.errors import UserError
+from cream.flags import as_dict, parse
+from cream.records import Conversation, Pair
+
+EXAMPLE = """\
+  one CPU    python train.py --model tiny --name tiny_sft --epoch 2 --lr 2e-4 --train_bsz 32 --register tiny_m1
+  two        python train.py --device cpu,cpu --model tiny --name tiny_sft --epoch 2 --lr 2e-4 --train_bsz 16
+  8 GPUs     python train.py --device 0,1,2,3,4,5,6,7 --model llama3 --name oasst_sft --epoch 5 --lr 5e-6 --train_bsz 4
+  DPO        python train.py --checkpoint tiny_m1 --name PAIRS --method consistency_avg --lr 3e-4 --train_bsz 32"""
+
+
+@console.stage
+def main(argv=None):
+    config = parse(TrainConfig, argv, description=__doc__, example=EXAMPLE)
+    devices = config.device.devices()
+    data = names.dataset(config.data.name or _default_data(config), DATASET_FILES, DATASETS)
+    stage, method = _stage_and_method(config, data)
+    start = config.model.folder(config.model.checkpoint)
+    header = _header(config, stage, method, data, start)
+    run = _run_folder(config, stage, method, data, header)
+    console.log.info("%s of %s on %s -> %s", stage.upper(), start, data, run)
+    if stage == "dpo":
+        console.log.info("method %s, beta %g, reference: the starting policy %s", method, config.preference.beta, start)
+    if config.output.register:
+        names.check_free(CHECKPOINTS, config.output.register, run / "checkpoint-last", overwrite=config.run.overwrite)
+    stands = _stands(config, run, header)
+    if config.run.dry_run:
+        console.log.info("dry run: %s; nothing was written", "the run stands already" if stands else "it would train")
+        return
+    if stands:
+        console.log.info("%s stands already, made by the same settings from the same inputs; nothing to do", run)
+    else:
+        _train(config, stage, method, start, data, run, header, devices)
+    _finish(config, stage, run)
+
+
+def _default_data(config: TrainConfig) -> str:
+    return "tiny_sft" if config.model.name() == "tiny" else "oasst_sft"
+
+
+def _stage_and_method(config: TrainConfig, data: Path) -> tuple[str, str]:
+    """The training stage and DPO method: what the flags say, else what the data say; a contradiction is an error."""
+    stage, method = config.optimisation.train_stage, config.preference.method
+    kind = store.detect(data)
+    if kind not in (Conversation, Pair):
+        raise UserError(f"{data}: holds {kind.__name__} records; SFT trains on conversations, DPO on preference pairs")
+    stage = stage or ("dpo" if kind is Pair else "sft")
+    if stage == "dpo" and kind is not Pair:
+        raise UserError(f"--train_stage dpo: {data} holds conversations, not pairs; cal_consistency.py makes pairs")
+    if stage == "sft":
+        if method or config.preference.fixed_consistency is not None:
+            raise UserError(f"--method and --fixed_consistency belong to DPO, but this is SFT on {data}")
+        return stage, "original"
+    recorded = (journal.read_meta(data) or {}).get("method")
+    if method and recorded and method != recorded:
+        raise UserError(
+            f"--method {method}: {data} was made for {recorded}; leave --method out, or make the pairs again"
+        )
+    return stage, method or recorded or "original"
+
+
+def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Path) -> dict:
+    """What decides the run: settings and input hashes. The global batch stands for how it is split over processes."""
+    from cream import models
+
+    models.check_folder(start)
+    flat = as_dict(config) | {"train_stage": stage, "method": method, "processes": len(config.device.devices())}
+    inputs = {"data": journal.fingerprint(data), "start": models.fingerprint(start)}
+    return {"settings": settings(flat, "name", "model", "checkpoint"), "inputs": inputs}
+
+
+def _run_folder(config: TrainConfig, stage: str, method: str, data: Path, header: dict) -> Path:
+    if config.output.output_dir:
+        return Path(config.output.output_dir)
+    import msgspec
+
+    digest = xxhash.xxh3_64(msgspec.json.encode(header, order="deterministic")).hexdigest()[:8]
+    name = Path(config.data.name or _default_data(config)).name.partition(".")[0]
+    parts = [config.output.run_name, name, f"ckpt_{Path(config.model.checkpoint or 'none').name}"]
+    parts += [method if stage == "dpo" else None, digest]
+    return config.run.outputs() / stage / "-".join(part for part in parts if part)
+
+
+def _stands(config: TrainConfig, run: Path, header: dict) -> bool:
+    """Whether the run is finished; an unfinished run of other settings is refused."""
+    if config.run.overwrite or not run.exists():
+        return False
+    if (run / "meta.json").exists():
+        journal.same(run, store.read_json(run / "meta.json"), header, "a finished run stands here")
+        return True
+    if any(run.iterdir()):
+        made_by = store.read_json(run / "args.json") if (run / "args.json").exists() else None
+        journal.same(run, made_by, header, "an unfinished run stands here", "Repeat its command to finish it. ")
+    return False
+
+
+def _train(config: TrainConfig, stage, method, start, data, run, header, devices) -> None:
+    import shutil
+
+    from cream.training import launch
+    from cream.training.loop import Schedule
+    from cream.training.run import Job, Lora, work
+
+    if run.exists() and (config.run.overwrite or not config.optimisation.resume):
+        shutil.rmtree(run)
+    o, lora = config.optimisation, config.lora
+    ratio = o.save_eval_step_ratio or o.epoch
+    job = Job(
+        stage=stage,
+        start=start,
+        data=data,
+        run=run,
+        header=header,
+        schedule=Schedule(
+            epochs=o.epoch,
+            micro_batch=o.train_bsz,
+            accumulation=o.grad_accum,
+            lr=o.lr,
+            weight_decay=o.weight_decay,
+            warmup_ratio=o.warmup_step_ratio,
+            max_grad_norm=o.max_grad_norm,
+            saves=round(ratio if ratio >= 1 else 1 / ratio),
+            log_every=o.log_every,
+            seed=config.run.seed,
+        ),
+        method=method,
+        beta=config.preference.beta,
+        fixed_consistency=config.preference.fixed_consistency,
+        max_length=config.data.max_length,
+        limit_size=config.data.limit_size or (19 if config.run.debug else None),
+        chat_template=config.model.template(),
+        lora=Lora(lora.lora_r, lora.lora_alpha, lora.lora_dropout) if lora.lora else None,
+        bf16=config.device.bf16,
+        save_dtype=o.save_dtype,
+        grad_checkpointing=o.grad_checkpointing,
+        cpu=devices[0] == "cpu",
+        report_to=config.output.report_to,
+        wandb={"project": config.output.wandb_project_name, "entity": config.output.wandb_entity_name},
+        show_example=config.output.show_example,
+    )
+    store.write_json(run / "args.json", {**header, "flags": as_dict(config)})
+    launch.run(work, job, devices, config.output.master_address, config.output.master_port)
+
+
+def _finish(config: TrainConfig, stage: str, run: Path) -> None:
+    """Register the checkpoint and print the next stage's command."""
+    last = run / "checkpoint-last"
+    name = config.output.register
+    if name:
+        names.register(CHECKPOINTS, name, last, overwrite=config.run.overwrite)
+        console.log.info("registered as %s in %s", name, CHECKPOINTS.name)
+    console.log.info("checkpoint: %s", last)
+    model = config.model.name()
+    known = {"device": config.device.device, "model": model, "checkpoint": name or last}
+    evaluation = "tiny_test" if model == "tiny" else "all_test"
+    prompts = "tiny_prompt_1" if model == "tiny" else "prompt_1"
+    console.log.info("next, its answers for the coming round:")
+    console.log.info("  %s", console.command("infer.py", **known, mode="sampling", name=prompts))
+    console.log.info("or its accuracy:")
+    console.log.info("  %s", console.command("infer.py", **known, mode="evaluation", name=evaluation))
+
+
+if __name__ == "__main__":
+    main()
