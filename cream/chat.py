@@ -128,8 +128,8 @@ class Chat:
         show = self.tokenizer.convert_ids_to_tokens
         return (
             f"{self.tokenizer.name_or_path}: its chat template's prompt is not a prefix of its conversation: after "
-            f"{at} equal tokens the prompt has {show(prompt[at : at + 4])}, the conversation {show(ids[at : at + 4])}; give "
-            "another with --chat_template FILE"
+            f"{at} equal tokens the prompt has {show(prompt[at : at + 4])}, the conversation {show(ids[at : at + 4])}; "
+            "give another with --chat_template FILE"
         )
 
     def show(self, tokens: Tokens, color: bool = False) -> str:

@@ -68,7 +68,7 @@ def parse(cls, argv: list[str] | None = None, *, description: str, example: str,
     if files and values["print_config"]:
         import yaml
 
-        print(yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True), end="")
+        print(yaml.safe_dump(as_dict(config), sort_keys=False), end="")
         sys.exit(0)
     return config
 

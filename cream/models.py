@@ -43,11 +43,16 @@ def precision(bf16: bool | None, device: torch.device, *, training: bool) -> Pre
 
 
 def check_folder(folder: Path) -> None:
-    """Raises UserError when a model folder misses a part, or holds pickled weights only."""
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: not a model folder, it has no config.json")
+    """Raises UserError when a model folder misses a part, the tokenizer included, or holds pickled weights only."""
+    check_weights(folder)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{folder}: the tokenizer's files are missing")
+
+
+def check_weights(folder: Path) -> None:
+    """Raises UserError unless config.json and all safetensors shards are there."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: not a model folder, it has no config.json")
     index = folder / "model.safetensors.index.json"
     if index.exists():
         shards = set(json.loads(index.read_text())["weight_map"].values())
@@ -88,7 +93,7 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device):
     reference at the first step). Raises UserError for a folder it cannot load."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    check_folder(folder)
+    check_weights(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         for name in [name for name in config.to_dict() if name.endswith(("dropout", "_pdrop"))]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from cream.engines import Completion, Request, Sampling, row_seed
+from cream.models import load_policy
 
 WINDOW = 1024  # prompts that are sorted by length together
 PAD = 0  # any id will do: the attention mask hides it in prompts, and answers are cut by length
@@ -26,10 +27,7 @@ class HfEngine:
         self, model_folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, batch_tokens: int
     ):
         self.tokenizer, self.max_model_len, self.batch_tokens = tokenizer, max_model_len, batch_tokens
-        self.model = AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
-        )
-        self.model.to(device).eval()
+        self.model = load_policy(Path(model_folder), getattr(torch, dtype), torch.device(device))
         # `generate` takes from here what it is not told: the folder's penalties and stop tokens must not leak in.
         self.model.generation_config = GenerationConfig()
         self.model.register_forward_pre_hook(self._stay_in_context, with_kwargs=True)
