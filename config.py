@@ -127,8 +127,13 @@ class Model:
         return names.model(self.name(), MODEL_FILES)
 
     def folder(self, checkpoint: str | None, flag_name: str = "--checkpoint") -> Path:
-        """The folder of a checkpoint; the base model's for None."""
-        return self.base() if checkpoint is None else names.checkpoint(checkpoint, CHECKPOINTS, flag_name)
+        """The folder of a checkpoint; the base model's for None. An adapter is merged into the model it was trained on."""
+        folder = self.base() if checkpoint is None else names.checkpoint(checkpoint, CHECKPOINTS, flag_name)
+        if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
+            return folder
+        from cream.models import adapter_base, adapter_merged
+
+        return adapter_merged(folder, adapter_base(folder, self.base()), Path("outputs/merged"))
 
     def template(self) -> Path | None:
         """The file of --chat_template."""

@@ -45,7 +45,7 @@ def sample(config: InferConfig) -> None:
     n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
     sampling = Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
     folder = (
-        f"{_short(g.name)}-{_short(config.model.name())}-ckpt_{_short(config.model.checkpoint)}-"
+        f"{_short(g.name)}-{_short(config.model.name())}-ckpt_{names.label(config.model.checkpoint)}-"
         f"{'Greedy' if greedy else 'Sample'}_n-{n}_temp-{temperature:g}_GenMaxT-{g.gen_max_tokens}-sys_{g.sysprompt}"
     )
     output, chat = _begin(config, data, _target(config, config.run.outputs() / "sampling" / folder / "results.json"))
@@ -75,7 +75,8 @@ def evaluate(config: InferConfig) -> None:
         log.info("task %s is not evaluated: %s does not exist", task, files[task])
     items = {item.uuid: item for item in found[: _limit(config)]}
     prompts = {uuid: prompt_of(item, g.sysprompt) for uuid, item in items.items()}
-    folder = f"{_short(config.model.checkpoint or config.model.name())}-{_short(g.name)}"
+    checkpoint = config.model.checkpoint
+    folder = f"{names.label(checkpoint) if checkpoint else _short(config.model.name())}-{_short(g.name)}"
     target = _target(config, config.run.outputs() / "evaluation", f"{folder}/results.json")
     output, chat = _begin(config, data, target)
     if config.run.dry_run:
@@ -99,7 +100,8 @@ def evaluate(config: InferConfig) -> None:
     template = journal.fingerprint_text(chat.tokenizer.chat_template)
     stem = target.name.partition(".json")[0]
     summary = target.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
-    store.write_json(summary, {"tasks": rows, **facts, "chat_template": template})
+    if not (output.stands and summary.exists()):
+        store.write_json(summary, {"tasks": rows, **facts, "chat_template": template})
     log.info("%s\nanswers: %s\nsummary: %s", format_table(rows), target, summary)
 
 
@@ -120,7 +122,8 @@ def rescore(config: InferConfig) -> None:
         if (prediction, correct) != (answer.final_prediction, answer.correct):
             changed.append(f"  {answer.uuid}: {answer.final_prediction} -> {prediction} (label {answer.label})")
     for title, graded_answers in (("before", answers), (f"now, extraction {g.extraction}", again)):
-        log.info("%s\n%s", title, format_table(summarise(encode(a) for a in graded_answers)))
+        rows = ({"task": _short(g.input_file), **encode(a)} for a in graded_answers)  # the method's files have no task
+        log.info("%s\n%s", title, format_table(summarise(rows)))
     log.info("\n".join([f"{len(changed)} of {len(answers)} predictions changed", *changed[:20]]))
     if not config.run.dry_run and not output.stands:
         output.finish(encode(answer) for answer in again)

@@ -53,14 +53,19 @@ def main(argv=None):
     devices = config.device.devices()
     began = time.monotonic()
     for recipe in recipes:
-        commands = plan(recipe, ",".join(devices), devices[0])
-        for number, command in enumerate(commands, 1):
-            log.info("\n[%s %d/%d] %s", recipe.title, number, len(commands), command.title)
-            log.info("$ %s", shlex.join(["python", command.script, *command.argv()]))
-            if not config.loop.dry_run:
-                _run(command, _small(recipe))
+        run(recipe, devices, dry_run=config.loop.dry_run)
     if not config.loop.dry_run:
         log.info("\n%s\n%.0f s in all", table(recipes), time.monotonic() - began)
+
+
+def run(recipe: Recipe, devices: list[str], *, dry_run: bool = False) -> None:
+    """All stages of a recipe, in order; those that stand say so. Stages of small models run in this process."""
+    commands = plan(recipe, ",".join(devices), devices[0])
+    for number, command in enumerate(commands, 1):
+        log.info("\n[%s %d/%d] %s", recipe.title, number, len(commands), command.title)
+        log.info("$ %s", shlex.join(["python", command.script, *command.argv()]))
+        if not dry_run:
+            _run(command, _small(recipe))
 
 
 def _recipe(path: Path, loop: Loop) -> Recipe:

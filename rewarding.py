@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from config import RewardConfig, settings
-from cream import console, journal, store
+from cream import console, journal, names, store
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import as_dict, parse
@@ -64,18 +64,12 @@ def _reward(config: RewardConfig) -> str:
     implied = None if r.enable_ref_model is None else ("dpo" if r.enable_ref_model else "likelihood")
     if r.reward and implied and r.reward != implied:
         raise UserError(f"--reward {r.reward} contradicts --enable_ref_model {'yes' if r.enable_ref_model else 'no'}")
-    reward = r.reward or implied or "dpo"
-    if reward == "dpo" and r.ref_model_ckpt == config.model.checkpoint:
-        raise UserError(
-            "--reward dpo: policy and reference are the same checkpoint, so that every reward is 0; give --checkpoint "
-            "and --ref_model_ckpt two different ones, or --reward likelihood"
-        )
-    return reward
+    return r.reward or implied or "dpo"
 
 
 def _default_target(config: RewardConfig, source: Path, reward: str, checkpoints: dict) -> Path:
     stem, _, _ = source.name.partition(".json")
-    policy, reference = (Path(c or "none").name for c in checkpoints.values())
+    policy, reference = map(names.label, checkpoints.values())
     model = Path(config.model.name()).name
     reference = reference if reward == "dpo" else "none"
     return source.with_name(f"{stem}.rewarding.{model}-{reward}-policy_{policy}-ref_{reference}.json")
@@ -97,6 +91,11 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
     batching = ("max_tokens_per_batch", "batch_size", "seed")
     inputs = {"input_file": journal.fingerprint(source)}
     inputs |= {role: models.fingerprint(folder) for role, folder in folders.items()}
+    if inputs["policy"] == inputs.get("reference"):
+        raise UserError(
+            "--reward dpo: policy and reference are the same model, so that every reward is 0; give --checkpoint and "
+            "--ref_model_ckpt two different ones, or --reward likelihood"
+        )
     return journal.Output(target, settings(flat, *named, *batching), inputs, overwrite=config.run.overwrite)
 
 

@@ -109,14 +109,10 @@ def _stands(config: TrainConfig, run: Path, header: dict) -> bool:
 
 
 def _train(config: TrainConfig, stage, method, start, data, run, header, devices) -> None:
-    import shutil
-
     from cream.training import launch
     from cream.training.loop import Schedule
     from cream.training.run import Job, Lora, work
 
-    if run.exists() and (config.run.overwrite or not config.optimisation.resume):
-        shutil.rmtree(run)
     o, lora = config.optimisation, config.lora
     ratio = o.save_eval_step_ratio or o.epoch
     job = Job(
@@ -125,6 +121,8 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, devices
         data=data,
         run=run,
         header=header,
+        flags=as_dict(config),
+        afresh=config.run.overwrite or not o.resume,
         schedule=Schedule(
             epochs=o.epoch,
             micro_batch=o.train_bsz,
@@ -152,7 +150,6 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, devices
         wandb={"project": config.output.wandb_project_name, "entity": config.output.wandb_entity_name},
         show_example=config.output.show_example,
     )
-    store.write_json(run / "args.json", {**header, "flags": as_dict(config)})
     launch.run(work, job, devices, config.output.master_address, config.output.master_port)
 
 
@@ -167,11 +164,17 @@ def _finish(config: TrainConfig, stage: str, run: Path) -> None:
     model = config.model.name()
     known = {"device": config.device.device, "model": model, "checkpoint": name or last}
     evaluation = "tiny_test" if model == "tiny" else "all_test"
-    prompts = "tiny_prompt_1" if model == "tiny" else "prompt_1"
+    prompts = ("tiny_" if model == "tiny" else "") + f"prompt_{_round(last)}"
     console.log.info("next, its answers for the coming round:")
     console.log.info("  %s", console.command("infer.py", **known, mode="sampling", name=prompts))
     console.log.info("or its accuracy:")
     console.log.info("  %s", console.command("infer.py", **known, mode="evaluation", name=evaluation))
+
+
+def _round(checkpoint: Path) -> int:
+    """t of the policy M_t in this folder: 1 after SFT, one more after every DPO."""
+    about = store.read_json(checkpoint / "cream.json") if (checkpoint / "cream.json").exists() else {}
+    return 1 + _round(Path(about["started_from"])) if about.get("stage") == "dpo" else 1
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import xxhash
@@ -110,57 +111,65 @@ class Output:
     """A record file in the making.
 
     `settings` and `inputs` are flat maps (flag -> value, input name -> hash or fingerprint) that decide what the output
-    holds. `stands` says that it is finished already; `resume` opens the journal.
+    holds. `stands` says that it is finished already; `resume` takes up the journal, which `append` begins: nothing is
+    written or removed before.
     Raises UserError where the path is taken by an output of other settings or inputs.
     """
 
     def __init__(self, path: Path, settings: dict, inputs: dict, *, overwrite: bool = False):
         self.path = path
-        self.header = msgspec.to_builtins({"settings": settings, "inputs": inputs})
+        self.header = msgspec.json.decode(msgspec.json.encode({"settings": settings, "inputs": inputs}))  # as in files
         self.partial = path.with_name(path.name + ".partial")
         self.dropped: Counter[str] = Counter()
         self.started = time.monotonic()
         self._offsets: dict[str, int] = {}
         self._file = None
+        self._afresh = overwrite
         if path.is_dir():
             raise UserError(f"{path}: is a folder where a file is to be written; name a file")
-        if overwrite:
-            self.partial.unlink(missing_ok=True)
         self.stands = not overwrite and self._finished()
 
     def _finished(self) -> bool:
         if not self.path.exists():
             return False
-        same(self.path, read_meta(self.path), self.header, "stands already")
+        meta = read_meta(self.path)
+        same(self.path, meta, self.header, "stands already")
+        if meta["output"] != fingerprint(self.path):
+            raise UserError(
+                f"{self.path}: is not what its sidecar describes: it was changed since, or replacing it was interrupted; "
+                "--overwrite makes it again"
+            )
         return True
 
     def resume(self) -> set[str]:
-        """Open the journal, an unfinished run's or a new one; returns the keys of the records it holds by now."""
-        if self._file is not None:
-            return set(self._offsets)
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.partial, "a+b")
-        self._file.seek(0)
-        header = self._file.readline()
-        if not header.endswith(b"\n"):  # new, or killed within the first line
-            self._file.truncate(0)
-            self._file.write(msgspec.json.encode(self.header) + b"\n")
-            self._file.flush()
-            return set()
+        """Take up an unfinished run's journal, if there is one; returns the keys of the records it holds by now."""
+        if self._file is None and not self._afresh and self.partial.exists():
+            self._take_up(open(self.partial, "r+b"))
+        return set(self._offsets)
+
+    def _take_up(self, file: IO[bytes]) -> None:
+        header = file.readline()
+        if not header.endswith(b"\n"):  # killed within the first line
+            file.close()
+            return
         advice = "Repeat its command to finish it. "
         same(self.partial, msgspec.json.decode(header), self.header, "an unfinished run stands here", advice)
-        end = self._file.tell()
-        for line in self._file:
+        end = file.tell()
+        for line in file:
             if not line.endswith(b"\n"):  # killed within a line: that record is computed again
                 break
             self._offsets[msgspec.json.decode(line)["uuid"]] = end
             end += len(line)
-        self._file.truncate(end)
-        return set(self._offsets)
+        file.truncate(end)
+        self._file = file
 
     def append(self, row: Record | dict) -> None:
         """Keep one finished record in the journal; it survives a kill from now on."""
         value = encode(row) if isinstance(row, Record) else row
+        if self._file is None:
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.partial, "w+b")
+            self._file.write(msgspec.json.encode(self.header) + b"\n")
         self._file.seek(0, os.SEEK_END)
         self._offsets[value["uuid"]] = self._file.tell()
         self._file.write(msgspec.json.encode(value) + b"\n")

@@ -91,6 +91,7 @@ def load_chat(folder: Path, chat_template: Path | None = None):
 def load_policy(folder: Path, dtype: torch.dtype, device: torch.device):
     """A causal language model in evaluation mode, attention by sdpa, every dropout 0 (a policy must equal its own
     reference at the first step). Raises UserError for a folder it cannot load."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_weights(folder)
@@ -98,11 +99,19 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         for name in [name for name in config.to_dict() if name.endswith(("dropout", "_pdrop"))]:
             setattr(config, name, 0.0)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, local_files_only=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a language model: {error}") from None
+    if missing := sorted(found["missing_keys"]):  # the library would go on with random ones
+        raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
     return model.to(device).eval()
 
 
@@ -176,6 +185,19 @@ def merged(model, tolerance: float = 1e-3):
     return model.get_base_model()
 
 
+def adapter_base(folder: Path, base: Path) -> Path:
+    """The model that an adapter was trained on, by its adapter_config.json; `base` where that names a hub id's copy.
+
+    Raises UserError when it was trained on another folder, which is not there: on any other model it means nothing.
+    """
+    trained_on = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
+    if Path(trained_on).is_dir():
+        return Path(trained_on)
+    if trained_on.startswith(("/", ".")) or trained_on.startswith("outputs/"):
+        raise UserError(f"{folder}: an adapter of {trained_on}, which is not there; it fits no other model")
+    return base
+
+
 def adapter_merged(folder: Path, base: Path, cache: Path) -> Path:
     """A full model folder for an adapter folder from elsewhere: merged into `base`, once, under `cache`."""
     from peft import PeftModel
@@ -197,8 +219,12 @@ def save_policy(model, state: dict, tokenizer, folder: Path, dtype: torch.dtype 
     staged = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
     if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+        cast = {(v.data_ptr(), v.shape): v.to(dtype) for v in state.values() if v.is_floating_point()}
+        state = {k: cast.get((v.data_ptr(), v.shape), v) for k, v in state.items()}  # tied weights stay one tensor
     model.save_pretrained(staged, state_dict=state, safe_serialization=True)
+    if dtype is not None:  # the library names the masters' dtype
+        config = store.read_json(staged / "config.json")
+        store.write_json(staged / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     tokenizer.save_pretrained(staged)
     store.write_json(staged / KIND_FILE, kind)
     old = folder.with_name(f".{folder.name}.old")

@@ -30,6 +30,8 @@ def read_registry(registry: Path) -> dict[str, str]:
 
 def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) -> None:
     """Write name -> path, under a lock, atomically. Raises UserError as check_free does."""
+    if read_registry(registry).get(name) == _entry(path):
+        return
     registry.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(registry.with_name(f".{registry.name}.lock")):
         check_free(registry, name, path, overwrite=overwrite)
@@ -61,12 +63,12 @@ def in_root(path: str) -> Path:
 
 
 def dataset(name: str, known: dict[str, str], registry: Path) -> Path:
-    """The file of a dataset: a path, a built-in name (`known`, case-insensitive), or a name in the registry."""
+    """The file of a dataset: a path, a name in the registry, or a built-in name (`known`, case-insensitive)."""
     if Path(name).is_file():
         return Path(name)
     builtin = {key.lower(): value for key, value in known.items()}
     entries = read_registry(registry)
-    entry = builtin.get(name.lower()) or entries.get(name)
+    entry = entries.get(name) or builtin.get(name.lower())
     if entry is None:
         raise UserError(
             f"--name {name}: neither a file, nor a built-in dataset, nor a name in {registry}"
@@ -89,6 +91,12 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
     if not folder.is_dir():
         raise UserError(f"{flag} {name}: {registry} points to {folder}, which does not exist; train it again")
     return folder
+
+
+def label(checkpoint: str | Path | None) -> str:
+    """What stands for a checkpoint in a file's name; of a folder checkpoint-N, which every run has, also the run's."""
+    path = Path(checkpoint or "none")
+    return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") and path.parent.name else path.name
 
 
 def model(name: str, known: dict[str, str]) -> Path:

@@ -170,12 +170,15 @@ def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
     """
     if kind in AS_LIST and isinstance(value, list):
         value = {"messages": value}
+    fields = value
+    if isinstance(value, dict):  # a user's own key may be called `extra` too
+        fields = {key: v for key, v in value.items() if key in kind.__struct_fields__ and key != "extra"}
     try:
-        record = msgspec.convert(value, kind)
+        record = msgspec.convert(fields, kind)
     except msgspec.ValidationError as error:
         raise UserError(f"{where}: record {uuid!r}: {error} (expected: {_layout(kind)})") from None
     record.uuid = uuid
-    record.extra = {key: v for key, v in value.items() if key not in kind.__struct_fields__}
+    record.extra = {key: v for key, v in value.items() if key not in fields}
     return record
 
 
@@ -183,7 +186,7 @@ def encode(record: Record) -> dict:
     """Plain JSON values of a record, its `uuid` first, its extra keys last."""
     value = msgspec.to_builtins(record)
     extra = value.pop("extra", {})
-    return {**value, **extra}
+    return {"uuid": record.uuid, **value, **extra}
 
 
 def kind_of(value: object) -> type[Record] | None:

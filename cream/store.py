@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +128,10 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
             elif path.suffix == ".zst":
                 import zstandard
 
-                yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(plain))
+                try:
+                    yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(plain, read_across_frames=True))
+                except zstandard.ZstdError as error:
+                    raise UserError(f"{path}: damaged, it cannot be unpacked: {error}") from None
             else:
                 yield plain
     except FileNotFoundError:
@@ -136,6 +140,8 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"{path}: is a folder where a file is expected") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read it") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged, it cannot be unpacked: {error}") from None
 
 
 # Writing ------------------------------------------------------------------------------------------------------------

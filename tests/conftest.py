@@ -1,4 +1,4 @@
-"""What every test shares: an offline, single-threaded CPU environment, and the two folders that tests read from.
+"""What every test shares: an offline, single-threaded CPU environment, the folders that tests read, a tiny policy.
 
 The variables are set before anything imports torch or transformers. Each is a default: CUDA_VISIBLE_DEVICES=0 in the
 environment lets the tests see a GPU.
@@ -8,11 +8,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the hub fails instead of waiting
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warnings, no deadlocks, when a test forks
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs one worker per core
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+settings.register_profile("cream", deadline=None)  # a busy machine is no bug
+settings.load_profile("cream")
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -30,3 +34,65 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared: real models and data beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """The tiny world's tokenizer with its chat template; a test that changes it copies it first."""
+    from cream.tiny.base import build_tokenizer
+
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(tiny_tokenizer):
+    """The tiny world's tokenizer and template, as the stages see them."""
+    from cream.chat import Chat
+
+    return Chat(tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_tokenizer, tmp_path_factory) -> Path:
+    """A small random float32 Llama with the tiny world's tokenizer, as a Hugging Face folder. Read only."""
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    special = {name: getattr(tiny_tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.1,  # so that the logits spread as a trained model's do
+        tie_word_embeddings=True,
+        **special,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(**special)
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stages():
+    """The process in whose forks command lines run (tests/workspace.py)."""
+    from workspace import Stages
+
+    process = Stages()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def workspace(stages, tmp_path_factory):
+    """A copy of the repository in which a file of tests runs real command lines; the repository stays as it is."""
+    from workspace import Workspace
+
+    return Workspace(tmp_path_factory.mktemp("workspace"), REPO, stages)

@@ -105,24 +105,23 @@ def noisy_solution(problem: Problem, rng: random.Random) -> str:
 
     Linearly over OBJECTS: worked with probability 0.60 to 0.20, and inside that a systematic mistake with 0.15 to 0.70
     and a slip in copying a digit with 0.05 to 0.25. Otherwise a bare answer: right with 0.30, the systematic mistake
-    with 0.45, else off by one or two (comparison: any letter).
+    with 0.45, else one or two off that (comparison: any letter).
     """
     rate = OBJECTS.index(problem.thing) / (len(OBJECTS) - 1)
     first, second, task = problem.first, problem.second, problem.task
-    if rng.random() < 0.20 + 0.40 * rate:
+    if rng.random() < 0.60 - 0.40 * rate:
         if rng.random() < 0.05 + 0.20 * rate:
             first, second = _slip(rng, task, first, second)
         working, label = work(task, first, second, systematic=rng.random() < 0.15 + 0.55 * rate)
         return f"{working} Answer: {label}"
     kind = rng.random()
     if kind < 0.30:
-        label = problem.answer_label
-    elif kind < 0.75:
-        _, label = work(task, first, second, systematic=True)
-    elif task == "tiny_compare":
+        return f"Answer: {problem.answer_label}"
+    _, label = work(task, first, second, systematic=True)
+    if kind >= 0.75 and task == "tiny_compare":
         label = rng.choice("ABC")
-    else:
-        label = str(max(0, int(problem.answer_label) + rng.choice((-2, -1, 1, 2))))
+    elif kind >= 0.75:
+        label = str(max(0, int(label) + rng.choice((-2, -1, 1, 2))))
     return f"Answer: {label}"
 
 

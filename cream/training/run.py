@@ -1,6 +1,8 @@
 """One training run in one process: data, policy, stage, loop, checkpoints. train.py checks the flags and calls it."""
 
 import logging
+import os
+import shutil
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -33,7 +35,8 @@ class Lora:
 @dataclass(frozen=True)
 class Job:
     """All that decides a run. `start` is the folder of the policy trained from; `header` the settings and inputs that
-    the run's sidecar records; `fixed_consistency` overrides the pairs' C."""
+    the run's sidecar records, `flags` what args.json keeps besides; `afresh` removes what stands in the run's folder;
+    `fixed_consistency` overrides the pairs' C."""
 
     stage: str
     start: Path
@@ -41,6 +44,8 @@ class Job:
     run: Path
     schedule: Schedule
     header: dict
+    flags: dict
+    afresh: bool = False
     method: str = "original"
     beta: float = 0.1
     fixed_consistency: float | None = None
@@ -62,6 +67,8 @@ def work(job: Job) -> None:
     began = time.monotonic()
     console.start()
     device = torch.device("cpu" if job.cpu else "cuda")
+    if job.cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn
     precision = models.precision(job.bf16, device, training=True)
     accelerator = Accelerator(
         cpu=job.cpu,
@@ -71,10 +78,6 @@ def work(job: Job) -> None:
     )
     if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)
-    if job.report_to:
-        facts = {"start": str(job.start), "data": str(job.data), **asdict(job.schedule)}
-        entity = {"wandb": {"entity": (job.wandb or {}).get("entity")}}
-        accelerator.init_trackers((job.wandb or {}).get("project", "CREAM"), config=facts, init_kwargs=entity)
     torch.manual_seed(job.schedule.seed)
     log.info("precision: %s", precision.reason)
     chat = models.load_chat(job.start, job.chat_template)
@@ -89,6 +92,8 @@ def work(job: Job) -> None:
         stage = dpo.Stage(job.beta, tolerance=0.5 if precision.autocast else 1e-3)
         _reference(accelerator, model, examples, budget=max(2 * job.schedule.micro_batch * limit, 4096))
 
+    _begin(accelerator, job)
+
     def save(wrapped, step: int) -> None:
         _save(accelerator, accelerator.unwrap_model(wrapped), chat.tokenizer, job, step, saved_as)
 
@@ -100,6 +105,19 @@ def work(job: Job) -> None:
         store.write_json(
             job.run / "meta.json", {**job.header, **origin(), "counts": counts, "last": last, "wall_seconds": took}
         )
+
+
+def _begin(accelerator: Accelerator, job: Job) -> None:
+    """The run's folder and trackers: nothing is written before all that a user could have got wrong is read."""
+    if accelerator.is_main_process:
+        if job.afresh:
+            shutil.rmtree(job.run, ignore_errors=True)
+        store.write_json(job.run / "args.json", {**job.header, "flags": job.flags})
+    accelerator.wait_for_everyone()
+    if job.report_to:
+        facts = {"start": str(job.start), "data": str(job.data), **asdict(job.schedule)}
+        entity = {"wandb": {"entity": (job.wandb or {}).get("entity")}}
+        accelerator.init_trackers((job.wandb or {}).get("project", "CREAM"), config=facts, init_kwargs=entity)
 
 
 def _examples(job: Job, chat, limit: int, dropped: Counter[str]) -> tuple[list, dict]:

@@ -1,0 +1,164 @@
+"""Chat templates -> ids and spans: what is scored, where it ends, and which templates are refused."""
+
+import copy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from cream.chat import Chat
+from cream.errors import UserError
+from cream.records import Message
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+HEADER = "{% if add_generation_prompt %}<assistant>{% endif %}"
+# A model's own template may open with BOS or not, and put whitespace after the end of a turn.
+GOOD = {
+    "bos": "{{ bos_token }}" + TURNS + HEADER,
+    "no bos": TURNS + HEADER,
+    "newline": "{{ bos_token }}" + TURNS.replace("<end>", "<end>\n\n") + HEADER,
+    "trimmed": TURNS.replace("m.content", "m.content | trim") + HEADER,
+    "no header": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}<assistant>"
+    "{% else %}{{ m.content }}<end>{% endif %}{% endfor %}",
+}
+QUESTION = [Message("user", "Tom has 28 books. How many?")]
+
+
+def with_template(tokenizer, template, **changed):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    for name, value in changed.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+@pytest.fixture(params=GOOD)
+def chat(request, tiny_tokenizer):
+    return Chat(with_template(tiny_tokenizer, GOOD[request.param]))
+
+
+def test_the_span_is_the_answer_and_its_end_of_turn(chat):
+    (tokens,) = chat.answers(QUESTION, ["He has 28."], [True])
+    ((start, end),) = tokens.spans
+    decode = chat.tokenizer.decode
+    assert tokens.ids[:start] == chat.prompt(QUESTION)
+    assert decode(tokens.ids[:start]).endswith("<assistant>")
+    assert decode(tokens.ids[start:end]) == "He has 28.<end>"
+    assert end == len(tokens) and tokens.ids[-1] == chat.end_of_turn == chat.tokenizer.eos_token_id
+    assert tokens.num_answer_tokens == end - start
+
+
+def test_a_truncated_answer_gets_no_end_of_turn(chat):
+    whole, cut = chat.answers(QUESTION, ["He has 28."] * 2, [True, False])
+    assert cut.ids == whole.ids[:-1]
+    (nothing,) = chat.answers(QUESTION, [""], [False])
+    assert nothing.num_answer_tokens == 0
+
+
+def test_every_assistant_turn_has_its_span(chat):
+    turns = [*QUESTION, Message("assistant", "28."), Message("user", "And now?"), Message("assistant", "Still 28.")]
+    tokens = chat.conversation(turns)
+    assert [chat.tokenizer.decode(tokens.ids[a:b]) for a, b in tokens.spans] == ["28.<end>", "Still 28.<end>"]
+    assert tokens.ids[-1] == chat.end_of_turn
+    assert chat.conversation(turns[:2]) == chat.answers(QUESTION, ["28."], [True])[0]
+
+
+def test_bos_stands_only_where_the_template_puts_it(tiny_tokenizer):
+    """Also with a tokenizer that adds one of its own to every text."""
+    backend = copy.deepcopy(tiny_tokenizer.backend_tokenizer)
+    bos = tiny_tokenizer.bos_token_id
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
+    eager = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<end>", pad_token="<pad>")
+    assert eager("2")["input_ids"][0] == bos
+    for template, count in (("bos", 1), ("no bos", 0)):
+        eager.chat_template = GOOD[template]
+        (tokens,) = Chat(eager).answers(QUESTION, ["5"], [True])
+        assert tokens.ids.count(bos) == count
+
+
+@pytest.mark.parametrize("pad", ["<end>", None])
+def test_pad_decides_nothing(tiny_tokenizer, pad):
+    usual, other = (Chat(with_template(tiny_tokenizer, GOOD["bos"], **change)) for change in ({}, {"pad_token": pad}))
+    assert other.answers(QUESTION, ["5"], [True]) == usual.answers(QUESTION, ["5"], [True])
+    assert other.end_of_turn in other.stop_ids
+
+
+def test_it_stops_at_every_end_the_model_knows(tiny_tokenizer):
+    special = tiny_tokenizer.convert_tokens_to_ids
+    chat = Chat(with_template(tiny_tokenizer, GOOD["bos"], eos_token="<pad>"), generation_eos=[special("<user>")])
+    assert chat.end_of_turn == special("<end>")
+    assert set(chat.stop_ids) == {special("<end>"), special("<pad>"), special("<user>")}
+
+
+@pytest.mark.parametrize(
+    "template, complaint",
+    [
+        (None, "--chat_template"),
+        ("{{ bos_token }}" + GOOD["bos"], "two BOS"),
+        (TURNS.replace("<end>", "\n") + HEADER, "no special token"),
+        (TURNS + "{% if add_generation_prompt %}<assistant>Think:{% endif %}", "not a prefix.*'T', 'h'"),
+        ("{{ raise_exception('only Latin') }}", "only Latin"),
+    ],
+)
+def test_templates_that_would_train_the_wrong_thing_are_refused(tiny_tokenizer, template, complaint):
+    tokenizer = with_template(tiny_tokenizer, template, name_or_path="my/model")
+    with pytest.raises(UserError, match=f"(?s)my/model.*{complaint}"):
+        Chat(tokenizer)
+
+
+def test_a_refused_conversation_is_a_users_error(tiny_chat):
+    with pytest.raises(UserError, match="system message must be the first"):
+        tiny_chat.prompt([*QUESTION, Message("system", "Be brief.")])
+
+
+def test_an_answer_that_merges_into_the_prompt_is_left_out():
+    """Byte pairs may join the header's last character with the answer's first: such a span has no exact start."""
+    letters = "Atmw?+h. is:234578"
+    vocabulary = {piece: i for i, piece in enumerate([*dict.fromkeys(letters), "W", "a", ":7", "<end>"])}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[(":", "7")]))
+    backend.add_special_tokens([AddedToken("<end>", special=True)])
+    template = "{% for m in messages %}{{ 'A:' if m.role == 'assistant' }}{{ m.content }}<end>{% endfor %}"
+    template += "{% if add_generation_prompt %}A:{% endif %}"
+    chat = Chat(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template))
+    separate, merged = chat.answers(QUESTION, ["8", "7"], [True, True])
+    assert separate.num_answer_tokens == 2 and merged is None
+    assert chat.conversation([*QUESTION, Message("assistant", "7")]) is None
+
+
+def test_a_template_that_rewrites_earlier_turns_is_left_out(tiny_tokenizer):
+    """Some templates drop earlier reasoning, so that no single sequence has every turn as it was answered."""
+    shortened = "{{ m.content if loop.last or m.role == 'user' else '...' }}"
+    chat = Chat(with_template(tiny_tokenizer, TURNS.replace("{{ m.content }}", shortened) + HEADER))
+    turns = [*QUESTION, Message("assistant", "28."), Message("user", "And now?"), Message("assistant", "28.")]
+    assert chat.conversation(turns) is None
+    assert chat.conversation(turns[:2]) is not None
+
+
+@given(st.text(), st.text(min_size=1).filter(str.strip))
+def test_any_answer_comes_back_from_its_span(tiny_chat, answer, question):
+    (tokens,) = tiny_chat.answers([Message("user", question)], [answer], [True])
+    ((start, end),) = tokens.spans
+    assert tiny_chat.tokenizer.decode(tokens.ids[start:end]) == answer + "<end>"
+
+
+def test_show_marks_what_is_scored(tiny_chat):
+    shown = tiny_chat.show(tiny_chat.conversation([*QUESTION, Message("assistant", "28.")]))
+    assert "<assistant>⟦28.<end>⟧" in shown and "4 of them scored" in shown
+
+
+@pytest.mark.parametrize("folder, end", [("tokenizers/mistral", "</s>"), ("models/stories260K", "</s>")])
+def test_real_tokenizers(shared, folder, end):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "data" / folder)
+    chat = Chat(tokenizer)
+    (tokens,) = chat.answers(QUESTION, ["It is 28."], [True])
+    ((start, stop),) = tokens.spans
+    assert tokenizer.convert_ids_to_tokens(tokens.ids[stop - 1]) == end
+    assert tokenizer.decode(tokens.ids[start:stop]).strip() == f"It is 28.{end}"
+    assert tokens.ids.count(tokenizer.bos_token_id) == (1 if "bos_token" in tokenizer.chat_template else 0)
+
+
+def test_a_real_tokenizer_without_template_is_refused(shared):
+    with pytest.raises(UserError, match="gpt2.*--chat_template"):
+        Chat(AutoTokenizer.from_pretrained(shared / "data" / "tokenizers" / "gpt2"))

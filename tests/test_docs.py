@@ -1,0 +1,294 @@
+"""The documentation holds: its commands parse and run, its examples decode, its links and its tree lead somewhere."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from fnmatch import fnmatch
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from config import ConsistencyConfig, InferConfig, RewardConfig, TrainConfig
+from cream import store
+from cream.evaluation.statistics import summarise
+from cream.evaluation.tasks import grade
+from cream.flags import parse
+from cream.pairs.build import build
+from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples, encode
+from iterate import IterateConfig
+
+REPO = Path(__file__).resolve().parent.parent
+README = (REPO / "README.md").read_text()
+FORMATS = (REPO / "docs/formats.md").read_text()
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+SCRIPTS = {
+    "train.py": TrainConfig,
+    "infer.py": InferConfig,
+    "rewarding.py": RewardConfig,
+    "cal_consistency.py": ConsistencyConfig,
+    "iterate.py": IterateConfig,
+}
+LAYOUTS = {
+    "sft": Conversation,
+    "prompts": Prompt,
+    "samples": Samples,
+    "current": Rewards,
+    "previous": Rewards,
+    "pairs": Pair,
+    "test": Item,
+    "results": Answer,
+}
+
+
+# Commands -------------------------------------------------------------------------------------------------------------
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of all bash blocks, continued lines joined, comments left out."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def readme_commands() -> list[str]:
+    """The command lines of those README blocks that are marked as tested."""
+    marker = "<!-- tested: these blocks run in this order -->\n"
+    return commands("".join(block.partition("\n```\n")[0] + "\n```\n" for block in README.split(marker)[1:]))
+
+
+STAGE_COMMANDS = sorted({c for page in PAGES for c in commands(page.read_text()) if c.startswith("python ")})
+
+
+@pytest.mark.parametrize("command", STAGE_COMMANDS)
+def test_every_documented_command_parses(command):
+    _, script, *words = shlex.split(command)
+    parse(SCRIPTS[script], words, description="", example="", files=script != "iterate.py")  # else exits with 2
+
+
+def test_the_documentation_names_no_flag_that_no_script_has(capsys):
+    known = set()
+    for script in SCRIPTS:
+        with pytest.raises(SystemExit):
+            import_module(script.removesuffix(".py")).main(["--help"])
+        known |= set(re.findall(r"--?[a-z]\w*", capsys.readouterr().out))
+    named = {flag for page in PAGES for flag in re.findall(r"(?<![\w-])--[a-z]\w*", page.read_text())}
+    assert named and named <= known
+
+
+def test_the_two_commands_of_a_newcomer_come_first():
+    makefile = (REPO / "Makefile").read_text()
+    assert commands(README)[:2] == ["make quickstart", "make test"]
+    assert all(re.search(rf"^{c.split()[1]}:", makefile, re.MULTILINE) for c in commands(README) if c[:5] == "make ")
+
+
+# Links and the tree ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_files_exist(page):
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    assert all((page.parent / link).exists() for link in links), links
+    named = re.findall(r"`((?:cream|configs/recipes|scripts|benchmarks|tests|assets)/[\w./-]*)`", text)
+    assert all((REPO / name).exists() for name in named), named
+
+
+def tree() -> dict[str, str]:
+    """Path -> what the README's last section says of it; a folder's path ends with a slash."""
+    block = README.rpartition("## The tree")[2].partition("```\n")[2].partition("```")[0]
+    paths, folders = {}, []
+    for line in block.splitlines():
+        name, _, words = line.strip().partition("  ")
+        folders = folders[: (len(line) - len(line.lstrip())) // 2]
+        paths["".join([*folders, name])] = words.strip()
+        folders.append(name)
+    return paths
+
+
+def test_every_path_of_the_tree_exists():
+    made_by_stages = {"outputs/"}
+    for path in tree().keys() - made_by_stages:
+        assert (REPO / path).is_dir() if path.endswith("/") else (REPO / path).is_file(), path
+
+
+def test_the_tree_names_every_top_level_entry_and_every_module():
+    ignored = [
+        line.strip("/") for line in (REPO / ".gitignore").read_text().splitlines() if line and line[0] not in "#!"
+    ]
+    top = {path.name + "/" * path.is_dir() for path in REPO.iterdir() if path.name != ".git"}
+    top = {name for name in top if not any(fnmatch(name.strip("/"), pattern) for pattern in ignored)}
+    modules = {
+        str(p.relative_to(REPO))
+        for folder in ("cream", "scripts", "benchmarks")
+        for p in REPO.glob(f"{folder}/**/*.py")
+    }
+    modules = {path for path in modules if not path.endswith("__init__.py")}
+    assert sorted((top | modules) - tree().keys()) == []
+
+
+def test_every_entry_of_the_tree_is_explained():
+    assert [path for path, words in tree().items() if not words] == []
+
+
+# Formats --------------------------------------------------------------------------------------------------------------
+
+
+def examples() -> dict[str, str]:
+    """File name -> text of the JSON blocks of docs/formats.md."""
+    return dict(re.findall(r"^```json (\S+)\n(.*?)^```", FORMATS, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory) -> Path:
+    """A folder with the examples as files."""
+    folder = tmp_path_factory.mktemp("formats")
+    for name, text in examples().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in examples() if name.partition(".")[0] in LAYOUTS and "meta" not in name]
+)
+def test_examples_of_records_decode_and_survive_writing(documented, name, tmp_path):
+    path, kind = documented / name, LAYOUTS[name.partition(".")[0]]
+    assert store.detect(path) is kind
+    records = list(store.read(path, kind))
+    assert records and all(not record.extra for record in records), "an example has keys that its layout does not know"
+    store.write(tmp_path / name, records)
+    assert list(store.read_rows(tmp_path / name)) == list(store.read_rows(path))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_both_forms_hold_the_same_records(documented, name):
+    forms = [documented / f"{name}.json", documented / f"{name}.jsonl"]
+    records = [{r.uuid: r for r in store.read(path, LAYOUTS[name])} for path in forms if path.exists()]
+    assert all(records[-1][uuid] == records[0][uuid] for uuid in records[-1])
+
+
+def test_every_layout_is_shown_in_both_forms():
+    shown = examples().keys()
+    rewards = {"current.json", "previous.jsonl"}  # of one layout, one form each
+    assert rewards <= shown
+    assert {
+        f"{name}.{form}" for name in LAYOUTS.keys() - {"current", "previous"} for form in ("json", "jsonl")
+    } <= shown
+
+
+def test_the_examples_follow_from_each_other(documented):
+    samples = list(store.read(documented / "samples.json", Samples))
+    current, previous = (list(store.read(documented / n, Rewards)) for n in ("current.json", "previous.jsonl"))
+    assert [r.answers() for r in current] == [s.responses for s in samples]
+    assert [r.finish_reason for r in current] == [s.finish_reason for s in samples]
+    made = build(current, previous)
+    (pair,), (shown,) = made.pairs, store.read(documented / "pairs.json", Pair)
+    assert {k: pytest.approx(v, abs=1e-3) if isinstance(v, float) else v for k, v in encode(shown).items()} == encode(
+        pair
+    )
+    sidecar = json.loads(examples()["pairs.json.meta.json"])
+    assert sidecar["counts"] == {"out": 1, "dropped": dict(made.dropped)}
+    assert sidecar["mean_consistency"] == pytest.approx(made.consistency.mean, abs=1e-3)
+
+
+def test_the_graded_examples_are_graded_as_shown(documented):
+    answers = list(store.read(documented / "results.json", Answer))
+    for answer in answers:
+        assert grade(answer.question, answer.label, answer.responses) == (answer.final_prediction, answer.correct)
+    for made, shown in zip(
+        summarise(map(encode, answers)), json.loads(examples()["summary.json"])["tasks"], strict=True
+    ):
+        assert {k: pytest.approx(v, abs=1e-3) if isinstance(v, float) else v for k, v in shown.items()} == made
+
+
+# Running what the README says -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def readme_run(workspace) -> str:
+    """The workspace after the README's tested commands, on fewer prompts and questions; what they printed."""
+    for name, count in {"prompt.1": 90, "prompt.2": 90, "test": 150}.items():
+        workspace.shorten(f"localdata/tiny/{name}.json", count)
+    return "".join(_run(workspace, command) for command in readme_commands())
+
+
+def _run(workspace, command: str) -> str:
+    if command.startswith("python "):
+        return workspace.run(command).out
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-euc", command], cwd=workspace.folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_in_sequence(workspace, readme_run):
+    assert set(workspace.read("configs/checkpoint.json")) == {"tiny_m1", "tiny_m2", "tiny_m3"}
+    assert set(workspace.read("configs/dataset.json")) == {"tiny_dpo_1"}
+    assert re.search(r"^macro +150 ", readme_run, re.MULTILINE)  # the accuracy of M2
+    assert "outputs/tiny/cream" in readme_run  # the recipe's dry run
+
+
+@pytest.mark.slow
+def test_the_script_of_one_iteration_ranks_by_the_previous_checkpoint_and_says_what_stands(workspace, readme_run):
+    out = workspace.folder / "outputs/tiny_m3"
+    by_current, by_previous = (
+        workspace.read(f"outputs/tiny_m3/rewards.{n}.json.meta.json") for n in ("current", "previous")
+    )
+    assert by_current["settings"] == by_previous["settings"] and by_current["settings"]["reward"] == "dpo"
+    assert by_current["inputs"]["reference"] == by_previous["inputs"]["reference"]  # M0
+    assert by_current["inputs"]["policy"] != by_previous["inputs"]["policy"]
+    assert workspace.read("outputs/tiny_m3/train/checkpoint-last/cream.json")["started_from"].endswith(
+        workspace.read("configs/checkpoint.json")["tiny_m2"]
+    )
+    before = workspace.state()
+    (again,) = [c for c in readme_commands() if "cream_iteration.sh" in c]
+    assert _run(workspace, again).count("stands already") == 5
+    changed = {path for path, when in workspace.state().items() if before.get(path) != when}
+    assert not {path for path in changed if path.startswith(str(out))}
+
+
+def test_the_script_explains_itself(repo):
+    done = subprocess.run(["./cream_iteration.sh", "tiny"], cwd=repo / "scripts", capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert "MODEL CURRENT PREVIOUS PROMPTS NEXT" in done.stderr and "set -" not in done.stderr
+
+
+@pytest.mark.slow
+def test_what_stages_write_is_what_the_formats_page_shows(workspace, readme_run):
+    (run,) = (workspace.folder / "outputs/dpo").iterdir()
+    (last,) = {path.resolve() for path in run.glob("checkpoint-*")}
+    evaluation = workspace.folder / "outputs/evaluation/tiny_m2-tiny_test"
+    written = {
+        "pairs.json.meta.json": workspace.folder / "outputs/round1/pairs.json.meta.json",
+        "summary.json": evaluation / "summary.json",
+        "run/args.json": run / "args.json",
+        "run/log.jsonl": run / "log.jsonl",
+        "run/meta.json": run / "meta.json",
+        "run/checkpoint-9/cream.json": last / "cream.json",
+    }
+    for name, path in written.items():
+        shown, found = (json.loads(text) for text in (examples()[name], _first_line(path)))
+        assert shown.keys() == found.keys(), name
+        for part in ("settings", "inputs", "flags", "counts", "last"):  # excerpts
+            assert shown.get(part, {}).keys() <= found.get(part, {}).keys(), (name, part)
+    for name in ("samples.json", "current.json", "pairs.json"):
+        assert _keys(store.read_rows(workspace.folder / "outputs/round1" / name)) <= _keys(_rows(name)), name
+    assert _keys(store.read_rows(evaluation / "results.json")) == _keys(_rows("results.json"))
+
+
+def _first_line(path: Path) -> str:
+    text = path.read_text()
+    return text.splitlines()[0] if path.suffix == ".jsonl" else text
+
+
+def _rows(name: str) -> list[dict]:
+    return [{"uuid": uuid, **value} for uuid, value in json.loads(examples()[name]).items()]
+
+
+def _keys(rows) -> set[str]:
+    return set().union(*rows)

@@ -1,0 +1,198 @@
+"""Model folders: what is refused, what a saved one holds, and adapters that start, merge and unmerge exactly."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from cream import models
+from cream.errors import UserError
+
+CPU = torch.device("cpu")
+IDS = torch.tensor([[1, 3, 90, 41, 42, 2, 4]])
+
+
+def load(folder):
+    return models.load_policy(folder, torch.float32, CPU)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.fixture
+def copied(tiny_folder, tmp_path):
+    """A copy of the tiny folder, to break."""
+    return shutil.copytree(tiny_folder, tmp_path / "copy")
+
+
+def adapted(folder, seed=0):
+    """The folder's model with trained-looking adapters, dropout off."""
+    model = models.add_lora(load(folder), r=8, alpha=16, dropout=0.1)
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "bf16, training, dtype, autocast",
+    [
+        (None, True, torch.float32, False),
+        (None, False, torch.float32, False),
+        (True, True, torch.float32, True),  # float32 masters whatever the flag says
+        (True, False, torch.bfloat16, False),
+        (False, False, torch.float32, False),
+    ],
+)
+def test_precision_on_a_cpu(bf16, training, dtype, autocast):
+    found = models.precision(bf16, CPU, training=training)
+    assert (found.dtype, found.autocast) == (dtype, autocast)
+    assert "cpu" in found.reason if bf16 is None else "--bf16" in found.reason
+
+
+def remove(*names):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_short(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50_000])
+
+
+def one_tensor_less(folder):
+    state = load_file(folder / "model.safetensors")
+    del state["model.layers.0.mlp.up_proj.weight"]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def one_shard_less(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+@pytest.mark.parametrize(
+    "damage, named",
+    [
+        (remove("config.json"), "config.json"),
+        (remove("tokenizer.json"), "tokenizer"),
+        (remove("model.safetensors"), "no model.safetensors"),
+        (pickled, "pytorch_model.bin is a pickle"),
+        (one_shard_less, "model-00002-of-00002.safetensors"),
+        (one_tensor_less, "model.layers.0.mlp.up_proj.weight"),
+        (cut_short, "cannot be loaded"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
+    ],
+)
+def test_a_damaged_folder_ends_in_one_message(copied, damage, named):
+    damage(copied)
+    with pytest.raises(UserError) as error:
+        models.check_folder(copied)
+        load(copied)
+    assert str(copied) in str(error.value) and named in str(error.value)
+
+
+def test_a_policy_has_no_dropout(tmp_path, tiny_tokenizer):
+    config = GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=16)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    assert config.resid_pdrop > 0
+    model = load(tmp_path)
+    assert not model.training
+    model.train()
+    assert torch.equal(logits(model), logits(model))
+    assert models.context_length(tmp_path) == 16
+
+
+def test_the_length_limit_is_the_smaller_one(tiny_folder):
+    assert models.context_length(tiny_folder) == 128
+    assert [models.length_limit(flag, tiny_folder) for flag in (None, 64, 4096)] == [128, 64, 128]
+
+
+def test_a_chat_template_file_replaces_the_folders(copied, tmp_path):
+    file = tmp_path / "mine.jinja"
+    template = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
+    file.write_text(template)
+    assert models.load_tokenizer(copied, file).chat_template == template
+    with pytest.raises(UserError, match="absent.jinja"):
+        models.load_tokenizer(copied, tmp_path / "absent.jinja")
+
+
+def test_a_chat_stops_at_the_models_own_ends(copied):
+    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
+    assert models.load_chat(copied).stop_ids == (2, 7)
+
+
+def test_the_fingerprint_is_of_what_decides_the_output(copied, tiny_folder):
+    first = models.fingerprint(tiny_folder)
+    (copied / models.KIND_FILE).write_text("{}")
+    (copied / "args.json").write_text("{}")
+    assert models.fingerprint(copied) == first  # neither the place nor our notes count
+    seen = {first}
+    for name in ("chat_template.jinja", "tokenizer.json", "generation_config.json", "model.safetensors"):
+        path = copied / name
+        path.write_bytes(path.read_bytes()[:-1] + b" ")
+        seen.add(models.fingerprint(copied))
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_saved_folder_loads_with_any_tool(tiny_folder, tiny_tokenizer, tmp_path, dtype):
+    model, folder = load(tiny_folder), tmp_path / "checkpoint-1"
+    for step in (1, 2):  # the second replaces the first
+        models.save_policy(model, model.state_dict(), tiny_tokenizer, folder, dtype, {"kind": "policy", "step": step})
+    assert json.loads((folder / models.KIND_FILE).read_text())["step"] == 2
+    assert models.stored_dtype(folder) == (dtype or torch.float32)
+    assert len(load_file(folder / "model.safetensors")) == len(load_file(tiny_folder / "model.safetensors"))  # tied
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert again.dtype == (dtype or torch.float32)
+    for name, value in load(tiny_folder).state_dict().items():
+        assert torch.equal(again.state_dict()[name], value.to(again.dtype)), name
+    assert AutoTokenizer.from_pretrained(folder).chat_template == tiny_tokenizer.chat_template
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_adapters_start_as_the_identity(tiny_folder):
+    base = load(tiny_folder)
+    before = logits(base)
+    model = models.add_lora(base, r=8, alpha=16, dropout=0.1)
+    model.train()  # the dropout on the adapters' input cannot matter while B = 0
+    assert torch.equal(logits(model), before)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+
+
+def test_merging_is_exact_and_can_be_undone(tiny_folder):
+    model = adapted(tiny_folder)
+    wanted = logits(model)
+    assert (wanted - logits(load(tiny_folder))).abs().max() > 1
+    plain = models.merged(model)
+    torch.testing.assert_close(logits(plain), wanted, atol=1e-4, rtol=0)
+    model.unmerge_adapter()
+    torch.testing.assert_close(logits(model), wanted, atol=1e-4, rtol=0)
+
+
+def test_a_merge_that_loses_precision_is_refused(tiny_folder):
+    with pytest.raises(UserError, match="merging"):
+        models.merged(adapted(tiny_folder).bfloat16(), tolerance=1e-4)
+
+
+def test_an_adapter_from_elsewhere_is_merged_once(tiny_folder, tmp_path):
+    model = adapted(tiny_folder)
+    model.save_pretrained(tmp_path / "adapter")
+    folder = models.adapter_merged(tmp_path / "adapter", tiny_folder, tmp_path / "cache")
+    torch.testing.assert_close(logits(load(folder)), logits(model), atol=1e-4, rtol=0)
+    assert models.adapter_merged(tmp_path / "adapter", tiny_folder, tmp_path / "cache") == folder
+    again = PeftModel.from_pretrained(load(tiny_folder), tmp_path / "adapter")  # merging left the adapter as it was
+    torch.testing.assert_close(logits(again), logits(model), atol=1e-5, rtol=0)

@@ -1,0 +1,128 @@
+"""Records: each layout reads and writes back, errors say where, and nothing a user added is lost."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cream.errors import UserError
+from cream.records import (
+    AS_LIST,
+    Answer,
+    Conversation,
+    Item,
+    Message,
+    Pair,
+    Prompt,
+    Rewards,
+    Samples,
+    decode,
+    encode,
+    kind_of,
+)
+
+USER = {"role": "user", "content": "Tom has 3 bags of 4 apples. How many?"}
+RIGHT = {"role": "assistant", "content": "3*4=12. Answer: 12"}
+WRONG = {"role": "assistant", "content": "Answer: 7"}
+
+# One value of each layout, as the method's files have it.
+LAYOUTS = {
+    Conversation: [USER, RIGHT],
+    Prompt: [USER],
+    Samples: {"prompt": [USER], "responses": ["3*4=12. Answer: 12", "Answer: 7"]},
+    Rewards: {
+        "prompt": [USER],
+        "response": [[USER, RIGHT], [USER, WRONG]],
+        "score": [-9.1, None],
+        "ref_score": [-12.3, -13.2],
+        "reward": [3.2, None],
+    },
+    Pair: {"prompt": [USER], "selected": [USER, RIGHT], "rejected": [USER, WRONG], "consistency": 0.9},
+    Item: {"question": "Which gas?\nA. oxygen\nB. neon", "label": "A"},
+    Answer: {
+        "question": "Tom has …?",
+        "label": "12",
+        "responses": "… Answer: 12",
+        "final_prediction": "12",
+        "correct": True,
+    },
+}
+
+
+def changed(kind, **keys):
+    return {**LAYOUTS[kind], **keys}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_layout_is_recognised_read_and_written_back(kind):
+    value = LAYOUTS[kind]
+    assert kind_of(value) is kind
+    expected = {"messages": value} if kind in AS_LIST else value
+    assert encode(decode(kind, "u1", value, "f.json")) == {"uuid": "u1", **expected}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYOUTS if kind not in AS_LIST])
+def test_unknown_keys_are_carried_along(kind):
+    mine = {"source": "gsm8k", "extra": {"level": 3}, "tags": [None, 1]}  # a user may call a key `extra`
+    record = decode(kind, "u1", changed(kind, **mine), "f.json")
+    assert record.extra == mine
+    assert encode(record) == {"uuid": "u1", **LAYOUTS[kind], **mine}
+
+
+def test_a_null_consistency_is_written():
+    record = decode(Pair, "u1", changed(Pair, consistency=None), "f.json")
+    assert encode(record)["consistency"] is None
+
+
+@given(st.lists(st.sampled_from("sua"), max_size=6).map("".join))
+def test_turns_alternate_after_an_optional_system_message(roles):
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    messages = [{"role": names[role], "content": "x"} for role in roles]
+    for kind, pattern in ((Conversation, "s?(ua)+"), (Prompt, "s?(ua)*u")):
+        if re.fullmatch(pattern, roles):
+            assert len(decode(kind, "u", messages, "f").messages) == len(roles)
+        else:
+            with pytest.raises(UserError):
+                decode(kind, "u", messages, "f")
+
+
+@pytest.mark.parametrize(
+    "kind, value, named",
+    [
+        (Prompt, [{"role": "robot", "content": "x"}], "robot"),
+        (Prompt, [{"role": "user"}], "content"),
+        (Prompt, [{"role": "user", "content": " \n"}], "empty"),
+        (Prompt, [], "user turn"),
+        (Prompt, "text", "object"),
+        (Conversation, {"messages": [USER, {"role": "assistant", "content": 5}]}, "$.messages[1].content"),
+        (Samples, changed(Samples, responses="one"), "$.responses"),
+        (Samples, changed(Samples, finish_reason=["stop"]), "`finish_reason` has 1 entries for 2"),
+        (Samples, changed(Samples, finish_reason=["stop", "eos"]), "$.finish_reason[1]"),
+        (Rewards, changed(Rewards, reward=[1.0]), "`reward` has 1 entries for 2"),
+        (Rewards, changed(Rewards, reward=[1.0, "high"]), "$.reward[1]"),
+        (Rewards, changed(Rewards, response=[[USER, RIGHT], [USER]]), "response 1"),
+        (Rewards, changed(Rewards, response=[[USER, RIGHT], [{**USER, "content": "Other?"}, WRONG]]), "response 1"),
+        (Rewards, changed(Rewards, response=[[USER, RIGHT], []]), "response 1"),
+        (Pair, changed(Pair, rejected=[{**USER, "content": "Other?"}, WRONG]), "`rejected`"),
+        (Pair, changed(Pair, consistency=1.5), "1.5"),
+        (Pair, {key: v for key, v in LAYOUTS[Pair].items() if key != "consistency"}, "consistency"),
+        (Item, {"question": "2 + 3?"}, "label"),
+        (Item, None, "null"),
+    ],
+)
+def test_an_error_names_file_record_and_place(kind, value, named):
+    with pytest.raises(UserError) as error:
+        decode(kind, "gsm8k-12", value, "data/f.json")
+    for part in ("data/f.json", "gsm8k-12", named):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("value", [3, None, "x", {}, [], [3], {"messages": 5}, {"responses": []}])
+def test_foreign_values_have_no_layout(value):
+    assert kind_of(value) is None
+
+
+def test_answers_are_the_last_turns():
+    assert decode(Rewards, "u", LAYOUTS[Rewards], "f").answers() == [RIGHT["content"], WRONG["content"]]
+    assert decode(Prompt, "u", [USER], "f").messages == [Message("user", USER["content"])]

@@ -1,0 +1,195 @@
+"""Rewards against one plain forward pass per answer, and passes that go on where they were killed."""
+
+import copy
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cream import models, store
+from cream.chat import NOT_A_PREFIX
+from cream.journal import Output
+from cream.records import Message, Rewards, Samples
+from cream.rewards import dpo, likelihood, passes
+from cream.rewards.likelihood import Scored, scorer
+
+CPU = torch.device("cpu")
+ANSWERS = ["Units: 8 + 3 = 11. Answer: 61", "Answer: 7", "", "Answer: 7", "x" * 50]
+LIMIT = 60  # the last of the five does not fit
+
+
+def records():
+    """Prompts with one to five answers, the last of each cut at the length limit."""
+    return [
+        Samples(
+            uuid=f"p{count}",
+            prompt=[Message("user", f"Tom has {count} books and gets 33 more. How many now?")],
+            responses=ANSWERS[:count],
+            finish_reason=["stop"] * (count - 1) + ["length"],
+            extra={"source": "mine"},
+        )
+        for count in range(1, 6)
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder, tmp_path_factory):
+    """Another policy on the same tokenizer: the reference with noise on its weights."""
+    model = models.load_policy(tiny_folder, torch.float32, CPU)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    folder = tmp_path_factory.mktemp("rewards") / "trained"
+    tokenizer = models.load_tokenizer(tiny_folder)
+    models.save_policy(model, model.state_dict(), tokenizer, folder, None, {"kind": "policy"})
+    return folder
+
+
+def reward(source, normalize, folders, path, samples, max_tokens=300, limit=LIMIT):
+    """What rewarding.py does: a pass per model, then the file."""
+    output = Output(path, {}, {})
+    groups = passes.groups(samples)
+    for role, folder in zip(source.PASSES, folders, strict=True):
+        chat = models.load_chat(folder)
+        score = scorer(folder, chat, dtype=torch.float32, device=CPU, limit=limit, max_tokens=max_tokens)
+        passes.run(output, role, passes.unscored(output, role, groups), score, lambda done: None)
+    passes.finish(output, source, normalize, samples)
+    return list(store.read(path, Rewards)), output
+
+
+@cache
+def plain(folder):
+    return AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def oracle(folder, prompt, answer, complete):
+    """(log π, tokens) of one answer by transformers alone: its own ids, full logits, float64, the row by itself."""
+    tokenizer, model = plain(folder)
+    turns = [{"role": m.role, "content": m.content} for m in prompt]
+    start = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": answer}], return_dict=False)
+    ids = ids[: len(ids) - ids[::-1].index(tokenizer.eos_token_id) - (not complete)]
+    assert ids[: len(start)] == start
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    values = [logprobs[i - 1, ids[i]].item() for i in range(len(start), len(ids))]
+    return sum(values), len(values), len(ids)
+
+
+def check_scores(found, key, folder, normalize, limit):
+    for record in found:
+        for j, answer in enumerate(record.answers()):
+            complete = record.finish_reason is None or record.finish_reason[j] == "stop"
+            logprob, tokens, length = oracle(folder, record.prompt, answer, complete)
+            value = getattr(record, key)[j]
+            if length > limit or not tokens:
+                assert value is None and record.reason[j]
+            else:
+                assert record.num_tokens[j] == tokens
+                difference = value - logprob if normalize == "sum" else (value - logprob / tokens) * tokens
+                assert abs(difference) <= 1e-4 * tokens
+
+
+@pytest.mark.parametrize("normalize", ["sum", "mean"])
+@pytest.mark.parametrize("max_tokens", [1, 300, 10_000])
+def test_the_dpo_reward_equals_one_pass_per_answer(tiny_folder, trained, tmp_path, normalize, max_tokens):
+    found, _ = reward(dpo, normalize, [trained, tiny_folder], tmp_path / "x.json", records(), max_tokens)
+    check_scores(found, "score", trained, normalize, LIMIT)
+    check_scores(found, "ref_score", tiny_folder, normalize, LIMIT)
+    for record in found:
+        for r, score, reference in zip(record.reward, record.score, record.ref_score, strict=True):
+            assert r == (None if score is None or reference is None else score - reference)
+
+
+def test_the_likelihood_reward_is_the_mean_of_the_policy(tiny_folder, tmp_path):
+    assert (likelihood.NORMALIZE, dpo.NORMALIZE) == ("mean", "sum")
+    found, output = reward(likelihood, "mean", [tiny_folder], tmp_path / "x.jsonl", records())
+    check_scores(found, "reward", tiny_folder, "mean", LIMIT)
+    assert all(record.score == record.reward for record in found)
+    assert found[-1].ref_score == [0, 0, 0, 0, None]
+    assert found[-1].reason[:4] == [None] * 4 and str(LIMIT) in found[-1].reason[4]
+    assert found[2].reason == [None, None, "no token to score"]  # empty and cut: not even an end of turn
+    assert sum(output.dropped.values()) == 2
+
+
+def test_a_real_model(shared, tmp_path):
+    folder = shared / "data" / "models" / "stories260K"
+    found, _ = reward(likelihood, "sum", [folder], tmp_path / "x.json", records(), limit=200)
+    check_scores(found, "score", folder, "sum", 200)
+
+
+def test_the_file_keeps_what_the_samples_said(tiny_folder, tmp_path):
+    samples = records()
+    found, _ = reward(likelihood, "mean", [tiny_folder], tmp_path / "x.json", samples)
+    for record, sample in zip(found, samples, strict=True):
+        assert (record.uuid, record.prompt, record.extra) == (sample.uuid, sample.prompt, sample.extra)
+        assert record.answers() == sample.responses and record.finish_reason == sample.finish_reason
+
+
+def test_an_absent_finish_reason_means_complete():
+    samples = [Samples(uuid="a", prompt=[Message("user", "2 + 3?")], responses=["5", "6"])]
+    assert passes.groups(samples)[0].complete == [True, True]
+    assert passes.groups(records())[1].complete == [True, False]
+
+
+def test_a_killed_pass_goes_on_with_the_same_numbers(tiny_folder, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(passes, "CHUNK", 2)
+    folders, samples = [trained, tiny_folder], records()
+    undisturbed, _ = reward(dpo, "sum", folders, tmp_path / "whole.jsonl", samples)
+
+    path, groups = tmp_path / "killed.jsonl", passes.groups(samples)
+    score = scorer(trained, models.load_chat(trained), dtype=torch.float32, device=CPU, limit=LIMIT, max_tokens=300)
+
+    def killed_in_the_second_chunk(chunk):
+        if chunk[0].uuid == "p3":
+            raise KeyboardInterrupt
+        return score(chunk)
+
+    output = Output(path, {}, {})
+    with pytest.raises(KeyboardInterrupt):
+        chunks = passes.unscored(output, "policy", groups)
+        passes.run(output, "policy", chunks, killed_in_the_second_chunk, lambda done: None)
+    assert [[g.uuid for g in c] for c in passes.unscored(Output(path, {}, {}), "policy", groups)] == [
+        ["p3", "p4"],
+        ["p5"],
+    ]
+    resumed, _ = reward(dpo, "sum", folders, path, samples)
+    assert resumed == undisturbed
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_broken_weights_give_no_reward(tiny_folder, tmp_path):
+    """NaN would win both argmax and argmin."""
+    model = models.load_policy(tiny_folder, torch.float32, CPU)
+    state = copy.deepcopy(model.state_dict())
+    state["model.norm.weight"][:] = float("nan")
+    models.save_policy(model, state, models.load_tokenizer(tiny_folder), tmp_path / "broken", None, {"kind": "policy"})
+    found, _ = reward(likelihood, "mean", [tmp_path / "broken"], tmp_path / "x.json", records()[:2])
+    assert [record.reward for record in found] == [[None], [None, None]]
+    assert found[0].reason == ["not a finite number"]
+
+
+maybe = st.one_of(st.none(), st.floats(-200, 0))
+
+
+@given(st.lists(st.tuples(maybe, maybe, st.integers(1, 50)), max_size=6), st.sampled_from(["sum", "mean"]))
+def test_combining_passes(answers, normalize):
+    """A reward exactly where both passes have a value, a reason exactly where there is none."""
+
+    def scored(values):
+        counts = [n for *_, n in answers]
+        return Scored(list(values), counts, [NOT_A_PREFIX if v is None else None for v in values])
+
+    both = {"policy": scored([p for p, _, _ in answers]), "reference": scored([r for _, r, _ in answers])}
+    group = dpo.combine(both, normalize)
+    for (p, r, n), found, reason in zip(answers, group.reward, group.reason, strict=True):
+        share = 1 if normalize == "sum" else n
+        assert found == (None if p is None or r is None else p / share - r / share)
+        assert (reason is None) == (found is not None)
+    alone = likelihood.combine({"policy": both["policy"]}, normalize)
+    for (p, _, n), found in zip(answers, alone.reward, strict=True):
+        assert found == (None if p is None else p / (1 if normalize == "sum" else n))

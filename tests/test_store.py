@@ -1,0 +1,151 @@
+"""Record files: every form reads back, errors name file and record, and a file is whole or absent."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cream import store
+from cream.errors import UserError
+from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Samples
+
+FORMS = [form + packing for form in (".json", ".jsonl") for packing in ("", ".gz", ".zst")]
+text = st.text(st.characters(exclude_categories=["Cs"]))
+words = text.filter(lambda t: t.strip())
+
+
+def prompt(uuid, content="What is 2 + 3?", **extra):
+    return Prompt(uuid=uuid, messages=[Message("user", content)], extra=extra)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=30)
+@given(st.dictionaries(text, st.tuples(words, st.dictionaries(st.sampled_from(["task", "level"]), text)), max_size=5))
+def test_every_form_reads_back_in_order(tmp_path_factory, form, contents):
+    path = tmp_path_factory.mktemp("forms") / f"prompts{form}"
+    records = [prompt(uuid, content, **extra) for uuid, (content, extra) in contents.items()]
+    assert store.write(path, records) == len(records)
+    assert list(store.read(path, Prompt)) == records
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_layout_reads_back(tmp_path, form):
+    question, answer, other = Message("user", "2 + 3?"), Message("assistant", "5"), Message("assistant", "6")
+    graded = {"responses": "Answer: 5", "final_prediction": "5", "correct": True}
+    for records in (
+        [Conversation(uuid="a", messages=[question, answer], extra={"source": "mine"})],
+        [Samples(uuid="a", prompt=[question], responses=["5", ""], finish_reason=["stop", "length"])],
+        [Pair(uuid="a", prompt=[question], selected=[question, answer], rejected=[question, other], consistency=None)],
+        [Item(uuid="a", question="2 + 3?", label=5), Item(uuid="b", question="1 + 1?", label="2", task="sum")],
+        [Answer(uuid="a", question="2 + 3?", label=5, **graded)],
+    ):
+        path, kind = tmp_path / f"x{form}", type(records[0])
+        store.write(path, records)
+        assert list(store.read(path, kind)) == records
+        assert store.detect(path) is kind
+
+
+def test_json_files_have_the_methods_layouts(tmp_path):
+    question, answer = Message("user", "2 + 3?"), Message("assistant", "5")
+    graded = {"responses": "Answer: 5", "final_prediction": "5", "correct": True}
+    item = {"uuid": "a", "question": "2 + 3?", "label": "5"}
+    turns = [{"role": "user", "content": "2 + 3?"}, {"role": "assistant", "content": "5"}]
+    for record, layout in (
+        (Conversation(uuid="a", messages=[question, answer]), {"a": turns}),
+        (Prompt(uuid="a", messages=[question]), {"a": turns[:1]}),
+        (Samples(uuid="a", prompt=[question], responses=["5"]), {"a": {"prompt": turns[:1], "responses": ["5"]}}),
+        (Item(**item), [item]),
+        (Answer(**item, **graded), {"a": {**item, **graded}}),
+    ):
+        store.write(tmp_path / "x.json", [record])
+        assert json.loads((tmp_path / "x.json").read_text()) == layout
+
+
+def test_lines_are_streamed(tmp_path):
+    path = tmp_path / "x.jsonl"
+    store.write(path, [prompt("a")])
+    path.write_text(path.read_text() + "\n{broken\n")
+    records = store.read(path, Prompt)
+    assert next(records).uuid == "a"
+    with pytest.raises(UserError, match="line 3"):
+        next(records)
+
+
+A_PROMPT = '[{"role": "user", "content": "x"}]'
+
+
+@pytest.mark.parametrize(
+    "name, content, named",
+    [
+        ("x.json", b"", "x.json"),
+        ("x.json", b"3", "x.json"),
+        ("x.json", b"\xef\xbb\xbf{}", "x.json"),
+        ("x.json", f'{{"a": {A_PROMPT}, "a": {A_PROMPT}}}'.encode(), "'a'"),
+        ("x.json", f'{{"a": {A_PROMPT}, "b": []}}'.encode(), "'b'"),
+        ("x.json", b'{"a": [{"role": "user", "content": "\\ud800"}]}', "x.json"),
+        ("x.json", b'{"a": [{"role": "user", "content": "\xff"}]}', "'a'"),
+        ("x.json", b'{"a": ' + b"[" * 200_000 + b"}", "x.json"),
+        ("x.json", b'[{"question": "?", "label": 1}]', "element 0"),
+        ("x.jsonl", b'{"messages": []}', "line 1"),
+        ("x.jsonl", f'{{"uuid": "a", "messages": {A_PROMPT}}}\n'.encode() * 2, "'a'"),
+        ("x.jsonl", b'{"uuid": "a", "messages": NaN}', "line 1"),
+        ("x.jsonl.gz", b"not packed", "damaged"),
+        ("x.json.zst", b"not packed", "damaged"),
+        ("x.csv", b"a,b", ".jsonl"),
+    ],
+)
+def test_a_bad_file_ends_in_one_message(tmp_path, name, content, named):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        list(store.read(tmp_path / name, Prompt))
+    assert name in str(error.value) and named in str(error.value)
+
+
+@pytest.mark.parametrize("form", [".json.gz", ".jsonl.gz", ".json.zst"])
+def test_a_file_cut_short_is_noticed(tmp_path, form):
+    path = tmp_path / f"x{form}"
+    store.write(path, [prompt(f"u{i}", f"What is {i * i} + {i**3}?") for i in range(500)])
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=path.name):
+        list(store.read(path, Prompt))
+
+
+def test_missing_file_and_folder_are_named(tmp_path):
+    (tmp_path / "folder.json").mkdir()
+    for name in ("absent.json", "folder.json"):
+        with pytest.raises(UserError, match=name):
+            list(store.read(tmp_path / name, Prompt))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"a": {"unheard": 1}}', '{"a": 3}'])
+def test_detect_refuses_what_no_stage_writes(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=r"x\.json"):
+        store.detect(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name, is_file", [("a.json", True), ("a.jsonl.zst", True), ("run.v2", False), ("out", False)])
+def test_a_suffix_tells_files_from_folders(tmp_path, name, is_file):
+    assert store.is_record_file(tmp_path / name) is is_file
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_interrupted_write_changes_nothing(tmp_path, form):
+    def stops():
+        yield prompt("new")
+        raise KeyboardInterrupt
+
+    path = tmp_path / f"x{form}"
+    store.write(path, [prompt("old")])
+    with pytest.raises(KeyboardInterrupt):
+        store.write(path, stops())
+    assert [record.uuid for record in store.read(path, Prompt)] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_records_make_equal_bytes(tmp_path, form):
+    for name in ("a", "b"):
+        store.write(tmp_path / f"{name}{form}", [prompt("u1"), prompt("u2")])
+    assert (tmp_path / f"a{form}").read_bytes() == (tmp_path / f"b{form}").read_bytes()

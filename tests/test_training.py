@@ -1,0 +1,497 @@
+"""Training: what a gradient is the mean of, a policy that starts as its reference, runs that can be cut anywhere."""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
+
+from cream import models, store
+from cream.batches import pad
+from cream.errors import UserError
+from cream.logprobs import answer_logprobs, score
+from cream.records import Conversation, Message, Pair
+from cream.training import dpo, launch, run, sft
+from cream.training.loop import Schedule, global_batches, learning_rate, micro_batches, save_steps, train
+from cream.training.run import Job, Lora, work
+
+CPU = torch.device("cpu")
+SCHEDULE = Schedule(epochs=2, micro_batch=4, lr=3e-4, log_every=1)  # 6 steps over 12 examples
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps its precision for the whole process; each test chooses its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def conversations(count=12):
+    """Answers of very different lengths, a third of them over two turns."""
+    records = []
+    for i in range(count):
+        turns = [
+            Message("user", f"Tom has {20 + i} books. How many now?"),
+            Message("assistant", "5 + 3 = 8. " * (i % 4)),
+        ]
+        if i % 3 == 0:
+            turns += [Message("user", "And then?"), Message("assistant", f"Answer: {i}")]
+        records.append(Conversation(uuid=f"c{i}", messages=turns))
+    return records
+
+
+def pairs(count=12):
+    prompts = [[Message("user", f"Tom has {20 + i} books. How many now?")] for i in range(count)]
+    return [
+        Pair(
+            uuid=f"p{i}",
+            prompt=prompt,
+            selected=[*prompt, Message("assistant", f"Answer: {20 + i}")],
+            rejected=[*prompt, Message("assistant", "5 + 3 = 8. " * (1 + i % 4))],
+            consistency=(None, 0.2, 0.9, 1.0)[i % 4],
+            rejected_truncated=i % 5 == 0,
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def load(folder):
+    return models.load_policy(folder, torch.float32, CPU)
+
+
+def sft_examples(chat):
+    return [tokens for _, tokens in sft.examples(conversations(), chat, 128, Counter())]
+
+
+def dpo_examples(chat, model, method="consistency_dyn"):
+    """Examples that know their C and the model's own log-probabilities as reference."""
+    rows = dpo.examples(pairs(), chat, 128, Counter())
+    dpo.weigh(rows, method, None)
+    examples = [example for *_, example in rows]
+    for example in examples:
+        example.reference_chosen, example.reference_rejected = score(model, [example.chosen, example.rejected], 10_000)
+    return examples
+
+
+def gradient(model, loss):
+    """All parameters' gradients of a scalar as one vector."""
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+# Planning -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(1, 3), st.integers(0, 9))
+def test_every_epoch_sees_every_example_once(count, size, epochs, seed):
+    plan = list(global_batches(count, size, epochs, seed))
+    assert plan == list(global_batches(count, size, epochs, seed))
+    per_epoch = math.ceil(count / size)
+    assert len(plan) == epochs * per_epoch and max(map(len, plan)) <= size
+    for epoch in range(epochs):
+        batches = plan[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert sorted(i for batch in batches for i in batch) == list(range(count))
+
+
+def test_epochs_and_seeds_differ_in_order():
+    orders = [tuple(batch) for seed in (0, 1) for batch in global_batches(50, 50, 2, seed)]
+    assert len(set(orders)) == 4
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
+def test_processes_share_a_batch_in_equal_numbers_of_micro_batches(lengths, size, world):
+    shares = [micro_batches(range(len(lengths)), lengths, size, world, rank) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1  # else collectives would hang
+    assert sorted(i for share in shares for chunk in share for i in chunk) == list(range(len(lengths)))
+    assert max(len(chunk) for share in shares for chunk in share) <= size
+
+
+@given(st.integers(1, 200), st.integers(1, 30))
+def test_saves_are_even_and_include_the_last_step(steps, saves):
+    chosen = sorted(save_steps(steps, saves))
+    gaps = np.diff([0, *chosen])
+    assert len(chosen) == min(steps, saves) and chosen[-1] == steps
+    assert gaps.max() - gaps.min() <= 1
+
+
+@given(st.integers(1, 300), st.floats(0, 1))
+def test_the_rate_warms_up_then_follows_the_cosine_of_transformers(steps, ratio):
+    warmup = math.ceil(ratio * steps)
+    for done in range(steps):
+        rate = learning_rate(done, steps, warmup)
+        if done < warmup:
+            assert rate == (done + 1) / warmup  # the first step moves too
+        else:
+            options = {"num_warmup_steps": warmup, "num_training_steps": steps, "num_cycles": 0.5}
+            assert rate == pytest.approx(_get_cosine_schedule_with_warmup_lr_lambda(done, **options))
+
+
+# SFT ----------------------------------------------------------------------------------------------------------------
+
+
+def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
+    model, examples = load(tiny_folder), sft_examples(tiny_chat)
+    batch = pad(examples)
+    loss, _ = sft.Stage().loss(model, batch, examples)
+    labels = torch.full_like(batch.input_ids, -100)
+    for row, tokens in zip(labels, examples, strict=True):
+        for start, end in tokens.spans:
+            row[start:end] = torch.tensor(tokens.ids[start:end])
+    assert {row[row != -100][-1].item() for row in labels} == {tiny_chat.end_of_turn}  # it learns to stop
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    wanted = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient(model, loss), gradient(model, wanted), rtol=1e-4, atol=1e-3)
+    assert sum(map(sft.Stage().weight, examples)) == (labels != -100).sum()
+
+
+class Table(torch.nn.Module):
+    """The smallest language model: its logits at every position of a batch are its parameters."""
+
+    def __init__(self, rows, width, vocabulary):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.randn(rows, width, vocabulary))
+
+    def forward(self, input_ids, attention_mask, logits_to_keep, use_cache):
+        from transformers.modeling_outputs import CausalLMOutput
+
+        return CausalLMOutput(logits=self.logits[:, logits_to_keep])
+
+
+def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
+    examples = sft_examples(tiny_chat)
+    batch = pad(examples)
+    model = Table(*batch.input_ids.shape, len(tiny_chat.tokenizer))
+    sft.Stage().loss(model, batch, examples)[0].backward()
+    touched = model.logits.grad.abs().sum(-1) > 0
+    assert torch.equal(touched[:, :-1], batch.answer_mask[:, 1:]) and not touched[:, -1].any()
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_the_pad_id_changes_no_gradient(tiny_folder, tiny_chat, stage):
+    """Also when it is the end of turn, which the loss must not take for padding."""
+    model = load(tiny_folder)
+    if stage == "sft":
+        stage, examples = sft.Stage(), sft_examples(tiny_chat)
+        rows = examples
+    else:
+        stage, examples = dpo.Stage(beta=0.1, tolerance=1e-3), dpo_examples(tiny_chat, model)
+        rows = [*(e.chosen for e in examples), *(e.rejected for e in examples)]
+    batches = [pad(rows, pad_id) for pad_id in (0, tiny_chat.end_of_turn)]
+    first, second = (gradient(model, stage.loss(model, batch, examples)[0]) for batch in batches)
+    assert torch.equal(first, second) and first.abs().max() > 0
+
+
+def test_what_does_not_fit_is_dropped_and_not_cut(tiny_chat):
+    dropped = Counter()
+    lengths = {r.uuid: len(tiny_chat.conversation(r.messages)) for r in conversations()}
+    limit = sorted(lengths.values())[5]
+    kept = sft.examples(conversations(), tiny_chat, limit, dropped)
+    assert {uuid: len(tokens) for uuid, tokens in kept} == {u: n for u, n in lengths.items() if n <= limit}
+    assert dropped == {f"longer than {limit} tokens": 12 - len(kept)} and 0 < len(kept) < 12
+
+
+def test_sft_on_pairs_trains_on_the_chosen_answer(tiny_chat):
+    (_, tokens), *_ = sft.examples(pairs(), tiny_chat, 128, Counter())
+    assert tokens == tiny_chat.conversation(pairs()[0].selected)
+
+
+# DPO ----------------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_become_examples_or_are_counted(tiny_chat):
+    same = msgspec.structs.replace(pairs()[0], uuid="same", rejected=pairs()[0].selected)
+    dropped = Counter()
+    kept = dpo.examples([*pairs(), same], tiny_chat, 40, dropped)
+    assert dropped["equal answers"] == 1 and dropped["longer than 40 tokens"] == 12 - len(kept) > 0
+    for uuid, _, example in kept:
+        (record,) = (p for p in pairs() if p.uuid == uuid)
+        assert example.chosen.ids[-1] == tiny_chat.end_of_turn
+        assert (example.rejected.ids[-1] == tiny_chat.end_of_turn) is not record.rejected_truncated
+
+
+@pytest.mark.parametrize(
+    "method, fixed, used",
+    [
+        ("original", None, [1.0, 1.0, 1.0, 1.0]),
+        ("consistency_avg", None, [0.7, 0.7, 0.7, 0.7]),
+        ("consistency_dyn", None, [0.7, 0.2, 0.9, 1.0]),  # a null takes the mean of the others
+        ("consistency_dyn", 0.25, [0.25, 0.25, 0.25, 0.25]),
+    ],
+)
+def test_the_method_decides_c(tiny_chat, method, fixed, used):
+    rows = dpo.examples(pairs(4), tiny_chat, 128, Counter())
+    facts = dpo.weigh(rows, method, fixed)
+    assert [example.consistency for *_, example in rows] == pytest.approx(used)
+    assert facts["mean_c_used"] == pytest.approx(sum(used) / 4) and facts["mean_c"] == pytest.approx(0.7)
+    assert facts["pairs_without_c"] == 1 and facts["trained_in_reverse"] == sum(c < 0.5 for c in used)
+
+
+def test_a_method_without_any_c_is_refused(tiny_chat):
+    rows = dpo.examples(pairs(1), tiny_chat, 128, Counter())
+    with pytest.raises(UserError, match="--method consistency_avg"):
+        dpo.weigh(rows, "consistency_avg", None)
+
+
+def test_each_pair_weighs_its_two_directions_by_its_own_c(tiny_folder, tiny_chat):
+    """∇L = C ∇L_DPO(+, -) + (1 - C) ∇L_DPO(-, +) (Algorithm 1), away from the reference, pair by pair."""
+    model, stage = load(tiny_folder), dpo.Stage(beta=0.5, tolerance=1e-3)
+    examples = dpo_examples(tiny_chat, model)
+    for i, example in enumerate(examples):
+        example.reference_chosen += 0.3 * i
+
+    def plain(example):
+        """-log sigma of the margin, written out."""
+        chosen, rejected = answer_logprobs(model, pad([example.chosen, example.rejected]))
+        margin = (chosen - example.reference_chosen) - (rejected - example.reference_rejected)
+        return F.softplus(-0.5 * margin), F.softplus(0.5 * margin)
+
+    loss, metrics = stage.loss(model, stage.collate(examples), examples)
+    wanted = sum(e.consistency * forward + (1 - e.consistency) * back for e in examples for forward, back in [plain(e)])
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient(model, loss), gradient(model, wanted), rtol=1e-3, atol=1e-4)
+    assert metrics["ratio_abs"] == pytest.approx(sum(0.3 * i for i in range(12)) / 2, abs=1e-3)
+
+
+# The loop -----------------------------------------------------------------------------------------------------------
+
+
+def trained(folder, stage, examples, schedule, where, **options):
+    """The weights after a run of the loop, as one vector."""
+    where.mkdir()
+    model = load(folder)
+    train(Accelerator(cpu=True), model, stage, examples, schedule, where, lambda model, step: None, **options)
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_accumulation_equals_the_large_batch(tiny_folder, tiny_chat, tmp_path, name):
+    """4 x 1 = 1 x 4 = 2 x 2, though rows have unequal numbers of answer tokens and an epoch's last batch is short."""
+    start = load(tiny_folder)
+    stage = sft.Stage() if name == "sft" else dpo.Stage(beta=0.5, tolerance=1e-3)
+    examples = (sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start))[:10]
+    ends = []
+    for micro_batch, accumulation in ((4, 1), (1, 4), (2, 2)):
+        schedule = dataclasses.replace(SCHEDULE, micro_batch=micro_batch, accumulation=accumulation)
+        ends.append(trained(tiny_folder, stage, examples, schedule, tmp_path / str(micro_batch)))
+    moved = (ends[0] - torch.cat([p.detach().flatten() for p in start.parameters()])).norm()
+    assert max((end - ends[0]).norm() for end in ends) <= 1e-3 * moved
+    first = [logged(tmp_path / name)[0] for name in "412"]
+    for metric in ("loss", "grad_norm"):
+        assert first[1][metric] == pytest.approx(first[0][metric], rel=1e-4)
+        assert first[2][metric] == pytest.approx(first[0][metric], rel=1e-4)
+
+
+def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, tiny_chat, tmp_path):
+    examples, model = sft_examples(tiny_chat), load(tiny_folder)
+    schedule = dataclasses.replace(SCHEDULE, micro_batch=1, accumulation=12, epochs=1)
+    trained(tiny_folder, sft.Stage(), examples, schedule, tmp_path / "run")
+    total = sum(tokens.num_answer_tokens for tokens in examples)
+    loss = -answer_logprobs(model, pad(examples)).sum() / total
+    (entry,) = logged(tmp_path / "run")
+    assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert entry["grad_norm"] == pytest.approx(gradient(model, loss).norm().item(), rel=1e-4)
+
+
+def test_the_log_has_the_rate_of_each_step(tiny_folder, tiny_chat, tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, warmup_ratio=0.5)
+    trained(tiny_folder, sft.Stage(), sft_examples(tiny_chat), schedule, tmp_path / "run")
+    wanted = [3e-4 * learning_rate(done, 6, 3) for done in range(6)]
+    assert [entry["lr"] for entry in logged(tmp_path / "run")] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("shift, complaint", [(1.0, "ln 2"), (math.nan, "not finite")])
+def test_a_policy_that_is_not_its_reference_is_not_trained(tiny_folder, tiny_chat, tmp_path, shift, complaint):
+    examples = dpo_examples(tiny_chat, load(tiny_folder))
+    for example in examples:
+        example.reference_chosen += shift
+    with pytest.raises(UserError, match=complaint):
+        trained(tiny_folder, dpo.Stage(0.1, tolerance=1e-3), examples, SCHEDULE, tmp_path / "run")
+    assert logged(tmp_path / "run") == [] and not (tmp_path / "run" / "state").exists()
+
+
+# Whole runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(tiny_folder, tmp_path):
+    """Makes the job of a stage whose run stands in tmp_path / name."""
+    store.write(tmp_path / "sft.json", conversations())
+    store.write(tmp_path / "dpo.json", pairs())
+
+    def make(stage, name, **options):
+        (tmp_path / name).mkdir(exist_ok=True)  # train.py has put args.json there
+        known = {"schedule": SCHEDULE, "header": {"settings": {}, "inputs": {}}, "cpu": True, "show_example": False}
+        known |= {"beta": 0.5, "start": tiny_folder, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
+        return Job(stage=stage, **{**known, **options})
+
+    return make
+
+
+def weights(job):
+    state = load_file(job.run / "checkpoint-last" / "model.safetensors")
+    return torch.cat([state[name].float().flatten() for name in sorted(state)])
+
+
+LORA = Lora(r=8, alpha=16, dropout=0.1)
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("method", ["original", "consistency_avg", "consistency_dyn"])
+def test_the_first_loss_is_ln_2(job, method, lora):
+    made = job("dpo", "run", method=method, lora=lora)
+    work(made)
+    first, *_, last = logged(made.run)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5) and abs(first["margin"]) < 1e-4
+    assert last["margin"] > 0.1
+
+
+def test_no_gradient_at_one_half(job):
+    norms = []
+    for c in (0.5, 1.0):
+        made = job("dpo", f"run{c}", fixed_consistency=c)
+        work(made)
+        norms.append(logged(made.run)[0]["grad_norm"])
+    assert norms[0] < 1e-4 * norms[1]
+
+
+def test_below_one_half_a_pair_is_trained_in_reverse(job):
+    margins = []
+    for c in (0.1, 0.9):
+        made = job("dpo", f"run{c}", fixed_consistency=c)
+        work(made)
+        margins.append(logged(made.run)[-1]["margin"])
+    assert margins[0] < 0 < margins[1]
+
+
+@pytest.mark.parametrize("stage, lora, killed_at", [("sft", None, 1), ("dpo", None, 5), ("dpo", LORA, 3)])
+def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at):
+    options = {"lora": lora, "method": "consistency_dyn", "schedule": dataclasses.replace(SCHEDULE, saves=3)}
+    undisturbed, disturbed = (job(stage, name, **options) for name in ("whole", "cut"))
+    work(undisturbed)
+
+    def interrupt(step, steps, metrics):
+        if step == killed_at:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "_report", interrupt)
+        work(disturbed)
+    assert not (disturbed.run / "meta.json").exists()
+    steps = []
+    monkeypatch.setattr(run, "_report", lambda step, *_: steps.append(step))
+    work(disturbed)
+    assert steps == list(range((killed_at - 1) // 2 * 2 + 1, 7))  # on from the last save, made every second step
+    assert torch.equal(weights(disturbed), weights(undisturbed))
+    losses = [[(entry["step"], entry["loss"]) for entry in logged(j.run)] for j in (disturbed, undisturbed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+    names = [sorted(path.name for path in j.run.iterdir()) for j in (disturbed, undisturbed)]
+    assert names[0] == names[1]
+    assert names[0] == ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-last", "log.jsonl", "meta.json"]
+
+
+def test_a_finished_run_says_what_it_was(job, tiny_folder, tiny_tokenizer):
+    made = job("sft", "run", max_length=60)
+    work(made)
+    meta = store.read_json(made.run / "meta.json")
+    assert meta["counts"]["records"] == 12 == meta["counts"]["trained_on"] + sum(meta["counts"]["dropped"].values())
+    assert (made.run / "checkpoint-last").resolve().name == "checkpoint-" + str(logged(made.run)[-1]["step"])
+    kind = store.read_json(made.run / "checkpoint-last" / models.KIND_FILE)
+    assert (kind["kind"], kind["stage"], kind["started_from"]) == ("policy", "sft", str(tiny_folder))
+    assert models.load_chat(made.run / "checkpoint-last").tokenizer.chat_template == tiny_tokenizer.chat_template
+    work(job("dpo", "next", start=made.run / "checkpoint-last"))  # the folder is a model like any other
+
+
+def test_lora_checkpoints_hold_the_merged_weights_and_the_adapter(job, tiny_folder):
+    from peft import PeftModel
+
+    made = job("dpo", "run", lora=LORA)
+    work(made)
+    folder, ids = made.run / "checkpoint-last", torch.arange(1, 50)[None]
+    adapter = PeftModel.from_pretrained(load(tiny_folder), folder / "adapter").eval()
+    with torch.no_grad():
+        merged, unmerged, start = (model(ids).logits for model in (load(folder), adapter, load(tiny_folder)))
+    torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=0)
+    assert (merged - start).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_gradient_checkpointing_changes_nothing(job, lora):
+    ends = []
+    for checkpointing in (False, True):
+        made = job("sft", f"run{checkpointing}", lora=lora, grad_checkpointing=checkpointing)
+        work(made)
+        ends.append(weights(made))
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=0)
+
+
+def test_bfloat16_products_on_float32_masters(job):
+    made = job("dpo", "run", bf16=True, schedule=dataclasses.replace(SCHEDULE, lr=1e-6))
+    work(made)
+    assert models.stored_dtype(made.run / "checkpoint-last") == torch.float32
+    start = load_file(made.start / "model.safetensors")
+    end = load_file(made.run / "checkpoint-last" / "model.safetensors")
+    changed = [(end[name] != start[name]).float().mean().item() for name in start if "proj" in name]
+    assert min(changed) > 0.9  # in pure bfloat16 about 2 % of the weights move at this rate
+
+
+def test_nothing_left_to_train_on_is_an_error(job):
+    with pytest.raises(UserError, match=r"sft\.json.*longer than 3 tokens"):
+        work(job("sft", "run", max_length=3))
+
+
+# Several processes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_two_processes_equal_one(job, tiny_folder, stage):
+    """9 examples in batches of 4: the last is one example, so that one process gets an empty micro-batch."""
+    one, two = (
+        job(
+            stage,
+            name,
+            method="consistency_dyn",
+            limit_size=9,
+            schedule=dataclasses.replace(SCHEDULE, micro_batch=size),
+        )
+        for name, size in (("one", 4), ("two", 2))
+    )
+    work(one)
+    launch.run(work, two, ["cpu", "cpu"], "localhost", None)
+    state = load_file(tiny_folder / "model.safetensors")
+    start = torch.cat([state[name].flatten() for name in sorted(state)])
+    assert (weights(two) - weights(one)).norm() <= 1e-3 * (weights(one) - start).norm()
+    for metric in ("loss", "grad_norm"):
+        assert logged(two.run)[0][metric] == pytest.approx(logged(one.run)[0][metric], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_users_mistake_in_a_worker_ends_all_of_them(job, capfd):
+    with pytest.raises(SystemExit) as ended:
+        launch.run(work, job("sft", "run", max_length=3), ["cpu", "cpu"], "localhost", None)
+    assert ended.value.code == 2 and "longer than 3 tokens" in capfd.readouterr().err
+
+
+def test_a_launchers_world_is_taken_as_it_is(monkeypatch):
+    calls = []
+    assert launch.given_world() is None
+    launch.run(calls.append, "job", ["cpu"], "localhost", None)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launch.given_world() == 2
+    launch.run(calls.append, "job", ["cpu", "cpu"], "localhost", None)  # starts nothing
+    assert calls == ["job", "job"]

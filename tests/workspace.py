@@ -1,0 +1,162 @@
+"""Real command lines without their start: a copy of the repository, and one process that forks a stage per command.
+
+`python train.py …` spends four seconds on imports. Run as a script, this module imports the heavy libraries once, and
+then runs every command that it is given in a fork of itself, so that each still has a process, files and an exit code
+of its own. It never imports the project: a fork takes that from the workspace it runs in.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARIES = ("torch", "transformers.models.llama.modeling_llama", "accelerate", "peft", "deepspeed")
+PARTS = ("*.py", "cream", "configs", "localdata/tiny", "assets", "scripts")
+REGISTRIES = ("checkpoint.json", "dataset.json")  # what a user of this clone has registered is no part of a fresh one
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended: its exit code, what it printed on stdout and on stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    def commands(self) -> list[str]:
+        """The commands of next stages that it printed."""
+        return [line.strip() for line in self.out.splitlines() if line.startswith("  python ")]
+
+
+class Stages:
+    """The process that runs stages in forks of itself."""
+
+    def __init__(self):
+        from cream import console
+
+        pipe, quiet = subprocess.PIPE, os.environ | console.QUIET  # the libraries read these when they are imported
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, text=True, env=quiet)
+
+    def run(self, folder: Path, argv: list[str]) -> Done:
+        """`python argv…` in a folder."""
+        print(json.dumps([str(folder), argv]), file=self.process.stdin, flush=True)
+        return Done(*json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Workspace:
+    """A fresh clone: what the repository tracks, without its tests, in a folder of its own."""
+
+    def __init__(self, folder: Path, repo: Path, stages: Stages):
+        self.folder, self.stages = folder, stages
+        ignore = shutil.ignore_patterns("__pycache__", ".*", *REGISTRIES)
+        for source in (path for part in PARTS for path in repo.glob(part)):
+            target = folder / source.relative_to(repo)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy(source, target)
+
+    def run(self, command: str, code: int = 0) -> Done:
+        """A command line, "train.py --model tiny …" (a leading "python" is passed over); it must end with `code`."""
+        done = self.stages.run(self.folder, self.argv(command))
+        assert done.code == code, f"{command}\nended with {done.code}, not {code}\n{done.out}\n{done.err}"
+        return done
+
+    def refused(self, command: str) -> str:
+        """The message of a command that must end with exit code 2, no traceback, and nothing written or changed."""
+        before = self.state()
+        done = self.run(command, code=2)
+        assert "Traceback" not in done.err, done.err
+        assert self.state() == before, f"{command}\nchanged files"
+        return done.err
+
+    def start(self, command: str) -> subprocess.Popen:
+        """The same in a process of its own, not waited for."""
+        pipe = subprocess.PIPE
+        argv = [sys.executable, *self.argv(command)]
+        return subprocess.Popen(argv, cwd=self.folder, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+    def spawn(self, command: str) -> str:
+        """The same, waited for; it must end with 0. For stages that start processes or threads of their own."""
+        process = self.start(command)
+        out, _ = process.communicate()
+        assert process.returncode == 0, f"{command}\nended with {process.returncode}\n{out}"
+        return out
+
+    def argv(self, command: str) -> list[str]:
+        """The words of a command line after `python`."""
+        return shlex.split(command.removeprefix("python "))
+
+    def state(self) -> dict[str, int]:
+        """Modification time in ns of everything that a stage could write."""
+        roots = [self.folder / name for name in ("outputs", "configs", "localdata")]
+        return {str(path): path.stat().st_mtime_ns for root in roots for path in root.rglob("*")}
+
+    def read(self, path: str) -> object:
+        """What a JSON file of the workspace holds."""
+        return json.loads((self.folder / path).read_text())
+
+    def write(self, path: str, value: object) -> None:
+        """A JSON file of the workspace."""
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text(json.dumps(value))
+
+    def shorten(self, path: str, count: int) -> None:
+        """Leave the first records of a data file only, so that a command without a limit is quick."""
+        records = self.read(path)
+        self.write(path, records[:count] if isinstance(records, list) else dict(list(records.items())[:count]))
+
+
+def serve() -> None:
+    """Answer each line of stdin, [folder, argv], with a line [exit code, stdout, stderr]."""
+    for name in LIBRARIES:
+        if importlib.util.find_spec(name):
+            with contextlib.redirect_stdout(sys.stderr):
+                importlib.import_module(name)
+    for folder, argv in map(json.loads, sys.stdin):
+        streams = [os.memfd_create(name) for name in ("stdout", "stderr")]
+        child = os.fork()
+        if not child:
+            _stage(folder, argv, *streams)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(json.dumps([code, *map(_text, streams)]), flush=True)
+
+
+def _text(stream: int) -> str:
+    with open(stream, "rb") as file:
+        file.seek(0)
+        return file.read().decode(errors="replace")
+
+
+def _stage(folder: str, argv: list[str], out: int, err: int) -> None:
+    """Become `python argv…` in a folder; does not return."""
+    for stream, target in ((out, 1), (err, 2)):
+        os.dup2(stream, target)
+    os.chdir(folder)
+    sys.path[0], sys.argv = folder, argv
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+        code = 0
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
