@@ -89,19 +89,17 @@ class Device:
             raise UserError(f"--device {self.device}: no NVIDIA device is visible here; use --device cpu")
         return parts
 
-    def one(self) -> str:
-        """The single device of a stage that maps over records."""
-        devices = self.devices()
-        if len(devices) > 1:
-            raise UserError(f"--device {self.device}: this stage runs on one device")
-        return devices[0]
+    def pin(self, count: int = 1) -> str:
+        """The kind of device, cpu or cuda, with only these GPUs visible to this process (before torch looks).
 
-    def pin(self) -> str:
-        """ "cpu", or "cuda" with only that GPU visible to this process; before torch looks."""
-        device = self.one()
-        if device == "cpu":
+        A stage that maps over records runs on one device, or on `count` that hold one model together.
+        """
+        devices = self.devices()
+        if len(devices) != count:
+            raise UserError(f"--device {self.device}: this stage runs on {count} device{'s' * (count > 1)}")
+        if devices[0] == "cpu":
             return "cpu"
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         return "cuda"
 
 
@@ -298,6 +296,7 @@ class EngineFlags:
     )
     max_tokens_per_batch: int = flag(16384, "hf engine: rows x (prompt + answer) tokens of a batch")
     gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory")
+    tensor_parallel_size: int = flag(1, "vLLM on GPUs: how many of --device hold the model together")
 
 
 @dataclass

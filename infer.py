@@ -41,6 +41,7 @@ def sample(config: InferConfig) -> None:
     data = _dataset(config, Prompt, "sampling takes unlabelled prompts: test questions must not enter training")
     records = list(store.read(data, Prompt))[: _limit(config)]
     prompts = {r.uuid: _ask(r.messages, g.sysprompt or "none") for r in records}
+    extra = {r.uuid: r.extra for r in records}
     greedy = not g.do_sample or g.gen_temperature < 0.001
     n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
     sampling = Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
@@ -55,7 +56,7 @@ def sample(config: InferConfig) -> None:
         from cream.generation import samples
 
         for uuid, completions in _answers(config, output, chat, prompts, sampling):
-            output.append(samples(chat, uuid, prompts[uuid], completions))
+            output.append(samples(chat, uuid, prompts[uuid], completions, extra[uuid]))
         rows = list(output.rows(prompts))
         _report_samples(output, rows, len(prompts))
         output.finish(rows)
@@ -176,7 +177,7 @@ def _begin(config: InferConfig, data: Path, target: Path):
     folder = config.model.folder(config.model.checkpoint)
     models.check_folder(folder)
     named = ("name", "input_file", "model", "checkpoint")  # the hashes below stand for them
-    batching = ("engine", "max_tokens_per_batch", "gpu_memory_utilization")
+    batching = ("engine", "max_tokens_per_batch", "gpu_memory_utilization", "tensor_parallel_size")
     inputs = {"data": journal.fingerprint(data) if data.exists() else None, "policy": models.fingerprint(folder)}
     flat = settings(as_dict(config), *named, *batching)
     output = journal.Output(target, flat, inputs, overwrite=config.run.overwrite)
@@ -201,7 +202,7 @@ def _answers(config: InferConfig, output, chat, prompts, sampling: Sampling) -> 
         log.info("going on: %d of %d prompts are answered already", len(done), len(prompts))
     if not todo:
         return
-    device = config.device.pin()
+    device = config.device.pin(config.engine.tensor_parallel_size)
     folder = config.model.folder(config.model.checkpoint)
     engine_name, why = engines.choose(config.engine.engine, folder, device)
     precision = models.precision(config.device.bf16, torch.device(device), training=False)
@@ -220,6 +221,7 @@ def _answers(config: InferConfig, output, chat, prompts, sampling: Sampling) -> 
         max_model_len=limit,
         batch_tokens=config.engine.max_tokens_per_batch,
         gpu_memory_utilization=config.engine.gpu_memory_utilization,
+        tensor_parallel_size=config.engine.tensor_parallel_size,
     )
     sampling = replace(sampling, stop_token_ids=chat.stop_ids)
     max_prompt = min(config.generation.max_length, limit - 1)

@@ -1,7 +1,7 @@
 """The study behind docs/results.md: CREAM, plain self-rewarding, controls and Oracle on fresh tiny worlds.
 
-    python benchmarks/study.py --seeds 0-2 --arms srlm,srlm_2e-4,cream_avg      # development: settings are chosen here
-    python benchmarks/study.py --seeds 100-109                                  # the study: fresh seeds, run once
+    python benchmarks/study.py --seeds 0-2 --arms srlm,srlm_1e-4,cream_avg      # development: settings are chosen here
+    python benchmarks/study.py --seeds 200-209                                  # the study: fresh seeds, run once
 
 A cell is one world (its own SFT set, prompts and test set) on one base model; all arms of a cell share M1 and round 1's
 samples and rewards. Run again, it goes on where it stopped. The stages are the ones that users run.
@@ -19,12 +19,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 ROUNDS = 3
-LR = 3e-4
+LR = 2e-4
 CREAM = {"method": "consistency_dyn"}
 ARMS = {  # name -> (flags of the consistency stage, flags of DPO)
     "srlm": ({"method": "original"}, {}),
+    "srlm_5e-5": ({"method": "original"}, {"lr": 5e-5}),
     "srlm_1e-4": ({"method": "original"}, {"lr": 1e-4}),
-    "srlm_2e-4": ({"method": "original"}, {"lr": 2e-4}),
+    "srlm_3e-4": ({"method": "original"}, {"lr": 3e-4}),
     "cream_avg": ({"method": "consistency_avg"}, {}),
     "cream_dyn": (CREAM, {}),
     "shuffled": (CREAM | {"shuffle_consistency": 0}, {}),
@@ -35,12 +36,12 @@ ARMS = {  # name -> (flags of the consistency stage, flags of DPO)
     "avg_beta_0.1": ({"method": "consistency_avg"}, {"beta": 0.1}),
     "srlm_beta_0.1": ({"method": "original"}, {"beta": 0.1}),
 }
-STUDY = "srlm,srlm_2e-4,cream_avg,cream_dyn,shuffled,fixed_0.8,oracle"
+STUDY = "srlm,srlm_1e-4,cream_avg,cream_dyn,shuffled,fixed_0.8,oracle"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="100-109", help="first-last (default: %(default)s)")
+    parser.add_argument("--seeds", default="200-209", help="first-last (default: %(default)s)")
     parser.add_argument(
         "--bases", default="assets/tiny_m0,outputs/tiny/m0_seed1", help="folders (default: %(default)s)"
     )
@@ -119,7 +120,7 @@ def _recipe(base: str, arm: str, seed: int, world: Path, folder: Path):
         base_dir=str(folder / "shared"),
         output_dir=str(folder / arm),
         seed=seed,
-        sft={"name": str(world / "sft.json"), "epoch": 2, "lr": 2e-4, "train_bsz": 32, "show_example": False},
+        sft={"name": str(world / "sft.json"), "epoch": 2, "lr": 4e-5, "train_bsz": 32, "show_example": False},
         sampling={"gen_n": 6, "gen_temperature": 1.0, "top_p": 1.0, **short},
         rewarding={"show_example": False},
         consistency=consistency,

@@ -29,8 +29,10 @@ def generate(
     yield from engine.generate(requests(), sampling)
 
 
-def samples(chat: Chat, uuid: str, prompt: list[Message], completions: Sequence[Completion]) -> Samples:
-    """The record of a prompt's answers.
+def samples(
+    chat: Chat, uuid: str, prompt: list[Message], completions: Sequence[Completion], extra: dict | None = None
+) -> Samples:
+    """The record of a prompt's answers; `extra` keys of the prompt's record are carried along.
 
     `logprob` is null where the answer's text does not tokenise back to the sampled ids: what will be scored and trained
     on is then another sequence than the one sampled.
@@ -45,4 +47,5 @@ def samples(chat: Chat, uuid: str, prompt: list[Message], completions: Sequence[
         finish_reason=[c.finish_reason for c in completions],
         num_tokens=[len(c.token_ids) for c in completions],
         logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
+        extra=extra or {},
     )

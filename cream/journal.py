@@ -7,6 +7,7 @@ same inputs and settings: finished -> X stands; partial -> goes on. With others:
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -72,22 +73,27 @@ def origin() -> dict:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             pass
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
+    commit = None
+    if shutil.which("git"):
+        describe = ["git", "describe", "--always", "--dirty"]
+        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = found.stdout.strip() or None
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": versions,
         "python": sys.version.split()[0],
-        "git": git.stdout.strip() or None,
+        "git": commit,
     }
 
 
 def free_path(path: Path) -> Path:
     """The first of X.2.json, X.3.json … (X-2, X-3 … for a folder) that does not exist."""
-    stem, dot, suffix = (path.name, "", "") if path.is_dir() else path.name.partition(".")
+    stem, suffix = path.name, ""
+    if not path.is_dir():
+        while (ending := Path(stem).suffix) in store.RECORD_SUFFIXES:
+            stem, suffix = stem.removesuffix(ending), ending + suffix
     number = 2
-    while (candidate := path.with_name(f"{stem}{dot or '-'}{number}{dot}{suffix}")).exists():
+    while (candidate := path.with_name(f"{stem}{'.' if suffix else '-'}{number}{suffix}")).exists():
         number += 1
     return candidate
 
@@ -136,8 +142,8 @@ class Output:
         same(self.path, meta, self.header, "stands already")
         if meta["output"] != fingerprint(self.path):
             raise UserError(
-                f"{self.path}: is not what its sidecar describes: it was changed since, or replacing it was interrupted; "
-                "--overwrite makes it again"
+                f"{self.path}: is not what its sidecar describes: it was changed since, or replacing it was "
+                "interrupted; --overwrite makes it again"
             )
         return True
 
@@ -153,7 +159,8 @@ class Output:
             file.close()
             return
         advice = "Repeat its command to finish it. "
-        same(self.partial, msgspec.json.decode(header), self.header, "an unfinished run stands here", advice)
+        found = msgspec.json.decode(header)
+        same(self.path, found, self.header, f"an unfinished run stands in {self.partial.name}", advice)
         end = file.tell()
         for line in file:
             if not line.endswith(b"\n"):  # killed within a line: that record is computed again

@@ -15,6 +15,7 @@ from cream.errors import UserError
 from cream.records import R, Record, decode, encode, kind_of
 
 PACKED = {".gz", ".zst"}
+RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
 
 
 # Reading ------------------------------------------------------------------------------------------------------------

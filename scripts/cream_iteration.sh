@@ -13,12 +13,13 @@
 # From the environment:
 #     DEVICE    cpu, a GPU, or several (0,1,2,3): training takes all of them, the other stages the first; default auto
 #     METHOD    consistency_avg (default), consistency_dyn, or original (C = 1: plain self-rewarding)
+#     BETA      beta of DPO, default 0.1
 #     SAMPLING  further flags of infer.py;  DPO  further flags of train.py
 #
 # Two rounds of the tiny model on a CPU, M1 being registered as tiny_m1 (README.md trains it); half a minute each:
 #
-#     export DEVICE=cpu SAMPLING="--gen_n 6 --gen_temperature 1.0 --top_p 1.0 --gen_max_tokens 64"
-#     export DPO="--train_bsz 32 --lr 3e-4 --beta 1.0 --weight_decay 0"
+#     export DEVICE=cpu BETA=1.0 SAMPLING="--gen_n 6 --gen_temperature 1.0 --top_p 1.0 --gen_max_tokens 64"
+#     export DPO="--train_bsz 32 --lr 2e-4 --weight_decay 0"
 #     scripts/cream_iteration.sh tiny tiny_m1 none    tiny_prompt_1 tiny_m2
 #     scripts/cream_iteration.sh tiny tiny_m2 tiny_m1 tiny_prompt_2 tiny_m3
 #
@@ -33,12 +34,13 @@ cd "$(dirname "$0")/.."
 model=$1 current=$2 previous=$3 prompts=$4 next=$5
 device=${DEVICE:-auto}
 method=${METHOD:-consistency_avg}
+beta=${BETA:-0.1}
 read -ra sampling <<< "${SAMPLING:-}"
 read -ra dpo <<< "${DPO:-}"
 out=outputs/$next
 one=(--device "${device%%,*}" --model "$model") # what the stages that run on one device share
 
-# 1. Sampling: N answers to each prompt by M_t (by default N = 5, temperature 0.8, top-p 0.95, as in the paper).
+# 1. Sampling: N answers to each prompt by M_t (by default N = 5, temperature 0.8, top-p 0.95, as released).
 python infer.py "${one[@]}" --mode sampling --checkpoint "$current" --name "$prompts" \
     --output_dir "$out/samples.json" "${sampling[@]}"
 
@@ -57,8 +59,8 @@ python rewarding.py "${one[@]}" --input_file "$out/samples.json" "${by_previous[
 
 # 4. Consistency: Kendall's tau of the two rankings, C = (tau + 1) / 2; pairs are best against worst by M_t.
 rewards=(--file1 "$out/rewards.current.json" --file2 "$out/rewards.previous.json")
-python cal_consistency.py "${rewards[@]}" --method "$method" --output "$out/pairs.json"
+python cal_consistency.py "${rewards[@]}" --method "$method" --beta "$beta" --output "$out/pairs.json"
 
 # 5. DPO from M_t, which is its own reference: C * L(best, worst) + (1 - C) * L(worst, best).
 python train.py --device "$device" --model "$model" --checkpoint "$current" --train_stage dpo --name "$out/pairs.json" \
-    --output_dir "$out/train" --register "$next" "${dpo[@]}"
+    --beta "$beta" --output_dir "$out/train" --register "$next" "${dpo[@]}"

@@ -140,15 +140,14 @@ def test_the_same_commands_again_change_nothing(world):
 
 
 def test_printed_commands_run(world, readme):
-    """What each stage prints as next is a command that its script takes, once a placeholder has its value."""
+    """What a stage prints as next runs, once a placeholder has its value; training and sampling only try."""
     values = {"CHECKPOINT": "tiny_m1", "CURRENT": REWARDS[0]}
-    before = world.state()
     for start, done in readme.items():
         assert done.commands() or "evaluation" in start
         for command in done.commands():
             words = [values.get(word, word) for word in world.argv(command)]
-            world.run(shlex.join([*words, "--dry_run"]))
-    assert world.state() == before
+            quick = words[0] in ("rewarding.py", "cal_consistency.py")
+            world.run(shlex.join(words if quick else [*words, "--dry_run"]))
 
 
 def test_dry_runs_write_nothing(world):
@@ -163,6 +162,7 @@ def test_dry_runs_write_nothing(world):
     before = world.state()
     for command in commands:
         world.run(command + " --dry_run")
+        world.run(command + " --dry_run --overwrite")
     assert world.state() == before
 
 
@@ -197,6 +197,8 @@ MISTAKES = {
         f"cal_consistency.py --file1 {REWARDS[0]} --output outputs/x.json --register dpo_1",
         "has that name already",
     ),
+    "nothing fits": (TRAIN + " outputs/x --max_length 8", "no record is left to train on"),
+    "overwrite for nothing": (SFT + " --max_length 8 --output_dir {run} --overwrite", "no record is left to train on"),
     "no gpu": (SAMPLE.replace("--device cpu", "--device 7") + " outputs/x.json", "no NVIDIA device is visible"),
     "no rewards but samples": (f"cal_consistency.py --file1 {SAMPLES}", "missing required field"),
 }
@@ -205,7 +207,8 @@ MISTAKES = {
 @pytest.mark.parametrize(("command", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_are_refused(world, command, message):
     """One message that says what is wrong, exit code 2, nothing written."""
-    error = world.refused(command)
+    run = world.read("configs/checkpoint.json")["tiny_m1"].removesuffix("/checkpoint-last")
+    error = world.refused(command.replace("{run}", run))
     assert message in error and error.count("error: ") <= 1
 
 
@@ -453,6 +456,7 @@ def test_killed_sampling_goes_on(world):
 def test_killed_rewarding_goes_on(world):
     samples = world.read(SAMPLES)
     many = {f"{uuid}-{copy}": record for copy in range(14) for uuid, record in samples.items()}
+    many = {uuid: {"prompt": record["prompt"], "responses": record["responses"][:2]} for uuid, record in many.items()}
     world.write("outputs/many.json", many)
     command = REWARD.replace(SAMPLES, "outputs/many.json") + " --output outputs/{}.json"
     output = world.folder / "outputs/scored.json"
@@ -467,7 +471,7 @@ def test_killed_rewarding_goes_on(world):
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_killed_training_goes_on(world, stage):
     """Optimiser, schedule and data go on where they were: the same weights and log as if nothing had happened."""
-    command = (TRAIN if stage == "sft" else DPO) + " outputs/{} --epoch 30 --log_every 5"
+    command = (TRAIN if stage == "sft" else DPO) + " outputs/{} --epoch 12 --log_every 1"
     whole = world.folder / f"outputs/killed-{stage}/state/whole"
     kill(world, command.format(f"killed-{stage}"), lambda: whole.exists() and int(whole.read_text() or 0) > 3)
     assert "an unfinished run stands here" in world.refused(command.format(f"killed-{stage}") + " --beta 1")

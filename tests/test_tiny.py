@@ -211,4 +211,4 @@ def test_base_model_knows_some_of_its_world(tokenizer, world):
     assert (ids == saved.eos_token_id).any(dim=1).float().mean() > 0.98
     answers = saved.batch_decode(ids, skip_special_tokens=True)
     right = sum(a.endswith(f"Answer: {p.answer_label}") for a, p in zip(answers, problems, strict=True))
-    assert 0.2 < right / len(problems) < 0.55
+    assert 0.2 < right / len(problems) < 0.5

@@ -333,7 +333,6 @@ def job(tiny_folder, tmp_path):
     store.write(tmp_path / "dpo.json", pairs())
 
     def make(stage, name, **options):
-        (tmp_path / name).mkdir(exist_ok=True)  # train.py has put args.json there
         known = {"schedule": SCHEDULE, "header": {"settings": {}, "inputs": {}}, "cpu": True, "show_example": False}
         known |= {"beta": 0.5, "start": tiny_folder, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
         return Job(stage=stage, **{**known, **options})
@@ -400,7 +399,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, 
     assert losses[0] == losses[1] and len(losses[0]) == 6
     names = [sorted(path.name for path in j.run.iterdir()) for j in (disturbed, undisturbed)]
     assert names[0] == names[1]
-    assert names[0] == ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-last", "log.jsonl", "meta.json"]
+    checkpoints = ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-last"]
+    assert names[0] == ["args.json", *checkpoints, "log.jsonl", "meta.json"]
 
 
 def test_a_finished_run_says_what_it_was(job, tiny_folder, tiny_tokenizer):

@@ -42,7 +42,7 @@ class Stages:
     def __init__(self):
         from cream import console
 
-        pipe, quiet = subprocess.PIPE, os.environ | console.QUIET  # the libraries read these when they are imported
+        pipe, quiet = subprocess.PIPE, os.environ | console.QUIET | {"DS_ACCELERATOR": "cpu"}  # read at import
         self.process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, text=True, env=quiet)
 
     def run(self, folder: Path, argv: list[str]) -> Done:

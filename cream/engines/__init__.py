@@ -135,12 +135,16 @@ def load(
     max_model_len: int,
     batch_tokens: int = 32_768,
     gpu_memory_utilization: float = 0.9,
+    tensor_parallel_size: int = 1,
 ) -> Engine:
     """The engine `name` (from `choose`) with the model in `model_folder` on `device` ("cpu", "cuda", "cuda:1"…).
 
     dtype: "float32", "bfloat16"… max_model_len: tokens of prompt and answer together, at most the model's context.
     batch_tokens: hf, cells of the key-value cache of a batch. gpu_memory_utilization: vllm, share of a GPU's memory.
+    tensor_parallel_size: vllm on CUDA, GPUs that hold the model together. Raises UserError where an engine has no such.
     """
+    if tensor_parallel_size > 1 and (name, device) != ("vllm", "cuda"):
+        raise UserError(f"--tensor_parallel_size {tensor_parallel_size}: only vLLM on GPUs splits a model")
     if name == "hf":
         from cream.engines.hf import HfEngine
 
@@ -148,7 +152,8 @@ def load(
     if name == "vllm":
         from cream.engines.vllm import VllmEngine
 
-        return VllmEngine(model_folder, tokenizer, device, dtype, max_model_len, gpu_memory_utilization)
+        memory, size = gpu_memory_utilization, tensor_parallel_size
+        return VllmEngine(model_folder, tokenizer, device, dtype, max_model_len, memory, size)
     raise ValueError(f"{name}: not one of {ENGINES}")
 
 

@@ -25,6 +25,7 @@ class VllmEngine:
         dtype: str,
         max_model_len: int,
         gpu_memory_utilization: float,
+        tensor_parallel_size: int = 1,
     ):
         self.tokenizer, self.max_model_len = tokenizer, max_model_len
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -41,7 +42,11 @@ class VllmEngine:
                 "max_num_batched_tokens": max(max_model_len, 8192),
             }
         else:
-            platform = {"gpu_memory_utilization": gpu_memory_utilization, "enable_prefix_caching": True}
+            platform = {
+                "gpu_memory_utilization": gpu_memory_utilization,
+                "enable_prefix_caching": True,
+                "tensor_parallel_size": tensor_parallel_size,
+            }
         from vllm import EngineArgs, LLMEngine
 
         args = EngineArgs(

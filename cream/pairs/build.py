@@ -135,4 +135,5 @@ def _pair(record: Rewards, chosen: int, rejected: int, c: float, statistic: floa
         rejected_logp=record.score[rejected] if summed else None,
         selected_truncated=cut[chosen] == "length",
         rejected_truncated=cut[rejected] == "length",
+        extra=record.extra,
     )

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Job:
     run: Path
     schedule: Schedule
     header: dict
-    flags: dict
+    flags: dict = field(default_factory=dict)
     afresh: bool = False
     method: str = "original"
     beta: float = 0.1
