@@ -128,10 +128,11 @@ def test_settings_that_json_respells_are_the_same(tmp_path):
 
 
 def test_free_paths_count_up(tmp_path):
-    for name in ("a.rewards.json", "a.2.rewards.json"):
+    for name in ("pairs.1.json", "pairs.1.2.json"):
         (tmp_path / name).touch()
     (tmp_path / "run").mkdir()
-    assert journal.free_path(tmp_path / "a.rewards.json").name == "a.3.rewards.json"
+    assert journal.free_path(tmp_path / "pairs.1.json").name == "pairs.1.3.json"
+    assert journal.free_path(tmp_path / "a.jsonl.zst").name == "a.2.jsonl.zst"
     assert journal.free_path(tmp_path / "run").name == "run-2"
 
 
