@@ -15,6 +15,7 @@ from cream import console, journal, names, store
 from cream.errors import UserError
 from cream.flags import as_dict, parse
 from cream.records import Conversation, Pair
+from cream.training.launch import given_world, is_first_process
 
 EXAMPLE = """\
   one CPU    python train.py --model tiny --name tiny_sft --epoch 2 --lr 4e-5 --train_bsz 32 --register tiny_m1
@@ -45,7 +46,8 @@ def main(argv=None):
         console.log.info("%s stands already, made by the same settings from the same inputs; nothing to do", run)
     else:
         _train(config, stage, method, start, data, run, header, devices)
-    _finish(config, stage, run)
+    if is_first_process():
+        _finish(config, stage, run)
 
 
 def _default_data(config: TrainConfig) -> str:
@@ -78,7 +80,8 @@ def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Pat
     from cream import models
 
     models.check_folder(start)
-    flat = as_dict(config) | {"train_stage": stage, "method": method, "processes": len(config.device.devices())}
+    processes = given_world() or len(config.device.devices())
+    flat = as_dict(config) | {"train_stage": stage, "method": method, "processes": processes}
     inputs = {"data": journal.fingerprint(data), "start": models.fingerprint(start)}
     return {"settings": settings(flat, "name", "model", "checkpoint"), "inputs": inputs}
 
@@ -90,7 +93,7 @@ def _run_folder(config: TrainConfig, stage: str, method: str, data: Path, header
 
     digest = xxhash.xxh3_64(msgspec.json.encode(header, order="deterministic")).hexdigest()[:8]
     name = Path(config.data.name or _default_data(config)).name.partition(".")[0]
-    parts = [config.output.run_name, name, f"ckpt_{Path(config.model.checkpoint or 'none').name}"]
+    parts = [config.output.run_name, name, f"ckpt_{names.label(config.model.checkpoint)}"]
     parts += [method if stage == "dpo" else None, digest]
     return config.run.outputs() / stage / "-".join(part for part in parts if part)
 

@@ -1,5 +1,6 @@
 """Loading a policy: its folder checked, its precision decided, LoRA; and saving one so that any tool can load it."""
 
+import copy
 import json
 import logging
 import shutil
@@ -166,23 +167,22 @@ def add_lora(model, r: int, alpha: float, dropout: float):
 
 
 def merged(model, tolerance: float = 1e-3):
-    """The plain model with its adapters merged in float32, checked: logits of a probe may differ by `tolerance`.
+    """A plain copy of a model with its adapters merged in float32; the model itself stays as it is.
 
-    Raises UserError above it. Merging changes `model` in place; unmerge_adapter() undoes it.
+    Checked: logits of a probe may differ by `tolerance` (relative to their largest). Raises UserError above it.
     """
-    device = next(model.parameters()).device
-    probe = torch.arange(1, 33, device=device).remainder(model.config.vocab_size)[None]
+    plain = copy.deepcopy(model).eval().merge_and_unload(safe_merge=True)
+    probe = torch.arange(1, 33, device=plain.device).remainder(plain.config.vocab_size)[None]
     training = model.training
     model.eval()
     with torch.no_grad():
         before = model(probe).logits.float()
-        model.merge_adapter()
-        difference = (model(probe).logits.float() - before).abs().max().item()
+        difference = (plain(probe).logits.float() - before).abs().max().item()
     model.train(training)
     if difference > tolerance * max(1.0, before.abs().max().item()):
         raise UserError(f"merging the LoRA adapters changed the logits by {difference:.2g}; the merge is not trusted")
     log.info("LoRA adapters merged in float32; logits of a probe differ by %.2g", difference)
-    return model.get_base_model()
+    return plain
 
 
 def adapter_base(folder: Path, base: Path) -> Path:
@@ -205,19 +205,20 @@ def adapter_merged(folder: Path, base: Path, cache: Path) -> Path:
     target = cache / f"{folder.name}-{fingerprint(folder)[:8]}-on-{fingerprint(base)[:8]}"
     if not target.exists():
         model = PeftModel.from_pretrained(load_policy(base, torch.float32, torch.device("cpu")), folder)
-        plain = merged(model)
-        state = {k.replace(".base_layer", ""): v for k, v in plain.state_dict().items() if "lora_" not in k}
-        save_policy(plain, state, load_tokenizer(base), target, None, {"kind": "policy", "merged_from": str(folder)})
+        target.parent.mkdir(parents=True, exist_ok=True)
+        about = {"kind": "policy", "merged_from": str(folder)}
+        save_policy(merged(model), load_tokenizer(base), target, None, about)
     return target
 
 
-def save_policy(model, state: dict, tokenizer, folder: Path, dtype: torch.dtype | None, kind: dict) -> None:
+def save_policy(model, tokenizer, folder: Path, dtype: torch.dtype | None, kind: dict) -> None:
     """A folder that any Hugging Face tool loads: weights (as `dtype`, None = as they are), tokenizer, chat template.
 
     It is written beside its place and renamed into it, so that a folder of this name is always whole.
     """
     staged = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
+    state = model.state_dict()
     if dtype is not None:
         cast = {(v.data_ptr(), v.shape): v.to(dtype) for v in state.values() if v.is_floating_point()}
         state = {k: cast.get((v.data_ptr(), v.shape), v) for k, v in state.items()}  # tied weights stay one tensor

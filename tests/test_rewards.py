@@ -1,6 +1,5 @@
 """Rewards against one plain forward pass per answer, and passes that go on where they were killed."""
 
-import copy
 from functools import cache
 
 import pytest
@@ -45,7 +44,7 @@ def trained(tiny_folder, tmp_path_factory):
             parameter += 0.02 * torch.randn_like(parameter)
     folder = tmp_path_factory.mktemp("rewards") / "trained"
     tokenizer = models.load_tokenizer(tiny_folder)
-    models.save_policy(model, model.state_dict(), tokenizer, folder, None, {"kind": "policy"})
+    models.save_policy(model, tokenizer, folder, None, {"kind": "policy"})
     return folder
 
 
@@ -165,9 +164,8 @@ def test_a_killed_pass_goes_on_with_the_same_numbers(tiny_folder, trained, tmp_p
 def test_broken_weights_give_no_reward(tiny_folder, tmp_path):
     """NaN would win both argmax and argmin."""
     model = models.load_policy(tiny_folder, torch.float32, CPU)
-    state = copy.deepcopy(model.state_dict())
-    state["model.norm.weight"][:] = float("nan")
-    models.save_policy(model, state, models.load_tokenizer(tiny_folder), tmp_path / "broken", None, {"kind": "policy"})
+    model.model.norm.weight.data[:] = float("nan")
+    models.save_policy(model, models.load_tokenizer(tiny_folder), tmp_path / "broken", None, {"kind": "policy"})
     found, _ = reward(likelihood, "mean", [tmp_path / "broken"], tmp_path / "x.json", records()[:2])
     assert [record.reward for record in found] == [[None], [None, None]]
     assert found[0].reason == ["not a finite number"]

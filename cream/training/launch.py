@@ -16,6 +16,11 @@ def given_world() -> int | None:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that reports: rank 0 of a launcher's world, or started by hand."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def run(worker: Callable, config, devices: list[str], address: str, port: int | None) -> None:
     """Call worker(config) once per device, each in its own process when there are several.
 

@@ -187,14 +187,9 @@ def _save(accelerator: Accelerator, model, tokenizer, job: Job, step: int, dtype
         return
     folder = job.run / f"checkpoint-{step}"
     kind = {"kind": "policy", "stage": job.stage, "step": step, "started_from": str(job.start), **job.header}
+    models.save_policy(models.merged(model) if job.lora else model, tokenizer, folder, dtype, kind)
     if job.lora:
-        plain = models.merged(model)
-        state = {k.replace(".base_layer", ""): v for k, v in plain.state_dict().items() if "lora_" not in k}
-        models.save_policy(plain, state, tokenizer, folder, dtype, kind)
-        model.unmerge_adapter()
         model.save_pretrained(folder / "adapter")
-    else:
-        models.save_policy(model, model.state_dict(), tokenizer, folder, dtype, kind)
     link = job.run / "checkpoint-last"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
