@@ -33,6 +33,12 @@ def main(argv=None):
     target = Path(c.output) if c.output else first.with_name(f"{first.name.partition('.json')[0]}.{rank}.dpo.json")
     sources = {name: path for name in ("file1", "file2", "labels") if (path := getattr(c, name))}
     inputs = {name: journal.fingerprint_of(path) for name, path in sources.items()}
+    if inputs.get("file2") == inputs["file1"]:
+        raise UserError("--file2 is --file1: every C would be 1; leave --file2 out for plain self-rewarding")
+    about = journal.read_meta(first) or {}
+    policy = about.get("policy")
+    if c.file2 and about.get("reward") == "likelihood":
+        log.info("note: --file1 was rewarded by likelihood; CREAM's current ranking is a DPO reward. Swapped?")
     flat = settings(as_dict(config) | {"rank": rank, "method": method}, *sources, "beta", "seed")
     output = journal.Output(target, flat, inputs, overwrite=config.run.overwrite)
     if c.register:
@@ -44,16 +50,18 @@ def main(argv=None):
         log.info("%s stands already, made by the same settings from the same inputs", target)
     else:
         made = _build(config, rank)
-        output.dropped = made.dropped
-        mean = made.consistency.mean
-        rows = (encode(pair) for pair in made.pairs)
-        output.finish(rows, method=method, rank=rank, mean_consistency=mean, without_consistency=made.without_c)
         _report(made, c.beta)
+        if not made.pairs:
+            raise UserError(f"{first}: no pair can be made of it, for the reasons above; nothing was written")
+        output.dropped = made.dropped
+        facts = {"method": method, "rank": rank, "policy": policy, "mean_consistency": made.consistency.mean}
+        output.finish((encode(pair) for pair in made.pairs), **facts, without_consistency=made.without_c)
     if c.register:
         names.register(DATASETS, c.register, target, overwrite=config.run.overwrite)
         log.info("registered as %s in %s", c.register, DATASETS.name)
     log.info("pairs: %s\nnext, training on them, from the policy that --file1 was rewarded by:", target)
-    log.info("  %s", console.command("train.py", checkpoint="CHECKPOINT", name=c.register or target, method=method))
+    start = {"model": policy["model"], "checkpoint": policy["checkpoint"]} if policy else {"checkpoint": "CHECKPOINT"}
+    log.info("  %s", console.command("train.py", **start, name=c.register or target, method=method))
 
 
 def _method_and_rank(c) -> tuple[str, str]:

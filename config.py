@@ -14,6 +14,7 @@ from cream import names
 from cream.engines import ENGINES
 from cream.errors import UserError
 from cream.flags import flag
+from cream.journal import fingerprint_of
 from cream.names import ROOT
 from cream.prompts import SYSPROMPTS
 from cream.rewards import REWARDS
@@ -131,11 +132,17 @@ class Model:
             return folder
         from cream.models import adapter_base, adapter_merged
 
-        return adapter_merged(folder, adapter_base(folder, self.base()), Path("outputs/merged"))
+        return adapter_merged(
+            folder, adapter_base(folder, MODEL_FILES.get(self.name(), self.name()), self.base()), Path("outputs/merged")
+        )
 
     def template(self) -> Path | None:
         """The file of --chat_template."""
         return None if self.chat_template is None else Path(self.chat_template)
+
+    def template_hash(self) -> dict[str, str]:
+        """Of the file's bytes, as an input that decides an output; nothing without --chat_template."""
+        return {} if self.chat_template is None else {"chat_template": fingerprint_of(self.chat_template)}
 
 
 @dataclass
@@ -216,6 +223,7 @@ class Preference:
 
     method: str | None = flag(None, "none: as cal_consistency.py recorded, else original (C = 1)", choices=METHODS)
     beta: float = flag(0.1, "strength of the pull to the reference: h = beta x difference of log-ratios")
+    force: bool = flag(False, "train on pairs that another policy than the one started from was rewarded by")
     fixed_consistency: float | None = flag(None, "one C in [0, 1] for every pair, in place of the pairs' own (control)")
 
 

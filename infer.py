@@ -4,6 +4,7 @@ Departures from the released code: engines get token ids (one BOS), prompts are 
 always greedy, --output_dir is honoured, and every answer keeps why it ended.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,16 +41,18 @@ def sample(config: InferConfig) -> None:
     g = config.generation
     data = _dataset(config, Prompt, "sampling takes unlabelled prompts: test questions must not enter training")
     records = list(store.read(data, Prompt))[: _limit(config)]
-    prompts = {r.uuid: _ask(r.messages, g.sysprompt or "none") for r in records}
+    sysprompt = "none" if g.sysprompt == "auto" else g.sysprompt
+    prompts = {r.uuid: _ask(r.messages, sysprompt) for r in records}
     extra = {r.uuid: r.extra for r in records}
     greedy = not g.do_sample or g.gen_temperature < 0.001
     n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
     sampling = Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
     folder = (
         f"{_short(g.name)}-{_short(config.model.name())}-ckpt_{names.label(config.model.checkpoint)}-"
-        f"{'Greedy' if greedy else 'Sample'}_n-{n}_temp-{temperature:g}_GenMaxT-{g.gen_max_tokens}-sys_{g.sysprompt}"
+        f"{'Greedy' if greedy else 'Sample'}_n-{n}_temp-{temperature:g}_GenMaxT-{g.gen_max_tokens}-sys_{sysprompt}"
     )
-    output, chat = _begin(config, data, _target(config, config.run.outputs() / "sampling" / folder / "results.json"))
+    target = _target(config, config.run.outputs() / "sampling" / folder / "results.json")
+    output, chat = _begin(config, data, journal.fingerprint(data), target)
     if config.run.dry_run:
         return
     if not output.stands:
@@ -59,11 +62,17 @@ def sample(config: InferConfig) -> None:
             output.append(samples(chat, uuid, prompts[uuid], completions, extra[uuid]))
         rows = list(output.rows(prompts))
         _report_samples(output, rows, len(prompts))
+        if not rows:
+            raise UserError(f"{data}: no prompt is left to answer (dropped: {dict(output.dropped)})")
         output.finish(rows)
     log.info("samples: %s\nnext, their rewards by the current model:", output.path)
-    flags = {"device": config.device.device, "model": config.model.name(), "input_file": output.path}
-    policy = config.model.checkpoint or "CHECKPOINT"
-    log.info("  %s", console.command("rewarding.py", **flags, reward="dpo", checkpoint=policy, ref_model_ckpt="none"))
+    flags = {"device": config.device.devices()[0], "model": config.model.name(), "input_file": output.path}
+    flags["chat_template"] = config.model.chat_template
+    if config.model.checkpoint:
+        rewards = {"reward": "dpo", "checkpoint": config.model.checkpoint, "ref_model_ckpt": "none"}
+    else:
+        rewards = {"reward": "likelihood", "checkpoint": "none"}  # M0 against itself: every DPO reward is 0
+    log.info("  %s", console.command("rewarding.py", **flags, **rewards))
 
 
 def evaluate(config: InferConfig) -> None:
@@ -71,15 +80,19 @@ def evaluate(config: InferConfig) -> None:
     g = config.generation
     data = _dataset(config, Item, "evaluation takes questions with labels")
     files = {task: names.in_root(DATASET_FILES[f"{task}_test"]) for task in TASKS}
-    found, missing = read_items(_short(g.name), data, files)
+    found, missing = read_items(_known(g.name), data, files)
     for task in missing:
         log.info("task %s is not evaluated: %s does not exist", task, files[task])
     items = {item.uuid: item for item in found[: _limit(config)]}
     prompts = {uuid: prompt_of(item, g.sysprompt) for uuid, item in items.items()}
+    log.info(
+        "evaluation is greedy, one answer a question: --gen_n, --gen_temperature, --top_p, --do_sample do not apply"
+    )
+    whole = journal.fingerprint_text(json.dumps([encode(item) for item in found], sort_keys=True))
     checkpoint = config.model.checkpoint
     folder = f"{names.label(checkpoint) if checkpoint else _short(config.model.name())}-{_short(g.name)}"
     target = _target(config, config.run.outputs() / "evaluation", f"{folder}/results.json")
-    output, chat = _begin(config, data, target)
+    output, chat = _begin(config, data, whole, target, "gen_n", "gen_temperature", "top_p", "do_sample", "seed")
     if config.run.dry_run:
         return
     strict = g.extraction == "strict"
@@ -92,18 +105,32 @@ def evaluate(config: InferConfig) -> None:
         for reason, count in output.dropped.items():
             log.info("%d of %d questions count as wrong: %s", count, len(prompts), reason)
         output.finish(output.rows(prompts))
-    rows = summarise(store.read_rows(target))
+    log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts))
+
+
+def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tuple[str, Path, Path]:
+    """The table, the answers' file, and the summary's, which is written unless it stands."""
+    answers = list(store.read(output.path, Answer))
+    rows = summarise(map(encode, answers))
+    strict = [structs.replace(a, correct=grade(a.question, a.label, a.responses, strict=True)[1]) for a in answers]
     facts = {
+        "tasks": rows,
+        "strict": {row["task"]: row["accuracy"] for row in summarise(map(encode, strict))},
+        "extraction": config.generation.extraction,
         "greedy": True,
-        "extraction": g.extraction,
         "first_prompt": chat.tokenizer.decode(_first_ids(chat, prompts)),
+        "chat_template": journal.fingerprint_text(chat.tokenizer.chat_template),
     }
-    template = journal.fingerprint_text(chat.tokenizer.chat_template)
-    stem = target.name.partition(".json")[0]
-    summary = target.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
+    stem = output.path.name.partition(".json")[0]
+    summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
     if not (output.stands and summary.exists()):
-        store.write_json(summary, {"tasks": rows, **facts, "chat_template": template})
-    log.info("%s\nanswers: %s\nsummary: %s", format_table(rows), target, summary)
+        store.write_json(summary, facts)
+    released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in facts["strict"].items())
+    return (
+        f"{format_table(rows)}\naccuracy % by the method's released extraction rules: {released}",
+        output.path,
+        summary,
+    )
 
 
 def rescore(config: InferConfig) -> None:
@@ -138,7 +165,7 @@ def _dataset(config: InferConfig, kind: type, why: str) -> Path:
         raise UserError(f"--mode {mode} needs --name, a data set's name or file")
     path = names.dataset(name, DATASET_FILES, DATASETS)
     if not path.exists():
-        if _short(name) == "all_test":
+        if _known(name) == "all_test":
             return path  # the per-task files stand for it
         raise UserError(f"--name {name}: {path} does not exist; put the data there, or give a file")
     if (found := store.detect(path)) is not kind:
@@ -158,6 +185,11 @@ def _short(name: str | None) -> str:
     return Path(name).parent.name if stem in ("test", "results") and Path(name).parent.name else stem
 
 
+def _known(name: str) -> str:
+    """A built-in data set's name as it is spelled there, whatever the case; of a file what stands for it."""
+    return {known.lower(): known for known in DATASET_FILES}.get(name.lower(), _short(name))
+
+
 def _ask(messages: list[Message], sysprompt: str) -> list[Message]:
     return [*messages[:-1], Message("user", apply(sysprompt, messages[-1].content))]
 
@@ -170,16 +202,16 @@ def _target(config: InferConfig, default: Path, below: str = "results.json") -> 
     return Path(given) if store.is_record_file(Path(given)) else Path(given) / below
 
 
-def _begin(config: InferConfig, data: Path, target: Path):
-    """The output and the policy's chat format; says what will be done."""
+def _begin(config: InferConfig, data: Path, data_hash: str, target: Path, *unused: str):
+    """The output and the policy's chat format; says what will be done. `unused` flags do not decide this output."""
     from cream import models
 
     folder = config.model.folder(config.model.checkpoint)
     models.check_folder(folder)
     named = ("name", "input_file", "model", "checkpoint")  # the hashes below stand for them
-    batching = ("engine", "max_tokens_per_batch", "gpu_memory_utilization", "tensor_parallel_size")
-    inputs = {"data": journal.fingerprint(data) if data.exists() else None, "policy": models.fingerprint(folder)}
-    flat = settings(as_dict(config), *named, *batching)
+    batching = ("max_tokens_per_batch", "gpu_memory_utilization", "tensor_parallel_size")
+    inputs = {"data": data_hash, "policy": models.fingerprint(folder), **config.model.template_hash()}
+    flat = settings(as_dict(config), *named, "chat_template", *batching, *unused)
     output = journal.Output(target, flat, inputs, overwrite=config.run.overwrite)
     log.info("%s of %s by %s -> %s", config.generation.mode, data, folder, target)
     if output.stands:

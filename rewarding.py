@@ -38,6 +38,8 @@ def main(argv=None):
     flags = {"policy": "--checkpoint", "reference": "--ref_model_ckpt"}
     folders = {role: config.model.folder(checkpoints[role], flags[role]) for role in source.PASSES}
     samples = list(store.read(path, Samples))[: r.limit_size or (17 if config.run.debug else None)]
+    if not samples:
+        raise UserError(f"{path}: the file holds no records")
     target = Path(r.output) if r.output else _default_target(config, path, reward, checkpoints)
     output = _begin(config, path, target, reward, normalize, folders)
     log.info("reward %s (%s over answer tokens) of %d prompts in %s", reward, normalize, len(samples), path)
@@ -52,7 +54,7 @@ def main(argv=None):
         groups = passes.groups(samples)
         for role, folder in folders.items():
             _score(config, output, role, folder, groups)
-        passes.finish(output, source, normalize, samples)
+        passes.finish(output, source, normalize, samples, reward=reward, policy=_about(config, folders))
         _report(output, samples)
     log.info("rewards: %s", target)
     _next(config, path, target, reward, folders)
@@ -81,15 +83,10 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
     for folder in folders.values():
         models.check_folder(folder)
     flat = as_dict(config) | {"reward": reward, "normalize": normalize}
-    named = (
-        "input_file",
-        "model",
-        "checkpoint",
-        "ref_model_ckpt",
-        "enable_ref_model",
-    )  # the hashes below stand for them
+    # the hashes below stand for what these name
+    named = ("input_file", "model", "checkpoint", "ref_model_ckpt", "enable_ref_model", "chat_template")
     batching = ("max_tokens_per_batch", "batch_size", "seed")
-    inputs = {"input_file": journal.fingerprint(source)}
+    inputs = {"input_file": journal.fingerprint(source), **config.model.template_hash()}
     inputs |= {role: models.fingerprint(folder) for role, folder in folders.items()}
     if inputs["policy"] == inputs.get("reference"):
         raise UserError(
@@ -97,6 +94,14 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
             "--ref_model_ckpt two different ones, or --reward likelihood"
         )
     return journal.Output(target, settings(flat, *named, *batching), inputs, overwrite=config.run.overwrite)
+
+
+def _about(config: RewardConfig, folders: dict[str, Path]) -> dict:
+    """Which policy these rewards are of: the pairs drawn from them are for training that one."""
+    from cream.models import fingerprint
+
+    m = config.model
+    return {"model": m.name(), "checkpoint": m.checkpoint, "fingerprint": fingerprint(folders["policy"])}
 
 
 def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path, groups: list[Group]) -> None:
@@ -115,15 +120,16 @@ def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path
     log.info("%s: %s; at most %d tokens", role, precision.reason, limit)
     chat = models.load_chat(folder, config.model.template())
     if r.show_example and role == "policy":
-        _show(chat, groups[0])
+        _show(chat, groups)
     budget = r.batch_size * limit if r.batch_size else r.max_tokens_per_batch
     score = scorer(folder, chat, dtype=precision.dtype, device=device, limit=limit, max_tokens=budget)
     with console.bar(sum(map(len, chunks)), f"scoring, {role}", "prompts") as bar:
         passes.run(output, role, chunks, score, bar.update)
 
 
-def _show(chat, group: Group) -> None:
-    tokens = chat.answers(group.prompt, group.answers[:1], group.complete[:1])[0]
+def _show(chat, groups: list[Group]) -> None:
+    group = next((group for group in groups if group.answers), None)
+    tokens = group and chat.answers(group.prompt, group.answers[:1], group.complete[:1])[0]
     if tokens:
         log.info("first answer, what is scored marked:\n%s", chat.show(tokens))
 
@@ -137,7 +143,8 @@ def _report(output: journal.Output, samples: list[Samples]) -> None:
 
 def _next(config: RewardConfig, source: Path, target: Path, reward: str, folders: dict[str, Path]) -> None:
     """The literal commands of the previous model's ranking and of the consistency step."""
-    flags = {"device": config.device.device, "model": config.model.name(), "input_file": source}
+    flags = {"device": config.device.devices()[0], "model": config.model.name(), "input_file": source}
+    flags["chat_template"] = config.model.chat_template
     if reward == "likelihood" or config.model.checkpoint is None:
         log.info("next, with the current model's rewards as CURRENT:")
         log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))

@@ -6,6 +6,7 @@ prompts or padding, every process's gradient counts, weights keep float32 master
 with a reason.
 """
 
+import importlib.util
 from pathlib import Path
 
 import xxhash
@@ -14,7 +15,7 @@ from config import CHECKPOINTS, DATASET_FILES, DATASETS, TrainConfig, settings
 from cream import console, journal, names, store
 from cream.errors import UserError
 from cream.flags import as_dict, parse
-from cream.records import Conversation, Pair
+from cream.training import BY_RECORD, RECORDS
 from cream.training.launch import given_world, is_first_process
 
 EXAMPLE = """\
@@ -36,6 +37,10 @@ def main(argv=None):
     console.log.info("%s of %s on %s -> %s", stage.upper(), start, data, run)
     if stage == "dpo":
         console.log.info("method %s, beta %g, reference: the starting policy %s", method, config.preference.beta, start)
+    if config.output.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise UserError("--report_to wandb: it is not installed; .venv/bin/pip install wandb")
+    if stage == "dpo":
+        _check_policy(config, data, header)
     if config.output.register:
         names.check_free(CHECKPOINTS, config.output.register, run / "checkpoint-last", overwrite=config.run.overwrite)
     stands = _stands(config, run, header)
@@ -58,11 +63,11 @@ def _stage_and_method(config: TrainConfig, data: Path) -> tuple[str, str]:
     """The training stage and DPO method: what the flags say, else what the data say; a contradiction is an error."""
     stage, method = config.optimisation.train_stage, config.preference.method
     kind = store.detect(data)
-    if kind not in (Conversation, Pair):
+    if kind not in BY_RECORD:
         raise UserError(f"{data}: holds {kind.__name__} records; SFT trains on conversations, DPO on preference pairs")
-    stage = stage or ("dpo" if kind is Pair else "sft")
-    if stage == "dpo" and kind is not Pair:
-        raise UserError(f"--train_stage dpo: {data} holds conversations, not pairs; cal_consistency.py makes pairs")
+    stage = stage or BY_RECORD[kind]
+    if kind not in RECORDS[stage]:
+        raise UserError(f"--train_stage {stage}: {data} holds {kind.__name__} records; cal_consistency.py makes pairs")
     if stage == "sft":
         if method or config.preference.fixed_consistency is not None:
             raise UserError(f"--method and --fixed_consistency belong to DPO, but this is SFT on {data}")
@@ -76,14 +81,27 @@ def _stage_and_method(config: TrainConfig, data: Path) -> tuple[str, str]:
 
 
 def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Path) -> dict:
-    """What decides the run: settings and input hashes. The global batch stands for how it is split over processes."""
+    """What decides the run: settings and the hashes of what it starts from."""
     from cream import models
 
     models.check_folder(start)
     processes = given_world() or len(config.device.devices())
     flat = as_dict(config) | {"train_stage": stage, "method": method, "processes": processes}
     inputs = {"data": journal.fingerprint(data), "start": models.fingerprint(start)}
-    return {"settings": settings(flat, "name", "model", "checkpoint"), "inputs": inputs}
+    inputs |= config.model.template_hash()
+    return {"settings": settings(flat, "name", "model", "checkpoint", "chat_template"), "inputs": inputs}
+
+
+def _check_policy(config: TrainConfig, data: Path, header: dict) -> None:
+    """Pairs are meant for the policy that rewarded them: from another one the reference is another too."""
+    policy = (journal.read_meta(data) or {}).get("policy")
+    if policy is None:
+        console.log.info("%s does not say which policy rewarded it: unverified", data)
+    elif policy["fingerprint"] != header["inputs"]["start"] and not config.preference.force:
+        raise UserError(
+            f"{data}: its pairs were rewarded by --checkpoint {policy['checkpoint'] or 'none'} of {policy['model']}, "
+            f"but training would start from --checkpoint {config.model.checkpoint or 'none'}; give that one, or --force"
+        )
 
 
 def _run_folder(config: TrainConfig, stage: str, method: str, data: Path, header: dict) -> Path:
@@ -99,15 +117,23 @@ def _run_folder(config: TrainConfig, stage: str, method: str, data: Path, header
 
 
 def _stands(config: TrainConfig, run: Path, header: dict) -> bool:
-    """Whether the run is finished; an unfinished run of other settings is refused."""
-    if config.run.overwrite or not run.exists():
+    """Whether the run is finished; an unfinished run of other settings is refused, and so is a foreign folder."""
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run}: is a file where the run's folder is to be")
+    if not run.exists() or not any(run.iterdir()):
+        return False
+    if not (run / "args.json").exists():
+        raise UserError(f"{run}: is not the folder of a training run; give another --output_dir")
+    if config.run.overwrite:
+        start = config.model.folder(config.model.checkpoint).resolve()
+        if start.is_relative_to(run.resolve()):
+            raise UserError(f"--overwrite: {run} holds the checkpoint to start from; give another --output_dir")
         return False
     if (run / "meta.json").exists():
         journal.same(run, store.read_json(run / "meta.json"), header, "a finished run stands here")
         return True
-    if any(run.iterdir()):
-        made_by = store.read_json(run / "args.json") if (run / "args.json").exists() else None
-        journal.same(run, made_by, header, "an unfinished run stands here", "Repeat its command to finish it. ")
+    made_by = store.read_json(run / "args.json")
+    journal.same(run, made_by, header, "an unfinished run stands here", "Repeat its command to finish it. ")
     return False
 
 
@@ -165,9 +191,11 @@ def _finish(config: TrainConfig, stage: str, run: Path) -> None:
         console.log.info("registered as %s in %s", name, CHECKPOINTS.name)
     console.log.info("checkpoint: %s", last)
     model = config.model.name()
-    known = {"device": config.device.device, "model": model, "checkpoint": name or last}
-    evaluation = "tiny_test" if model == "tiny" else "all_test"
-    prompts = ("tiny_" if model == "tiny" else "") + f"prompt_{_round(last)}"
+    known = {"device": config.device.devices()[0], "model": model, "checkpoint": name or last}
+    known["chat_template"] = config.model.chat_template
+    tiny = "tiny_" if model == "tiny" else ""
+    evaluation = "tiny_test" if tiny else "all_test"
+    prompts = f"{tiny}prompt_{min(_round(last), 3)}"
     console.log.info("next, its answers for the coming round:")
     console.log.info("  %s", console.command("infer.py", **known, mode="sampling", name=prompts))
     console.log.info("or its accuracy:")

@@ -4,7 +4,9 @@
     python benchmarks/study.py --seeds 200-209                                  # the study: fresh seeds, run once
 
 A cell is one world (its own SFT set, prompts and test set) on one base model; all arms of a cell share M1 and round 1's
-samples and rewards. Run again, it goes on where it stopped. The stages are the ones that users run.
+samples and rewards. The bases see the same worlds, so the unit of the statistics is a world: its accuracy is the mean
+over the bases. The second base is made by scripts/make_tiny.py (its --help has the command). Run again, the study goes
+on where it stopped. The stages are the ones that users run.
 """
 
 import argparse
@@ -130,10 +132,10 @@ def _recipe(base: str, arm: str, seed: int, world: Path, folder: Path):
 
 
 def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
-    """Accuracy per arm and model, mean +- standard deviation over cells; paired differences with 95 % intervals."""
+    """Accuracy per arm and model, mean ± standard deviation over worlds; paired differences with 95 % t intervals."""
     from cream.evaluation.statistics import mean_std, paired_difference
 
-    cells = sorted({(row["base"], row["seed"]) for row in rows})
+    worlds, bases = sorted({row["seed"] for row in rows}), sorted({row["base"] for row in rows})
     accuracy = {(row["base"], row["seed"], row["arm"], row["model"]): 100 * row["accuracy"] for row in rows}
     c = {(row["arm"], row["model"]): [] for row in rows}
     for row in rows:
@@ -142,9 +144,13 @@ def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
     models = [f"M{t}" for t in range(ROUNDS + 2)]
 
     def column(arm: str, model: str) -> list[float]:
-        return [accuracy[*cell, arm, model] for cell in cells]
+        return [sum(accuracy[base, world, arm, model] for base in bases) / len(bases) for world in worlds]
 
-    lines = [f"{len(cells)} cells; accuracy in %, mean ± standard deviation; in brackets the mean C of the pairs", ""]
+    lines = [
+        f"{len(worlds)} worlds, each the mean over {len(bases)} bases; accuracy in %, mean ± standard deviation over "
+        "worlds; in brackets the mean C of the pairs that the model was trained on",
+        "",
+    ]
     lines += ["| arm | " + " | ".join(models) + " |", "|" + "---|" * (len(models) + 1)]
     for arm in arms:
         shown = []
@@ -154,14 +160,23 @@ def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
             shown.append(f"{mean:.1f} ± {spread:.1f}" + (f" ({sum(values) / len(values):.2f})" if values else ""))
         lines.append(f"| {arm} | " + " | ".join(shown) + " |")
     lines += ["", "| difference, points | " + " | ".join(models[2:]) + " |", "|" + "---|" * (len(models) - 1)]
-    for arm in (a for a in compared if a in arms and len(cells) > 1):
+    for arm in (a for a in compared if a in arms and len(worlds) > 1):
         for other in (a for a in arms if a != arm):
             shown = []
             for model in models[2:]:
                 mean, low, high = paired_difference(column(arm, model), column(other, model))
                 shown.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
             lines.append(f"| {arm} - {other} | " + " | ".join(shown) + " |")
+    for base in bases:
+        lines += ["", f"{base}: " + "; ".join(f"{arm} {_mean_of(rows, base, arm, models)}" for arm in arms)]
     return "\n".join(lines)
+
+
+def _mean_of(rows: list[dict], base: str, arm: str, models: list[str]) -> str:
+    """Mean accuracy over the worlds on one base, per model."""
+    mine = [row for row in rows if row["base"] == base and row["arm"] == arm]
+    found = {model: [100 * row["accuracy"] for row in mine if row["model"] == model] for model in models}
+    return " / ".join(f"{sum(values) / len(values):.1f}" for values in found.values())
 
 
 if __name__ == "__main__":

@@ -55,13 +55,13 @@ class Chat:
         ids = self._ids([self._render(PROBE, False)])[0]
         if ids[: len(prompt)] != prompt:
             raise UserError(self._mismatch(prompt, ids))
-        ends = [token for token in ids[len(prompt) :] if token in self.special]
+        ends = [token for token in self._ids([self._after_answer()])[0] if token in self.special]
         if not ends:
             raise UserError(
                 f"{tokenizer.name_or_path}: its chat template ends an answer with no special token, so that a model "
                 "could not learn to stop; give another with --chat_template FILE"
             )
-        self.end_of_turn = ends[-1]
+        self.end_of_turn = ends[0]  # others may close the whole conversation
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.stop_ids = tuple(sorted({self.end_of_turn, *eos, *generation_eos}))
 
@@ -95,6 +95,11 @@ class Chat:
             return None
         return Tokens(parts[-1].ids, [part.spans[0] for part in parts])
 
+    def _after_answer(self) -> str:
+        """What the template writes after the probe's answer."""
+        whole, start = self._render(PROBE, False), len(self._render(PROBE[:1], True))
+        return whole[whole.rindex(PROBE[1].content, start) + len(PROBE[1].content) :]
+
     def _span(self, prompt: list[int], ids: list[int], complete: bool) -> Tokens | None:
         start = len(prompt)
         if ids[:start] != prompt or self.end_of_turn not in ids[start:]:
@@ -109,7 +114,7 @@ class Chat:
         plain = [{"role": m.role, "content": m.content} for m in messages]
         try:
             return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation_prompt)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{self.tokenizer.name_or_path}: its chat template refuses a conversation: {error}"
             ) from None
@@ -132,16 +137,11 @@ class Chat:
             "give another with --chat_template FILE"
         )
 
-    def show(self, tokens: Tokens, color: bool = False) -> str:
-        """The tokens as text, the scored ones marked: green on a terminal, between ⟦ ⟧ elsewhere."""
-        opening, closing = ("\033[32m", "\033[0m") if color else ("⟦", "⟧")
+    def show(self, tokens: Tokens) -> str:
+        """The tokens as text, the scored ones between ⟦ and ⟧."""
         parts, at = [], 0
         for start, end in tokens.spans:
-            parts += [
-                self.tokenizer.decode(tokens.ids[at:start]),
-                opening,
-                self.tokenizer.decode(tokens.ids[start:end]),
-            ]
-            parts.append(closing)
+            scored = self.tokenizer.decode(tokens.ids[start:end])
+            parts += [self.tokenizer.decode(tokens.ids[at:start]), "⟦", scored, "⟧"]
             at = end
         return "".join(parts) + f"\n({len(tokens)} tokens, {tokens.num_answer_tokens} of them scored)"

@@ -41,6 +41,11 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except OSError as error:  # no space, no permission, a file where a folder should be
+            if error.filename is None:
+                raise
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             sys.exit(130)

@@ -19,18 +19,31 @@ from pathlib import Path
 
 from cream.errors import UserError, nearest
 
+INF = math.inf
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "yes or no"}
 BOOLEANS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "false": False, "0": False, "off": False}
 NULLS = ("none", "null")
 
 
-def flag(default, help: str, *, aliases: Iterable[str] = (), choices: Iterable | None = None):
+def flag(
+    default,
+    help: str,
+    *,
+    aliases: Iterable[str] = (),
+    choices: Iterable | None = None,
+    low: float = -INF,
+    high: float = INF,
+    above: float = -INF,
+    below: float = INF,
+):
     """A dataclass field with its help text; `dataclasses.MISSING` as default makes the flag required.
 
     aliases: further spellings, without dashes; one letter is a short flag ("r" is -r).
     choices: the allowed values of a str, int or float, matched whatever the case, returned as spelled here.
+    low, high: the range of an int or float, both belonging to it; `above` and `below` are bounds that do not.
     """
-    metadata = {"help": help, "aliases": tuple(aliases), "choices": tuple(choices or ())}
+    limits = _Range(low, high, above, below)
+    metadata = {"help": help, "aliases": tuple(aliases), "choices": tuple(choices or ()), "range": limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -43,20 +56,15 @@ def parse(cls, argv: list[str] | None = None, *, description: str, example: str,
     Raises SystemExit: 0 after --help and --print_config, 2 after printing every problem of the user's on stderr, a
     UserError from `__post_init__` included. Raises TypeError when `cls` itself is wrong (a flag defined twice, say).
     """
-    flags = [*_flags(cls), *_flags(_Source if files else _Help, "Configuration")]
-    on_command_line = _by_spelling(flags)
-    problems: list[str] = []
-    words = _words(sys.argv[1:] if argv is None else argv, problems)
-    given = _assign(words, on_command_line, "", problems)
+    flags, problems = _all_flags(cls, files), []
+    given = _given(flags, sys.argv[1:] if argv is None else argv, problems)
     if given.get("help"):
         print(_help(flags, description) + f"\nexample:\n{example}")
         sys.exit(0)
-    path, from_file = given.get("config") if files else None, {}
-    if path is not None:
-        from_file = _from_file(path, _by_spelling(_flags(cls), dashes=False), problems)
+    path = given.get("config") if files else None
+    from_file = _from_file(cls, path, problems)
     values = {f.name: f.default for f in flags} | from_file | given
-    problems += [f"{_dashed(f.name)} is required: {f.help}" for f in flags if values[f.name] is dataclasses.MISSING]
-    config = None if problems else _build(cls, values, problems)
+    config = _build(cls, flags, values, problems)
     if problems:
         prog = Path(sys.argv[0]).name
         lines = [f"{prog}: {problem}" for problem in problems]
@@ -71,6 +79,15 @@ def parse(cls, argv: list[str] | None = None, *, description: str, example: str,
         print(yaml.safe_dump(as_dict(config), sort_keys=False), end="")
         sys.exit(0)
     return config
+
+
+def problems_of(cls, argv: list[str]) -> list[str]:
+    """What `parse` would refuse a command line for, one message each, [] when nothing; prints nothing, never exits."""
+    flags, problems = _all_flags(cls, files=True), []
+    given = _given(flags, argv, problems)
+    from_file = _from_file(cls, given.get("config"), problems)
+    _build(cls, flags, {f.name: f.default for f in flags} | from_file | given, problems)
+    return problems
 
 
 def as_dict(config) -> dict:
@@ -98,10 +115,32 @@ class _Source(_Help):
 
     config: str | None = flag(
         None,
-        "file of flags, .yaml, .yml or .json: one flat map; the command line wins over it",
+        "file of flags, .yaml, .yml or .json: one flat map, or a run's args.json; the command line wins over it",
         aliases=("load_args_path",),
     )
     print_config: bool = flag(False, "print every value as YAML, in the form that --config reads, and exit")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """The numbers that a flag may be: `low` and `high` belong to them, `above` and `below` do not."""
+
+    low: float = -INF
+    high: float = INF
+    above: float = -INF
+    below: float = INF
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and self.above < value < self.below
+
+    def __str__(self) -> str:
+        """As --help and refusals have it; nothing where any number will do."""
+        bottom, top = max(self.low, self.above), min(self.high, self.below)
+        if bottom > -INF and top < INF:
+            return f"in {'[' if bottom == self.low else '('}{bottom}, {top}{']' if top == self.high else ')'}"
+        if bottom > -INF:
+            return f"{'at least' if bottom == self.low else 'above'} {bottom}"
+        return f"{'at most' if top == self.high else 'below'} {top}" if top < INF else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +155,13 @@ class _Flag:
     optional: bool
     default: object
     words: dict[str, object]
+    range: _Range
 
     @property
     def expected(self) -> str:
-        return f"one of {', '.join(self.words)}" if self.words and self.kind is not bool else KINDS[self.kind]
+        if self.words and self.kind is not bool:
+            return f"one of {', '.join(self.words)}"
+        return f"{KINDS[self.kind]} {self.range}".rstrip()
 
     def read(self, text) -> object:
         """The value that `text` stands for, None being a flag without a value; ValueError says what was expected."""
@@ -137,7 +179,7 @@ class _Flag:
         if not self.words:
             try:
                 value = self.kind(text)
-                if self.kind is not float or math.isfinite(value):
+                if self.kind is str or (math.isfinite(value) and value in self.range):
                     return value
             except ValueError:
                 pass
@@ -170,7 +212,15 @@ def _flags(cls, group: str | None = None, defaults=None) -> Iterator[_Flag]:
         else:
             raise TypeError(f"{cls.__name__}.{field.name}: a flag cannot be {hint}")
         aliases, text = field.metadata.get("aliases", ()), field.metadata.get("help", "")
-        yield _Flag(field.name, aliases, group, text, kind, type(None) in kinds, default, words)
+        limits = field.metadata.get("range", _Range())
+        if limits != _Range() and (kind not in (int, float) or isinstance(default, kind) and default not in limits):
+            raise TypeError(f"{cls.__name__}.{field.name}: {default!r} is no number {limits}")
+        yield _Flag(field.name, aliases, group, text, kind, type(None) in kinds, default, words, limits)
+
+
+def _all_flags(cls, files: bool) -> list[_Flag]:
+    """The flags of a script: those of `cls`, and the parser's own."""
+    return [*_flags(cls), *_flags(_Source if files else _Help, "Configuration")]
 
 
 def _dashed(name: str) -> str:
@@ -187,6 +237,11 @@ def _by_spelling(flags: Iterable[_Flag], dashes: bool = True) -> dict[str, _Flag
                 raise TypeError(f"the flag {spelling} is defined twice, by {known[spelling].name} and {each.name}")
             known[spelling] = each
     return known
+
+
+def _given(flags: list[_Flag], argv: Iterable[str], problems: list[str]) -> dict:
+    """{flag name: value} of a command line; what is wrong with it is added to `problems`."""
+    return _assign(_words(argv, problems), _by_spelling(flags), "", problems)
 
 
 def _words(argv: Iterable[str], problems: list[str]) -> Iterator[tuple[str, str | None]]:
@@ -237,8 +292,14 @@ def _look_up(spelling: str, known: dict[str, _Flag]) -> _Flag:
     raise ValueError(f"unknown flag{nearest(spelling, known)}")
 
 
-def _from_file(path: str, known: dict[str, _Flag], problems: list[str]) -> dict:
-    """{flag name: value} of a --config file; what is wrong with it is added to `problems`."""
+def _from_file(cls, path: str | None, problems: list[str]) -> dict:
+    """{flag name: value} of a --config file, {} without one; what is wrong with it is added to `problems`.
+
+    Of a map that holds a map `flags`, as args.json does beside a checkpoint, that is the one.
+    """
+    if path is None:
+        return {}
+    known = _by_spelling(_flags(cls), dashes=False)
     readers = {".yaml": _yaml_pairs, ".yml": _yaml_pairs, ".json": _json_pairs}
     read: Callable | None = readers.get(Path(path).suffix.lower())
     try:
@@ -267,6 +328,8 @@ def _yaml_pairs(text: str) -> list[tuple[str, object]]:
     except yaml.YAMLError as error:
         raise ValueError(f"is not YAML: {error}") from None
     if isinstance(node, yaml.MappingNode):
+        inner = (value for key, value in node.value if key.value == "flags" and isinstance(value, yaml.MappingNode))
+        node = next(inner, node)
         return [
             (str(key.value), "null" if value.tag == "tag:yaml.org,2002:null" else value.value)
             for key, value in node.value
@@ -280,17 +343,24 @@ def _json_pairs(text: str) -> list[tuple[str, object]]:
         pairs = json.loads(text, object_pairs_hook=tuple, parse_int=str, parse_float=str, parse_constant=str)
     except ValueError as error:
         raise ValueError(f"is not JSON: {error}") from None
-    if isinstance(pairs, tuple):
+    if isinstance(pairs, tuple):  # an object; a list stays one
+        pairs = next((value for key, value in pairs if key == "flags" and isinstance(value, tuple)), pairs)
         return [(key, json.dumps(value) if value in (None, True, False) else value) for key, value in pairs]
     raise ValueError('holds no map of flags, {"flag": value, ...}')
 
 
-def _build(cls, values: dict, problems: list[str]):
+def _build(cls, flags: list[_Flag], values: dict, problems: list[str]):
+    """The instance of `cls` from the values of all its flags; None where there are problems, new ones being added."""
+    problems += [f"{_dashed(f.name)} is required: {f.help}" for f in flags if values[f.name] is dataclasses.MISSING]
+    return None if problems else _instance(cls, values, problems)
+
+
+def _instance(cls, values: dict, problems: list[str]):
     """The instance of `cls`, groups first; a UserError of any `__post_init__` is added to `problems`."""
     hints, before, arguments = typing.get_type_hints(cls), len(problems), {}
     for field in _fields(cls):
         group = dataclasses.is_dataclass(hints[field.name])
-        arguments[field.name] = _build(hints[field.name], values, problems) if group else values[field.name]
+        arguments[field.name] = _instance(hints[field.name], values, problems) if group else values[field.name]
     try:
         return cls(**arguments) if len(problems) == before else None
     except UserError as error:
@@ -317,8 +387,8 @@ def _help(flags: list[_Flag], description: str) -> str:
             continue
         group = groups.get(each.group) or groups.setdefault(each.group, parser.add_argument_group(each.group))
         metavar = {bool: "yes|no", int: "N", float: "X"}.get(each.kind, "NAME" if each.words else "TEXT")
-        choices = f"{each.expected}; " if each.words and each.kind is not bool else ""
+        values = each.expected if each.words and each.kind is not bool else str(each.range)
         default = "required" if each.default is dataclasses.MISSING else f"default {_shown(each.default)}"
-        text = f"{each.help} ({choices}{default})".replace("%", "%%")
+        text = f"{each.help} ({'; '.join(filter(None, (values, default)))})".replace("%", "%%")
         group.add_argument(*map(_dashed, (each.name, *each.aliases)), metavar=metavar, help=text)
     return parser.format_help()

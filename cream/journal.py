@@ -131,8 +131,8 @@ class Output:
         self._offsets: dict[str, int] = {}
         self._file = None
         self._afresh = overwrite
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder where a file is to be written; name a file")
+        if path.is_dir() or not store.is_record_file(path):
+            raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
         self.stands = not overwrite and self._finished()
 
     def _finished(self) -> bool:

@@ -1,7 +1,6 @@
 """Loading a policy: its folder checked, its precision decided, LoRA; and saving one so that any tool can load it."""
 
 import copy
-import json
 import logging
 import shutil
 from dataclasses import dataclass
@@ -56,7 +55,7 @@ def check_weights(folder: Path) -> None:
         raise UserError(f"{folder}: not a model folder, it has no config.json")
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        shards = set(store.read_json(index)["weight_map"].values())
         missing = sorted(name for name in shards if not (folder / name).exists())
         if missing:
             raise UserError(f"{folder}: weights are missing: {', '.join(missing)}")
@@ -70,10 +69,16 @@ def load_tokenizer(folder: Path, chat_template: Path | None = None):
     """The tokenizer of a folder; `chat_template` (a Jinja file) replaces its template."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain Exceptions on damaged files
+        raise UserError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
     if chat_template is not None:
         with store.open_file(chat_template) as file:
-            tokenizer.chat_template = file.read().decode()
+            try:
+                tokenizer.chat_template = file.read().decode()
+            except UnicodeDecodeError as error:
+                raise UserError(f"--chat_template {chat_template}: not a text file: {error}") from None
     return tokenizer
 
 
@@ -85,6 +90,7 @@ def load_chat(folder: Path, chat_template: Path | None = None):
 
     eos = None
     if (folder / "generation_config.json").exists():
+        store.read_json(folder / "generation_config.json")  # names the file when it is damaged
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
     return Chat(load_tokenizer(folder, chat_template), [eos] if isinstance(eos, int) else eos or [])
 
@@ -132,7 +138,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 def context_length(folder: Path) -> int | None:
     """How many tokens a model was made for (prompt and answer together); None when its config does not say."""
-    config = json.loads((folder / "config.json").read_text())
+    config = store.read_json(folder / "config.json")
     config = config.get("text_config", config)
     return config.get("max_position_embeddings") or config.get("n_positions")
 
@@ -185,17 +191,23 @@ def merged(model, tolerance: float = 1e-3):
     return plain
 
 
-def adapter_base(folder: Path, base: Path) -> Path:
-    """The model that an adapter was trained on, by its adapter_config.json; `base` where that names a hub id's copy.
+def adapter_base(folder: Path, name: str, base: Path) -> Path:
+    """The model that an adapter was trained on, by its adapter_config.json: that folder, or `base` (the folder, or the
+    hub id, that --model names) when it is the same.
 
-    Raises UserError when it was trained on another folder, which is not there: on any other model it means nothing.
+    Raises UserError when it is neither: on any other model the adapter means nothing.
     """
-    trained_on = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path") or ""
-    if Path(trained_on).is_dir():
+    if not (folder / "adapter_model.safetensors").exists():
+        raise UserError(f"{folder}: no adapter_model.safetensors; pickled adapters are never loaded, convert it")
+    trained_on = store.read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
+    if trained_on and Path(trained_on).is_dir():
         return Path(trained_on)
-    if trained_on.startswith(("/", ".")) or trained_on.startswith("outputs/"):
-        raise UserError(f"{folder}: an adapter of {trained_on}, which is not there; it fits no other model")
-    return base
+    if trained_on == name:
+        return base
+    raise UserError(
+        f"{folder}: an adapter of {trained_on or 'an unnamed model'}, which is neither a folder here nor --model "
+        f"{name}; give --model the model that it was trained on"
+    )
 
 
 def adapter_merged(folder: Path, base: Path, cache: Path) -> Path:

@@ -183,9 +183,13 @@ def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
 
 
 def encode(record: Record) -> dict:
-    """Plain JSON values of a record, its `uuid` first, its extra keys last."""
+    """Plain JSON values of a record, its `uuid` first, its extra keys last.
+
+    An extra key that came along from another layout and has a name of this one's becomes `input_<name>`.
+    """
     value = msgspec.to_builtins(record)
-    extra = value.pop("extra", {})
+    fields = {*type(record).__struct_fields__} - {"extra"}
+    extra = {f"input_{key}" if key in fields else key: v for key, v in value.pop("extra", {}).items()}
     return {"uuid": record.uuid, **value, **extra}
 
 

@@ -99,7 +99,13 @@ def test_what_leaves_the_rankings_is_counted():
     current = [record("p", [1.0, None, 9.0, 2.0, 3.0, 4.0], ["a", "b", "c", "d", "a", "e"], cut=[2])]
     previous = [record("p", [1.0, 7.0, 0.0, 5.0, 9.0, None], ["a", "b", "c", "d", "a", "e"])]
     made = build(current, previous)
-    assert made.answers == {"answers": 6, "without a reward": 1, "cut at the length limit": 1, "repeat another": 1}
+    assert made.answers == {
+        "answers": 6,
+        "without a reward": 1,
+        "cut at the length limit": 1,
+        "repeat another": 1,
+        "without a reward by the previous model": 1,
+    }
     (pair,) = made.pairs  # what is left are a and d
     assert (pair.selected_index, pair.rejected_index, pair.consistency) == (3, 0, 1.0)
     (kept,) = build(current, previous, keep_truncated=True).pairs

@@ -19,6 +19,7 @@ GOOD = {
     "bos": "{{ bos_token }}" + TURNS + HEADER,
     "no bos": TURNS + HEADER,
     "newline": "{{ bos_token }}" + TURNS.replace("<end>", "<end>\n\n") + HEADER,
+    "closed": "{{ bos_token }}" + TURNS + "{% if not add_generation_prompt %}<pad>{% endif %}" + HEADER,
     "trimmed": TURNS.replace("m.content", "m.content | trim") + HEADER,
     "no header": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}<assistant>"
     "{% else %}{{ m.content }}<end>{% endif %}{% endfor %}",

@@ -96,8 +96,9 @@ def test_a_file_from_elsewhere_is_not_replaced(tmp_path):
     path.write_text("{}")
     with pytest.raises(UserError, match=r"x\.json"):
         begin(path)
-    with pytest.raises(UserError, match="folder"):
-        begin(tmp_path)
+    for other in (tmp_path, tmp_path / "x.txt"):
+        with pytest.raises(UserError, match="ends in .json"):
+            begin(other)
     assert path.read_text() == "{}"
 
 

@@ -70,6 +70,17 @@ def test_unknown_keys_are_carried_along(kind):
     assert encode(record) == {"uuid": "u1", **LAYOUTS[kind], **mine}
 
 
+def test_a_users_key_never_takes_a_computed_ones_place():
+    """Extras travel from layout to layout; `correct` in a test item must not grade its answer."""
+    item = decode(Item, "u1", {"question": "1 + 1?", "label": "2", "correct": True, "level": 3}, "f.json")
+    answer = Answer(
+        uuid="u1", question="1 + 1?", label="2", responses="3", final_prediction="3", correct=False, extra=item.extra
+    )
+    row = encode(answer)
+    assert (row["correct"], row["input_correct"], row["level"]) == (False, True, 3)
+    assert decode(Answer, "u1", row, "f.json").extra == {"input_correct": True, "level": 3}
+
+
 def test_a_null_consistency_is_written():
     record = decode(Pair, "u1", changed(Pair, consistency=None), "f.json")
     assert encode(record)["consistency"] is None

@@ -171,7 +171,7 @@ def test_dry_runs_write_nothing(world):
 # Mistakes -----------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "dpo on conversations": (TRAIN + " outputs/x --train_stage dpo", "holds conversations, not pairs"),
+    "dpo on conversations": (TRAIN + " outputs/x --train_stage dpo", "cal_consistency.py makes pairs"),
     "method on conversations": (TRAIN + " outputs/x --method consistency_avg", "belong to DPO"),
     "another method than recorded": (DPO + " outputs/x --method consistency_dyn", "made for consistency_avg"),
     "policy is the reference": (REWARD + " --ref_model_ckpt tiny_m1", "policy and reference are the same"),
@@ -185,6 +185,16 @@ MISTAKES = {
     "reward contradicts": (REWARD + " --reward likelihood --enable_ref yes", "contradicts --enable_ref_model"),
     "method without file2": (f"cal_consistency.py --file1 {REWARDS[0]} --method consistency_dyn", "needs --file2"),
     "rank twice": (f"cal_consistency.py --file1 {REWARDS[0]} --method kendall --rank spearman", "contradicts --rank"),
+    "pairs of another policy": (DPO.replace("--checkpoint tiny_m1", "") + " outputs/x", "--checkpoint tiny_m1"),
+    "a folder of something else": (TRAIN + " localdata --overwrite", "not the folder of a training run"),
+    "over its own start": (
+        TRAIN.replace("--model", "--checkpoint tiny_m1 --model") + " {run} --overwrite",
+        "holds the checkpoint to start from",
+    ),
+    "the same file twice": (f"cal_consistency.py --file1 {REWARDS[0]} --file2 {REWARDS[0]}", "every C would be 1"),
+    "no record file": (REWARD + " --output outputs/rewards.txt", "ends in .json"),
+    "a file as a folder": (SAMPLE + " README.md/x.json", "README.md"),
+    "no wandb": (TRAIN + " outputs/x --report_to wandb", "wandb"),
     "other samples": (
         f"cal_consistency.py --file1 {REWARDS[0]} --file2 {REWARDS_2[1]} --output outputs/x.json",
         "must rank the same samples",
@@ -284,8 +294,20 @@ def test_greedy_sampling(world):
         assert samples[uuid]["responses"] == [answer["responses"]]
 
 
+def test_a_changed_template_is_a_changed_input(world):
+    """What a template file holds decides, not what it is called."""
+    template = (world.folder / "assets/tiny_m0/chat_template.jinja").read_text()
+    (world.folder / "localdata/own.jinja").write_text(template)
+    command = SAMPLE + " outputs/own.json --limit_size 2 --chat_template localdata/own.jinja"
+    done = world.run(command)
+    assert "--chat_template localdata/own.jinja" in done.commands()[0]
+    assert "stands already" in world.run(command).out
+    (world.folder / "localdata/own.jinja").write_text(template + "{# again #}")
+    assert "chat_template" in world.refused(command)
+
+
 def test_missing_tasks_are_named(world):
-    """all_test goes on with the tasks that are there."""
+    """all_test goes on with the tasks that are there, and notices when one joins them."""
     items = world.read("localdata/tiny/test.json")
     for task, tiny in {"gsm8k": "tiny_add", "openbookqa": "tiny_compare"}.items():
         own = [{k: v for k, v in item.items() if k != "task"} for item in items if item["task"] == tiny]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cream.errors import UserError
-from cream.evaluation.tasks import TASK_SUFFIX, TASKS, grade, options_of, with_suffix
-from cream.prompts import apply
+from cream.evaluation.tasks import TASKS, grade, options_of
+from cream.prompts import SYSPROMPTS, apply
 
 DATA = Path(__file__).parents[1] / "../shared/data/eval_cream_layout"
 OPTIONS = {"arc-easy": {2, 3, 4, 5}, "arc-challenge": {3, 4, 5}, "openbookqa": {4}, "siqa": {3}, "gsm8k": {0}}
@@ -42,14 +42,14 @@ def test_options(question, wanted):
 
 def test_the_suffix_stays_outside_the_options():
     for question in (GAS, COMPARE):
-        assert options_of(with_suffix(question)) == options_of(question)
-        assert with_suffix(question).startswith(question) and with_suffix(question).endswith(TASK_SUFFIX)
-    assert "step by step" in TASK_SUFFIX and "`Answer:`" in TASK_SUFFIX
+        assert options_of(apply("task", question)) == options_of(question)
+        assert apply("task", question).startswith(question) and apply("task", question).endswith(SYSPROMPTS["task"])
+    assert "step by step" in SYSPROMPTS["task"] and "`Answer:`" in SYSPROMPTS["task"]
 
 
 def test_prompts_by_name():
     assert apply("none", SUM) == SUM
-    assert apply("task", SUM) == with_suffix(SUM)
+    assert apply("task", SUM) == f"{SUM}\n\n{SYSPROMPTS['task']}"
     with pytest.raises(UserError, match="did you mean task"):
         apply("tsak", SUM)
 
@@ -74,7 +74,7 @@ def test_prompts_by_name():
 def test_grade(question, label, response, wanted, strict):
     assert grade(question, label, response) == wanted
     assert grade(question, label, response, strict=True) == strict
-    assert grade(with_suffix(question), label, response) == wanted  # a result file holds the question with its suffix
+    assert grade(apply("task", question), label, response) == wanted  # a result file holds the question with its suffix
 
 
 @pytest.mark.parametrize(("question", "label"), [(GAS, "E"), (SUM, "oxygen"), (SUM, "")])
@@ -93,7 +93,7 @@ def test_every_real_item_can_be_answered(task):
         options = options_of(question)
         assert len(options) in OPTIONS[folder]
         for answer in {label, f"({label})", options.get(label, label)}:
-            assert grade(with_suffix(question), label, f"Let me think.\nAnswer: {answer}")[1], (item, answer)
+            assert grade(apply("task", question), label, f"Let me think.\nAnswer: {answer}")[1], (item, answer)
         for other, text in options.items():
             if other != label:
                 assert not grade(question, label, f"Answer: {other}")[1]

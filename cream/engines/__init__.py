@@ -202,6 +202,9 @@ def parameter_count(folder: Path) -> int:
     count = 0
     for path in folder.glob("*.safetensors"):
         with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            try:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            except (ValueError, OverflowError, MemoryError):
+                raise UserError(f"{path}: its header is damaged, so it is no safetensors file; copy it again") from None
         count += sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
     return count

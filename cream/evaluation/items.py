@@ -47,11 +47,11 @@ def read_items(name: str, path: Path, task_files: Mapping[str, Path]) -> tuple[l
     return list(by_uuid.values()), missing
 
 
-def prompt_of(item: Item, sysprompt: str | None) -> list[Message]:
-    """The item as a user's turn. Without a `sysprompt`: the method's suffix; none for the tiny world, which never saw
-    it."""
-    default = "none" if item.task and item.task.startswith("tiny") else "task"
-    return [Message("user", apply(sysprompt or default, item.question))]
+def prompt_of(item: Item, sysprompt: str) -> list[Message]:
+    """The item as a user's turn. `auto` is the method's suffix, or none for the tiny world, which never saw it."""
+    if sysprompt == "auto":
+        sysprompt = "none" if item.task and item.task.startswith("tiny") else "task"
+    return [Message("user", apply(sysprompt, item.question))]
 
 
 def graded(item: Item, prompt: list[Message], completion: Completion | None, strict: bool) -> Answer:

@@ -14,18 +14,11 @@ from cream.evaluation.answers import (
     extract_number_strict,
     numbers_equal,
 )
-from cream.prompts import SYSPROMPTS, apply
 
 TASKS = ("arc_easy", "arc_challenge", "openbookqa", "siqa", "gsm8k")
-TASK_SUFFIX = SYSPROMPTS["task"]
 
 OPTION_LINE = re.compile(r"^[ \t]*(?:\(([A-H1-9])\)|([A-H1-9])[.):])[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 OPTION_INLINE = re.compile(r"(?<!\S)\(?([A-H1-9])\)[ \t]+(\S.*?)(?=[ \t]+\(?[A-H1-9]\)[ \t]|[ \t]*$)", re.MULTILINE)
-
-
-def with_suffix(question: str) -> str:
-    """The question as evaluation puts it to a model: TASK_SUFFIX below it."""
-    return apply("task", question)
 
 
 def options_of(question: str) -> dict[str, str]:

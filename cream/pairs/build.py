@@ -68,7 +68,7 @@ def build(
             for i in kept
         ],
         consistency=describe(agreement),
-        answers=_count(current, rewards, usable, None if keep_truncated else cut),
+        answers=_count(current, rewards, usable, first, None if keep_truncated else cut),
         dropped=Counter(reason for reason in choice.reason if reason),
         without_c=0 if previous is None else int((constant(second) & ~constant(first)).sum()),
     )
@@ -106,16 +106,20 @@ def _correct(records: Sequence[Rewards], labels: Mapping[str, Item], shape: tupl
     return correct
 
 
-def _count(records: Sequence[Rewards], rewards: Array, usable: Array, cut: Array | None) -> dict[str, int]:
+def _count(
+    records: Sequence[Rewards], rewards: Array, usable: Array, ranked: Array, cut: Array | None
+) -> dict[str, int]:
     answers = sum(len(record.response) for record in records)
     rewarded = ~np.isnan(rewards)
     cut_count = 0 if cut is None else int((cut & rewarded).sum())
-    repeated = int(rewarded.sum()) - cut_count - int((~np.isnan(usable)).sum())
+    left = int((~np.isnan(usable)).sum())
+    repeated = int(rewarded.sum()) - cut_count - left
     return {
         "answers": answers,
         "without a reward": answers - int(rewarded.sum()),
         "cut at the length limit": cut_count,
         "repeat another": repeated,
+        "without a reward by the previous model": left - int((~np.isnan(ranked)).sum()),
     }
 
 

@@ -57,9 +57,12 @@ def encode(group: Group, chat, limit: int) -> tuple[list, list[str | None]]:
 
     rows = chat.answers(group.prompt, group.answers, group.complete)
     reasons: list[str | None] = [None] * len(rows)
+    texts: dict[tuple[int, ...], str] = {}
     for i, tokens in enumerate(rows):
         if tokens is None:
             reasons[i] = NOT_A_PREFIX
+        elif texts.setdefault(tuple(tokens.ids), group.answers[i]) != group.answers[i]:
+            reasons[i] = "the same tokens as another answer"  # a template that trims, say
         elif len(tokens) > limit:
             reasons[i] = f"longer than {limit} tokens"
         elif not tokens.num_answer_tokens:

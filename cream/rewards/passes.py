@@ -39,8 +39,11 @@ def run(
         progress(len(chunk))
 
 
-def finish(output: Output, source: ModuleType, normalize: str, samples: Sequence[Samples]) -> None:
-    """Combine the passes into rewards and write them, in the order of the samples; answers without one are counted."""
+def finish(output: Output, source: ModuleType, normalize: str, samples: Sequence[Samples], **facts) -> None:
+    """Combine the passes into rewards and write them, in the order of the samples; answers without one are counted.
+
+    `facts` join the sidecar.
+    """
     rows = []
     for sample in samples:
         kept = output.rows(_key(role, sample.uuid) for role in source.PASSES)
@@ -62,7 +65,7 @@ def finish(output: Output, source: ModuleType, normalize: str, samples: Sequence
                 )
             )
         )
-    output.finish(rows)
+    output.finish(rows, **facts)
 
 
 def _key(role: str, uuid: str) -> str:

@@ -18,7 +18,6 @@ from cream.logprobs import answer_logprobs
 from cream.losses import preference_loss
 from cream.records import Pair
 
-RECORDS = (Pair,)
 METHODS = ("original", "consistency_avg", "consistency_dyn")
 
 
@@ -40,13 +39,12 @@ def examples(
     kept = []
     for record in records:
         texts = [record.selected[-1].content, record.rejected[-1].content]
-        if texts[0] == texts[1]:
-            dropped["equal answers"] += 1
-            continue
         complete = [not record.selected_truncated, not record.rejected_truncated]
         chosen, rejected = chat.answers(record.prompt, texts, complete)
         if chosen is None or rejected is None:
             dropped[NOT_A_PREFIX] += 1
+        elif chosen.ids == rejected.ids:
+            dropped["both answers are the same tokens"] += 1
         elif max(len(chosen), len(rejected)) > limit:
             dropped[f"longer than {limit} tokens"] += 1
         else:

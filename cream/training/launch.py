@@ -1,11 +1,12 @@
 """Several processes on one machine for `--device 0,1,…` or `cpu,cpu`; one process runs in place.
 
-Under torchrun, deepspeed or SLURM the world is given by the environment and nothing is started here.
+Under torchrun (RANK and WORLD_SIZE are set) the world is given by the environment and nothing is started here.
 """
 
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 
 from cream.errors import UserError
@@ -26,9 +27,12 @@ def run(worker: Callable, config, devices: list[str], address: str, port: int | 
 
     A worker that fails ends the others; its UserError is printed by itself and this process exits with 2.
     """
+    if given_world() is not None:
+        worker(config)
+        return
     if devices[0] != "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-    if given_world() is not None or len(devices) == 1:
+    if len(devices) == 1:
         worker(config)
         return
     import torch.multiprocessing as mp
@@ -62,6 +66,8 @@ def _enter(rank: int, worker: Callable, config, world: int, address: str, port: 
     try:
         worker(config)
     except UserError as error:
+        if rank:  # all usually find the same: the first to exit ends the others before they repeat its message
+            time.sleep(2)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 

@@ -109,7 +109,10 @@ def train(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
+        if step == start + 1:
+            _check_equal(accelerator, model)
         if step in saved:
+            logger.check_finite(step)
             save(model, step)
             _save_state(accelerator, run, step)
     accelerator.end_training()
@@ -132,6 +135,14 @@ def _prepare(accelerator: Accelerator, model, schedule: Schedule, steps: int):
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)  # not prepared: a prepared one steps world-size times
     return model, optimizer, scheduler
+
+
+def _check_equal(accelerator: Accelerator, model) -> None:
+    """After a step all processes hold the same weights; raises UserError where a gradient was not shared."""
+    total = sum(p.detach().double().sum() for p in model.parameters() if p.requires_grad).reshape(1)
+    totals = accelerator.gather(total)
+    if not torch.equal(totals, totals[:1].expand_as(totals)):
+        raise UserError(f"the processes hold different weights after a step: their sums are {totals.tolist()}")
 
 
 # Interruption: the last saved state of the libraries, replaced only by a newer whole one ------------------------------
@@ -168,6 +179,7 @@ class _Log:
         self.sums: dict[str, torch.Tensor] = {}
         self.total = 0
         self.last: dict[str, float] = {}
+        self.finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
         self.clock = time.monotonic()
         self.path = run / "log.jsonl"
         if accelerator.is_main_process:
@@ -179,17 +191,23 @@ class _Log:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0) + weight * value.float()
 
+    def check_finite(self, step: int) -> None:
+        """Raises UserError when a gradient norm was not finite: what was trained since is worthless."""
+        if not self.finite:
+            raise UserError(
+                f"by step {step} a gradient is not finite; nothing was saved after the last checkpoint. A lower --lr, "
+                "or float32 (--bf16 no), may help"
+            )
+
     def end_step(self, step: int, total: int, norm, lr: float, check: Callable | None) -> None:
         self.total += total
+        self.finite &= torch.as_tensor(norm, device=self.finite.device).isfinite()
         if step % self.every and step != self.steps and check is None:
             return
         sums = self.accelerator.reduce(torch.stack(list(self.sums.values())), "sum") / self.total
         metrics = dict(zip(self.sums, sums.tolist(), strict=True))
         metrics |= {"grad_norm": float(norm), "lr": lr}
-        if not all(map(math.isfinite, metrics.values())):
-            raise UserError(
-                f"step {step}: a metric is not finite ({metrics}); nothing was saved after the last checkpoint"
-            )
+        self.check_finite(step)
         if check is not None:
             check(metrics)
         now = time.monotonic()

@@ -21,6 +21,7 @@ from cream.training import STAGES, dpo, sft
 from cream.training.loop import Schedule, train
 
 log = logging.getLogger("cream")
+SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "grad_norm", "lr")
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,20 @@ def work(job: Job) -> None:
         )
 
 
+def clear(run: Path) -> None:
+    """Remove an earlier run from its folder: what training writes there, and nothing else."""
+    for path in (*run.glob("checkpoint-*"), *(run / name for name in ("state", "args.json", "log.jsonl", "meta.json"))):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _begin(accelerator: Accelerator, job: Job) -> None:
     """The run's folder and trackers: nothing is written before all that a user could have got wrong is read."""
     if accelerator.is_main_process:
         if job.afresh:
-            shutil.rmtree(job.run, ignore_errors=True)
+            clear(job.run)
         store.write_json(job.run / "args.json", {**job.header, "flags": job.flags})
     accelerator.wait_for_everyone()
     if job.report_to:
@@ -197,5 +207,5 @@ def _save(accelerator: Accelerator, model, tokenizer, job: Job, step: int, dtype
 
 
 def _report(step: int, steps: int, metrics: dict[str, float]) -> None:
-    names = [n for n in metrics if n in ("loss", "margin", "accuracy", "grad_norm", "lr") or n.endswith("_per_second")]
+    names = [n for n in metrics if n in SHOWN or n.endswith("_per_second")]
     log.info("step %d/%d  %s", step, steps, "  ".join(f"{n} {metrics[n]:.4g}" for n in names))

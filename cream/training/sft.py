@@ -11,8 +11,6 @@ from cream.logprobs import token_logprobs
 from cream.losses import token_nll
 from cream.records import Conversation, Pair
 
-RECORDS = (Conversation, Pair)  # of a pair, the chosen answer
-
 
 def examples(
     records: Iterable[Conversation | Pair], chat: Chat, limit: int, dropped: Counter[str]
