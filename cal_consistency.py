@@ -39,7 +39,7 @@ def main(argv=None):
     policy = about.get("policy")
     if c.file2 and about.get("reward") == "likelihood":
         log.info("note: --file1 was rewarded by likelihood; CREAM's current ranking is a DPO reward. Swapped?")
-    flat = settings(as_dict(config) | {"rank": rank, "method": method}, *sources, "beta", "seed")
+    flat = settings(as_dict(config) | {"rank": rank, "method": method}, *sources, "beta")
     output = journal.Output(target, flat, inputs, overwrite=config.run.overwrite)
     if c.register:
         names.check_free(DATASETS, c.register, target, overwrite=config.run.overwrite)

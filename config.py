@@ -17,12 +17,12 @@ from cream.flags import flag
 from cream.journal import fingerprint_of
 from cream.names import ROOT
 from cream.prompts import SYSPROMPTS
+from cream.records import METHODS, RANKS
 from cream.rewards import REWARDS
 
 CHECKPOINTS = ROOT / "configs" / "checkpoint.json"
 DATASETS = ROOT / "configs" / "dataset.json"
-RANKS = ("kendall", "spearman", "toporder")
-METHODS = ("original", "consistency_avg", "consistency_dyn")
+MAX_SEED = 2**32 - 1
 
 
 class ModelEnum(Enum):
@@ -149,14 +149,26 @@ class Model:
 class Run:
     """Run"""
 
-    seed: int = flag(0, "seed of everything random")
     overwrite: bool = flag(False, "replace an output (or a registered name) that stands and was made otherwise")
     dry_run: bool = flag(False, "say what would be read, computed and written, and stop")
+
+
+@dataclass
+class TrialRun(Run):
+    """Run"""
+
     debug: bool = flag(False, "a quick trial: few records, outputs under outputs/debug")
 
     def outputs(self) -> Path:
         """The folder below which outputs go unless a flag names another place."""
         return Path("outputs/debug" if self.debug else "outputs")
+
+
+@dataclass
+class RandomRun(TrialRun):
+    """Run"""
+
+    seed: int = flag(0, "seed of everything random", low=0, high=MAX_SEED)
 
 
 @dataclass
@@ -167,10 +179,11 @@ class TrainData:
         None,
         "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file; none: oasst_sft, with the tiny model tiny_sft",
     )
-    limit_size: int | None = flag(None, "records read at most; none: all")
+    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
     max_length: int = flag(
         2048,
         "tokens of prompt and answer together; longer ones are dropped, never cut (the model's context is a limit too)",
+        low=2,
     )
 
 
@@ -179,19 +192,20 @@ class Optimisation:
     """Optimisation"""
 
     train_stage: str | None = flag(None, "none: as the data and --method say", choices=("sft", "dpo"))
-    epoch: int = flag(1, "passes over the data")
-    train_bsz: int = flag(2, "examples (DPO: pairs) per process and backward pass")
+    epoch: int = flag(1, "passes over the data", low=1)
+    train_bsz: int = flag(2, "examples (DPO: pairs) per process and backward pass", low=1)
     grad_accum: int = flag(
         1,
         "backward passes per step; global batch = train_bsz x processes x grad_accum",
         aliases=("gradient_accumulation_steps",),
+        low=1,
     )
-    lr: float = flag(1e-6, "peak learning rate of AdamW; cosine to 0 after the warm-up")
-    weight_decay: float = flag(0.01, "AdamW's decoupled weight decay")
-    warmup_step_ratio: float = flag(0.1, "share of the steps in which the learning rate rises linearly")
-    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm")
+    lr: float = flag(1e-6, "peak learning rate of AdamW; cosine to 0 after the warm-up", above=0)
+    weight_decay: float = flag(0.01, "AdamW's decoupled weight decay", low=0)
+    warmup_step_ratio: float = flag(0.1, "share of the steps in which the learning rate rises linearly", low=0, high=1)
+    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", above=0)
     save_eval_step_ratio: float | None = flag(
-        None, "checkpoints: >= 1 their number, < 1 the share of steps between two; none: one per epoch"
+        None, "checkpoints: >= 1 their number, < 1 the share of steps between two; none: one per epoch", above=0
     )
     save_dtype: str = flag(
         "auto",
@@ -199,7 +213,7 @@ class Optimisation:
         choices=("auto", "float32", "bfloat16"),
     )
     grad_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
-    log_every: int = flag(10, "steps between two log lines (the first and last step are always logged)")
+    log_every: int = flag(10, "steps between two log lines (the first and last step are always logged)", low=1)
     resume: bool = flag(True, "go on from the last saved state of an interrupted run; no: start it afresh")
 
 
@@ -212,9 +226,9 @@ class LoraFlags:
         "train low-rank adapters; checkpoints hold the merged weights, and the adapter beside them",
         aliases=("enable",),
     )
-    lora_r: int = flag(32, "rank", aliases=("r",))
-    lora_alpha: float = flag(64, "scale numerator: the update is multiplied by alpha / r", aliases=("alpha",))
-    lora_dropout: float = flag(0.1, "dropout on the adapters' input", aliases=("dropout",))
+    lora_r: int = flag(32, "rank", aliases=("r",), low=1)
+    lora_alpha: float = flag(64, "scale numerator: the update is multiplied by alpha / r", aliases=("alpha",), above=0)
+    lora_dropout: float = flag(0.1, "dropout on the adapters' input", aliases=("dropout",), low=0, below=1)
 
 
 @dataclass
@@ -222,9 +236,11 @@ class Preference:
     """Preference training (DPO)"""
 
     method: str | None = flag(None, "none: as cal_consistency.py recorded, else original (C = 1)", choices=METHODS)
-    beta: float = flag(0.1, "strength of the pull to the reference: h = beta x difference of log-ratios")
+    beta: float = flag(0.1, "strength of the pull to the reference: h = beta x difference of log-ratios", above=0)
     force: bool = flag(False, "train on pairs that another policy than the one started from was rewarded by")
-    fixed_consistency: float | None = flag(None, "one C in [0, 1] for every pair, in place of the pairs' own (control)")
+    fixed_consistency: float | None = flag(
+        None, "one C for every pair, in place of the pairs' own (control)", low=0, high=1
+    )
 
 
 @dataclass
@@ -241,7 +257,7 @@ class TrainOutput:
     wandb_entity_name: str | None = flag(None, "entity of --report_to wandb")
     show_example: bool = flag(True, "print the first example with its trained tokens marked")
     master_address: str = flag("localhost", "address at which several processes meet")
-    master_port: int | None = flag(None, "its port; none: a free one")
+    master_port: int | None = flag(None, "its port; none: a free one", low=1, high=65535)
 
 
 def group(cls):
@@ -260,7 +276,7 @@ class TrainConfig:
     lora: LoraFlags = group(LoraFlags)
     preference: Preference = group(Preference)
     output: TrainOutput = group(TrainOutput)
-    run: Run = group(Run)
+    run: RandomRun = group(RandomRun)
 
 
 @dataclass
@@ -274,17 +290,17 @@ class Generation:
     )
     name: str | None = flag(None, "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file")
     input_file: str | None = flag(None, "rescore: the evaluation results to grade again")
-    limit_size: int | None = flag(None, "records read at most; none: all")
-    gen_n: int = flag(5, "answers per prompt")
-    gen_temperature: float = flag(0.8, "sampling temperature; below 0.001: greedy")
-    top_p: float = flag(0.95, "nucleus: the smallest set of tokens with this probability")
-    gen_max_tokens: int = flag(768, "tokens of an answer at most")
+    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
+    gen_n: int = flag(5, "answers per prompt", low=1)
+    gen_temperature: float = flag(0.8, "sampling temperature; below 0.001: greedy", low=0)
+    top_p: float = flag(0.95, "nucleus: the smallest set of tokens with this probability", above=0, high=1)
+    gen_max_tokens: int = flag(768, "tokens of an answer at most", low=1)
     do_sample: bool = flag(True, "no: one greedy answer per prompt")
-    max_length: int = flag(2048, "tokens of a prompt at most; longer ones are dropped, never cut")
-    sysprompt: str | None = flag(
-        None,
-        "text appended to the user's; none: nothing in sampling, the task's own in evaluation",
-        choices=tuple(SYSPROMPTS),
+    max_length: int = flag(2048, "tokens of a prompt at most; longer ones are dropped, never cut", low=2)
+    sysprompt: str = flag(
+        "auto",
+        "text appended to the user's; none: nothing; auto: none in sampling, the task's own in evaluation",
+        choices=("auto", *SYSPROMPTS),
     )
     extraction: str = flag(
         "default",
@@ -302,9 +318,9 @@ class EngineFlags:
         "auto: vLLM where it is installed and can run the model, hf elsewhere and for tiny models",
         choices=("auto", *ENGINES),
     )
-    max_tokens_per_batch: int = flag(16384, "hf engine: rows x (prompt + answer) tokens of a batch")
-    gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory")
-    tensor_parallel_size: int = flag(1, "vLLM on GPUs: how many of --device hold the model together")
+    max_tokens_per_batch: int = flag(16384, "hf engine: rows x (prompt + answer) tokens of a batch", low=1)
+    gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory", above=0, high=1)
+    tensor_parallel_size: int = flag(1, "vLLM on GPUs: how many of --device hold the model together", low=1)
 
 
 @dataclass
@@ -324,7 +340,7 @@ class InferConfig:
     generation: Generation = group(Generation)
     engine: EngineFlags = group(EngineFlags)
     output: InferOutput = group(InferOutput)
-    run: Run = group(Run)
+    run: RandomRun = group(RandomRun)
 
 
 @dataclass
@@ -344,10 +360,10 @@ class Rewarding:
     normalize: str | None = flag(
         None, "of log-likelihoods over answer tokens; none: sum for dpo, mean for likelihood", choices=("sum", "mean")
     )
-    limit_size: int | None = flag(None, "records read at most; none: all")
-    max_length: int = flag(4096, "tokens of prompt and answer together; longer answers are dropped, never cut")
-    max_tokens_per_batch: int = flag(16384, "rows x longest row of a batch")
-    batch_size: int | None = flag(None, "the method's way to bound a batch: rows of --max_length tokens")
+    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
+    max_length: int = flag(4096, "tokens of prompt and answer together; longer answers are dropped, never cut", low=2)
+    max_tokens_per_batch: int = flag(16384, "rows x longest row of a batch", low=1)
+    batch_size: int | None = flag(None, "the method's way to bound a batch: rows of --max_length tokens", low=1)
     output: str | None = flag(
         None, "file; none: <input>.rewarding.<model>-<reward>-policy_<ckpt>-ref_<ckpt>.json", aliases=("output_dir",)
     )
@@ -361,7 +377,7 @@ class RewardConfig:
     device: Device = group(Device)
     model: Model = group(Model)
     rewarding: Rewarding = group(Rewarding)
-    run: Run = group(Run)
+    run: TrialRun = group(TrialRun)
 
 
 @dataclass
@@ -382,9 +398,11 @@ class Consistency:
         None,
         "evaluation-layout file matched by uuid: pairs as the Oracle chooses them, best-rewarded correct against worst-rewarded wrong",
     )
-    shuffle_consistency: int | None = flag(None, "seed: deal the c's out to other prompts (control)")
+    shuffle_consistency: int | None = flag(
+        None, "seed: deal the c's out to other prompts (control)", low=0, high=MAX_SEED
+    )
     keep_truncated: bool = flag(False, "let answers that were cut at the length limit into pairs")
-    beta: float = flag(0.1, "for the printed margin cap logit(C) / beta only")
+    beta: float = flag(0.1, "for the printed margin cap logit(C) / beta only", above=0)
     output: str | None = flag(None, "file; none: <file1>.<rank>.dpo.json", aliases=("output_dir",))
     register: str | None = flag(None, "name under which the pairs enter configs/dataset.json")
 
@@ -397,6 +415,12 @@ class ConsistencyConfig:
     run: Run = group(Run)
 
 
+SCRIPTS = {
+    "train.py": TrainConfig,
+    "infer.py": InferConfig,
+    "rewarding.py": RewardConfig,
+    "cal_consistency.py": ConsistencyConfig,
+}
 NEUTRAL = (
     "device",
     "master_address",

@@ -6,15 +6,16 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from config import MODEL_FILES, Device, group
+from config import MAX_SEED, MODEL_FILES, SCRIPTS, Device, group
 from cream import console, names
 from cream.console import log
 from cream.errors import UserError
-from cream.flags import flag, parse
+from cream.flags import flag, parse, problems_of
 from cream.recipes import Command, Recipe, plan, read_recipe, results
 
 EXAMPLE = """\
@@ -32,7 +33,7 @@ class Loop:
 
     config: str | None = flag(None, "recipe file; several, separated by commas, run one after the other")
     dry_run: bool = flag(False, "print the commands and stop")
-    seed: int | None = flag(None, "in place of the recipe's seed")
+    seed: int | None = flag(None, "in place of the recipe's seed", low=0, high=MAX_SEED)
     output_root: str | None = flag(None, "folder put in front of the recipe's folders")
 
 
@@ -49,18 +50,23 @@ def main(argv=None):
     config = parse(IterateConfig, argv, description=__doc__, example=EXAMPLE, files=False)
     if config.loop.config is None:
         raise UserError("--config is missing: a recipe, for example configs/recipes/tiny_cream.yaml")
-    recipes = [_recipe(Path(path), config.loop) for path in config.loop.config.split(",")]
-    devices = config.device.devices()
+    paths = [path.strip() for path in config.loop.config.split(",")]
+    if not all(paths):
+        raise UserError(f"--config {config.loop.config}: no name stands before or after a comma")
+    recipes = {path: _recipe(Path(path), config.loop) for path in paths}
+    devices, bf16 = config.device.devices(), config.device.bf16
+    if problems := [each for path, recipe in recipes.items() for each in _problems(path, recipe, devices, bf16)]:
+        raise UserError("\n".join(["nothing was started:", *problems]))
     began = time.monotonic()
-    for recipe in recipes:
-        run(recipe, devices, dry_run=config.loop.dry_run)
+    for recipe in recipes.values():
+        run(recipe, devices, bf16, dry_run=config.loop.dry_run)
     if not config.loop.dry_run:
-        log.info("\n%s\n%.0f s in all", table(recipes), time.monotonic() - began)
+        log.info("\n%s\n%.0f s in all", table(list(recipes.values())), time.monotonic() - began)
 
 
-def run(recipe: Recipe, devices: list[str], *, dry_run: bool = False) -> None:
+def run(recipe: Recipe, devices: list[str], bf16: bool | None = None, *, dry_run: bool = False) -> None:
     """All stages of a recipe, in order; those that stand say so. Stages of small models run in this process."""
-    commands = plan(recipe, ",".join(devices), devices[0])
+    commands = plan(recipe, ",".join(devices), devices[0], bf16)
     for number, command in enumerate(commands, 1):
         log.info("\n[%s %d/%d] %s", recipe.title, number, len(commands), command.title)
         log.info("$ %s", shlex.join(["python", command.script, *command.argv()]))
@@ -76,6 +82,15 @@ def _recipe(path: Path, loop: Loop) -> Recipe:
         recipe.base_dir = str(Path(loop.output_root) / recipe.base_dir)
         recipe.output_dir = str(Path(loop.output_root) / recipe.output_dir)
     return recipe
+
+
+def _problems(path: str, recipe: Recipe, devices: list[str], bf16: bool | None) -> list[str]:
+    """What the scripts would refuse of a recipe's flags, each with the stages that have it."""
+    stages = defaultdict(list)
+    for command in plan(recipe, ",".join(devices), devices[0], bf16):
+        for problem in problems_of(SCRIPTS[command.script], command.argv()):
+            stages[command.script, problem].append(command.title)
+    return [f"{path}: {', '.join(titles)} ({script}): {problem}" for (script, problem), titles in stages.items()]
 
 
 def _small(recipe: Recipe) -> bool:

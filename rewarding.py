@@ -85,7 +85,7 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
     flat = as_dict(config) | {"reward": reward, "normalize": normalize}
     # the hashes below stand for what these name
     named = ("input_file", "model", "checkpoint", "ref_model_ckpt", "enable_ref_model", "chat_template")
-    batching = ("max_tokens_per_batch", "batch_size", "seed")
+    batching = ("max_tokens_per_batch", "batch_size")
     inputs = {"input_file": journal.fingerprint(source), **config.model.template_hash()}
     inputs |= {role: models.fingerprint(folder) for role, folder in folders.items()}
     if inputs["policy"] == inputs.get("reference"):

@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike
 
 from cream.errors import UserError, nearest
 from cream.ranking import Array, kendall, spearman, top_order
+from cream.records import RANKS
 
-STATISTICS = {"kendall": kendall, "spearman": spearman, "toporder": top_order}
-RANKS = tuple(STATISTICS)
+STATISTICS = dict(zip(RANKS, (kendall, spearman, top_order), strict=True))
 
 
 def consistency(current: ArrayLike, previous: ArrayLike, rank: str = "kendall") -> tuple[Array, Array]:

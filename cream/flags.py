@@ -25,25 +25,36 @@ BOOLEANS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "fals
 NULLS = ("none", "null")
 
 
-def flag(
-    default,
-    help: str,
-    *,
-    aliases: Iterable[str] = (),
-    choices: Iterable | None = None,
-    low: float = -INF,
-    high: float = INF,
-    above: float = -INF,
-    below: float = INF,
-):
+@dataclasses.dataclass(frozen=True)
+class _Range:
+    """The numbers that a flag may be: `low` and `high` belong to them, `above` and `below` do not; never inf or nan."""
+
+    low: float = -INF
+    high: float = INF
+    above: float = -INF
+    below: float = INF
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and self.above < value < self.below
+
+    def __str__(self) -> str:
+        """As --help and refusals have it; nothing where any number will do."""
+        bottom, top = max(self.low, self.above), min(self.high, self.below)
+        if bottom > -INF and top < INF:
+            return f"in {'[' if bottom == self.low else '('}{bottom}, {top}{']' if top == self.high else ')'}"
+        if bottom > -INF:
+            return f"{'at least' if bottom == self.low else 'above'} {bottom}"
+        return f"{'at most' if top == self.high else 'below'} {top}" if top < INF else ""
+
+
+def flag(default, help: str, *, aliases: Iterable[str] = (), choices: Iterable | None = None, **limits: float):
     """A dataclass field with its help text; `dataclasses.MISSING` as default makes the flag required.
 
     aliases: further spellings, without dashes; one letter is a short flag ("r" is -r).
     choices: the allowed values of a str, int or float, matched whatever the case, returned as spelled here.
-    low, high: the range of an int or float, both belonging to it; `above` and `below` are bounds that do not.
+    limits: the range of an int or float: low and high, which belong to it, above and below, which do not.
     """
-    limits = _Range(low, high, above, below)
-    metadata = {"help": help, "aliases": tuple(aliases), "choices": tuple(choices or ()), "range": limits}
+    metadata = {"help": help, "aliases": tuple(aliases), "choices": tuple(choices or ()), "range": _Range(**limits)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -71,7 +82,7 @@ def parse(cls, argv: list[str] | None = None, *, description: str, example: str,
         print(*lines, f"{prog} --help lists every flag", sep="\n", file=sys.stderr)
         sys.exit(2)
     if path is not None:
-        inherited = (f"{name}={_shown(value)}" for name, value in from_file.items() if name not in given)
+        inherited = (f"{name}={spelled(value)}" for name, value in from_file.items() if name not in given)
         print(f"from {path}: {', '.join(inherited) or 'nothing'}", file=sys.stderr)
     if files and values["print_config"]:
         import yaml
@@ -122,28 +133,6 @@ class _Source(_Help):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Range:
-    """The numbers that a flag may be: `low` and `high` belong to them, `above` and `below` do not."""
-
-    low: float = -INF
-    high: float = INF
-    above: float = -INF
-    below: float = INF
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and self.above < value < self.below
-
-    def __str__(self) -> str:
-        """As --help and refusals have it; nothing where any number will do."""
-        bottom, top = max(self.low, self.above), min(self.high, self.below)
-        if bottom > -INF and top < INF:
-            return f"in {'[' if bottom == self.low else '('}{bottom}, {top}{']' if top == self.high else ')'}"
-        if bottom > -INF:
-            return f"{'at least' if bottom == self.low else 'above'} {bottom}"
-        return f"{'at most' if top == self.high else 'below'} {top}" if top < INF else ""
-
-
-@dataclasses.dataclass(frozen=True)
 class _Flag:
     """One flag. `words` maps the spellings of a closed set of values to the values; text and numbers have none."""
 
@@ -179,7 +168,7 @@ class _Flag:
         if not self.words:
             try:
                 value = self.kind(text)
-                if self.kind is str or (math.isfinite(value) and value in self.range):
+                if self.kind is str or value in self.range:
                     return value
             except ValueError:
                 pass
@@ -213,7 +202,8 @@ def _flags(cls, group: str | None = None, defaults=None) -> Iterator[_Flag]:
             raise TypeError(f"{cls.__name__}.{field.name}: a flag cannot be {hint}")
         aliases, text = field.metadata.get("aliases", ()), field.metadata.get("help", "")
         limits = field.metadata.get("range", _Range())
-        if limits != _Range() and (kind not in (int, float) or isinstance(default, kind) and default not in limits):
+        fits = kind in (int, float) and (not isinstance(default, int | float) or default in limits)
+        if limits != _Range() and not fits:
             raise TypeError(f"{cls.__name__}.{field.name}: {default!r} is no number {limits}")
         yield _Flag(field.name, aliases, group, text, kind, type(None) in kinds, default, words, limits)
 
@@ -367,8 +357,8 @@ def _instance(cls, values: dict, problems: list[str]):
         problems.append(str(error))
 
 
-def _shown(value) -> str:
-    """A value as one would type it."""
+def spelled(value) -> str:
+    """A flag's value as one would type it."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return value.name if isinstance(value, enum.Enum) else str(value)
@@ -388,7 +378,7 @@ def _help(flags: list[_Flag], description: str) -> str:
         group = groups.get(each.group) or groups.setdefault(each.group, parser.add_argument_group(each.group))
         metavar = {bool: "yes|no", int: "N", float: "X"}.get(each.kind, "NAME" if each.words else "TEXT")
         values = each.expected if each.words and each.kind is not bool else str(each.range)
-        default = "required" if each.default is dataclasses.MISSING else f"default {_shown(each.default)}"
+        default = "required" if each.default is dataclasses.MISSING else f"default {spelled(each.default)}"
         text = f"{each.help} ({'; '.join(filter(None, (values, default)))})".replace("%", "%%")
         group.add_argument(*map(_dashed, (each.name, *each.aliases)), metavar=metavar, help=text)
     return parser.format_help()

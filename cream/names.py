@@ -6,6 +6,7 @@ configs/dataset.json. Only the entry asked for is looked at, so a stale one neve
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,6 +17,7 @@ from cream.errors import UserError, nearest
 ROOT = Path(__file__).resolve().parent.parent
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NAME = re.compile(r"[\w.-]+")
+HUB_HELP = "Give a local folder, or unset HF_HUB_OFFLINE and check the network"
 
 
 def read_registry(registry: Path) -> dict[str, str]:
@@ -62,14 +64,24 @@ def in_root(path: str) -> Path:
     return Path(path) if os.path.isabs(path) else ROOT / path
 
 
+def _is_path(name: str) -> bool:
+    """Whether a value is spelled as a path; else a name that is known wins over a file that happens to lie here."""
+    return os.sep in name or store.is_record_file(Path(name))
+
+
 def dataset(name: str, known: dict[str, str], registry: Path) -> Path:
-    """The file of a dataset: a path, a name in the registry, or a built-in name (`known`, case-insensitive)."""
-    if Path(name).is_file():
+    """The file of a dataset: a path, a name in the registry, or a built-in name (`known`, case-insensitive).
+
+    A name wins over a file of that name, unless it is spelled as a path: with a separator, or a record file's suffix.
+    """
+    if _is_path(name) and Path(name).is_file():
         return Path(name)
     builtin = {key.lower(): value for key, value in known.items()}
     entries = read_registry(registry)
     entry = entries.get(name) or builtin.get(name.lower())
     if entry is None:
+        if Path(name).is_file():
+            return Path(name)
         raise UserError(
             f"--name {name}: neither a file, nor a built-in dataset, nor a name in {registry}"
             f"{nearest(name, [*known, *entries])} Known: {', '.join([*known, *entries])}"
@@ -78,11 +90,13 @@ def dataset(name: str, known: dict[str, str], registry: Path) -> Path:
 
 
 def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
-    """The folder of a checkpoint: a path, or a name in the registry."""
-    if Path(name).is_dir():
+    """The folder of a checkpoint: a path, or a name in the registry, which wins unless there is a separator in it."""
+    if _is_path(name) and Path(name).is_dir():
         return Path(name)
     entries = read_registry(registry)
     if name not in entries:
+        if Path(name).is_dir():
+            return Path(name)
         raise UserError(
             f"{flag} {name}: neither a folder nor a name in {registry}{nearest(name, entries)} "
             f"Known: {', '.join(entries) or 'none yet; train.py --register NAME adds one'}"
@@ -100,13 +114,15 @@ def label(checkpoint: str | Path | None) -> str:
 
 
 def model(name: str, known: dict[str, str]) -> Path:
-    """The folder of a base model: a path, a built-in name, or a Hugging Face id (fetched when not in its cache).
+    """The folder of a base model: a built-in name (`known`, case-insensitive), a path, or a Hugging Face id.
 
-    The hub is asked only for an id that is on no disk; HF_HUB_OFFLINE is honoured.
+    A built-in name wins over a folder of that name: ./tiny is a folder, tiny the model. The hub is asked only for an id
+    that is on no disk, or not whole; HF_HUB_OFFLINE is honoured.
     """
-    if Path(name).is_dir():
+    builtin = {key.lower(): value for key, value in known.items()}
+    if name.lower() not in builtin and Path(name).is_dir():
         return Path(name)
-    source = {key.lower(): value for key, value in known.items()}.get(name.lower(), name)
+    source = builtin.get(name.lower(), name)
     if in_root(source).is_dir():
         return in_root(source)
     if not HUB_ID.fullmatch(source):
@@ -119,21 +135,40 @@ def model(name: str, known: dict[str, str]) -> Path:
 
 def _from_hub(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # never pickles
     try:
-        try:
-            return Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
-        except LocalEntryNotFoundError:
-            return Path(snapshot_download(hub_id, allow_patterns=wanted))
+        with suppress(LocalEntryNotFoundError):
+            folder = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
+            if _has_weights(folder):  # another program may have fetched the tokenizer alone
+                return folder
+        folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except HFValidationError as error:
+        raise UserError(f"--model {hub_id}: neither a folder nor a Hugging Face id: {error}") from None
     except GatedRepoError:
         raise UserError(f"--model {hub_id}: access is gated; accept its licence on the hub and log in") from None
     except RepositoryNotFoundError:
         raise UserError(f"--model {hub_id}: the hub has no such model") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"--model {hub_id}: not on disk, and the hub cannot be reached ({reason}). Give a local folder, or unset "
-            "HF_HUB_OFFLINE and check the network"
+            f"--model {hub_id}: not on disk, and the hub cannot be reached ({reason}). {HUB_HELP}"
         ) from None
+    if not _has_weights(folder):  # what the cache has of it, where the hub does not answer
+        raise UserError(
+            f"--model {hub_id}: {folder} lacks safetensors weights; the hub cannot be reached, or has none. {HUB_HELP}"
+        )
+    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    index = folder / "model.safetensors.index.json"
+    shards = set(store.read_json(index)["weight_map"].values()) if index.exists() else ["model.safetensors"]
+    return all((folder / name).exists() for name in ("config.json", *shards))

@@ -11,7 +11,11 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from cream import store
 from cream.errors import UserError
+from cream.flags import spelled
+
+Flags = dict[str, str | int | float | bool | None]
 
 
 class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -28,12 +32,12 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     base_dir: str
     output_dir: str
     seed: int = 0
-    sft: dict = {}
-    sampling: dict = {}
-    rewarding: dict = {}
-    consistency: dict = {}
-    dpo: dict = {}
-    evaluation: dict = {}
+    sft: Flags = {}
+    sampling: Flags = {}
+    rewarding: Flags = {}
+    consistency: Flags = {}
+    dpo: Flags = {}
+    evaluation: Flags = {}
 
     def __post_init__(self):
         if not 1 <= self.iterations <= len(self.prompts):
@@ -53,49 +57,46 @@ class Command:
 
     def argv(self) -> list[str]:
         """The flags as words of a command line; a null is spelled none."""
-        words = []
-        for name, value in self.flags.items():
-            shown = (
-                {None: "none", True: "yes", False: "no"}.get(value, value)
-                if not isinstance(value, int | float) or isinstance(value, bool)
-                else value
-            )
-            words += [f"--{name}", str(shown)]
-        return words
+        return [word for name, value in self.flags.items() for word in (f"--{name}", spelled(value))]
 
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file. Raises UserError naming the file and the key."""
-    try:
-        value = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe; configs/recipes holds the ones that are shipped") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    with store.open_file(path) as file:
+        try:
+            value = yaml.safe_load(file)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2020-13-01
+            raise UserError(f"{path}: not valid YAML: {error}") from None
     try:
         return msgspec.convert(value, Recipe)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def plan(recipe: Recipe, device: str, round_device: str | None = None) -> list[Command]:
-    """All commands of a recipe. `device` goes to training; `round_device` (default: the same) to the other stages."""
-    common = {"model": recipe.model, "seed": recipe.seed}
-    mapping = {**common, "device": round_device or device}
+def plan(recipe: Recipe, device: str, round_device: str | None = None, bf16: bool | None = None) -> list[Command]:
+    """All commands of a recipe. `device` goes to training; `round_device` (default: the same) to the other stages.
+
+    `bf16` goes to every stage that runs a model, in place of what the recipe says; None leaves it to them.
+    """
     base, own = Path(recipe.base_dir), Path(recipe.output_dir)
+    mapping = {"model": recipe.model, "device": round_device or device}
+    first = {  # what a stage gets unless the recipe says otherwise
+        "train.py": {"model": recipe.model, "device": device, "seed": recipe.seed},
+        "infer.py": mapping | {"seed": recipe.seed},
+        "rewarding.py": mapping,
+    }
+    last = {} if bf16 is None else dict.fromkeys(first, {"bf16": bf16})
+
+    def command(title: str, script: str, flags: dict, to: str, output: Path) -> Command:
+        flags = {**first.get(script, {}), **flags, to: output, **last.get(script, {})}
+        return Command(title, script, flags, output)
 
     def evaluation(model: str, checkpoint: Path | None, root: Path) -> Command:
-        output = root / f"{model}.evaluation.json"
-        flags = {**mapping, "mode": "evaluation", "checkpoint": checkpoint, **recipe.evaluation, "output_dir": output}
-        return Command(f"accuracy of {model}", "infer.py", flags, output)
+        flags = {"mode": "evaluation", "checkpoint": checkpoint, **recipe.evaluation}
+        return command(f"accuracy of {model}", "infer.py", flags, "output_dir", root / f"{model}.evaluation.json")
 
     def training(model: str, flags: dict, root: Path) -> Command:
-        return Command(
-            f"train {model}",
-            "train.py",
-            {**common, "device": device, **flags, "output_dir": root / model},
-            root / model,
-        )
+        return command(f"train {model}", "train.py", flags, "output_dir", root / model)
 
     commands = [
         evaluation("M0", None, base),
@@ -111,23 +112,14 @@ def plan(recipe: Recipe, device: str, round_device: str | None = None) -> list[C
         if previous is not None:
             by_previous = {"reward": "dpo", "checkpoint": previous, "ref_model_ckpt": None}
         sampling = {"mode": "sampling", "checkpoint": current, "name": recipe.prompts[t - 1], **recipe.sampling}
-        rewarding = {**mapping, "input_file": samples, **recipe.rewarding}
+        rewarding = {"input_file": samples, **recipe.rewarding}
         by_current = {"reward": "dpo", "checkpoint": current, "ref_model_ckpt": None}
-        agreement = {"file1": files[0], "file2": files[1], **recipe.consistency, "output": pairs}
+        agreement = {"file1": files[0], "file2": files[1], **recipe.consistency}
         commands += [
-            Command(
-                f"round {t}: sample from M{t}", "infer.py", {**mapping, **sampling, "output_dir": samples}, samples
-            ),
-            Command(
-                f"round {t}: rank by M{t}", "rewarding.py", {**rewarding, **by_current, "output": files[0]}, files[0]
-            ),
-            Command(
-                f"round {t}: rank by M{t - 1}",
-                "rewarding.py",
-                {**rewarding, **by_previous, "output": files[1]},
-                files[1],
-            ),
-            Command(f"round {t}: consistency and pairs", "cal_consistency.py", agreement, pairs),
+            command(f"round {t}: sample from M{t}", "infer.py", sampling, "output_dir", samples),
+            command(f"round {t}: rank by M{t}", "rewarding.py", rewarding | by_current, "output", files[0]),
+            command(f"round {t}: rank by M{t - 1}", "rewarding.py", rewarding | by_previous, "output", files[1]),
+            command(f"round {t}: consistency and pairs", "cal_consistency.py", agreement, "output", pairs),
             training(f"M{t + 1}", {"train_stage": "dpo", "checkpoint": current, "name": pairs, **recipe.dpo}, own),
         ]
         previous, current = current, own / f"M{t + 1}/checkpoint-last"
@@ -137,7 +129,7 @@ def plan(recipe: Recipe, device: str, round_device: str | None = None) -> list[C
 
 def results(recipe: Recipe) -> list[dict]:
     """One row per model: its accuracy per task and overall, and the consistency of the pairs it was trained on."""
-    from cream import journal, store
+    from cream import journal
 
     rows = []
     for t in range(recipe.iterations + 2):

@@ -13,6 +13,8 @@ from cream.errors import UserError
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
+METHODS = ("original", "consistency_avg", "consistency_dyn")  # what C DPO trains with; recorded beside the pairs
+RANKS = ("kendall", "spearman", "toporder")  # how the agreement of two rankings is measured; recorded there too
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -14,8 +14,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config import SCRIPTS
 from cream.errors import UserError
-from cream.flags import as_dict, flag, parse
+from cream.flags import as_dict, flag, parse, problems_of
 
 
 class Rank(Enum):
@@ -220,6 +221,74 @@ def test_user_error_of_the_whole(capsys):
     assert "no two alike" in refused(capsys, "--limit_size", "5", cls=Whole)
 
 
+@dataclasses.dataclass
+class Bounded:
+    """Numbers"""
+
+    count: int = flag(2, "how many", low=1)
+    share: float = flag(0.5, "which part", low=0, high=1)
+    mass: float | None = flag(None, "nucleus", above=0, high=1)
+    dropout: float = flag(0, "left out", low=0, below=1)
+    rate: float = flag(1e-6, "how fast", above=0)
+    floor: int = flag(0, "how deep", high=0)
+    loss: float = flag(-1, "how far", below=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside", "limits"),
+    [
+        ("count", ["1", "1" + "0" * 400], ["0", "-3", "x"], "a whole number at least 1"),
+        ("share", ["0", "1", "0.3"], ["-1e-9", "1.0001", "inf", "nan"], "a number in [0, 1]"),
+        ("mass", ["1e-300", "1"], ["0", "-0.0", "1.5"], "a number in (0, 1]"),
+        ("dropout", ["0", "0.999"], ["1", "-0.1"], "a number in [0, 1)"),
+        ("rate", ["1e-300", "1e300"], ["0", "-1", "inf"], "a number above 0"),
+        ("floor", ["0", "-9"], ["1"], "a whole number at most 0"),
+        ("loss", ["-1e-300"], ["0", "-inf"], "a number below 0"),
+    ],
+)
+def test_ranges(capsys, tmp_path, name, inside, outside, limits):
+    """At the command line and in a file; the refusal names flag, value and range, and --help has the range too."""
+    for text in inside:
+        value = as_dict(run(f"--{name}={text}", cls=Bounded))[name]
+        assert value == type(value)(text)
+    for text in outside:
+        assert f"--{name}: {text!r} is not {limits}\n" in refused(capsys, f"--{name}", text, cls=Bounded)
+        path = write(tmp_path, f"{name}: {text}")
+        assert f"{path}: {name}: {text!r} is not {limits}\n" in refused(capsys, "--config", path, cls=Bounded)
+    with pytest.raises(SystemExit):
+        run("--help", cls=Bounded)
+    assert f"({limits.partition('number ')[2]}; default" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_range_is_not_for_none():
+    assert run("--mass", "none", cls=Bounded).mass is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (int, flag(0, "", low=1)),
+        (float, flag(1.0, "", below=1)),
+        (str, flag("", "", low=1)),
+        (bool, flag(True, "", low=1)),
+    ],
+)
+def test_a_range_that_its_default_misses_raises_at_once(kind, field):
+    with pytest.raises(TypeError, match="Wrong.odd"):
+        run(cls=dataclasses.make_dataclass("Wrong", [("odd", kind, field)]))
+
+
+def test_problems_are_those_that_parse_prints(capsys, tmp_path):
+    path = write(tmp_path, "gen_n: x\n")
+    for argv in ([], ["--gen_m", "3", "--rank", "x"], ["--gen_n", "0", "-r", "0"], ["--config", path]):
+        problems = problems_of(Config, argv)
+        assert capsys.readouterr() == ("", "")
+        if problems:
+            assert [line.partition(": ")[2] for line in refused(capsys, *argv).splitlines()[:-1]] == problems
+        else:
+            assert argv == [] and run() == Config()
+
+
 def test_required_flag(capsys):
     @dataclasses.dataclass
     class Needs:
@@ -373,6 +442,19 @@ def test_unreadable_config_files(capsys, tmp_path):
     assert "--config : the name must end in" in refused(capsys, "--config", "")
 
 
+def test_the_file_that_a_run_keeps_holds_its_flags(capsys, tmp_path):
+    """train.py's args.json: {"settings": ..., "inputs": ..., "flags": {...}}."""
+    flags = as_dict(FROM_FILE)
+    kept = {"settings": {"gen_n": 4, "processes": 2}, "inputs": {"data": "xxh3:0"}, "flags": flags}
+    for text, name in ((json.dumps(kept), "args.json"), (yaml.safe_dump(kept), "args.yaml")):
+        assert run("--config", write(tmp_path, text, name)) == FROM_FILE
+    assert run("--config", write(tmp_path, '{"flags": {}}', "args.json")) == Config()
+    path = write(tmp_path, '{"flags": {"beta": 1}}', "args.json")
+    assert f"{path}: beta: unknown flag" in refused(capsys, "--config", path)
+    path = write(tmp_path, '{"flags": [["gen_n", 1]]}', "args.json")
+    assert f"{path}: flags: unknown flag" in refused(capsys, "--config", path)
+
+
 def test_yaml_tags_construct_nothing(capsys, tmp_path):
     path = write(tmp_path, f"device: !!python/object/apply:os.mkdir [{tmp_path}/made]")
     assert "needs a single value" in refused(capsys, "--config", path)
@@ -493,3 +575,61 @@ def test_a_script_ends_without_traceback_and_imports_nothing_heavy(tmp_path):
     assert ran[0].stdout == "Config(lr=2.0)\n"
     assert ran[1].stderr == ""
     assert ran[2].stderr.startswith("script.py: --Lr: unknown flag; did you mean --lr")
+
+
+# The scripts' own flags -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", SCRIPTS.values(), ids=lambda cls: cls.__name__)
+def test_every_number_has_a_range(cls):
+    """No number may be negative, and each refusal says what it may be. Which flags are numbers, their refusals tell."""
+    numbers = 0
+    for name in as_dict(cls()):
+        if any(" number" in problem for problem in problems_of(cls, [f"--{name}=x"])):
+            numbers += 1
+            (problem,) = problems_of(cls, [f"--{name}=-1"])
+            assert problem.startswith(f"--{name}: '-1' is not a") and not problem.endswith(" number")
+    assert numbers
+
+
+@pytest.mark.parametrize(
+    ("script", "inside", "outside"),
+    [
+        ("train.py", "--fixed_consistency 1", "--fixed_consistency 1.1"),
+        ("train.py", "--warmup_step_ratio 0", "--warmup_step_ratio 1.1"),
+        ("train.py", "--save_eval_step_ratio 0.5", "--save_eval_step_ratio 0"),
+        ("train.py", "--lora_dropout 0", "--lora_dropout 1"),
+        ("train.py", "--max_length 2", "--max_length 1"),
+        ("train.py", "--master_port 65535", "--master_port 65536"),
+        ("train.py", "--seed 4294967295", "--seed 4294967296"),
+        ("train.py", "--weight_decay 0", "--lr 0"),
+        ("infer.py", "--top_p 1", "--top_p 0"),
+        ("infer.py", "--gen_temperature 0", "--gen_n 0"),
+        ("infer.py", "--gpu_memory_utilization 1", "--gpu_memory_utilization 1.01"),
+        ("rewarding.py", "--limit_size 1", "--limit_size 0"),
+        ("cal_consistency.py", "--shuffle_consistency 0", "--beta 0"),
+    ],
+)
+def test_ranges_of_the_scripts(script, inside, outside):
+    assert problems_of(SCRIPTS[script], inside.split()) == []
+    (problem,) = problems_of(SCRIPTS[script], outside.split())
+    assert problem.startswith(outside.split()[0])
+
+
+def test_a_script_has_no_flag_that_it_does_not_use():
+    run_flags = {
+        name: {"seed", "debug", "overwrite", "dry_run"} & as_dict(cls()).keys() for name, cls in SCRIPTS.items()
+    }
+    assert run_flags == {
+        "train.py": {"seed", "debug", "overwrite", "dry_run"},
+        "infer.py": {"seed", "debug", "overwrite", "dry_run"},
+        "rewarding.py": {"debug", "overwrite", "dry_run"},
+        "cal_consistency.py": {"overwrite", "dry_run"},
+    }
+
+
+def test_sysprompt_none_is_a_word_of_its_own():
+    cls = SCRIPTS["infer.py"]
+    assert cls().generation.sysprompt == "auto"
+    for word in ("none", "task", "auto"):
+        assert run("--sysprompt", word, cls=cls).generation.sysprompt == word

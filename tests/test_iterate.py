@@ -9,18 +9,13 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-import config
+import iterate
+from config import SCRIPTS
 from cream.errors import UserError
 from cream.flags import as_dict, parse
 from cream.recipes import Recipe, plan, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs/recipes").glob("*.yaml"))
-SCRIPTS = {
-    "train.py": config.TrainConfig,
-    "infer.py": config.InferConfig,
-    "rewarding.py": config.RewardConfig,
-    "cal_consistency.py": config.ConsistencyConfig,
-}
 SMALL = {
     "title": "small",
     "model": "tiny",
@@ -62,6 +57,25 @@ def test_shipped_recipes_bind_to_their_scripts(path):
             assert values[name] == (str(value) if isinstance(value, Path) else value)
 
 
+def test_the_fixed_recipe_is_plain_self_rewarding_but_for_its_constant():
+    fixed, plain = (plan(read_recipe(path), "cpu") for path in RECIPES if path.stem in ("tiny_fixed", "tiny_srlm"))
+    for one, other in zip(fixed, plain, strict=True):
+        flags = {name: str(value).replace("tiny/srlm", "tiny/fixed") for name, value in other.flags.items()}
+        only = {"fixed_consistency": "0.8"} if flags.get("train_stage") == "dpo" else {}
+        assert {name: str(value) for name, value in one.flags.items()} == flags | only
+
+
+def test_the_loop_s_flags_reach_the_stages_that_have_them():
+    recipe = Recipe(**SMALL | {"seed": 5, "sft": SMALL["sft"] | {"bf16": True}})
+    wanted = {"train.py": {"seed": 5, "bf16": False}, "infer.py": {"seed": 5, "bf16": False}}
+    wanted |= {"rewarding.py": {"bf16": False}, "cal_consistency.py": {}}
+    for command in plan(recipe, "cpu", bf16=False):  # the command line wins over the recipe
+        assert {name: command.flags[name] for name in ("seed", "bf16") if name in command.flags} == wanted[
+            command.script
+        ]
+    assert [c.title for c in plan(recipe, "cpu") if "bf16" in c.flags] == ["train M1"]
+
+
 def test_every_stage_reads_what_an_earlier_one_made():
     made = set()
     for command in plan(Recipe(**SMALL), "cpu"):
@@ -94,6 +108,8 @@ def test_rounds_rank_by_the_models_of_the_paper():
         ({"iterations": 3}, "3 iterations need as many prompt sets"),
         ({"iteration": 2}, "unknown field `iteration`"),
         ({"model": 7}, "Expected `str`"),
+        ({"sft": {"lr": [1e-4, 2e-4]}}, "got `array` - at `$.sft"),
+        ({"dpo": {1: 2}}, "at `key` in `$.dpo`"),
     ],
 )
 def test_wrong_recipes_are_refused(tmp_path, change, message):
@@ -102,6 +118,64 @@ def test_wrong_recipes_are_refused(tmp_path, change, message):
     with pytest.raises(UserError, match="recipe.yaml") as caught:
         read_recipe(path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"title: \xff", "not valid YAML"),
+        (b"title: [", "not valid YAML"),
+        (b"title: 2020-13-01", "not valid YAML: month"),
+        (b"[" * 5000, "not valid YAML: maximum recursion"),
+        (b"", "Expected `object`, got `null`"),
+        (None, "no such file"),
+    ],
+)
+def test_unreadable_recipes_are_refused(tmp_path, content, message):
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="recipe.yaml: ") as caught:
+        read_recipe(path)
+    assert message in str(caught.value)
+
+
+def refused(capsys, argv):
+    """What stands on stderr when the loop ends with exit code 2 before its first stage."""
+    with pytest.raises(SystemExit) as stop:
+        iterate.main(["--device", "cpu", *argv])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and "Traceback" not in err
+    return err
+
+
+def test_every_flag_is_checked_before_the_first_stage(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wrong = {"sft": {"lrr": 1e-4, "epoch": 0}, "consistency": {"seed": 3}, "evaluation": {"gen_max_tokens": 0}}
+    for name, change in {"right": {}, "one": wrong, "two": {"dpo": {"beta": 0}}}.items():
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(SMALL | change))
+    accuracies = ", ".join(f"accuracy of M{t}" for t in range(4))
+    pairs = "round 1: consistency and pairs, round 2: consistency and pairs"
+    first, *problems = refused(capsys, ["--config", "right.yaml,one.yaml, two.yaml"]).splitlines()
+    assert first == "error: nothing was started:"
+    assert sorted(problems) == [
+        f"one.yaml: {accuracies} (infer.py): --gen_max_tokens: '0' is not a whole number at least 1",
+        f"one.yaml: {pairs} (cal_consistency.py): --seed: unknown flag; did you mean --method, --register, --help?",
+        "one.yaml: train M1 (train.py): --epoch: '0' is not a whole number at least 1",
+        "one.yaml: train M1 (train.py): --lrr: unknown flag; did you mean --lr, --lora_r, --lora?",
+        "two.yaml: train M2, train M3 (train.py): --beta: '0' is not a number above 0",
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"one.yaml", "two.yaml", "right.yaml"}
+
+
+def test_what_config_cannot_name(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(yaml.safe_dump(SMALL))
+    assert "is a folder where a file is expected" in refused(capsys, ["--config", str(tmp_path)])
+    for value in ("small.yaml,", ",small.yaml", "small.yaml,,small.yaml"):
+        assert "no name stands before or after a comma" in refused(capsys, ["--config", value])
+    assert "--config is missing" in refused(capsys, [])
+    assert "--seed: '-1' is not a whole number in [0, " in refused(capsys, ["--config", "small.yaml", "--seed", "-1"])
 
 
 # The loop -----------------------------------------------------------------------------------------------------------

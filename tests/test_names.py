@@ -1,7 +1,13 @@
-"""Names: a path beats a name, a stale entry breaks only itself, and an unknown name meets the nearest ones."""
+"""Names: a name beats a file that happens to lie here, a stale entry breaks only itself, an unknown name meets the
+nearest ones, and a model is fetched from the hub exactly when it is not whole on disk."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +65,35 @@ def test_a_dataset_is_a_file_a_builtin_or_registered(tmp_path, registry, repo):
     assert names.dataset("TINY_sft", KNOWN, registry) == repo / "localdata/tiny/sft.json"
 
 
+def test_a_name_wins_over_what_lies_here_unless_it_is_spelled_as_a_path(tmp_path, registry, repo, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("m1", "tiny", "mine", "registered"):
+        Path(folder).mkdir()
+    for file in ("tiny_sft", "pairs", "pairs.json", "own"):
+        Path(file).touch()
+    names.register(registry, "m1", tmp_path / "registered")
+    assert names.checkpoint("m1", registry) == tmp_path / "registered"
+    assert [names.checkpoint(name, registry) for name in ("./m1", "mine")] == [Path("m1"), Path("mine")]
+
+    known = {"tiny": "assets/tiny_m0"}
+    assert names.model("Tiny", known) == names.model("tiny", known) == repo / "assets/tiny_m0"
+    assert [names.model(name, known) for name in ("./tiny", "mine")] == [Path("tiny"), Path("mine")]
+
+    datasets = tmp_path / "dataset.json"
+    names.register(datasets, "pairs", tmp_path / "registered.json")
+    names.register(datasets, "pairs.json", tmp_path / "other.json")
+    assert names.dataset("tiny_sft", KNOWN, datasets) == repo / "localdata/tiny/sft.json"
+    assert names.dataset("pairs", KNOWN, datasets) == tmp_path / "registered.json"
+    for path in ("./tiny_sft", "pairs.json", "own"):
+        assert names.dataset(path, KNOWN, datasets) == Path(path)
+
+
+def test_a_path_needs_no_registry(tmp_path, registry):
+    registry.write_text("{")
+    assert names.checkpoint(str(tmp_path), registry) == tmp_path
+    assert names.dataset(str(registry), KNOWN, registry) == registry
+
+
 def test_a_name_is_not_taken_twice(tmp_path, registry):
     names.register(registry, "m1", tmp_path / "a")
     names.register(registry, "m1", tmp_path / "a")  # the same again is no change
@@ -97,3 +132,94 @@ def test_a_model_is_a_folder_a_builtin_or_a_hub_id(tmp_path, repo):
     assert names.model("TINY", {"tiny": "cream/tiny"}) == repo / "cream/tiny"
     with pytest.raises(UserError, match="--model nobody/no-such-model.*HF_HUB_OFFLINE"):
         names.model("nobody/no-such-model", {})
+
+
+@pytest.mark.parametrize("name", ["../no-such-model", "nobody/no--such-model"])
+def test_what_cannot_be_a_hub_id(name):
+    with pytest.raises(UserError, match="neither a folder nor a Hugging Face id"):
+        names.model(name, {})
+
+
+# The hub --------------------------------------------------------------------------------------------------------------
+
+COMMIT = "0123456789" * 4
+SHARDS = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+FILES = {name: name.encode() for name in ("config.json", "tokenizer.json", *SHARDS.values())}
+FILES["model.safetensors.index.json"] = json.dumps({"weight_map": SHARDS}).encode()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What of the hub's interface a download takes, for one model, me/m."""
+
+    def do_GET(self, body=True):
+        path = self.path.partition("?")[0]
+        name = path.removeprefix(f"/me/m/resolve/{COMMIT}/")
+        if name in FILES:
+            content = FILES[name]
+        elif path == f"/api/models/me/m/tree/{COMMIT}":
+            rows = ({"type": "file", "path": name, "size": len(FILES[name]), "oid": name} for name in FILES)
+            content = json.dumps(list(rows)).encode()
+        else:
+            content = json.dumps({"id": "me/m", "sha": COMMIT, "siblings": []}).encode()
+        self.send_response(200)
+        for key, value in {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT, "Content-Length": len(content)}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        self.wfile.write(content if body else b"")
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def ask(tmp_path, repo):
+    """A function: which files of me/m are in the cache, whether there is a network -> the process that asked for it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def ask(cached, *, offline):
+        cache = tmp_path / "hub/models--me--m"
+        for name in cached:
+            for path, content in (("refs/main", COMMIT.encode()), (f"snapshots/{COMMIT}/{name}", FILES[name])):
+                (cache / path).parent.mkdir(parents=True, exist_ok=True)
+                (cache / path).write_bytes(content)
+        hub = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "*"}
+        code = "from cream import names; print(names.model('me/m', {}))"
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=repo,
+            env=os.environ | hub | {"HF_HUB_OFFLINE": str(int(offline)), "HF_HUB_DISABLE_XET": "1"},
+        )
+
+    yield ask
+    server.shutdown()
+    server.server_close()
+
+
+PARTS = {
+    "nothing": [],
+    "no weights": ["config.json", "tokenizer.json"],
+    "one shard": [name for name in FILES if name != SHARDS["b"]],
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_not_whole_is_fetched(ask, part):
+    asked = ask(PARTS[part], offline=False)
+    assert asked.returncode == 0, asked.stderr
+    folder = Path(asked.stdout.strip())
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
+    assert ask([], offline=True).stdout == asked.stdout  # now it is whole
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_not_whole_cannot_be_used_offline(ask, part):
+    asked = ask(PARTS[part], offline=True)
+    assert asked.stdout == ""
+    assert "UserError: --model me/m: " in asked.stderr and "unset HF_HUB_OFFLINE" in asked.stderr

@@ -18,8 +18,6 @@ from cream.logprobs import answer_logprobs
 from cream.losses import preference_loss
 from cream.records import Pair
 
-METHODS = ("original", "consistency_avg", "consistency_dyn")
-
 
 @dataclass(slots=True)
 class Example:
