@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sys
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -60,7 +61,9 @@ def readme_commands() -> list[str]:
     return commands("".join(block.partition("\n```\n")[0] + "\n```\n" for block in README.split(marker)[1:]))
 
 
-STAGE_COMMANDS = sorted({c for page in PAGES for c in commands(page.read_text()) if c.startswith("python ")})
+DOCUMENTED = {c for page in PAGES for c in commands(page.read_text()) if c.startswith("python ")}
+STAGE_COMMANDS = sorted(c for c in DOCUMENTED if "/" not in c.split()[1])
+TOOLS = ("benchmarks/study.py", "benchmarks/engine_agreement.py", "scripts/make_tiny.py")
 
 
 @pytest.mark.parametrize("command", STAGE_COMMANDS)
@@ -69,12 +72,19 @@ def test_every_documented_command_parses(command):
     parse(SCRIPTS[script], words, description="", example="", files=script != "iterate.py")  # else exits with 2
 
 
+def test_documented_tools_exist():
+    assert {c.split()[1] for c in DOCUMENTED if "/" in c.split()[1]} <= set(TOOLS)
+
+
 def test_the_documentation_names_no_flag_that_no_script_has(capsys):
     known = set()
     for script in SCRIPTS:
         with pytest.raises(SystemExit):
             import_module(script.removesuffix(".py")).main(["--help"])
         known |= set(re.findall(r"--?[a-z]\w*", capsys.readouterr().out))
+    for tool in TOOLS:
+        shown = subprocess.run([sys.executable, REPO / tool, "--help"], capture_output=True, text=True, check=True)
+        known |= set(re.findall(r"--[a-z]\w*", shown.stdout))
     named = {flag for page in PAGES for flag in re.findall(r"(?<![\w-])--[a-z]\w*", page.read_text())}
     assert named and named <= known
 

@@ -193,7 +193,7 @@ MISTAKES = {
     ),
     "the same file twice": (f"cal_consistency.py --file1 {REWARDS[0]} --file2 {REWARDS[0]}", "every C would be 1"),
     "no record file": (REWARD + " --output outputs/rewards.txt", "ends in .json"),
-    "a file as a folder": (SAMPLE + " README.md/x.json", "README.md"),
+    "a file as a folder": (SAMPLE + " train.py/x.json", "train.py"),
     "no wandb": (TRAIN + " outputs/x --report_to wandb", "wandb"),
     "other samples": (
         f"cal_consistency.py --file1 {REWARDS[0]} --file2 {REWARDS_2[1]} --output outputs/x.json",
@@ -298,7 +298,7 @@ def test_a_changed_template_is_a_changed_input(world):
     """What a template file holds decides, not what it is called."""
     template = (world.folder / "assets/tiny_m0/chat_template.jinja").read_text()
     (world.folder / "localdata/own.jinja").write_text(template)
-    command = SAMPLE + " outputs/own.json --limit_size 2 --chat_template localdata/own.jinja"
+    command = SAMPLE + " outputs/templated.json --limit_size 2 --chat_template localdata/own.jinja"
     done = world.run(command)
     assert "--chat_template localdata/own.jinja" in done.commands()[0]
     assert "stands already" in world.run(command).out

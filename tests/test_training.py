@@ -216,7 +216,7 @@ def test_pairs_become_examples_or_are_counted(tiny_chat):
     same = msgspec.structs.replace(pairs()[0], uuid="same", rejected=pairs()[0].selected)
     dropped = Counter()
     kept = dpo.examples([*pairs(), same], tiny_chat, 40, dropped)
-    assert dropped["both answers are the same tokens"] == 1 and dropped["longer than 40 tokens"] == 12 - len(kept) > 0
+    assert dropped["both answers are the same"] == 1 and dropped["longer than 40 tokens"] == 12 - len(kept) > 0
     for uuid, _, example in kept:
         (record,) = (p for p in pairs() if p.uuid == uuid)
         assert example.chosen.ids[-1] == tiny_chat.end_of_turn

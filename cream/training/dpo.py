@@ -41,8 +41,8 @@ def examples(
         chosen, rejected = chat.answers(record.prompt, texts, complete)
         if chosen is None or rejected is None:
             dropped[NOT_A_PREFIX] += 1
-        elif chosen.ids == rejected.ids:
-            dropped["both answers are the same tokens"] += 1
+        elif texts[0] == texts[1] or chosen.ids == rejected.ids:
+            dropped["both answers are the same"] += 1
         elif max(len(chosen), len(rejected)) > limit:
             dropped[f"longer than {limit} tokens"] += 1
         else:
