@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-import sys
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
