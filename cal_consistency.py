@@ -99,6 +99,9 @@ def _report(made: PairSet, beta: float) -> None:
         log.info("  no pair from %d prompts: %s", count, reason)
     if made.without_c:
         log.info("  %d prompts without c (the previous ranking is constant): training takes the mean", made.without_c)
+    if made.longer_by is not None:
+        bias = "undefined" if made.length_bias is None else f"{made.length_bias:+.2f}"
+        log.info("chosen answers are %+.1f tokens longer; reward and length correlate by %s", made.longer_by, bias)
     d = made.consistency
     if d.mean is None:
         log.info("no prompt has a consistency")

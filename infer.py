@@ -46,6 +46,8 @@ def sample(config: InferConfig) -> None:
     extra = {r.uuid: r.extra for r in records}
     greedy = not g.do_sample or g.gen_temperature < 0.001
     n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
+    if greedy and g.gen_n > 1:
+        log.info("greedy: one answer a prompt, --gen_n %d does not apply", g.gen_n)
     sampling = Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
     folder = (
         f"{_short(g.name)}-{_short(config.model.name())}-ckpt_{names.label(config.model.checkpoint)}-"

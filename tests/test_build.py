@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
@@ -110,6 +111,22 @@ def test_what_leaves_the_rankings_is_counted():
     assert (pair.selected_index, pair.rejected_index, pair.consistency) == (3, 0, 1.0)
     (kept,) = build(current, previous, keep_truncated=True).pairs
     assert (kept.selected_index, kept.selected_truncated, kept.consistency) == (2, True, pytest.approx(1 / 3))
+
+
+def test_length_bias_is_told():
+    rows = [("p", [1.0, 2.0, 4.0], [5, 9, 8]), ("q", [0.0, -3.0, 9.0], [20, 31, 2])]
+    current = [record(uuid, rewards, ["a", "b", "c"]) for uuid, rewards, _ in rows]
+    assert build(current, None).length_bias is None  # a file from elsewhere has no lengths
+    for item, (_, _, lengths) in zip(current, rows, strict=True):
+        item.num_tokens = lengths
+    made = build(current, None)
+    assert made.longer_by == ((8 - 5) + (2 - 31)) / 2
+    centred = [
+        (r - np.mean(rewards), n - np.mean(lengths))
+        for _, rewards, lengths in rows
+        for r, n in zip(rewards, lengths, strict=True)
+    ]
+    assert made.length_bias == pytest.approx(np.corrcoef(np.array(centred).T)[0, 1])
 
 
 def test_without_a_previous_model_c_is_one():

@@ -19,7 +19,9 @@ class PairSet:
     """Pairs in the order of the prompts, and what became of every answer and prompt.
 
     `answers` counts answers: in all, without a reward, cut at the length limit, repeating another. `dropped` counts
-    prompts without a pair by reason; `without_c` those whose previous ranking is constant (c is null).
+    prompts without a pair by reason; `without_c` those whose previous ranking is constant (c is null). `length_bias` is
+    the correlation of reward and length within prompts, `longer_by` the tokens by which chosen answers are longer than
+    rejected ones on average; None where lengths are not known.
     """
 
     pairs: list[Pair]
@@ -27,6 +29,8 @@ class PairSet:
     answers: dict[str, int]
     dropped: Counter[str] = field(default_factory=Counter)
     without_c: int = 0
+    length_bias: float | None = None
+    longer_by: float | None = None
 
 
 def build(
@@ -62,6 +66,7 @@ def build(
         PAIRS["extremes"](first) if labels is None else PAIRS["oracle"](first, _correct(current, labels, first.shape))
     )
     kept = [i for i, reason in enumerate(choice.reason) if reason is None]
+    length_bias, longer_by = _lengths(current, first, choice, kept)
     return PairSet(
         pairs=[
             _pair(current[i], int(choice.chosen[i]), int(choice.rejected[i]), agreement[i], statistic[i], summed)
@@ -70,6 +75,8 @@ def build(
         consistency=describe(agreement),
         answers=_count(current, rewards, usable, first, None if keep_truncated else cut),
         dropped=Counter(reason for reason in choice.reason if reason),
+        length_bias=length_bias,
+        longer_by=longer_by,
         without_c=0 if previous is None else int((constant(second) & ~constant(first)).sum()),
     )
 
@@ -121,6 +128,18 @@ def _count(
         "repeat another": repeated,
         "without a reward by the previous model": left - int((~np.isnan(ranked)).sum()),
     }
+
+
+def _lengths(records: Sequence[Rewards], ranked: Array, choice, kept: list[int]) -> tuple[float | None, float | None]:
+    """Pearson's r of reward and scored tokens, both centred per prompt; mean length of chosen minus rejected."""
+    if not kept or any(record.num_tokens is None for record in records):
+        return None, None
+    lengths = np.where(np.isnan(ranked), np.nan, padded([record.num_tokens for record in records]))
+    rows = np.array(kept)
+    longer_by = float((lengths[rows, choice.chosen[rows]] - lengths[rows, choice.rejected[rows]]).mean())
+    x, y = (a[rows] - np.nanmean(a[rows], axis=1, keepdims=True) for a in (ranked, lengths))
+    spread = np.sqrt(np.nansum(x * x) * np.nansum(y * y))
+    return (float(np.nansum(x * y) / spread) if spread else None), longer_by
 
 
 def _pair(record: Rewards, chosen: int, rejected: int, c: float, statistic: float, summed: bool) -> Pair:
