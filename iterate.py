@@ -22,9 +22,7 @@ EXAMPLE = """\
   tiny, one CPU        python iterate.py --config configs/recipes/tiny_cream.yaml
   two, side by side    python iterate.py --config configs/recipes/tiny_srlm.yaml,configs/recipes/tiny_cream.yaml
   8 GPUs, the paper's  python iterate.py --config configs/recipes/llama3_cream.yaml --device 0,1,2,3,4,5,6,7"""
-IN_PROCESS = (
-    50_000_000  # bytes of weights up to which stages run in this process: starting one costs more than its work
-)
+IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
 
 
 @dataclass
