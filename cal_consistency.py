@@ -5,15 +5,16 @@ worst) and the previous model's (--file2). Departures from the released code: va
 (τ-b), equal answers count once, answers without a reward or cut at the length limit stay out.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from config import DATASETS, METHODS, ConsistencyConfig, settings
 from cream import console, journal, names, store
-from cream.consistency import margin_cap
+from cream.consistency import margin_cap, shuffled
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import as_dict, parse
-from cream.pairs.build import PairSet, build
+from cream.pairs.build import PairSet, build, consistencies
 from cream.records import Item, Rewards, encode
 
 EXAMPLE = """\
@@ -49,13 +50,8 @@ def main(argv=None):
     if output.stands:
         log.info("%s stands already, made by the same settings from the same inputs", target)
     else:
-        made = _build(config, rank)
-        _report(made, c.beta)
-        if not made.pairs:
-            raise UserError(f"{first}: no pair can be made of it, for the reasons above; nothing was written")
-        output.dropped = made.dropped
-        facts = {"method": method, "rank": rank, "policy": policy, "mean_consistency": made.consistency.mean}
-        output.finish((encode(pair) for pair in made.pairs), **facts, without_consistency=made.without_c)
+        facts = {"method": method, "rank": rank, "policy": policy, "scored": about.get("scored")}
+        output.finish(_rows(config, rank, output), **facts)
     if c.register:
         names.register(DATASETS, c.register, target, overwrite=config.run.overwrite)
         log.info("registered as %s in %s", c.register, DATASETS.name)
@@ -78,30 +74,48 @@ def _method_and_rank(c) -> tuple[str, str]:
     return c.method or default, c.rank or "kendall"
 
 
+def _rows(config: ConsistencyConfig, rank: str, output: journal.Output) -> Iterator[dict]:
+    """The pairs as they are made; what is known after the last only is then reported, and given to the sidecar."""
+    made = _build(config, rank)
+    yield from map(encode, made.pairs)
+    _report(made, config.consistency.beta)
+    if not made.count:
+        first = config.consistency.file1
+        raise UserError(f"{first}: no pair can be made of it, for the reasons above; nothing was written")
+    output.dropped = made.dropped
+    output.facts = {"mean_consistency": made.consistency.mean, "without_consistency": made.without_c}
+
+
 def _build(config: ConsistencyConfig, rank: str) -> PairSet:
     c = config.consistency
+    ranking = {"rank": rank, "keep_truncated": c.keep_truncated}
+
+    def files():
+        return [store.read(Path(file), Rewards) if file else None for file in (c.file1, c.file2)]
+
+    dealt = None
+    if c.shuffle_consistency is not None:  # a pass of its own: every c must be known before the first is dealt out
+        dealt = shuffled(consistencies(*files(), **ranking), c.shuffle_consistency)
     recorded = (journal.read_meta(Path(c.file1)) or {}).get("settings", {})
     return build(
-        list(store.read(Path(c.file1), Rewards)),
-        list(store.read(Path(c.file2), Rewards)) if c.file2 else None,
-        rank=rank,
+        *files(),
+        **ranking,
         labels={item.uuid: item for item in store.read(Path(c.labels), Item)} if c.labels else None,
-        shuffle_seed=c.shuffle_consistency,
-        keep_truncated=c.keep_truncated,
+        dealt=dealt,
         summed=recorded.get("normalize") == "sum",
     )
 
 
 def _report(made: PairSet, beta: float) -> None:
     log.info("%s", ", ".join(f"{count} {what}" for what, count in made.answers.items()))
-    log.info("%d pairs", len(made.pairs))
+    log.info("%d pairs", made.count)
     for reason, count in made.dropped.items():
         log.info("  no pair from %d prompts: %s", count, reason)
     if made.without_c:
         log.info("  %d prompts without c (the previous ranking is constant): training takes the mean", made.without_c)
-    if made.longer_by is not None:
-        bias = "undefined" if made.length_bias is None else f"{made.length_bias:+.2f}"
-        log.info("chosen answers are %+.1f tokens longer; reward and length correlate by %s", made.longer_by, bias)
+    if (longer_by := made.lengths.longer_by) is not None:
+        bias = "undefined" if made.lengths.bias is None else f"{made.lengths.bias:+.2f}"
+        log.info("chosen answers are %+.1f tokens longer; reward and length correlate by %s", longer_by, bias)
     d = made.consistency
     if d.mean is None:
         log.info("no prompt has a consistency")

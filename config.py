@@ -193,11 +193,16 @@ class Optimisation:
 
     train_stage: str | None = flag(None, "none: as the data and --method say", choices=("sft", "dpo"))
     epoch: int = flag(1, "passes over the data", low=1)
-    train_bsz: int = flag(2, "examples (DPO: pairs) per process and backward pass", low=1)
+    train_bsz: int = flag(2, "examples (DPO: pairs); global batch = train_bsz x processes x grad_accum", low=1)
     grad_accum: int = flag(
         1,
-        "backward passes per step; global batch = train_bsz x processes x grad_accum",
+        "factor of the global batch; how much of it is computed at once is --max_tokens_per_batch's alone",
         aliases=("gradient_accumulation_steps",),
+        low=1,
+    )
+    max_tokens_per_batch: int | None = flag(
+        None,
+        "tokens of a forward and backward pass, a pair's prompt counted once; none: what the memory carries",
         low=1,
     )
     lr: float = flag(1e-6, "peak learning rate of AdamW; cosine to 0 after the warm-up", above=0)
@@ -213,6 +218,7 @@ class Optimisation:
         choices=("auto", "float32", "bfloat16"),
     )
     grad_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
+    compile: bool = flag(False, "torch.compile the layers: pays on GPUs and long runs (needs a C++ compiler on CPU)")
     log_every: int = flag(10, "steps between two log lines (the first and last step are always logged)", low=1)
     resume: bool = flag(True, "go on from the last saved state of an interrupted run; no: start it afresh")
 
@@ -362,8 +368,15 @@ class Rewarding:
     )
     limit_size: int | None = flag(None, "records read at most; none: all", low=1)
     max_length: int = flag(4096, "tokens of prompt and answer together; longer answers are dropped, never cut", low=2)
-    max_tokens_per_batch: int = flag(16384, "rows x longest row of a batch", low=1)
+    max_tokens_per_batch: int | None = flag(
+        None, "tokens of a batch, a prompt counted once for its answers; none: what the memory carries", low=1
+    )
     batch_size: int | None = flag(None, "the method's way to bound a batch: rows of --max_length tokens", low=1)
+    score_from: str = flag(
+        "model",
+        "the policy's log-probabilities: model computes them (or takes those kept beside the samples); sampling takes the sampler's own where the tokens match",
+        choices=("model", "sampling"),
+    )
     output: str | None = flag(
         None, "file; none: <input>.rewarding.<model>-<reward>-policy_<ckpt>-ref_<ckpt>.json", aliases=("output_dir",)
     )

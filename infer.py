@@ -5,8 +5,10 @@ always greedy, --output_dir is honoured, and every answer keeps why it ended.
 """
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 
 from msgspec import structs
@@ -37,13 +39,11 @@ def main(argv=None):
 
 
 def sample(config: InferConfig) -> None:
-    """Samples of every prompt, in the order of the prompts."""
+    """Samples of every prompt, in the order of the prompts; of a `.jsonl` file only the uuids stay in memory."""
     g = config.generation
     data = _dataset(config, Prompt, "sampling takes unlabelled prompts: test questions must not enter training")
-    records = list(store.read(data, Prompt))[: _limit(config)]
+    order = [record.uuid for record in store.read(data, Prompt)][: _limit(config)]  # a bad record shows up here
     sysprompt = "none" if g.sysprompt == "auto" else g.sysprompt
-    prompts = {r.uuid: _ask(r.messages, sysprompt) for r in records}
-    extra = {r.uuid: r.extra for r in records}
     greedy = not g.do_sample or g.gen_temperature < 0.001
     n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
     if greedy and g.gen_n > 1:
@@ -60,13 +60,18 @@ def sample(config: InferConfig) -> None:
     if not output.stands:
         from cream.generation import samples
 
-        for uuid, completions in _answers(config, output, chat, prompts, sampling):
-            output.append(samples(chat, uuid, prompts[uuid], completions, extra[uuid]))
-        rows = list(output.rows(prompts))
-        _report_samples(output, rows, len(prompts))
-        if not rows:
+        prompts = (_ask(record, sysprompt) for record in islice(store.read(data, Prompt), len(order)))
+        for prompt, ids, completions in _answers(config, output, chat, prompts, len(order), sampling):
+            output.append(samples(chat, prompt, ids, completions))
+        if not output.resume():
             raise UserError(f"{data}: no prompt is left to answer (dropped: {dict(output.dropped)})")
-        output.finish(rows)
+        counts = Counter()
+        output.finish(_counted(output.rows(order), counts))
+        log.info(
+            "%(prompts)d prompts, %(answers)d answers: %(distinct)d distinct, %(cut)d cut at the length limit", counts
+        )
+        for reason, count in output.dropped.items():
+            log.info("  %d of %d prompts dropped: %s", count, len(order), reason)
     log.info("samples: %s\nnext, their rewards by the current model:", output.path)
     flags = {"device": config.device.devices()[0], "model": config.model.name(), "input_file": output.path}
     flags["chat_template"] = config.model.chat_template
@@ -86,7 +91,7 @@ def evaluate(config: InferConfig) -> None:
     for task in missing:
         log.info("task %s is not evaluated: %s does not exist", task, files[task])
     items = {item.uuid: item for item in found[: _limit(config)]}
-    prompts = {uuid: prompt_of(item, g.sysprompt) for uuid, item in items.items()}
+    prompts = {u: Prompt(uuid=u, messages=prompt_of(item, g.sysprompt)) for u, item in items.items()}
     log.info(
         "evaluation is greedy, one answer a question: --gen_n, --gen_temperature, --top_p, --do_sample do not apply"
     )
@@ -100,10 +105,10 @@ def evaluate(config: InferConfig) -> None:
     strict = g.extraction == "strict"
     if not output.stands:
         sampling = Sampling(n=1, temperature=0.0, max_tokens=g.gen_max_tokens, seed=config.run.seed)
-        for uuid, (completion,) in _answers(config, output, chat, prompts, sampling):
-            output.append(graded(items[uuid], prompts[uuid], completion, strict))
+        for prompt, _, (completion,) in _answers(config, output, chat, prompts.values(), len(prompts), sampling):
+            output.append(graded(items[prompt.uuid], prompt.messages, completion, strict))
         for uuid in [uuid for uuid in prompts if uuid not in output.resume()]:
-            output.append(graded(items[uuid], prompts[uuid], None, strict))
+            output.append(graded(items[uuid], prompts[uuid].messages, None, strict))
         for reason, count in output.dropped.items():
             log.info("%d of %d questions count as wrong: %s", count, len(prompts), reason)
         output.finish(output.rows(prompts))
@@ -120,7 +125,7 @@ def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tupl
         "strict": {row["task"]: row["accuracy"] for row in summarise(map(encode, strict))},
         "extraction": config.generation.extraction,
         "greedy": True,
-        "first_prompt": chat.tokenizer.decode(_first_ids(chat, prompts)),
+        "first_prompt": _shown(chat, next(iter(prompts.values()))),
         "chat_template": journal.fingerprint_text(chat.tokenizer.chat_template),
     }
     stem = output.path.name.partition(".json")[0]
@@ -192,8 +197,9 @@ def _known(name: str) -> str:
     return {known.lower(): known for known in DATASET_FILES}.get(name.lower(), _short(name))
 
 
-def _ask(messages: list[Message], sysprompt: str) -> list[Message]:
-    return [*messages[:-1], Message("user", apply(sysprompt, messages[-1].content))]
+def _ask(prompt: Prompt, sysprompt: str) -> Prompt:
+    *before, last = prompt.messages
+    return structs.replace(prompt, messages=[*before, Message("user", apply(sysprompt, last.content))])
 
 
 def _target(config: InferConfig, default: Path, below: str = "results.json") -> Path:
@@ -223,18 +229,20 @@ def _begin(config: InferConfig, data: Path, data_hash: str, target: Path, *unuse
     return output, models.load_chat(folder, config.model.template())
 
 
-def _answers(config: InferConfig, output, chat, prompts, sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
-    """Answers to the prompts that the journal does not hold yet, as they are finished."""
+def _answers(
+    config: InferConfig, output: journal.Output, chat, prompts: Iterable[Prompt], total: int, sampling: Sampling
+) -> Iterator[tuple[Prompt, list[int], list[Completion]]]:
+    """The prompts that the journal does not hold yet, each with its ids and its answers, as they are finished."""
     import torch
 
     from cream import engines, models
     from cream.generation import generate
 
     done = output.resume()
-    todo = {uuid: messages for uuid, messages in prompts.items() if uuid not in done}
+    todo = (prompt for prompt in prompts if prompt.uuid not in done)
     if done:
-        log.info("going on: %d of %d prompts are answered already", len(done), len(prompts))
-    if not todo:
+        log.info("going on: %d of %d prompts are answered already", len(done), total)
+    if (first := next(todo, None)) is None:
         return
     device = config.device.pin(config.engine.tensor_parallel_size)
     folder = config.model.folder(config.model.checkpoint)
@@ -245,7 +253,7 @@ def _answers(config: InferConfig, output, chat, prompts, sampling: Sampling) -> 
     log.info("engine %s (%s); %s", engine_name, why, precision.reason)
     log.info("at most %d tokens of prompt and answer together; an answer stops at %s", limit, " or ".join(stops))
     if config.output.show_example:
-        log.info("first prompt as the model sees it:\n%s", chat.tokenizer.decode(_first_ids(chat, todo)))
+        log.info("first prompt as the model sees it:\n%s", _shown(chat, first))
     engine = engines.load(
         engine_name,
         folder,
@@ -260,25 +268,26 @@ def _answers(config: InferConfig, output, chat, prompts, sampling: Sampling) -> 
     sampling = replace(sampling, stop_token_ids=chat.stop_ids)
     max_prompt = min(config.generation.max_length, limit - 1)
     try:
-        with console.bar(len(todo), "answering", "prompts") as bar:
-            for answered in generate(engine, chat, todo, sampling, max_prompt, output.dropped):
+        with console.bar(total - len(done), "answering", "prompts") as bar:
+            for answered in generate(engine, chat, chain([first], todo), sampling, max_prompt, output.dropped):
                 yield answered
                 bar.update()
     finally:
         engine.close()
 
 
-def _first_ids(chat, prompts: dict[str, list[Message]]) -> list[int]:
-    return chat.prompt(next(iter(prompts.values())))
+def _shown(chat, prompt: Prompt) -> str:
+    return chat.tokenizer.decode(chat.prompt(prompt.messages))
 
 
-def _report_samples(output: journal.Output, rows: list[dict], total: int) -> None:
-    answers = sum(len(row["responses"]) for row in rows)
-    distinct = sum(len(set(row["responses"])) for row in rows)
-    cut = sum(reason == "length" for row in rows for reason in row["finish_reason"])
-    log.info("%d prompts, %d answers: %d distinct, %d cut at the length limit", len(rows), answers, distinct, cut)
-    for reason, count in output.dropped.items():
-        log.info("  %d of %d prompts dropped: %s", count, total, reason)
+def _counted(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:
+    """The same rows; once they are through, `counts` says what was in them."""
+    for row in rows:
+        counts["prompts"] += 1
+        counts["answers"] += len(row["responses"])
+        counts["distinct"] += len(set(row["responses"]))
+        counts["cut"] += row["finish_reason"].count("length")
+        yield row
 
 
 if __name__ == "__main__":

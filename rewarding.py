@@ -6,22 +6,28 @@ released code: only answer tokens count (not the assistant's header), answers th
 and every prompt keeps its own number of answers.
 """
 
+from collections.abc import Iterator
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
+from msgspec import structs
+
 from config import RewardConfig, settings
-from cream import console, journal, names, store
+from cream import console, journal, names, scores, store
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import as_dict, parse
 from cream.records import Samples
 from cream.rewards import REWARDS, Group, passes
-from cream.rewards.likelihood import scorer
+from cream.rewards.likelihood import Scorer
 
 EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
   previous, round 1  python rewarding.py --model tiny --input_file S.json --reward likelihood --checkpoint none
   one GPU            python rewarding.py --device 0 --model llama3 --input_file S.json --checkpoint llama3_sft"""
+
+WHENCE = {"computed": "answers computed", "kept": "kept from earlier passes", "sampler": "taken from the sampler"}
 
 
 @console.stage
@@ -37,12 +43,14 @@ def main(argv=None):
     checkpoints = {"policy": config.model.checkpoint, "reference": r.ref_model_ckpt}
     flags = {"policy": "--checkpoint", "reference": "--ref_model_ckpt"}
     folders = {role: config.model.folder(checkpoints[role], flags[role]) for role in source.PASSES}
-    samples = list(store.read(path, Samples))[: r.limit_size or (17 if config.run.debug else None)]
-    if not samples:
+    sizes = [len(sample.responses) for sample in _samples(config)]  # the whole file is checked before anything is spent
+    if not sizes:
         raise UserError(f"{path}: the file holds no records")
     target = Path(r.output) if r.output else _default_target(config, path, reward, checkpoints)
     output = _begin(config, path, target, reward, normalize, folders)
-    log.info("reward %s (%s over answer tokens) of %d prompts in %s", reward, normalize, len(samples), path)
+    if r.score_from == "sampling":
+        _check_sampler(config, path, folders)
+    log.info("reward %s (%s over answer tokens) of %d prompts in %s", reward, normalize, len(sizes), path)
     for role, folder in folders.items():
         log.info("  %s: %s", role, folder)
     if config.run.dry_run:
@@ -51,13 +59,18 @@ def main(argv=None):
     if output.stands:
         log.info("%s stands already, made by the same settings from the same inputs", target)
     else:
-        groups = passes.groups(samples)
-        for role, folder in folders.items():
-            _score(config, output, role, folder, groups)
-        passes.finish(output, source, normalize, samples, reward=reward, policy=_about(config, folders))
-        _report(output, samples)
+        of = {role: _score(config, output, role, folder, len(sizes)) for role, folder in folders.items()}
+        facts = {"reward": reward, "policy": _about(config, folders), "scored": of["policy"]}
+        passes.finish(output, source, normalize, _samples(config), **facts)
+        _report(output, sum(sizes))
     log.info("rewards: %s", target)
     _next(config, path, target, reward, folders)
+
+
+def _samples(config: RewardConfig) -> Iterator[Samples]:
+    """The samples, read anew: no more than a chunk of a .jsonl file is held at a time."""
+    r = config.rewarding
+    return islice(store.read(Path(r.input_file), Samples), r.limit_size or (17 if config.run.debug else None))
 
 
 def _reward(config: RewardConfig) -> str:
@@ -96,6 +109,19 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
     return journal.Output(target, settings(flat, *named, *batching), inputs, overwrite=config.run.overwrite)
 
 
+def _check_sampler(config: RewardConfig, path: Path, folders: dict[str, Path]) -> None:
+    """--score_from sampling: the sampler's log-probabilities are the policy's only if it was the sampler."""
+    from cream.models import fingerprint
+
+    sampled_by = (journal.read_meta(path) or {}).get("inputs", {})
+    wanted = {"policy": fingerprint(folders["policy"]), **config.model.template_hash()}
+    if any(sampled_by.get(name) != wanted.get(name) for name in ("policy", "chat_template")):
+        raise UserError(
+            f"--score_from sampling: by its sidecar {path} was not sampled by this policy with this chat template; "
+            "leave it out, and the model computes the log-probabilities"
+        )
+
+
 def _about(config: RewardConfig, folders: dict[str, Path]) -> dict:
     """Which policy these rewards are of: the pairs drawn from them are for training that one."""
     from cream.models import fingerprint
@@ -104,11 +130,9 @@ def _about(config: RewardConfig, folders: dict[str, Path]) -> dict:
     return {"model": m.name(), "checkpoint": m.checkpoint, "fingerprint": fingerprint(folders["policy"])}
 
 
-def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path, groups: list[Group]) -> None:
-    """One pass: every group under the model in `folder`; what the journal holds already is passed over."""
-    chunks = passes.unscored(output, role, groups)
-    if not chunks:
-        return
+def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path, count: int) -> dict:
+    """One pass: every answer under the model in `folder`, as far as its score is not kept; returns what it was scored
+    by. What the journal holds already is passed over."""
     import torch
 
     from cream import models
@@ -119,23 +143,28 @@ def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path
     limit = models.length_limit(r.max_length, folder)
     log.info("%s: %s; at most %d tokens", role, precision.reason, limit)
     chat = models.load_chat(folder, config.model.template())
+    sampled = role == "policy" and r.score_from == "sampling"
     if r.show_example and role == "policy":
-        _show(chat, groups)
+        _show(chat, passes.groups(_samples(config)))
+    source = scores.Source(models.fingerprint(folder), precision.name, device.type)
+    kept = scores.Scores(scores.beside(Path(r.input_file)), source)
     budget = r.batch_size * limit if r.batch_size else r.max_tokens_per_batch
-    score = scorer(folder, chat, dtype=precision.dtype, device=device, limit=limit, max_tokens=budget)
-    with console.bar(sum(map(len, chunks)), f"scoring, {role}", "prompts") as bar:
-        passes.run(output, role, chunks, score, bar.update)
+    score = Scorer(folder, chat, dtype=precision.dtype, device=device, limit=limit, max_tokens=budget, kept=kept)
+    with console.bar(count, f"scoring, {role}", "prompts") as bar:
+        passes.run(output, role, passes.groups(_samples(config), sampled), score, bar.update)
+    found = ", ".join(f"{score.counts[what]} {words}" for what, words in WHENCE.items() if score.counts[what])
+    log.info("%s: log-probabilities of %s", role, found or "no answer: the journal holds them all")
+    return {**structs.asdict(source), "from": r.score_from, **config.model.template_hash()}
 
 
-def _show(chat, groups: list[Group]) -> None:
+def _show(chat, groups: Iterator[Group]) -> None:
     group = next((group for group in groups if group.answers), None)
     tokens = group and chat.answers(group.prompt, group.answers[:1], group.complete[:1])[0]
     if tokens:
         log.info("first answer, what is scored marked:\n%s", chat.show(tokens))
 
 
-def _report(output: journal.Output, samples: list[Samples]) -> None:
-    answers = sum(len(s.responses) for s in samples)
+def _report(output: journal.Output, answers: int) -> None:
     log.info("%d of %d answers rewarded", answers - output.dropped.total(), answers)
     for reason, count in output.dropped.items():
         log.info("  %d have no reward: %s", count, reason)

@@ -89,7 +89,8 @@ def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Pat
     flat = as_dict(config) | {"train_stage": stage, "method": method, "processes": processes}
     inputs = {"data": journal.fingerprint(data), "start": models.fingerprint(start)}
     inputs |= config.model.template_hash()
-    return {"settings": settings(flat, "name", "model", "checkpoint", "chat_template"), "inputs": inputs}
+    named = ("name", "model", "checkpoint", "chat_template")  # the hashes above stand for them
+    return {"settings": settings(flat, *named, "max_tokens_per_batch", "compile"), "inputs": inputs}
 
 
 def _check_policy(config: TrainConfig, data: Path, header: dict) -> None:
@@ -154,8 +155,8 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, devices
         afresh=config.run.overwrite or not o.resume,
         schedule=Schedule(
             epochs=o.epoch,
-            micro_batch=o.train_bsz,
-            accumulation=o.grad_accum,
+            batch_size=o.train_bsz * o.grad_accum,
+            max_tokens=o.max_tokens_per_batch,
             lr=o.lr,
             weight_decay=o.weight_decay,
             warmup_ratio=o.warmup_step_ratio,
@@ -174,6 +175,7 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, devices
         bf16=config.device.bf16,
         save_dtype=o.save_dtype,
         grad_checkpointing=o.grad_checkpointing,
+        compile=o.compile,
         cpu=devices[0] == "cpu",
         report_to=config.output.report_to,
         wandb={"project": config.output.wandb_project_name, "entity": config.output.wandb_entity_name},

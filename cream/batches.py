@@ -1,61 +1,108 @@
-"""Padded batches under a token budget: the plain layout, and the reference that any other layout must equal.
+"""Batches of token rows under a token budget, and the plain layout: one padded row an answer.
 
-Rows are padded on the right: positions then count from 0 in every row, so that rotary and learned positions are both
-exact, and what stands after an answer cannot be seen by it.
+A batch holds groups: answers that share a prompt. trees.py lays a group out with its prompt once; `pad` here, which any
+model takes, is the reference that trees must equal. Rows are padded on the right: positions count from 0 in every row,
+so that rotary and learned positions are both exact, and what stands after an answer cannot be seen by it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 
 from cream.chat import Tokens
 
+if TYPE_CHECKING:
+    from cream.trees import Layout
+
+Group = Sequence[Tokens]  # answers after one prompt, each as a whole conversation
+
 
 @dataclass(slots=True)
 class Batch:
-    """B rows of up to T tokens, padded on the right.
+    """B rows of T tokens, and where in them the K scored tokens of A answers are predicted.
 
-    input_ids (B, T) int64; attention_mask (B, T) int64, 0 on padding; answer_mask (B, T) bool, true on the tokens that
-    are scored or trained on. Two rows [1, 7, 8, 2] (answer 8, 2) and [1, 9, 2] (answer 2), pad 0, give
-    input_ids [[1, 7, 8, 2], [1, 9, 2, 0]], attention_mask [[1, 1, 1, 1], [1, 1, 1, 0]],
-    answer_mask [[F, F, T, T], [F, F, T, F]].
+    input_ids, position_ids (B, T) int64; source (K,) int64: the place, row x T + column, whose output predicts a scored
+    token; target (K,) int64: that token; owner (K,) int64: its answer in [0, A), counted through the groups. Padded
+    rows have an attention_mask (B, T) int64, 0 on padding; rows of trees a `layout`.
+    The rows [1, 7, 8, 2] (answer 8, 2) and [1, 9, 2] (answer 2) padded with 0: input_ids [[1, 7, 8, 2], [1, 9, 2, 0]],
+    source [1, 2, 5], target [8, 2, 2], owner [0, 0, 1].
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    answer_mask: torch.Tensor
+    position_ids: torch.Tensor
+    source: torch.Tensor
+    target: torch.Tensor
+    owner: torch.Tensor
+    answers: int
+    tokens: int  # padding not counted
+    attention_mask: torch.Tensor | None = None
+    layout: Layout | None = None
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        move = [t.to(device, non_blocking=True) for t in (self.input_ids, self.attention_mask, self.answer_mask)]
-        return Batch(*move)
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, part in parts.items():
+            if isinstance(part, torch.Tensor):
+                parts[name] = send(part, device)
+        return Batch(**parts | {"layout": self.layout and self.layout.to(device)})
+
+    def answer_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """(K,) values of scored tokens -> (A,) their sums over each answer."""
+        return torch.zeros(self.answers, dtype=values.dtype, device=values.device).index_add(0, self.owner, values)
 
 
-def pad(rows: Sequence[Tokens], pad_id: int = 0) -> Batch:
-    """Rows into a Batch. `pad_id` decides nothing: padding is masked by position."""
-    width = max(len(row) for row in rows)
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; towards a GPU the copy runs beside this process."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def pad(groups: Iterable[Group], pad_id: int = 0) -> Batch:
+    """One row an answer. `pad_id` decides nothing: padding is masked by position."""
+    rows = [tokens for group in groups for tokens in group]
+    width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    attention = torch.zeros((len(rows), width), dtype=torch.int64)
-    answer = torch.zeros((len(rows), width), dtype=torch.bool)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    source, owner = [], []
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row.ids, dtype=torch.int64)
-        attention[i, : len(row)] = 1
-        for start, end in row.spans:
-            answer[i, start:end] = True
-    return Batch(ids, attention, answer)
+        mask[i, : len(row)] = 1
+        predicted = row.predicted()
+        source += [i * width + t - 1 for t in predicted]
+        owner += [i] * len(predicted)
+    source = torch.tensor(source, dtype=torch.int64)
+    return Batch(
+        input_ids=ids,
+        position_ids=torch.arange(width).expand(len(rows), -1),
+        source=source,
+        target=ids.flatten()[source + 1],
+        owner=torch.tensor(owner, dtype=torch.int64),
+        answers=len(rows),
+        tokens=int(mask.sum()),
+        attention_mask=mask,
+    )
 
 
-def by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices in batches of like length whose padded size, rows × longest row, stays within `max_tokens`.
+def padded_shape(group: Group) -> tuple[int, int]:
+    """(rows, width) of a group in `pad`'s layout."""
+    return len(group), max(map(len, group))
 
-    Longest first, so that a batch too large for the device fails at once. A row longer than the budget stands alone.
+
+def by_tokens(shapes: Sequence[tuple[int, int]], max_tokens: int) -> list[list[int]]:
+    """Indices of (rows, width) shapes in batches whose size, all rows x the widest, stays within `max_tokens`.
+
+    Largest first, so that rows are alike and a batch too large for the device fails at once. A shape larger than the
+    budget stands alone.
     """
     batches: list[list[int]] = []
-    width = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or (len(batches[-1]) + 1) * width > max_tokens:
+    rows = width = 0
+    for index in sorted(range(len(shapes)), key=lambda i: (-shapes[i][1], -shapes[i][0], i)):
+        if not batches or (rows + shapes[index][0]) * width > max_tokens:
             batches.append([])
-            width = max(1, lengths[index])
+            rows, width = 0, max(1, shapes[index][1])
         batches[-1].append(index)
+        rows += shapes[index][0]
     return batches

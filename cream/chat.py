@@ -5,8 +5,11 @@ to and including the end-of-turn token; whitespace that a template adds after it
 spans, never from comparing ids with pad (pad may equal eos). BOS appears only as the template renders it.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import xxhash
 
 from cream.errors import UserError
 from cream.records import Message
@@ -32,6 +35,15 @@ class Tokens:
     def num_answer_tokens(self) -> int:
         """How many tokens are scored or trained on."""
         return sum(end - start for start, end in self.spans)
+
+    def digest(self) -> str:
+        """16 hex digits of xxh3-64 over ids and spans: equal for equal tokens of which the same are scored."""
+        flat = array("q", [*self.ids, -1, *(end for span in self.spans for end in span)])
+        return xxhash.xxh3_64_hexdigest(flat.tobytes())
+
+    def predicted(self) -> list[int]:
+        """Indices of the tokens that are scored or trained on; the very first token has nothing to predict it."""
+        return [t for start, end in self.spans for t in range(max(start, 1), end)]
 
 
 class Chat:
@@ -64,23 +76,35 @@ class Chat:
         self.end_of_turn = ends[0]  # others may close the whole conversation
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.stop_ids = tuple(sorted({self.end_of_turn, *eos, *generation_eos}))
+        self._opening = self._find_opening(prompt)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the rendered prompt, the generation prompt included."""
         return self._ids([self._render(messages, True)])[0]
 
     def answers(
-        self, prompt: Sequence[Message], answers: Sequence[str], complete: Sequence[bool]
+        self,
+        prompt: Sequence[Message],
+        answers: Sequence[str],
+        complete: Sequence[bool],
+        prompt_ids: list[int] | None = None,
     ) -> list[Tokens | None]:
         """Each answer after the same prompt, as the template renders the conversation.
 
         An answer that did not end by itself (`complete` false) gets no end-of-turn token. None stands where the
-        prompt's ids are no prefix of the conversation's (reason: NOT_A_PREFIX).
+        prompt's ids are no prefix of the conversation's (reason: NOT_A_PREFIX). `prompt_ids`: those of `prompt`, from a
+        caller who has them.
         """
-        conversations = [[*prompt, Message("assistant", answer)] for answer in answers]
-        texts = [self._render(prompt, True), *(self._render(c, False) for c in conversations)]
-        prompt_ids, *rows = self._ids(texts)
-        return [self._span(prompt_ids, ids, whole) for ids, whole in zip(rows, complete, strict=True)]
+        rendered = self._render(prompt, True)
+        texts = [self._render([*prompt, Message("assistant", answer)], False) for answer in answers]
+        ids = prompt_ids or self._ids([rendered])[0]
+        text, opening = self._opening
+        if rendered.endswith(text) and ids[-len(opening) :] == opening and all(t.startswith(rendered) for t in texts):
+            known = ids[: -len(opening)]  # nothing merges across a special token
+            rows = [known + row for row in self._ids([t[len(rendered) - len(text) :] for t in texts])]
+        else:
+            rows = self._ids(texts)
+        return [self._span(ids, row, whole) for row, whole in zip(rows, complete, strict=True)]
 
     def conversation(self, messages: Sequence[Message]) -> Tokens | None:
         """A conversation with a span for every assistant turn; None when a turn's prompt is no prefix of it (some
@@ -94,6 +118,13 @@ class Chat:
         if any(part is None or wholes[-1][: len(part)] != part.ids for part in parts):
             return None
         return Tokens(parts[-1].ids, [part.spans[0] for part in parts])
+
+    def _find_opening(self, prompt: list[int]) -> tuple[str, list[int]]:
+        """What every prompt ends with, from its last special token on, given the probe's ids: text and ids."""
+        rendered = self._render(PROBE[:1], True)
+        at = max((i for i, token in enumerate(prompt) if token in self.special), default=0)
+        text = rendered[max(0, rendered.rfind(self.tokenizer.convert_ids_to_tokens(prompt[at]))) :]
+        return (text, prompt[at:]) if self._ids([text])[0] == prompt[at:] else (rendered, prompt)
 
     def _after_answer(self) -> str:
         """What the template writes after the probe's answer."""
@@ -120,7 +151,7 @@ class Chat:
             ) from None
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         bos = self.tokenizer.bos_token_id
         if bos is not None and bos != self.tokenizer.eos_token_id and any(ids[:2] == [bos, bos] for ids in rows):
             raise UserError(

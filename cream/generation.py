@@ -1,51 +1,55 @@
 """Prompts -> answers through any engine: which prompts fit, and what is kept of an answer."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cream.chat import Chat
 from cream.engines import Completion, Engine, Request, Sampling
-from cream.records import Message, Samples
+from cream.records import Prompt, Samples
 
 
 def generate(
     engine: Engine,
     chat: Chat,
-    prompts: Mapping[str, Sequence[Message]],
+    prompts: Iterable[Prompt],
     sampling: Sampling,
     max_prompt: int,
     dropped: Counter[str],
-) -> Iterator[tuple[str, list[Completion]]]:
-    """(uuid, answers) of each prompt of at most `max_prompt` tokens, in any order; others are counted in `dropped`."""
+) -> Iterator[tuple[Prompt, list[int], list[Completion]]]:
+    """(prompt, its ids, its answers) of each prompt of at most `max_prompt` tokens, in any order, as they are finished.
+
+    Longer ones are counted in `dropped`. Prompts are taken as the engine needs them, and held until they are answered.
+    """
+    asked: dict[str, tuple[Prompt, list[int]]] = {}
 
     def requests() -> Iterator[Request]:
-        for uuid, messages in prompts.items():
-            ids = chat.prompt(messages)
+        for prompt in prompts:
+            ids = chat.prompt(prompt.messages)
             if len(ids) > max_prompt:
                 dropped[f"prompt longer than {max_prompt} tokens"] += 1
             else:
-                yield Request(uuid, ids)
+                asked[prompt.uuid] = prompt, ids
+                yield Request(prompt.uuid, ids)
 
-    yield from engine.generate(requests(), sampling)
+    for uuid, completions in engine.generate(requests(), sampling):
+        yield *asked.pop(uuid), completions
 
 
-def samples(
-    chat: Chat, uuid: str, prompt: list[Message], completions: Sequence[Completion], extra: dict | None = None
-) -> Samples:
-    """The record of a prompt's answers; `extra` keys of the prompt's record are carried along.
+def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:
+    """The record of a prompt's answers; keys that the prompt's record has beside its messages are carried along.
 
     `logprob` is null where the answer's text does not tokenise back to the sampled ids: what will be scored and trained
     on is then another sequence than the one sampled.
     """
     complete = [c.finish_reason == "stop" for c in completions]
-    again = chat.answers(prompt, [c.text for c in completions], complete)
+    again = chat.answers(prompt.messages, [c.text for c in completions], complete, prompt_ids)
     same = [t is not None and t.ids[t.spans[0][0] :] == c.token_ids for t, c in zip(again, completions, strict=True)]
     return Samples(
-        uuid=uuid,
-        prompt=prompt,
+        uuid=prompt.uuid,
+        prompt=prompt.messages,
         responses=[c.text for c in completions],
         finish_reason=[c.finish_reason for c in completions],
         num_tokens=[len(c.token_ids) for c in completions],
         logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
-        extra=extra or {},
+        extra=prompt.extra,
     )

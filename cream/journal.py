@@ -118,7 +118,7 @@ class Output:
 
     `settings` and `inputs` are flat maps (flag -> value, input name -> hash or fingerprint) that decide what the output
     holds. `stands` says that it is finished already; `resume` takes up the journal, which `append` begins: nothing is
-    written or removed before.
+    written or removed before. `dropped` and `facts` enter the sidecar as they stand when the last row has been taken.
     Raises UserError where the path is taken by an output of other settings or inputs.
     """
 
@@ -127,6 +127,7 @@ class Output:
         self.header = msgspec.json.decode(msgspec.json.encode({"settings": settings, "inputs": inputs}))  # as in files
         self.partial = path.with_name(path.name + ".partial")
         self.dropped: Counter[str] = Counter()
+        self.facts: dict[str, object] = {}
         self.started = time.monotonic()
         self._offsets: dict[str, int] = {}
         self._file = None
@@ -212,6 +213,7 @@ class Output:
             "wall_seconds": round(time.monotonic() - self.started, 3),
             "output": fingerprint(staged),
             **facts,
+            **self.facts,
         }
         store.write_json(meta_path(self.path), meta)
         os.replace(staged, self.path)

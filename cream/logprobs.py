@@ -1,49 +1,227 @@
 """Answer log-likelihoods: log π(y|x) = Σ_i log softmax(logits_{i-1})[y_i] over the answer's tokens, in float32.
 
-The one place where log-probabilities are computed: rewarding and training both call it.
+The one place where log-probabilities are computed: rewarding and training both call it. The softmax is over float32
+logits whatever the weights' dtype: a bfloat16 one errs by 0.025 nat per token over 128 k words.
 """
 
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
-from cream.batches import Batch, by_tokens, pad
+from cream import batches, trees
+from cream.batches import Batch, Group
 from cream.chat import Tokens
+from cream.hardware import Budget
+
+log = logging.getLogger("cream")
+
+CHUNK = {"cpu": 1 << 22, "cuda": 1 << 27}  # logits computed at a time without gradient: what the device does fastest
+KEEP = {"cpu": 1 << 27, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them it computes again
 
 
-def token_logprobs(model, batch: Batch) -> torch.Tensor:
-    """log π of every answer token, (B, T-1) float32: entry t belongs to token t + 1; 0 where it is not an answer token.
+class LogProbs(torch.nn.Module):
+    """A causal language model that gives log-probabilities of a batch's scored tokens instead of logits.
 
-    The head runs only at columns that predict some row's answer token. The softmax is over float32 logits whatever the
-    weights' dtype: a bfloat16 one errs by 0.025 nat per token over 128 k words.
+    Over trees the head runs only where a scored token is predicted, and in chunks. A model that trees cannot carry
+    (a layer without attention, a kind of mask or head they do not know) is found out by a probe when this is made: it
+    takes padded rows, through its own forward, and a line of the log says so. `share=False` asks for that.
     """
-    predicts = batch.answer_mask[:, 1:]
-    columns = predicts.any(dim=0).nonzero().squeeze(1)
-    output = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=columns, use_cache=False
+
+    def __init__(self, policy, share: bool = True):
+        super().__init__()
+        self.policy = policy
+        self.share = share and _share(policy)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.policy.parameters()).device
+
+    def shape(self, group: Group) -> tuple[int, int]:
+        """(rows, width) of a group in a batch, for `batches.by_tokens`."""
+        return trees.tree_shape(group) if self.share else batches.padded_shape(group)
+
+    def pack(self, groups: Sequence[Group]) -> Batch:
+        """The groups as one batch, in the layout that this model takes."""
+        if not self.share:
+            return batches.pad(groups)
+        return trees.pack(groups, trees.BLOCK if self.device.type == "cuda" else 1)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """log π of the batch's scored tokens, (K,) float32."""
+        return _tree(self.policy, batch) if self.share else _padded(self.policy, batch)
+
+
+def _padded(policy, batch: Batch) -> torch.Tensor:
+    """The plain way: the library's own masks and head, its logits at every column that predicts in some row."""
+    width = batch.input_ids.shape[1]
+    columns = batch.source % width
+    kept, place = columns.unique(return_inverse=True)
+    output = policy(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=kept, use_cache=False
     )
-    logits = output.logits.float()
-    targets = batch.input_ids[:, columns + 1]
-    picked = logits.gather(2, targets[..., None]).squeeze(2) - logits.logsumexp(dim=2)
-    kept = torch.where(predicts[:, columns], picked, 0.0)
-    return torch.zeros(predicts.shape, device=kept.device).index_copy(1, columns, kept)
+    return TokenLogProb.apply(output.logits[batch.source // width, place], batch.target)
 
 
-def answer_logprobs(model, batch: Batch) -> torch.Tensor:
-    """log π(answer | prompt) of every row, (B,) float32, summed over the row's answer tokens."""
-    return token_logprobs(model, batch).sum(dim=1)
+def _tree(policy, batch: Batch) -> torch.Tensor:
+    model = getattr(policy, "get_base_model", lambda: policy)()  # of a PEFT model the one its adapters stand in
+    hidden = model.base_model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=batch.position_ids.new_ones((1, 1, 1, 1), dtype=torch.bool),  # taken for a mask ready made
+        use_cache=False,
+        tree_layout=batch.layout,
+    ).last_hidden_state
+    return _head(model.get_output_embeddings(), model.config, hidden[0, batch.source], batch.target)
+
+
+def _head(head, config, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """log softmax(head(hidden))[target], (K,) float32, of hidden (K, D), in chunks."""
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)  # Cohere, Granite
+
+    def chunk(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        logits = head(h) if scale == 1 else head(h) * scale
+        return TokenLogProb.apply(logits if cap is None else cap * torch.tanh(logits / cap), t)
+
+    words = config.get_text_config().vocab_size
+    training, device = torch.is_grad_enabled(), hidden.device.type
+    again = training and len(target) * words > KEEP[device]
+    size = CHUNK[device]
+    if training:  # every chunk adds to the head's whole gradient: fewer are better
+        size = KEEP[device] // 4 if again else KEEP[device]
+    rows = max(1, size // words)
+    parts = zip(hidden.split(rows), target.split(rows), strict=True)
+    return torch.cat([checkpoint(chunk, h, t, use_reentrant=False) if again else chunk(h, t) for h, t in parts])
+
+
+class TokenLogProb(torch.autograd.Function):
+    """logits (K, V), target (K,) -> log softmax(logits)[target], (K,) float32.
+
+    d log p_y / d logits = onehot(y) - softmax(logits). The gradient is written where the logits stood: three tensors of
+    their size less than autograd would take. Nothing else may use these logits in a backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """(K,) float32."""
+        norm = torch.cat([part.float().logsumexp(dim=1) for (part,) in _slices(logits)])
+        ctx.save_for_backward(logits, target, norm)
+        return logits.gather(1, target[:, None]).squeeze(1).float() - norm
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """(K, V), in the logits' dtype."""
+        logits, target, norm = ctx.saved_tensors
+        for part, y, z, g in _slices(logits, target[:, None], norm[:, None], grad[:, None]):
+            work = part.float().sub_(z).exp_().mul_(-g).scatter_add_(1, y, g)
+            if work.dtype != part.dtype:
+                part.copy_(work)
+        return logits, None
+
+
+def _slices(logits: torch.Tensor, *others: torch.Tensor):
+    """Their rows in runs that stay in the cache: what is done to them element by element needs no large temporary."""
+    rows = max(1, CHUNK[logits.device.type] // logits.shape[1])
+    return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
 
 
 @torch.no_grad()
 def score(
-    model, rows: Sequence[Tokens], max_tokens: int, progress: Callable[[int], object] = lambda rows_done: None
-) -> list[float]:
-    """log π of each row's answer tokens, in the rows' order. `max_tokens` bounds rows × longest row of a batch."""
-    device = next(model.parameters()).device
-    scores = [float("nan")] * len(rows)
-    for indices in by_tokens([len(row) for row in rows], max_tokens):
-        batch = pad([rows[i] for i in indices]).to(device)
-        for index, value in zip(indices, answer_logprobs(model, batch).tolist(), strict=True):
-            scores[index] = value
-        progress(len(indices))
-    return scores
+    model: LogProbs, groups: Sequence[Group], budget: Budget, progress: Callable[[int], object] = lambda answers: None
+) -> list[list[float]]:
+    """log π of each answer of each group, in the groups' order. A batch holds at most `budget` tokens."""
+    sums: list[torch.Tensor] = []
+    owners: list[tuple[int, int]] = []
+    todo = [(g, list(range(len(group)))) for g, group in enumerate(groups)]
+    while todo:
+        pieces = [(g, [run[i] for i in part]) for g, run in todo for part in _split(model, groups[g], run, budget)]
+        rows = [[groups[g][i] for i in run] for g, run in pieces]
+        plan = batches.by_tokens([model.shape(row) for row in rows], budget.tokens)
+        todo = []
+        for number, indices in enumerate(plan):
+            try:
+                batch = model.pack([rows[i] for i in indices]).to(model.device)
+                sums.append(batch.answer_sums(model(batch)))
+            except RuntimeError as error:
+                budget.halve(error)
+                todo = [pieces[i] for rest in plan[number:] for i in rest]
+                break
+            done = [(pieces[i][0], answer) for i in indices for answer in pieces[i][1]]
+            owners += done
+            progress(len(done))
+    found = [[float("nan")] * len(group) for group in groups]
+    for (g, answer), value in zip(owners, torch.cat(sums).tolist() if sums else [], strict=True):
+        found[g][answer] = value
+    return found
+
+
+def _split(model: LogProbs, group: Group, run: list[int], budget: Budget) -> list[list[int]]:
+    rows = [group[i] for i in run]
+    return trees.split(rows, budget.tokens) if model.share else [[i] for i in range(len(rows))]
+
+
+# Which models trees can carry -----------------------------------------------------------------------------------------
+
+# What rounding explains of a mean |difference| in log π a token: a share of how much log π varies over the probe, which
+# is little where a model knows little, and then a wrong mask changes little as well.
+ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+def _share(policy) -> bool:
+    """Switch the policy's attention to trees, if they give a probe the numbers that padded rows give."""
+    model = getattr(policy, "get_base_model", lambda: policy)()
+    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds or getattr(model.config, "attention_chunk_size", None):
+        reason = f"layers of kind {', '.join(sorted(kinds)) or 'chunked attention'}"
+    else:
+        reason = _differs(policy, model)
+    if reason:
+        log.info("answers do not share their prompt, each takes a padded row: %s", reason)
+    return not reason
+
+
+def _differs(policy, model) -> str | None:
+    before, training = model.config._attn_implementation, policy.training
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(model.config.get_text_config().vocab_size, (60,), generator=generator).tolist()
+    lengths = ((13, (1, 9, 17)), (5, (8,)))  # prompt, answers
+    groups = [[Tokens(words[: p + a - 1] + [words[-a]], [(p, p + a)]) for a in answers] for p, answers in lengths]
+    device = next(policy.parameters()).device
+    policy.eval()
+    try:
+        with torch.no_grad(), _small_windows(model, 6):
+            plain = _padded(policy, batches.pad(groups).to(device))
+            trees.register()
+            model.set_attn_implementation(trees.ATTENTION)
+            tree = _tree(policy, trees.pack(groups, trees.BLOCK if device.type == "cuda" else 1).to(device))
+        difference = (tree - plain).abs().mean().item()
+        if difference <= ROUNDING[next(policy.parameters()).dtype] * plain.std().item():
+            return None
+        reason = f"a probe differs by {difference:.2g} nats a token"
+    except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+        reason = f"{type(model).__name__}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    finally:
+        policy.train(training)
+    model.set_attn_implementation(before)
+    return reason
+
+
+@contextmanager
+def _small_windows(model, size: int):
+    """Sliding windows of `size` tokens, so that a short probe meets them."""
+    holders = [model.config.get_text_config(), *model.modules()]
+    found = [
+        (holder, window) for holder in holders if isinstance(window := getattr(holder, "sliding_window", None), int)
+    ]
+    for holder, _ in found:
+        holder.sliding_window = size
+    try:
+        yield
+    finally:
+        for holder, window in found:
+            holder.sliding_window = window

@@ -33,13 +33,3 @@ def preference_loss(
         c = torch.as_tensor(consistency, dtype=torch.float32, device=margins.device)
         losses = c * losses - (1 - c) * F.logsigmoid(-margins)
     return losses, margins
-
-
-def token_nll(logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Supervised fine-tuning: -sum_i log pi(y_i | x, y_<i) over answer tokens, (B,) float32 in nats.
-
-    logprobs (B, T) of the tokens that were to be predicted, mask (B, T) bool, true at answer tokens. What stands at
-    the other positions, -inf and NaN included, changes neither the loss nor its gradient. No reduction: the caller
-    divides by the number of answer tokens of the global batch.
-    """
-    return -logprobs.float().masked_fill(~mask, 0.0).sum(dim=-1)

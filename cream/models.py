@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import xxhash
 
 from cream import store
 from cream.errors import UserError
+from cream.fingerprints import fingerprint
 
 log = logging.getLogger("cream")
 KIND_FILE = "cream.json"  # what a checkpoint folder is: {"kind": "policy", "stage": "dpo", …}
@@ -18,11 +18,19 @@ KIND_FILE = "cream.json"  # what a checkpoint folder is: {"kind": "policy", "sta
 
 @dataclass(frozen=True)
 class Precision:
-    """`dtype` is that of the weights; under `autocast` matrix products run in bfloat16 on float32 weights."""
+    """`dtype` is that of the weights; under `autocast` matrix products run in bfloat16 on float32 weights. `exact`:
+    products are those of the weights' dtype, so that the same tokens in another batch differ by float32 rounding."""
 
     dtype: torch.dtype
     autocast: bool
     reason: str
+    exact: bool = True
+
+    @property
+    def name(self) -> str:
+        """What decides a log-probability beside the weights."""
+        plain = str(self.dtype).removeprefix("torch.")
+        return f"{plain}, bfloat16 autocast" if self.autocast else plain if self.exact else f"{plain} as TF32"
 
 
 def precision(bf16: bool | None, device: torch.device, *, training: bool) -> Precision:
@@ -32,12 +40,14 @@ def precision(bf16: bool | None, device: torch.device, *, training: bool) -> Pre
     """
     if bf16 is None:
         able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        why = "the device has it" if able else f"{device.type} gains nothing from bfloat16"
+        why = "the device has it" if able else f"the default on {device.type}: --bf16 yes asks for bfloat16"
     else:
         able, why = bf16, f"--bf16 {'yes' if bf16 else 'no'}"
     if training:
-        matmul = "matrix products in bfloat16" if able else "matrix products in float32"
-        return Precision(torch.float32, able, f"float32 master weights, {matmul} ({why})")
+        plain = "TF32" if device.type == "cuda" else "float32"
+        matmul = f"matrix products in {'bfloat16' if able else plain}"
+        exact = not able and device.type == "cpu"
+        return Precision(torch.float32, able, f"float32 master weights, {matmul} ({why})", exact)
     dtype = torch.bfloat16 if able else torch.float32
     return Precision(dtype, False, f"weights in {str(dtype).removeprefix('torch.')} ({why}), log-softmax in float32")
 
@@ -96,7 +106,7 @@ def load_chat(folder: Path, chat_template: Path | None = None):
 
 
 def load_policy(folder: Path, dtype: torch.dtype, device: torch.device):
-    """A causal language model in evaluation mode, attention by sdpa, every dropout 0 (a policy must equal its own
+    """A causal language model in evaluation mode, every dropout 0 (a policy must equal its own
     reference at the first step). Raises UserError for a folder it cannot load."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -110,7 +120,7 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device):
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation=_attention(config),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -120,6 +130,16 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device):
     if missing := sorted(found["missing_keys"]):  # the library would go on with random ones
         raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
     return model.to(device).eval()
+
+
+def _attention(config) -> str | None:
+    """sdpa where the model has it; eager where attention scores are capped, which sdpa would leave out unsaid; None is
+    the library's choice for a model that has neither."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if getattr(config, "attn_logit_softcapping", None):
+        return "eager"
+    return "sdpa" if getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "_supports_sdpa", True) else None
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -137,28 +157,25 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 def context_length(folder: Path) -> int | None:
-    """How many tokens a model was made for (prompt and answer together); None when its config does not say."""
+    """How many tokens a model was made for (prompt and answer together); None when its config does not say.
+
+    With LongRoPE (arXiv 2402.13753) it is the length up to which all have the same frequencies: beyond it the library
+    takes others for a whole batch, so that an answer's log-probability would depend on its company.
+    """
     config = store.read_json(folder / "config.json")
     config = config.get("text_config", config)
-    return config.get("max_position_embeddings") or config.get("n_positions")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    whole = config.get("max_position_embeddings") or config.get("n_positions")
+    if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su"):
+        name = "original_max_position_embeddings"
+        return rope.get(name) or config.get(name) or whole
+    return whole
 
 
 def length_limit(flag: int | None, folder: Path) -> int:
     """The smaller of the flag and the model's context."""
     limits = [limit for limit in (flag, context_length(folder)) if limit]
     return min(limits) if limits else 2048
-
-
-def fingerprint(folder: Path) -> str:
-    """xxh3-128 over names and bytes of what decides a model's output: configs, weights, tokenizer, template."""
-    digest = xxhash.xxh3_128()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".safetensors", ".json", ".jinja", ".model"} and path.name not in {KIND_FILE, "args.json"}:
-            digest.update(path.name.encode())
-            with open(path, "rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-    return digest.hexdigest()
 
 
 # LoRA ---------------------------------------------------------------------------------------------------------------

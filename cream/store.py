@@ -4,12 +4,15 @@ import gzip
 import io
 import os
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
 import msgspec
+import xxhash
 
 from cream.errors import UserError
 from cream.records import R, Record, decode, encode, kind_of
@@ -24,15 +27,36 @@ RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
 def read(path: Path, kind: type[R]) -> Iterator[R]:
     """The records of a file, one by one, each of layout `kind`.
 
-    A `.jsonl` file is streamed; a `.json` file is held as bytes and decoded record by record.
-    Raises UserError (file, uuid, JSON path) on a missing file, a malformed record, a duplicate uuid.
+    A `.jsonl` file is streamed, and 8 bytes a record stay in memory; a `.json` file is held as bytes and decoded record
+    by record. Raises UserError (file, uuid, JSON path) on a missing file, a malformed record, a duplicate uuid. That of
+    a duplicate may come after further records, but before the iteration ends.
     """
-    seen: set[str] = set()
+    hashes = array("Q")
     for uuid, value in _raw_records(path):
+        hashes.append(xxhash.xxh3_64_intdigest(uuid.encode()))
+        yield decode(kind, uuid, value, str(path))
+        if not len(hashes) & (len(hashes) - 1):  # at every doubling, so that checking costs no more than reading
+            _check_unique(path, hashes)
+    _check_unique(path, hashes)
+
+
+def _check_unique(path: Path, hashes: array) -> None:
+    """Raises UserError when two of the file's first uuids are equal, whose xxh3-64 hashes these are; sorts them.
+
+    Where two hashes are equal, that part of the file is read a second time, to compare and to name the uuids.
+    """
+    import numpy as np
+
+    ordered = np.asarray(hashes)
+    ordered.sort()  # in place: their order is of no other use
+    if not len(doubled := ordered[1:][ordered[1:] == ordered[:-1]]):
+        return
+    suspects, seen = {*doubled.tolist()}, set()
+    for uuid, _ in islice(_raw_records(path), len(hashes)):
         if uuid in seen:
             raise UserError(f"{path}: uuid {uuid!r} stands there twice; uuids must be unique")
-        seen.add(uuid)
-        yield decode(kind, uuid, value, str(path))
+        if xxhash.xxh3_64_intdigest(uuid.encode()) in suspects:
+            seen.add(uuid)
 
 
 def read_rows(path: Path) -> Iterator[dict]:
@@ -70,7 +94,7 @@ def _raw_records(path: Path) -> Iterator[tuple[str, object]]:
 def _raw_lines(path: Path) -> Iterator[tuple[str, object]]:
     with open_file(path) as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if line.isspace():
                 continue
             value = _parse(line, f"{path}, line {number}")
             if not isinstance(value, dict) or not isinstance(value.get("uuid"), str):
@@ -150,7 +174,11 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder."""
+    """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    On an error nothing stays behind, nor do folders that were made for it.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -161,8 +189,12 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(plain.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # another process may have put something there
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -204,8 +236,10 @@ def write_rows(path: Path, rows: Iterable[dict]) -> int:
     object keyed by uuid for all else (there a conversation is its bare list of messages)."""
     count = 0
     lines, opening, closing = ".jsonl" in path.suffixes, b"", b""
+    rows = iter(rows)
+    first = list(islice(rows, 1))  # before the file is opened: what fails at its first record touches nothing
     with atomic(path) as file:
-        for count, row in enumerate(rows, 1):
+        for count, row in enumerate(chain(first, rows), 1):
             if lines:
                 file.write(msgspec.json.encode(row) + b"\n")
                 continue

@@ -21,6 +21,12 @@ settings.load_profile("cream")
 REPO = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory) -> None:
+    """Nothing is kept in the user's own cache."""
+    os.environ["CREAM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def repo() -> Path:
     """The root of the repository."""

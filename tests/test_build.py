@@ -2,9 +2,12 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
+import weakref
 
+import msgspec
 import numpy as np
 import pytest
 import scipy.stats
@@ -12,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream import store
+from cream.consistency import shuffled
 from cream.errors import UserError
-from cream.pairs.build import build
-from cream.records import Item, Message, Rewards
+from cream.pairs.build import build, consistencies
+from cream.records import RANKS, Item, Message, Rewards
 
 
-def record(uuid, reward, texts=None, cut=()):
+def record(uuid, reward, texts=None, cut=(), num_tokens=None):
     """Answers "a", "b", … with these rewards; those at the indices `cut` ended by length."""
     prompt = [Message("user", f"Question {uuid}?")]
     texts = texts or [chr(ord("a") + i) for i in range(len(reward))]
@@ -29,6 +33,7 @@ def record(uuid, reward, texts=None, cut=()):
         score=[None if r is None else r - 10 for r in reward],
         ref_score=[-10.0] * len(reward),
         finish_reason=["length" if i in cut else "stop" for i in range(len(reward))],
+        num_tokens=num_tokens,
     )
 
 
@@ -41,9 +46,14 @@ def files(draw):
         count = draw(st.integers(0, 5))
         texts = draw(st.lists(st.sampled_from("abcdefgh"), min_size=count, max_size=count))
         cut = draw(st.sets(st.integers(0, 4), max_size=2))
+        lengths = draw(st.lists(st.integers(1, 40), min_size=count, max_size=count))
         for file in (current, previous):
-            file.append(record(f"p{i}", draw(st.lists(value, min_size=count, max_size=count)), texts, cut))
+            file.append(record(f"p{i}", draw(st.lists(value, min_size=count, max_size=count)), texts, cut, lengths))
     return current, draw(st.permutations(previous))
+
+
+def pairs_of(*files, **options):
+    return list(build(*files, **options).pairs)
 
 
 def expected(current, previous, keep_truncated):
@@ -62,14 +72,15 @@ def expected(current, previous, keep_truncated):
     return max(kept, key=current.reward.__getitem__), min(kept, key=current.reward.__getitem__), c
 
 
-@given(files(), st.booleans())
-def test_pairs_equal_scipy_and_a_loop(pair_of_files, keep_truncated):
+@given(files(), st.booleans(), st.sampled_from([1, 3, 1024]))
+def test_pairs_equal_scipy_and_a_loop(pair_of_files, keep_truncated, size):
     current, previous = pair_of_files
-    made = build(current, previous, keep_truncated=keep_truncated)
+    made = build(current, previous, keep_truncated=keep_truncated, size=size)
+    pairs = list(made.pairs)
     by_uuid = {r.uuid: r for r in previous}
     wanted = {r.uuid: expected(r, by_uuid[r.uuid], keep_truncated) for r in current}
-    assert [p.uuid for p in made.pairs] == [uuid for uuid, pair in wanted.items() if pair]
-    for pair in made.pairs:
+    assert [p.uuid for p in pairs] == [uuid for uuid, pair in wanted.items() if pair]
+    for pair in pairs:
         chosen, rejected, c = wanted[pair.uuid]
         source = next(r for r in current if r.uuid == pair.uuid)
         assert (pair.selected_index, pair.rejected_index, pair.consistency) == (chosen, rejected, c)
@@ -78,7 +89,7 @@ def test_pairs_equal_scipy_and_a_loop(pair_of_files, keep_truncated):
         assert (pair.selected_logp, pair.rejected_logp) == (source.score[chosen], source.score[rejected])
         assert pair.selected_truncated == (source.finish_reason[chosen] == "length")
         assert (pair.tau is None) == (c is None)
-    assert len(made.pairs) + made.dropped.total() == len(current)
+    assert made.count == len(pairs) == len(current) - made.dropped.total()
     assert made.without_c == sum(pair is not None and pair[2] is None for pair in wanted.values())
     assert made.answers["answers"] == sum(len(r.response) for r in current)
 
@@ -90,16 +101,55 @@ def test_one_skipped_prompt_changes_no_other(pair_of_files, data):
     if not current:
         return
     skipped = data.draw(st.integers(0, len(current) - 1))
-    others = [p for p in build(current, previous).pairs if p.uuid != current[skipped].uuid]
+    others = [p for p in pairs_of(current, previous) if p.uuid != current[skipped].uuid]
     broken = record(current[skipped].uuid, [None] * len(current[skipped].reward), current[skipped].answers() or None)
-    assert build([*current[:skipped], broken, *current[skipped + 1 :]], previous).pairs == others
-    assert build([*current[:skipped], *current[skipped + 1 :]], previous).pairs == others
+    assert pairs_of([*current[:skipped], broken, *current[skipped + 1 :]], previous) == others
+    assert pairs_of([*current[:skipped], *current[skipped + 1 :]], previous) == others
+
+
+@given(files(), st.sampled_from(RANKS), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([None, 0]))
+def test_blocks_leave_no_seam(pair_of_files, rank, alone, keep_truncated, oracle, seed):
+    """Whatever is asked for, blocks of 1 and of 3 prompts give what the whole file at once gives."""
+    current, previous = pair_of_files
+    previous = None if alone else previous
+    ranking = {"rank": rank, "keep_truncated": keep_truncated}
+    labels = {record.uuid: Item(uuid=record.uuid, question="?\nA. x\nB. y", label="A") for record in current}
+    outcomes = []
+    for size in (1, 3, 1024):
+        own = consistencies(current, previous, **ranking, size=size)
+        dealt = None if seed is None else shuffled(own, seed)
+        made = build(current, previous, **ranking, dealt=dealt, labels=labels if oracle else None, size=size)
+        pairs = list(made.pairs)
+        np.testing.assert_array_equal(made.c, own if seed is None else dealt)
+        counts = made.count, made.answers, made.dropped, made.without_c, made.consistency, made.lengths.longer_by
+        outcomes.append((pairs, counts, pytest.approx(made.lengths.bias, abs=1e-9)))
+    assert outcomes[0][:2] == outcomes[1][:2] == outcomes[2][:2]
+    assert made.lengths.bias == outcomes[0][2] == outcomes[1][2]
+
+
+def test_few_records_are_held_at_a_time():
+    """Those of the block that is gone through and of the one that is being ranked, however many prompts there are."""
+
+    class Watched(Rewards, weakref=True):
+        pass
+
+    watched = []
+
+    def file(seed):
+        for i, rewards in enumerate(np.random.default_rng(seed).random((200, 3)).tolist()):
+            whole = Watched(**msgspec.structs.asdict(record(f"p{i}", rewards)))
+            watched.append(weakref.ref(whole))
+            yield whole
+
+    held = [sum(w() is not None for w in watched) for _ in build(file(0), file(1), size=4).pairs]
+    assert len(watched) == 400 and len(held) == 200 and max(held) < 3 * 4
 
 
 def test_what_leaves_the_rankings_is_counted():
     current = [record("p", [1.0, None, 9.0, 2.0, 3.0, 4.0], ["a", "b", "c", "d", "a", "e"], cut=[2])]
     previous = [record("p", [1.0, 7.0, 0.0, 5.0, 9.0, None], ["a", "b", "c", "d", "a", "e"])]
     made = build(current, previous)
+    (pair,) = made.pairs  # what is left are a and d
     assert made.answers == {
         "answers": 6,
         "without a reward": 1,
@@ -107,26 +157,31 @@ def test_what_leaves_the_rankings_is_counted():
         "repeat another": 1,
         "without a reward by the previous model": 1,
     }
-    (pair,) = made.pairs  # what is left are a and d
     assert (pair.selected_index, pair.rejected_index, pair.consistency) == (3, 0, 1.0)
-    (kept,) = build(current, previous, keep_truncated=True).pairs
+    (kept,) = pairs_of(current, previous, keep_truncated=True)
     assert (kept.selected_index, kept.selected_truncated, kept.consistency) == (2, True, pytest.approx(1 / 3))
 
 
 def test_length_bias_is_told():
     rows = [("p", [1.0, 2.0, 4.0], [5, 9, 8]), ("q", [0.0, -3.0, 9.0], [20, 31, 2])]
-    current = [record(uuid, rewards, ["a", "b", "c"]) for uuid, rewards, _ in rows]
-    assert build(current, None).length_bias is None  # a file from elsewhere has no lengths
-    for item, (_, _, lengths) in zip(current, rows, strict=True):
-        item.num_tokens = lengths
-    made = build(current, None)
-    assert made.longer_by == ((8 - 5) + (2 - 31)) / 2
+    made = build([record(uuid, rewards, num_tokens=lengths) for uuid, rewards, lengths in rows], None, size=1)
+    assert len(list(made.pairs)) == 2
+    assert made.lengths.longer_by == ((8 - 5) + (2 - 31)) / 2
     centred = [
         (r - np.mean(rewards), n - np.mean(lengths))
         for _, rewards, lengths in rows
         for r, n in zip(rewards, lengths, strict=True)
     ]
-    assert made.length_bias == pytest.approx(np.corrcoef(np.array(centred).T)[0, 1])
+    assert made.lengths.bias == pytest.approx(np.corrcoef(np.array(centred).T)[0, 1])
+
+
+def test_length_bias_is_untold_without_lengths():
+    """A file from elsewhere has none, or not all."""
+    known, unknown = record("p", [1.0, 2.0], num_tokens=[3, 4]), record("q", [1.0, 2.0])
+    for current in ([known, unknown], [unknown, known], [unknown], []):
+        made = build(current, None, size=1)
+        assert len(list(made.pairs)) == len(current)
+        assert made.lengths.bias is None and made.lengths.longer_by is None
 
 
 def test_without_a_previous_model_c_is_one():
@@ -143,14 +198,15 @@ def test_a_constant_previous_ranking_leaves_a_pair_without_c():
 
 def test_mean_log_probabilities_are_no_reference():
     """train.py may take selected_logp for log π summed over the answer; a mean must not pass for one."""
-    (pair,) = build([record("p", [1.0, 2.0])], None, summed=False).pairs
+    (pair,) = pairs_of([record("p", [1.0, 2.0])], None, summed=False)
     assert pair.selected_logp is None and pair.rejected_logp is None
 
 
 def test_shuffling_moves_c_and_nothing_else():
     current = [record(f"p{i}", [1.0, 2.0, 3.0]) for i in range(20)]
     previous = [record(f"p{i}", [1.0, 2.0, 3.0] if i < 10 else [3.0, 2.0, 1.0]) for i in range(20)]
-    plain, control = build(current, previous).pairs, build(current, previous, shuffle_seed=1).pairs
+    dealt = shuffled(consistencies(current, previous), seed=1)
+    plain, control = pairs_of(current, previous), pairs_of(current, previous, dealt=dealt, size=3)
     assert [p.consistency for p in plain] == [1.0] * 10 + [0.0] * 10 != [p.consistency for p in control]
     assert sorted(p.consistency for p in control) == [0.0] * 10 + [1.0] * 10
     assert [(p.selected, p.rejected) for p in plain] == [(p.selected, p.rejected) for p in control]
@@ -165,18 +221,82 @@ def test_the_oracle_asks_the_labels():
     assert (pair.selected_index, pair.rejected_index, pair.margin) == (2, 3, -6.0)
     assert list(made.dropped.values()) == [1]
     with pytest.raises(UserError, match="'q'"):
-        build(current, current, labels={"p": labels["p"]})
+        pairs_of(current, current, labels={"p": labels["p"]})
 
 
 @pytest.mark.parametrize("other", [[], [record("p", [1.0, 2.0], ["a", "other"])], [record("p", [1.0])]])
 def test_other_answers_are_refused_by_uuid(other):
     with pytest.raises(UserError, match="'p'.*--file2"):
-        build([record("p", [1.0, 2.0])], other)
+        pairs_of([record("p", [1.0, 2.0])], other)
+
+
+def test_further_records_of_the_previous_model_are_no_mistake():
+    previous = [record(uuid, [2.0, 1.0]) for uuid in "xpy"]
+    (pair,) = pairs_of([record("p", [1.0, 2.0])], previous)
+    assert (pair.uuid, pair.consistency) == ("p", 0.0)
 
 
 def test_no_prompts_make_no_pairs():
     made = build([], [])
-    assert made.pairs == [] and made.consistency.mean is None
+    assert list(made.pairs) == [] and made.count == 0 and made.consistency.mean is None
+
+
+@pytest.fixture
+def stage(tmp_path, repo):
+    """cal_consistency.py with these flags in a folder of its own: the finished process."""
+
+    def run(**flags):
+        words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+        command = [sys.executable, str(repo / "cal_consistency.py"), *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    return run
+
+
+BAD_ENDS = {
+    "malformed": ("file1", '{"uuid": "last", "prompt": 3}\n', "'last'.*prompt"),
+    "malformed and unmatched": ("file2", '{"uuid": "last"\n', "line 1501"),
+    "doubled": ("file1", "{first}\n", "'p0' stands there twice"),
+    "doubled by the previous model": ("file2", "{first}\n", "'p0' stands there twice"),
+    "missing": ("file1", "{last}\n", "'last' is missing in --file2"),
+}
+
+
+@pytest.mark.parametrize(("flag", "line", "message"), BAD_ENDS.values(), ids=BAD_ENDS)
+@pytest.mark.parametrize("more", [{}, {"shuffle_consistency": 0}], ids=["one pass", "two passes"])
+def test_a_bad_last_record_leaves_nothing_behind(tmp_path, stage, flag, line, message, more):
+    """1500 good records, of which the first 1024 have been written by the time that the last is read."""
+    for seed, name in enumerate(("file1", "file2")):
+        rewards = np.random.default_rng(seed).random((1500, 2)).tolist()
+        store.write(tmp_path / f"{name}.jsonl", (record(f"p{i}", row) for i, row in enumerate(rewards)))
+    with open(tmp_path / f"{flag}.jsonl", "r+") as file:
+        first = file.readline().strip()
+        file.seek(0, os.SEEK_END)
+        file.write(line.replace("{first}", first).replace("{last}", first.replace('"p0"', '"last"')))
+    done = stage(file1="file1.jsonl", file2="file2.jsonl", output="new/folder/pairs.jsonl", **more)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"file1.jsonl", "file2.jsonl"}
+
+
+def test_no_pair_at_all_is_reported_and_nothing_written(tmp_path, stage):
+    store.write(tmp_path / "flat.jsonl", [record("p", [1.0, 1.0]), record("q", [None, 1.0])])
+    done = stage(file1="flat.jsonl")
+    assert done.returncode == 2 and "no pair can be made" in done.stderr
+    assert "no pair from 1 prompts: all rewards equal" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["flat.jsonl"]
+
+
+def test_the_sidecar_tells_what_only_the_end_knows(tmp_path, stage):
+    current, previous = ([record(uuid, rewards) for uuid in "pqr"] for rewards in ([1.0, 2.0], [2.0, 1.0]))
+    previous[1].reward, current[2].reward = [5.0, 5.0], [None, 1.0]
+    store.write(tmp_path / "current.jsonl", current)
+    store.write(tmp_path / "previous.jsonl", reversed(previous))
+    done = stage(file1="current.jsonl", file2="previous.jsonl", output="pairs.jsonl")
+    assert done.returncode == 0, done.stderr
+    meta = store.read_json(tmp_path / "pairs.jsonl.meta.json")
+    assert (meta["mean_consistency"], meta["without_consistency"]) == (0.0, 1)
+    assert meta["counts"] == {"out": 2, "dropped": {"fewer than two answers": 1}}
 
 
 def test_results_do_not_depend_on_the_hash_seed(tmp_path, repo):

@@ -328,6 +328,48 @@ def test_hf_bfloat16_stops_and_scores_in_float32(folder, tokenizer, requests):
         assert torch.tensor(answer.logprob).bfloat16().double() != answer.logprob
 
 
+# vLLM alone -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_vllm_computes_a_shared_prompt_once(vllm):
+    """And samples from what it kept as from what it computes."""
+    from vllm.inputs import TokensPrompt
+
+    rng = np.random.default_rng(1)
+    requests = [Request(f"s{i}", rng.integers(3, VOCAB, 100).tolist()) for i in range(3)]
+    sampling = Sampling(n=5, temperature=1.0, top_p=0.9, max_tokens=24, seed=7, stop_token_ids=STOPS)
+    assert vllm.engine.reset_prefix_cache()
+    cold = ids_of(vllm, requests, sampling)
+    assert ids_of(vllm, requests, sampling) == cold
+    prompt, params = TokensPrompt(prompt_token_ids=requests[0].prompt_ids), vllm._params(requests[0], Sampling())
+    vllm.engine.add_request("again", prompt, params)
+    while not (found := vllm.engine.step()):
+        pass
+    assert found[0].num_cached_tokens == 96  # three blocks of 32
+    for request in requests:
+        assert vllm.engine.reset_prefix_cache()
+        assert ids_of(vllm, [request], sampling) == {request.uuid: cold[request.uuid]}
+
+
+@pytest.mark.slow
+def test_vllm_batches_stay_full(vllm, monkeypatch):
+    """While prompts are left, there are more answers under way than are decoded together, however uneven they are."""
+    under_way, step = [], vllm.engine.step
+    monkeypatch.setattr(
+        vllm.engine, "step", lambda: under_way.append(vllm.engine.get_num_unfinished_requests()) or step()
+    )
+    left = iter(range(200))
+    requests = (Request(f"u{i}", [5, 6, 7 + i]) for i in left)
+    sampling = Sampling(n=16, temperature=1.0, max_tokens=40, stop_token_ids=STOPS)
+    counts = []
+    for _, answers in vllm.generate(requests, sampling):
+        counts += [len(answer.token_ids) for answer in answers]
+    assert len(counts) == 200 * 16 and min(counts) == 1 and max(counts) > 30
+    full = under_way[: next(i for i, n in enumerate(under_way) if n < vllm.window)]
+    assert len(full) > 0.5 * len(under_way) and max(under_way) < vllm.window + 16
+
+
 # Choosing -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,26 +1,36 @@
 """Batches and log-probabilities against one float64 forward pass per sequence: padding and company change nothing."""
 
+import copy
+import logging
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from cream import logprobs, trees
 from cream.batches import by_tokens, pad
 from cream.chat import Tokens
-from cream.logprobs import answer_logprobs, score, token_logprobs
+from cream.errors import UserError
+from cream.hardware import Budget
+from cream.logprobs import LogProbs, TokenLogProb, score
 
 VOCAB = 300
-ROWS = [
-    Tokens([1, 7, 8, 9, 2], [(3, 5)]),
-    Tokens([1, 7, 2], [(2, 3)]),
-    Tokens([1, *range(20, 40), 2, 50, 51, 52, 2], [(10, 22), (24, 26)]),  # two turns
-    Tokens([1, 60, 61, 62], [(1, 4)]),
+GROUPS = [
+    [Tokens([1, 7, 8, 9, 2], [(3, 5)]), Tokens([1, 7, 8, 11, 12, 2], [(3, 6)])],
+    [Tokens([1, 7, 2], [(2, 3)])],
+    [Tokens([1, *range(20, 40), 2, 50, 51, 52, 2], [(10, 22), (24, 26)])],  # two turns
+    [Tokens([1, 60, 61, 62], [(1, 4)]), Tokens([1, 60], [(1, 2)]), Tokens([1, 63, 2], [(1, 3)])],
 ]
+ROWS = [row for group in GROUPS for row in group]
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
-def model(request, tiny_folder):
+def policy(request, tiny_folder):
     """Rotary positions, and learned ones, which left padding without position ids would get wrong by many nats."""
     if request.param == "llama":
         return LlamaForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32).eval()
@@ -29,67 +39,230 @@ def model(request, tiny_folder):
     return GPT2LMHeadModel(config).eval()
 
 
-def oracle(model, row) -> dict[int, float]:
+@pytest.fixture(params=[True, False], ids=["trees", "padded rows"])
+def model(request, policy):
+    """The policy in both layouts."""
+    model = LogProbs(copy.deepcopy(policy), share=request.param)
+    assert model.share is request.param
+    return model
+
+
+def oracle(policy, row) -> dict[int, float]:
     """Position -> log-probability of each answer token: the row alone, full logits, log-softmax in float64."""
     with torch.no_grad():
-        logprobs = model(torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
+        logprobs = policy(torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
     return {i: logprobs[i - 1, row.ids[i]].item() for start, end in row.spans for i in range(start, end)}
 
 
+# Batches ------------------------------------------------------------------------------------------------------------
+
+
 def test_pad_marks_tokens_by_position():
-    batch = pad([Tokens([1, 7, 8, 2], [(2, 4)]), Tokens([1, 9, 2], [(2, 3)])], pad_id=2)
+    batch = pad([[Tokens([1, 7, 8, 2], [(2, 4)]), Tokens([1, 9, 2], [(2, 3)])]], pad_id=2)
     assert batch.input_ids.tolist() == [[1, 7, 8, 2], [1, 9, 2, 2]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
-    assert batch.answer_mask.int().tolist() == [[0, 0, 1, 1], [0, 0, 1, 0]]  # the end of turn counts, the pad does not
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3]] * 2
+    assert batch.source.tolist() == [1, 2, 5] and batch.target.tolist() == [8, 2, 2]  # the end of turn, not the pad
+    assert batch.owner.tolist() == [0, 0, 1] and (batch.answers, batch.tokens) == (2, 7)
 
 
-@given(st.lists(st.integers(0, 50), max_size=40), st.integers(1, 200))
-def test_batches_hold_every_row_once_within_the_budget(lengths, max_tokens):
-    batches = by_tokens(lengths, max_tokens)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    longest = [max(lengths[i] for i in batch) for batch in batches]
-    assert longest == sorted(longest, reverse=True)
-    for batch, width in zip(batches, longest, strict=True):
-        assert len(batch) == 1 or len(batch) * width <= max_tokens or width == 0
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 50)), max_size=40), st.integers(1, 200))
+def test_batches_hold_every_group_once_within_the_budget(shapes, max_tokens):
+    batches = by_tokens(shapes, max_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(shapes)))
+    widest = [max(shapes[i][1] for i in batch) for batch in batches]
+    assert widest == sorted(widest, reverse=True)
+    for batch, width in zip(batches, widest, strict=True):
+        assert len(batch) == 1 or sum(shapes[i][0] for i in batch) * width <= max_tokens or width == 0
 
 
-def test_token_logprobs_equal_one_sequence_at_a_time(model):
+@given(st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=1, max_size=8), st.integers(1, 60))
+def test_the_size_of_a_batch_is_what_was_planned(lengths, max_tokens):
+    """Of both layouts, in tokens computed: padding counts where there is any."""
+    groups = [[Tokens([3, *[i] * n], [(1, n + 1)]) for i, n in enumerate(group)] for group in lengths]
+    for shape, pack in (
+        (lambda group: (len(group), max(map(len, group))), pad),
+        (trees.tree_shape, trees.pack),
+    ):
+        for batch in by_tokens([shape(group) for group in groups], max_tokens):
+            size = pack([groups[i] for i in batch]).input_ids.numel()
+            assert size <= max_tokens or len(batch) == 1
+
+
+# Log-probabilities --------------------------------------------------------------------------------------------------
+
+
+def test_they_equal_one_sequence_at_a_time(policy, model):
     with torch.no_grad():
-        found = token_logprobs(model, pad(ROWS))
-    for row, values in zip(ROWS, found, strict=True):
-        expected = torch.zeros(found.shape[1])
-        for position, value in oracle(model, row).items():
-            expected[position - 1] = value
-        torch.testing.assert_close(values, expected, atol=1e-5, rtol=0)
+        found = model(model.pack(GROUPS))
+    assert found.dtype == torch.float32
+    expected = [value for row in ROWS for value in oracle(policy, row).values()]
+    assert found.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 30, 10_000])
-def test_scores_do_not_depend_on_the_company(model, max_tokens):
+def test_scores_do_not_depend_on_the_company(policy, model, max_tokens):
     done = []
-    scores = score(model, ROWS, max_tokens, done.append)
-    assert scores == pytest.approx([sum(oracle(model, row).values()) for row in ROWS], abs=1e-4)
+    scores = score(model, GROUPS, Budget(max_tokens), done.append)
+    assert [len(group) for group in scores] == [len(group) for group in GROUPS]
+    expected = [sum(oracle(policy, row).values()) for row in ROWS]
+    assert [value for group in scores for value in group] == pytest.approx(expected, abs=1e-4)
     assert sum(done) == len(ROWS)
 
 
-def test_the_pad_id_and_what_is_after_an_answer_change_nothing(model):
+def test_the_pad_id_and_what_is_after_an_answer_change_nothing(policy):
+    model = LogProbs(policy, share=False)
     with torch.no_grad():
-        assert torch.equal(token_logprobs(model, pad(ROWS, 0)), token_logprobs(model, pad(ROWS, 2)))
+        assert torch.equal(model(pad(GROUPS, 0)), model(pad(GROUPS, 2)))
 
 
-def test_no_rows_and_a_row_without_an_answer(model):
-    assert score(model, [], 100) == []
+def test_no_groups_and_a_row_without_an_answer(model):
+    assert score(model, [], Budget(100)) == []
+    assert score(model, [[Tokens([1, 2, 3], [])], [Tokens([1], [(0, 1)])]], Budget(100)) == [[0.0], [0.0]]
+
+
+def test_the_softmax_is_in_float32_whatever_the_weights(policy):
+    half = copy.deepcopy(policy).bfloat16()
     with torch.no_grad():
-        assert answer_logprobs(model, pad([Tokens([1, 2, 3], [])])).tolist() == [0.0]
-
-
-def test_the_softmax_is_in_float32_whatever_the_weights(model):
-    import copy
-
-    half = copy.deepcopy(model).bfloat16()
-    batch = pad(ROWS[:1])
-    with torch.no_grad():
-        found = token_logprobs(half, batch)
-        logits = half(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        found = LogProbs(half, share=False)(pad([GROUPS[0][:1]]))
+        logits = half(input_ids=torch.tensor([ROWS[0].ids])).logits
     assert logits.dtype == torch.bfloat16 and found.dtype == torch.float32
     exact = logits[0, [2, 3]].double().log_softmax(-1)[[0, 1], ROWS[0].ids[3:]]
-    torch.testing.assert_close(found[0, [2, 3]].double(), exact, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("impossible", [False, True], ids=["", "words that cannot be"])
+def test_value_and_gradient_equal_those_of_cross_entropy(monkeypatch, dtype, impossible, rows):
+    """Taken so many rows at a time."""
+    monkeypatch.setitem(logprobs.CHUNK, "cpu", rows * VOCAB)
+    torch.manual_seed(0)
+    logits = (5 * torch.randn(40, VOCAB)).to(dtype)
+    target, weight = torch.randint(VOCAB, (40,)), torch.randn(40)
+    if impossible:
+        logits[torch.rand(40, VOCAB) < 0.3] = float("-inf")
+        logits[torch.arange(40), target] = 1.0
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    found = TokenLogProb.apply(ours * 1, target)  # the gradient is written over what it is given
+    wanted = -F.cross_entropy(theirs.float(), target, reduction="none")
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-6)
+    (found * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    assert ours.grad.dtype == dtype and ours.grad.abs().max() > 0.1
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_not_used_twice(dtype):
+    """A second backward pass would meet the gradient where the logits stood: an error, and no number."""
+    logits = torch.randn(3, VOCAB, dtype=dtype, requires_grad=True)
+    total = TokenLogProb.apply(logits * 1, torch.tensor([1, 2, 3])).sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        total.backward()
+
+
+class LargestLogits(TorchDispatchMode):
+    """The most numbers over the vocabulary that stood in one tensor, the head's own weights left out."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head, self.most = head, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.ndim and self.head.shape[0] == tensor.shape[-1]:
+                self.most = max(self.most, tensor.numel() if tensor.shape != self.head.T.shape else 0)
+        return result
+
+
+@pytest.mark.parametrize("cap, scale", [(None, 1.0), (5.0, 0.5)])
+def test_chunks_change_no_value_and_no_gradient(policy, monkeypatch, cap, scale):
+    """Nor does computing them again in the backward pass, by which `KEEP` bounds the memory."""
+    model = LogProbs(copy.deepcopy(policy))
+    model.policy.config.final_logit_softcapping, model.policy.config.logit_scale = cap, scale
+    batch, head = model.pack(GROUPS), model.policy.get_output_embeddings()
+    vocabulary, scored = head.weight.shape[0], len(batch.target)
+    passes = []
+    head.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+
+    def run():
+        """Values, gradient, rows of each of the head's passes, the most logits that stood in one tensor."""
+        passes.clear()
+        model.zero_grad()
+        with LargestLogits(head.weight) as largest:
+            values = model(batch)
+            (values * torch.linspace(-1, 2, scored)).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        return values.detach(), gradient, list(passes), largest.most
+
+    values, gradient, once, most = run()
+    assert once == [scored] and most == scored * vocabulary
+    monkeypatch.setitem(logprobs.CHUNK, "cpu", 4 * vocabulary)
+    passes.clear()
+    with torch.no_grad(), LargestLogits(head.weight) as largest:
+        torch.testing.assert_close(model(batch), values, atol=1e-6, rtol=1e-6)
+    assert len(passes) == -(-scored // 4) and largest.most == 4 * vocabulary
+    monkeypatch.setitem(logprobs.KEEP, "cpu", 16 * vocabulary)
+    again, other, twice, most = run()
+    assert sum(twice) == 2 * scored and most == max(twice) * vocabulary <= 16 * vocabulary
+    torch.testing.assert_close(again, values, atol=1e-6, rtol=1e-6)
+    assert (other - gradient).norm() <= 1e-6 * gradient.norm()
+
+
+# Out of memory ------------------------------------------------------------------------------------------------------
+
+
+def no_memory_above(tokens, monkeypatch):
+    """A device that has no room for batches of more tokens, as PyTorch says it; returns the sizes that were tried."""
+    forward, tried = LogProbs.forward, []
+
+    def limited(self, batch):
+        tried.append(batch.tokens)
+        if batch.tokens > tokens:
+            torch.empty(1 << 48)  # a petabyte
+        return forward(self, batch)
+
+    monkeypatch.setattr(LogProbs, "forward", limited)
+    return tried
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What the toolkit's log says."""
+    monkeypatch.setattr(logging.getLogger("cream"), "propagate", True)
+    caplog.set_level(logging.INFO, "cream")
+    return caplog
+
+
+def test_out_of_memory_halves_the_batch_once(model, monkeypatch, said):
+    """What was scored before stays, each answer is counted once, and the next call starts with the half."""
+    groups, done = GROUPS * 6, []
+    expected = score(model, groups, Budget(10_000))
+    budget = Budget(80)
+    tried = no_memory_above(40, monkeypatch)
+    found = score(model, groups, budget, done.append)
+    torch.testing.assert_close(torch.tensor(sum(found, [])), torch.tensor(sum(expected, [])), atol=1e-4, rtol=0)
+    assert budget.tokens == 40 and sum(done) == 6 * len(ROWS) and sum(size > 40 for size in tried) == 1
+    (line,) = (record.getMessage() for record in said.records if record.levelname == "WARNING")
+    assert "80 tokens" in line and "40" in line
+    tried.clear()
+    score(model, groups, budget)
+    assert max(tried) <= 40
+
+
+def test_out_of_memory_with_the_half_is_the_users_to_mend(model, monkeypatch):
+    no_memory_above(10, monkeypatch)
+    with pytest.raises(UserError, match=r"80 tokens.* 40 as well.*--max_tokens_per_batch"):
+        score(model, GROUPS * 6, Budget(80))
+
+
+def test_other_errors_are_no_want_of_memory(model, monkeypatch):
+    def broken(self, batch):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(LogProbs, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        score(model, GROUPS, Budget(80))

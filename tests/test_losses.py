@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream.losses import preference_loss, token_nll
+from cream.losses import preference_loss
 
 BETA = 0.1
 
@@ -154,20 +154,3 @@ def test_equals_trl_with_a_consistency_per_pair():
 @pytest.mark.slow
 def test_equals_trl_dpo_without_consistency():
     assert_equal_to_trl(logps(), None, "sigmoid", 0.0)
-
-
-def test_token_nll_is_the_cross_entropy_of_the_answer():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(3, 7, 11), torch.randint(11, (3, 7))
-    mask = torch.tensor([[0, 0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0]]).bool()
-    logprobs = logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    expected = F.cross_entropy(logits.transpose(1, 2), labels.masked_fill(~mask, -100), reduction="none").sum(1)
-    torch.testing.assert_close(token_nll(logprobs, mask), expected)
-
-
-def test_token_nll_puts_no_gradient_outside_the_answer():
-    logprobs = torch.tensor([[-math.inf, -1.0, -2.0, math.nan]], requires_grad=True)
-    loss = token_nll(logprobs, torch.tensor([[False, True, True, False]]))
-    loss.sum().backward()
-    assert loss.tolist() == [3.0]
-    assert logprobs.grad.tolist() == [[0, -1, -1, 0]]

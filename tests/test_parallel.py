@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 STEPS, BATCH = 20, 8
 RECORDS = STEPS * BATCH - 5  # the last step is short: one process has three examples there, the other none
 COMMON = "--model tiny --lr 3e-4 --save_dtype float32 --show_example no --bf16 no --limit_size " + str(RECORDS)
+COMMON += " --max_tokens_per_batch 250"  # several micro-batches a step
 LORA = "--lora yes --lora_r 8 --lora_alpha 16 --lora_dropout 0"  # dropout draws from one stream per process
 STAGES = {
     "sft": f"{COMMON} --name tiny_sft",
@@ -63,11 +64,13 @@ def flat(path):
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_equal_one(world, stage, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(world.folder))
-    runs = {}
+    runs, kept = {}, world.folder / "outputs/pairs.scores.jsonl"
     for device, size in (("cpu", BATCH), ("cpu,cpu", BATCH // 2)):
         runs[device] = world.folder / "outputs" / f"{stage}-{device}"
+        kept.unlink(missing_ok=True)  # each computes its own reference
         where = f"--device {device} --train_bsz {size} --output_dir '{runs[device]}'"
-        world.spawn(f"{__file__} {STAGES[stage]} {where}")
+        out = world.spawn(f"{__file__} {STAGES[stage]} {where}")
+        assert stage.startswith("sft") or f"{RECORDS} computed now" in out
     one, two = runs.values()
     first = [json.loads((run / "log.jsonl").read_text().splitlines()[0]) for run in (one, two)]
     gradients = [flat(run / "gradient.safetensors") for run in (one, two)]

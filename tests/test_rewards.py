@@ -13,7 +13,7 @@ from cream.chat import NOT_A_PREFIX
 from cream.journal import Output
 from cream.records import Message, Rewards, Samples
 from cream.rewards import dpo, likelihood, passes
-from cream.rewards.likelihood import Scored, scorer
+from cream.rewards.likelihood import Scored, Scorer
 
 CPU = torch.device("cpu")
 ANSWERS = ["Units: 8 + 3 = 11. Answer: 61", "Answer: 7", "", "Answer: 7", "x" * 50]
@@ -48,14 +48,15 @@ def trained(tiny_folder, tmp_path_factory):
     return folder
 
 
+def scorer(folder, max_tokens=300, limit=LIMIT):
+    return Scorer(folder, models.load_chat(folder), dtype=torch.float32, device=CPU, limit=limit, max_tokens=max_tokens)
+
+
 def reward(source, normalize, folders, path, samples, max_tokens=300, limit=LIMIT):
     """What rewarding.py does: a pass per model, then the file."""
     output = Output(path, {}, {})
-    groups = passes.groups(samples)
     for role, folder in zip(source.PASSES, folders, strict=True):
-        chat = models.load_chat(folder)
-        score = scorer(folder, chat, dtype=torch.float32, device=CPU, limit=limit, max_tokens=max_tokens)
-        passes.run(output, role, passes.unscored(output, role, groups), score, lambda done: None)
+        passes.run(output, role, passes.groups(samples), scorer(folder, max_tokens, limit), lambda done: None)
     passes.finish(output, source, normalize, samples)
     return list(store.read(path, Rewards)), output
 
@@ -131,8 +132,18 @@ def test_the_file_keeps_what_the_samples_said(tiny_folder, tmp_path):
 
 def test_an_absent_finish_reason_means_complete():
     samples = [Samples(uuid="a", prompt=[Message("user", "2 + 3?")], responses=["5", "6"])]
-    assert passes.groups(samples)[0].complete == [True, True]
-    assert passes.groups(records())[1].complete == [True, False]
+    assert next(passes.groups(samples)).complete == [True, True]
+    assert list(passes.groups(records()))[1].complete == [True, False]
+
+
+def test_the_samplers_own_values_are_passed_on_when_asked_for():
+    """With their number of tokens; None where the text does not give the sampled tokens back, or says nothing."""
+    sample = Samples(
+        uuid="a", prompt=[Message("user", "?")], responses=["5", "6"], logprob=[-1.5, None], num_tokens=[2, 3]
+    )
+    silent = Samples(uuid="b", prompt=[Message("user", "?")], responses=["5", "6"])
+    assert [group.sampled for group in passes.groups([sample, silent], sampled=True)] == [[(-1.5, 2), None], None]
+    assert [group.sampled for group in passes.groups([sample])] == [None]
 
 
 def test_a_killed_pass_goes_on_with_the_same_numbers(tiny_folder, trained, tmp_path, monkeypatch):
@@ -140,22 +151,26 @@ def test_a_killed_pass_goes_on_with_the_same_numbers(tiny_folder, trained, tmp_p
     folders, samples = [trained, tiny_folder], records()
     undisturbed, _ = reward(dpo, "sum", folders, tmp_path / "whole.jsonl", samples)
 
-    path, groups = tmp_path / "killed.jsonl", passes.groups(samples)
-    score = scorer(trained, models.load_chat(trained), dtype=torch.float32, device=CPU, limit=LIMIT, max_tokens=300)
+    path, score, seen = tmp_path / "killed.jsonl", scorer(trained), []
 
     def killed_in_the_second_chunk(chunk):
         if chunk[0].uuid == "p3":
             raise KeyboardInterrupt
         return score(chunk)
 
-    output = Output(path, {}, {})
     with pytest.raises(KeyboardInterrupt):
-        chunks = passes.unscored(output, "policy", groups)
-        passes.run(output, "policy", chunks, killed_in_the_second_chunk, lambda done: None)
-    assert [[g.uuid for g in c] for c in passes.unscored(Output(path, {}, {}), "policy", groups)] == [
-        ["p3", "p4"],
-        ["p5"],
-    ]
+        passes.run(
+            Output(path, {}, {}), "policy", passes.groups(samples), killed_in_the_second_chunk, lambda done: None
+        )
+
+    def watched(chunk):
+        seen.append([group.uuid for group in chunk])
+        raise KeyboardInterrupt
+
+    progress = []
+    with pytest.raises(KeyboardInterrupt):
+        passes.run(Output(path, {}, {}), "policy", passes.groups(samples), watched, progress.append)
+    assert seen == [["p3", "p4"]] and progress == [2]  # the first two are passed over
     resumed, _ = reward(dpo, "sum", folders, path, samples)
     assert resumed == undisturbed
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -375,9 +375,11 @@ def test_lora(world):
 
 
 def test_gradient_checkpointing_and_accumulation_change_no_weight(world):
-    """Recomputed activations give the very same weights; 2 x 4 examples a step those of 8 up to rounding."""
+    """Recomputed activations give the very same weights; 2 x 4 examples a step, in small micro-batches, those of 8 at
+    once up to rounding."""
     plain = TRAIN + " outputs/{} --save_dtype float32"
-    for name, flags in {"plain": "", "recomputed": " --grad_checkpointing", "accumulated": ""}.items():
+    small = " --max_tokens_per_batch 150"
+    for name, flags in {"plain": "", "recomputed": " --grad_checkpointing", "accumulated": small}.items():
         command = plain.format(name).replace("bsz 8", "bsz 4 --grad_accum 2") if name == "accumulated" else plain
         world.run(command.format(name) + flags)
     assert equal_weights(world, "outputs/plain/checkpoint-last", "outputs/recomputed/checkpoint-last")
@@ -490,6 +492,7 @@ def test_killed_rewarding_goes_on(world):
     kill(world, command.format("scored"), lambda: lines(output.with_name("scored.json.partial")) > 256)
     assert not output.exists()
     world.run(command.format("scored"))
+    output.with_name("many.scores.jsonl").unlink()  # else the second run would compute nothing
     world.run(command.format("scored-undisturbed"))
     assert output.read_bytes() == output.with_name("scored-undisturbed.json").read_bytes()
 
@@ -506,7 +509,8 @@ def test_killed_training_goes_on(world, stage):
     world.run(command.format(f"whole-{stage}"))
     assert equal_weights(world, *(f"outputs/{name}-{stage}/checkpoint-last" for name in ("killed", "whole")))
     logs = [log_of(world, f"outputs/{name}-{stage}") for name in ("killed", "whole")]
-    rates = ("answer_tokens_per_second", "pairs_per_second")
-    assert [{k: v for k, v in row.items() if k not in rates} for row in logs[0]] == [
-        {k: v for k, v in row.items() if k not in rates} for row in logs[1]
-    ]
+    for rows in logs:
+        for row in rows:
+            for name in [name for name in row if name.endswith("_per_second") or name == "peak_memory_gb"]:
+                del row[name]
+    assert logs[0] == logs[1] and "loss" in logs[0][0]

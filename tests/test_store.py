@@ -111,6 +111,30 @@ def test_a_file_cut_short_is_noticed(tmp_path, form):
         list(store.read(path, Prompt))
 
 
+@pytest.mark.parametrize("form", [".jsonl", ".jsonl.zst"])
+@settings(max_examples=30)
+@given(data=st.data())
+def test_a_doubled_uuid_is_named_wherever_it_stands(tmp_path_factory, form, data):
+    path = tmp_path_factory.mktemp("doubled") / f"x{form}"
+    count = data.draw(st.integers(2, 20))
+    first, second = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=2, max_size=2)))
+    uuids = [f"u{i}" for i in range(count)]
+    uuids[second] = uuids[first]
+    store.write(path, [prompt(uuid) for uuid in uuids])
+    with pytest.raises(UserError, match=f"'{uuids[first]}' stands there twice"):
+        list(store.read(path, Prompt))
+
+
+def test_uuids_of_one_hash_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(store.xxhash, "xxh3_64_intdigest", lambda data: 7)
+    path = tmp_path / "x.jsonl"
+    store.write(path, [prompt(f"u{i}") for i in range(9)])
+    assert len(list(store.read(path, Prompt))) == 9
+    store.write(path, [*store.read(path, Prompt), prompt("u4")])
+    with pytest.raises(UserError, match="'u4' stands there twice"):
+        list(store.read(path, Prompt))
+
+
 def test_missing_file_and_folder_are_named(tmp_path):
     (tmp_path / "folder.json").mkdir()
     for name in ("absent.json", "folder.json"):
@@ -142,6 +166,24 @@ def test_an_interrupted_write_changes_nothing(tmp_path, form):
         store.write(path, stops())
     assert [record.uuid for record in store.read(path, Prompt)] == ["old"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_no_folder(tmp_path):
+    """Not the folders it would have made; those that were there stay, and untouched when its first record fails."""
+
+    def fails(records):
+        yield from records
+        raise UserError("no")
+
+    (tmp_path / "old").mkdir()
+    before = (tmp_path / "old").stat().st_mtime_ns
+    with pytest.raises(UserError):
+        store.write(tmp_path / "old" / "x.jsonl", fails([]))
+    assert (tmp_path / "old").stat().st_mtime_ns == before
+    for folder in ("new/folder", "old"):
+        with pytest.raises(UserError):
+            store.write(tmp_path / folder / "x.jsonl", fails([prompt("a")]))
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import math
+import shutil
 from collections import Counter
 
 import msgspec
@@ -18,16 +20,17 @@ from safetensors.torch import load_file
 from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
 from cream import models, store
-from cream.batches import pad
+from cream.batches import by_tokens, pad
 from cream.errors import UserError
-from cream.logprobs import answer_logprobs, score
+from cream.hardware import Budget
+from cream.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair
 from cream.training import dpo, launch, run, sft
 from cream.training.loop import Schedule, global_batches, learning_rate, micro_batches, save_steps, train
 from cream.training.run import Job, Lora, work
 
 CPU = torch.device("cpu")
-SCHEDULE = Schedule(epochs=2, micro_batch=4, lr=3e-4, log_every=1)  # 6 steps over 12 examples
+SCHEDULE = Schedule(epochs=2, batch_size=4, lr=3e-4, log_every=1)  # 6 steps over 12 examples
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +68,9 @@ def pairs(count=12):
     ]
 
 
-def load(folder):
-    return models.load_policy(folder, torch.float32, CPU)
+def load(folder, share=True):
+    """The folder's policy, over trees or over padded rows."""
+    return LogProbs(models.load_policy(folder, torch.float32, CPU), share)
 
 
 def sft_examples(chat):
@@ -78,8 +82,9 @@ def dpo_examples(chat, model, method="consistency_dyn"):
     rows = dpo.examples(pairs(), chat, 128, Counter())
     dpo.weigh(rows, method, None)
     examples = [example for *_, example in rows]
-    for example in examples:
-        example.reference_chosen, example.reference_rejected = score(model, [example.chosen, example.rejected], 10_000)
+    values = score(model, [[example.chosen, example.rejected] for example in examples], Budget(10_000))
+    for example, (chosen, rejected) in zip(examples, values, strict=True):
+        example.reference_chosen, example.reference_rejected = chosen, rejected
     return examples
 
 
@@ -111,12 +116,26 @@ def test_epochs_and_seeds_differ_in_order():
     assert len(set(orders)) == 4
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 4))
-def test_processes_share_a_batch_in_equal_numbers_of_micro_batches(lengths, size, world):
-    shares = [micro_batches(range(len(lengths)), lengths, size, world, rank) for rank in range(world)]
+tree, row = st.tuples(st.integers(1, 30), st.just(1)), st.tuples(st.integers(1, 3), st.integers(1, 9))
+shapes = st.lists(tree | row, min_size=1)
+
+
+@given(shapes, st.integers(1, 60), st.integers(1, 4))
+def test_processes_share_a_batch_in_equal_numbers_of_micro_batches(shapes, max_tokens, world):
+    shares = [micro_batches(shapes, max_tokens, world, rank) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1  # else collectives would hang
-    assert sorted(i for share in shares for chunk in share for i in chunk) == list(range(len(lengths)))
-    assert max(len(chunk) for share in shares for chunk in share) <= size
+    chunks = [chunk for share in shares for chunk in share if chunk]
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(shapes)))
+    for chunk in chunks:
+        size = sum(shapes[i][0] for i in chunk) * max(shapes[i][1] for i in chunk)
+        assert size <= max_tokens or len(chunk) == 1
+    assert len(shares[0]) == math.ceil(len(by_tokens(shapes, max_tokens)) / world)  # no more than the budget asks for
+
+
+def test_micro_batches_are_even():
+    """Two processes and 100 tokens: not 90 and 20, which one would wait for."""
+    shares = [micro_batches([(10, 1)] * 11, 90, 2, rank) for rank in (0, 1)]
+    assert [[len(chunk) for chunk in share] for share in shares] == [[6], [5]]
 
 
 @given(st.integers(1, 200), st.integers(1, 30))
@@ -144,17 +163,17 @@ def test_the_rate_warms_up_then_follows_the_cosine_of_transformers(steps, ratio)
 
 def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
     model, examples = load(tiny_folder), sft_examples(tiny_chat)
-    batch = pad(examples)
-    loss, _ = sft.Stage().loss(model, batch, examples)
+    loss, _ = sft.Stage().loss(model, model.pack([[tokens] for tokens in examples]), examples)
+    batch, plain = pad([examples]), load(tiny_folder, share=False).policy
     labels = torch.full_like(batch.input_ids, -100)
     for row, tokens in zip(labels, examples, strict=True):
         for start, end in tokens.spans:
             row[start:end] = torch.tensor(tokens.ids[start:end])
     assert {row[row != -100][-1].item() for row in labels} == {tiny_chat.end_of_turn}  # it learns to stop
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    logits = plain(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     wanted = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
-    torch.testing.assert_close(gradient(model, loss), gradient(model, wanted), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(gradient(model, loss), gradient(plain, wanted), rtol=1e-4, atol=1e-3)
     assert sum(map(sft.Stage().weight, examples)) == (labels != -100).sum()
 
 
@@ -173,24 +192,27 @@ class Table(torch.nn.Module):
 
 def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
     examples = sft_examples(tiny_chat)
-    batch = pad(examples)
-    model = Table(*batch.input_ids.shape, len(tiny_chat.tokenizer))
+    batch = pad([examples])
+    model = LogProbs(Table(*batch.input_ids.shape, len(tiny_chat.tokenizer)), share=False)
     sft.Stage().loss(model, batch, examples)[0].backward()
-    touched = model.logits.grad.abs().sum(-1) > 0
-    assert torch.equal(touched[:, :-1], batch.answer_mask[:, 1:]) and not touched[:, -1].any()
+    touched = model.policy.logits.grad.abs().sum(-1) > 0
+    answers = torch.zeros_like(touched)
+    for row, tokens in zip(answers, examples, strict=True):
+        for start, end in tokens.spans:
+            row[start - 1 : end - 1] = True  # what predicts them
+    assert torch.equal(touched, answers)
 
 
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_the_pad_id_changes_no_gradient(tiny_folder, tiny_chat, stage):
     """Also when it is the end of turn, which the loss must not take for padding."""
-    model = load(tiny_folder)
+    model = load(tiny_folder, share=False)
     if stage == "sft":
         stage, examples = sft.Stage(), sft_examples(tiny_chat)
-        rows = examples
     else:
         stage, examples = dpo.Stage(beta=0.1, tolerance=1e-3), dpo_examples(tiny_chat, model)
-        rows = [*(e.chosen for e in examples), *(e.rejected for e in examples)]
-    batches = [pad(rows, pad_id) for pad_id in (0, tiny_chat.end_of_turn)]
+    groups = [stage.group(example) for example in examples]
+    batches = [pad(groups, pad_id) for pad_id in (0, tiny_chat.end_of_turn)]
     first, second = (gradient(model, stage.loss(model, batch, examples)[0]) for batch in batches)
     assert torch.equal(first, second) and first.abs().max() > 0
 
@@ -249,20 +271,22 @@ def test_a_method_without_any_c_is_refused(tiny_chat):
 def test_each_pair_weighs_its_two_directions_by_its_own_c(tiny_folder, tiny_chat):
     """∇L = C ∇L_DPO(+, -) + (1 - C) ∇L_DPO(-, +) (Algorithm 1), away from the reference, pair by pair."""
     model, stage = load(tiny_folder), dpo.Stage(beta=0.5, tolerance=1e-3)
+    padded = load(tiny_folder, share=False)
     examples = dpo_examples(tiny_chat, model)
     for i, example in enumerate(examples):
         example.reference_chosen += 0.3 * i
 
     def plain(example):
         """-log sigma of the margin, written out."""
-        chosen, rejected = answer_logprobs(model, pad([example.chosen, example.rejected]))
+        batch = pad([[example.chosen, example.rejected]])
+        chosen, rejected = batch.answer_sums(padded(batch))
         margin = (chosen - example.reference_chosen) - (rejected - example.reference_rejected)
         return F.softplus(-0.5 * margin), F.softplus(0.5 * margin)
 
-    loss, metrics = stage.loss(model, stage.collate(examples), examples)
+    loss, metrics = stage.loss(model, model.pack([stage.group(example) for example in examples]), examples)
     wanted = sum(e.consistency * forward + (1 - e.consistency) * back for e in examples for forward, back in [plain(e)])
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
-    torch.testing.assert_close(gradient(model, loss), gradient(model, wanted), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradient(model, loss), gradient(padded, wanted), rtol=1e-3, atol=1e-4)
     assert metrics["ratio_abs"] == pytest.approx(sum(0.3 * i for i in range(12)) / 2, abs=1e-3)
 
 
@@ -279,28 +303,31 @@ def trained(folder, stage, examples, schedule, where, **options):
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_accumulation_equals_the_large_batch(tiny_folder, tiny_chat, tmp_path, name):
-    """4 x 1 = 1 x 4 = 2 x 2, though rows have unequal numbers of answer tokens and an epoch's last batch is short."""
+    """Micro-batches of one example, of some, of all: though examples have unequal numbers of answer tokens and an
+    epoch's last batch is short."""
     start = load(tiny_folder)
     stage = sft.Stage() if name == "sft" else dpo.Stage(beta=0.5, tolerance=1e-3)
     examples = (sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start))[:10]
-    ends = []
-    for micro_batch, accumulation in ((4, 1), (1, 4), (2, 2)):
-        schedule = dataclasses.replace(SCHEDULE, micro_batch=micro_batch, accumulation=accumulation)
-        ends.append(trained(tiny_folder, stage, examples, schedule, tmp_path / str(micro_batch)))
+    ends, budgets = [], (10_000, 130, 1)
+    for max_tokens in budgets:
+        schedule = dataclasses.replace(SCHEDULE, max_tokens=max_tokens)
+        ends.append(trained(tiny_folder, stage, examples, schedule, tmp_path / str(max_tokens)))
+    shapes = [start.shape(stage.group(example)) for example in examples[:4]]
+    assert len({len(by_tokens(shapes, max_tokens)) for max_tokens in budgets}) == 3
     moved = (ends[0] - torch.cat([p.detach().flatten() for p in start.parameters()])).norm()
     assert max((end - ends[0]).norm() for end in ends) <= 1e-3 * moved
-    first = [logged(tmp_path / name)[0] for name in "412"]
+    first = [logged(tmp_path / str(max_tokens))[0] for max_tokens in budgets]
     for metric in ("loss", "grad_norm"):
         assert first[1][metric] == pytest.approx(first[0][metric], rel=1e-4)
         assert first[2][metric] == pytest.approx(first[0][metric], rel=1e-4)
 
 
 def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, tiny_chat, tmp_path):
-    examples, model = sft_examples(tiny_chat), load(tiny_folder)
-    schedule = dataclasses.replace(SCHEDULE, micro_batch=1, accumulation=12, epochs=1)
+    examples, model = sft_examples(tiny_chat), load(tiny_folder, share=False)
+    schedule = dataclasses.replace(SCHEDULE, batch_size=12, max_tokens=50, epochs=1)
     trained(tiny_folder, sft.Stage(), examples, schedule, tmp_path / "run")
     total = sum(tokens.num_answer_tokens for tokens in examples)
-    loss = -answer_logprobs(model, pad(examples)).sum() / total
+    loss = -model(pad([examples])).sum() / total
     (entry,) = logged(tmp_path / "run")
     assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert entry["grad_norm"] == pytest.approx(gradient(model, loss).norm().item(), rel=1e-4)
@@ -313,14 +340,86 @@ def test_the_log_has_the_rate_of_each_step(tiny_folder, tiny_chat, tmp_path):
     assert [entry["lr"] for entry in logged(tmp_path / "run")] == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("shift, complaint", [(1.0, "ln 2"), (math.nan, "not finite")])
-def test_a_policy_that_is_not_its_reference_is_not_trained(tiny_folder, tiny_chat, tmp_path, shift, complaint):
-    examples = dpo_examples(tiny_chat, load(tiny_folder))
-    for example in examples:
-        example.reference_chosen += shift
-    with pytest.raises(UserError, match=complaint):
-        trained(tiny_folder, dpo.Stage(0.1, tolerance=1e-3), examples, SCHEDULE, tmp_path / "run")
-    assert logged(tmp_path / "run") == [] and not (tmp_path / "run" / "state").exists()
+@pytest.mark.parametrize("log_every", [1, 4, 10])
+def test_a_line_of_the_log_is_the_mean_since_the_line_before(tiny_folder, tiny_chat, tmp_path, log_every):
+    """Loss a trained token; tokens computed a trained one, as the quotient of their rates."""
+    examples = sft_examples(tiny_chat)
+    schedule = dataclasses.replace(SCHEDULE, log_every=log_every, lr=1e-12)
+    trained(tiny_folder, sft.Stage(), examples, schedule, tmp_path / "run")
+    plan = list(global_batches(12, 4, 2, seed=0))
+    ends = [step for step in range(1, 7) if step in (1, 6) or not step % log_every]
+    entries = logged(tmp_path / "run")
+    assert [entry["step"] for entry in entries] == ends
+    model = load(tiny_folder, share=False)
+    for entry, since in zip(entries, [0, *ends], strict=False):
+        seen = [examples[i] for batch in plan[since : entry["step"]] for i in batch]
+        answers = sum(tokens.num_answer_tokens for tokens in seen)
+        assert entry["loss"] == pytest.approx(-model(pad([seen])).sum().item() / answers, rel=1e-5)
+        per_answer_token = entry["tokens_per_second"] / entry["answer_tokens_per_second"]
+        assert per_answer_token == pytest.approx(sum(map(len, seen)) / answers)
+        assert 0.01 < entry["peak_memory_gb"] < 1000
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved(tiny_folder, tiny_chat, tmp_path):
+    """Also when it comes between two lines of the log."""
+    examples, saved = dpo_examples(tiny_chat, load(tiny_folder)), []
+    _, second, *_ = global_batches(12, 4, 1, seed=0)
+    examples[second[0]].reference_chosen = math.nan
+    schedule = dataclasses.replace(SCHEDULE, epochs=1, log_every=10, saves=2)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="by step 2 a gradient is not finite"):
+        train(
+            Accelerator(cpu=True),
+            load(tiny_folder),
+            dpo.Stage(0.5, tolerance=1e-3),
+            examples,
+            schedule,
+            tmp_path / "run",
+            lambda model, step: saved.append(step),
+        )
+    assert not saved and len(logged(tmp_path / "run")) == 1
+
+
+def no_memory_at(monkeypatch, *calls):
+    """A device that runs out of memory in the forward passes of these numbers, from 1; returns the batches' sizes."""
+    forward, tried = LogProbs.forward, []
+
+    def limited(self, batch):
+        tried.append(batch.tokens)
+        values = forward(self, batch)
+        if len(tried) in calls:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return values
+
+    monkeypatch.setattr(LogProbs, "forward", limited)
+    return tried
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_out_of_memory_halves_the_micro_batches_once(tiny_folder, tiny_chat, tmp_path, monkeypatch, caplog, name):
+    """The step is done again from its start: the weights are those of a run that never had to."""
+    monkeypatch.setattr(logging.getLogger("cream"), "propagate", True)
+    start = load(tiny_folder)
+    stage = sft.Stage() if name == "sft" else dpo.Stage(beta=0.5, tolerance=1e-3)
+    examples = sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start)
+    schedule = dataclasses.replace(SCHEDULE, max_tokens=160)
+    undisturbed = trained(tiny_folder, stage, examples, schedule, tmp_path / "undisturbed")
+    tried = no_memory_at(monkeypatch, 2)  # the first micro-batch's gradient is there already
+    halved = trained(tiny_folder, stage, examples, schedule, tmp_path / "halved")
+    moved = (undisturbed - torch.cat([p.detach().flatten() for p in start.parameters()])).norm()
+    assert (halved - undisturbed).norm() <= 1e-3 * moved
+    assert max(tried[:2]) > 80 and max(tried[2:]) <= 80
+    (line,) = (record.getMessage() for record in caplog.records if "out of memory" in record.getMessage())
+    assert "160 tokens" in line and "80" in line
+    for one, other in zip(logged(tmp_path / "halved"), logged(tmp_path / "undisturbed"), strict=True):
+        assert (one["loss"], one["grad_norm"]) == pytest.approx((other["loss"], other["grad_norm"]), rel=1e-3)
+
+
+def test_out_of_memory_with_the_half_is_the_users_to_mend(tiny_folder, tiny_chat, tmp_path, monkeypatch):
+    no_memory_at(monkeypatch, 2, 5)
+    schedule = dataclasses.replace(SCHEDULE, max_tokens=160)
+    with pytest.raises(UserError, match=r"160 tokens.*80 as well.*--max_tokens_per_batch"):
+        trained(tiny_folder, sft.Stage(), sft_examples(tiny_chat), schedule, tmp_path / "run")
 
 
 # Whole runs ---------------------------------------------------------------------------------------------------------
@@ -333,8 +432,10 @@ def job(tiny_folder, tmp_path):
     store.write(tmp_path / "dpo.json", pairs())
 
     def make(stage, name, **options):
-        known = {"schedule": SCHEDULE, "header": {"settings": {}, "inputs": {}}, "cpu": True, "show_example": False}
-        known |= {"beta": 0.5, "start": tiny_folder, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
+        start = options.setdefault("start", tiny_folder)
+        header = {"settings": {}, "inputs": {"start": models.fingerprint(start)}}
+        known = {"schedule": SCHEDULE, "header": header, "cpu": True, "show_example": False}
+        known |= {"beta": 0.5, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
         return Job(stage=stage, **{**known, **options})
 
     return make
@@ -412,6 +513,8 @@ def test_a_finished_run_says_what_it_was(job, tiny_folder, tiny_tokenizer):
     kind = store.read_json(made.run / "checkpoint-last" / models.KIND_FILE)
     assert (kind["kind"], kind["stage"], kind["started_from"]) == ("policy", "sft", str(tiny_folder))
     assert models.load_chat(made.run / "checkpoint-last").tokenizer.chat_template == tiny_tokenizer.chat_template
+    config = store.read_json(made.run / "checkpoint-last" / "config.json")
+    assert config == store.read_json(tiny_folder / "config.json")  # nothing of how it was trained
     work(job("dpo", "next", start=made.run / "checkpoint-last"))  # the folder is a model like any other
 
 
@@ -421,9 +524,11 @@ def test_lora_checkpoints_hold_the_merged_weights_and_the_adapter(job, tiny_fold
     made = job("dpo", "run", lora=LORA)
     work(made)
     folder, ids = made.run / "checkpoint-last", torch.arange(1, 50)[None]
-    adapter = PeftModel.from_pretrained(load(tiny_folder), folder / "adapter").eval()
+    adapter = PeftModel.from_pretrained(load(tiny_folder).policy, folder / "adapter").eval()
     with torch.no_grad():
-        merged, unmerged, start = (model(ids).logits for model in (load(folder), adapter, load(tiny_folder)))
+        merged, unmerged, start = (
+            model(ids).logits for model in (load(folder).policy, adapter, load(tiny_folder).policy)
+        )
     torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=0)
     assert (merged - start).abs().max() > 1e-2
 
@@ -433,6 +538,17 @@ def test_gradient_checkpointing_changes_nothing(job, lora):
     ends = []
     for checkpointing in (False, True):
         made = job("sft", f"run{checkpointing}", lora=lora, grad_checkpointing=checkpointing)
+        work(made)
+        ends.append(weights(made))
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU layers are compiled by g++")
+def test_compiled_layers_change_nothing(job):
+    ends = []
+    for compiled in (False, True):
+        made = job("dpo", f"run{compiled}", compile=compiled)
         work(made)
         ends.append(weights(made))
     torch.testing.assert_close(*ends, atol=1e-5, rtol=0)
@@ -459,18 +575,20 @@ def test_nothing_left_to_train_on_is_an_error(job):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_two_processes_equal_one(job, tiny_folder, stage):
-    """9 examples in batches of 4: the last is one example, so that one process gets an empty micro-batch."""
+    """9 examples in batches of 4, each in micro-batches: the last is one example, so that one process gets an empty
+    micro-batch."""
     one, two = (
         job(
             stage,
             name,
             method="consistency_dyn",
             limit_size=9,
-            schedule=dataclasses.replace(SCHEDULE, micro_batch=size),
+            schedule=dataclasses.replace(SCHEDULE, batch_size=size, max_tokens=80),
         )
         for name, size in (("one", 4), ("two", 2))
     )
     work(one)
+    one.data.with_name("dpo.scores.jsonl").unlink(missing_ok=True)  # each computes its own reference
     launch.run(work, two, ["cpu", "cpu"], "localhost", None)
     state = load_file(tiny_folder / "model.safetensors")
     start = torch.cat([state[name].flatten() for name in sorted(state)])

@@ -5,13 +5,11 @@ vLLM is imported when an engine is made, because it reads its environment variab
 
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
+from cream import hardware
 from cream.engines import Completion, Request, Sampling, row_seed
 from cream.errors import UserError
-
-MAX_NUM_SEQS = 256  # answers decoded together; twice as many are in flight, so that none waits for its prompt
 
 
 class VllmEngine:
@@ -28,53 +26,32 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
     ):
         self.tokenizer, self.max_model_len = tokenizer, max_model_len
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would call home
         if device == "cpu":
-            # In one process the engine is up in seconds and leaves no children behind when it is killed.
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-            platform = {
-                "enforce_eager": True,
-                "distributed_executor_backend": "uni",
-                "gpu_memory_utilization": 0.2,  # of main memory; with more it may refuse to start
-                "enable_chunked_prefill": False,  # a seeded prompt that is split crashes on CPU
-                "max_num_batched_tokens": max(max_model_len, 8192),
-            }
-        else:
-            platform = {
-                "gpu_memory_utilization": gpu_memory_utilization,
-                "enable_prefix_caching": True,
-                "tensor_parallel_size": tensor_parallel_size,
-            }
+            hardware.keep_pages()
+        options = engine_options(device, dtype, max_model_len, gpu_memory_utilization, tensor_parallel_size)
         from vllm import EngineArgs, LLMEngine
+        from vllm.usage.usage_lib import UsageContext
 
-        args = EngineArgs(
-            model=str(model_folder),
-            dtype=dtype,
-            max_model_len=max_model_len,
-            max_num_seqs=MAX_NUM_SEQS,
-            skip_tokenizer_init=True,  # ids in, ids out
-            generation_config="vllm",  # the folder's top-k, penalties and stop tokens must not leak in
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **platform,
-        )
+        args = EngineArgs(model=str(model_folder), skip_tokenizer_init=True, **options)  # ids in, ids out
         try:
-            self.engine = LLMEngine.from_engine_args(args)
+            # As vLLM's own LLM class, it takes the batch sizes for throughput, by the device.
+            self.engine = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:
             raise UserError(f"vLLM cannot run {model_folder} on {device}: {error}\n(--engine hf may)") from error
+        # Twice as many answers are in flight as are decoded together, so that none waits for its prompt.
+        self.window = 2 * self.engine.vllm_config.scheduler_config.max_num_seqs
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
-        """As Engine.generate; a bounded number of prompts is in flight, each given back with its last answer."""
+        """As Engine.generate; a bounded number of answers is in flight, each prompt is given back with its last one."""
         from vllm.inputs import TokensPrompt
 
         requests = iter(requests)
-        window = max(1, 2 * MAX_NUM_SEQS // sampling.n)
         in_flight: set[str] = set()
         try:
             while True:
-                for request in islice(requests, window - len(in_flight)):
+                while self.engine.get_num_unfinished_requests() < self.window:  # answers, not prompts
+                    if (request := next(requests, None)) is None:
+                        break
                     prompt = TokensPrompt(prompt_token_ids=request.prompt_ids)
                     self.engine.add_request(request.uuid, prompt, self._params(request, sampling))
                     in_flight.add(request.uuid)
@@ -107,6 +84,45 @@ class VllmEngine:
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=True,  # stop at the tokens above and at no others
             logprobs=0,  # of the sampled token alone, raw
+            flat_logprobs=True,  # numbers in lists, not an object for every token
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,  # the default loses answers when n > 1
         )
+
+
+def engine_options(
+    device: str,
+    dtype: str,
+    max_model_len: int,
+    gpu_memory_utilization: float = 0.9,
+    tensor_parallel_size: int = 1,
+) -> dict:
+    """What vLLM is started with on a device ("cpu" or "cuda"), model and tokenizer apart.
+
+    Also sets the environment variables that vLLM reads when it is imported.
+    """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would call home
+    if device == "cpu":
+        # In one process the engine is up in seconds and leaves no children behind when it is killed.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        platform = {
+            "enforce_eager": True,
+            "distributed_executor_backend": "uni",
+            "gpu_memory_utilization": 0.2,  # of main memory; with more it may refuse to start
+            "enable_chunked_prefill": False,  # a seeded prompt that is split crashes on CPU
+            "max_num_batched_tokens": max(max_model_len, 8192),
+            "block_size": 32,  # whole blocks are shared: of vLLM's 128 tokens few prompts fill one
+        }
+    else:
+        platform = {"gpu_memory_utilization": gpu_memory_utilization, "tensor_parallel_size": tensor_parallel_size}
+    return {
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "enable_prefix_caching": True,  # a prompt is computed once for all its answers
+        "generation_config": "vllm",  # the folder's top-k, penalties and stop tokens must not leak in
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        **platform,
+    }

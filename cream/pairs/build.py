@@ -1,109 +1,212 @@
-"""Rewarded answers, ranked by the current and the previous model, into preference pairs with their consistency."""
+"""Rewarded answers, ranked by the current and the previous model, into preference pairs with their consistency.
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+Prompts go through in blocks. What stays of them is their c, 8 bytes each, and a few sums.
+"""
+
+from array import array
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
-from cream.consistency import Description, consistency, describe, shuffled
+from cream.consistency import Description, consistency, describe
 from cream.errors import UserError
 from cream.evaluation.tasks import grade
 from cream.pairs import PAIRS, admissible
+from cream.pairs.extremes import Choice
 from cream.ranking import Array, constant, padded, shared
 from cream.records import Item, Pair, Rewards
+
+BLOCK = 1024  # prompts at a time: enough to compute with as arrays, few enough to hold
+
+
+class Block(NamedTuple):
+    """P prompts, and both rankings of their answers: rewards (P, N), NaN for an answer that is in neither."""
+
+    records: list[Rewards]
+    first: Array  # by the current model
+    second: Array  # by the previous model
+    c: Array  # (P,), and the statistic behind it
+    statistic: Array
+    answers: dict[str, int]  # in all, and left out of the rankings by reason
+
+
+@dataclass
+class Lengths:
+    """What rewards have to do with lengths in scored tokens, over the ranked answers to prompts that have a pair."""
+
+    known: bool = True  # no record without them so far
+    pairs: int = 0
+    longer: float = 0.0  # tokens, chosen minus rejected, summed over pairs
+    products: Array = field(default_factory=lambda: np.zeros(3))  # sums of xx, xy, yy: reward x and length y, centred
+
+    def add(self, block: Block, choice: Choice) -> None:
+        """Count in a block; rewards and lengths are centred per prompt."""
+        self.known &= all(record.num_tokens is not None for record in block.records)
+        rows = np.flatnonzero(choice.chosen >= 0)
+        if not self.known or not len(rows):
+            return
+        rewards, lengths = shared(block.first, padded([record.num_tokens for record in block.records]))
+        self.pairs += len(rows)
+        self.longer += float((lengths[rows, choice.chosen[rows]] - lengths[rows, choice.rejected[rows]]).sum())
+        x, y = (a[rows] - np.nanmean(a[rows], axis=1, keepdims=True) for a in (rewards, lengths))
+        self.products += [np.nansum(x * x), np.nansum(x * y), np.nansum(y * y)]
+
+    @property
+    def longer_by(self) -> float | None:
+        """Tokens by which chosen answers are longer than rejected ones on average; None where lengths are unknown."""
+        return self.longer / self.pairs if self.known and self.pairs else None
+
+    @property
+    def bias(self) -> float | None:
+        """Pearson's r of reward and length within prompts; None where lengths are unknown or do not vary."""
+        xx, xy, yy = self.products
+        return float(xy / np.sqrt(xx * yy)) if self.known and xx * yy > 0 else None
 
 
 @dataclass
 class PairSet:
     """Pairs in the order of the prompts, and what became of every answer and prompt.
 
-    `answers` counts answers: in all, without a reward, cut at the length limit, repeating another. `dropped` counts
-    prompts without a pair by reason; `without_c` those whose previous ranking is constant (c is null). `length_bias` is
-    the correlation of reward and length within prompts, `longer_by` the tokens by which chosen answers are longer than
-    rejected ones on average; None where lengths are not known.
+    `pairs` makes them as it is gone through, once. All else tells of the prompts that it has been through, so of the
+    whole when it has ended: `c` of each prompt (NaN where it has none); `answers`, in all and left out of the rankings
+    by reason; `dropped`, prompts without a pair by reason; `without_c`, prompts whose previous ranking is constant.
     """
 
-    pairs: list[Pair]
-    consistency: Description
-    answers: dict[str, int]
+    pairs: Iterator[Pair] = iter(())
+    c: array = field(default_factory=lambda: array("d"))
+    answers: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     without_c: int = 0
-    length_bias: float | None = None
-    longer_by: float | None = None
+    lengths: Lengths = field(default_factory=Lengths)
+
+    @property
+    def consistency(self) -> Description:
+        """Statistics of `c`."""
+        return describe(self.c)
+
+    @property
+    def count(self) -> int:
+        """Prompts with a pair."""
+        return len(self.c) - self.dropped.total()
 
 
 def build(
-    current: Sequence[Rewards],
-    previous: Sequence[Rewards] | None,
+    current: Iterable[Rewards],
+    previous: Iterable[Rewards] | None,
     *,
     rank: str = "kendall",
     labels: Mapping[str, Item] | None = None,
-    shuffle_seed: int | None = None,
+    dealt: Array | None = None,
     keep_truncated: bool = False,
     summed: bool = True,
+    size: int = BLOCK,
 ) -> PairSet:
     """Pairs drawn from `current`'s ranking, each with c from its agreement with `previous` (None: c = 1 everywhere).
 
     Answers without a reward in either, cut at the length limit, or repeating another, leave both rankings. `labels`
-    (by uuid) chooses as the Oracle does; `shuffle_seed` deals the c's out to other prompts; `summed` says that `score`
-    holds summed log-probabilities. Raises UserError (uuid) unless both hold the same answers.
+    (by uuid) chooses as the Oracle does; `dealt` (P,) stands in place of the prompts' own c's; `summed` says that
+    `score` holds summed log-probabilities. Going through the pairs raises UserError (uuid) unless both hold the same
+    answers; `_matched` says what it costs when their orders differ.
     """
-    texts = [record.answers() for record in current]
-    rewards = padded([record.reward for record in current])
-    cut = _truncated(current, rewards.shape)
-    usable = admissible(rewards, texts, None if keep_truncated else cut)
-    if previous is None:
-        first, second = usable, usable
-    else:
-        first, second = shared(usable, padded(_matching(current, previous)))
-    agreement, statistic = consistency(first, second, rank)
-    if previous is None:
-        agreement = np.where(np.isnan(agreement), agreement, 1.0)
-    if shuffle_seed is not None:
-        agreement = shuffled(agreement, shuffle_seed)
-    choice = (
-        PAIRS["extremes"](first) if labels is None else PAIRS["oracle"](first, _correct(current, labels, first.shape))
-    )
-    kept = [i for i, reason in enumerate(choice.reason) if reason is None]
-    length_bias, longer_by = _lengths(current, first, choice, kept)
-    return PairSet(
-        pairs=[
-            _pair(current[i], int(choice.chosen[i]), int(choice.rejected[i]), agreement[i], statistic[i], summed)
-            for i in kept
-        ],
-        consistency=describe(agreement),
-        answers=_count(current, rewards, usable, first, None if keep_truncated else cut),
-        dropped=Counter(reason for reason in choice.reason if reason),
-        length_bias=length_bias,
-        longer_by=longer_by,
-        without_c=0 if previous is None else int((constant(second) & ~constant(first)).sum()),
-    )
+    made = PairSet()
+    blocks = _ranked(current, previous, rank, keep_truncated, size)
+    made.pairs = _draw(made, blocks, labels, dealt, summed)
+    return made
 
 
-def _matching(current: Sequence[Rewards], previous: Sequence[Rewards]) -> Iterator[list[float | None]]:
-    """The previous model's rewards in the order of `current`; both must be of the same answers, matched by uuid."""
-    by_uuid = {record.uuid: record for record in previous}
+def consistencies(
+    current: Iterable[Rewards],
+    previous: Iterable[Rewards] | None,
+    *,
+    rank: str = "kendall",
+    keep_truncated: bool = False,
+    size: int = BLOCK,
+) -> Array:
+    """The prompts' own c's (P,), NaN where there is none, as `build` has them: a pass without pairs."""
+    values = array("d")
+    for block in _ranked(current, previous, rank, keep_truncated, size):
+        values.extend(block.c)
+    return np.asarray(values)
+
+
+def _ranked(
+    current: Iterable[Rewards], previous: Iterable[Rewards] | None, rank: str, keep_truncated: bool, size: int
+) -> Iterator[Block]:
+    matched = _matched(current, previous)
+    while both := list(islice(matched, size)):
+        records, others = map(list, zip(*both, strict=True))
+        rewards = padded([record.reward for record in records])
+        cut = None if keep_truncated else _truncated(records, rewards.shape)
+        usable = admissible(rewards, [record.answers() for record in records], cut)
+        first, second = shared(usable, padded(others))
+        answers = _count(records, rewards, usable, first, cut)
+        yield Block(records, first, second, *consistency(first, second, rank), answers)
+
+
+def _matched(
+    current: Iterable[Rewards], previous: Iterable[Rewards] | None
+) -> Iterator[tuple[Rewards, list[float | None]]]:
+    """Each current record, and the previous model's rewards of the same answers (None: the current ones again).
+
+    Both are gone through in step. A record of `previous` that comes before its turn is held until then: none where
+    both have one order, all of them at worst.
+    """
+    if previous is None:
+        yield from ((record, record.reward) for record in current)
+        return
+    current, previous = iter(current), iter(previous)
+    early: dict[str, Rewards] = {}
     for record in current:
-        match = by_uuid.get(record.uuid)
+        while record.uuid not in early and (other := next(previous, None)):
+            early[other.uuid] = other
+        match = early.pop(record.uuid, None)
         if match is None:
+            _exhaust(current)  # a uuid that stands there twice would be the true reason, and is told by the end
             raise UserError(f"record {record.uuid!r} is missing in --file2; both files must rank the same samples")
         if match.response != record.response:
             raise UserError(
                 f"record {record.uuid!r} has other answers in --file2; both files must rank the same samples"
             )
-        yield match.reward
+        yield record, match.reward
+    _exhaust(previous)  # further records are no mistake, malformed ones are
 
 
-def _truncated(records: Sequence[Rewards], shape: tuple[int, int]) -> Array:
+def _exhaust(records: Iterator[Rewards]) -> None:
+    deque(records, maxlen=0)
+
+
+def _draw(
+    made: PairSet, blocks: Iterable[Block], labels: Mapping[str, Item] | None, dealt: Array | None, summed: bool
+) -> Iterator[Pair]:
+    for block in blocks:
+        c = block.c if dealt is None else dealt[len(made.c) :][: len(block.c)]
+        if labels is None:
+            choice = PAIRS["extremes"](block.first)
+        else:
+            choice = PAIRS["oracle"](block.first, _correct(block.records, labels, block.first.shape))
+        made.c.extend(c)
+        made.answers.update(block.answers)
+        made.dropped.update(reason for reason in choice.reason if reason)
+        made.without_c += int((constant(block.second) & ~constant(block.first)).sum())
+        made.lengths.add(block, choice)
+        for i in np.flatnonzero(choice.chosen >= 0):
+            chosen, rejected = int(choice.chosen[i]), int(choice.rejected[i])
+            yield _pair(block.records[i], chosen, rejected, c[i], block.statistic[i], summed)
+
+
+def _truncated(records: list[Rewards], shape: tuple[int, int]) -> Array:
     cut = np.zeros(shape, dtype=bool)
     for i, record in enumerate(records):
-        for j, reason in enumerate(record.finish_reason or ()):
-            cut[i, j] = reason == "length"
+        if record.finish_reason and "length" in record.finish_reason:
+            cut[i, : len(record.finish_reason)] = [reason == "length" for reason in record.finish_reason]
     return cut
 
 
-def _correct(records: Sequence[Rewards], labels: Mapping[str, Item], shape: tuple[int, int]) -> Array:
+def _correct(records: list[Rewards], labels: Mapping[str, Item], shape: tuple[int, int]) -> Array:
     correct = np.zeros(shape, dtype=bool)
     for i, record in enumerate(records):
         if (item := labels.get(record.uuid)) is None:
@@ -113,9 +216,7 @@ def _correct(records: Sequence[Rewards], labels: Mapping[str, Item], shape: tupl
     return correct
 
 
-def _count(
-    records: Sequence[Rewards], rewards: Array, usable: Array, ranked: Array, cut: Array | None
-) -> dict[str, int]:
+def _count(records: list[Rewards], rewards: Array, usable: Array, ranked: Array, cut: Array | None) -> dict[str, int]:
     answers = sum(len(record.response) for record in records)
     rewarded = ~np.isnan(rewards)
     cut_count = 0 if cut is None else int((cut & rewarded).sum())
@@ -128,18 +229,6 @@ def _count(
         "repeat another": repeated,
         "without a reward by the previous model": left - int((~np.isnan(ranked)).sum()),
     }
-
-
-def _lengths(records: Sequence[Rewards], ranked: Array, choice, kept: list[int]) -> tuple[float | None, float | None]:
-    """Pearson's r of reward and scored tokens, both centred per prompt; mean length of chosen minus rejected."""
-    if not kept or any(record.num_tokens is None for record in records):
-        return None, None
-    lengths = np.where(np.isnan(ranked), np.nan, padded([record.num_tokens for record in records]))
-    rows = np.array(kept)
-    longer_by = float((lengths[rows, choice.chosen[rows]] - lengths[rows, choice.rejected[rows]]).mean())
-    x, y = (a[rows] - np.nanmean(a[rows], axis=1, keepdims=True) for a in (ranked, lengths))
-    spread = np.sqrt(np.nansum(x * x) * np.nansum(y * y))
-    return (float(np.nansum(x * y) / spread) if spread else None), longer_by
 
 
 def _pair(record: Rewards, chosen: int, rejected: int, c: float, statistic: float, summed: bool) -> Pair:

@@ -12,12 +12,14 @@ REWARDS = {"likelihood": "cream.rewards.likelihood", "dpo": "cream.rewards.dpo"}
 
 @dataclass(slots=True)
 class Group:
-    """A prompt's answers. `complete` is false for an answer that was cut at the length limit."""
+    """A prompt's answers. `complete` is false for an answer that was cut at the length limit; `sampled` may hold the
+    sampler's own (log π, tokens) of each, None where its text does not give the sampled tokens back."""
 
     uuid: str
     prompt: list
     answers: list[str]
     complete: list[bool]
+    sampled: list[tuple[float, int] | None] | None = None
 
 
 @dataclass(slots=True)

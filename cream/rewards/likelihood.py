@@ -1,13 +1,13 @@
 """The likelihood reward: log π(y|x) / |y| under the policy alone (CREAM's ranking by M0 in the first round)."""
 
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cream.rewards import Group, GroupReward
+from cream.scores import Scores
 
-log = logging.getLogger("cream")
 PASSES = ("policy",)
 NORMALIZE = "mean"  # over the answer's tokens; the method's default for this reward
 
@@ -21,34 +21,74 @@ class Scored:
     reason: list[str | None]
 
 
-def scorer(folder, chat, *, dtype, device, limit: int, max_tokens: int) -> Callable[[Sequence[Group]], list[Scored]]:
-    """Loads the model in `folder`; returns the function that scores groups under it, `max_tokens` a batch.
+class Scorer:
+    """Scores groups under the model in `folder`, which is loaded when the first answer is not among the `kept` ones.
 
-    An answer that does not fit `limit` tokens is not cut: it gets no score, with the reason.
+    An answer that does not fit `limit` tokens is not cut: it gets no score, with the reason. `max_tokens` bounds a
+    batch; None: what the memory carries. `counts` says where scores came from.
     """
-    from cream import models
-    from cream.logprobs import score
 
-    model = models.load_policy(folder, dtype, device)
+    def __init__(self, folder, chat, *, dtype, device, limit: int, max_tokens: int | None, kept: Scores | None = None):
+        self.folder, self.chat, self.dtype, self.device = folder, chat, dtype, device
+        self.limit, self.max_tokens, self.kept = limit, max_tokens, kept
+        self.counts: Counter[str] = Counter()
+        self._loaded = None
 
-    def score_groups(groups: Sequence[Group]) -> list[Scored]:
-        encoded = [encode(group, chat, limit) for group in groups]
-        rows = [tokens for tokens_of, _ in encoded for tokens in tokens_of if tokens is not None]
-        values = iter(score(model, rows, max_tokens))
-        found = []
-        for tokens_of, reasons in encoded:
-            logprobs = [None if tokens is None else next(values) for tokens in tokens_of]
-            broken = [value is not None and not math.isfinite(value) for value in logprobs]
-            found.append(
-                Scored(
-                    [None if bad else value for value, bad in zip(logprobs, broken, strict=True)],
-                    [0 if tokens is None else tokens.num_answer_tokens for tokens in tokens_of],
-                    ["not a finite number" if bad else why for why, bad in zip(reasons, broken, strict=True)],
-                )
-            )
+    def __call__(self, groups: Sequence[Group]) -> list[Scored]:
+        """What is found for each group; equal answers to a prompt are computed once."""
+        encoded = [encode(group, self.chat, self.limit) for group in groups]
+        digests = [[row and row.digest() for row in rows] for rows, _ in encoded]
+        known = [self._known(group, ids, rows) for group, ids, (rows, _) in zip(groups, digests, encoded, strict=True)]
+        missing = [
+            {digest: row for digest, row in zip(ids, rows, strict=True) if row and digest not in values}
+            for ids, (rows, _), values in zip(digests, encoded, known, strict=True)
+        ]
+        self._compute(groups, missing, known)
+        return [
+            _scored(rows, reasons, [values.get(digest) for digest in ids])
+            for (rows, reasons), ids, values in zip(encoded, digests, known, strict=True)
+        ]
+
+    def _known(self, group: Group, digests: list[str | None], rows: list) -> dict[str, float]:
+        """digest -> log π of the answers that need no pass."""
+        kept = self.kept.find(group.uuid) if self.kept else {}
+        found = {digest: kept[digest] for digest in digests if digest in kept}
+        self.counts["kept"] += len(found)
+        for digest, row, sampled in zip(digests, rows, group.sampled or [None] * len(rows), strict=True):
+            if row and digest not in found and sampled and sampled[1] == row.num_answer_tokens:
+                found[digest] = sampled[0]
+                self.counts["sampler"] += 1
         return found
 
-    return score_groups
+    def _compute(self, groups: Sequence[Group], missing: list[dict], known: list[dict[str, float]]) -> None:
+        """Score the missing rows, add them to what is known, and keep them."""
+        from cream import hardware, logprobs, models
+
+        work = [i for i, rows in enumerate(missing) if rows]
+        if work and self._loaded is None:  # a pass whose scores are all kept needs no model
+            hardware.keep_pages()
+            model = logprobs.LogProbs(models.load_policy(self.folder, self.dtype, self.device))
+            self._loaded = model, hardware.budget(self.max_tokens, model.policy, self.device, training=False)
+        if not work:
+            return
+        values = logprobs.score(self._loaded[0], [list(missing[i].values()) for i in work], self._loaded[1])
+        for i, found in zip(work, values, strict=True):
+            known[i] |= zip(missing[i], found, strict=True)
+            self.counts["computed"] += len(found)
+        if self.kept:
+            self.kept.keep(
+                (groups[i].uuid, {d: v for d, v in zip(missing[i], found, strict=True) if math.isfinite(v)})
+                for i, found in zip(work, values, strict=True)
+            )
+
+
+def _scored(rows: list, reasons: list[str | None], values: list[float | None]) -> Scored:
+    broken = [value is not None and not math.isfinite(value) for value in values]
+    return Scored(
+        [None if bad else value for value, bad in zip(values, broken, strict=True)],
+        [0 if tokens is None else tokens.num_answer_tokens for tokens in rows],
+        ["not a finite number" if bad else why for why, bad in zip(reasons, broken, strict=True)],
+    )
 
 
 def encode(group: Group, chat, limit: int) -> tuple[list, list[str | None]]:

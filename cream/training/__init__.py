@@ -3,7 +3,7 @@
 A stage offers
     examples(records, …)               records -> examples, each drop with its reason
     Stage.weight(example)              the example's share in the step's mean: answer tokens (SFT), 1 a pair (DPO)
-    Stage.collate(examples)            a Batch
+    Stage.group(example)               its answers, each a whole conversation; they share their prompt
     Stage.loss(model, batch, examples) (summed loss, {metric: summed value})
 """
 

@@ -1,20 +1,20 @@
 """(Consistency-regularised) direct preference optimisation.
 
-The reference is the starting policy; its log-probabilities are computed once, before the first step, by the code path
-that trains. CREAM (arXiv 2410.12735, Algorithm 1): C·L_DPO + (1-C)·L_reversed, with C the set's mean consistency
-(`consistency_avg`) or the prompt's own (`consistency_dyn`); `original` is C = 1 (arXiv 2305.18290, eq. 7).
+The reference is the starting policy, its log-probabilities known before the first step (reference.py). CREAM (arXiv
+2410.12735, Algorithm 1): C·L_DPO + (1-C)·L_reversed, with C the set's mean consistency (`consistency_avg`) or the
+prompt's own (`consistency_dyn`); `original` is C = 1 (arXiv 2305.18290, eq. 7).
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import nan
 
 import torch
 
-from cream.batches import Batch, pad
+from cream.batches import Batch, send
 from cream.chat import NOT_A_PREFIX, Chat, Tokens
 from cream.errors import UserError
-from cream.logprobs import answer_logprobs
 from cream.losses import preference_loss
 from cream.records import Pair
 
@@ -26,14 +26,17 @@ class Example:
     chosen: Tokens
     rejected: Tokens
     consistency: float = 1.0
-    reference_chosen: float = float("nan")
-    reference_rejected: float = float("nan")
+    reference_chosen: float = nan
+    reference_rejected: float = nan
 
 
 def examples(
     records: Iterable[Pair], chat: Chat, limit: int, dropped: Counter[str]
 ) -> list[tuple[str, float | None, Example]]:
-    """(uuid, c, example) of every pair whose two answers fit `limit` tokens; the others are counted in `dropped`."""
+    """(uuid, c, example) of every pair whose two answers fit `limit` tokens; the others are counted in `dropped`.
+
+    The examples' reference is what the pairs hold, NaN where they hold none.
+    """
     kept = []
     for record in records:
         texts = [record.selected[-1].content, record.rejected[-1].content]
@@ -46,7 +49,8 @@ def examples(
         elif max(len(chosen), len(rejected)) > limit:
             dropped[f"longer than {limit} tokens"] += 1
         else:
-            kept.append((record.uuid, record.consistency, Example(chosen, rejected)))
+            logps = (nan if v is None else v for v in (record.selected_logp, record.rejected_logp))
+            kept.append((record.uuid, record.consistency, Example(chosen, rejected, 1.0, *logps)))
     return kept
 
 
@@ -85,23 +89,19 @@ class Stage:
         self.beta = beta
         self.tolerance = tolerance  # nats of |log-ratio| that rounding explains at the first step
 
-    def length(self, example: Example) -> int:
-        """Tokens of the longer of its two rows."""
-        return max(len(example.chosen), len(example.rejected))
+    def group(self, example: Example) -> list[Tokens]:
+        """The chosen answer, then the rejected one."""
+        return [example.chosen, example.rejected]
 
     def weight(self, example: Example) -> int:
         """One pair."""
         return 1
 
-    def collate(self, chunk: Sequence[Example]) -> Batch:
-        """2P rows for P pairs: all chosen, then all rejected."""
-        return pad([*(e.chosen for e in chunk), *(e.rejected for e in chunk)])
-
     def loss(self, model, batch: Batch, chunk: Sequence[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Summed over the chunk's pairs; log-probabilities are sums over answer tokens, end-of-turn included."""
-        chosen, rejected = answer_logprobs(model, batch).chunk(2)
-        known = [(e.reference_chosen, e.reference_rejected, e.consistency) for e in chunk]
-        reference_chosen, reference_rejected, consistency = torch.tensor(known, device=chosen.device).unbind(1)
+        chosen, rejected = batch.answer_sums(model(batch)).view(-1, 2).unbind(1)
+        known = torch.tensor([(e.reference_chosen, e.reference_rejected, e.consistency) for e in chunk])
+        reference_chosen, reference_rejected, consistency = send(known, chosen.device).unbind(1)
         losses, margins = preference_loss(
             chosen, rejected, reference_chosen, reference_rejected, self.beta, consistency
         )

@@ -5,11 +5,9 @@ accumulation or number of processes: every rank plans the same global batch and 
 it; each rank gets the same number of micro-batches (an empty one carries zero weight), so that collectives never hang.
 """
 
-import json
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +17,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from cream.batches import by_tokens
 from cream.errors import UserError
+from cream.hardware import budget, flops_per_token, out_of_memory
+from cream.logprobs import LogProbs
+from cream.training.log import Log
 
 log = logging.getLogger("cream")
 
@@ -28,13 +30,14 @@ log = logging.getLogger("cream")
 class Schedule:
     """How long and how fast to train.
 
-    `micro_batch` examples per process and backward pass, `accumulation` of them per step; `saves` checkpoints spread
-    evenly, the last at the end; learning rate: linear warm-up over `warmup_ratio` of the steps, then cosine to 0.
+    `batch_size` examples per process and step, in micro-batches of at most `max_tokens` tokens (None: what the memory
+    carries); `saves` checkpoints spread evenly, the last at the end; learning rate: linear warm-up over `warmup_ratio`
+    of the steps, then cosine to 0.
     """
 
     epochs: int = 1
-    micro_batch: int = 2
-    accumulation: int = 1
+    batch_size: int = 2
+    max_tokens: int | None = None
     lr: float = 1e-6
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
@@ -52,12 +55,22 @@ def global_batches(count: int, size: int, epochs: int, seed: int) -> Iterator[li
             yield order[start : start + size]
 
 
-def micro_batches(indices: Sequence[int], lengths: Sequence[int], size: int, world: int, rank: int) -> list[list[int]]:
-    """This rank's share of a global batch, in micro-batches of like length; [] stands for an empty one."""
-    ordered = sorted(indices, key=lambda i: (-lengths[i], i))
-    chunks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    chunks += [[]] * (-len(chunks) % world)
-    return chunks[rank::world]
+def micro_batches(shapes: Sequence[tuple[int, int]], max_tokens: int, world: int, rank: int) -> list[list[int]]:
+    """This rank's share of a global batch, in micro-batches of at most `max_tokens`; [] stands for an empty one.
+
+    shapes: (rows, width) of every example. There are as few micro-batches as the budget allows, the same number for
+    each rank, and they are as even as that many can be.
+    """
+    plan = by_tokens(shapes, max_tokens)
+    number = -(-len(plan) // world) * world
+    low, high = 0, max_tokens
+    while high - low > 1:
+        middle = (low + high) // 2
+        if len(finer := by_tokens(shapes, middle)) <= number:
+            plan, high = finer, middle
+        else:
+            low = middle
+    return [*plan, *([[]] * (-len(plan) % world))][rank::world]
 
 
 def save_steps(steps: int, saves: int) -> set[int]:
@@ -74,7 +87,7 @@ def learning_rate(done: int, steps: int, warmup: int) -> float:
 
 def train(
     accelerator: Accelerator,
-    model,
+    model: LogProbs,
     stage,
     examples: Sequence,
     schedule: Schedule,
@@ -86,24 +99,16 @@ def train(
 
     `save(model, step)` writes a checkpoint. A run that was interrupted goes on from its last saved state in `run`.
     """
-    world, rank = accelerator.num_processes, accelerator.process_index
-    lengths = [stage.length(example) for example in examples]
-    size = schedule.micro_batch * schedule.accumulation * world
+    size = schedule.batch_size * accelerator.num_processes
     plan = list(global_batches(len(examples), size, schedule.epochs, schedule.seed))
+    work = Work(accelerator, model, stage, examples, schedule.max_tokens)
     model, optimizer, scheduler = _prepare(accelerator, model, schedule, len(plan))
     start = _resume(accelerator, run)
-    logger = _Log(accelerator, run, start, len(plan), schedule.log_every, stage.unit, progress)
+    logger = Log(accelerator, run, start, len(plan), schedule.log_every, stage.unit, progress)
     saved = save_steps(len(plan), schedule.saves)
     model.train()
     for step, indices in enumerate(plan[start:], start + 1):
-        total = sum(stage.weight(examples[i]) for i in indices)
-        mine = micro_batches(indices, lengths, schedule.micro_batch, world, rank)
-        for number, chunk in enumerate(mine, 1):
-            with nullcontext() if number == len(mine) else accelerator.no_sync(model):
-                loss, metrics = _forward(accelerator, model, stage, examples, chunk or indices[:1])
-                weight = 1.0 if chunk else 0.0
-                accelerator.backward(loss * (weight * world / total))
-            logger.add(metrics, weight)
+        total = work.backward(model, indices, logger)
         norm = accelerator.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
         logger.end_step(step, total, norm, scheduler.get_last_lr()[0], stage.check_first if step == 1 else None)
         optimizer.step()
@@ -121,15 +126,63 @@ def train(
     return logger.last
 
 
-def _forward(accelerator, model, stage, examples, chunk):
-    members = [examples[i] for i in chunk]
-    with accelerator.autocast():
-        return stage.loss(model, stage.collate(members).to(accelerator.device), members)
+class Work:
+    """A global batch's gradient: what its examples cost, in which micro-batches it is computed, both ways."""
+
+    def __init__(self, accelerator: Accelerator, model: LogProbs, stage, examples: Sequence, max_tokens: int | None):
+        self.accelerator, self.stage, self.examples, self.pack = accelerator, stage, examples, model.pack
+        self.shapes = [model.shape(stage.group(example)) for example in examples]
+        self.scored = [sum(t.num_answer_tokens for t in stage.group(example)) for example in examples]
+        recompute = getattr(model.policy, "is_gradient_checkpointing", False)
+        device = accelerator.device
+        self.budget = budget(max_tokens, model.policy, device, training=True, recompute=recompute)
+        self.flops = flops_per_token(model.policy)
+
+    def backward(self, model, indices: Sequence[int], logger: Log) -> int:
+        """Add the mean gradient over these examples of the global batch; returns what the mean is over.
+
+        Out of memory, the whole step is done again with half the tokens a micro-batch; with several processes, which
+        would wait for each other, it is an error.
+        """
+        total = sum(self.stage.weight(self.examples[i]) for i in indices)
+        while True:
+            try:
+                found = self._micro_batches(model, indices, total)
+                break
+            except RuntimeError as error:
+                if self.accelerator.num_processes > 1 and out_of_memory(error):
+                    raise UserError(
+                        f"out of memory with {self.budget.tokens} tokens a micro-batch; give a smaller "
+                        "--max_tokens_per_batch"
+                    ) from None
+                self.budget.halve(error)
+                model.zero_grad()
+        for metrics in found:
+            logger.add(metrics)
+        tokens = sum(self.shapes[i][0] * self.shapes[i][1] for i in indices)
+        scored = sum(self.scored[i] for i in indices)
+        logger.worked(tokens, 3 * (tokens * self.flops[0] + scored * self.flops[1]))
+        return total
+
+    def _micro_batches(self, model, indices: Sequence[int], total: int) -> list[dict[str, torch.Tensor]]:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        mine = micro_batches([self.shapes[i] for i in indices], self.budget.tokens, world, rank)
+        found = []
+        for number, chunk in enumerate(mine, 1):
+            weight = 1.0 if chunk else 0.0  # an empty one: some example, of no weight
+            members = [self.examples[indices[i]] for i in chunk or [0]]
+            batch = self.pack([self.stage.group(example) for example in members]).to(self.accelerator.device)
+            with nullcontext() if number == len(mine) else self.accelerator.no_sync(model):
+                with self.accelerator.autocast():
+                    loss, metrics = self.stage.loss(model, batch, members)
+                self.accelerator.backward(loss * (weight * world / total))
+            found.append({name: weight * value.float() for name, value in metrics.items()})
+        return found
 
 
 def _prepare(accelerator: Accelerator, model, schedule: Schedule, steps: int):
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=schedule.lr, weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.AdamW(trained, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
     warmup = math.ceil(schedule.warmup_ratio * steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate(done, steps, warmup))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -168,53 +221,3 @@ def _resume(accelerator: Accelerator, run: Path) -> int:
     if accelerator.is_main_process:
         log.info("resuming after step %d", step)
     return step
-
-
-class _Log:
-    """Sums a step's metrics on the device, and every `every` steps writes their means to log.jsonl and trackers."""
-
-    def __init__(self, accelerator: Accelerator, run: Path, start: int, steps: int, every: int, unit: str, progress):
-        self.unit = unit
-        self.accelerator, self.steps, self.every, self.progress = accelerator, steps, every, progress
-        self.sums: dict[str, torch.Tensor] = {}
-        self.total = 0
-        self.last: dict[str, float] = {}
-        self.finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
-        self.clock = time.monotonic()
-        self.path = run / "log.jsonl"
-        if accelerator.is_main_process:
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= start]
-            self.path.write_text("".join(line + "\n" for line in kept))
-
-    def add(self, metrics: dict[str, torch.Tensor], weight: float) -> None:
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0) + weight * value.float()
-
-    def check_finite(self, step: int) -> None:
-        """Raises UserError when a gradient norm was not finite: what was trained since is worthless."""
-        if not self.finite:
-            raise UserError(
-                f"by step {step} a gradient is not finite; nothing was saved after the last checkpoint. A lower --lr, "
-                "or float32 (--bf16 no), may help"
-            )
-
-    def end_step(self, step: int, total: int, norm, lr: float, check: Callable | None) -> None:
-        self.total += total
-        self.finite &= torch.as_tensor(norm, device=self.finite.device).isfinite()
-        if step % self.every and step != self.steps and check is None:
-            return
-        sums = self.accelerator.reduce(torch.stack(list(self.sums.values())), "sum") / self.total
-        metrics = dict(zip(self.sums, sums.tolist(), strict=True))
-        metrics |= {"grad_norm": float(norm), "lr": lr}
-        self.check_finite(step)
-        if check is not None:
-            check(metrics)
-        now = time.monotonic()
-        metrics[f"{self.unit}_per_second"] = self.total / (now - self.clock)
-        self.sums, self.total, self.clock, self.last = {}, 0, now, metrics
-        self.accelerator.log(metrics, step=step)
-        if self.accelerator.is_main_process:
-            with open(self.path, "a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
-            self.progress(step, self.steps, metrics)

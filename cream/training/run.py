@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
-from cream import console, models, store
+from cream import console, hardware, models, store
 from cream.errors import UserError
-from cream.journal import origin
-from cream.logprobs import score
-from cream.training import STAGES, dpo, sft
+from cream.journal import origin, read_meta
+from cream.logprobs import LogProbs
+from cream.scores import Source
+from cream.training import STAGES, dpo, reference, sft
 from cream.training.loop import Schedule, train
 
 log = logging.getLogger("cream")
@@ -57,6 +57,7 @@ class Job:
     bf16: bool | None = None
     save_dtype: str = "auto"
     grad_checkpointing: bool = False
+    compile: bool = False
     cpu: bool = False
     report_to: str | None = None
     wandb: dict | None = None
@@ -69,6 +70,7 @@ def work(job: Job) -> None:
     console.start()
     device = torch.device("cpu" if job.cpu else "cuda")
     if job.cpu:
+        hardware.keep_pages()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn
     precision = models.precision(job.bf16, device, training=True)
     accelerator = Accelerator(
@@ -80,23 +82,30 @@ def work(job: Job) -> None:
     if not accelerator.is_main_process:
         log.setLevel(logging.WARNING)
     torch.manual_seed(job.schedule.seed)
+    if device.type == "cuda":  # what stays in float32 under autocast, too
+        torch.set_float32_matmul_precision("high")
     log.info("precision: %s", precision.reason)
     chat = models.load_chat(job.start, job.chat_template)
     limit = models.length_limit(job.max_length, job.start)
     dropped: Counter[str] = Counter()
-    examples, facts = _examples(job, chat, limit, dropped)
+    rows, facts = _examples(job, chat, limit, dropped)
+    examples = [row[-1] for row in rows]
     if job.show_example:
         _show(chat, examples[0])
-    model, saved_as = _policy(job, accelerator.device)
+    policy, saved_as = _policy(job, accelerator.device)
+    model = LogProbs(policy)
     stage = sft.Stage()
     if job.stage == "dpo":
-        stage = dpo.Stage(job.beta, tolerance=0.5 if precision.autocast else 1e-3)
-        _reference(accelerator, model, examples, budget=max(2 * job.schedule.micro_batch * limit, 4096))
+        stage = dpo.Stage(job.beta, tolerance=1e-3 if precision.exact else 0.5)
+        source = Source(job.header["inputs"]["start"], precision.name, device.type)
+        _take_reference(job, rows, source)
+        pairs = [(uuid, example) for uuid, _, example in rows]
+        reference.fill(accelerator, model, pairs, job.data, source, job.schedule.max_tokens)
 
     _begin(accelerator, job)
 
     def save(wrapped, step: int) -> None:
-        _save(accelerator, accelerator.unwrap_model(wrapped), chat.tokenizer, job, step, saved_as)
+        _save(accelerator, accelerator.unwrap_model(wrapped).policy, chat.tokenizer, job, step, saved_as)
 
     last = train(accelerator, model, stage, examples, job.schedule, job.run, save, _report)
     accelerator.free_memory()
@@ -149,7 +158,21 @@ def _examples(job: Job, chat, limit: int, dropped: Counter[str]) -> tuple[list, 
             facts["mean_c_used"],
             facts["trained_in_reverse"],
         )
-    return [row[-1] for row in rows], facts
+    return rows, facts
+
+
+def _take_reference(job: Job, rows: list, source: Source) -> None:
+    """Let the pairs' own log-probabilities stand where they are this reference's; otherwise say why not."""
+    about, inputs = read_meta(job.data) or {}, job.header["inputs"]
+    if about and about["output"] != inputs["data"]:
+        why = "the file was changed since they were written"
+    else:
+        why = reference.trusted(about.get("scored"), source, inputs.get("chat_template"))
+    if why is None:
+        return
+    log.info("the pairs' own log-probabilities do not serve as reference: %s", why)
+    for *_, example in rows:
+        example.reference_chosen = example.reference_rejected = float("nan")
 
 
 def _show(chat, example) -> None:
@@ -162,6 +185,8 @@ def _policy(job: Job, device: torch.device):
     model = models.load_policy(job.start, torch.float32, device)
     saved_as = models.stored_dtype(job.start) if job.save_dtype == "auto" else getattr(torch, job.save_dtype)
     log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), job.save_dtype)
+    if job.compile:
+        model.base_model.compile(dynamic=True)
     if job.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -170,26 +195,6 @@ def _policy(job: Job, device: torch.device):
         count = sum(p.numel() for p in model.parameters() if p.requires_grad)
         log.info("LoRA: r %d, alpha %g, %d trained parameters", job.lora.r, job.lora.alpha, count)
     return model, saved_as
-
-
-def _reference(accelerator: Accelerator, model, examples: list[dpo.Example], budget: int) -> None:
-    """Set every example's reference log-probabilities: those of the policy before its first step, computed once.
-
-    Each process scores every world-size-th example; values travel with their index, and each must arrive.
-    """
-    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
-    rows = [tokens for i in mine for tokens in (examples[i].chosen, examples[i].rejected)]
-    model.to(accelerator.device).eval()
-    with accelerator.autocast():
-        values = score(model, rows, budget)
-    for i, chosen, rejected in gather_object(list(zip(mine, values[::2], values[1::2], strict=True))):
-        examples[i].reference_chosen, examples[i].reference_rejected = chosen, rejected
-    missing = sum(
-        e.reference_chosen != e.reference_chosen or e.reference_rejected != e.reference_rejected for e in examples
-    )
-    if missing:
-        raise UserError(f"{missing} pairs have no finite reference log-probability; the weights are likely broken")
-    log.info("reference: the starting policy, log-probabilities of %d pairs computed once", len(examples))
 
 
 def _save(accelerator: Accelerator, model, tokenizer, job: Job, step: int, dtype: torch.dtype) -> None:

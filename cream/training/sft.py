@@ -5,10 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from cream.batches import Batch, pad
+from cream.batches import Batch
 from cream.chat import NOT_A_PREFIX, Chat, Tokens
-from cream.logprobs import token_logprobs
-from cream.losses import token_nll
 from cream.records import Conversation, Pair
 
 
@@ -33,21 +31,17 @@ class Stage:
 
     unit = "answer_tokens"  # what the mean is over
 
-    def length(self, example: Tokens) -> int:
-        """Tokens of one row."""
-        return len(example)
+    def group(self, example: Tokens) -> list[Tokens]:
+        """The conversation alone: packed with others, it sees none of them."""
+        return [example]
 
     def weight(self, example: Tokens) -> int:
         """Answer tokens."""
         return example.num_answer_tokens
 
-    def collate(self, chunk: Sequence[Tokens]) -> Batch:
-        """One row per conversation."""
-        return pad(chunk)
-
     def loss(self, model, batch: Batch, chunk: Sequence[Tokens]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Summed over the chunk's answer tokens: -Σ log π(y_i | y_<i)."""
-        total = token_nll(token_logprobs(model, batch), batch.answer_mask[:, 1:]).sum()
+        total = -model(batch).sum()
         return total, {"loss": total.detach()}
 
     def check_first(self, metrics: dict[str, float]) -> None:

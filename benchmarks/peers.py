@@ -1,0 +1,174 @@
+"""The peers, on token rows: the method's released procedure written afresh, and trl's DPOTrainer and SFTTrainer.
+
+The released procedure (Raibows/CREAM at de1d04b) scores answers one by one, sorted by their length, in left-padded
+batches of 6 with a two-dimensional mask, takes logits over the whole vocabulary at every position and gathers from
+their log-softmax; DPO runs in the same way on 4 pairs at a time, after a reference pass over them. Left out here, to
+its advantage: the labels that it passes to the model (which computes a loss nobody uses) and the key-value cache.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from layouts import Layout, documents, rectangle
+
+from cream.chat import Tokens
+
+SCORED, TRAINED = 6, 4  # rows, and pairs, of a batch
+SPECIAL = {0: "<pad>", 2: "<eos>"}
+LR = 0.0  # the optimiser does all its work and the weights stay, so that every round does the same
+
+Pairs = Sequence[tuple[Tokens, Tokens]]  # chosen, rejected
+
+
+# The released procedure -----------------------------------------------------------------------------------------------
+
+
+def released_batches(groups: Sequence[Sequence[Tokens]]) -> list[list[Tokens]]:
+    """All answers, sorted by length of the answer alone (as characters there), six at a time."""
+    rows = sorted((row for group in groups for row in group), key=lambda row: row.num_answer_tokens)
+    return [rows[start : start + SCORED] for start in range(0, len(rows), SCORED)]
+
+
+def released_layout(batches: Sequence[Sequence[Tokens]]) -> Layout:
+    """What the batches lay out: their rectangles."""
+    return sum((rectangle(len(rows), max(map(len, rows))) for rows in batches), Layout())
+
+
+def released_logprobs(model, rows: Sequence[Tokens], autocast: bool = False) -> torch.Tensor:
+    """Summed log π of each row's answer, (B,) float32."""
+    width = max(map(len, rows))
+    ids, mask, answer = torch.zeros(3, len(rows), width, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row.ids)
+        mask[i, width - len(row) :] = 1
+        answer[i, width - row.num_answer_tokens :] = 1
+    ids, mask, answer = (x.to(model.device) for x in (ids, mask, answer))
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    found = logits[:, :-1].float().log_softmax(2).gather(2, ids[:, 1:, None]).squeeze(2)
+    return (found * answer[:, 1:]).sum(1)
+
+
+@torch.no_grad()
+def released_score(model, batches: Sequence[Sequence[Tokens]]) -> torch.Tensor:
+    """One pass of one model over all answers."""
+    return torch.cat([released_logprobs(model, rows) for rows in batches])
+
+
+def released_dpo(model, reference, pairs: Pairs, batch: int, beta: float = 0.1) -> None:
+    """The reference pass over all pairs, then one epoch in steps of `batch` pairs, accumulated over 4 at a time."""
+    autocast = model.device.type == "cuda"
+    chunks = [pairs[start : start + TRAINED] for start in range(0, len(pairs), TRAINED)]
+    rows = [[*(c for c, _ in chunk), *(r for _, r in chunk)] for chunk in chunks]
+    with torch.no_grad():
+        known = [released_logprobs(reference, row, autocast) for row in rows]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01)
+    for number, (row, ref) in enumerate(zip(rows, known, strict=True), 1):
+        chosen, rejected = (released_logprobs(model, row, autocast) - ref).chunk(2)
+        (-F.logsigmoid(beta * (chosen - rejected)).sum() / min(batch, len(pairs))).backward()
+        if number * TRAINED % batch == 0 or number == len(rows):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+# trl ------------------------------------------------------------------------------------------------------------------
+
+# What was fastest of those tried (benchmarks/README says how): ...
+DPO_BEST = {"precompute_ref_log_probs": True, "gradient_checkpointing": False, "bf16": False}
+SFT_BEST = {"packing": True, "gradient_checkpointing": False, "bf16": False}
+
+
+class TRL:
+    """One epoch of a trl trainer on the model in `folder`; calling it trains afresh and returns the seconds.
+
+    From its start of training to its end: its data preparation and, where its settings have one, its precomputed
+    reference pass are not counted. `layout` is what its last run laid out, by the shapes of its batches.
+    """
+
+    def __init__(self, folder: Path, words: int, device: str, rows: list[dict], kind: str, **settings):
+        self.folder, self.words, self.device, self.rows, self.kind, self.settings = (
+            *(folder, words, device, rows, kind),
+            settings,
+        )
+        self.layout = Layout()
+
+    def __call__(self) -> float:
+        import trl
+        from datasets import Dataset
+        from transformers import AutoModelForCausalLM, TrainerCallback
+
+        clock = []
+
+        class Clock(TrainerCallback):
+            def on_train_begin(_, *args, **more):
+                self.layout = Layout()
+                clock.append(time.perf_counter())
+
+            def on_train_end(_, *args, **more):
+                if self.device == "cuda":
+                    torch.cuda.synchronize()
+                clock.append(time.perf_counter())
+
+        config, trainer = getattr(trl, f"{self.kind}Config"), getattr(trl, f"{self.kind}Trainer")
+        with tempfile.TemporaryDirectory() as run:
+            fixed = {"output_dir": run, "use_cpu": self.device == "cpu", "num_train_epochs": 1, "learning_rate": LR}
+            quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1000}
+            made = trainer(
+                AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32),
+                args=config(**fixed | quiet | self.settings),
+                train_dataset=Dataset.from_list(self.rows),
+                processing_class=number_tokenizer(self.words),
+                callbacks=[Clock()],
+            )
+            made.data_collator = self._watched(made.data_collator)
+            made.train()
+        return clock[1] - clock[0]
+
+    def _watched(self, collate: Callable) -> Callable:
+        def watched(rows):
+            batch = collate(rows)
+            self.layout += documents(batch["position_ids"]) if "position_ids" in batch else rectangle(*batch["input_ids"].shape)
+            return batch
+
+        return watched
+
+
+def preference_rows(pairs: Pairs) -> list[dict]:
+    """As trl reads them: text, which the tokenizer below turns into the very same ids."""
+    return [
+        {"prompt": _text(c.ids[: c.spans[0][0]]), "chosen": _text(c.ids[c.spans[0][0] :]), "rejected": _text(r.ids[r.spans[0][0] :])}
+        for c, r in pairs
+    ]
+
+
+def _text(ids: Sequence[int]) -> str:
+    return "".join(f" {SPECIAL.get(i, i)}" for i in ids)
+
+
+def conversation_rows(conversations: Sequence[Tokens]) -> list[dict]:
+    """Token ids, and which of them are trained on."""
+    rows = []
+    for row in conversations:
+        mask = [0] * len(row)
+        for t in row.predicted():
+            mask[t] = 1
+        rows.append({"input_ids": row.ids, "completion_mask": mask})
+    return rows
+
+
+def number_tokenizer(words: int):
+    """A tokenizer whose words are the numbers below `words`, two of them under other names: special tokens are looked
+    for inside words, too."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(WordLevel({str(SPECIAL.get(i, i)): i for i in range(words)}, unk_token=SPECIAL[0]))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0])

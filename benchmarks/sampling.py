@@ -1,0 +1,147 @@
+"""Sampling against a bare vLLM: tokens per second, on the same weights and prompts, with the same engine options.
+
+    python benchmarks/sampling.py
+    python benchmarks/sampling.py --work oasst --answer_len 256
+    python benchmarks/sampling.py --prompt_len 100 --prompts 16 --answer_len 32     # without ../shared, quick
+
+bare   vllm.LLM.generate on token ids: no seeds, no log-probabilities; it gives the texts back
+ours   what infer.py does with messages: template, tokenising, seeds, log-probabilities, the check that an answer's text
+       gives its sampled ids back, records in a journal, the finished file
+
+Both engines stand in this process and take turns, each with weights and prefix cache of its own, emptied before every
+run. Every answer has --answer_len tokens (no stop token), so that both do equal work. The model is a Llama with random
+weights; the prompts are random words, as many as real prompts have (--work) or --prompt_len.
+The ratio is the median over rounds of ours / bare.
+"""
+
+import argparse
+import random
+import statistics
+import tempfile
+from pathlib import Path
+
+from measure import interleaved, machine
+from workload import ROOT, SHAPES, SHARED, lengths, save_model
+
+from cream.chat import Chat
+from cream.engines import Sampling, load
+from cream.engines.vllm import engine_options
+from cream.generation import generate, samples
+from cream.journal import Output
+from cream.models import load_tokenizer
+from cream.records import Message, Prompt
+
+MEMORY = 0.4  # of a GPU, for each of the two engines
+
+
+def main() -> None:
+    args = flags().parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        chat = Chat(tokenizer(args.words))
+        chat.tokenizer.save_pretrained(save_model(folder / "model", SHAPES[args.shape], args.words, args.seed))
+        prompts = random_prompts(chat, args)
+        ids = [chat.prompt(prompt.messages) for prompt in prompts]
+        tokens = args.prompts * args.answers * args.answer_len
+        print(
+            f"{args.shape}, {args.words} words: {args.prompts} prompts of {min(map(len, ids))} to {max(map(len, ids))} "
+            f"tokens, {args.answers} answers of {args.answer_len} to each, top-p {args.top_p}: {tokens} tokens a run"
+        )
+        dtype = "float32" if args.device == "cpu" else "bfloat16"
+        options = engine_options(args.device, dtype, max(map(len, ids)) + args.answer_len, MEMORY)
+        sides = {
+            "bare": bare(folder / "model", options, ids, args),
+            "ours": ours(folder, chat, options, prompts, args),
+        }
+        for side in sides.values():  # compiles what is compiled at first use
+            side(2)
+        seconds = interleaved({name: lambda side=side: side(args.prompts) for name, side in sides.items()}, args.rounds)
+    rates = {name: [tokens / second for second in found] for name, found in seconds.items()}
+    for name, found in rates.items():
+        print(f"{name}  {statistics.median(found):8.1f} tokens/s   ({min(found):.1f} to {max(found):.1f})")
+    ratios = [own / other for own, other in zip(rates["ours"], rates["bare"], strict=True)]
+    print(f"ours / bare by round: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+    print(f"ratio sampling_vs_vllm {statistics.median(ratios):.3f}")
+
+
+def flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add(name: str, default, what: str, **more) -> None:
+        more = {"type": type(default)} | more
+        parser.add_argument(name, default=default, help=f"{what} (default: %(default)s)", **more)
+
+    add("--work", "gsm8k", "whose prompts' lengths: gsm8k or oasst, from ../shared", choices=("gsm8k", "oasst"))
+    add("--prompt_len", None, "tokens of a prompt, +-20 %%, instead", type=int)
+    add("--prompts", 64, "prompts of a run")
+    add("--answers", 5, "answers to each")
+    add("--answer_len", 128, "tokens of an answer")
+    add("--temperature", 0.8, "of both sides")
+    add("--top_p", 1.0, "of both sides; below 1 vLLM sorts the vocabulary at every step, which hides our overhead")
+    add("--rounds", 5, "runs of each side, in turn")
+    add("--shape", "37m", "model", choices=SHAPES)
+    add("--words", 32000, "vocabulary; at 32000 Mistral's tokenizer if ../shared is there")
+    add("--device", "cpu", "cpu in float32, or cuda in bfloat16", choices=("cpu", "cuda"))
+    add("--seed", 0, "of lengths, words, weights and sampling")
+    return parser
+
+
+def tokenizer(words: int):
+    """Mistral's where it is at hand; else the tiny world's, filled up with made-up words."""
+    if SHARED.is_dir() and words == 32000:
+        return load_tokenizer(SHARED / "tokenizers/mistral")
+    tiny = load_tokenizer(ROOT / "assets/tiny_m0")
+    tiny.add_tokens([f"word{i:07d}" for i in range(words - len(tiny))])
+    return tiny
+
+
+def random_prompts(chat: Chat, args: argparse.Namespace) -> list[Prompt]:
+    """Prompts of random words, about as long as the real ones."""
+    work = f"{args.prompt_len}/{args.answer_len}" if args.prompt_len else args.work
+    draw = random.Random(args.seed)
+    plain = [token for token in range(len(chat.tokenizer)) if token not in chat.special]
+    texts = [chat.tokenizer.decode(draw.choices(plain, k=n)) for n, _ in lengths(work, args.prompts, 1, 0.2, args.seed)]
+    return [Prompt(uuid=f"p{i}", messages=[Message("user", text)]) for i, text in enumerate(texts)]
+
+
+def bare(model: Path, options: dict, ids: list[list[int]], args: argparse.Namespace):
+    """vLLM alone: answers the first `count` prompts."""
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    llm = LLM(model=str(model), **options)
+    n, length = args.answers, args.answer_len
+    params = SamplingParams(n=n, temperature=args.temperature, top_p=args.top_p, max_tokens=length, ignore_eos=True)
+
+    def run(count: int) -> None:
+        llm.reset_prefix_cache()
+        given = [TokensPrompt(prompt_token_ids=row) for row in ids[:count]]
+        answers = [answer for output in llm.generate(given, params, use_tqdm=False) for answer in output.outputs]
+        assert all(answer.text for answer in answers)
+        assert sum(len(answer.token_ids) for answer in answers) == count * n * length
+
+    return run
+
+
+def ours(folder: Path, chat: Chat, options: dict, prompts: list[Prompt], args: argparse.Namespace):
+    """The library as infer.py uses it: answers the first `count` prompts and writes their records."""
+    context, n, length = options["max_model_len"], args.answers, args.answer_len
+    how = {"device": args.device, "dtype": options["dtype"], "gpu_memory_utilization": MEMORY}
+    engine = load("vllm", folder / "model", chat.tokenizer, max_model_len=context, **how)
+    sampling = Sampling(n=n, temperature=args.temperature, top_p=args.top_p, max_tokens=length, seed=args.seed)
+
+    def run(count: int) -> None:
+        engine.engine.reset_prefix_cache()
+        output, tokens = Output(folder / "samples.jsonl", {}, {}, overwrite=True), 0
+        for prompt, ids, answers in generate(engine, chat, prompts[:count], sampling, context, output.dropped):
+            output.append(record := samples(chat, prompt, ids, answers))
+            tokens += sum(record.num_tokens)
+        output.finish(output.rows([prompt.uuid for prompt in prompts[:count]]))
+        assert tokens == count * n * length
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

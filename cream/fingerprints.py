@@ -1,0 +1,112 @@
+"""What a model folder holds, as one hash: each file is read once, then known by its size, times and inode.
+
+The hashes of files are kept in `fingerprints.json`, in the folder $CREAM_CACHE or else in `cream` in the user's caches.
+That file saves time and decides nothing: where it is missing, damaged or cannot be written, every file is read again.
+"""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import xxhash
+from filelock import FileLock
+
+from cream import store
+from cream.errors import UserError
+
+SUFFIXES = {".safetensors", ".json", ".jinja", ".model"}  # weights, configs and tokenizer, chat template
+NOTES = {"cream.json", "args.json"}  # ours; they decide no output
+SETTLED = 2 * 10**9  # ns; a younger file may change again within one tick of its file system's clock, unseen
+BLOCK = 1 << 22  # bytes read at a time
+
+State = tuple[int, int, int, int]  # size, st_mtime_ns, st_ctime_ns, inode
+
+
+class Known(msgspec.Struct):
+    """The state that a file was in when it had this hash."""
+
+    state: State
+    hash: str
+
+
+class Cache(msgspec.Struct):
+    """The cache file: files by resolved path; `check`, the hash of `files`, says that it is as it was written."""
+
+    check: str
+    files: dict[str, Known]
+
+
+def fingerprint(folder: Path) -> str:
+    """xxh3-128, 32 hex digits, over names and contents of what decides a model's output; links are followed.
+
+    Raises UserError on a file that cannot be read.
+    """
+    paths = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name not in NOTES and not p.is_dir())
+    file = _cache_file()
+    known = _read(file)
+    with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
+        found = list(pool.map(lambda path: _hash(path, known.get(str(path.resolve()))), paths))
+    new = {str(path.resolve()): entry for path, (entry, settled) in zip(paths, found, strict=True) if settled}
+    if any(known.get(path) != entry for path, entry in new.items()):
+        _keep(file, new)
+    names = "".join(f"{path.name}\0{entry.hash}\0" for path, (entry, _) in zip(paths, found, strict=True))
+    return xxhash.xxh3_128_hexdigest(names.encode())
+
+
+def _hash(path: Path, known: Known | None) -> tuple[Known, bool]:
+    """A file's hash, `known` if it is in that state still, and whether a later change would show in its state."""
+    begun = time.time_ns()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            state = _state(file)
+            if known is not None and known.state == state:
+                return known, True
+            digest, block = xxhash.xxh3_128(), memoryview(bytearray(min(BLOCK, state[0] + 1)))
+            while count := file.readinto(block):
+                digest.update(block[:count])
+            settled = begun - max(state[1:3]) > SETTLED and _state(file) == state
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return Known(state, digest.hexdigest()), settled
+
+
+def _state(file) -> State:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+# The cache file -------------------------------------------------------------------------------------------------------
+
+
+def _cache_file() -> Path | None:
+    if own := os.environ.get("CREAM_CACHE"):
+        return Path(own) / "fingerprints.json"
+    with suppress(RuntimeError):  # a user without a home
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cream/fingerprints.json"
+
+
+def _read(file: Path | None) -> dict[str, Known]:
+    """What the cache file knows; nothing where it is not as it was written."""
+    with suppress(UserError, OSError, msgspec.ValidationError):
+        if file is not None and file.exists():
+            cache = msgspec.convert(store.read_json(file), Cache)
+            return cache.files if cache.check == _check(cache.files) else {}
+    return {}
+
+
+def _keep(file: Path | None, new: dict[str, Known]) -> None:
+    """Add entries to the cache file if that can be written, and drop those whose files are gone."""
+    if file is None:
+        return
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock"), timeout=10):  # its Timeout is an OSError
+            files = {path: entry for path, entry in (_read(file) | new).items() if os.path.exists(path)}
+            store.write_json(file, Cache(_check(files), files))
+
+
+def _check(files: dict[str, Known]) -> str:
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(files))

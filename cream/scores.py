@@ -1,0 +1,107 @@
+"""Kept log-probabilities: what a checkpoint once gave an answer stands beside the samples and is not computed again.
+
+`<stem>.scores.jsonl` is only ever appended to: a line holds the answers of one prompt under one checkpoint. A value is
+found again by all that it depends on: the checkpoint's content, the answer's token ids, the dtype, the kind of device,
+and SCORER, which stands for the code. A length limit is not among them: no answer is ever cut.
+"""
+
+import fcntl
+import logging
+import os
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import xxhash
+
+log = logging.getLogger("cream")
+SCORER = "log-softmax in float32, 1"  # counted on when the same tokens would get another number
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What log-probabilities are of: the checkpoint's fingerprint, the weights' dtype, cpu or cuda, the code."""
+
+    policy: str
+    dtype: str
+    device: str
+    scorer: str = SCORER
+
+
+class Line(msgspec.Struct):
+    """One prompt's answers under one source: digest of an answer's tokens -> log π in nats, summed over the answer."""
+
+    uuid: str
+    source: Source
+    logprob: dict[str, float]
+
+
+class Scores:
+    """The kept log-probabilities of one source in one file. Several processes may add to a file at once."""
+
+    def __init__(self, path: Path, source: Source):
+        self.path, self.source = path, source
+        self._hashes, self._offsets = array("Q"), array("Q")
+        self._file = None
+        if path.exists():
+            self._file = open(path, "rb")
+            self._index()
+
+    def _index(self) -> None:
+        """Where each prompt's lines stand: 16 bytes a line, whatever its length."""
+        decoder, damaged, offset = msgspec.json.Decoder(Line), 0, 0
+        for raw in self._file:
+            try:
+                line = decoder.decode(raw)
+                if line.source == self.source:
+                    self._hashes.append(_hash(line.uuid))
+                    self._offsets.append(offset)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                damaged += bool(raw.strip())
+            offset += len(raw)
+        if damaged:
+            log.warning("%s: %d damaged lines are passed over; what they held is computed again", self.path, damaged)
+        hashes = np.array(self._hashes, dtype=np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._offsets = hashes[order], np.array(self._offsets, dtype=np.uint64)[order]
+
+    def find(self, uuid: str) -> dict[str, float]:
+        """digest of its tokens -> log π, of the answers of a prompt that are kept."""
+        known: dict[str, float] = {}
+        if len(self._hashes):
+            digest = np.uint64(_hash(uuid))
+            low, high = (int(np.searchsorted(self._hashes, digest, side)) for side in ("left", "right"))
+            for offset in self._offsets[low:high].tolist():
+                self._file.seek(offset)
+                line = msgspec.json.decode(self._file.readline(), type=Line)
+                if line.uuid == uuid:
+                    known |= line.logprob
+        return known
+
+    def keep(self, found: Iterable[tuple[str, dict[str, float]]]) -> None:
+        """Add (uuid, digest -> log π) to the file. What is added is found by whoever opens the file next."""
+        data = b"".join(
+            msgspec.json.encode(Line(uuid, self.source, values)) + b"\n" for uuid, values in found if values
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = file.seek(0, os.SEEK_END)
+            if end and not _ends_line(file, end):  # another process was killed within a line
+                data = b"\n" + data
+            file.write(data)
+
+
+def _hash(uuid: str) -> int:
+    return xxhash.xxh3_64_intdigest(uuid.encode())
+
+
+def _ends_line(file, end: int) -> bool:
+    file.seek(end - 1)
+    return file.read(1) == b"\n"
+
+
+def beside(path: Path) -> Path:
+    """The file of kept scores that belongs to a file of samples or pairs."""
+    return path.with_name(f"{path.name.partition('.json')[0]}.scores.jsonl")

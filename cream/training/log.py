@@ -1,0 +1,80 @@
+"""What a training run says of itself: metrics and speed, without making the device wait between the lines."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from cream.errors import UserError
+from cream.hardware import matrix_rate, peak_memory
+
+
+class Log:
+    """Sums a step's metrics on the device, and every `every` steps writes their means to log.jsonl and trackers."""
+
+    def __init__(self, accelerator: Accelerator, run: Path, start: int, steps: int, every: int, unit: str, progress):
+        self.accelerator, self.unit, self.steps = accelerator, unit, steps
+        self.every, self.progress = every, progress
+        self.sums: dict[str, torch.Tensor] = {}
+        self.total = self.tokens = self.flops = 0
+        self.last: dict[str, float] = {}
+        self.finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
+        self.rate = None
+        if accelerator.device.type == "cuda":
+            dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+            self.rate = matrix_rate(accelerator.device, dtype) * accelerator.num_processes
+        self.clock = time.monotonic()
+        self.path = run / "log.jsonl"
+        if accelerator.is_main_process:
+            lines = self.path.read_text().splitlines() if self.path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= start]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def add(self, metrics: dict[str, torch.Tensor]) -> None:
+        """Sums of a micro-batch."""
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+
+    def worked(self, tokens: int, flops: float) -> None:
+        """What a global batch took, all processes together."""
+        self.tokens += tokens
+        self.flops += flops
+
+    def check_finite(self, step: int) -> None:
+        """Raises UserError when a gradient norm was not finite: what was trained since is worthless."""
+        if not self.finite:
+            raise UserError(
+                f"by step {step} a gradient is not finite; nothing was saved after the last checkpoint. A lower --lr, "
+                "or float32 (--bf16 no), may help"
+            )
+
+    def end_step(self, step: int, total: int, norm, lr: float, check: Callable | None) -> None:
+        """After a step's backward passes; `check` sees the metrics before they are written."""
+        self.total += total
+        self.finite &= torch.as_tensor(norm, device=self.finite.device).isfinite()
+        if step % self.every and step != self.steps and check is None:
+            return
+        sums = self.accelerator.reduce(torch.stack(list(self.sums.values())), "sum") / self.total
+        metrics = dict(zip(self.sums, sums.tolist(), strict=True))
+        metrics |= {"grad_norm": float(norm), "lr": lr}
+        self.check_finite(step)
+        if check is not None:
+            check(metrics)
+        metrics |= self._speed()
+        self.sums, self.total, self.tokens, self.flops, self.last = {}, 0, 0, 0, metrics
+        self.accelerator.log(metrics, step=step)
+        if self.accelerator.is_main_process:
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self.progress(step, self.steps, metrics)
+
+    def _speed(self) -> dict[str, float]:
+        """Rates since the last line, of all processes together; peak memory of this one; MFU where a GPU trains."""
+        now = time.monotonic()
+        seconds, self.clock = now - self.clock, now
+        speed = {f"{self.unit}_per_second": self.total / seconds, "tokens_per_second": self.tokens / seconds}
+        speed["peak_memory_gb"] = peak_memory(self.accelerator.device) / 1e9
+        return speed if self.rate is None else speed | {"mfu": self.flops / seconds / self.rate}

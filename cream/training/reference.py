@@ -1,0 +1,90 @@
+"""DPO's reference: log π of every pair's two answers under the policy that training starts from, before its first step.
+
+The policy that rewarded the answers is that very policy, so that the pairs hold the values already where they were
+scored as training would score them. What is missing is looked up beside the pairs, else computed once and kept there.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from cream import hardware
+from cream.errors import UserError
+from cream.logprobs import LogProbs, score
+from cream.scores import Scores, Source, beside
+from cream.training.dpo import Example
+
+log = logging.getLogger("cream")
+
+
+def trusted(scored: dict | None, source: Source, template: str | None) -> str | None:
+    """Why the log-probabilities in a file of pairs are not this reference's, None when they are.
+
+    `scored` is what the pairs' sidecar says of them, `template` the hash of --chat_template's file.
+    """
+    if not scored:
+        return "they do not say what scored them"
+    wanted = {"policy": source.policy, "dtype": source.dtype, "device": source.device, "scorer": source.scorer}
+    wanted |= {"from": "model", "chat_template": template}
+    other = [name for name, value in wanted.items() if scored.get(name) != value]
+    return ", ".join(f"{name}: {scored.get(name)} there, {wanted[name]} here" for name in other) or None
+
+
+def fill(
+    accelerator: Accelerator,
+    model: LogProbs,
+    examples: Sequence[tuple[str, Example]],
+    pairs: Path,
+    source: Source,
+    max_tokens: int | None,
+) -> None:
+    """Set the reference of the (uuid, example)s that have none yet. `pairs` is the file that they come from."""
+    given = sum(known(example) for _, example in examples)
+    kept = Scores(beside(pairs), source)
+    for uuid, example in examples:
+        if not known(example):
+            found = kept.find(uuid)
+            example.reference_chosen = found.get(example.chosen.digest(), float("nan"))
+            example.reference_rejected = found.get(example.rejected.digest(), float("nan"))
+    missing = [i for i, (_, example) in enumerate(examples) if not known(example)]
+    if missing:
+        _compute(accelerator, model, [examples[i][1] for i in missing], max_tokens)
+        if accelerator.is_main_process:
+            kept.keep((uuid, _digests(example)) for uuid, example in (examples[i] for i in missing))
+    log.info(
+        "reference: the starting policy; log-probabilities of %d pairs: %d from the pairs, %d kept beside them, %d "
+        "computed now",
+        *(len(examples), given, len(examples) - given - len(missing), len(missing)),
+    )
+
+
+def known(example: Example) -> bool:
+    """Whether both of its reference log-probabilities are finite numbers."""
+    total = example.reference_chosen + example.reference_rejected
+    return total - total == 0
+
+
+def _digests(example: Example) -> dict[str, float]:
+    return {
+        example.chosen.digest(): example.reference_chosen,
+        example.rejected.digest(): example.reference_rejected,
+    }
+
+
+def _compute(accelerator: Accelerator, model: LogProbs, examples: list[Example], max_tokens: int | None) -> None:
+    """By the code path that trains. Each process scores every world-size-th pair; values travel with their index, and
+    each must arrive."""
+    device = accelerator.device
+    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
+    groups = [[examples[i].chosen, examples[i].rejected] for i in mine]
+    model.to(device).eval()
+    budget = hardware.budget(max_tokens, model.policy, device, training=False)
+    with accelerator.autocast():
+        values = score(model, groups, budget)
+    for i, (chosen, rejected) in gather_object(list(zip(mine, values, strict=True))):
+        examples[i].reference_chosen, examples[i].reference_rejected = chosen, rejected
+    if missing := sum(not known(example) for example in examples):
+        raise UserError(f"{missing} pairs have no finite reference log-probability; the weights are likely broken")

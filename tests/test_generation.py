@@ -1,0 +1,140 @@
+"""From prompts to records of samples: what is asked, what is kept, and when a log-probability is that of the text."""
+
+import itertools
+from collections import Counter
+
+import pytest
+from msgspec import structs
+from transformers import AutoTokenizer
+
+from cream import engines
+from cream.chat import Chat
+from cream.engines import Completion, Sampling
+from cream.generation import generate, samples
+from cream.records import Message, Prompt
+
+LENGTHS = (3, 40, 7, 90, 12)  # words of the prompts
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_folder, tiny_tokenizer):
+    engine = engines.load("hf", tiny_folder, tiny_tokenizer, device="cpu", dtype="float32", max_model_len=128)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def prompts():
+    words = [" ".join(["Tom has 28 books."] * 30)[: 4 * length].strip() for length in LENGTHS]
+    return [Prompt(uuid=f"p{i}", messages=[Message("user", text)], extra={"i": i}) for i, text in enumerate(words)]
+
+
+def answered(engine, chat, prompts, max_prompt=60):
+    dropped = Counter()
+    sampling = Sampling(n=8, temperature=1.0, top_p=1.0, max_tokens=3, stop_token_ids=chat.stop_ids)
+    return list(generate(engine, chat, iter(prompts), sampling, max_prompt, dropped)), dropped
+
+
+def whole(chat, messages, text):
+    """Ids of a rendered conversation, tokenised in one piece."""
+    plain = [{"role": m.role, "content": m.content} for m in (*messages, Message("assistant", text))]
+    rendered = chat.tokenizer.apply_chat_template(plain, tokenize=False)
+    return chat.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+def test_every_prompt_that_fits_comes_back_with_its_ids(engine, tiny_chat, prompts):
+    found, dropped = answered(engine, tiny_chat, prompts)
+    fitting = [p for p in prompts if len(tiny_chat.prompt(p.messages)) <= 60]
+    assert 0 < len(fitting) < len(prompts)
+    assert sorted(prompt.uuid for prompt, _, _ in found) == [p.uuid for p in fitting]
+    assert all(ids == tiny_chat.prompt(prompt.messages) and len(answers) == 8 for prompt, ids, answers in found)
+    assert dropped == {"prompt longer than 60 tokens": len(prompts) - len(fitting)}
+
+
+def test_prompts_are_taken_as_the_engine_needs_them(engine, tiny_chat, prompts):
+    taken = itertools.count()
+    endless = (structs.replace(prompts[0], uuid=f"e{next(taken)}") for _ in itertools.repeat(None))
+    sampling = Sampling(n=1, max_tokens=2, stop_token_ids=tiny_chat.stop_ids)
+    stream = generate(engine, tiny_chat, endless, sampling, 60, Counter())
+    assert len(list(itertools.islice(stream, 5))) == 5
+    stream.close()
+    assert next(taken) < 5000
+
+
+def test_a_log_probability_is_kept_where_the_text_is_what_was_sampled(engine, tiny_chat, prompts):
+    kinds = Counter()
+    for prompt, ids, completions in answered(engine, tiny_chat, prompts)[0]:
+        record = samples(tiny_chat, prompt, ids, completions)
+        assert (record.uuid, record.prompt, record.extra) == (prompt.uuid, prompt.messages, prompt.extra)
+        assert record.responses == [c.text for c in completions]
+        assert record.num_tokens == [len(c.token_ids) for c in completions]
+        for completion, logprob in zip(completions, record.logprob, strict=True):
+            again = whole(tiny_chat, prompt.messages, completion.text)
+            if completion.finish_reason == "length":
+                again.pop()  # it ended without its end of turn
+            same = again == ids + completion.token_ids
+            assert logprob == (completion.logprob if same else None)
+            kinds[same] += 1
+    assert len(kinds) == 2, kinds
+
+
+TEMPLATES = {
+    "header": "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}",
+    "trimmed": "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}",
+    "no special token": "{{ bos_token }}{% for m in messages %}{{ 'Q:' if m.role == 'user' }}{{ m.content }}"
+    "{{ ' A:' if m.role == 'user' else '<end>' }}{% endfor %}",
+}
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ANSWERS = ["28.", " 28 ", "", "\n\n28", "<end> 28", "<assistant>28", "2\u03018", "28<|im_end|>", "\u200b🙂"]
+DIALOGUE = [Message("user", "How many?<end>"), Message("assistant", "28."), Message("user", "Sure? <assistant> ")]
+
+
+def check_in_one_piece(chat):
+    """Spans equal those of conversations tokenised whole, with the prompt's ids given or not."""
+    for prompt in (DIALOGUE[:1], DIALOGUE):
+        ids = chat.prompt(prompt)
+        for complete in (True, False):
+            found = chat.answers(prompt, ANSWERS, [complete] * len(ANSWERS))
+            assert found == chat.answers(prompt, ANSWERS, [complete] * len(ANSWERS), ids)
+            for text, tokens in zip(ANSWERS, found, strict=True):
+                row = whole(chat, prompt, text)
+                if row[: len(ids)] != ids:
+                    assert tokens is None
+                    continue
+                end = len(row) - row[::-1].index(chat.end_of_turn) - (not complete)
+                assert (tokens.ids, tokens.spans) == (row[:end], [(len(ids), end)])
+    assert chat.answers(DIALOGUE, [], []) == []
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_answers_are_tokenised_as_in_one_piece(tiny_folder, template):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.chat_template = TEMPLATES[template]
+    check_in_one_piece(Chat(tokenizer))
+
+
+@pytest.mark.parametrize("folder", ["tokenizers/gpt2", "tokenizers/mistral", "models/stories260K"])
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_real_tokenizers_too(shared, folder, template):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "data" / folder)
+    if template:
+        tokenizer.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+        tokenizer.chat_template = template
+    if tokenizer.chat_template:
+        check_in_one_piece(Chat(tokenizer))
+
+
+def test_an_answer_that_spells_a_word_otherwise_has_no_log_probability(shared):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "data/tokenizers/gpt2")
+    tokenizer.add_special_tokens({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+    tokenizer.chat_template = CHATML
+    chat = Chat(tokenizer)
+    prompt = Prompt(uuid="p", messages=DIALOGUE[:1])
+    usual, otherwise = tokenizer("Hello")["input_ids"], tokenizer.convert_tokens_to_ids(["Hel", "lo"])
+    completions = [Completion("Hello", [*ids, chat.end_of_turn], "stop", -1.0) for ids in (usual, otherwise)]
+    assert samples(chat, prompt, chat.prompt(prompt.messages), completions).logprob == [-1.0, None]

@@ -1,0 +1,53 @@
+"""infer.py's sampling as a command: what it takes from a prompts' file, and in what form that file may be."""
+
+import json
+
+import pytest
+
+from cream.records import Samples
+from cream.store import read
+
+COMMAND = "infer.py --device cpu --model tiny --mode sampling --gen_n 2 --gen_max_tokens 8 --max_length 60 --name "
+LONG = 3  # the prompt that does not fit
+
+
+@pytest.fixture(scope="module")
+def world(workspace):
+    prompts = list(workspace.read("localdata/tiny/prompt.1.json").values())[:8]
+    prompts[LONG][0]["content"] *= 20
+    records = [{"uuid": f"q{i}", "messages": messages, "topic": i} for i, messages in enumerate(prompts)]
+    workspace.write("localdata/asked.json", {record["uuid"]: record for record in records})
+    (workspace.folder / "localdata/asked.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return workspace
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_samples_follow_the_prompts(world, limit):
+    """One record for each that fits, in their order, with what else their records hold; the same from either form."""
+    found = {}
+    for form in ("json", "jsonl"):
+        output = f"outputs/{form}-{limit}.{form}"
+        flags = f"localdata/asked.{form} --output_dir {output}" + (f" --limit_size {limit}" if limit else "")
+        done = world.run(COMMAND + flags)
+        kept, asked = (limit or 8) - 1, limit or 8
+        assert f"{kept} prompts, {2 * kept} answers" in done.out
+        assert f"  1 of {asked} prompts dropped: prompt longer than 60 tokens" in done.out
+        assert world.read(output + ".meta.json")["counts"]["out"] == kept
+        found[form] = list(read(world.folder / output, Samples))
+    assert [r.uuid for r in found["json"]] == [f"q{i}" for i in range(limit or 8) if i != LONG]
+    assert [r.extra for r in found["json"]] == [{"topic": i} for i in range(limit or 8) if i != LONG]
+    assert found["json"] == found["jsonl"]
+
+
+def test_a_bad_record_is_found_before_anything_is_spent(world):
+    """Also one that comes after the limit."""
+    lines = (world.folder / "localdata/asked.jsonl").read_text().splitlines()
+    (world.folder / "localdata/doubled.jsonl").write_text("\n".join([*lines, lines[6]]))
+    error = world.refused(COMMAND + "localdata/doubled.jsonl --limit_size 2 --output_dir outputs/doubled.jsonl")
+    assert "uuid 'q6' stands there twice" in error
+
+
+def test_prompts_of_which_none_fits_are_refused(world):
+    flags = "localdata/asked.jsonl --output_dir outputs/none.json --max_length 4"
+    done = world.run((COMMAND + flags).replace("--max_length 60 ", ""), code=2)
+    assert "no prompt is left to answer (dropped: {'prompt longer than 4 tokens': 8})" in done.err
