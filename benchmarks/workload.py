@@ -13,6 +13,8 @@ import argparse
 import json
 import random
 import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +92,22 @@ def save_model(folder: Path, shape: Shape, words: int, seed: int) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a benchmark's main; a mistake of the user's ends in one message and exit code 2."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 # Lengths --------------------------------------------------------------------------------------------------------------

@@ -402,23 +402,26 @@ def test_out_of_memory_halves_the_micro_batches_once(tiny_folder, tiny_chat, tmp
     start = load(tiny_folder)
     stage = sft.Stage() if name == "sft" else dpo.Stage(beta=0.5, tolerance=1e-3)
     examples = sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start)
-    schedule = dataclasses.replace(SCHEDULE, max_tokens=160)
+    schedule = dataclasses.replace(SCHEDULE, max_tokens=100)
+    shapes = [start.shape(stage.group(example)) for example in examples]
+    first = next(global_batches(12, 4, 2, SCHEDULE.seed))
+    assert len(micro_batches([shapes[i] for i in first], 100, 1, 0)) > 1
     undisturbed = trained(tiny_folder, stage, examples, schedule, tmp_path / "undisturbed")
     tried = no_memory_at(monkeypatch, 2)  # the first micro-batch's gradient is there already
     halved = trained(tiny_folder, stage, examples, schedule, tmp_path / "halved")
     moved = (undisturbed - torch.cat([p.detach().flatten() for p in start.parameters()])).norm()
     assert (halved - undisturbed).norm() <= 1e-3 * moved
-    assert max(tried[:2]) > 80 and max(tried[2:]) <= 80
+    assert max(tried[:2]) > 50 and max(tried[2:]) <= max(50, max(shapes)[0])
     (line,) = (record.getMessage() for record in caplog.records if "out of memory" in record.getMessage())
-    assert "160 tokens" in line and "80" in line
+    assert "100 tokens" in line and "50" in line
     for one, other in zip(logged(tmp_path / "halved"), logged(tmp_path / "undisturbed"), strict=True):
         assert (one["loss"], one["grad_norm"]) == pytest.approx((other["loss"], other["grad_norm"]), rel=1e-3)
 
 
 def test_out_of_memory_with_the_half_is_the_users_to_mend(tiny_folder, tiny_chat, tmp_path, monkeypatch):
     no_memory_at(monkeypatch, 2, 5)
-    schedule = dataclasses.replace(SCHEDULE, max_tokens=160)
-    with pytest.raises(UserError, match=r"160 tokens.*80 as well.*--max_tokens_per_batch"):
+    schedule = dataclasses.replace(SCHEDULE, max_tokens=100)
+    with pytest.raises(UserError, match=r"100 tokens.*50 as well.*--max_tokens_per_batch"):
         trained(tiny_folder, sft.Stage(), sft_examples(tiny_chat), schedule, tmp_path / "run")
 
 

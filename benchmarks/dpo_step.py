@@ -1,0 +1,92 @@
+"""DPO: one epoch of our training loop against trl's DPOTrainer, at its defaults and at its best settings.
+
+All train the same pairs from the same weights in the same batches under bfloat16 autocast (trl's default; --bf16 no:
+float32 on all sides). The reference is known beforehand to us and to trl's best settings; trl's defaults compute it.
+
+    python benchmarks/dpo_step.py                          # prompt 120 / answer 150, and 300/150
+    python benchmarks/dpo_step.py --work 120/150 --sizes 8,16,32
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from measure import interleaved, machine, ratio, side, trees
+from peers import DPO_BEST, LR, TRL, preference_rows
+from workload import SHAPES, flags, groups, lengths, parse, run, save_model
+
+from cream import models
+from cream.hardware import keep_pages, matrix_rate
+from cream.logprobs import LogProbs
+from cream.training import dpo
+from cream.training.loop import Schedule, train
+
+BATCH = 8  # pairs a step, trl's default
+
+
+class Ours:
+    """An epoch by cream.training.loop; calling it returns the seconds from the first step to the last."""
+
+    def __init__(self, folder: Path, stage, examples, batch: int, bf16: bool, device: str, max_tokens: int | None):
+        self.model = LogProbs(models.load_policy(folder, torch.float32, torch.device(device)))
+        self.stage, self.examples, self.bf16, self.device = stage, examples, bf16, device
+        self.schedule = Schedule(batch_size=batch, max_tokens=max_tokens, lr=LR, log_every=1000)
+
+    def __call__(self) -> float:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # it keeps one precision for the whole process
+        accelerator = Accelerator(cpu=self.device == "cpu", mixed_precision="bf16" if self.bf16 else "no")
+        ended = []
+        with tempfile.TemporaryDirectory() as run_folder:
+            start = time.perf_counter()
+            save = lambda model, step: ended.append(time.perf_counter())  # noqa: E731
+            train(accelerator, self.model, self.stage, self.examples, self.schedule, Path(run_folder), save)
+        return ended[0] - start
+
+
+def main() -> None:
+    parser = flags(__doc__, "120/150,300/150", 16)
+    parser.add_argument("--bf16", default="yes", choices=("yes", "no"), help="autocast of all sides (default: yes)")
+    parser.add_argument("--max_tokens_per_batch", default=None, type=int, help="ours (default: as train.py's)")
+    args = parse(parser)
+    shape, device, bf16 = SHAPES[args.shape], torch.device(args.device), args.bf16 == "yes"
+    keep_pages()
+    rate = matrix_rate(device, torch.bfloat16 if bf16 else torch.float32, 2048)
+    print(machine())
+    lines = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = save_model(Path(name), shape, args.words, args.seed)
+        for work in args.work:
+            for size in args.sizes:
+                made = groups(lengths(work, size, 2, args.spread, args.seed), args.words, args.seed)
+                pairs = [(chosen, rejected) for chosen, rejected in made]
+                examples = [dpo.Example(chosen, rejected, 1.0, 0.0, 0.0) for chosen, rejected in pairs]
+                stage = dpo.Stage(0.1, tolerance=float("inf"))  # the reference is no model's: its values cost nothing
+                rows, common = preference_rows(pairs), {"max_length": 4096, "bf16": bf16}
+                sides = {
+                    "trl, defaults": TRL(folder, args.words, args.device, rows, "DPO", **common),
+                    "trl, best settings": TRL(folder, args.words, args.device, rows, "DPO", **DPO_BEST | common),
+                    "ours": Ours(folder, stage, examples, BATCH, bf16, args.device, args.max_tokens_per_batch),
+                }
+                seconds = interleaved(sides, args.rounds)
+                print(f"\n{work}: {size} pairs, steps of {BATCH}, {'bfloat16 autocast' if bf16 else 'float32'}")
+                counted = {
+                    # forward, backward, recomputed forward, reference forward
+                    "trl, defaults": sides["trl, defaults"].layout.operations(shape, args.words, 5),
+                    "trl, best settings": sides["trl, best settings"].layout.operations(shape, args.words, 3),
+                    "ours": trees(made).operations(shape, args.words, 3),
+                }
+                for which in sides:
+                    side(which, seconds[which], counted[which], rate)
+                suffix = "" if work == "120/150" else "_" + work.replace("/", "_")
+                for peer, short in (("trl, defaults", "default"), ("trl, best settings", "best")):
+                    ceiling = counted[peer] / counted["ours"]
+                    lines += ratio(f"dpo{suffix}_vs_trl_{short}", seconds[peer], seconds["ours"], ceiling)
+    print("", *lines, sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,120 @@
+"""Measuring two sides of a comparison in turn, and what to hold the result against.
+
+A ratio is the median over rounds of peer's seconds / ours in the same round, so that a machine that slows down slows
+both. Its ceiling is the ratio of counted operations: what a procedure's layout makes a matrix unit do at least. The
+physical limit of a side is its operations / the machine's measured rate of matrix products.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cream.chat import Tokens  # noqa: E402
+
+
+def machine() -> str:
+    """The processor (and GPU), threads and versions, in one line."""
+    named = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    where = f"{named[0] if named else platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        where += f", {torch.cuda.get_device_name()}"
+    return f"{where}; Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side in each round, the sides in turn, after one round that is not counted.
+
+    A side that returns a number has measured itself: that many seconds are taken.
+    """
+    seconds = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            own = side()
+            took = own if isinstance(own, float) else time.perf_counter() - start
+            if number:
+                seconds[name].append(took)
+    return seconds
+
+
+def ratio(name: str, peer: list[float], ours: list[float], ceiling: float | None = None) -> list[str]:
+    """Prints the ratio with its spread, and its ceiling; returns the lines that are to stand last."""
+    ratios = sorted(p / o for p, o in zip(peer, ours, strict=True))
+    middle = statistics.median(ratios)
+    print(f"{name}: {middle:.2f} times as fast, {ratios[0]:.2f} to {ratios[-1]:.2f} over {len(ratios)} rounds")
+    lines = [f"ratio {name} {middle:.3f}"]
+    if ceiling is not None:
+        print(f"  ceiling by counted operations {ceiling:.2f}: {100 * middle / ceiling:.0f} % of it")
+        lines.append(f"ratio {name}_of_ceiling {middle / ceiling:.3f}")
+    return lines
+
+
+def side(name: str, seconds: list[float], operations: float, rate: float) -> None:
+    """Prints a side's seconds beside what its operations take at the machine's rate."""
+    middle, best = statistics.median(seconds), operations / rate
+    print(
+        f"  {name:20} {middle:8.2f} s ({min(seconds):.2f} to {max(seconds):.2f}); {operations / 1e9:.0f} G operations, "
+        f"{best:.2f} s at {rate / 1e9:.0f} G/s"
+    )
+
+
+# Counting -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a procedure lays out: tokens in the layers, positions at which the head runs, (query, key) pairs that see
+    each other. Peers are counted with their padding, as causal attention over the rectangle; ours without any."""
+
+    tokens: int = 0
+    head: int = 0
+    pairs: int = 0
+
+    def __add__(self, other: Layout) -> Layout:
+        return Layout(self.tokens + other.tokens, self.head + other.head, self.pairs + other.pairs)
+
+    def operations(self, shape, words: int, passes: float = 1) -> float:
+        """Floating-point operations of `passes` forward passes (a backward pass counts as two), two a multiply-add.
+
+        A token: 4 h^2 + 3 h f weights a layer; a head position: h V; a pair: 2 h a layer (scores and values).
+        """
+        weights = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.inner)
+        attention = shape.layers * 2 * shape.hidden
+        return 2.0 * passes * (self.tokens * weights + self.head * shape.hidden * words + self.pairs * attention)
+
+
+def rectangle(rows: int, width: int) -> Layout:
+    """Padded rows with the head at every position."""
+    return Layout(rows * width, rows * width, rows * width * (width + 1) // 2)
+
+
+def documents(position_ids: torch.Tensor) -> Layout:
+    """Packed rows (B, T), by positions that start anew with each document; the head at every position."""
+    return Layout(position_ids.numel(), position_ids.numel(), int((position_ids + 1).sum()))
+
+
+def trees(groups: Iterable[list[Tokens]]) -> Layout:
+    """Each prompt once; the head where an answer's token is predicted."""
+    total = Layout()
+    for group in groups:
+        prompt = group[0].spans[0][0] if len(group) > 1 else 0
+        own = [len(row) - prompt for row in group]
+        pairs = prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in own)
+        total += Layout(prompt + sum(own), sum(row.num_answer_tokens for row in group), pairs)
+    return total

@@ -1,0 +1,60 @@
+"""SFT on whole conversations: one epoch of our training loop against trl's SFTTrainer at its best settings, packing.
+
+Conversations of OASST lengths, trained on every answer; one optimiser step over all of them on both sides, the same
+weights, bfloat16 autocast (--bf16 no: float32 on both sides). trl's packed rows keep conversations apart by their
+positions, as ours do by trees.
+
+    python benchmarks/sft_step.py
+    python benchmarks/sft_step.py --sizes 32,64,128
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from dpo_step import Ours
+from measure import interleaved, machine, ratio, side, trees
+from peers import SFT_BEST, TRL, conversation_rows
+from workload import SHAPES, conversations, flags, parse, run, save_model
+
+from cream.hardware import keep_pages, matrix_rate
+from cream.training import sft
+
+LONGEST = 1024  # tokens of a conversation, and of a row that trl packs
+
+
+def main() -> None:
+    parser = flags(__doc__, "oasst", 32)
+    parser.add_argument("--bf16", default="yes", choices=("yes", "no"), help="autocast of both sides (default: yes)")
+    parser.add_argument("--max_tokens_per_batch", default=None, type=int, help="ours (default: as train.py's)")
+    args = parse(parser)
+    shape, device, bf16 = SHAPES[args.shape], torch.device(args.device), args.bf16 == "yes"
+    keep_pages()
+    rate = matrix_rate(device, torch.bfloat16 if bf16 else torch.float32, 2048)
+    print(machine())
+    lines = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = save_model(Path(name), shape, args.words, args.seed)
+        for work in args.work:
+            for size in args.sizes:
+                made = conversations(work, size, LONGEST, args.words, args)
+                settings = SFT_BEST | {"bf16": bf16, "max_length": LONGEST, "gradient_accumulation_steps": size}
+                sides = {
+                    "trl, best settings": TRL(
+                        folder, args.words, args.device, conversation_rows(made), "SFT", **settings
+                    ),
+                    "ours": Ours(folder, sft.Stage(), made, size, bf16, args.device, args.max_tokens_per_batch),
+                }
+                seconds = interleaved(sides, args.rounds)
+                print(f"\n{work}: {size} conversations, {sum(map(len, made))} tokens, one step")
+                theirs = sides["trl, best settings"].layout.operations(shape, args.words, 3)
+                ours = trees([row] for row in made).operations(shape, args.words, 3)
+                side("trl, best settings", seconds["trl, best settings"], theirs, rate)
+                side("ours", seconds["ours"], ours, rate)
+                suffix = "" if work == "oasst" else "_" + work.replace("/", "_")
+                lines += ratio(f"sft{suffix}_vs_trl_best", *seconds.values(), theirs / ours)
+    print("", *lines, sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)
