@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import torch
-from measure import interleaved, machine, ratio, side, trees
+from measure import interleaved, machine, ratio, side, trees, used_memory
 from peers import DPO_BEST, LR, TRL, preference_rows
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
 from cream import models
-from cream.hardware import keep_pages, matrix_rate
+from cream.hardware import matrix_rate
 from cream.logprobs import LogProbs
 from cream.training import dpo
 from cream.training.loop import Schedule, train
@@ -26,12 +26,16 @@ BATCH = 8  # pairs a step, trl's default
 
 
 class Ours:
-    """An epoch by cream.training.loop; calling it returns the seconds from the first step to the last."""
+    """An epoch by cream.training.loop; calling it returns the seconds from the first step to the last.
+
+    `loaded` is the bytes in use when it began.
+    """
 
     def __init__(self, folder: Path, stage, examples, batch: int, bf16: bool, device: str, max_tokens: int | None):
         self.model = LogProbs(models.load_policy(folder, torch.float32, torch.device(device)))
         self.stage, self.examples, self.bf16, self.device = stage, examples, bf16, device
         self.schedule = Schedule(batch_size=batch, max_tokens=max_tokens, lr=LR, log_every=1000)
+        self.loaded = 0
 
     def __call__(self) -> float:
         from accelerate import Accelerator
@@ -40,6 +44,7 @@ class Ours:
         AcceleratorState._reset_state(reset_partial_state=True)  # it keeps one precision for the whole process
         accelerator = Accelerator(cpu=self.device == "cpu", mixed_precision="bf16" if self.bf16 else "no")
         ended = []
+        self.loaded = used_memory(self.device)
         with tempfile.TemporaryDirectory() as run_folder:
             start = time.perf_counter()
             save = lambda model, step: ended.append(time.perf_counter())  # noqa: E731
@@ -53,7 +58,6 @@ def main() -> None:
     parser.add_argument("--max_tokens_per_batch", default=None, type=int, help="ours (default: as train.py's)")
     args = parse(parser)
     shape, device, bf16 = SHAPES[args.shape], torch.device(args.device), args.bf16 == "yes"
-    keep_pages()
     rate = matrix_rate(device, torch.bfloat16 if bf16 else torch.float32, 2048)
     print(machine())
     lines = []
@@ -74,9 +78,9 @@ def main() -> None:
                 seconds = interleaved(sides, args.rounds)
                 print(f"\n{work}: {size} pairs, steps of {BATCH}, {'bfloat16 autocast' if bf16 else 'float32'}")
                 counted = {
-                    # forward, backward, recomputed forward, reference forward
+                    # forward, backward, recomputed forward (trl's head always does), reference forward
                     "trl, defaults": sides["trl, defaults"].layout.operations(shape, args.words, 5),
-                    "trl, best settings": sides["trl, best settings"].layout.operations(shape, args.words, 3),
+                    "trl, best settings": sides["trl, best settings"].layout.operations(shape, args.words, 3, head=4),
                     "ours": trees(made).operations(shape, args.words, 3),
                 }
                 for which in sides:

@@ -18,7 +18,7 @@ from peers import TRAINED, released_batches, released_dpo, released_layout, rele
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
 from cream import models
-from cream.hardware import Budget, keep_pages, matrix_rate
+from cream.hardware import Budget, matrix_rate
 from cream.logprobs import LogProbs, score
 from cream.training import dpo
 
@@ -28,7 +28,6 @@ def main() -> None:
     parser.add_argument("--answers", default=5, type=int, help="N, answers to a prompt (default: 5)")
     args = parse(parser)
     shape, device = SHAPES[args.shape], torch.device(args.device)
-    keep_pages()
     rate = matrix_rate(device, torch.float32, 2048)
     print(machine())
     lines = []

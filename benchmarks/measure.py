@@ -7,6 +7,7 @@ physical limit of a side is its operations / the machine's measured rate of matr
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
@@ -16,11 +17,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cream.chat import Tokens  # noqa: E402
+from cream.hardware import keep_pages  # noqa: E402
+
+OURS = ("ours", "trees")
 
 
 def machine() -> str:
@@ -40,17 +45,27 @@ def _cpuinfo() -> list[str]:
 def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each side in each round, the sides in turn, after one round that is not counted.
 
-    A side that returns a number has measured itself: that many seconds are taken.
+    A side that returns a number has measured itself: that many seconds are taken. Ours keep their memory pages, as the
+    stages do; the peers have glibc's own way with them.
     """
     seconds = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():
+            (keep_pages if name in OURS else give_pages_back)()
             start = time.perf_counter()
             own = side()
             took = own if isinstance(own, float) else time.perf_counter() - start
             if number:
                 seconds[name].append(took)
     return seconds
+
+
+def give_pages_back() -> None:
+    """Undo `keep_pages`: glibc's limits as they are once large blocks have come and gone (mallopt(3))."""
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+    libc.mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
+    libc.malloc_trim(0)
 
 
 def ratio(name: str, peer: list[float], ours: list[float], ceiling: float | None = None) -> list[str]:
@@ -63,6 +78,11 @@ def ratio(name: str, peer: list[float], ours: list[float], ceiling: float | None
         print(f"  ceiling by counted operations {ceiling:.2f}: {100 * middle / ceiling:.0f} % of it")
         lines.append(f"ratio {name}_of_ceiling {middle / ceiling:.3f}")
     return lines
+
+
+def used_memory(device: str) -> int:
+    """Bytes in use now: allocated on a GPU, resident of this process on the CPU."""
+    return torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
 
 
 def side(name: str, seconds: list[float], operations: float, rate: float) -> None:
@@ -89,24 +109,27 @@ class Layout:
     def __add__(self, other: Layout) -> Layout:
         return Layout(self.tokens + other.tokens, self.head + other.head, self.pairs + other.pairs)
 
-    def operations(self, shape, words: int, passes: float = 1) -> float:
-        """Floating-point operations of `passes` forward passes (a backward pass counts as two), two a multiply-add.
+    def operations(self, shape, words: int, passes: float = 1, head: float | None = None) -> float:
+        """Floating-point operations of `passes` forward passes (a backward pass counts as two), two a multiply-add;
+        `head` passes of the head, if those are not as many.
 
         A token: 4 h^2 + 3 h f weights a layer; a head position: h V; a pair: 2 h a layer (scores and values).
         """
         weights = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.inner)
         attention = shape.layers * 2 * shape.hidden
-        return 2.0 * passes * (self.tokens * weights + self.head * shape.hidden * words + self.pairs * attention)
+        layers = passes * (self.tokens * weights + self.pairs * attention)
+        return 2.0 * (layers + (passes if head is None else head) * self.head * shape.hidden * words)
 
 
-def rectangle(rows: int, width: int) -> Layout:
-    """Padded rows with the head at every position."""
-    return Layout(rows * width, rows * width, rows * width * (width + 1) // 2)
+def rectangle(rows: int, width: int, head: int | None = None) -> Layout:
+    """Padded rows; the head at `head` positions, by default at all."""
+    return Layout(rows * width, rows * width if head is None else head, rows * width * (width + 1) // 2)
 
 
-def documents(position_ids: torch.Tensor) -> Layout:
-    """Packed rows (B, T), by positions that start anew with each document; the head at every position."""
-    return Layout(position_ids.numel(), position_ids.numel(), int((position_ids + 1).sum()))
+def documents(position_ids: torch.Tensor, head: int | None = None) -> Layout:
+    """Packed rows (B, T), by positions that start anew with each document; the head as above."""
+    tokens = position_ids.numel()
+    return Layout(tokens, tokens if head is None else head, int((position_ids + 1).sum()))
 
 
 def trees(groups: Iterable[list[Tokens]]) -> Layout:

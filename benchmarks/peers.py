@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import Layout, documents, rectangle
+from measure import Layout, documents, rectangle, used_memory
 
 from cream.chat import Tokens
 
@@ -85,33 +85,36 @@ DPO_BEST = {
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 8,
 }
-SFT_BEST = {"packing": True, "gradient_checkpointing": False, "per_device_train_batch_size": 1}
+# Of the two that were fastest the benchmark takes the faster. A batch of one has no padding and needs no mask; packed
+# rows need a dense one, which keeps their conversations apart (transformers makes it of the positions).
+SFT_BEST = {"gradient_checkpointing": False, "per_device_train_batch_size": 1}
 
 
 class TRL:
     """One epoch of a trl trainer on the model in `folder`; calling it trains afresh and returns the seconds.
 
     From its start of training to its end: its data preparation and, where its settings have one, its precomputed
-    reference pass are not counted. `layout` is what its last run laid out, by the shapes of its batches.
+    reference pass are not counted. `layout` is what its last run laid out, by the shapes of its batches; `loaded` the
+    bytes in use when it began.
     """
 
     def __init__(self, folder: Path, words: int, device: str, rows: list[dict], kind: str, **settings):
         self.folder, self.words, self.device, self.rows, self.kind = folder, words, device, rows, kind
         self.settings = settings
-        self.layout = Layout()
+        self.layout, self.loaded = Layout(), 0
 
     def __call__(self) -> float:
         import trl
         from accelerate.state import AcceleratorState
         from datasets import Dataset
-        from transformers import AutoModelForCausalLM, TrainerCallback
+        from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
         AcceleratorState._reset_state(reset_partial_state=True)  # it keeps one precision for the whole process
         clock = []
 
         class Clock(TrainerCallback):
             def on_train_begin(_, *args, **more):
-                self.layout = Layout()
+                self.layout, self.loaded = Layout(), used_memory(self.device)
                 clock.append(time.perf_counter())
 
             def on_train_end(_, *args, **more):
@@ -130,6 +133,7 @@ class TRL:
                 processing_class=number_tokenizer(self.words),
                 callbacks=[Clock()],
             )
+            made.remove_callback(PrinterCallback)
             made.data_collator = self._watched(made.data_collator)
             made.train()
         return clock[1] - clock[0]
@@ -137,9 +141,14 @@ class TRL:
     def _watched(self, collate: Callable) -> Callable:
         def watched(rows):
             batch = collate(rows)
-            self.layout += (
-                documents(batch["position_ids"]) if "position_ids" in batch else rectangle(*batch["input_ids"].shape)
-            )
+            head = None  # trl's fused head runs at every position on a CPU, at the trained ones on a GPU
+            if self.device == "cuda":
+                trained = batch["completion_mask"] if "completion_mask" in batch else batch["labels"] != -100
+                head = int(trained.sum())
+            if "position_ids" in batch:
+                self.layout += documents(batch["position_ids"], head)
+            else:
+                self.layout += rectangle(*batch["input_ids"].shape, head)
             return batch
 
         return watched

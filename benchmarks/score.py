@@ -14,7 +14,7 @@ from peers import released_batches, released_layout, released_score
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
 from cream import models
-from cream.hardware import Budget, keep_pages, matrix_rate
+from cream.hardware import Budget, matrix_rate
 from cream.logprobs import LogProbs, score
 
 
@@ -25,7 +25,6 @@ def main() -> None:
     args = parse(parser)
     shape, device = SHAPES[args.shape], torch.device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    keep_pages()
     rate = matrix_rate(device, dtype, 2048)
     print(machine())
     lines = []

@@ -11,6 +11,7 @@ oasst and gsm8k are counted with Mistral's tokenizer and chat template and need 
 
 import argparse
 import json
+import os
 import random
 import sys
 import warnings
@@ -71,7 +72,12 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if (args.prompt_len is None) != (args.answer_len is None):
         parser.error("--prompt_len and --answer_len go together")
     args.work = [f"{args.prompt_len}/{args.answer_len}"] if args.prompt_len else args.work.split(",")
-    args.sizes = [int(size) for size in args.sizes.split(",")]
+    try:
+        args.sizes = [int(size) for size in args.sizes.split(",")]
+    except ValueError:
+        parser.error(f"--sizes {args.sizes}: expected numbers with commas between")
+    if min(*args.sizes, args.rounds) < 1 or not 0 <= args.spread < 1:
+        parser.error("--sizes and --rounds are at least 1, --spread is from 0 to below 1")
     return args
 
 
@@ -100,6 +106,7 @@ def run(main: Callable[[], None]) -> None:
     import transformers
 
     warnings.filterwarnings("ignore")
+    os.environ["TQDM_DISABLE"] = "1"  # trl reads it
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()

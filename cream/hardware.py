@@ -12,7 +12,8 @@ from cream.errors import UserError
 
 log = logging.getLogger("cream")
 
-MOST = {"cpu": 4096, "cuda": 65536}  # tokens a batch: beyond, a larger one is no faster
+# Tokens of a batch when scoring, and when training: beyond, a larger one is no faster and only takes more memory.
+MOST = {"cpu": (4096, 512), "cuda": (65536, 65536)}
 LEAST = 512
 SHARE = 0.6  # of the free memory
 
@@ -63,7 +64,7 @@ def budget(given: int | None, model, device: torch.device, *, training: bool, re
     if training:  # gradients and AdamW's two moments come on top of the weights
         free -= 3 * size * sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokens = int(SHARE * free / (numbers * size)) // 256 * 256
-    chosen = Budget(min(MOST[device.type], max(LEAST, tokens)))
+    chosen = Budget(min(MOST[device.type][training], max(LEAST, tokens)))
     log.info("at most %d tokens a batch (%.1f GB of memory are free)", chosen.tokens, free / 1e9)
     return chosen
 

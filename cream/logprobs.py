@@ -18,8 +18,10 @@ from cream.hardware import Budget
 
 log = logging.getLogger("cream")
 
-CHUNK = {"cpu": 1 << 22, "cuda": 1 << 27}  # logits computed at a time without gradient: what the device does fastest
-KEEP = {"cpu": 1 << 27, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them it computes again
+CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits computed at a time without gradient
+LEAST_ROWS = 512  # tokens at a time, whatever the vocabulary: with fewer the head's matrix product is slow
+SLICE = {"cpu": 1 << 20, "cuda": 1 << 26}  # logits that stay in the cache while one operation follows another
+KEEP = {"cpu": 1 << 25, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them it computes again
 
 
 class LogProbs(torch.nn.Module):
@@ -92,8 +94,8 @@ def _head(head, config, hidden: torch.Tensor, target: torch.Tensor) -> torch.Ten
     again = training and len(target) * words > KEEP[device]
     size = CHUNK[device]
     if training:  # every chunk adds to the head's whole gradient: fewer are better
-        size = KEEP[device] // 4 if again else KEEP[device]
-    rows = max(1, size // words)
+        size = KEEP[device]
+    rows = max(LEAST_ROWS, size // words)
     parts = zip(hidden.split(rows), target.split(rows), strict=True)
     return torch.cat([checkpoint(chunk, h, t, use_reentrant=False) if again else chunk(h, t) for h, t in parts])
 
@@ -126,7 +128,7 @@ class TokenLogProb(torch.autograd.Function):
 
 def _slices(logits: torch.Tensor, *others: torch.Tensor):
     """Their rows in runs that stay in the cache: what is done to them element by element needs no large temporary."""
-    rows = max(1, CHUNK[logits.device.type] // logits.shape[1])
+    rows = max(1, SLICE[logits.device.type] // logits.shape[1])
     return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
 
 

@@ -44,6 +44,7 @@ class Scores:
         self.path, self.source = path, source
         self._hashes, self._offsets = array("Q"), array("Q")
         self._file = None
+        self._refused = False
         if path.exists():
             self._file = open(path, "rb")
             self._index()
@@ -84,13 +85,18 @@ class Scores:
         data = b"".join(
             msgspec.json.encode(Line(uuid, self.source, values)) + b"\n" for uuid, values in found if values
         )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            end = file.seek(0, os.SEEK_END)
-            if end and not _ends_line(file, end):  # another process was killed within a line
-                data = b"\n" + data
-            file.write(data)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                end = file.seek(0, os.SEEK_END)
+                if end and not _ends_line(file, end):  # another process was killed within a line
+                    data = b"\n" + data
+                file.write(data)
+        except OSError as error:  # what was computed is in its output all the same
+            if not self._refused:
+                log.warning("%s: scores are not kept, a later pass computes them again: %s", self.path, error.strerror)
+            self._refused = True
 
 
 def _hash(uuid: str) -> int:

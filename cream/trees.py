@@ -213,7 +213,7 @@ def _capped(query, key, value, mask: torch.Tensor, scaling: float | None, softca
     return scores.float().masked_fill(~mask, hidden).softmax(dim=3).to(value.dtype) @ value
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _seen(q: int, k: int, window: int | None, device: torch.device) -> torch.Tensor:
     """(Q, K) bool: token i of the last q sees token j of all k."""
     i, j = torch.arange(k - q, k, device=device)[:, None], torch.arange(k, device=device)

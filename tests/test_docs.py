@@ -62,7 +62,11 @@ def readme_commands() -> list[str]:
 
 DOCUMENTED = {c for page in PAGES for c in commands(page.read_text()) if c.startswith("python ")}
 STAGE_COMMANDS = sorted(c for c in DOCUMENTED if "/" not in c.split()[1])
-TOOLS = ("benchmarks/study.py", "benchmarks/engine_agreement.py", "scripts/make_tiny.py")
+BENCHMARKS = ("score", "dpo_step", "sft_step", "iteration", "memory", "sampling", "consistency")
+TOOLS = (
+    *(f"benchmarks/{name}.py" for name in BENCHMARKS),
+    *("benchmarks/study.py", "benchmarks/engine_agreement.py", "scripts/make_tiny.py"),
+)
 
 
 @pytest.mark.parametrize("command", STAGE_COMMANDS)
@@ -81,9 +85,12 @@ def test_the_documentation_names_no_flag_that_no_script_has(capsys):
         with pytest.raises(SystemExit):
             import_module(script.removesuffix(".py")).main(["--help"])
         known |= set(re.findall(r"--?[a-z]\w*", capsys.readouterr().out))
-    for tool in TOOLS:
-        shown = subprocess.run([sys.executable, REPO / tool, "--help"], capture_output=True, text=True, check=True)
-        known |= set(re.findall(r"--[a-z]\w*", shown.stdout))
+    asked = [
+        subprocess.Popen([sys.executable, REPO / tool, "--help"], stdout=subprocess.PIPE, text=True) for tool in TOOLS
+    ]
+    for tool in asked:
+        known |= set(re.findall(r"--[a-z]\w*", tool.communicate()[0]))
+        assert tool.returncode == 0, tool.args
     named = {flag for page in PAGES for flag in re.findall(r"(?<![\w-])--[a-z]\w*", page.read_text())}
     assert named and named <= known
 
@@ -274,6 +281,7 @@ def test_what_stages_write_is_what_the_formats_page_shows(workspace, readme_run)
     evaluation = workspace.folder / "outputs/evaluation/tiny_m2-tiny_test"
     written = {
         "pairs.json.meta.json": workspace.folder / "outputs/round1/pairs.json.meta.json",
+        "scores.jsonl": workspace.folder / "outputs/round1/samples.scores.jsonl",
         "summary.json": evaluation / "summary.json",
         "run/args.json": run / "args.json",
         "run/log.jsonl": run / "log.jsonl",

@@ -136,7 +136,7 @@ def test_the_softmax_is_in_float32_whatever_the_weights(policy):
 @pytest.mark.parametrize("impossible", [False, True], ids=["", "words that cannot be"])
 def test_value_and_gradient_equal_those_of_cross_entropy(monkeypatch, dtype, impossible, rows):
     """Taken so many rows at a time."""
-    monkeypatch.setitem(logprobs.CHUNK, "cpu", rows * VOCAB)
+    monkeypatch.setitem(logprobs.SLICE, "cpu", rows * VOCAB)
     torch.manual_seed(0)
     logits = (5 * torch.randn(40, VOCAB)).to(dtype)
     target, weight = torch.randint(VOCAB, (40,)), torch.randn(40)
@@ -201,6 +201,7 @@ def test_chunks_change_no_value_and_no_gradient(policy, monkeypatch, cap, scale)
     values, gradient, once, most = run()
     assert once == [scored] and most == scored * vocabulary
     monkeypatch.setitem(logprobs.CHUNK, "cpu", 4 * vocabulary)
+    monkeypatch.setattr(logprobs, "LEAST_ROWS", 1)
     passes.clear()
     with torch.no_grad(), LargestLogits(head.weight) as largest:
         torch.testing.assert_close(model(batch), values, atol=1e-6, rtol=1e-6)

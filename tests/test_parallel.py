@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 STEPS, BATCH = 20, 8
 RECORDS = STEPS * BATCH - 5  # the last step is short: one process has three examples there, the other none
 COMMON = "--model tiny --lr 3e-4 --save_dtype float32 --show_example no --bf16 no --limit_size " + str(RECORDS)
-COMMON += " --max_tokens_per_batch 250"  # several micro-batches a step
+COMMON += " --max_tokens_per_batch 110"  # several micro-batches a step in each process
 LORA = "--lora yes --lora_r 8 --lora_alpha 16 --lora_dropout 0"  # dropout draws from one stream per process
 STAGES = {
     "sft": f"{COMMON} --name tiny_sft",

@@ -99,11 +99,13 @@ def test_two_processes_add_to_a_file_at_once(tmp_path, repo):
     path = tmp_path / "x.scores.jsonl"
     adding = (
         "import sys; from pathlib import Path; from cream.scores import Scores, Source\n"
+        "path, me, other = sys.argv[1:]; Path(path + me).touch()\n"
+        "while not Path(path + other).exists(): pass\n"  # both begin together
         "kept = Scores(Path(sys.argv[1]), Source('c0ffee', 'float32', 'cpu'))\n"
         "for i in range(150):\n"
         "    kept.keep([(f'{sys.argv[2]}{i}', {f'{d:016x}': -float(i) for d in range(300)})])\n"
     )
-    started = [subprocess.Popen([sys.executable, "-c", adding, str(path), who], cwd=repo) for who in "ab"]
+    started = [subprocess.Popen([sys.executable, "-c", adding, str(path), *who], cwd=repo) for who in ("ab", "ba")]
     assert [process.wait() for process in started] == [0, 0]
     lines = path.read_bytes().splitlines()
     writers = [json.loads(line)["uuid"][0] for line in lines]

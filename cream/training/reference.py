@@ -6,10 +6,11 @@ scored as training would score them. What is missing is looked up beside the pai
 
 import logging
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from cream import hardware
 from cream.errors import UserError
@@ -44,11 +45,12 @@ def fill(
     """Set the reference of the (uuid, example)s that have none yet. `pairs` is the file that they come from."""
     given = sum(known(example) for _, example in examples)
     kept = Scores(beside(pairs), source)
-    for uuid, example in examples:
+    # The first process's look at the file holds for all: another job may add to it in between.
+    found = [[kept.find(uuid) for uuid, _ in examples] if accelerator.is_main_process else None]
+    for (_, example), values in zip(examples, broadcast_object_list(found)[0], strict=True):
         if not known(example):
-            found = kept.find(uuid)
-            example.reference_chosen = found.get(example.chosen.digest(), float("nan"))
-            example.reference_rejected = found.get(example.rejected.digest(), float("nan"))
+            example.reference_chosen = values.get(example.chosen.digest(), nan)
+            example.reference_rejected = values.get(example.rejected.digest(), nan)
     missing = [i for i, (_, example) in enumerate(examples) if not known(example)]
     if missing:
         _compute(accelerator, model, [examples[i][1] for i in missing], max_tokens)

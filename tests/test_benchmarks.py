@@ -1,0 +1,186 @@
+"""The benchmarks: that both sides do the same work, what is counted, and that each runs and prints its ratios."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import measure  # noqa: E402
+import peers  # noqa: E402
+import workload  # noqa: E402
+
+from cream import models  # noqa: E402
+from cream.chat import Tokens  # noqa: E402
+from cream.errors import UserError  # noqa: E402
+from cream.hardware import Budget  # noqa: E402
+from cream.logprobs import LogProbs, score  # noqa: E402
+from cream.training import dpo  # noqa: E402
+
+WORDS = 300
+PROMPT, ANSWERS = [7, 8, 9], ([4, 2], [5, 6, 2])
+GROUP = [Tokens(PROMPT + answer, [(3, 3 + len(answer))]) for answer in ANSWERS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The tiny shape with random weights."""
+    return workload.save_model(tmp_path_factory.mktemp("llama"), workload.SHAPES["tiny"], WORDS, seed=0)
+
+
+# Counting -------------------------------------------------------------------------------------------------------------
+
+
+def test_trees_count_a_prompt_once_and_the_head_on_answers_only():
+    # prompt 3 tokens: 1 + 2 + 3 pairs; answers of 2 and 3 tokens see it whole, and 1 + 2 and 1 + 2 + 3 of themselves
+    assert measure.trees([GROUP]) == measure.Layout(tokens=8, head=5, pairs=6 + (6 + 3) + (9 + 6))
+
+
+def test_peers_are_counted_with_their_padding():
+    assert peers.released_layout([GROUP]) == measure.Layout(tokens=12, head=12, pairs=2 * 21)
+    packed = torch.tensor([[0, 1, 2, 0, 1]])
+    assert measure.documents(packed) == measure.Layout(tokens=5, head=5, pairs=6 + 3)
+
+
+def test_operations_of_a_layout_by_hand():
+    shape = workload.Shape(hidden=4, layers=2, heads=1, inner=8)
+    layout = measure.Layout(tokens=3, head=2, pairs=6)
+    layers, head = 2 * (3 * 2 * (4 * 16 + 3 * 4 * 8) + 6 * 2 * 2 * 4), 2 * 2 * 4 * 10
+    assert layout.operations(shape, words=10) == layers + head
+    assert layout.operations(shape, words=10, passes=3, head=4) == 3 * layers + 4 * head
+
+
+def test_operations_are_those_that_torch_counts(folder):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape, model = workload.SHAPES["tiny"], models.load_policy(folder, torch.float32, torch.device("cpu"))
+    model.set_attn_implementation("eager")  # which multiplies the whole square
+    rows, width = 2, 12
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.ones(rows, width, dtype=torch.int64), use_cache=False)
+    square = measure.Layout(rows * width, rows * width, rows * width**2)
+    assert square.operations(shape, WORDS) == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+# The work of the two sides --------------------------------------------------------------------------------------------
+
+
+def test_the_released_procedure_and_trees_give_the_same_scores(folder):
+    groups = workload.groups(workload.lengths("20/12", 5, 3, 0.5, seed=0), WORDS, seed=0)
+    plain, policy = (models.load_policy(folder, torch.float32, torch.device("cpu")) for _ in range(2))
+    batches = peers.released_batches(groups)
+    assert [len(batch) for batch in batches] == [6, 6, 3]
+    scored = {}
+    for batch in batches:
+        values = peers.released_score(plain, [batch]).tolist()
+        scored |= {tuple(row.ids): value for row, value in zip(batch, values, strict=True)}
+    ours = score(LogProbs(policy), groups, Budget(200))
+    assert ours == [pytest.approx([scored[tuple(row.ids)] for row in group], abs=1e-3) for group in groups]
+
+
+def test_trl_reads_the_very_tokens():
+    tokenizer = peers.number_tokenizer(WORDS)
+    groups = workload.groups([(20, [9, 5])], WORDS, seed=1)
+    (row,) = peers.preference_rows([tuple(groups[0])])
+    for which, tokens in zip(("chosen", "rejected"), groups[0], strict=True):
+        assert tokenizer(row["prompt"] + row[which]).input_ids == tokens.ids
+
+
+@pytest.mark.slow
+def test_an_epoch_of_each_dpo_side_runs_on_the_same_pairs(folder):
+    from dpo_step import Ours
+
+    pairs = [tuple(group) for group in workload.groups(workload.lengths("20/12", 8, 2, 0.5, seed=0), WORDS, seed=0)]
+    rows, common = peers.preference_rows(pairs), {"max_length": 64, "bf16": False}
+    alone = peers.TRL(folder, WORDS, "cpu", rows, "DPO", **peers.DPO_BEST | common)
+    assert alone() > 0
+    each = (peers.rectangle(2, max(map(len, pair))) for pair in pairs)
+    assert alone.layout == sum(each, measure.Layout())
+    together = peers.TRL(folder, WORDS, "cpu", rows, "DPO", **common)
+    assert together() > 0
+    assert together.layout == peers.rectangle(16, max(len(row) for pair in pairs for row in pair))
+    examples = [dpo.Example(*pair, 1.0, 0.0, 0.0) for pair in pairs]
+    ours = Ours(folder, dpo.Stage(0.1, float("inf")), examples, 8, False, "cpu", None)
+    before = [p.clone() for p in ours.model.parameters()]
+    assert ours() > 0
+    assert all(map(torch.equal, before, ours.model.parameters()))  # so that every round does the same work
+
+
+def test_packed_conversations_do_not_see_each_other_in_the_peer(folder):
+    model = models.load_policy(folder, torch.float32, torch.device("cpu"))
+    first, second = torch.randint(3, WORDS, (2, 1, 9), generator=torch.Generator().manual_seed(0))
+    packed, positions = torch.cat([first, second], 1), torch.arange(9).repeat(2)[None]
+    with torch.no_grad():
+        together = model(packed, position_ids=positions, use_cache=False).logits[:, 9:]
+        torch.testing.assert_close(together, model(second, use_cache=False).logits, atol=1e-5, rtol=0)
+
+
+# Lengths --------------------------------------------------------------------------------------------------------------
+
+
+def test_given_lengths_are_drawn_within_the_spread_and_by_the_seed():
+    drawn = workload.lengths("100/50", 50, 5, 0.2, seed=0)
+    prompts, answers = [p for p, _ in drawn], [a for _, found in drawn for a in found]
+    assert min(prompts) >= 80 and max(prompts) <= 120 and min(answers) >= 40 and max(answers) <= 60
+    assert len(set(prompts)) > 1 and len(answers) == 250
+    assert drawn == workload.lengths("100/50", 50, 5, 0.2, seed=0) != workload.lengths("100/50", 50, 5, 0.2, seed=1)
+    assert workload.lengths("100/50", 2, 2, 0.0, seed=0) == [(100, [50, 50])] * 2
+
+
+@pytest.mark.parametrize("work", ["oasst", "gsm8k"])
+def test_real_lengths(work, shared):
+    for prompt, answers in workload.lengths(work, 40, 5, 0.2, seed=0):
+        assert prompt > 5 and len(answers) == 5 and min(answers) > 1
+
+
+def test_real_lengths_without_their_data_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(workload, "SHARED", tmp_path / "none")
+    with pytest.raises(UserError, match="--prompt_len"):
+        workload.lengths("oasst", 1, 5, 0.2, seed=0)
+    with pytest.raises(UserError, match="600/250"):
+        workload.lengths("webtext", 1, 5, 0.2, seed=0)
+
+
+# Each command ---------------------------------------------------------------------------------------------------------
+
+TINY = "--shape tiny --words 300 --rounds 1 --sizes 4"
+COMMANDS = {
+    "score.py --work 20/10,30/5": ["score_20_10", "score_20_10_of_ceiling", "score_30_5", "score_30_5_of_ceiling"],
+    "dpo_step.py --work 120/150": [
+        *("dpo_vs_trl_default", "dpo_vs_trl_default_of_ceiling", "dpo_vs_trl_best", "dpo_vs_trl_best_of_ceiling")
+    ],
+    "sft_step.py --prompt_len 20 --answer_len 10": ["sft_20_10_vs_trl_best", "sft_20_10_vs_trl_best_of_ceiling"],
+    "memory.py --work 20/10": ["memory_dpo_vs_trl_best", "memory_dpo_vs_trl_default"],
+    "iteration.py --work 20/10": ["iteration_20_10", "iteration_20_10_of_ceiling"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_benchmark_runs_and_ends_with_its_ratios(command, repo):
+    script, *words = command.split()
+    argv = [sys.executable, repo / "benchmarks" / script, *words, *TINY.split()]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-len(COMMANDS[command]) :]
+    found = [re.fullmatch(r"ratio (\w+) (\d+\.\d+)", line) for line in last]
+    assert all(found), done.stdout
+    assert [match[1] for match in found] == COMMANDS[command]
+    assert all(float(match[2]) > 0 for match in found)
+
+
+def test_a_mistake_ends_in_one_message(repo):
+    argv = [sys.executable, repo / "benchmarks/score.py", *TINY.split(), "--work", "none"]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: --work none")
+
+
+def test_the_peers_are_pinned_as_the_tests_have_them(repo):
+    base = (repo / "requirements-base.txt").read_text().splitlines()
+    bench = [line for line in (repo / "requirements-bench.txt").read_text().splitlines() if line[0] != "#"]
+    assert bench and set(bench) <= set(base)
