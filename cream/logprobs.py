@@ -92,10 +92,7 @@ def _head(head, config, hidden: torch.Tensor, target: torch.Tensor) -> torch.Ten
     words = config.get_text_config().vocab_size
     training, device = torch.is_grad_enabled(), hidden.device.type
     again = training and len(target) * words > KEEP[device]
-    size = CHUNK[device]
-    if training:  # every chunk adds to the head's whole gradient: fewer are better
-        size = KEEP[device]
-    rows = max(LEAST_ROWS, size // words)
+    rows = max(LEAST_ROWS, (KEEP if training else CHUNK)[device] // words)
     parts = zip(hidden.split(rows), target.split(rows), strict=True)
     return torch.cat([checkpoint(chunk, h, t, use_reentrant=False) if again else chunk(h, t) for h, t in parts])
 

@@ -65,12 +65,12 @@ class Scorer:
         from cream import hardware, logprobs, models
 
         work = [i for i, rows in enumerate(missing) if rows]
-        if work and self._loaded is None:  # a pass whose scores are all kept needs no model
+        if not work:
+            return
+        if self._loaded is None:  # a pass whose scores are all kept needs no model
             hardware.keep_pages()
             model = logprobs.LogProbs(models.load_policy(self.folder, self.dtype, self.device))
             self._loaded = model, hardware.budget(self.max_tokens, model.policy, self.device, training=False)
-        if not work:
-            return
         values = logprobs.score(self._loaded[0], [list(missing[i].values()) for i in work], self._loaded[1])
         for i, found in zip(work, values, strict=True):
             known[i] |= zip(missing[i], found, strict=True)
