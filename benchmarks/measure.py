@@ -7,7 +7,6 @@ physical limit of a side is its operations / the machine's measured rate of matr
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import statistics
@@ -23,9 +22,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cream.chat import Tokens  # noqa: E402
-from cream.hardware import keep_pages  # noqa: E402
-
-OURS = ("ours", "trees")
 
 
 def machine() -> str:
@@ -45,27 +41,17 @@ def _cpuinfo() -> list[str]:
 def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each side in each round, the sides in turn, after one round that is not counted.
 
-    A side that returns a number has measured itself: that many seconds are taken. Ours keep their memory pages, as the
-    stages do; the peers have glibc's own way with them.
+    A side that returns a number has measured itself: that many seconds are taken.
     """
     seconds = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():
-            (keep_pages if name in OURS else give_pages_back)()
             start = time.perf_counter()
             own = side()
             took = own if isinstance(own, float) else time.perf_counter() - start
             if number:
                 seconds[name].append(took)
     return seconds
-
-
-def give_pages_back() -> None:
-    """Undo `keep_pages`: glibc's limits as they are once large blocks have come and gone (mallopt(3))."""
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-    libc.mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
-    libc.malloc_trim(0)
 
 
 def ratio(name: str, peer: list[float], ours: list[float], ceiling: float | None = None) -> list[str]:

@@ -19,7 +19,7 @@ from measure import machine
 from peers import DPO_BEST, TRL, preference_rows
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
-from cream.hardware import keep_pages, peak_memory
+from cream.hardware import peak_memory
 from cream.training import dpo
 
 SIDES = {"trl_default": "trl, defaults", "trl_best": "trl, best settings", "ours": "ours"}
@@ -30,8 +30,6 @@ def child(args, folder: Path) -> None:
     (work,), (size,) = args.work, args.sizes
     pairs = [tuple(g) for g in groups(lengths(work, size, 2, args.spread, args.seed), args.words, args.seed)]
     if args.side == "ours":
-        if args.device == "cpu":
-            keep_pages()  # as train.py does
         stage = dpo.Stage(0.1, tolerance=float("inf"))
         examples = [dpo.Example(chosen, rejected, 1.0, 0.0, 0.0) for chosen, rejected in pairs]
         step = Ours(folder, stage, examples, BATCH, True, args.device, None)

@@ -1,6 +1,5 @@
 """What a device carries: tokens of a batch, memory, the rate of its matrix products."""
 
-import ctypes
 import logging
 import resource
 import sys
@@ -67,17 +66,6 @@ def budget(given: int | None, model, device: torch.device, *, training: bool, re
     chosen = Budget(min(MOST[device.type][training], max(LEAST, tokens)))
     log.info("at most %d tokens a batch (%.1f GB of memory are free)", chosen.tokens, free / 1e9)
     return chosen
-
-
-def keep_pages() -> None:
-    """Let this process keep the memory that it frees, for its next tensors. glibc gives blocks above 32 MiB back to the
-    system at once, which then clears them anew, page by page, for every tensor: a tenth of a training step on a CPU."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:  # another C library
-        return
-    for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-        libc.mallopt(option, (1 << 31) - 1)
 
 
 def free_memory(device: torch.device) -> int:

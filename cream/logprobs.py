@@ -1,7 +1,6 @@
 """Answer log-likelihoods: log π(y|x) = Σ_i log softmax(logits_{i-1})[y_i] over the answer's tokens, in float32.
 
-The one place where log-probabilities are computed: rewarding and training both call it. The softmax is over float32
-logits whatever the weights' dtype: a bfloat16 one errs by 0.025 nat per token over 128 k words.
+The one place where log-probabilities are computed: rewarding and training both call it.
 """
 
 import logging
@@ -9,38 +8,45 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from cream import batches, trees
 from cream.batches import Batch, Group
 from cream.chat import Tokens
 from cream.hardware import Budget
+from cream.head import picked, token_log_probs
 
 log = logging.getLogger("cream")
-
-CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits computed at a time without gradient
-LEAST_ROWS = 512  # tokens at a time, whatever the vocabulary: with fewer the head's matrix product is slow
-SLICE = {"cpu": 1 << 20, "cuda": 1 << 26}  # logits that stay in the cache while one operation follows another
-KEEP = {"cpu": 1 << 25, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them it computes again
 
 
 class LogProbs(torch.nn.Module):
     """A causal language model that gives log-probabilities of a batch's scored tokens instead of logits.
 
-    Over trees the head runs only where a scored token is predicted, and in chunks. A model that trees cannot carry
-    (a layer without attention, a kind of mask or head they do not know) is found out by a probe when this is made: it
-    takes padded rows, through its own forward, and a line of the log says so. `share=False` asks for that.
+    Over trees the head runs only where a scored token is predicted, its logits never all in memory. A model that
+    trees cannot carry (a layer without attention, a kind of mask or head they do not know) is found out by a probe when
+    this is made: it takes padded rows, through its own forward, and a line of the log says so. `share=False` asks for
+    that.
     """
 
     def __init__(self, policy, share: bool = True):
         super().__init__()
         self.policy = policy
         self.share = share and _share(policy)
+        self.alone = False
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.policy.parameters()).device
+
+    def train_alone(self) -> None:
+        """Gradients of the vocabulary's size are added up where they belong, at once: for one process that has the
+        weights to itself, with nothing (DDP, ZeRO, hooks) that takes gradients on their way. Two tensors less of that
+        size. Needs `.grad` kept from step to step: zero_grad(set_to_none=False)."""
+        embeddings = self.policy.get_input_embeddings()
+        if self.share and type(embeddings) is torch.nn.Embedding and embeddings.weight.requires_grad:
+            embeddings.sparse = True  # its gradient is the batch's rows; added to a dense .grad it stays dense
+            embeddings.weight.grad = torch.zeros_like(embeddings.weight)
+        self.alone = True
 
     def shape(self, group: Group) -> tuple[int, int]:
         """(rows, width) of a group in a batch, for `batches.by_tokens`."""
@@ -54,7 +60,7 @@ class LogProbs(torch.nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """log π of the batch's scored tokens, (K,) float32."""
-        return _tree(self.policy, batch) if self.share else _padded(self.policy, batch)
+        return _tree(self.policy, batch, self.alone) if self.share else _padded(self.policy, batch)
 
 
 def _padded(policy, batch: Batch) -> torch.Tensor:
@@ -65,10 +71,10 @@ def _padded(policy, batch: Batch) -> torch.Tensor:
     output = policy(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=kept, use_cache=False
     )
-    return TokenLogProb.apply(output.logits[batch.source // width, place], batch.target)
+    return picked(output.logits[batch.source // width, place], batch.target)
 
 
-def _tree(policy, batch: Batch) -> torch.Tensor:
+def _tree(policy, batch: Batch, alone: bool = False) -> torch.Tensor:
     model = getattr(policy, "get_base_model", lambda: policy)()  # of a PEFT model the one its adapters stand in
     hidden = model.base_model(
         input_ids=batch.input_ids,
@@ -77,56 +83,7 @@ def _tree(policy, batch: Batch) -> torch.Tensor:
         use_cache=False,
         tree_layout=batch.layout,
     ).last_hidden_state
-    return _head(model.get_output_embeddings(), model.config, hidden[0, batch.source], batch.target)
-
-
-def _head(head, config, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """log softmax(head(hidden))[target], (K,) float32, of hidden (K, D), in chunks."""
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)  # Cohere, Granite
-
-    def chunk(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        logits = head(h) if scale == 1 else head(h) * scale
-        return TokenLogProb.apply(logits if cap is None else cap * torch.tanh(logits / cap), t)
-
-    words = config.get_text_config().vocab_size
-    training, device = torch.is_grad_enabled(), hidden.device.type
-    again = training and len(target) * words > KEEP[device]
-    rows = max(LEAST_ROWS, (KEEP if training else CHUNK)[device] // words)
-    parts = zip(hidden.split(rows), target.split(rows), strict=True)
-    return torch.cat([checkpoint(chunk, h, t, use_reentrant=False) if again else chunk(h, t) for h, t in parts])
-
-
-class TokenLogProb(torch.autograd.Function):
-    """logits (K, V), target (K,) -> log softmax(logits)[target], (K,) float32.
-
-    d log p_y / d logits = onehot(y) - softmax(logits). The gradient is written where the logits stood: three tensors of
-    their size less than autograd would take. Nothing else may use these logits in a backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """(K,) float32."""
-        norm = torch.cat([part.float().logsumexp(dim=1) for (part,) in _slices(logits)])
-        ctx.save_for_backward(logits, target, norm)
-        return logits.gather(1, target[:, None]).squeeze(1).float() - norm
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """(K, V), in the logits' dtype."""
-        logits, target, norm = ctx.saved_tensors
-        for part, y, z, g in _slices(logits, target[:, None], norm[:, None], grad[:, None]):
-            work = part.float().sub_(z).exp_().mul_(-g).scatter_add_(1, y, g)
-            if work.dtype != part.dtype:
-                part.copy_(work)
-        return logits, None
-
-
-def _slices(logits: torch.Tensor, *others: torch.Tensor):
-    """Their rows in runs that stay in the cache: what is done to them element by element needs no large temporary."""
-    rows = max(1, SLICE[logits.device.type] // logits.shape[1])
-    return zip(*(tensor.split(rows) for tensor in (logits, *others)), strict=True)
+    return token_log_probs(model.get_output_embeddings(), model.config, hidden[0, batch.source], batch.target, alone)
 
 
 @torch.no_grad()

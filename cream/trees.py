@@ -168,15 +168,21 @@ def attend(
 
 @torch.compiler.disable  # shapes differ from tree to tree
 def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> torch.Tensor:
-    """Each prompt over itself, each branch over its prompt and itself."""
-    repeats = query.shape[1] // key.shape[1]
+    """Each prompt over itself, each branch over its prompt and itself.
+
+    In float32 whatever the dtype: PyTorch's bfloat16 attention on a CPU is slower, and keeps some MB of compiled code
+    for every new pair of lengths.
+    """
+    dtype, repeats = query.dtype, query.shape[1] // key.shape[1]
+    query, key, value = query.float(), key.float(), value.float()
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     found = []
 
     def over(start: int, end: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        part = _causal(query[:, :, start:end], keys, values, scaling, window, softcap)
-        found.append(part.transpose(1, 2))
+        with torch.autocast(query.device.type, enabled=False):
+            part = _causal(query[:, :, start:end], keys, values, scaling, window, softcap)
+        found.append(part.transpose(1, 2).to(dtype))
 
     for start, prompt_end, branches in layout.trees:
         prompt_keys, prompt_values = key[:, :, start:prompt_end], value[:, :, start:prompt_end]

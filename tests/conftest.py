@@ -4,6 +4,7 @@ The variables are set before anything imports torch or transformers. Each is a d
 environment lets the tests see a GPU.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -25,6 +26,16 @@ REPO = Path(__file__).resolve().parent.parent
 def cache_folder(tmp_path_factory) -> None:
     """Nothing is kept in the user's own cache."""
     os.environ["CREAM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_log():
+    """A stage that runs inside a test's process leaves no handler of its log, on that test's stdout, to the next."""
+    log = logging.getLogger("cream")
+    before = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate = before[:2]
+    log.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")

@@ -5,19 +5,16 @@ import logging
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from cream import logprobs, trees
+from cream import trees
 from cream.batches import by_tokens, pad
 from cream.chat import Tokens
 from cream.errors import UserError
 from cream.hardware import Budget
-from cream.logprobs import LogProbs, TokenLogProb, score
+from cream.logprobs import LogProbs, score
 
 VOCAB = 300
 GROUPS = [
@@ -129,88 +126,6 @@ def test_the_softmax_is_in_float32_whatever_the_weights(policy):
     assert logits.dtype == torch.bfloat16 and found.dtype == torch.float32
     exact = logits[0, [2, 3]].double().log_softmax(-1)[[0, 1], ROWS[0].ids[3:]]
     torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("rows", [7, 1000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("impossible", [False, True], ids=["", "words that cannot be"])
-def test_value_and_gradient_equal_those_of_cross_entropy(monkeypatch, dtype, impossible, rows):
-    """Taken so many rows at a time."""
-    monkeypatch.setitem(logprobs.SLICE, "cpu", rows * VOCAB)
-    torch.manual_seed(0)
-    logits = (5 * torch.randn(40, VOCAB)).to(dtype)
-    target, weight = torch.randint(VOCAB, (40,)), torch.randn(40)
-    if impossible:
-        logits[torch.rand(40, VOCAB) < 0.3] = float("-inf")
-        logits[torch.arange(40), target] = 1.0
-    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
-    found = TokenLogProb.apply(ours * 1, target)  # the gradient is written over what it is given
-    wanted = -F.cross_entropy(theirs.float(), target, reduction="none")
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-6)
-    (found * weight).sum().backward()
-    (wanted * weight).sum().backward()
-    assert ours.grad.dtype == dtype and ours.grad.abs().max() > 0.1
-    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_are_not_used_twice(dtype):
-    """A second backward pass would meet the gradient where the logits stood: an error, and no number."""
-    logits = torch.randn(3, VOCAB, dtype=dtype, requires_grad=True)
-    total = TokenLogProb.apply(logits * 1, torch.tensor([1, 2, 3])).sum()
-    total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="inplace"):
-        total.backward()
-
-
-class LargestLogits(TorchDispatchMode):
-    """The most numbers over the vocabulary that stood in one tensor, the head's own weights left out."""
-
-    def __init__(self, head):
-        super().__init__()
-        self.head, self.most = head, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **kwargs or {})
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.ndim and self.head.shape[0] == tensor.shape[-1]:
-                self.most = max(self.most, tensor.numel() if tensor.shape != self.head.T.shape else 0)
-        return result
-
-
-@pytest.mark.parametrize("cap, scale", [(None, 1.0), (5.0, 0.5)])
-def test_chunks_change_no_value_and_no_gradient(policy, monkeypatch, cap, scale):
-    """Nor does computing them again in the backward pass, by which `KEEP` bounds the memory."""
-    model = LogProbs(copy.deepcopy(policy))
-    model.policy.config.final_logit_softcapping, model.policy.config.logit_scale = cap, scale
-    batch, head = model.pack(GROUPS), model.policy.get_output_embeddings()
-    vocabulary, scored = head.weight.shape[0], len(batch.target)
-    passes = []
-    head.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
-
-    def run():
-        """Values, gradient, rows of each of the head's passes, the most logits that stood in one tensor."""
-        passes.clear()
-        model.zero_grad()
-        with LargestLogits(head.weight) as largest:
-            values = model(batch)
-            (values * torch.linspace(-1, 2, scored)).sum().backward()
-        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-        return values.detach(), gradient, list(passes), largest.most
-
-    values, gradient, once, most = run()
-    assert once == [scored] and most == scored * vocabulary
-    monkeypatch.setitem(logprobs.CHUNK, "cpu", 4 * vocabulary)
-    monkeypatch.setattr(logprobs, "LEAST_ROWS", 1)
-    passes.clear()
-    with torch.no_grad(), LargestLogits(head.weight) as largest:
-        torch.testing.assert_close(model(batch), values, atol=1e-6, rtol=1e-6)
-    assert len(passes) == -(-scored // 4) and largest.most == 4 * vocabulary
-    monkeypatch.setitem(logprobs.KEEP, "cpu", 16 * vocabulary)
-    again, other, twice, most = run()
-    assert sum(twice) == 2 * scored and most == max(twice) * vocabulary <= 16 * vocabulary
-    torch.testing.assert_close(again, values, atol=1e-6, rtol=1e-6)
-    assert (other - gradient).norm() <= 1e-6 * gradient.norm()
 
 
 # Out of memory ------------------------------------------------------------------------------------------------------

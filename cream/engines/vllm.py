@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cream import hardware
 from cream.engines import Completion, Request, Sampling, row_seed
 from cream.errors import UserError
 
@@ -26,8 +25,6 @@ class VllmEngine:
         tensor_parallel_size: int = 1,
     ):
         self.tokenizer, self.max_model_len = tokenizer, max_model_len
-        if device == "cpu":
-            hardware.keep_pages()
         options = engine_options(device, dtype, max_model_len, gpu_memory_utilization, tensor_parallel_size)
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext

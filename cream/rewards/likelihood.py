@@ -68,7 +68,6 @@ class Scorer:
         if not work:
             return
         if self._loaded is None:  # a pass whose scores are all kept needs no model
-            hardware.keep_pages()
             model = logprobs.LogProbs(models.load_policy(self.folder, self.dtype, self.device))
             self._loaded = model, hardware.budget(self.max_tokens, model.policy, self.device, training=False)
         values = logprobs.score(self._loaded[0], [list(missing[i].values()) for i in work], self._loaded[1])

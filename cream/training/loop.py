@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from cream.batches import by_tokens
 from cream.errors import UserError
@@ -113,13 +114,14 @@ def train(
         logger.end_step(step, total, norm, scheduler.get_last_lr()[0], stage.check_first if step == 1 else None)
         optimizer.step()
         scheduler.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         if step == start + 1:
             _check_equal(accelerator, model)
         if step in saved:
             logger.check_finite(step)
             save(model, step)
-            _save_state(accelerator, run, step)
+            if step < len(plan):
+                _save_state(accelerator, run, step)
     accelerator.end_training()
     if accelerator.is_main_process:
         shutil.rmtree(run / "state", ignore_errors=True)
@@ -156,7 +158,7 @@ class Work:
                         "--max_tokens_per_batch"
                     ) from None
                 self.budget.halve(error)
-                model.zero_grad()
+                model.zero_grad(set_to_none=False)
         for metrics in found:
             logger.add(metrics)
         tokens = sum(self.shapes[i][0] * self.shapes[i][1] for i in indices)
@@ -185,6 +187,8 @@ def _prepare(accelerator: Accelerator, model, schedule: Schedule, steps: int):
     optimizer = torch.optim.AdamW(trained, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
     warmup = math.ceil(schedule.warmup_ratio * steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate(done, steps, warmup))
+    if accelerator.distributed_type == DistributedType.NO:
+        model.train_alone()
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)  # not prepared: a prepared one steps world-size times
     return model, optimizer, scheduler
@@ -192,7 +196,7 @@ def _prepare(accelerator: Accelerator, model, schedule: Schedule, steps: int):
 
 def _check_equal(accelerator: Accelerator, model) -> None:
     """After a step all processes hold the same weights; raises UserError where a gradient was not shared."""
-    total = sum(p.detach().double().sum() for p in model.parameters() if p.requires_grad).reshape(1)
+    total = sum(p.detach().sum().double() for p in model.parameters() if p.requires_grad).reshape(1)
     totals = accelerator.gather(total)
     if not torch.equal(totals, totals[:1].expand_as(totals)):
         raise UserError(f"the processes hold different weights after a step: their sums are {totals.tolist()}")

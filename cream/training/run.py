@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from cream import console, hardware, models, store
+from cream import console, models, store
 from cream.errors import UserError
 from cream.journal import origin, read_meta
 from cream.logprobs import LogProbs
@@ -70,7 +70,6 @@ def work(job: Job) -> None:
     console.start()
     device = torch.device("cpu" if job.cpu else "cuda")
     if job.cpu:
-        hardware.keep_pages()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn
     precision = models.precision(job.bf16, device, training=True)
     accelerator = Accelerator(
