@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from msgspec import structs
@@ -60,7 +60,7 @@ def sample(config: InferConfig) -> None:
     if not output.stands:
         from cream.generation import samples
 
-        prompts = (_ask(record, sysprompt) for record in islice(store.read(data, Prompt), len(order)))
+        prompts = (_ask(record, sysprompt) for record in store.read(data, Prompt, len(order)))
         for prompt, ids, completions in _answers(config, output, chat, prompts, len(order), sampling):
             output.append(samples(chat, prompt, ids, completions))
         if not output.resume():

@@ -8,7 +8,6 @@ and every prompt keeps its own number of answers.
 
 from collections.abc import Iterator
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 
 from msgspec import structs
@@ -49,7 +48,7 @@ def main(argv=None):
     target = Path(r.output) if r.output else _default_target(config, path, reward, checkpoints)
     output = _begin(config, path, target, reward, normalize, folders)
     if r.score_from == "sampling":
-        _check_sampler(config, path, folders)
+        _check_sampler(path, output.header["inputs"])
     log.info("reward %s (%s over answer tokens) of %d prompts in %s", reward, normalize, len(sizes), path)
     for role, folder in folders.items():
         log.info("  %s: %s", role, folder)
@@ -60,7 +59,7 @@ def main(argv=None):
         log.info("%s stands already, made by the same settings from the same inputs", target)
     else:
         of = {role: _score(config, output, role, folder, len(sizes)) for role, folder in folders.items()}
-        facts = {"reward": reward, "policy": _about(config, folders), "scored": of["policy"]}
+        facts = {"reward": reward, "policy": _about(config, output), "scored": of["policy"]}
         passes.finish(output, source, normalize, _samples(config), **facts)
         _report(output, sum(sizes))
     log.info("rewards: %s", target)
@@ -70,7 +69,7 @@ def main(argv=None):
 def _samples(config: RewardConfig) -> Iterator[Samples]:
     """The samples, read anew: no more than a chunk of a .jsonl file is held at a time."""
     r = config.rewarding
-    return islice(store.read(Path(r.input_file), Samples), r.limit_size or (17 if config.run.debug else None))
+    return store.read(Path(r.input_file), Samples, r.limit_size or (17 if config.run.debug else None))
 
 
 def _reward(config: RewardConfig) -> str:
@@ -109,25 +108,22 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
     return journal.Output(target, settings(flat, *named, *batching), inputs, overwrite=config.run.overwrite)
 
 
-def _check_sampler(config: RewardConfig, path: Path, folders: dict[str, Path]) -> None:
+def _check_sampler(path: Path, inputs: dict) -> None:
     """--score_from sampling: the sampler's log-probabilities are the policy's only if it was the sampler."""
-    from cream.models import fingerprint
-
-    sampled_by = (journal.read_meta(path) or {}).get("inputs", {})
-    wanted = {"policy": fingerprint(folders["policy"]), **config.model.template_hash()}
-    if any(sampled_by.get(name) != wanted.get(name) for name in ("policy", "chat_template")):
+    made = journal.read_meta(path) or {"inputs": {}}
+    if made.get("output") not in (None, inputs["input_file"]):
+        raise UserError(f"--score_from sampling: {path} was changed since it was sampled; leave --score_from out")
+    if any(made["inputs"].get(name) != inputs.get(name) for name in ("policy", "chat_template")):
         raise UserError(
             f"--score_from sampling: by its sidecar {path} was not sampled by this policy with this chat template; "
             "leave it out, and the model computes the log-probabilities"
         )
 
 
-def _about(config: RewardConfig, folders: dict[str, Path]) -> dict:
+def _about(config: RewardConfig, output: journal.Output) -> dict:
     """Which policy these rewards are of: the pairs drawn from them are for training that one."""
-    from cream.models import fingerprint
-
     m = config.model
-    return {"model": m.name(), "checkpoint": m.checkpoint, "fingerprint": fingerprint(folders["policy"])}
+    return {"model": m.name(), "checkpoint": m.checkpoint, "fingerprint": output.header["inputs"]["policy"]}
 
 
 def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path, count: int) -> dict:
@@ -146,7 +142,7 @@ def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path
     sampled = role == "policy" and r.score_from == "sampling"
     if r.show_example and role == "policy":
         _show(chat, passes.groups(_samples(config)))
-    source = scores.Source(models.fingerprint(folder), precision.name, device.type)
+    source = scores.Source(output.header["inputs"][role], precision.name, device.type)
     kept = scores.Scores(scores.beside(Path(r.input_file)), source)
     budget = r.batch_size * limit if r.batch_size else r.max_tokens_per_batch
     score = Scorer(folder, chat, dtype=precision.dtype, device=device, limit=limit, max_tokens=budget, kept=kept)

@@ -7,6 +7,8 @@ with a reason.
 """
 
 import importlib.util
+import os
+import shutil
 from pathlib import Path
 
 import xxhash
@@ -39,6 +41,8 @@ def main(argv=None):
         console.log.info("method %s, beta %g, reference: the starting policy %s", method, config.preference.beta, start)
     if config.output.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("--report_to wandb: it is not installed; .venv/bin/pip install wandb")
+    if config.optimisation.compile and devices[0] == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError("--compile on a CPU needs a C++ compiler: install g++, or leave --compile out")
     if stage == "dpo":
         _check_policy(config, data, header)
     if config.output.register:

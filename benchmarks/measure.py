@@ -80,6 +80,16 @@ def side(name: str, seconds: list[float], operations: float, rate: float) -> Non
     )
 
 
+def bandwidth(device: torch.device, size: int = 1 << 28) -> float:
+    """Measured bytes a second of reading memory: the sum of `size` bytes of float32, the best of five."""
+    numbers, seconds = torch.ones(size // 4, device=device), []
+    for _ in range(5):
+        start = time.perf_counter()
+        numbers.sum().item()
+        seconds.append(time.perf_counter() - start)
+    return size / min(seconds)
+
+
 # Counting -------------------------------------------------------------------------------------------------------------
 
 

@@ -22,13 +22,15 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from measure import interleaved, machine, ratio
+import torch
+from measure import bandwidth, interleaved, machine, ratio
 from workload import ROOT, SHAPES, SHARED, lengths, run, save_model
 
 from cream.chat import Chat
-from cream.engines import Sampling, load
+from cream.engines import Sampling, load, parameter_count
 from cream.engines.vllm import engine_options
 from cream.generation import generate, samples
+from cream.hardware import matrix_rate
 from cream.journal import Output
 from cream.models import load_tokenizer
 from cream.records import Message, Prompt
@@ -56,10 +58,19 @@ def main() -> None:
             "bare": bare(folder / "model", options, ids, args),
             "ours": ours(folder, chat, options, prompts, args),
         }
-        seconds = interleaved(sides, args.rounds)
+        seconds, weights = interleaved(sides, args.rounds), parameter_count(folder / "model")
     for name, found in seconds.items():
         rates = [tokens / second for second in found]
         print(f"  {name}  {statistics.median(rates):8.1f} tokens/s ({min(rates):.1f} to {max(rates):.1f})")
+    # A token decoded alone reads every weight; a batch of them shares that, and multiplies: two operations a weight each.
+    device = torch.device(args.device)
+    size, speed = weights * (4 if dtype == "float32" else 2), bandwidth(device)
+    rate = matrix_rate(device, getattr(torch, dtype), 2048)
+    print(
+        f"  limits: {2 * weights * tokens / rate:.1f} s for {2 * weights * tokens / 1e9:.0f} G operations at "
+        f"{rate / 1e9:.0f} G/s; {args.answer_len * size / speed:.2f} s to read {size / 1e6:.0f} MB of weights "
+        f"{args.answer_len} times at {speed / 1e9:.0f} GB/s"
+    )
     print(*ratio("sampling_vs_vllm", seconds["bare"], seconds["ours"]), sep="\n")
 
 

@@ -38,10 +38,8 @@ def main() -> None:
                 batches = released_batches(made)
                 seconds = interleaved(
                     {
-                        "released procedure": lambda batches=batches: (
-                            released_score(plain, batches).sum().item() and None
-                        ),
-                        "trees": lambda made=made: score(model, made, Budget(args.max_tokens_per_batch)) and None,
+                        "released procedure": lambda batches=batches: released_score(plain, batches).tolist(),
+                        "trees": lambda made=made: score(model, made, Budget(args.max_tokens_per_batch)),
                     },
                     args.rounds,
                 )

@@ -23,8 +23,9 @@ def token_log_probs(head, config, hidden: torch.Tensor, target: torch.Tensor, in
     """
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)  # Cohere, Granite
-    if type(head) is torch.nn.Linear and head.weight.ndim == 2:  # not 2: ZeRO-3 holds it elsewhere
-        return HeadLogProb.apply(hidden, head.weight, head.bias, target, scale, cap, in_place)
+    if type(head) is torch.nn.Linear:
+        keep = torch.is_grad_enabled() and len(target) * len(head.weight) <= KEEP[hidden.device.type]
+        return HeadLogProb.apply(hidden, head.weight, head.bias, target, scale, cap, keep, in_place)
 
     def some(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return picked(_scaled(head(h), scale, cap), t)
@@ -48,17 +49,20 @@ class HeadLogProb(torch.autograd.Function):
     """hidden (K, D), weight (V, D), bias (V,) or None, target (K,) -> log softmax(logits)[target], (K,) float32.
 
     d log p_y / d logits = onehot(y) - softmax(logits). Under autocast the matrix products are in its dtype; sums over
-    blocks are float32 always. `in_place` adds the weight's gradient to `weight.grad` here and returns none, which saves
-    a tensor of its size; wrong where anything waits for it on the way (other processes, hooks).
+    blocks are float32 always. `keep` holds the logits for the backward pass. `in_place` adds the weight's gradient to
+    `weight.grad` here and returns none, which saves a tensor of its size; wrong where anything waits for it on the way
+    (other processes, hooks).
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target, scale: float, cap: float | None, in_place: bool) -> torch.Tensor:
+    def forward(
+        ctx, hidden, weight, bias, target, scale: float, cap: float | None, keep: bool, in_place: bool
+    ) -> torch.Tensor:
         """(K,) float32."""
         kind = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         ctx.scale, ctx.cap, ctx.in_place = scale, cap, in_place
-        ctx.kept = [] if any(ctx.needs_input_grad) and len(target) * len(weight) <= KEEP[kind] else None
+        ctx.kept = [] if keep else None
         norm = torch.full(target.shape, float("-inf"), device=hidden.device)
         found = torch.zeros_like(norm)
         h = hidden.to(ctx.dtype)
@@ -100,7 +104,7 @@ class HeadLogProb(torch.autograd.Function):
         ctx.kept = None
         if ctx.in_place:
             d_weight = d_bias = None
-        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, None, None, None, None
+        return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, *[None] * 5
 
 
 def _blocks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:

@@ -31,22 +31,23 @@ class LogProbs(torch.nn.Module):
         super().__init__()
         self.policy = policy
         self.share = share and _share(policy)
-        self.alone = False
+        self.in_place = False
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.policy.parameters()).device
 
-    def train_alone(self) -> None:
+    def accumulate_in_place(self) -> None:
         """Gradients of the vocabulary's size are added up where they belong, at once: for one process that has the
         weights to itself, with nothing (DDP, ZeRO, hooks) that takes gradients on their way. Two tensors less of that
         size. Needs `.grad` kept from step to step: zero_grad(set_to_none=False)."""
         embeddings = self.policy.get_input_embeddings()
-        if self.share and type(embeddings) is torch.nn.Embedding and embeddings.weight.requires_grad:
+        compiled = self.policy.base_model._compiled_call_impl is not None  # torch.compile has no sparse gradients
+        if self.share and type(embeddings) is torch.nn.Embedding and embeddings.weight.requires_grad and not compiled:
             embeddings.sparse = True  # its gradient is the batch's rows; added to a dense .grad it stays dense
             embeddings.weight.grad = torch.zeros_like(embeddings.weight)
-        self.alone = True
+        self.in_place = True
 
     def shape(self, group: Group) -> tuple[int, int]:
         """(rows, width) of a group in a batch, for `batches.by_tokens`."""
@@ -60,7 +61,7 @@ class LogProbs(torch.nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """log π of the batch's scored tokens, (K,) float32."""
-        return _tree(self.policy, batch, self.alone) if self.share else _padded(self.policy, batch)
+        return _tree(self.policy, batch, self.in_place) if self.share else _padded(self.policy, batch)
 
 
 def _padded(policy, batch: Batch) -> torch.Tensor:
@@ -74,7 +75,7 @@ def _padded(policy, batch: Batch) -> torch.Tensor:
     return picked(output.logits[batch.source // width, place], batch.target)
 
 
-def _tree(policy, batch: Batch, alone: bool = False) -> torch.Tensor:
+def _tree(policy, batch: Batch, in_place: bool = False) -> torch.Tensor:
     model = getattr(policy, "get_base_model", lambda: policy)()  # of a PEFT model the one its adapters stand in
     hidden = model.base_model(
         input_ids=batch.input_ids,
@@ -83,7 +84,7 @@ def _tree(policy, batch: Batch, alone: bool = False) -> torch.Tensor:
         use_cache=False,
         tree_layout=batch.layout,
     ).last_hidden_state
-    return token_log_probs(model.get_output_embeddings(), model.config, hidden[0, batch.source], batch.target, alone)
+    return token_log_probs(model.get_output_embeddings(), model.config, hidden[0, batch.source], batch.target, in_place)
 
 
 @torch.no_grad()
@@ -150,7 +151,7 @@ def _differs(policy, model) -> str | None:
     device = next(policy.parameters()).device
     policy.eval()
     try:
-        with torch.no_grad(), _small_windows(model, 6):
+        with torch.no_grad(), _small_windows(model, 6), _exact_products():
             plain = _padded(policy, batches.pad(groups).to(device))
             trees.register()
             model.set_attn_implementation(trees.ATTENTION)
@@ -165,6 +166,17 @@ def _differs(policy, model) -> str | None:
         policy.train(training)
     model.set_attn_implementation(before)
     return reason
+
+
+@contextmanager
+def _exact_products():
+    """No TF32 on CUDA: what it rounds is no difference of the masks."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

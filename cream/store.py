@@ -24,15 +24,15 @@ RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, kind: type[R]) -> Iterator[R]:
-    """The records of a file, one by one, each of layout `kind`.
+def read(path: Path, kind: type[R], limit: int | None = None) -> Iterator[R]:
+    """The records of a file, one by one, each of layout `kind`; only its first `limit`, if that is given.
 
     A `.jsonl` file is streamed, and 8 bytes a record stay in memory; a `.json` file is held as bytes and decoded record
     by record. Raises UserError (file, uuid, JSON path) on a missing file, a malformed record, a duplicate uuid. That of
     a duplicate may come after further records, but before the iteration ends.
     """
     hashes = array("Q")
-    for uuid, value in _raw_records(path):
+    for uuid, value in islice(_raw_records(path), limit):
         hashes.append(xxhash.xxh3_64_intdigest(uuid.encode()))
         yield decode(kind, uuid, value, str(path))
         if not len(hashes) & (len(hashes) - 1):  # at every doubling, so that checking costs no more than reading

@@ -80,7 +80,7 @@ def test_any_number_of_tokens_words_and_words_a_block(tokens, words, block, seed
         generator = torch.Generator().manual_seed(seed)
         hidden, weight = (torch.randn(n, 4, generator=generator) for n in (tokens, words))
         target = torch.randint(words, (tokens,), generator=generator)
-        found = HeadLogProb.apply(hidden, weight, None, target, 1.0, None, False)
+        found = HeadLogProb.apply(hidden, weight, None, target, 1.0, None, False, False)
         torch.testing.assert_close(found, picked(hidden @ weight.T, target), atol=1e-5, rtol=1e-5)
 
 
@@ -157,12 +157,12 @@ def test_gradients_in_place_are_the_same(tiny_policy, tied):
     """Added up over two batches; the embeddings' are sparse on the way, and dense where they arrive."""
     both = [LogProbs(copy.deepcopy(tiny_policy)) for _ in range(2)]
     batches = [both[0].pack([[Tokens([1, 7, 8, 9, 7, 2], [(3, 6)]), Tokens([1, 7, 8, 11, 2], [(3, 5)])]])] * 2
-    for model, alone in zip(both, (False, True), strict=True):
+    for model, in_place in zip(both, (False, True), strict=True):
         if not tied:
             weight = model.policy.lm_head.weight
             model.policy.lm_head.weight = torch.nn.Parameter(weight.detach().clone())
-        if alone:
-            model.train_alone()
+        if in_place:
+            model.accumulate_in_place()
         for _ in range(2):  # as after a step
             for batch in batches:
                 model(batch).sum().backward()
@@ -171,8 +171,8 @@ def test_gradients_in_place_are_the_same(tiny_policy, tied):
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_padded_rows_train_alone_as_well(tiny_policy):
+def test_padded_rows_accumulate_in_place_as_well(tiny_policy):
     model = LogProbs(copy.deepcopy(tiny_policy), share=False)
-    model.train_alone()
+    model.accumulate_in_place()
     model(pad([[Tokens([1, 7, 8, 2], [(2, 4)])]])).sum().backward()
     assert all(p.grad.layout == torch.strided for p in model.parameters())

@@ -542,3 +542,14 @@ def test_samples_of_another_policy_have_no_values_of_this_one(world, own):
     for command in commands:
         error = world.refused(command.replace("own-c.json", "x.json"))
         assert "was not sampled by this policy with this chat template" in error
+
+
+def test_samples_changed_since_have_no_values_of_this_policy(world, own):
+    """The answers in another order, the log-probabilities beside them not."""
+    samples = world.read("outputs/own.json")
+    for record in samples.values():
+        record["responses"].reverse()
+    world.write("outputs/reversed.json", samples)
+    shutil.copy(world.folder / "outputs/own.json.meta.json", world.folder / "outputs/reversed.json.meta.json")
+    error = world.refused(FROM_SAMPLING.replace("own.json", "reversed.json").replace("own-c.json", "x.json"))
+    assert "reversed.json was changed since it was sampled" in error

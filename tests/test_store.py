@@ -123,6 +123,9 @@ def test_a_doubled_uuid_is_named_wherever_it_stands(tmp_path_factory, form, data
     store.write(path, [prompt(uuid) for uuid in uuids])
     with pytest.raises(UserError, match=f"'{uuids[first]}' stands there twice"):
         list(store.read(path, Prompt))
+    with pytest.raises(UserError, match=f"'{uuids[first]}' stands there twice"):
+        list(store.read(path, Prompt, limit=second + 1))
+    assert len(list(store.read(path, Prompt, limit=second))) == second
 
 
 def test_uuids_of_one_hash_are_told_apart(tmp_path, monkeypatch):

@@ -102,19 +102,19 @@ def train(
     """
     size = schedule.batch_size * accelerator.num_processes
     plan = list(global_batches(len(examples), size, schedule.epochs, schedule.seed))
-    work = Work(accelerator, model, stage, examples, schedule.max_tokens)
+    batches = GlobalBatches(accelerator, model, stage, examples, schedule.max_tokens)
     model, optimizer, scheduler = _prepare(accelerator, model, schedule, len(plan))
     start = _resume(accelerator, run)
     logger = Log(accelerator, run, start, len(plan), schedule.log_every, stage.unit, progress)
     saved = save_steps(len(plan), schedule.saves)
     model.train()
     for step, indices in enumerate(plan[start:], start + 1):
-        total = work.backward(model, indices, logger)
+        total = batches.backward(model, indices, logger)
         norm = accelerator.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
         logger.end_step(step, total, norm, scheduler.get_last_lr()[0], stage.check_first if step == 1 else None)
         optimizer.step()
         scheduler.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad(set_to_none=False)  # some gradients are added where they stand
         if step == start + 1:
             _check_equal(accelerator, model)
         if step in saved:
@@ -128,8 +128,8 @@ def train(
     return logger.last
 
 
-class Work:
-    """A global batch's gradient: what its examples cost, in which micro-batches it is computed, both ways."""
+class GlobalBatches:
+    """The gradient of a global batch: what its examples cost, and in which micro-batches it is computed."""
 
     def __init__(self, accelerator: Accelerator, model: LogProbs, stage, examples: Sequence, max_tokens: int | None):
         self.accelerator, self.stage, self.examples, self.pack = accelerator, stage, examples, model.pack
@@ -138,7 +138,11 @@ class Work:
         recompute = getattr(model.policy, "is_gradient_checkpointing", False)
         device = accelerator.device
         self.budget = budget(max_tokens, model.policy, device, training=True, recompute=recompute)
+        tokens = torch.tensor([self.budget.tokens], device=device)
+        self.budget.tokens = int(accelerator.gather(tokens).min())  # all plan the same micro-batches
         self.flops = flops_per_token(model.policy)
+        trained = [p.numel() * p.requires_grad for p in model.parameters()]
+        self.passes = 2 + sum(trained) / sum(p.numel() for p in model.parameters())  # forward; of inputs; of weights
 
     def backward(self, model, indices: Sequence[int], logger: Log) -> int:
         """Add the mean gradient over these examples of the global batch; returns what the mean is over.
@@ -163,7 +167,7 @@ class Work:
             logger.add(metrics)
         tokens = sum(self.shapes[i][0] * self.shapes[i][1] for i in indices)
         scored = sum(self.scored[i] for i in indices)
-        logger.worked(tokens, 3 * (tokens * self.flops[0] + scored * self.flops[1]))
+        logger.worked(tokens, self.passes * (tokens * self.flops[0] + scored * self.flops[1]))
         return total
 
     def _micro_batches(self, model, indices: Sequence[int], total: int) -> list[dict[str, torch.Tensor]]:
@@ -188,7 +192,7 @@ def _prepare(accelerator: Accelerator, model, schedule: Schedule, steps: int):
     warmup = math.ceil(schedule.warmup_ratio * steps)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate(done, steps, warmup))
     if accelerator.distributed_type == DistributedType.NO:
-        model.train_alone()
+        model.accumulate_in_place()
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(scheduler)  # not prepared: a prepared one steps world-size times
     return model, optimizer, scheduler
