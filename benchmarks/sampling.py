@@ -62,7 +62,7 @@ def main() -> None:
     for name, found in seconds.items():
         rates = [tokens / second for second in found]
         print(f"  {name}  {statistics.median(rates):8.1f} tokens/s ({min(rates):.1f} to {max(rates):.1f})")
-    # A token decoded alone reads every weight; a batch of them shares that, and multiplies: two operations a weight each.
+    # Decoded alone, a token reads every weight; a batch shares that and multiplies, two operations a weight and token.
     device = torch.device(args.device)
     size, speed = weights * (4 if dtype == "float32" else 2), bandwidth(device)
     rate = matrix_rate(device, getattr(torch, dtype), 2048)
