@@ -16,6 +16,7 @@ from cream.errors import UserError
 from cream.flags import flag
 from cream.journal import fingerprint_of
 from cream.names import ROOT
+from cream.pool import Pool
 from cream.prompts import SYSPROMPTS
 from cream.records import METHODS, RANKS
 from cream.rewards import REWARDS
@@ -71,7 +72,7 @@ class Device:
 
     device: str = flag(
         "auto",
-        "comma list of GPU ids, or cpu (cpu,cpu trains in two processes); auto: GPU 0 where there is one, else cpu",
+        "comma list of GPU ids, or cpu (cpu,cpu works in two processes); auto: GPU 0 where there is one, else cpu",
     )
     bf16: bool | None = flag(
         None, "bfloat16 matrix products; none: where the device has it. Weights always train in float32"
@@ -90,18 +91,42 @@ class Device:
             raise UserError(f"--device {self.device}: no NVIDIA device is visible here; use --device cpu")
         return parts
 
-    def pin(self, count: int = 1) -> str:
-        """The kind of device, cpu or cuda, with only these GPUs visible to this process (before torch looks).
 
-        A stage that maps over records runs on one device, or on `count` that hold one model together.
+@dataclass
+class Cluster:
+    """Cluster"""
+
+    ray_address: str | None = flag(
+        None,
+        "auto, or ray://HOST:PORT: replicas on all nodes of a running Ray cluster, on its GPUs or (--device cpu) CPUs",
+    )
+    num_replicas: int | None = flag(
+        None, "with --ray_address, models side by side; none: as many as the GPUs carry, or one a node of CPUs", low=1
+    )
+
+    def pool(self, device: Device, group: int = 1) -> Pool:
+        """Where a stage that maps over records works: a replica on every `group` devices, which hold one model.
+
+        Of this machine's GPUs only those of --device are visible to this process and its children (set before torch
+        looks).
         """
-        devices = self.devices()
-        if len(devices) != count:
-            raise UserError(f"--device {self.device}: this stage runs on {count} device{'s' * (count > 1)}")
-        if devices[0] == "cpu":
-            return "cpu"
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        return "cuda"
+        if self.ray_address is not None:
+            if device.device.lower() not in ("auto", "cpu", "cuda"):
+                raise UserError(
+                    f"--device {device.device}: ids are of one machine; with --ray_address give cpu or cuda"
+                )
+            return Pool.of_cluster(self.ray_address, device.device.lower(), self.num_replicas, group)
+        if self.num_replicas is not None:
+            raise UserError("--num_replicas goes with --ray_address; on one machine --device says how many, as 0,1,2,3")
+        devices = device.devices()
+        if len(devices) % group:
+            raise UserError(
+                f"--device {device.device}: {len(devices)} devices do not make groups of --tensor_parallel_size {group}"
+            )
+        kind = "cpu" if devices[0] == "cpu" else "cuda"
+        if kind == "cuda":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        return Pool(kind, len(devices) // group, group)
 
 
 @dataclass
@@ -343,6 +368,7 @@ class InferConfig:
     """infer.py"""
 
     device: Device = group(Device)
+    cluster: Cluster = group(Cluster)
     model: Model = group(Model)
     generation: Generation = group(Generation)
     engine: EngineFlags = group(EngineFlags)
@@ -392,6 +418,7 @@ class RewardConfig:
     """rewarding.py"""
 
     device: Device = group(Device)
+    cluster: Cluster = group(Cluster)
     model: Model = group(Model)
     rewarding: Rewarding = group(Rewarding)
     run: TrialRun = group(TrialRun)
@@ -440,6 +467,8 @@ SCRIPTS = {
 }
 NEUTRAL = (
     "device",
+    "ray_address",
+    "num_replicas",
     "master_address",
     "master_port",
     "overwrite",

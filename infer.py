@@ -6,9 +6,9 @@ always greedy, --output_dir is honoured, and every answer keeps why it ended.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import chain
+from functools import partial
 from pathlib import Path
 
 from msgspec import structs
@@ -60,7 +60,7 @@ def sample(config: InferConfig) -> None:
     if not output.stands:
         from cream.generation import samples
 
-        prompts = (_ask(record, sysprompt) for record in store.read(data, Prompt, len(order)))
+        prompts = partial(_asked, data, len(order), sysprompt)
         for prompt, ids, completions in _answers(config, output, chat, prompts, len(order), sampling):
             output.append(samples(chat, prompt, ids, completions))
         if not output.resume():
@@ -104,8 +104,9 @@ def evaluate(config: InferConfig) -> None:
         return
     strict = g.extraction == "strict"
     if not output.stands:
+        asked = partial(list, list(prompts.values()))
         sampling = Sampling(n=1, temperature=0.0, max_tokens=g.gen_max_tokens, seed=config.run.seed)
-        for prompt, _, (completion,) in _answers(config, output, chat, prompts.values(), len(prompts), sampling):
+        for prompt, _, (completion,) in _answers(config, output, chat, asked, len(prompts), sampling):
             output.append(graded(items[prompt.uuid], prompt.messages, completion, strict))
         for uuid in [uuid for uuid in prompts if uuid not in output.resume()]:
             output.append(graded(items[uuid], prompts[uuid].messages, None, strict))
@@ -197,9 +198,11 @@ def _known(name: str) -> str:
     return {known.lower(): known for known in DATASET_FILES}.get(name.lower(), _short(name))
 
 
-def _ask(prompt: Prompt, sysprompt: str) -> Prompt:
-    *before, last = prompt.messages
-    return structs.replace(prompt, messages=[*before, Message("user", apply(sysprompt, last.content))])
+def _asked(data: Path, count: int, sysprompt: str) -> Iterator[Prompt]:
+    """The first `count` prompts of a file, as they are put to the policy."""
+    for prompt in store.read(data, Prompt, count):
+        *before, last = prompt.messages
+        yield structs.replace(prompt, messages=[*before, Message("user", apply(sysprompt, last.content))])
 
 
 def _target(config: InferConfig, default: Path, below: str = "results.json") -> Path:
@@ -230,50 +233,53 @@ def _begin(config: InferConfig, data: Path, data_hash: str, target: Path, *unuse
 
 
 def _answers(
-    config: InferConfig, output: journal.Output, chat, prompts: Iterable[Prompt], total: int, sampling: Sampling
+    config: InferConfig, output: journal.Output, chat, prompts: Callable[[], Iterable[Prompt]], total: int, sampling
 ) -> Iterator[tuple[Prompt, list[int], list[Completion]]]:
-    """The prompts that the journal does not hold yet, each with its ids and its answers, as they are finished."""
+    """The prompts that the journal does not hold yet, each with its ids and its answers, as they are finished. One that
+    does not fit is counted as dropped. `prompts` gives them all."""
     import torch
 
     from cream import engines, models
-    from cream.generation import generate
+    from cream.generation import answerer
 
     done = output.resume()
-    todo = (prompt for prompt in prompts if prompt.uuid not in done)
     if done:
         log.info("going on: %d of %d prompts are answered already", len(done), total)
-    if (first := next(todo, None)) is None:
+    todo = partial(_missing, prompts, frozenset(done))
+    if (first := next(todo(), None)) is None:
         return
-    device = config.device.pin(config.engine.tensor_parallel_size)
+    pool = config.cluster.pool(config.device, config.engine.tensor_parallel_size)
     folder = config.model.folder(config.model.checkpoint)
-    engine_name, why = engines.choose(config.engine.engine, folder, device)
-    precision = models.precision(config.device.bf16, torch.device(device), training=False)
+    engine, why = engines.choose(config.engine.engine, folder, pool.kind)
+    precision = models.precision(config.device.bf16, torch.device(pool.kind), training=False)
     limit = models.length_limit(config.generation.max_length + sampling.max_tokens, folder)
     stops = chat.tokenizer.convert_ids_to_tokens(list(chat.stop_ids))
-    log.info("engine %s (%s); %s", engine_name, why, precision.reason)
+    log.info("engine %s (%s); %s", engine, why, precision.reason)
     log.info("at most %d tokens of prompt and answer together; an answer stops at %s", limit, " or ".join(stops))
     if config.output.show_example:
         log.info("first prompt as the model sees it:\n%s", _shown(chat, first))
-    engine = engines.load(
-        engine_name,
-        folder,
-        chat.tokenizer,
-        device=device,
-        dtype=str(precision.dtype).removeprefix("torch."),
-        max_model_len=limit,
-        batch_tokens=config.engine.max_tokens_per_batch,
-        gpu_memory_utilization=config.engine.gpu_memory_utilization,
-        tensor_parallel_size=config.engine.tensor_parallel_size,
-    )
-    sampling = replace(sampling, stop_token_ids=chat.stop_ids)
+    options = {
+        "name": engine,
+        "model_folder": folder,
+        "dtype": str(precision.dtype).removeprefix("torch."),
+        "max_model_len": limit,
+        "batch_tokens": config.engine.max_tokens_per_batch,
+        "gpu_memory_utilization": config.engine.gpu_memory_utilization,
+        "tensor_parallel_size": config.engine.tensor_parallel_size,
+    }
     max_prompt = min(config.generation.max_length, limit - 1)
-    try:
-        with console.bar(total - len(done), "answering", "prompts") as bar:
-            for answered in generate(engine, chat, chain([first], todo), sampling, max_prompt, output.dropped):
-                yield answered
-                bar.update()
-    finally:
-        engine.close()
+    make = partial(answerer, chat, replace(sampling, stop_token_ids=chat.stop_ids), max_prompt, options)
+    with console.bar(total - len(done), "answering", "prompts") as bar:
+        for _, (prompt, ids, completions) in pool.run(todo, make, total - len(done)):
+            if completions:
+                yield prompt, ids, completions
+            else:
+                output.drop(f"prompt longer than {max_prompt} tokens")
+            bar.update()
+
+
+def _missing(prompts: Callable[[], Iterable[Prompt]], done: frozenset[str]) -> Iterator[Prompt]:
+    return (prompt for prompt in prompts() if prompt.uuid not in done)
 
 
 def _shown(chat, prompt: Prompt) -> str:

@@ -7,6 +7,7 @@ and every prompt keeps its own number of answers.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -18,8 +19,7 @@ from cream.console import log
 from cream.errors import UserError
 from cream.flags import as_dict, parse
 from cream.records import Samples
-from cream.rewards import REWARDS, Group, passes
-from cream.rewards.likelihood import Scorer
+from cream.rewards import REWARDS, Group, likelihood, passes
 
 EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
@@ -68,8 +68,11 @@ def main(argv=None):
 
 def _samples(config: RewardConfig) -> Iterator[Samples]:
     """The samples, read anew: no more than a chunk of a .jsonl file is held at a time."""
-    r = config.rewarding
-    return store.read(Path(r.input_file), Samples, r.limit_size or (17 if config.run.debug else None))
+    return store.read(Path(config.rewarding.input_file), Samples, _limit(config))
+
+
+def _limit(config: RewardConfig) -> int | None:
+    return config.rewarding.limit_size or (17 if config.run.debug else None)
 
 
 def _reward(config: RewardConfig) -> str:
@@ -134,22 +137,24 @@ def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path
     from cream import models
 
     r = config.rewarding
-    device = torch.device(config.device.pin())
-    precision = models.precision(config.device.bf16, device, training=False)
+    pool = config.cluster.pool(config.device)
+    precision = models.precision(config.device.bf16, torch.device(pool.kind), training=False)
     limit = models.length_limit(r.max_length, folder)
     log.info("%s: %s; at most %d tokens", role, precision.reason, limit)
     chat = models.load_chat(folder, config.model.template())
     sampled = role == "policy" and r.score_from == "sampling"
     if r.show_example and role == "policy":
         _show(chat, passes.groups(_samples(config)))
-    source = scores.Source(output.header["inputs"][role], precision.name, device.type)
-    kept = scores.Scores(scores.beside(Path(r.input_file)), source)
+    path, source = Path(r.input_file), scores.Source(output.header["inputs"][role], precision.name, pool.kind)
+    kept = scores.beside(path), source
     budget = r.batch_size * limit if r.batch_size else r.max_tokens_per_batch
-    score = Scorer(folder, chat, dtype=precision.dtype, device=device, limit=limit, max_tokens=budget, kept=kept)
+    done, chunk = frozenset(output.resume()), pool.batch(count)
+    todo = partial(passes.todo, path, _limit(config), role, done, kept, chunk, sampled)
+    make = partial(likelihood.scorer, folder, chat, precision.dtype, limit, budget, chunk)
     with console.bar(count, f"scoring, {role}", "prompts") as bar:
-        passes.run(output, role, passes.groups(_samples(config), sampled), score, bar.update)
-    found = ", ".join(f"{score.counts[what]} {words}" for what, words in WHENCE.items() if score.counts[what])
-    log.info("%s: log-probabilities of %s", role, found or "no answer: the journal holds them all")
+        found = passes.run(output, role, pool.run(todo, make, count), scores.Scores(*kept), bar.update)
+    said = ", ".join(f"{found[what]} {words}" for what, words in WHENCE.items() if found[what])
+    log.info("%s: log-probabilities of %s", role, said or "no answer: the journal holds them all")
     return {**structs.asdict(source), "from": r.score_from, **config.model.template_hash()}
 
 

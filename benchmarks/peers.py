@@ -104,11 +104,12 @@ class TRL:
         self.layout, self.loaded = Layout(), 0
 
     def __call__(self) -> float:
+        import datasets
         import trl
         from accelerate.state import AcceleratorState
-        from datasets import Dataset
         from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 
+        datasets.disable_progress_bars()
         AcceleratorState._reset_state(reset_partial_state=True)  # it keeps one precision for the whole process
         clock = []
 
@@ -129,7 +130,7 @@ class TRL:
             made = trainer(
                 AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32),
                 args=config(**fixed | quiet | self.settings),
-                train_dataset=Dataset.from_list(self.rows),
+                train_dataset=datasets.Dataset.from_list(self.rows),
                 processing_class=number_tokenizer(self.words),
                 callbacks=[Clock()],
             )

@@ -29,7 +29,7 @@ from workload import ROOT, SHAPES, SHARED, lengths, run, save_model
 from cream.chat import Chat
 from cream.engines import Sampling, load, parameter_count
 from cream.engines.vllm import engine_options
-from cream.generation import generate, samples
+from cream.generation import Answerer, samples
 from cream.hardware import matrix_rate
 from cream.journal import Output
 from cream.models import load_tokenizer
@@ -143,7 +143,7 @@ def ours(folder: Path, chat: Chat, options: dict, prompts: list[Prompt], args: a
     def answer() -> None:
         engine.engine.reset_prefix_cache()
         output, tokens = Output(folder / "samples.jsonl", {}, {}, overwrite=True), 0
-        for prompt, ids, answers in generate(engine, chat, prompts, sampling, context, output.dropped):
+        for _, (prompt, ids, answers) in Answerer(engine, chat, sampling, context)(prompts):
             output.append(record := samples(chat, prompt, ids, answers))
             tokens += sum(record.num_tokens)
         output.finish(output.rows([prompt.uuid for prompt in prompts]))

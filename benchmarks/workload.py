@@ -102,12 +102,10 @@ def save_model(folder: Path, shape: Shape, words: int, seed: int) -> Path:
 
 def run(main: Callable[[], None]) -> None:
     """Call a benchmark's main; a mistake of the user's ends in one message and exit code 2."""
-    import datasets
     import transformers
 
     warnings.filterwarnings("ignore")
     os.environ["TQDM_DISABLE"] = "1"  # trl reads it
-    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     try:

@@ -1,38 +1,55 @@
 """Prompts -> answers through any engine: which prompts fit, and what is kept of an answer."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from cream.chat import Chat
 from cream.engines import Completion, Engine, Request, Sampling
 from cream.records import Prompt, Samples
 
+Answered = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its answers: none if it is too long
 
-def generate(
-    engine: Engine,
-    chat: Chat,
-    prompts: Iterable[Prompt],
-    sampling: Sampling,
-    max_prompt: int,
-    dropped: Counter[str],
-) -> Iterator[tuple[Prompt, list[int], list[Completion]]]:
-    """(prompt, its ids, its answers) of each prompt of at most `max_prompt` tokens, in any order, as they are finished.
 
-    Longer ones are counted in `dropped`. Prompts are taken as the engine needs them, and held until they are answered.
-    """
-    asked: dict[str, tuple[Prompt, list[int]]] = {}
+class Answerer:
+    """A pool's worker: an engine that answers prompts of at most `max_prompt` tokens; longer ones get no answer."""
 
-    def requests() -> Iterator[Request]:
-        for prompt in prompts:
-            ids = chat.prompt(prompt.messages)
-            if len(ids) > max_prompt:
-                dropped[f"prompt longer than {max_prompt} tokens"] += 1
-            else:
-                asked[prompt.uuid] = prompt, ids
-                yield Request(prompt.uuid, ids)
+    def __init__(self, engine: Engine, chat: Chat, sampling: Sampling, max_prompt: int):
+        self.engine, self.chat, self.sampling, self.max_prompt = engine, chat, sampling, max_prompt
 
-    for uuid, completions in engine.generate(requests(), sampling):
-        yield *asked.pop(uuid), completions
+    def __call__(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, Answered]]:
+        """(uuid, (prompt, its ids, its answers)) of each prompt, in any order, as they are finished.
+
+        Prompts are taken as the engine needs them, and held until they are answered.
+        """
+        asked: dict[str, tuple[Prompt, list[int]]] = {}
+        too_long: list[tuple[Prompt, list[int]]] = []
+
+        def requests() -> Iterator[Request]:
+            for prompt in prompts:
+                ids = self.chat.prompt(prompt.messages)
+                if len(ids) > self.max_prompt:
+                    too_long.append((prompt, ids))
+                else:
+                    asked[prompt.uuid] = prompt, ids
+                    yield Request(prompt.uuid, ids)
+
+        for uuid, completions in self.engine.generate(requests(), self.sampling):
+            yield uuid, (*asked.pop(uuid), completions)
+            while too_long:
+                prompt, ids = too_long.pop()
+                yield prompt.uuid, (prompt, ids, [])
+        for prompt, ids in too_long:
+            yield prompt.uuid, (prompt, ids, [])
+
+    def close(self) -> None:
+        """Give the device back."""
+        self.engine.close()
+
+
+def answerer(chat: Chat, sampling: Sampling, max_prompt: int, engine: dict, device: str) -> Answerer:
+    """An Answerer on `device`, its engine by `engines.load` with these arguments."""
+    from cream import engines
+
+    return Answerer(engines.load(tokenizer=chat.tokenizer, device=device, **engine), chat, sampling, max_prompt)
 
 
 def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:

@@ -85,6 +85,8 @@ class Scores:
         data = b"".join(
             msgspec.json.encode(Line(uuid, self.source, values)) + b"\n" for uuid, values in found if values
         )
+        if not data:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a+b") as file:

@@ -38,7 +38,9 @@ beta=${BETA:-0.1}
 read -ra sampling <<< "${SAMPLING:-}"
 read -ra dpo <<< "${DPO:-}"
 out=outputs/$next
-one=(--device "${device%%,*}" --model "$model") # what the stages that run on one device share
+mapping=$device
+[[ $device != cpu,* ]] || mapping=cpu # a process has all cores
+one=(--device "$mapping" --model "$model") # what sampling and rewarding share
 
 # 1. Sampling: N answers to each prompt by M_t (by default N = 5, temperature 0.8, top-p 0.95, as released).
 python infer.py "${one[@]}" --mode sampling --checkpoint "$current" --name "$prompts" \

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from cream import engines
 from cream.chat import Chat
 from cream.engines import Completion, Sampling
-from cream.generation import generate, samples
+from cream.generation import Answerer, samples
 from cream.records import Message, Prompt
 
 LENGTHS = (3, 40, 7, 90, 12)  # words of the prompts
@@ -30,9 +30,8 @@ def prompts():
 
 
 def answered(engine, chat, prompts, max_prompt=60):
-    dropped = Counter()
     sampling = Sampling(n=8, temperature=1.0, top_p=1.0, max_tokens=3, stop_token_ids=chat.stop_ids)
-    return list(generate(engine, chat, iter(prompts), sampling, max_prompt, dropped)), dropped
+    return dict(Answerer(engine, chat, sampling, max_prompt)(iter(prompts)))
 
 
 def whole(chat, messages, text):
@@ -42,20 +41,22 @@ def whole(chat, messages, text):
     return chat.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
-def test_every_prompt_that_fits_comes_back_with_its_ids(engine, tiny_chat, prompts):
-    found, dropped = answered(engine, tiny_chat, prompts)
+def test_every_prompt_comes_back_with_its_ids_and_answered_if_it_fits(engine, tiny_chat, prompts):
+    found = answered(engine, tiny_chat, prompts)
     fitting = [p for p in prompts if len(tiny_chat.prompt(p.messages)) <= 60]
     assert 0 < len(fitting) < len(prompts)
-    assert sorted(prompt.uuid for prompt, _, _ in found) == [p.uuid for p in fitting]
-    assert all(ids == tiny_chat.prompt(prompt.messages) and len(answers) == 8 for prompt, ids, answers in found)
-    assert dropped == {"prompt longer than 60 tokens": len(prompts) - len(fitting)}
+    assert sorted(found) == [p.uuid for p in prompts]
+    for prompt in prompts:
+        same, ids, answers = found[prompt.uuid]
+        assert same is prompt and ids == tiny_chat.prompt(prompt.messages)
+        assert len(answers) == (8 if prompt in fitting else 0)
 
 
 def test_prompts_are_taken_as_the_engine_needs_them(engine, tiny_chat, prompts):
     taken = itertools.count()
     endless = (structs.replace(prompts[0], uuid=f"e{next(taken)}") for _ in itertools.repeat(None))
     sampling = Sampling(n=1, max_tokens=2, stop_token_ids=tiny_chat.stop_ids)
-    stream = generate(engine, tiny_chat, endless, sampling, 60, Counter())
+    stream = Answerer(engine, tiny_chat, sampling, 60)(endless)
     assert len(list(itertools.islice(stream, 5))) == 5
     stream.close()
     assert next(taken) < 5000
@@ -63,7 +64,7 @@ def test_prompts_are_taken_as_the_engine_needs_them(engine, tiny_chat, prompts):
 
 def test_a_log_probability_is_kept_where_the_text_is_what_was_sampled(engine, tiny_chat, prompts):
     kinds = Counter()
-    for prompt, ids, completions in answered(engine, tiny_chat, prompts)[0]:
+    for prompt, ids, completions in answered(engine, tiny_chat, prompts).values():
         record = samples(tiny_chat, prompt, ids, completions)
         assert (record.uuid, record.prompt, record.extra) == (prompt.uuid, prompt.messages, prompt.extra)
         assert record.responses == [c.text for c in completions]

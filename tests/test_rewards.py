@@ -13,7 +13,8 @@ from cream.chat import NOT_A_PREFIX
 from cream.journal import Output
 from cream.records import Message, Rewards, Samples
 from cream.rewards import dpo, likelihood, passes
-from cream.rewards.likelihood import Scored, Scorer
+from cream.rewards.likelihood import Scored
+from cream.scores import Scores, Source
 
 CPU = torch.device("cpu")
 ANSWERS = ["Units: 8 + 3 = 11. Answer: 61", "Answer: 7", "", "Answer: 7", "x" * 50]
@@ -48,15 +49,26 @@ def trained(tiny_folder, tmp_path_factory):
     return folder
 
 
-def scorer(folder, max_tokens=300, limit=LIMIT):
-    return Scorer(folder, models.load_chat(folder), dtype=torch.float32, device=CPU, limit=limit, max_tokens=max_tokens)
+def scorer(folder, max_tokens=300, limit=LIMIT, chunk=256):
+    return likelihood.scorer(folder, models.load_chat(folder), torch.float32, limit, max_tokens, chunk, "cpu")
 
 
-def reward(source, normalize, folders, path, samples, max_tokens=300, limit=LIMIT):
+def one_pass(path, role, score, samples, chunk=256, progress=lambda: None):
+    """What rewarding.py does for a model; nothing is kept beside the samples."""
+    output, given = Output(path, {}, {}), path.with_name("given.jsonl")
+    store.write(given, samples)
+    kept = path.with_name("none.scores.jsonl"), Source("", "", "")
+    todo = passes.todo(given, None, role, output.resume(), kept, chunk, False)
+    unkept = Scores(*kept)
+    unkept.keep = lambda found: None
+    passes.run(output, role, score(todo), unkept, progress)
+    return output
+
+
+def reward(source, normalize, folders, path, samples, max_tokens=300, limit=LIMIT, chunk=256):
     """What rewarding.py does: a pass per model, then the file."""
-    output = Output(path, {}, {})
     for role, folder in zip(source.PASSES, folders, strict=True):
-        passes.run(output, role, passes.groups(samples), scorer(folder, max_tokens, limit), lambda done: None)
+        output = one_pass(path, role, scorer(folder, max_tokens, limit, chunk), samples, chunk)
     passes.finish(output, source, normalize, samples)
     return list(store.read(path, Rewards)), output
 
@@ -146,32 +158,29 @@ def test_the_samplers_own_values_are_passed_on_when_asked_for():
     assert [group.sampled for group in passes.groups([sample])] == [None]
 
 
-def test_a_killed_pass_goes_on_with_the_same_numbers(tiny_folder, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(passes, "CHUNK", 2)
+def test_a_killed_pass_goes_on_with_the_same_numbers(tiny_folder, trained, tmp_path):
     folders, samples = [trained, tiny_folder], records()
-    undisturbed, _ = reward(dpo, "sum", folders, tmp_path / "whole.jsonl", samples)
+    undisturbed, _ = reward(dpo, "sum", folders, tmp_path / "whole.jsonl", samples, chunk=2)
 
-    path, score, seen = tmp_path / "killed.jsonl", scorer(trained), []
+    path, progress = tmp_path / "killed.jsonl", []
 
-    def killed_in_the_second_chunk(chunk):
-        if chunk[0].uuid == "p3":
-            raise KeyboardInterrupt
-        return score(chunk)
+    def killed_in_the_second_chunk(groups):
+        for uuid, found in scorer(trained, chunk=2)(groups):
+            if uuid == samples[3].uuid:
+                raise KeyboardInterrupt
+            yield uuid, found
 
     with pytest.raises(KeyboardInterrupt):
-        passes.run(
-            Output(path, {}, {}), "policy", passes.groups(samples), killed_in_the_second_chunk, lambda done: None
-        )
+        one_pass(path, "policy", killed_in_the_second_chunk, samples, 2, lambda: progress.append(1))
+    assert len(progress) == 3
 
-    def watched(chunk):
-        seen.append([group.uuid for group in chunk])
+    def watched(groups):
+        assert [group.uuid for group in groups] == [sample.uuid for sample in samples[2:]]  # a chunk is done as a whole
         raise KeyboardInterrupt
 
-    progress = []
     with pytest.raises(KeyboardInterrupt):
-        passes.run(Output(path, {}, {}), "policy", passes.groups(samples), watched, progress.append)
-    assert seen == [["p3", "p4"]] and progress == [2]  # the first two are passed over
-    resumed, _ = reward(dpo, "sum", folders, path, samples)
+        one_pass(path, "policy", watched, samples, 2)
+    resumed, _ = reward(dpo, "sum", folders, path, samples, chunk=2)
     assert resumed == undisturbed
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import msgspec
 import pytest
@@ -22,8 +23,7 @@ from cream.errors import UserError
 from cream.hardware import Budget
 from cream.logprobs import LogProbs, score
 from cream.records import Message, Pair, Rewards, Samples
-from cream.rewards import Group
-from cream.rewards.likelihood import Scorer
+from cream.rewards import Group, likelihood
 from cream.scores import Scores, Source, beside
 from cream.store import read
 from cream.training import dpo, reference
@@ -192,20 +192,31 @@ def computed(monkeypatch):
     return calls
 
 
-def scorer(folder, path=None):
-    """A scorer as rewarding.py makes it; `path` is of the kept scores."""
-    source = Source(models.fingerprint(folder), "float32", "cpu")
-    kept = None if path is None else Scores(path, source)
-    return Scorer(
-        folder, models.load_chat(folder), dtype=torch.float32, device=CPU, limit=128, max_tokens=500, kept=kept
-    )
+class Rewarding:
+    """A scorer with the kept scores at `path`, if any, as rewarding.py puts them together."""
+
+    def __init__(self, folder, path=None):
+        source = Source(models.fingerprint(folder), "float32", "cpu")
+        self.kept = path and Scores(path, source)
+        self.score = likelihood.scorer(folder, models.load_chat(folder), torch.float32, 128, 500, 256, "cpu")
+        self.counts = Counter()
+
+    def __call__(self, groups):
+        for one in groups:
+            one.known = self.kept.find(one.uuid) if self.kept else {}
+        found = list(self.score(groups))
+        assert [uuid for uuid, _ in found] == [one.uuid for one in groups]
+        if self.kept:
+            self.kept.keep((uuid, one.computed) for uuid, one in found)
+        self.counts += sum((one.whence for _, one in found), Counter())
+        return [one.scored for _, one in found]
 
 
 def test_a_pass_over_kept_scores_needs_no_model(folder, tmp_path):
     path, groups = tmp_path / "s.scores.jsonl", [group("a"), group("b", ANSWERS[:2])]
-    first = scorer(folder, path)
+    first = Rewarding(folder, path)
     found = first(groups)
-    again = scorer(folder, path)
+    again = Rewarding(folder, path)
     (folder / "model.safetensors").unlink()
     assert again(groups) == found and again.counts == {"kept": 5}
     with pytest.raises(UserError, match="model.safetensors"):
@@ -218,27 +229,27 @@ def test_a_pass_over_kept_scores_needs_no_model(folder, tmp_path):
 
 def test_only_missing_answers_are_computed_and_equal_ones_once(folder, tmp_path, computed):
     path = tmp_path / "s.scores.jsonl"
-    first = scorer(folder, path)
+    first = Rewarding(folder, path)
     (alone,) = first([group("a", ANSWERS[:1])])
     assert [len(rows) for rows in computed[-1]] == [1]
-    second = scorer(folder, path)
+    second = Rewarding(folder, path)
     whole, other = second([group("a"), group("b")])
     assert [len(rows) for rows in computed[-1]] == [2, 3]  # of four answers two are equal, and of "a" one is kept
     assert len(computed) == 2 and second.counts["computed"] == 5 and second.counts["kept"] == 1
-    (fresh,) = scorer(folder)([group("b")])
+    (fresh,) = Rewarding(folder)([group("b")])
     assert whole.logprob[0] == alone.logprob[0] and whole.logprob[1] == whole.logprob[3]
     assert whole.logprob == pytest.approx(fresh.logprob, abs=1e-4) and other.logprob == pytest.approx(
         fresh.logprob, abs=1e-4
     )
-    assert scorer(folder, path)([group("a"), group("b")]) == [whole, other] and len(computed) == 3
+    assert Rewarding(folder, path)([group("a"), group("b")]) == [whole, other] and len(computed) == 3
 
 
 def test_an_answer_cut_at_the_limit_is_another(folder, tmp_path, computed):
     path = tmp_path / "s.scores.jsonl"
-    (whole,) = scorer(folder, path)([group("a", ANSWERS[:1])])
+    (whole,) = Rewarding(folder, path)([group("a", ANSWERS[:1])])
     cut = group("a", ANSWERS[:1])
     cut.complete = [False]
-    (found,) = scorer(folder, path)([cut])
+    (found,) = Rewarding(folder, path)([cut])
     assert len(computed) == 2 and found.num_tokens[0] == whole.num_tokens[0] - 1
     assert found.logprob[0] > whole.logprob[0]
 
@@ -246,16 +257,16 @@ def test_an_answer_cut_at_the_limit_is_another(folder, tmp_path, computed):
 def test_the_samplers_value_serves_where_its_tokens_are_as_many(folder, tmp_path, computed):
     """It is not kept: the next pass computes; and what is kept goes before it."""
     path = tmp_path / "s.scores.jsonl"
-    (own,) = scorer(folder)([group()])
+    (own,) = Rewarding(folder)([group()])
     counts = own.num_tokens
     sampled = [(-1.25, counts[0]), (-2.25, counts[1] + 1), None, (-2.25, counts[3] - 1)]
-    score_from = scorer(folder, path)
+    score_from = Rewarding(folder, path)
     (found,) = score_from([group(sampled=sampled)])
     assert found.logprob == pytest.approx([-1.25, *own.logprob[1:]], abs=1e-4)
     assert score_from.counts["sampler"] == 1 and [len(rows) for rows in computed[-1]] == [2]
-    (found,) = scorer(folder, path)([group()])
+    (found,) = Rewarding(folder, path)([group()])
     assert found.logprob == pytest.approx(own.logprob, abs=1e-4) and [len(rows) for rows in computed[-1]] == [1]
-    (found,) = scorer(folder, path)([group(sampled=sampled)])
+    (found,) = Rewarding(folder, path)([group(sampled=sampled)])
     assert found.logprob == pytest.approx(own.logprob, abs=1e-4)
 
 
@@ -264,7 +275,7 @@ def test_what_is_not_a_finite_number_is_not_kept(folder, tmp_path):
     model = models.load_policy(folder, torch.float32, CPU)
     model.model.norm.weight.data[:] = float("nan")
     models.save_policy(model, models.load_tokenizer(folder), tmp_path / "broken", None, {"kind": "policy"})
-    (found,) = scorer(tmp_path / "broken", path)([group()])
+    (found,) = Rewarding(tmp_path / "broken", path)([group()])
     assert found.logprob == [None] * 4 and found.reason == ["not a finite number"] * 4
     assert not path.exists() or path.read_bytes() == b""
 

@@ -13,13 +13,15 @@ REWARDS = {"likelihood": "cream.rewards.likelihood", "dpo": "cream.rewards.dpo"}
 @dataclass(slots=True)
 class Group:
     """A prompt's answers. `complete` is false for an answer that was cut at the length limit; `sampled` may hold the
-    sampler's own (log π, tokens) of each, None where its text does not give the sampled tokens back."""
+    sampler's own (log π, tokens) of each, None where its text does not give the sampled tokens back. `known`: what is
+    kept of this prompt's answers under the model that scores, digest of an answer's tokens -> log π."""
 
     uuid: str
     prompt: list
     answers: list[str]
     complete: list[bool]
     sampled: list[tuple[float, int] | None] | None = None
+    known: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -2,11 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from cream.rewards import Group, GroupReward
-from cream.scores import Scores
 
 PASSES = ("policy",)
 NORMALIZE = "mean"  # over the answer's tokens; the method's default for this reward
@@ -21,64 +21,85 @@ class Scored:
     reason: list[str | None]
 
 
+@dataclass(slots=True)
+class Found:
+    """What a pass found for a group: `computed` has what is new of it, digest of an answer's tokens -> log π; `whence`
+    counts the answers whose log π was computed, kept, or the sampler's."""
+
+    scored: Scored
+    computed: dict[str, float]
+    whence: Counter[str]
+
+
 class Scorer:
-    """Scores groups under the model in `folder`, which is loaded when the first answer is not among the `kept` ones.
+    """Scores groups under the model in `folder`, which is loaded when the first answer is not `known` by its group.
 
     An answer that does not fit `limit` tokens is not cut: it gets no score, with the reason. `max_tokens` bounds a
-    batch; None: what the memory carries. `counts` says where scores came from.
+    batch; None: what the memory carries. `chunk` groups are computed together.
     """
 
-    def __init__(self, folder, chat, *, dtype, device, limit: int, max_tokens: int | None, kept: Scores | None = None):
+    def __init__(self, folder, chat, *, dtype, device, limit: int, max_tokens: int | None, chunk: int):
         self.folder, self.chat, self.dtype, self.device = folder, chat, dtype, device
-        self.limit, self.max_tokens, self.kept = limit, max_tokens, kept
-        self.counts: Counter[str] = Counter()
+        self.limit, self.max_tokens, self.chunk = limit, max_tokens, chunk
         self._loaded = None
 
-    def __call__(self, groups: Sequence[Group]) -> list[Scored]:
-        """What is found for each group; equal answers to a prompt are computed once."""
+    def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[str, Found]]:
+        """(uuid, what is found) of each group, in their order; equal answers to a prompt are computed once."""
+        groups = iter(groups)
+        while chunk := list(islice(groups, self.chunk)):
+            yield from zip([group.uuid for group in chunk], self._find(chunk), strict=True)
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._loaded = None
+
+    def _find(self, groups: list[Group]) -> list[Found]:
         encoded = [encode(group, self.chat, self.limit) for group in groups]
         digests = [[row and row.digest() for row in rows] for rows, _ in encoded]
-        known = [self._known(group, ids, rows) for group, ids, (rows, _) in zip(groups, digests, encoded, strict=True)]
+        taken = [_known(group, ids, rows) for group, ids, (rows, _) in zip(groups, digests, encoded, strict=True)]
         missing = [
             {digest: row for digest, row in zip(ids, rows, strict=True) if row and digest not in values}
-            for ids, (rows, _), values in zip(digests, encoded, known, strict=True)
+            for ids, (rows, _), (values, _) in zip(digests, encoded, taken, strict=True)
         ]
-        self._compute(groups, missing, known)
-        return [
-            _scored(rows, reasons, [values.get(digest) for digest in ids])
-            for (rows, reasons), ids, values in zip(encoded, digests, known, strict=True)
-        ]
-
-    def _known(self, group: Group, digests: list[str | None], rows: list) -> dict[str, float]:
-        """digest -> log π of the answers that need no pass."""
-        kept = self.kept.find(group.uuid) if self.kept else {}
-        found = {digest: kept[digest] for digest in digests if digest in kept}
-        self.counts["kept"] += len(found)
-        for digest, row, sampled in zip(digests, rows, group.sampled or [None] * len(rows), strict=True):
-            if row and digest not in found and sampled and sampled[1] == row.num_answer_tokens:
-                found[digest] = sampled[0]
-                self.counts["sampler"] += 1
+        found = []
+        computed = self._compute(missing)
+        for (rows, reasons), ids, (values, whence), new in zip(encoded, digests, taken, computed, strict=True):
+            whence["computed"] += len(new)
+            values |= new
+            scored = _scored(rows, reasons, [values.get(digest) for digest in ids])
+            found.append(Found(scored, {d: v for d, v in new.items() if math.isfinite(v)}, whence))
         return found
 
-    def _compute(self, groups: Sequence[Group], missing: list[dict], known: list[dict[str, float]]) -> None:
-        """Score the missing rows, add them to what is known, and keep them."""
+    def _compute(self, missing: list[dict]) -> list[dict[str, float]]:
+        """digest -> log π of the missing rows of each group."""
         from cream import hardware, logprobs, models
 
-        work = [i for i, rows in enumerate(missing) if rows]
-        if not work:
-            return
+        if not any(missing):
+            return [{} for _ in missing]
         if self._loaded is None:  # a pass whose scores are all kept needs no model
             model = logprobs.LogProbs(models.load_policy(self.folder, self.dtype, self.device))
             self._loaded = model, hardware.budget(self.max_tokens, model.policy, self.device, training=False)
-        values = logprobs.score(self._loaded[0], [list(missing[i].values()) for i in work], self._loaded[1])
-        for i, found in zip(work, values, strict=True):
-            known[i] |= zip(missing[i], found, strict=True)
-            self.counts["computed"] += len(found)
-        if self.kept:
-            self.kept.keep(
-                (groups[i].uuid, {d: v for d, v in zip(missing[i], found, strict=True) if math.isfinite(v)})
-                for i, found in zip(work, values, strict=True)
-            )
+        values = iter(logprobs.score(self._loaded[0], [list(m.values()) for m in missing if m], self._loaded[1]))
+        return [dict(zip(m, next(values), strict=True)) if m else {} for m in missing]
+
+
+def scorer(folder, chat, dtype, limit: int, max_tokens: int | None, chunk: int, device: str) -> Scorer:
+    """A Scorer on `device`: what a pool makes for each of its replicas."""
+    import torch
+
+    how = {"dtype": dtype, "device": torch.device(device), "limit": limit}
+    return Scorer(folder, chat, max_tokens=max_tokens, chunk=chunk, **how)
+
+
+def _known(group: Group, digests: list[str | None], rows: list) -> tuple[dict[str, float], Counter[str]]:
+    """digest -> log π of the answers that need no pass, and where they come from."""
+    found = {digest: group.known[digest] for digest in digests if digest in group.known}
+    whence = Counter(kept=len(found))
+    for digest, row, sampled in zip(digests, rows, group.sampled or [None] * len(rows), strict=True):
+        if row and digest not in found and sampled and sampled[1] == row.num_answer_tokens:
+            found[digest] = sampled[0]
+            whence["sampler"] += 1
+    return found, whence
 
 
 def _scored(rows: list, reasons: list[str | None], values: list[float | None]) -> Scored:

@@ -1,16 +1,20 @@
-"""A reward source's passes over a file of samples: one model at a time, chunk by chunk into the output's journal."""
+"""A reward source's passes over a file of samples: one model at a time, group by group into the output's journal."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from types import ModuleType
 
+from cream import store
 from cream.journal import Output
 from cream.records import Message, Rewards, Samples, encode
 from cream.rewards import Group
-from cream.rewards.likelihood import Scored
+from cream.rewards.likelihood import Found, Scored
+from cream.scores import Scores, Source
 
-CHUNK = 256  # groups between two appends to the journal; a resumed run computes the very same batches
+KEPT_AT_ONCE = 256  # groups
 
 
 def groups(samples: Iterable[Samples], sampled: bool = False) -> Iterator[Group]:
@@ -24,16 +28,38 @@ def groups(samples: Iterable[Samples], sampled: bool = False) -> Iterator[Group]
         yield Group(s.uuid, s.prompt, s.responses, complete, own)
 
 
-def run(output: Output, role: str, of: Iterable[Group], score: Callable, progress: Callable) -> None:
-    """Score the groups, chunk by chunk, into the journal; what it holds already is passed over."""
-    done = output.resume()
-    of = iter(of)
-    while chunk := list(islice(of, CHUNK)):
-        if any(_key(role, group.uuid) not in done for group in chunk):
-            for group, scored in zip(chunk, score(chunk), strict=True):
-                if (key := _key(role, group.uuid)) not in done:
-                    output.append({"uuid": key, **asdict(scored)})
-        progress(len(chunk))
+def todo(
+    path: Path, limit: int | None, role: str, done: set[str], kept: tuple[Path, Source], chunk: int, sampled: bool
+) -> Iterator[Group]:
+    """The groups of a file of samples with what is kept of them, but for chunks that the journal (`done`, its keys)
+    holds as a whole: a resumed run computes the very same batches."""
+    scores = Scores(*kept)
+    of = groups(store.read(path, Samples, limit), sampled)
+    while some := list(islice(of, chunk)):
+        if any(_key(role, group.uuid) not in done for group in some):
+            for group in some:
+                group.known = scores.find(group.uuid)
+                yield group
+
+
+def run(
+    output: Output, role: str, found: Iterable[tuple[str, Found]], kept: Scores, progress: Callable
+) -> Counter[str]:
+    """Take what a pass finds into the journal, and beside the samples; returns how many answers' log π came whence."""
+    done, whence, new = output.resume(), Counter(), []
+    try:
+        for uuid, one in found:
+            if (key := _key(role, uuid)) not in done:
+                output.append({"uuid": key, **asdict(one.scored)})
+                progress()
+            whence += one.whence
+            new.append((uuid, one.computed))
+            if len(new) == KEPT_AT_ONCE:
+                kept.keep(new)
+                new = []
+    finally:
+        kept.keep(new)
+    return whence
 
 
 def finish(output: Output, source: ModuleType, normalize: str, samples: Iterable[Samples], **facts) -> None:

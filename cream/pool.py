@@ -1,0 +1,204 @@
+"""A function over items on one device, on several, or on all of a cluster.
+
+One device works in this process. Several are replicas under Ray Data, each with a model of its own: Ray hands the items
+out as replicas are free, holds the input back meanwhile, and gives what a lost replica or node had in hand to another.
+Only the items and results in flight are in memory, wherever the input is long.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cream.errors import UserError
+
+BATCH = 256  # items that a replica takes at a time: what is done again if it is lost
+
+
+class Worker(Protocol):
+    """Has a model."""
+
+    def __call__(self, items: Iterable) -> Iterator[tuple[str, object]]:
+        """(item.uuid, result) for each item, in any order; items are taken as they are needed."""
+
+    def close(self) -> None:
+        """Give the device back."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Where to work: `replicas`, each on `group` devices of a `kind`, cpu or cuda, that hold one model together; of
+    this machine, or of the Ray cluster at `address`."""
+
+    kind: str
+    replicas: int = 1
+    group: int = 1
+    address: str | None = None
+
+    @classmethod
+    def of_cluster(cls, address: str, kind: str, replicas: int | None, group: int) -> Pool:
+        """On a running cluster, which this joins. kind auto: cuda where it has GPUs. replicas None: as many as its GPUs
+        carry, or one a node of CPUs. Raises UserError where there is no such cluster, or it has too few devices."""
+        import ray
+
+        _join(address)
+        have = ray.cluster_resources()
+        if kind == "auto":
+            kind = "cuda" if have.get("GPU") else "cpu"
+        if kind == "cuda":
+            most = usual = int(have.get("GPU", 0)) // group
+        else:
+            most, usual = int(have.get("CPU", 0)), sum(node["Alive"] for node in ray.nodes())
+        if not 0 < (replicas or usual) <= most:
+            asked = f"--num_replicas {replicas}" if replicas else "one replica"
+            of = f" of --tensor_parallel_size {group}" if group > 1 else ""
+            raise UserError(
+                f"--ray_address {address}: the cluster's {kind} devices carry {most} replicas{of}, not {asked}"
+            )
+        return cls(kind, replicas or usual, group, address)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process does the work, without Ray."""
+        return self.address is None and self.replicas == 1
+
+    def batch(self, count: int) -> int:
+        """Items that a replica takes at a time when there are `count`."""
+        return BATCH if self.alone else max(1, min(BATCH, -(-count // (2 * self.replicas))))
+
+    def run(
+        self, source: Callable[[], Iterable], make: Callable[[str], Worker], count: int
+    ) -> Iterator[tuple[str, object]]:
+        """(item.uuid, result) for every item of `source()`, about `count`, in any order, as they are finished.
+
+        `source` and `make` are pickled when there are several replicas, and so are items and results; make(kind) is
+        then called in each replica. Raises what a worker raises, a UserError with the node's name.
+        """
+        if not self.alone:
+            yield from _on_ray(self, source, make, self.batch(count))
+            return
+        worker = make(self.kind)
+        try:
+            yield from worker(source())
+        finally:
+            worker.close()
+
+
+class Replica:
+    """A worker as Ray Data calls it: on batches of pickled items. Results leave in the order of the items, one by one,
+    so that a batch that is done again, of which some results have been taken already, gives the others."""
+
+    def __init__(self, make: Callable[[str], Worker], kind: str):
+        self.failed = None
+        try:
+            self.worker = make(kind)
+        except Exception as error:  # Ray would start the replica anew, for ever; the first call raises it
+            self.failed = error
+
+    def __call__(self, batch: dict) -> Iterator[dict]:
+        """{"item": [bytes]} -> {"result": [bytes]} for each item."""
+        try:
+            if self.failed is not None:
+                raise self.failed
+            items = [pickle.loads(item) for item in batch["item"]]
+            found: dict[str, object] = {}
+            todo = iter([item.uuid for item in items])
+            wanted = next(todo)
+            for key, result in self.worker(items):
+                found[key] = result
+                while wanted in found:
+                    yield {"result": [pickle.dumps((wanted, found.pop(wanted)))]}
+                    wanted = next(todo, None)
+        except UserError as error:
+            raise UserError(f"node {socket.gethostname()}: {error}") from None
+
+
+def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]]:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayError, RayTaskError
+
+    _join(pool.address)
+    try:
+        context = DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.target_max_block_size = 1  # a block, which is what moves, holds one result
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # which has the input's file
+        items = ray.data.read_datasource(_datasource(source), override_num_blocks=1, num_cpus=0, label_selector=here)
+        results = items.map_batches(
+            Replica,
+            batch_size=batch,
+            compute=ActorPoolStrategy(size=pool.replicas, max_tasks_in_flight_per_actor=2),
+            fn_constructor_args=(make, pool.kind),
+            **_share(pool),
+        )
+        taken: set[str] = set()
+        for row in results.iter_rows():
+            name, result = pickle.loads(row["result"])
+            if name not in taken:
+                taken.add(name)
+                yield name, result
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise UserError(f"Ray: {error}") from error
+
+
+def _join(address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine (None), unless that is done. It lasts as long as this process:
+    the next pass finds it."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # replicas import what this process does
+        ray.init("local", include_dashboard=False, runtime_env={"env_vars": paths}, **quiet)
+        return
+    package = str(Path(__file__).resolve().parent)
+    try:
+        ray.init(address, runtime_env={"py_modules": [package]}, **quiet)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"--ray_address {address}: no Ray cluster answers there: {error}") from None
+
+
+def _share(pool: Pool) -> dict:
+    """What Ray reserves for a replica; of CPUs an even part, and as many threads."""
+    import ray
+
+    if pool.kind == "cuda":
+        return {"num_gpus": pool.group}
+    return {"num_cpus": max(1, int(ray.cluster_resources()["CPU"]) // pool.replicas)}
+
+
+def _datasource(source: Callable[[], Iterable]):
+    import pyarrow
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    def blocks():
+        for item in source():
+            yield pyarrow.table({"item": [pickle.dumps(item)]})
+
+    class Items(Datasource):
+        """What `source` gives, read on the node that asked, as it is needed."""
+
+        def estimate_inmemory_data_size(self):
+            return None
+
+        def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None):
+            return [ReadTask(blocks, BlockMetadata(None, None, None, None))]
+
+    return Items()

@@ -1,0 +1,146 @@
+"""A function over items on several replicas: all of them once, whatever dies; and stages that give the same on two."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cream.errors import UserError
+from cream.pool import Pool
+from cream.records import Rewards, Samples
+from cream.store import read
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Item:
+    uuid: str
+    number: int
+
+
+def items(count):
+    return (Item(f"u{i}", i) for i in range(count))
+
+
+class Square:
+    """A worker: its results leave in another order than its items came."""
+
+    def __init__(self, device, dies_at=None, marker=None):
+        self.dies_at, self.marker = dies_at, marker
+
+    def __call__(self, items):
+        for item in reversed(list(items)):
+            if item.number == self.dies_at and not os.path.exists(self.marker):
+                open(self.marker, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield item.uuid, (item.number**2, os.getpid())
+
+    def close(self):
+        pass
+
+
+class Mistaken(Square):
+    def __call__(self, items):
+        raise UserError("u3: no such thing")
+        yield
+
+
+def without_files(device):
+    raise UserError("/models/m1: no such folder")
+
+
+@pytest.fixture(scope="module")
+def ray():
+    import ray
+
+    yield ray
+    ray.shutdown()
+
+
+def test_one_device_needs_no_ray():
+    code = """
+import sys, test_pool as t
+print(sum(value for _, (value, _) in t.Pool("cpu").run(lambda: t.items(4), t.Square, 4)), "ray" in sys.modules)
+"""
+    path = os.pathsep.join([str(REPO), str(REPO / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.stdout.strip() == "14 False", done.stderr
+
+
+@pytest.mark.slow
+def test_every_item_comes_back_once_from_two_processes(ray):
+    found = list(Pool("cpu", 2).run(partial(items, 41), Square, 41))
+    assert sorted((uuid, value) for uuid, (value, _) in found) == sorted((f"u{i}", i**2) for i in range(41))
+    assert len({pid for _, (_, pid) in found}) == 2 and os.getpid() not in {pid for _, (_, pid) in found}
+    assert list(Pool("cpu", 2).run(partial(items, 0), Square, 0)) == []
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_killed_is_replaced_and_its_items_are_done_again(ray, tmp_path):
+    make = partial(Square, dies_at=12, marker=str(tmp_path / "killed"))
+    found = list(Pool("cpu", 2).run(partial(items, 41), make, 41))
+    assert (tmp_path / "killed").exists()
+    assert sorted(uuid for uuid, _ in found) == sorted(f"u{i}" for i in range(41))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make, message", [(Mistaken, "u3: no such thing"), (without_files, "/models/m1: no such fold")]
+)
+def test_a_replicas_mistake_is_the_users_with_the_node_named(ray, make, message):
+    with pytest.raises(UserError, match=f"node .*: {message}"):
+        list(Pool("cpu", 2).run(partial(items, 8), make, 8))
+
+
+@pytest.mark.slow
+def test_results_come_while_the_input_is_still_being_read(ray):
+    """Nor is the input read to its end at once: it is held back while the replicas are busy."""
+
+    def slowly():
+        for item in items(40):
+            time.sleep(0.1)
+            yield item
+
+    start = time.monotonic()
+    stream = Pool("cpu", 2).run(slowly, Square, 8)  # said to be few, so that batches are small
+    next(stream)
+    first = time.monotonic() - start
+    assert len(list(stream)) == 39
+    assert first < time.monotonic() - start - 1
+
+
+# Stages ---------------------------------------------------------------------------------------------------------------
+
+SAMPLE = "infer.py --model tiny --checkpoint assets/tiny_m0 --name tiny_prompt_1 --limit_size 60 --gen_n 3"
+SAMPLE += " --gen_temperature 1.0 --top_p 1.0 --gen_max_tokens 32 --engine hf --max_length 60"
+REWARD = "rewarding.py --model tiny --input_file outputs/cpu.json --reward likelihood --checkpoint none"
+
+
+@pytest.mark.slow
+def test_two_replicas_sample_and_reward_as_one_process_does(workspace):
+    for device in ("cpu", "cpu,cpu"):
+        workspace.spawn(f"{SAMPLE} --device {device} --output_dir outputs/{device}.json")
+    one, two = (list(read(workspace.folder / f"outputs/{device}.json", Samples)) for device in ("cpu", "cpu,cpu"))
+    assert [sample.uuid for sample in two] == [sample.uuid for sample in one] and len(one) == 60
+    same = [a == b for x, y in zip(one, two, strict=True) for a, b in zip(x.responses, y.responses, strict=True)]
+    print(f"{len(same) - sum(same)} of {len(same)} sampled answers differ between one process and two replicas")
+    assert sum(same) >= 0.98 * len(same)  # the engine rounds differently in other batches
+
+    for device in ("cpu", "cpu,cpu"):
+        (workspace.folder / "outputs/cpu.scores.jsonl").unlink(missing_ok=True)
+        out = workspace.spawn(f"{REWARD} --device {device} --output outputs/reward-{device}.json")
+        assert "answers computed" in out and "kept" not in out
+    one, two = (list(read(workspace.folder / f"outputs/reward-{d}.json", Rewards)) for d in ("cpu", "cpu,cpu"))
+    for a, b in zip(one, two, strict=True):
+        assert a.uuid == b.uuid and a.reward == pytest.approx(b.reward, abs=1e-5)
+    out = workspace.spawn(f"{REWARD} --device cpu --output outputs/again.json")
+    assert "kept from earlier passes" in out and "computed" not in out
