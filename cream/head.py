@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits made at a time: on a CPU what its cache holds
 LEAST_WORDS = 512  # of a block, whatever the tokens: with fewer the matrix products are slow
 KEEP = {"cpu": 1 << 25, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them it makes anew
+MULTIPLE = 32  # of tokens, so that sizes recur: oneDNN keeps some MB of compiled bfloat16 products for each new one
 ROWS = 512  # tokens at a time through a head that is called as a module
 
 
@@ -24,8 +25,11 @@ def token_log_probs(head, config, hidden: torch.Tensor, target: torch.Tensor, in
     cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
     scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)  # Cohere, Granite
     if type(head) is torch.nn.Linear:
+        count = len(target)
+        padding = -count % MULTIPLE
+        hidden, target = F.pad(hidden, (0, 0, 0, padding)), F.pad(target, (0, padding))
         keep = torch.is_grad_enabled() and len(target) * len(head.weight) <= KEEP[hidden.device.type]
-        return HeadLogProb.apply(hidden, head.weight, head.bias, target, scale, cap, keep, in_place)
+        return HeadLogProb.apply(hidden, head.weight, head.bias, target, scale, cap, keep, in_place)[:count]
 
     def some(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return picked(_scaled(head(h), scale, cap), t)

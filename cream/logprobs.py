@@ -57,7 +57,7 @@ class LogProbs(torch.nn.Module):
         """The groups as one batch, in the layout that this model takes."""
         if not self.share:
             return batches.pad(groups)
-        return trees.pack(groups, trees.BLOCK if self.device.type == "cuda" else 1)
+        return trees.pack(groups, trees.MULTIPLE[self.device.type])
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """log π of the batch's scored tokens, (K,) float32."""
@@ -155,7 +155,7 @@ def _differs(policy, model) -> str | None:
             plain = _padded(policy, batches.pad(groups).to(device))
             trees.register()
             model.set_attn_implementation(trees.ATTENTION)
-            tree = _tree(policy, trees.pack(groups, trees.BLOCK if device.type == "cuda" else 1).to(device))
+            tree = _tree(policy, trees.pack(groups, trees.MULTIPLE[device.type]).to(device))
         difference = (tree - plain).abs().mean().item()
         if difference <= ROUNDING[next(policy.parameters()).dtype] * plain.std().item():
             return None

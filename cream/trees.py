@@ -22,7 +22,9 @@ import torch.nn.functional as F
 from cream.batches import Batch, Group, send
 
 ATTENTION = "cream_trees"  # the name under which transformers finds `attend`
-BLOCK = 128  # a row's length on CUDA is a multiple of FlexAttention's block
+# A row's length is a multiple of this: on CUDA of FlexAttention's block; on a CPU for lengths to recur, since oneDNN
+# keeps some 20 MB of compiled bfloat16 products for each new one.
+MULTIPLE = {"cpu": 32, "cuda": 128}
 
 
 @dataclass(slots=True)
@@ -195,7 +197,7 @@ def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> t
             over(at, end, keys, values)
             at = end
     if at < query.shape[2]:
-        found.append(query.new_zeros(1, query.shape[2] - at, query.shape[1], value.shape[3]))
+        found.append(query.new_zeros(1, query.shape[2] - at, query.shape[1], value.shape[3], dtype=dtype))
     return torch.cat(found, dim=1)
 
 

@@ -420,7 +420,8 @@ def test_packed_conversations_learn_as_each_alone(policy, name):
     """SFT: the gradient of a row of conversations is the sum of theirs, each over the library's plain path."""
     stage, packed, padded = sft.Stage(), LogProbs(policy(name)), LogProbs(policy(name), share=False)
     batch = packed.pack([stage.group(tokens) for tokens in CONVERSATIONS])
-    assert batch.input_ids.shape == (1, sum(map(len, CONVERSATIONS)))
+    tokens = sum(map(len, CONVERSATIONS))
+    assert batch.tokens == tokens and batch.input_ids.shape == (1, tokens + -tokens % trees.MULTIPLE["cpu"])
     together = gradient(packed, stage.loss(packed, batch, CONVERSATIONS)[0])
     alone = sum(gradient(padded, stage.loss(padded, padded.pack([[tokens]]), [tokens])[0]) for tokens in CONVERSATIONS)
     assert (together - alone).norm() <= 1e-5 * alone.norm()
@@ -438,7 +439,7 @@ def test_flex_attention_gives_what_branches_give(window, softcap):
 
     torch.manual_seed(0)
     torch._dynamo.reset()  # else variable sizes are compiled for a second mask, at which torch 2.13 fails on CPUs
-    batch = trees.pack(GROUPS[:8], trees.BLOCK)
+    batch = trees.pack(GROUPS[:8], trees.MULTIPLE["cuda"])
     size = batch.input_ids.shape[1]
     query, key, value = (torch.randn(1, heads, size, 16) for heads in (4, 2, 2))
     with torch.no_grad():
