@@ -244,6 +244,9 @@ class Optimisation:
         choices=("auto", "float32", "bfloat16"),
     )
     grad_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
+    deepspeed: str | None = flag(
+        None, "DeepSpeed configuration: gradients and optimiser states in shards (ZeRO-2), weights too (ZeRO-3)"
+    )
     compile: bool = flag(False, "torch.compile the layers: pays on GPUs and long runs (needs a C++ compiler on CPU)")
     log_every: int = flag(10, "steps between two log lines (the first and last step are always logged)", low=1)
     resume: bool = flag(True, "go on from the last saved state of an interrupted run; no: start it afresh")

@@ -9,6 +9,7 @@ with a reason.
 import importlib.util
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import xxhash
@@ -89,12 +90,20 @@ def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Pat
     from cream import models
 
     models.check_folder(start)
-    processes = given_world() or len(config.device.devices())
-    flat = as_dict(config) | {"train_stage": stage, "method": method, "processes": processes}
+    flat = as_dict(config) | {"train_stage": stage, "method": method, "global_batch": _global_batch(config)}
     inputs = {"data": journal.fingerprint(data), "start": models.fingerprint(start)}
     inputs |= config.model.template_hash()
-    named = ("name", "model", "checkpoint", "chat_template")  # the hashes above stand for them
-    return {"settings": settings(flat, *named, "max_tokens_per_batch", "compile"), "inputs": inputs}
+    if config.optimisation.deepspeed is not None:
+        inputs["deepspeed"] = journal.fingerprint_of(config.optimisation.deepspeed)
+    named = ("name", "model", "checkpoint", "chat_template", "deepspeed")  # the hashes above stand for them
+    parts = ("train_bsz", "grad_accum")  # of the global batch
+    return {"settings": settings(flat, *named, *parts, "max_tokens_per_batch", "compile"), "inputs": inputs}
+
+
+def _global_batch(config: TrainConfig) -> int:
+    """Examples of a step, however many processes share them."""
+    processes = given_world() or len(config.device.devices())
+    return config.optimisation.train_bsz * processes * config.optimisation.grad_accum
 
 
 def _check_policy(config: TrainConfig, data: Path, header: dict) -> None:
@@ -159,7 +168,7 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, devices
         afresh=config.run.overwrite or not o.resume,
         schedule=Schedule(
             epochs=o.epoch,
-            batch_size=o.train_bsz * o.grad_accum,
+            batch_size=_global_batch(config),
             max_tokens=o.max_tokens_per_batch,
             lr=o.lr,
             weight_decay=o.weight_decay,
@@ -181,11 +190,30 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, devices
         grad_checkpointing=o.grad_checkpointing,
         compile=o.compile,
         cpu=devices[0] == "cpu",
+        deepspeed=_deepspeed(o.deepspeed),
         report_to=config.output.report_to,
         wandb={"project": config.output.wandb_project_name, "entity": config.output.wandb_entity_name},
         show_example=config.output.show_example,
     )
-    launch.run(work, job, devices, config.output.master_address, config.output.master_port)
+    about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}
+    place = config.output.master_address, config.output.master_port
+    launch.run(work, job, devices, *place, about, alone=job.deepspeed is None)
+
+
+def _deepspeed(path: str | None) -> dict | None:
+    """The configuration, checked for what it may set."""
+    if path is None:
+        return None
+    from cream.training.parallel import check_settings
+
+    found = store.read_json(Path(path))
+    check_settings(found, path)
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError(f"--deepspeed {path}: DeepSpeed compiles parts of itself and needs a C++ compiler: install g++")
+    os.environ["PATH"] = (
+        f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja, which it compiles with
+    )
+    return found
 
 
 def _finish(config: TrainConfig, stage: str, run: Path) -> None:

@@ -20,7 +20,8 @@ from cream import models
 from cream.hardware import matrix_rate
 from cream.logprobs import LogProbs
 from cream.training import dpo
-from cream.training.loop import Schedule, train
+from cream.training.loop import Schedule, common_budget, train
+from cream.training.parallel import Replicas
 
 BATCH = 8  # pairs a step, trl's default
 
@@ -47,8 +48,10 @@ class Ours:
         self.loaded = used_memory(self.device)
         with tempfile.TemporaryDirectory() as run_folder:
             start = time.perf_counter()
-            save = lambda model, step: ended.append(time.perf_counter())  # noqa: E731
-            train(accelerator, self.model, self.stage, self.examples, self.schedule, Path(run_folder), save)
+            weights = Replicas(accelerator, self.model, LR, self.schedule.weight_decay)
+            tokens = common_budget(accelerator, weights, self.schedule.max_tokens)
+            save = lambda step: ended.append(time.perf_counter())  # noqa: E731
+            train(accelerator, weights, self.stage, self.examples, self.schedule, tokens, Path(run_folder), save)
         return ended[0] - start
 
 

@@ -45,11 +45,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "not enough memory" in text
 
 
-def budget(given: int | None, model, device: torch.device, *, training: bool, recompute: bool = False) -> Budget:
+def budget(given: int | None, model, device: torch.device, *, training: bool, shards: int = 1) -> Budget:
     """`given` tokens a batch, or as many as the device's free memory carries, estimated from the model's config.
 
     A token keeps, in each layer that a backward pass has yet to visit, about 16 vectors of the hidden size and 4 of the
-    feed-forward's; scoring, and recomputing layers, hold one layer at a time. `recompute` is gradient checkpointing.
+    feed-forward's; scoring, and recomputing layers, hold one layer at a time. Gradients and optimiser states lie in
+    `shards`, of which the device has one.
     """
     if given is not None:
         return Budget(given)
@@ -57,11 +58,12 @@ def budget(given: int | None, model, device: torch.device, *, training: bool, re
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     layer = 16 * hidden + 4 * inner
+    recompute = getattr(model, "is_gradient_checkpointing", False)
     numbers = layer + layers * ((hidden if recompute else layer) if training else 0)
     size = next(model.parameters()).element_size()
     free = free_memory(device)
     if training:  # gradients and AdamW's two moments come on top of the weights
-        free -= 3 * size * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        free -= 3 * size * sum(numel(p) for p in model.parameters() if p.requires_grad) // shards
     tokens = int(SHARE * free / (numbers * size)) // 256 * 256
     chosen = Budget(min(MOST[device.type][training], max(LEAST, tokens)))
     log.info("at most %d tokens a batch (%.1f GB of memory are free)", chosen.tokens, free / 1e9)
@@ -91,8 +93,13 @@ def flops_per_token(model) -> tuple[int, int]:
     Two per weight of a matrix product (arXiv 2204.02311, appendix B); attention itself is not counted.
     """
     head = model.get_output_embeddings().weight
-    apart = {id(p): p.numel() for p in (head, model.get_input_embeddings().weight)}
-    return 2 * (sum(p.numel() for p in model.parameters()) - sum(apart.values())), 2 * head.numel()
+    apart = {id(p): numel(p) for p in (head, model.get_input_embeddings().weight)}
+    return 2 * (sum(map(numel, model.parameters())) - sum(apart.values())), 2 * numel(head)
+
+
+def numel(parameter: torch.nn.Parameter) -> int:
+    """Its numbers, those of all shards where it is in shards (ZeRO-3)."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float:

@@ -30,8 +30,14 @@ class LogProbs(torch.nn.Module):
     def __init__(self, policy, share: bool = True):
         super().__init__()
         self.policy = policy
-        self.share = share and _share(policy)
-        self.in_place = False
+        self.share = self.in_place = False
+        if share and not hasattr(next(policy.parameters()), "ds_id"):
+            self.choose_layout()
+
+    def choose_layout(self) -> None:
+        """Switch to trees if they give a probe the numbers that padded rows give. ZeRO-3, whose weights are there
+        during a forward pass alone, asks for it when it has prepared them."""
+        self.share = _share(self)
 
     @property
     def device(self) -> torch.device:
@@ -129,42 +135,44 @@ def _split(model: LogProbs, group: Group, run: list[int], budget: Budget) -> lis
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
-def _share(policy) -> bool:
+def _share(model: LogProbs) -> bool:
     """Switch the policy's attention to trees, if they give a probe the numbers that padded rows give."""
-    model = getattr(policy, "get_base_model", lambda: policy)()
-    kinds = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if kinds or getattr(model.config, "attention_chunk_size", None):
+    config = getattr(model.policy, "get_base_model", lambda: model.policy)().config
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds or getattr(config, "attention_chunk_size", None):
         reason = f"layers of kind {', '.join(sorted(kinds)) or 'chunked attention'}"
     else:
-        reason = _differs(policy, model)
+        reason = _differs(model)
     if reason:
         log.info("answers do not share their prompt, each takes a padded row: %s", reason)
     return not reason
 
 
-def _differs(policy, model) -> str | None:
-    before, training = model.config._attn_implementation, policy.training
+def _differs(model: LogProbs) -> str | None:
+    policy = getattr(model.policy, "get_base_model", lambda: model.policy)()
+    before, training = policy.config._attn_implementation, model.policy.training
     generator = torch.Generator().manual_seed(0)
-    words = torch.randint(model.config.get_text_config().vocab_size, (60,), generator=generator).tolist()
+    words = torch.randint(policy.config.get_text_config().vocab_size, (60,), generator=generator).tolist()
     lengths = ((13, (1, 9, 17)), (5, (8,)))  # prompt, answers
     groups = [[Tokens(words[: p + a - 1] + [words[-a]], [(p, p + a)]) for a in answers] for p, answers in lengths]
-    device = next(policy.parameters()).device
-    policy.eval()
+    model.policy.eval()
     try:
-        with torch.no_grad(), _small_windows(model, 6), _exact_products():
-            plain = _padded(policy, batches.pad(groups).to(device))
+        with torch.no_grad(), _small_windows(policy, 6), _exact_products():
+            model.share = False
+            plain = model(model.pack(groups).to(model.device))
             trees.register()
-            model.set_attn_implementation(trees.ATTENTION)
-            tree = _tree(policy, trees.pack(groups, trees.MULTIPLE[device.type]).to(device))
+            policy.set_attn_implementation(trees.ATTENTION)
+            model.share = True
+            tree = model(model.pack(groups).to(model.device))
         difference = (tree - plain).abs().mean().item()
         if difference <= ROUNDING[next(policy.parameters()).dtype] * plain.std().item():
             return None
         reason = f"a probe differs by {difference:.2g} nats a token"
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
-        reason = f"{type(model).__name__}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        reason = f"{type(policy).__name__}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     finally:
-        policy.train(training)
-    model.set_attn_implementation(before)
+        model.policy.train(training)
+    policy.set_attn_implementation(before)
     return reason
 
 

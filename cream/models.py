@@ -33,16 +33,20 @@ class Precision:
         return f"{plain}, bfloat16 autocast" if self.autocast else plain if self.exact else f"{plain} as TF32"
 
 
-def precision(bf16: bool | None, device: torch.device, *, training: bool) -> Precision:
+def precision(bf16: bool | None, device: torch.device, *, training: bool, shards: bool = False) -> Precision:
     """The dtype decision and its reason. `bf16` None means: where the device has it.
 
     Weights train as float32 masters whatever `bf16` says: at lr 1e-6 pure bfloat16 rounds 98 % of the updates away.
+    With `shards` (ZeRO) the masters are the optimiser's, and the weights themselves bfloat16.
     """
     if bf16 is None:
         able = device.type == "cuda" and torch.cuda.is_bf16_supported()
         why = "the device has it" if able else f"the default on {device.type}: --bf16 yes asks for bfloat16"
     else:
         able, why = bf16, f"--bf16 {'yes' if bf16 else 'no'}"
+    if training and shards and able:
+        reason = f"bfloat16 weights, their float32 masters in the optimiser's shards ({why})"
+        return Precision(torch.bfloat16, False, reason)
     if training:
         plain = "TF32" if device.type == "cuda" else "float32"
         matmul = f"matrix products in {'bfloat16' if able else plain}"
@@ -240,14 +244,17 @@ def adapter_merged(folder: Path, base: Path, cache: Path) -> Path:
     return target
 
 
-def save_policy(model, tokenizer, folder: Path, dtype: torch.dtype | None, kind: dict) -> None:
+def save_policy(
+    model, tokenizer, folder: Path, dtype: torch.dtype | None, kind: dict, state: dict[str, torch.Tensor] | None = None
+) -> None:
     """A folder that any Hugging Face tool loads: weights (as `dtype`, None = as they are), tokenizer, chat template.
 
+    `state` are the weights where the model itself does not have them, or not as float32 (ZeRO).
     It is written beside its place and renamed into it, so that a folder of this name is always whole.
     """
     staged = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
-    state = model.state_dict()
+    state = model.state_dict() if state is None else state
     if dtype is not None:
         cast = {(v.data_ptr(), v.shape): v.to(dtype) for v in state.values() if v.is_floating_point()}
         state = {k: cast.get((v.data_ptr(), v.shape), v) for k, v in state.items()}  # tied weights stay one tensor

@@ -339,7 +339,7 @@ def test_a_reference_comes_from_the_pairs_else_from_beside_them_else_from_the_mo
         for _, example in fresh[:given]:
             example.reference_chosen, example.reference_rejected = -1.25, -2.25
         fresh[given][1].reference_chosen = -9.0  # half a reference is none
-        reference.fill(accelerator, model, fresh, path, source, 1000)
+        reference.fill(accelerator, model, fresh, path, source, Budget(1000))
         return values(fresh), messages(said)[-1]
 
     Scores(beside(path), SOURCE).keep(
@@ -364,7 +364,9 @@ def test_a_reference_that_is_not_finite_is_refused(tiny_folder, tiny_chat, tmp_p
     policy = models.load_policy(tiny_folder, torch.float32, CPU)
     policy.model.norm.weight.data[:] = float("nan")
     with pytest.raises(UserError, match="6 pairs have no finite reference"):
-        reference.fill(Accelerator(cpu=True), LogProbs(policy), pairs(tiny_chat), tmp_path / "p.json", SOURCE, 1000)
+        reference.fill(
+            Accelerator(cpu=True), LogProbs(policy), pairs(tiny_chat), tmp_path / "p.json", SOURCE, Budget(1000)
+        )
     assert not beside(tmp_path / "p.json").exists()
 
 

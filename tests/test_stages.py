@@ -503,7 +503,7 @@ def test_killed_training_goes_on(world, stage):
     """Optimiser, schedule and data go on where they were: the same weights and log as if nothing had happened."""
     command = (TRAIN if stage == "sft" else DPO) + " outputs/{} --epoch 12 --log_every 1"
     whole = world.folder / f"outputs/killed-{stage}/state/whole"
-    kill(world, command.format(f"killed-{stage}"), lambda: whole.exists() and int(whole.read_text() or 0) > 3)
+    kill(world, command.format(f"killed-{stage}"), lambda: whole.exists() and json.loads(whole.read_text())["step"] > 3)
     assert "an unfinished run stands" in world.refused(command.format(f"killed-{stage}") + " --beta 1")
     assert "resuming after step" in world.run(command.format(f"killed-{stage}")).out
     world.run(command.format(f"whole-{stage}"))

@@ -1,10 +1,12 @@
 """Several processes on one machine for `--device 0,1,…` or `cpu,cpu`; one process runs in place.
 
-Under torchrun (RANK and WORLD_SIZE are set) the world is given by the environment and nothing is started here.
+Under torchrun, deepspeed or srun the world is given by the environment: nothing is started, this process joins it.
 """
 
 import os
+import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,32 +16,47 @@ from cream.errors import UserError
 
 def given_world() -> int | None:
     """The number of processes that a launcher has set up, None when this process was started by hand."""
-    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))  # set by srun alone, not in the batch script itself
+    return tasks if tasks > 1 else None
 
 
 def is_first_process() -> bool:
     """Whether this process is the one that reports: rank 0 of a launcher's world, or started by hand."""
-    return os.environ.get("RANK", "0") == "0"
+    return given_world() is None or os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0"
 
 
-def run(worker: Callable, config, devices: list[str], address: str, port: int | None) -> None:
+def run(
+    worker: Callable, config, devices: list[str], address: str, port: int | None, about: dict, alone: bool = True
+) -> None:
     """Call worker(config) once per device, each in its own process when there are several.
 
-    A worker that fails ends the others; its UserError is printed by itself and this process exits with 2.
+    `about` is what all processes must agree on; `alone`: a single process needs no process group. A worker that fails
+    ends the others; its UserError is printed by itself and this process exits with 2.
     """
+    kind = "cpu" if devices[0] == "cpu" else "cuda"
     if given_world() is not None:
+        if "RANK" not in os.environ:
+            os.environ |= _slurm(port)
+        if kind == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        _join(worker, config, kind, about)
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if kind == "cpu" else ",".join(devices)
+    if len(devices) == 1 and alone:
         worker(config)
         return
-    if devices[0] != "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    port = port or _free_port()
     if len(devices) == 1:
-        worker(config)
+        os.environ |= _place(0, 0, 1, 1, address, port)
+        _join(worker, config, kind, about)
         return
     import torch.multiprocessing as mp
 
-    port = port or _free_port()
+    arguments = (worker, config, kind, len(devices), address, port, about)
     try:
-        mp.start_processes(_enter, (worker, config, len(devices), address, port), len(devices), start_method="spawn")
+        mp.start_processes(_enter, arguments, len(devices), start_method="spawn")
     except mp.ProcessExitedException as error:
         if error.exit_code == 2:
             sys.exit(2)
@@ -50,23 +67,56 @@ def run(worker: Callable, config, devices: list[str], address: str, port: int | 
         ) from None
 
 
-def _enter(rank: int, worker: Callable, config, world: int, address: str, port: int) -> None:
-    os.environ |= {
+def _place(rank: int, local: int, world: int, here: int, address: str, port: int | str) -> dict[str, str]:
+    """The variables by which a process knows its place."""
+    return {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "LOCAL_RANK": str(local),
         "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(here),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
+
+
+def _slurm(port: int | None) -> dict[str, str]:
+    """The place of a task of srun. The first of the step's hosts is where all meet, on a port made of the job's id."""
+    step = os.environ
+    address = step.get("MASTER_ADDR")
+    if address is None:
+        if shutil.which("scontrol") is None:
+            raise UserError("under srun without scontrol at hand: export MASTER_ADDR, the first host's name")
+        hosts = ["scontrol", "show", "hostnames", step["SLURM_STEP_NODELIST"]]
+        address = subprocess.run(hosts, check=True, capture_output=True, text=True).stdout.split()[0]
+    chosen = step.get("MASTER_PORT") or port or 20000 + int(step["SLURM_JOB_ID"]) % 20000
+    here = step.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0]
+    return _place(
+        int(step["SLURM_PROCID"]),
+        int(step["SLURM_LOCALID"]),
+        int(step["SLURM_STEP_NUM_TASKS"]),
+        int(here),
+        address,
+        chosen,
+    )
+
+
+def _join(worker: Callable, config, kind: str, about: dict) -> None:
+    from cream.training.world import joined
+
+    with joined(kind, about):
+        worker(config)
+
+
+def _enter(rank: int, worker: Callable, config, kind: str, world: int, address: str, port: int, about: dict) -> None:
+    os.environ |= _place(rank, rank, world, world, address, port)
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or world) // world))
     try:
-        worker(config)
-    except UserError as error:
-        if rank:  # all usually find the same: the first to exit ends the others before they repeat its message
+        _join(worker, config, kind, about)
+    except UserError as error:  # before all have met
+        if rank:  # all may find the same: the first to exit ends the others before they repeat its message
             time.sleep(2)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

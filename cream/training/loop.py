@@ -7,22 +7,20 @@ it; each rank gets the same number of micro-batches (an empty one carries zero w
 
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from cream.batches import by_tokens
 from cream.errors import UserError
-from cream.hardware import budget, flops_per_token, out_of_memory
-from cream.logprobs import LogProbs
+from cream.hardware import Budget, budget, flops_per_token, numel, out_of_memory
+from cream.training import state
 from cream.training.log import Log
+from cream.training.parallel import Replicas, Shards
 
 log = logging.getLogger("cream")
 
@@ -31,9 +29,9 @@ log = logging.getLogger("cream")
 class Schedule:
     """How long and how fast to train.
 
-    `batch_size` examples per process and step, in micro-batches of at most `max_tokens` tokens (None: what the memory
-    carries); `saves` checkpoints spread evenly, the last at the end; learning rate: linear warm-up over `warmup_ratio`
-    of the steps, then cosine to 0.
+    `batch_size` examples per step, of all processes together, in micro-batches of at most `max_tokens` tokens (None:
+    what the memory carries); `saves` checkpoints spread evenly, the last at the end; learning rate: linear warm-up over
+    `warmup_ratio` of the steps, then cosine to 0.
     """
 
     epochs: int = 1
@@ -74,6 +72,15 @@ def micro_batches(shapes: Sequence[tuple[int, int]], max_tokens: int, world: int
     return [*plan, *([[]] * (-len(plan) % world))][rank::world]
 
 
+def common_budget(accelerator: Accelerator, weights: Replicas | Shards, max_tokens: int | None) -> Budget:
+    """Tokens of a micro-batch: `max_tokens`, or what the memory of each process carries; the same for all, so that all
+    plan the same micro-batches."""
+    device = accelerator.device
+    found = budget(max_tokens, weights.whole.policy, device, training=True, shards=weights.shards)
+    found.tokens = int(accelerator.gather(torch.tensor([found.tokens], device=device)).min())
+    return found
+
+
 def save_steps(steps: int, saves: int) -> set[int]:
     """The steps (counted from 1) after which a checkpoint is saved: `saves` of them, evenly, the last step included."""
     return {math.ceil(steps * k / saves) for k in range(1, saves + 1)}
@@ -88,81 +95,75 @@ def learning_rate(done: int, steps: int, warmup: int) -> float:
 
 def train(
     accelerator: Accelerator,
-    model: LogProbs,
+    weights: Replicas | Shards,
     stage,
     examples: Sequence,
     schedule: Schedule,
+    tokens: Budget,
     run: Path,
-    save: Callable[[object, int], None],
+    save: Callable[[int], None],
     progress: Callable[[int, int, dict], None] = lambda step, steps, metrics: None,
 ) -> dict[str, float]:
-    """Train `model` on `examples` by `stage`'s loss; returns the last logged metrics.
+    """Train `weights` on `examples` by `stage`'s loss; returns the last logged metrics.
 
-    `save(model, step)` writes a checkpoint. A run that was interrupted goes on from its last saved state in `run`.
+    `tokens` bound a micro-batch, `save(step)` writes a checkpoint. A run that was interrupted goes on from its last
+    saved state in `run`.
     """
-    size = schedule.batch_size * accelerator.num_processes
-    plan = list(global_batches(len(examples), size, schedule.epochs, schedule.seed))
-    batches = GlobalBatches(accelerator, model, stage, examples, schedule.max_tokens)
-    model, optimizer, scheduler = _prepare(accelerator, model, schedule, len(plan))
-    start = _resume(accelerator, run)
+    plan = list(global_batches(len(examples), schedule.batch_size, schedule.epochs, schedule.seed))
+    batches = GlobalBatches(accelerator, weights, stage, examples, tokens)
+    start = state.resume(accelerator, weights, run)
     logger = Log(accelerator, run, start, len(plan), schedule.log_every, stage.unit, progress)
     saved = save_steps(len(plan), schedule.saves)
-    model.train()
+    warmup = math.ceil(schedule.warmup_ratio * len(plan))
+    weights.model.train()
     for step, indices in enumerate(plan[start:], start + 1):
-        total = batches.backward(model, indices, logger)
-        norm = accelerator.clip_grad_norm_(model.parameters(), schedule.max_grad_norm)
-        logger.end_step(step, total, norm, scheduler.get_last_lr()[0], stage.check_first if step == 1 else None)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=False)  # some gradients are added where they stand
+        total = batches.backward(indices, logger)
+        lr = schedule.lr * learning_rate(step - 1, len(plan), warmup)
+        norm = weights.step(lr, schedule.max_grad_norm)
+        logger.end_step(step, total, norm, lr, stage.check_first if step == 1 else None)
         if step == start + 1:
-            _check_equal(accelerator, model)
+            weights.check_equal()
         if step in saved:
             logger.check_finite(step)
-            save(model, step)
+            save(step)
             if step < len(plan):
-                _save_state(accelerator, run, step)
-    accelerator.end_training()
+                state.save(accelerator, run, step)
     if accelerator.is_main_process:
-        shutil.rmtree(run / "state", ignore_errors=True)
+        state.clear(run)
     return logger.last
 
 
 class GlobalBatches:
     """The gradient of a global batch: what its examples cost, and in which micro-batches it is computed."""
 
-    def __init__(self, accelerator: Accelerator, model: LogProbs, stage, examples: Sequence, max_tokens: int | None):
-        self.accelerator, self.stage, self.examples, self.pack = accelerator, stage, examples, model.pack
+    def __init__(self, accelerator: Accelerator, weights: Replicas | Shards, stage, examples: Sequence, tokens: Budget):
+        self.accelerator, self.weights, self.stage, self.examples = accelerator, weights, stage, examples
+        self.budget, model = tokens, weights.whole
         self.shapes = [model.shape(stage.group(example)) for example in examples]
         self.scored = [sum(t.num_answer_tokens for t in stage.group(example)) for example in examples]
-        recompute = getattr(model.policy, "is_gradient_checkpointing", False)
-        device = accelerator.device
-        self.budget = budget(max_tokens, model.policy, device, training=True, recompute=recompute)
-        tokens = torch.tensor([self.budget.tokens], device=device)
-        self.budget.tokens = int(accelerator.gather(tokens).min())  # all plan the same micro-batches
         self.flops = flops_per_token(model.policy)
-        trained = [p.numel() * p.requires_grad for p in model.parameters()]
-        self.passes = 2 + sum(trained) / sum(p.numel() for p in model.parameters())  # forward; of inputs; of weights
+        trained = sum(numel(p) for p in model.parameters() if p.requires_grad)
+        self.passes = 2 + trained / sum(map(numel, model.parameters()))  # forward; of inputs; of weights
 
-    def backward(self, model, indices: Sequence[int], logger: Log) -> int:
+    def backward(self, indices: Sequence[int], logger: Log) -> int:
         """Add the mean gradient over these examples of the global batch; returns what the mean is over.
 
         Out of memory, the whole step is done again with half the tokens a micro-batch; with several processes, which
-        would wait for each other, it is an error.
+        would wait for each other, or with a part of the gradient in shards already, it is an error.
         """
         total = sum(self.stage.weight(self.examples[i]) for i in indices)
         while True:
             try:
-                found = self._micro_batches(model, indices, total)
+                found = self._micro_batches(indices, total)
                 break
             except RuntimeError as error:
-                if self.accelerator.num_processes > 1 and out_of_memory(error):
+                if out_of_memory(error) and (self.accelerator.num_processes > 1 or isinstance(self.weights, Shards)):
                     raise UserError(
                         f"out of memory with {self.budget.tokens} tokens a micro-batch; give a smaller "
                         "--max_tokens_per_batch"
                     ) from None
                 self.budget.halve(error)
-                model.zero_grad(set_to_none=False)
+                self.weights.zero_grad()
         for metrics in found:
             logger.add(metrics)
         tokens = sum(self.shapes[i][0] * self.shapes[i][1] for i in indices)
@@ -170,62 +171,17 @@ class GlobalBatches:
         logger.worked(tokens, self.passes * (tokens * self.flops[0] + scored * self.flops[1]))
         return total
 
-    def _micro_batches(self, model, indices: Sequence[int], total: int) -> list[dict[str, torch.Tensor]]:
+    def _micro_batches(self, indices: Sequence[int], total: int) -> list[dict[str, torch.Tensor]]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = micro_batches([self.shapes[i] for i in indices], self.budget.tokens, world, rank)
         found = []
         for number, chunk in enumerate(mine, 1):
             weight = 1.0 if chunk else 0.0  # an empty one: some example, of no weight
             members = [self.examples[indices[i]] for i in chunk or [0]]
-            batch = self.pack([self.stage.group(example) for example in members]).to(self.accelerator.device)
-            with nullcontext() if number == len(mine) else self.accelerator.no_sync(model):
+            batch = self.weights.whole.pack([self.stage.group(example) for example in members])
+            with self.weights.micro_batch(last=number == len(mine)):
                 with self.accelerator.autocast():
-                    loss, metrics = self.stage.loss(model, batch, members)
-                self.accelerator.backward(loss * (weight * world / total))
+                    loss, metrics = self.stage.loss(self.weights.model, batch.to(self.accelerator.device), members)
+                self.weights.backward(loss * (weight * world / total))
             found.append({name: weight * value.float() for name, value in metrics.items()})
         return found
-
-
-def _prepare(accelerator: Accelerator, model, schedule: Schedule, steps: int):
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
-    warmup = math.ceil(schedule.warmup_ratio * steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate(done, steps, warmup))
-    if accelerator.distributed_type == DistributedType.NO:
-        model.accumulate_in_place()
-    model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(scheduler)  # not prepared: a prepared one steps world-size times
-    return model, optimizer, scheduler
-
-
-def _check_equal(accelerator: Accelerator, model) -> None:
-    """After a step all processes hold the same weights; raises UserError where a gradient was not shared."""
-    total = sum(p.detach().sum().double() for p in model.parameters() if p.requires_grad).reshape(1)
-    totals = accelerator.gather(total)
-    if not torch.equal(totals, totals[:1].expand_as(totals)):
-        raise UserError(f"the processes hold different weights after a step: their sums are {totals.tolist()}")
-
-
-# Interruption: the last saved state of the libraries, replaced only by a newer whole one ------------------------------
-
-
-def _save_state(accelerator: Accelerator, run: Path, step: int) -> None:
-    folder = run / "state" / str(step)
-    accelerator.save_state(str(folder))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (run / "state" / "whole").write_text(str(step))
-        for older in (run / "state").iterdir():
-            if older.is_dir() and older != folder:
-                shutil.rmtree(older)
-
-
-def _resume(accelerator: Accelerator, run: Path) -> int:
-    marker = run / "state" / "whole"
-    if not marker.exists():
-        return 0
-    step = int(marker.read_text())
-    accelerator.load_state(str(run / "state" / str(step)))
-    if accelerator.is_main_process:
-        log.info("resuming after step %d", step)
-    return step

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from math import nan
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from cream import hardware
 from cream.errors import UserError
-from cream.logprobs import LogProbs, score
+from cream.hardware import Budget, out_of_memory
+from cream.logprobs import LogProbs
 from cream.scores import Scores, Source, beside
 from cream.training.dpo import Example
+from cream.training.loop import micro_batches
 
 log = logging.getLogger("cream")
 
@@ -40,7 +42,7 @@ def fill(
     examples: Sequence[tuple[str, Example]],
     pairs: Path,
     source: Source,
-    max_tokens: int | None,
+    budget: Budget,
 ) -> None:
     """Set the reference of the (uuid, example)s that have none yet. `pairs` is the file that they come from."""
     given = sum(known(example) for _, example in examples)
@@ -53,7 +55,7 @@ def fill(
             example.reference_rejected = values.get(example.rejected.digest(), nan)
     missing = [i for i, (_, example) in enumerate(examples) if not known(example)]
     if missing:
-        _compute(accelerator, model, [examples[i][1] for i in missing], max_tokens)
+        _compute(accelerator, model, [examples[i][1] for i in missing], budget)
         if accelerator.is_main_process:
             kept.keep((uuid, _digests(example)) for uuid, example in (examples[i] for i in missing))
     log.info(
@@ -76,17 +78,36 @@ def _digests(example: Example) -> dict[str, float]:
     }
 
 
-def _compute(accelerator: Accelerator, model: LogProbs, examples: list[Example], max_tokens: int | None) -> None:
-    """By the code path that trains. Each process scores every world-size-th pair; values travel with their index, and
-    each must arrive."""
-    device = accelerator.device
-    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
-    groups = [[examples[i].chosen, examples[i].rejected] for i in mine]
-    model.to(device).eval()
-    budget = hardware.budget(max_tokens, model.policy, device, training=False)
-    with accelerator.autocast():
-        values = score(model, groups, budget)
-    for i, (chosen, rejected) in gather_object(list(zip(mine, values, strict=True))):
+def _compute(accelerator: Accelerator, model: LogProbs, examples: list[Example], budget: Budget) -> None:
+    """By the code path that trains, in its micro-batches: equally many for every process, since weights in shards come
+    together in each. Values travel with their index, and each must arrive."""
+    log.info("computing the reference's log-probabilities of %d pairs", len(examples))
+    groups = [[example.chosen, example.rejected] for example in examples]
+    model.eval()
+    try:
+        values = _score(accelerator, model, groups, budget.tokens)
+    except RuntimeError as error:
+        if accelerator.num_processes > 1 and out_of_memory(error):
+            raise UserError(
+                f"out of memory with {budget.tokens} tokens a batch; give a smaller --max_tokens_per_batch"
+            ) from None
+        budget.halve(error)
+        values = _score(accelerator, model, groups, budget.tokens)
+    for i, chosen, rejected in gather_object(values):
         examples[i].reference_chosen, examples[i].reference_rejected = chosen, rejected
     if missing := sum(not known(example) for example in examples):
         raise UserError(f"{missing} pairs have no finite reference log-probability; the weights are likely broken")
+
+
+@torch.no_grad()
+def _score(accelerator: Accelerator, model: LogProbs, groups: list, tokens: int) -> list[tuple[int, float, float]]:
+    """(index, log π of chosen, of rejected) of this process's share of the pairs."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    indices, sums = [], []
+    for chunk in micro_batches([model.shape(group) for group in groups], tokens, world, rank):
+        batch = model.pack([groups[i] for i in chunk or [0]]).to(accelerator.device)
+        with accelerator.autocast():
+            found = batch.answer_sums(model(batch))
+        indices += chunk
+        sums.append(found[: 2 * len(chunk)])
+    return [(i, *pair) for i, pair in zip(indices, torch.cat(sums).view(-1, 2).tolist(), strict=True)]

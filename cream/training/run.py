@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -11,14 +12,17 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from transformers.integrations import unset_hf_deepspeed_config
 
 from cream import console, models, store
 from cream.errors import UserError
 from cream.journal import origin, read_meta
 from cream.logprobs import LogProbs
 from cream.scores import Source
-from cream.training import STAGES, dpo, reference, sft
-from cream.training.loop import Schedule, train
+from cream.training import STAGES, dpo, parallel, reference, sft, state
+from cream.training.launch import is_first_process
+from cream.training.loop import Schedule, common_budget, train
 
 log = logging.getLogger("cream")
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "grad_norm", "lr")
@@ -59,6 +63,7 @@ class Job:
     grad_checkpointing: bool = False
     compile: bool = False
     cpu: bool = False
+    deepspeed: dict | None = None
     report_to: str | None = None
     wandb: dict | None = None
     show_example: bool = True
@@ -71,15 +76,10 @@ def work(job: Job) -> None:
     device = torch.device("cpu" if job.cpu else "cuda")
     if job.cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn
-    precision = models.precision(job.bf16, device, training=True)
-    accelerator = Accelerator(
-        cpu=job.cpu,
-        mixed_precision="bf16" if precision.autocast else "no",
-        log_with=job.report_to,
-        project_dir=str(job.run),
-    )
-    if not accelerator.is_main_process:
+    if not is_first_process():
         log.setLevel(logging.WARNING)
+    precision = models.precision(job.bf16, device, training=True, shards=job.deepspeed is not None)
+    accelerator = _accelerator(job, precision)
     torch.manual_seed(job.schedule.seed)
     if device.type == "cuda":  # what stays in float32 under autocast, too
         torch.set_float32_matmul_precision("high")
@@ -91,29 +91,52 @@ def work(job: Job) -> None:
     examples = [row[-1] for row in rows]
     if job.show_example:
         _show(chat, examples[0])
-    policy, saved_as = _policy(job, accelerator.device)
+    policy = _policy(job, precision.dtype, accelerator.device)
+    saved_as = models.stored_dtype(job.start) if job.save_dtype == "auto" else getattr(torch, job.save_dtype)
+    log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), job.save_dtype)
     model = LogProbs(policy)
+    kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
+    weights = kind(accelerator, model, job.schedule.lr, job.schedule.weight_decay)
+    tokens = common_budget(accelerator, weights, job.schedule.max_tokens)
     stage = sft.Stage()
     if job.stage == "dpo":
-        stage = dpo.Stage(job.beta, tolerance=1e-3 if precision.exact else 0.5)
+        exact = precision.exact and precision.dtype == torch.float32
+        stage = dpo.Stage(job.beta, tolerance=1e-3 if exact else 0.5)
         source = Source(job.header["inputs"]["start"], precision.name, device.type)
         _take_reference(job, rows, source)
         pairs = [(uuid, example) for uuid, _, example in rows]
-        reference.fill(accelerator, model, pairs, job.data, source, job.schedule.max_tokens)
+        reference.fill(accelerator, model, pairs, job.data, source, tokens)
 
     _begin(accelerator, job)
 
-    def save(wrapped, step: int) -> None:
-        _save(accelerator, accelerator.unwrap_model(wrapped).policy, chat.tokenizer, job, step, saved_as)
+    def save(step: int) -> None:
+        _save(accelerator, weights, chat.tokenizer, job, step, saved_as)
 
-    last = train(accelerator, model, stage, examples, job.schedule, job.run, save, _report)
+    last = train(accelerator, weights, stage, examples, job.schedule, tokens, job.run, save, _report)
     accelerator.free_memory()
+    accelerator.end_training()
     if accelerator.is_main_process:
         counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
         took = round(time.monotonic() - began, 3)
         store.write_json(
             job.run / "meta.json", {**job.header, **origin(), "counts": counts, "last": last, "wall_seconds": took}
         )
+
+
+def _accelerator(job: Job, precision: models.Precision) -> Accelerator:
+    sharded, saved = job.deepspeed is not None, None if job.afresh else state.last(job.run)
+    other = saved is not None and saved["processes"] != int(os.environ.get("WORLD_SIZE", "1"))
+    if sharded:
+        log.info("setting up DeepSpeed (its first use compiles for about half a minute)")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
+    return Accelerator(
+        cpu=job.cpu and not sharded,  # with it accelerate would leave DeepSpeed out, unsaid
+        mixed_precision="bf16" if precision.autocast or precision.dtype == torch.bfloat16 else "no",
+        log_with=job.report_to,
+        project_dir=str(job.run),
+        deepspeed_plugin=parallel.plugin(job.deepspeed, job.schedule.max_grad_norm, other) if sharded else None,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if sharded and job.cpu else None,
+    )
 
 
 def clear(run: Path) -> None:
@@ -179,11 +202,9 @@ def _show(chat, example) -> None:
     log.info("first example, what is trained on marked:\n%s", chat.show(tokens))
 
 
-def _policy(job: Job, device: torch.device):
-    """The policy with float32 masters, and the dtype its checkpoints are saved in."""
-    model = models.load_policy(job.start, torch.float32, device)
-    saved_as = models.stored_dtype(job.start) if job.save_dtype == "auto" else getattr(torch, job.save_dtype)
-    log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), job.save_dtype)
+def _policy(job: Job, dtype: torch.dtype, device: torch.device):
+    """The policy as it is trained."""
+    model = models.load_policy(job.start, dtype, device)
     if job.compile:
         model.base_model.compile(dynamic=True)
     if job.grad_checkpointing:
@@ -193,15 +214,22 @@ def _policy(job: Job, device: torch.device):
         model = models.add_lora(model, job.lora.r, job.lora.alpha, job.lora.dropout)
         count = sum(p.numel() for p in model.parameters() if p.requires_grad)
         log.info("LoRA: r %d, alpha %g, %d trained parameters", job.lora.r, job.lora.alpha, count)
-    return model, saved_as
+    return model
 
 
-def _save(accelerator: Accelerator, model, tokenizer, job: Job, step: int, dtype: torch.dtype) -> None:
+def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dtype: torch.dtype) -> None:
+    state, model = weights.weights(), weights.whole.policy
     if not accelerator.is_main_process:
         return
+    if job.lora and state is not None:
+        unset_hf_deepspeed_config()  # with it ZeRO-3 would put what is loaded here into shards, too
+        base = models.load_policy(job.start, torch.float32, torch.device("cpu"))
+        model = models.add_lora(base, job.lora.r, job.lora.alpha, job.lora.dropout)
+        model.load_state_dict(state, strict=False)  # tied weights have one name there
+        state = None
     folder = job.run / f"checkpoint-{step}"
     kind = {"kind": "policy", "stage": job.stage, "step": step, "started_from": str(job.start), **job.header}
-    models.save_policy(models.merged(model) if job.lora else model, tokenizer, folder, dtype, kind)
+    models.save_policy(models.merged(model) if job.lora else model, tokenizer, folder, dtype, kind, state)
     if job.lora:
         model.save_pretrained(folder / "adapter")
     link = job.run / "checkpoint-last"

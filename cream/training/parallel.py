@@ -1,0 +1,191 @@
+"""How the weights being trained lie on the processes: a replica on each, or shards of them (ZeRO).
+
+Both offer what the loop needs: micro-batches, a step, and whole weights to save.
+"""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, DistributedType
+
+from cream.errors import UserError
+from cream.logprobs import LogProbs
+
+log = logging.getLogger("cream")
+
+
+class Replicas:
+    """The whole model on every process; gradients are averaged in the step's last backward pass (DDP)."""
+
+    shards = 1
+
+    def __init__(self, accelerator: Accelerator, model: LogProbs, lr: float, weight_decay: float):
+        if accelerator.distributed_type == DistributedType.NO:
+            model.accumulate_in_place()
+        self.accelerator, self.whole = accelerator, model
+        self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, lr, weight_decay))
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """Around a forward and a backward pass; gradients are shared after the `last` of a step."""
+        with nullcontext() if last else self.accelerator.no_sync(self.model):
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the loss's gradient to the step's."""
+        self.accelerator.backward(loss)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.optimizer.zero_grad(set_to_none=False)  # some gradients are added where they stand
+
+    def step(self, lr: float, max_norm: float) -> torch.Tensor:
+        """Clip, update at this learning rate; returns the gradient's norm before clipping."""
+        _set_rate(self.optimizer, lr)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+        self.optimizer.step()
+        self.zero_grad()
+        return norm
+
+    def check_equal(self) -> None:
+        """After a step all processes hold the same weights; raises UserError where a gradient was not shared."""
+        total = sum(p.detach().sum().double() for p in self.model.parameters() if p.requires_grad).reshape(1)
+        totals = self.accelerator.gather(total)
+        if not torch.equal(totals, totals[:1].expand_as(totals)):
+            raise UserError(f"the processes hold different weights after a step: their sums are {totals.tolist()}")
+
+    def load(self, folder: Path, processes: int) -> None:
+        """A state that as many, or other numbers of, processes saved: all had the same."""
+        self.accelerator.load_state(str(folder))
+
+    def weights(self) -> None:
+        """The whole model has them all."""
+
+
+class Shards:
+    """ZeRO by DeepSpeed (arXiv 1910.02054): gradients and optimiser states in shards (stage 2), weights too (3).
+
+    Under bfloat16 the weights are bfloat16, their float32 masters part of the optimiser's shards.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: LogProbs, lr: float, weight_decay: float):
+        import deepspeed
+
+        self.accelerator, self.whole = accelerator, model
+        self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, lr, weight_decay))
+        self.shards, self.stage = accelerator.num_processes, self.model.zero_optimization_stage()
+        if self.stage == 3:
+            for parameter in model.policy.get_output_embeddings().parameters():
+                deepspeed.zero.register_external_parameter(model, parameter)  # read without the head being called
+            model.choose_layout()
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """Around a forward and a backward pass. Gradients are shared in each, as their shards must be."""
+        self.model.set_gradient_accumulation_boundary(last)
+        yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the loss's gradient to the step's."""
+        self.model.backward(loss)
+
+    def step(self, lr: float, max_norm: float) -> float:
+        """Clip (by the engine's own setting, which is `max_norm`), update; returns the norm before clipping."""
+        _set_rate(self.optimizer, lr)
+        self.model.step()
+        return float(self.model.get_global_grad_norm())
+
+    def check_equal(self) -> None:
+        """Raises UserError where, after a step, processes that hold whole weights hold different ones."""
+        if self.stage < 3:
+            Replicas.check_equal(self)
+
+    def load(self, folder: Path, processes: int) -> None:
+        """A state that another number of processes saved goes through DeepSpeed's universal form."""
+        if processes == self.accelerator.num_processes:
+            self.accelerator.load_state(str(folder))
+            return
+        if self.accelerator.is_main_process:
+            log.info("the state is of %d processes: its shards are put together anew", processes)
+            convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+            where = ["--input_folder", str(folder / "pytorch_model"), "--output_folder", str(folder / "universal")]
+            done = subprocess.run([*convert, *where], capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(
+                    f"{folder}: DeepSpeed cannot convert the state of {processes} processes: "
+                    f"{done.stderr.strip().splitlines()[-1]}; go on with {processes}, or --resume no"
+                )
+        self.accelerator.wait_for_everyone()
+        self.model.load_checkpoint(str(folder), tag="universal")
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The policy's whole weights by name, float32 masters where they are trained, on the CPU: for the first
+        process, which alone gets them; all must call."""
+        import deepspeed
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found = {}
+        for name, parameter in self.whole.policy.named_parameters():
+            value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+            with deepspeed.zero.GatheredParameters([parameter], enabled=value is None and self.stage == 3):
+                value = parameter if value is None else value
+                if self.accelerator.is_main_process:
+                    found[name] = value.detach().to("cpu", copy=True)
+        return found if self.accelerator.is_main_process else None
+
+
+def _optimizer(model: LogProbs, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW on what is trained."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def _set_rate(optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+# DeepSpeed's settings -------------------------------------------------------------------------------------------------
+
+OURS = {  # settings that train.py's flags make, and which flag
+    "train_batch_size": "--train_bsz",
+    "train_micro_batch_size_per_gpu": "--max_tokens_per_batch",
+    "gradient_accumulation_steps": "--grad_accum",
+    "gradient_clipping": "--max_grad_norm",
+    "optimizer": "--lr and --weight_decay",
+    "scheduler": "--lr and --warmup_step_ratio",
+}
+
+
+def check_settings(settings: dict, where: str) -> None:
+    """Raises UserError where a DeepSpeed configuration sets what is train.py's to set, or no ZeRO stage."""
+    for name, flag in OURS.items():
+        if settings.get(name, "auto") != "auto":
+            raise UserError(f"{where}: {name} is set by {flag}; leave it out, or write 'auto'")
+    stage = settings.get("zero_optimization", {}).get("stage")
+    if stage not in (1, 2, 3):
+        raise UserError(f"{where}: zero_optimization.stage: expected 1, 2 or 3, found {stage}")
+    for name, plain in (("fp16", (None, "auto", False)), ("bf16", (None, "auto"))):
+        if settings.get(name, {}).get("enabled") not in plain:
+            raise UserError(f"{where}: {name}.enabled: --bf16 decides whether training is in bfloat16 or in float32")
+
+
+def plugin(settings: dict, max_grad_norm: float, universal: bool) -> DeepSpeedPlugin:
+    """accelerate's plugin for a configuration that `check_settings` let pass; `universal`: the state that is to be
+    loaded was saved by another number of processes."""
+    whole = settings | {
+        "train_micro_batch_size_per_gpu": 1,  # of no consequence: the loss is scaled by us, once for a whole step
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm,
+        "bf16": settings.get("bf16", {}) | {"enabled": "auto"},  # as mixed_precision says
+    }
+    whole.pop("train_batch_size", None)
+    if universal:
+        whole["checkpoint"] = settings.get("checkpoint", {}) | {"load_universal": True}
+    return DeepSpeedPlugin(hf_ds_config=whole)

@@ -1,0 +1,245 @@
+"""The processes that train together: how they meet, that they agree, and that none is lost unseen.
+
+All speak to one key-value store, the first process's or torchrun's. There each says who it is and what it is about to
+do before any collective starts, and then that it is alive, from a thread of its own: a slow process is waited for
+without end, a lost one ends the others by name.
+"""
+
+import json
+import logging
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import NamedTuple
+
+import psutil
+import torch.distributed as dist
+
+from cream.errors import UserError
+
+log = logging.getLogger("cream")
+MEET = 300  # seconds in which all processes must have come
+BEAT = 2  # seconds between two signs of life
+SILENT = 10  # seconds without one after which a process counts as lost, once a collective has failed
+LOST = 45  # the same, while nothing else points to it
+FOREVER = timedelta(days=30)  # for a collective: the heartbeat tells lost from slow
+
+
+@contextmanager
+def joined(kind: str, about: dict) -> Iterator[None]:
+    """Within it torch.distributed is set up over the world of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    `about` is what must be the same in all processes, name -> value. Raises UserError naming the process where it is
+    not, and where processes are missing after MEET seconds. Once all have met, a mistake found in one, or a lost one,
+    is printed on each host and ends all by SystemExit.
+    """
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    _interface(kind)
+    store = _store(rank)
+    people = _roll_call(store, rank, world, about)
+    group = dist.PrefixStore("group", store)
+    backend = "gloo" if kind == "cpu" else "nccl"
+    dist.init_process_group(backend, timeout=FOREVER, world_size=world, rank=rank, store=group)
+    watch = Watch(store, rank, people)
+    try:
+        yield
+    except Exception as error:
+        raise watch.failed(error) from None
+    watch.done()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _interface(kind: str) -> None:
+    """Gloo and NCCL each take an interface from the environment; without one gloo would guess by the host's name, which
+    is often the loopback. It gets the one that leads to the first process."""
+    here = psutil.net_if_addrs()
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        given = os.environ.get(name, "")
+        wanted = given.removeprefix("=").split(",") if given and not given.startswith("^") else []
+        if wanted and not any(i == w or (name.startswith("NCCL") and i.startswith(w)) for i in here for w in wanted):
+            raise UserError(f"{name}={given}: this host has {', '.join(sorted(here))}")
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((os.environ["MASTER_ADDR"], 1))  # of a datagram: nothing is sent
+                address = probe.getsockname()[0]
+        except OSError:
+            return  # IPv6 alone, say; a name that is not known is told of when the store is looked for
+        found = [name for name, addresses in here.items() if any(a.address == address for a in addresses)]
+        if found:
+            os.environ["GLOO_SOCKET_IFNAME"] = found[0]
+
+
+def _store(rank: int) -> dist.Store:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = dist.TCPStore(
+            address, port, None, rank == 0 and not launcher, timedelta(seconds=MEET), wait_for_workers=False
+        )
+    except (RuntimeError, ValueError) as error:
+        if "EADDRINUSE" in str(error) or "already in use" in str(error):
+            raise UserError(
+                f"port {port} is in use on {socket.gethostname()}: another run has it; give another --master_port (or "
+                "MASTER_PORT)"
+            ) from None
+        raise UserError(
+            f"no process answers at {address}:{port}, where rank 0 should (asked from {socket.gethostname()}): "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    return dist.PrefixStore(f"cream/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _roll_call(store: dist.Store, rank: int, world: int, about: dict) -> list[str]:
+    """Who all are, in words, by rank; all have come and are about the same."""
+    me = f"rank {rank} on {socket.gethostname()} (process {os.getpid()})"
+    mine = json.dumps({"who": me, "world": world, "about": about}, sort_keys=True)
+    found = store.compare_set(f"who/{rank}", "", mine).decode()
+    if found != mine:
+        raise UserError(f"{me}: the same rank is taken by {json.loads(found)['who']}; each process needs its own RANK")
+    deadline = time.monotonic() + MEET
+    people = []
+    for other in range(world):
+        while not store.check([f"who/{other}"]):
+            if time.monotonic() > deadline:
+                missing = [str(r) for r in range(world) if not store.check([f"who/{r}"])]
+                raise UserError(f"{me}: rank {', '.join(missing)} of {world} did not come within {MEET} s")
+            time.sleep(0.05)
+        theirs = json.loads(store.get(f"who/{other}"))
+        if theirs["world"] != world:
+            raise UserError(
+                f"{me} was told of {world} processes, {theirs['who']} of {theirs['world']}: WORLD_SIZE must be the same"
+            )
+        if theirs["about"] != about:
+            names = [name for name in about if theirs["about"].get(name) != about[name]]
+            said = "; ".join(f"{name}: {about[name]} here, {theirs['about'].get(name)} there" for name in names)
+            raise UserError(f"{me} is not to do what {theirs['who']} is: {said}")
+        people.append(theirs["who"])
+    return people
+
+
+class Verdict(NamedTuple):
+    """Why all are to end, who found out, and the exit code: 2 for a user's mistake, else 1."""
+
+    rank: int
+    host: str
+    code: int
+    text: str
+
+
+class Watch:
+    """Signs of life: each process gives its own, the first looks at all and the others at the first. A verdict, who was
+    lost or why one failed, stands in the store for all to see; one process of a host prints it, and all end."""
+
+    def __init__(self, store: dist.Store, rank: int, people: list[str]):
+        self.store, self.rank, self.people = store.clone(), rank, people
+        watched = [r for r in range(len(people)) if r != rank] if rank == 0 else [0]
+        self.heard = dict.fromkeys(watched, (b"", time.monotonic()))  # by rank: its last sign, and when it came
+        self.contact = time.monotonic()
+        self.verdict: Verdict | None = None
+        self.ended = threading.Event()
+        self.threads = [threading.Thread(target=f, daemon=True) for f in (self._beat, self._look)]
+        for thread in self.threads:
+            thread.start()
+
+    def done(self) -> None:
+        """This process has finished. The first, which may hold the store, waits for all, and watches them meanwhile."""
+        if self.rank > 0:
+            self.ended.set()
+            self.threads[0].join()
+            self.store.set(f"beat/{self.rank}", "done")
+        while self.rank == 0 and any(since < math.inf for _, since in self.heard.values()):
+            time.sleep(0.2)
+        self.ended.set()
+
+    def failed(self, error: Exception) -> BaseException:
+        """What to end with. An error of this process is told to all; one of a connection becomes whom it was to."""
+        if isinstance(error, UserError):
+            self._post(2, f"{self.people[self.rank]} ended: {error}")
+            self._tell(str(error))
+        elif not _of_a_connection(error):
+            self._post(1, f"{self.people[self.rank]} ended: {type(error).__name__}: {error}")
+            return error
+        else:
+            until = time.monotonic() + SILENT + 4 * BEAT
+            while self.verdict is None:
+                if time.monotonic() > until:
+                    return error
+                time.sleep(0.2)
+                if lost := self._silent(SILENT):
+                    self._post(1, lost)
+            self._tell(f"{self.verdict.text} (here: {str(error).splitlines()[0]})")
+        time.sleep(2 * BEAT)  # the others are to see the verdict: the store may end with this process
+        return SystemExit(self.verdict.code)
+
+    def _post(self, code: int, text: str) -> None:
+        """Make this the verdict, if there is none yet."""
+        self.verdict = mine = Verdict(self.rank, socket.gethostname(), code, text)
+        if time.monotonic() - self.contact > 3 * BEAT:  # it is the store that was lost: asking it would take minutes
+            return
+        with suppress(RuntimeError):
+            self.verdict = Verdict(*json.loads(self.store.compare_set("verdict", "", json.dumps(mine))))
+
+    def _tell(self, text: str) -> None:
+        """Print the verdict, in these words, where this is the process of its host that does."""
+        self.ended.set()
+        there = self.verdict.host == socket.gethostname()
+        if self.verdict.rank == self.rank or (not there and os.environ["LOCAL_RANK"] == "0"):
+            print(f"error: {text}", file=sys.stderr, flush=True)
+
+    def _beat(self) -> None:
+        count = 0
+        while not self.ended.wait(BEAT if count else 0):
+            count += 1
+            try:
+                self.store.set(f"beat/{self.rank}", str(count))
+                for other, (before, _) in self.heard.items():
+                    key = f"beat/{other}"
+                    value = self.store.get(key) if self.store.check([key]) else b""
+                    if value != before:
+                        self.heard[other] = value, math.inf if value == b"done" else time.monotonic()
+                if self.store.check(["verdict"]):
+                    self.verdict = Verdict(*json.loads(self.store.get("verdict")))
+            except RuntimeError:
+                return  # the store is gone, which the silence shows
+            self.contact = time.monotonic()
+
+    def _look(self) -> None:
+        while not self.ended.wait(1):
+            if self.verdict is None and (lost := self._silent(LOST)):
+                self._post(1, lost)
+            if self.verdict is None:
+                continue
+            time.sleep(2)  # a main thread that fails by itself ends by itself, and says more
+            if not self.ended.is_set():
+                self._tell(self.verdict.text)
+                time.sleep(2 * BEAT if self.rank == 0 else 0)
+                os._exit(self.verdict.code)
+
+    def _silent(self, seconds: float) -> str | None:
+        """Who has not been heard of for so long; None while nobody."""
+        now = time.monotonic()
+        after = "the same command, started everywhere, goes on from the last checkpoint"
+        if now - self.contact > seconds:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            silence = f"{where} does not answer since {now - self.contact:.0f} s"
+            return f"{self.people[0]} was lost, or the way to it: {silence}; {after}"
+        for other, (_, since) in self.heard.items():
+            if now - since > seconds:
+                return f"{self.people[other]} was lost: not heard of for {now - since:.0f} s; {after}"
+        return None
+
+
+def _of_a_connection(error: RuntimeError) -> bool:
+    """Whether a collective failed because another process is gone."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("connection", "gloo", "nccl", "timed out", "socket", "broken pipe")
+    )
