@@ -293,6 +293,9 @@ class TrainOutput:
     show_example: bool = flag(True, "print the first example with its trained tokens marked")
     master_address: str = flag("localhost", "address at which several processes meet")
     master_port: int | None = flag(None, "its port; none: a free one", low=1, high=65535)
+    local_rank: int | None = flag(
+        None, "given by the deepspeed launcher; LOCAL_RANK, which it sets too, is what counts"
+    )
 
 
 def group(cls):
@@ -474,6 +477,7 @@ NEUTRAL = (
     "num_replicas",
     "master_address",
     "master_port",
+    "local_rank",
     "overwrite",
     "dry_run",
     "resume",

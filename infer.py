@@ -60,7 +60,7 @@ def sample(config: InferConfig) -> None:
     if not output.stands:
         from cream.generation import samples
 
-        prompts = partial(_asked, data, len(order), sysprompt)
+        prompts = partial(_asked, data.absolute(), len(order), sysprompt)
         for prompt, ids, completions in _answers(config, output, chat, prompts, len(order), sampling):
             output.append(samples(chat, prompt, ids, completions))
         if not output.resume():
@@ -240,6 +240,7 @@ def _answers(
     import torch
 
     from cream import engines, models
+    from cream.fingerprints import verified
     from cream.generation import answerer
 
     done = output.resume()
@@ -249,7 +250,7 @@ def _answers(
     if (first := next(todo(), None)) is None:
         return
     pool = config.cluster.pool(config.device, config.engine.tensor_parallel_size)
-    folder = config.model.folder(config.model.checkpoint)
+    folder = config.model.folder(config.model.checkpoint).absolute()  # a replica works in a folder of its own
     engine, why = engines.choose(config.engine.engine, folder, pool.kind)
     precision = models.precision(config.device.bf16, torch.device(pool.kind), training=False)
     limit = models.length_limit(config.generation.max_length + sampling.max_tokens, folder)
@@ -269,6 +270,7 @@ def _answers(
     }
     max_prompt = min(config.generation.max_length, limit - 1)
     make = partial(answerer, chat, replace(sampling, stop_token_ids=chat.stop_ids), max_prompt, options)
+    make = partial(verified, folder, output.header["inputs"]["policy"], make)
     with console.bar(total - len(done), "answering", "prompts") as bar:
         for _, (prompt, ids, completions) in pool.run(todo, make, total - len(done)):
             if completions:

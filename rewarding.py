@@ -135,6 +135,7 @@ def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path
     import torch
 
     from cream import models
+    from cream.fingerprints import verified
 
     r = config.rewarding
     pool = config.cluster.pool(config.device)
@@ -145,12 +146,17 @@ def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path
     sampled = role == "policy" and r.score_from == "sampling"
     if r.show_example and role == "policy":
         _show(chat, passes.groups(_samples(config)))
-    path, source = Path(r.input_file), scores.Source(output.header["inputs"][role], precision.name, pool.kind)
+    path, source = (
+        Path(r.input_file).absolute(),
+        scores.Source(output.header["inputs"][role], precision.name, pool.kind),
+    )
     kept = scores.beside(path), source
     budget = r.batch_size * limit if r.batch_size else r.max_tokens_per_batch
     done, chunk = frozenset(output.resume()), pool.batch(count)
     todo = partial(passes.todo, path, _limit(config), role, done, kept, chunk, sampled)
+    folder = folder.absolute()  # as the input: a replica works in a folder of its own
     make = partial(likelihood.scorer, folder, chat, precision.dtype, limit, budget, chunk)
+    make = partial(verified, folder, source.policy, make)
     with console.bar(count, f"scoring, {role}", "prompts") as bar:
         found = passes.run(output, role, pool.run(todo, make, count), scores.Scores(*kept), bar.update)
     said = ", ".join(f"{found[what]} {words}" for what, words in WHENCE.items() if found[what])

@@ -6,6 +6,7 @@ That file saves time and decides nothing: where it is missing, damaged or cannot
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +55,15 @@ def fingerprint(folder: Path) -> str:
         _keep(file, new)
     names = "".join(f"{path.name}\0{entry.hash}\0" for path, (entry, _) in zip(paths, found, strict=True))
     return xxhash.xxh3_128_hexdigest(names.encode())
+
+
+def verified(folder: Path, expected: str, make: Callable[[str], object], device: str) -> object:
+    """make(device), if the folder, at this path of this machine, is there and has the expected fingerprint."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder here; every node must have the model at this path")
+    if (found := fingerprint(folder)) != expected:
+        raise UserError(f"{folder}: another model here (fingerprint {found[:8]}) than where the command runs")
+    return make(device)
 
 
 def _hash(path: Path, known: Known | None) -> tuple[Known, bool]:

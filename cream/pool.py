@@ -14,12 +14,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from cream.errors import UserError
 
 BATCH = 256  # items that a replica takes at a time: what is done again if it is lost
+ROW = 16  # items, or results, that go through Ray together: for each such row it takes some hundredths of a second
 
 
 class Worker(Protocol):
@@ -71,7 +73,8 @@ class Pool:
 
     def batch(self, count: int) -> int:
         """Items that a replica takes at a time when there are `count`."""
-        return BATCH if self.alone else max(1, min(BATCH, -(-count // (2 * self.replicas))))
+        size = BATCH if self.alone else max(1, min(BATCH, -(-count // (2 * self.replicas))))
+        return size if size < ROW else size // ROW * ROW
 
     def run(
         self, source: Callable[[], Iterable], make: Callable[[str], Worker], count: int
@@ -92,8 +95,8 @@ class Pool:
 
 
 class Replica:
-    """A worker as Ray Data calls it: on batches of pickled items. Results leave in the order of the items, one by one,
-    so that a batch that is done again, of which some results have been taken already, gives the others."""
+    """A worker as Ray Data calls it: on batches of pickled items. Results leave in the order of the items, so many at a
+    time, so that a batch that is done again, of which some results have been taken already, gives the others."""
 
     def __init__(self, make: Callable[[str], Worker], kind: str):
         self.failed = None
@@ -103,19 +106,22 @@ class Replica:
             self.failed = error
 
     def __call__(self, batch: dict) -> Iterator[dict]:
-        """{"item": [bytes]} -> {"result": [bytes]} for each item."""
+        """{"items": [bytes]} -> {"results": [bytes]}, each of ROW results, the last of what is left."""
         try:
             if self.failed is not None:
                 raise self.failed
-            items = [pickle.loads(item) for item in batch["item"]]
+            items = [item for row in batch["items"] for item in pickle.loads(row)]
             found: dict[str, object] = {}
             todo = iter([item.uuid for item in items])
-            wanted = next(todo)
+            wanted, ready = next(todo), []
             for key, result in self.worker(items):
                 found[key] = result
                 while wanted in found:
-                    yield {"result": [pickle.dumps((wanted, found.pop(wanted)))]}
+                    ready.append((wanted, found.pop(wanted)))
                     wanted = next(todo, None)
+                    if len(ready) == ROW or wanted is None:
+                        yield {"results": [pickle.dumps(ready)]}
+                        ready = []
         except UserError as error:
             raise UserError(f"node {socket.gethostname()}: {error}") from None
 
@@ -125,29 +131,32 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
     from ray.data import ActorPoolStrategy, DataContext
     from ray.exceptions import RayError, RayTaskError
 
+    for name in ("ray", "ray.data"):  # which importing has set up; what ends the work is raised as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     _join(pool.address)
     try:
         context = DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        context.target_max_block_size = 1  # a block, which is what moves, holds one result
+        context.target_max_block_size = 1  # a block, which is what moves, holds one row
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # which has the input's file
-        items = ray.data.read_datasource(_datasource(source), override_num_blocks=1, num_cpus=0, label_selector=here)
+        rows = _datasource(source, min(batch, ROW))
+        items = ray.data.read_datasource(rows, override_num_blocks=1, num_cpus=0, label_selector=here)
         results = items.map_batches(
             Replica,
-            batch_size=batch,
+            batch_size=max(1, batch // ROW),
             compute=ActorPoolStrategy(size=pool.replicas, max_tasks_in_flight_per_actor=2),
             fn_constructor_args=(make, pool.kind),
             **_share(pool),
         )
         taken: set[str] = set()
         for row in results.iter_rows():
-            name, result = pickle.loads(row["result"])
-            if name not in taken:
-                taken.add(name)
-                yield name, result
+            for name, result in pickle.loads(row["results"]):
+                if name not in taken:
+                    taken.add(name)
+                    yield name, result
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
-            raise error.cause from None
+            raise UserError(str(error.cause).partition("\nFailed to apply")[0]) from None  # Ray's advice on retries
         raise
     except RayError as error:
         raise UserError(f"Ray: {error}") from error
@@ -160,8 +169,6 @@ def _join(address: str | None) -> None:
 
     if ray.is_initialized():
         return
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # replicas import what this process does
@@ -183,17 +190,18 @@ def _share(pool: Pool) -> dict:
     return {"num_cpus": max(1, int(ray.cluster_resources()["CPU"]) // pool.replicas)}
 
 
-def _datasource(source: Callable[[], Iterable]):
+def _datasource(source: Callable[[], Iterable], size: int):
     import pyarrow
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
     def blocks():
-        for item in source():
-            yield pyarrow.table({"item": [pickle.dumps(item)]})
+        items = iter(source())
+        while row := list(islice(items, size)):
+            yield pyarrow.table({"items": [pickle.dumps(row)]})
 
     class Items(Datasource):
-        """What `source` gives, read on the node that asked, as it is needed."""
+        """What `source` gives, `size` items a row, read on the node that asked, as it is needed."""
 
         def estimate_inmemory_data_size(self):
             return None

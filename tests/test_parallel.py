@@ -171,10 +171,10 @@ def kill_at(world, command, run, step):
 )
 def test_a_killed_run_goes_on(world, way, other):
     """In the same number of processes to the bit, in another one (at the same global batch) up to rounding."""
-    runs = [world.folder / f"outputs/{name}-{way}-{bool(other)}" for name in ("whole", "killed")]
+    runs = [world.folder / f"outputs/{name}" for name in (f"whole-{way}", f"killed-{way}-{bool(other)}")]
     sft = STAGES["sft"] + " --save_eval_step_ratio 4"
     whole, killed = (f"train.py {sft} {WAYS[way]} --output_dir '{run}'" for run in runs)
-    world.spawn(whole)
+    world.spawn(whole)  # one that stands is not run again
     kill_at(world, killed, runs[1], 10)
     said = world.spawn(killed if other is None else f"train.py {sft} {other} --output_dir '{runs[1]}'")
     assert "resuming after step 1" in said

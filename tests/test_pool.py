@@ -32,11 +32,12 @@ def items(count):
 class Square:
     """A worker: its results leave in another order than its items came."""
 
-    def __init__(self, device, dies_at=None, marker=None):
-        self.dies_at, self.marker = dies_at, marker
+    def __init__(self, device, dies_at=None, marker=None, takes=0.0):
+        self.dies_at, self.marker, self.takes = dies_at, marker, takes
 
     def __call__(self, items):
         for item in reversed(list(items)):
+            time.sleep(self.takes)
             if item.number == self.dies_at and not os.path.exists(self.marker):
                 open(self.marker, "w").close()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -78,8 +79,8 @@ print(sum(value for _, (value, _) in t.Pool("cpu").run(lambda: t.items(4), t.Squ
 
 @pytest.mark.slow
 def test_every_item_comes_back_once_from_two_processes(ray):
-    found = list(Pool("cpu", 2).run(partial(items, 41), Square, 41))
-    assert sorted((uuid, value) for uuid, (value, _) in found) == sorted((f"u{i}", i**2) for i in range(41))
+    found = list(Pool("cpu", 2).run(partial(items, 81), partial(Square, takes=0.1), 41))
+    assert sorted((uuid, value) for uuid, (value, _) in found) == sorted((f"u{i}", i**2) for i in range(81))
     assert len({pid for _, (_, pid) in found}) == 2 and os.getpid() not in {pid for _, (_, pid) in found}
     assert list(Pool("cpu", 2).run(partial(items, 0), Square, 0)) == []
 

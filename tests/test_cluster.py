@@ -1,0 +1,68 @@
+"""A Ray cluster of two nodes, simulated on this machine, of which one is removed while a stage works on both."""
+
+import time
+
+import pytest
+
+from cream.records import Rewards, Samples
+from cream.store import read
+
+PROMPTS = 1000
+SAMPLE = "infer.py --model tiny --checkpoint assets/tiny_m0 --name outputs/prompts.json --gen_n 2 --engine hf"
+SAMPLE += " --gen_temperature 1.0 --top_p 1.0 --gen_max_tokens 12 --max_length 60 --show_example no"
+REWARD = "rewarding.py --model tiny --input_file outputs/one.json --reward likelihood --checkpoint none"
+
+
+@pytest.fixture
+def cluster():
+    """A head and another node, a core each."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.other = made.add_node(num_cpus=1)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+def disturbed(world, cluster, command, output):
+    """Run a command on both nodes and remove one when the journal has some records; returns how many it had."""
+    process = world.start(f"{command} --device cpu --num_replicas 2 --ray_address {cluster.address} {output}")
+    journal, lines = world.folder / f"{output.split()[1]}.partial", 0
+    while lines < PROMPTS // 10:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+    cluster.remove_node(cluster.other, allow_graceful=False)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert "Traceback" not in out, out
+    return lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sampling", "rewarding"])
+def test_a_node_removed_in_mid_run_costs_nothing(workspace, cluster, stage):
+    known = list(workspace.read("localdata/tiny/prompt.1.json").values())
+    workspace.write("outputs/prompts.json", {f"u{i}": known[i % len(known)] for i in range(PROMPTS)})
+    if not (workspace.folder / "outputs/one.json").exists():
+        workspace.spawn(f"{SAMPLE} --device cpu --output_dir outputs/one.json")
+    one = list(read(workspace.folder / "outputs/one.json", Samples))
+    if stage == "sampling":
+        had = disturbed(workspace, cluster, SAMPLE, "--output_dir outputs/two.json")
+        two = list(read(workspace.folder / "outputs/two.json", Samples))
+        assert [sample.uuid for sample in two] == [f"u{i}" for i in range(PROMPTS)]
+        same = [a == b for x, y in zip(one, two, strict=True) for a, b in zip(x.responses, y.responses, strict=True)]
+        print(f"node removed at {had} of {PROMPTS}: {same.count(False)} of {len(same)} answers differ")
+        assert sum(same) >= 0.98 * len(same)  # the engine rounds differently in other batches
+        return
+    scores = workspace.folder / "outputs/one.scores.jsonl"
+    scores.unlink(missing_ok=True)
+    workspace.spawn(f"{REWARD} --device cpu --output outputs/reward-one.json")
+    scores.unlink()
+    had = disturbed(workspace, cluster, REWARD, "--output outputs/reward-two.json")
+    one, two = (list(read(workspace.folder / f"outputs/reward-{name}.json", Rewards)) for name in ("one", "two"))
+    assert [reward.uuid for reward in two] == [f"u{i}" for i in range(PROMPTS)]
+    most = max(abs(x - y) for a, b in zip(one, two, strict=True) for x, y in zip(a.reward, b.reward, strict=True))
+    print(f"node removed at {had} of {PROMPTS}: rewards differ by at most {most:.1e}")
+    assert most <= 1e-5
