@@ -30,6 +30,16 @@ WAYS = {  # name -> (--device, threads of a process)
     "one process, two cores": ("cpu", 2),
 }
 FEW = 4  # records of the runs that show the start-up
+# GB of n billion weights on w GPUs through a step, without activations: (on each GPU, in all machines together).
+# Replicas: weights, gradients and AdamW's two moments in float32. ZeRO: as DeepSpeed's own estimators count it
+# (estimate_zero2_model_states_mem_needs, estimate_zero3_…), with the 10^9 weights at hand that ds_stage3.json allows.
+MODES = {
+    "replicas": lambda n, w: (16 * n, 0),
+    "ZeRO-2": lambda n, w: (2 * n + 18 * n / w, 0),
+    "ZeRO-2, offload": lambda n, w: (2 * n, 16 * n),
+    "ZeRO-3": lambda n, w: (18 * n / w + 4, 0),
+    "ZeRO-3, offload": lambda n, w: (4, 18 * n),
+}
 LLAMAS = {"8 B": (8.03e9, 4096, 14336, 32), "70 B": (70.6e9, 8192, 28672, 80)}  # weights, width, feed-forward, layers
 
 
@@ -67,7 +77,7 @@ def rewarding(folder: Path, file: Path, device: str, threads: int) -> float:
     """Log-likelihoods of a file of samples; nothing kept from before."""
     file.with_name(f"{file.stem}.scores.jsonl").unlink(missing_ok=True)
     where = ["--device", device, "--model", folder, "--reward", "likelihood"]
-    output = ["--output", file.with_suffix(".out"), "--overwrite", "yes"]
+    output = ["--output", file.with_suffix(".out.json"), "--overwrite", "yes"]
     return seconds(["rewarding.py", *where, "--input_file", file, *output], threads)
 
 
@@ -131,19 +141,10 @@ def scale(args) -> None:
 
 
 def memory() -> None:
-    """GB for n billion weights on w GPUs through a step, without activations. Replicas: weights, gradients and AdamW's
-    two moments in float32. ZeRO as DeepSpeed's own estimators count it (estimate_zero2_model_states_mem_needs,
-    estimate_zero3_…), where the largest layer is here what configs/ds_stage3.json keeps at hand at most: 4 GB."""
-    modes = {  # name -> (on each GPU, in the memory of all machines together)
-        "replicas": lambda n, w: (16 * n, 0),
-        "ZeRO-2": lambda n, w: (2 * n + 18 * n / w, 0),
-        "ZeRO-2, offload": lambda n, w: (2 * n, 16 * n),
-        "ZeRO-3": lambda n, w: (18 * n / w + 4, 0),
-        "ZeRO-3, offload": lambda n, w: (4, 18 * n),
-    }
+    """Print what a step needs in each mode, and what a token's activations add."""
     worlds = (1, 8, 16, 64)
     print(f"{'GB on a GPU':18}" + "".join(f"{f'{size} x {w}':>12}" for size in LLAMAS for w in worlds) + "  machines")
-    for mode, need in modes.items():
+    for mode, need in MODES.items():
         billions = [weights / 1e9 for weights, *_ in LLAMAS.values()]
         row = "".join(f"{need(n, w)[0]:12.0f}" for n in billions for w in worlds)
         print(f"{mode:18}{row}  " + ", ".join(f"{need(n, 1)[1]:.0f}" for n in billions))

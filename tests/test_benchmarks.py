@@ -173,6 +173,20 @@ def test_a_benchmark_runs_and_ends_with_its_ratios(command, repo):
     assert all(float(match[2]) > 0 for match in found)
 
 
+def test_memory_in_shards_is_what_deepspeed_estimates():
+    import scaling
+    from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
+    from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
+
+    for n, gpus, nodes in ((8.0, 1, 1), (8.0, 8, 1), (70.0, 8, 8)):
+        for offload in (False, True):
+            name = ", offload" * offload
+            found = [scaling.MODES[f"ZeRO-{stage}{name}"](n, gpus * nodes)[0] for stage in (2, 3)]
+            two = zero2(n * 1e9, gpus, nodes, cpu_offload=offload)[1]
+            three = zero3(n * 1e9, 1e9, gpus, nodes, cpu_offload=offload, cpu_offload_params=offload)[1]
+            assert found == pytest.approx([two / 1e9, three / 1e9], rel=1e-6)
+
+
 def test_a_mistake_ends_in_one_message(repo):
     argv = [sys.executable, repo / "benchmarks/score.py", *TINY.split(), "--work", "none"]
     done = subprocess.run(argv, capture_output=True, text=True)

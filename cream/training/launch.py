@@ -41,6 +41,8 @@ def run(
             os.environ |= _slurm(port)
         if kind == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        elif len(devices) == int(os.environ.get("LOCAL_WORLD_SIZE", "0")) > 1:  # else each takes that of LOCAL_RANK
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         _join(worker, config, kind, about)
         return
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if kind == "cpu" else ",".join(devices)
