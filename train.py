@@ -31,6 +31,8 @@ EXAMPLE = """\
 @console.stage
 def main(argv=None):
     config = parse(TrainConfig, argv, description=__doc__, example=EXAMPLE)
+    if not is_first_process():
+        console.log.setLevel("WARNING")
     devices = config.device.devices()
     data = names.dataset(config.data.name or _default_data(config), DATASET_FILES, DATASETS)
     stage, method = _stage_and_method(config, data)

@@ -53,7 +53,8 @@ def records(folder: Path, count: int) -> dict[str, Path]:
         texts = ["\n".join(solutions[(7 * i + 4 * k + j) % len(solutions)] for j in range(4)) for k in range(5)]
         samples[f"{uuid}-{i}"] = {"prompt": [question], "responses": texts}
         chosen, rejected = ([question, {"role": "assistant", "content": text}] for text in texts[:2])
-        pairs[f"{uuid}-{i}"] = {"prompt": [question], "selected": chosen, "rejected": rejected}
+        pair = {"prompt": [question], "selected": chosen, "rejected": rejected, "consistency": None}
+        pairs[f"{uuid}-{i}"] = pair
     made = {}
     for name, rows in (("samples", samples), ("pairs", pairs)):
         for size in (FEW, count):
@@ -114,7 +115,9 @@ def scale(args) -> None:
         folder = save_model(Path(name) / "model", SHAPES[args.shape], args.words, 0)
         build_tokenizer().save_pretrained(folder)
         made = records(Path(name), args.size)
-        for what, stage, rows in (("rewarding", rewarding, "samples"), ("training", training, "pairs")):
+        stages = {"rewarding": (rewarding, "samples"), "training": (training, "pairs")}
+        for what in args.stage.split(","):
+            stage, rows = stages[what]
             print(f"\n{what}, {args.size} records")
             rates = {}
             for way, (device, threads) in WAYS.items():
@@ -157,6 +160,7 @@ def memory() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", action="store_true", help="only the table of memory")
+    parser.add_argument("--stage", default="rewarding,training", help="one or both (default: %(default)s)")
     parser.add_argument("--size", type=int, default=160, help="records of a run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--shape", choices=SHAPES, default="37m", help="(default: %(default)s)")

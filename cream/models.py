@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from cream import store
 from cream.errors import UserError
@@ -236,9 +237,11 @@ def adapter_merged(folder: Path, base: Path, cache: Path) -> Path:
     from peft import PeftModel
 
     target = cache / f"{folder.name}-{fingerprint(folder)[:8]}-on-{fingerprint(base)[:8]}"
-    if not target.exists():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):  # the processes of one training all come here
+        if target.exists():
+            return target
         model = PeftModel.from_pretrained(load_policy(base, torch.float32, torch.device("cpu")), folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
         about = {"kind": "policy", "merged_from": str(folder)}
         save_policy(merged(model), load_tokenizer(base), target, None, about)
     return target

@@ -31,11 +31,13 @@ TWO = f"--device cpu,cpu --train_bsz {BATCH // 2}"
 WAYS = {
     "two processes": TWO,
     "ZeRO-2": f"{TWO} --deepspeed configs/ds_stage2.json",
-    "ZeRO-3": f"{TWO} --deepspeed configs/ds_stage3.json",
+    "ZeRO-3": f"{TWO} --deepspeed outputs/ds_stage3.json",
+    "ZeRO-3, offload": f"{TWO} --deepspeed configs/ds_stage3_offload.json --grad_checkpointing yes",
     "torchrun": f"--device cpu --train_bsz {BATCH // 2}",
 }
 CASES = [(stage, "two processes") for stage in ("sft", "dpo", "dpo, LoRA")]
-CASES += [(stage, way) for stage in ("dpo", "dpo, LoRA") for way in ("ZeRO-2", "ZeRO-3")] + [("dpo", "torchrun")]
+CASES += [(stage, way) for stage in ("dpo", "dpo, LoRA") for way in ("ZeRO-2", "ZeRO-3")]
+CASES += [("dpo", "ZeRO-3, offload"), ("dpo", "torchrun")]
 
 
 def recording_work(job):
@@ -74,6 +76,10 @@ def world(workspace):
         pairs[uuid] = {"prompt": [question], "selected": [question, answer], "rejected": [question, other]}
         pairs[uuid]["consistency"] = i % 11 / 10
     workspace.write("outputs/pairs.json", pairs)
+    shards = workspace.read("configs/ds_stage3.json")
+    for name in ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size"):
+        shards["zero_optimization"][f"stage3_{name}"] = 0  # else a model as small as this is never in shards
+    workspace.write("outputs/ds_stage3.json", shards)
     return workspace
 
 
@@ -142,6 +148,24 @@ def test_all_ways_to_train_equal_one_process(world, one, stage, way):
     assert weights <= 1e-3
 
 
+@pytest.mark.slow
+def test_bfloat16_in_shards_trains_as_autocast_does(world):
+    """There the weights are float32 and products bfloat16, here the weights bfloat16 and their masters float32."""
+    dpo = STAGES["dpo"].replace("--bf16 no", "--bf16 yes")
+    ways = {"autocast": f"--device cpu --train_bsz {BATCH}", "shards": WAYS["ZeRO-3"]}
+    runs = {name: world.folder / f"outputs/bfloat16-{name}" for name in ways}
+    for name, where in ways.items():
+        (world.folder / "outputs/pairs.scores.jsonl").unlink(missing_ok=True)
+        world.spawn(f"train.py {dpo} {where} --output_dir '{runs[name]}' --log_every 1")
+    start = flat(world.folder / "assets/tiny_m0/model.safetensors")
+    one, two = (flat(run / "checkpoint-last/model.safetensors") - start for run in runs.values())
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in runs.values()]
+    cosine = (one @ two / (one.norm() * two.norm())).item()
+    print(f"bfloat16: the ways that the weights went have cosine {cosine:.4f}")
+    assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], abs=1e-3) and len(logs[1]) == STEPS
+    assert cosine > 0.9
+
+
 # Killed runs ----------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +190,7 @@ def kill_at(world, command, run, step):
         ("ZeRO-3", None),
         ("two processes", "--device cpu --train_bsz 8"),
         ("ZeRO-2", "--device cpu --train_bsz 8 --deepspeed configs/ds_stage2.json"),
-        ("ZeRO-3", "--device cpu --train_bsz 8 --deepspeed configs/ds_stage3.json"),
+        ("ZeRO-3", "--device cpu --train_bsz 8 --deepspeed outputs/ds_stage3.json"),
     ],
 )
 def test_a_killed_run_goes_on(world, way, other):

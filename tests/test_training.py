@@ -625,5 +625,10 @@ def test_a_launchers_world_is_taken_as_it_is(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert launch.given_world() == 2
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match="not LOCAL_RANK"):  # accelerate would train alone, unsaid
+        launch.run(calls.append, "job", ["cpu"], "localhost", None, {})
+    for name, value in launch._place(0, 0, 2, 2, "localhost", 29500).items():
+        monkeypatch.setenv(name, value)
     launch.run(calls.append, "job", ["cpu", "cpu"], "localhost", None, {})  # starts nothing
     assert calls == ["job", "job, joined"]

@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 from cream.errors import UserError
 
+HERE = "LOCAL_WORLD_SIZE"
+
 
 def given_world() -> int | None:
     """The number of processes that a launcher has set up, None when this process was started by hand."""
@@ -39,10 +41,9 @@ def run(
     if given_world() is not None:
         if "RANK" not in os.environ:
             os.environ |= _slurm(port)
-        if kind == "cpu":
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        elif len(devices) == int(os.environ.get("LOCAL_WORLD_SIZE", "0")) > 1:  # else each takes that of LOCAL_RANK
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        if missing := [name for name in _place(0, 0, 0, 0, "", "") if name not in os.environ and name != HERE]:
+            raise UserError(f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: torchrun sets all of them")
+        _take_device(kind, devices)
         _join(worker, config, kind, about)
         return
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if kind == "cpu" else ",".join(devices)
@@ -69,13 +70,29 @@ def run(
         ) from None
 
 
+def _take_device(kind: str, devices: list[str]) -> None:
+    """Of the GPUs that a launcher's processes see, those that --device names: as many as there are processes here."""
+    if kind == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    import torch
+
+    here = int(os.environ.get(HERE, len(devices)))
+    if len(devices) == here and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    elif len(devices) not in (1, here):
+        raise UserError(f"--device {','.join(devices)}: {len(devices)} GPUs, but {here} processes on this host")
+    elif torch.cuda.device_count() == 1:  # each process was given its own
+        os.environ["LOCAL_RANK"] = "0"
+
+
 def _place(rank: int, local: int, world: int, here: int, address: str, port: int | str) -> dict[str, str]:
     """The variables by which a process knows its place."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(local),
         "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(here),
+        HERE: str(here),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }

@@ -4,6 +4,7 @@ Both offer what the loop needs: micro-batches, a step, and whole weights to save
 """
 
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,14 +116,20 @@ class Shards:
             log.info("the state is of %d processes: its shards are put together anew", processes)
             convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
             where = ["--input_folder", str(folder / "pytorch_model"), "--output_folder", str(folder / "universal")]
+            shutil.rmtree(folder / "universal", ignore_errors=True)  # of a conversion that was killed
             done = subprocess.run([*convert, *where], capture_output=True, text=True)
             if done.returncode:
+                why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
                 raise UserError(
-                    f"{folder}: DeepSpeed cannot convert the state of {processes} processes: "
-                    f"{done.stderr.strip().splitlines()[-1]}; go on with {processes}, or --resume no"
+                    f"{folder}: DeepSpeed cannot convert the state of {processes} processes: {why}; go on with "
+                    f"{processes}, or --resume no"
                 )
         self.accelerator.wait_for_everyone()
-        self.model.load_checkpoint(str(folder), tag="universal")
+        found, _ = self.model.load_checkpoint(str(folder), tag="universal")
+        if found is None:
+            raise UserError(
+                f"{folder}: DeepSpeed did not load the state; go on with {processes} processes, or --resume no"
+            )
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The policy's whole weights by name, float32 masters where they are trained, on the CPU: for the first
@@ -137,7 +144,10 @@ class Shards:
                 value = parameter if value is None else value
                 if self.accelerator.is_main_process:
                     found[name] = value.detach().to("cpu", copy=True)
-        return found if self.accelerator.is_main_process else None
+        if not self.accelerator.is_main_process:
+            return None
+        kept = self.whole.policy.state_dict().keys()
+        return found | {n: b.detach().cpu() for n, b in self.whole.policy.named_buffers() if n in kept}
 
 
 def _optimizer(model: LogProbs, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -21,7 +21,7 @@ from cream.journal import origin, read_meta
 from cream.logprobs import LogProbs
 from cream.scores import Source
 from cream.training import STAGES, dpo, parallel, reference, sft, state
-from cream.training.launch import is_first_process
+from cream.training.launch import given_world, is_first_process
 from cream.training.loop import Schedule, common_budget, train
 
 log = logging.getLogger("cream")
@@ -80,6 +80,9 @@ def work(job: Job) -> None:
         log.setLevel(logging.WARNING)
     precision = models.precision(job.bf16, device, training=True, shards=job.deepspeed is not None)
     accelerator = _accelerator(job, precision)
+    world = given_world() or 1
+    if accelerator.num_processes != world:
+        raise RuntimeError(f"accelerate sees {accelerator.num_processes} processes of {world}")
     torch.manual_seed(job.schedule.seed)
     if device.type == "cuda":  # what stays in float32 under autocast, too
         torch.set_float32_matmul_precision("high")
@@ -225,7 +228,9 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
         unset_hf_deepspeed_config()  # with it ZeRO-3 would put what is loaded here into shards, too
         base = models.load_policy(job.start, torch.float32, torch.device("cpu"))
         model = models.add_lora(base, job.lora.r, job.lora.alpha, job.lora.dropout)
-        model.load_state_dict(state, strict=False)  # tied weights have one name there
+        found = model.load_state_dict(state, strict=False)  # tied weights have one name there
+        if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
+            raise RuntimeError(f"the adapter's weights have other names than the model's: {found}")
         state = None
     folder = job.run / f"checkpoint-{step}"
     kind = {"kind": "policy", "stage": job.stage, "step": step, "started_from": str(job.start), **job.header}

@@ -5,6 +5,8 @@ do before any collective starts, and then that it is alive, from a thread of its
 without end, a lost one ends the others by name.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import math
@@ -20,6 +22,7 @@ from typing import NamedTuple
 
 import psutil
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 
 from cream.errors import UserError
 
@@ -40,23 +43,40 @@ def joined(kind: str, about: dict) -> Iterator[None]:
     is printed on each host and ends all by SystemExit.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    _interface(kind)
+    _interface()
     store = _store(rank)
     people = _roll_call(store, rank, world, about)
-    group = dist.PrefixStore("group", store)
-    backend = "gloo" if kind == "cpu" else "nccl"
-    dist.init_process_group(backend, timeout=FOREVER, world_size=world, rank=rank, store=group)
     watch = Watch(store, rank, people)
     try:
+        _connect(kind, dist.PrefixStore("group", store), rank, world, watch)
         yield
     except Exception as error:
-        raise watch.failed(error) from None
+        ending = watch.failed(error)
+        if ending is error:
+            raise
+        raise ending from None
     watch.done()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _interface(kind: str) -> None:
+def _connect(kind: str, store: dist.Store, rank: int, world: int, watch: Watch) -> None:
+    """The process group. The connections between processes are tried for MEET seconds; then a collective may last."""
+    store.set_timeout(FOREVER)  # the first collective may come when one process has loaded long since
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = FOREVER  # of the groups that DeepSpeed makes
+    reason = (
+        f"the processes cannot connect to each other within {MEET} s, though all reach {os.environ['MASTER_ADDR']}: a "
+        "firewall between them, or GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME names the wrong interface"
+    )
+    limit = threading.Timer(MEET, lambda: watch.post(2, reason))
+    limit.daemon = True
+    limit.start()
+    backend = "gloo" if kind == "cpu" else "nccl"
+    dist.init_process_group(backend, timeout=FOREVER, world_size=world, rank=rank, store=store)
+    limit.cancel()
+
+
+def _interface() -> None:
     """Gloo and NCCL each take an interface from the environment; without one gloo would guess by the host's name, which
     is often the loopback. It gets the one that leads to the first process."""
     here = psutil.net_if_addrs()
@@ -73,8 +93,20 @@ def _interface(kind: str) -> None:
         except OSError:
             return  # IPv6 alone, say; a name that is not known is told of when the store is looked for
         found = [name for name, addresses in here.items() if any(a.address == address for a in addresses)]
+        if address.startswith("127.") and os.environ["WORLD_SIZE"] != os.environ.get("LOCAL_WORLD_SIZE"):
+            # /etc/hosts may give the first host's own name as 127.0.1.1, where no other host finds it
+            found = [name for name, addresses in here.items() if any(_outside(a) for a in addresses)]
+            if len(found) != 1:
+                raise UserError(
+                    f"{os.environ['MASTER_ADDR']} is {address} on {socket.gethostname()}: set GLOO_SOCKET_IFNAME to "
+                    f"the interface that leads to the other hosts, one of {', '.join(found) or 'none'}"
+                )
         if found:
             os.environ["GLOO_SOCKET_IFNAME"] = found[0]
+
+
+def _outside(address) -> bool:
+    return address.family == socket.AF_INET and not address.address.startswith("127.")
 
 
 def _store(rank: int) -> dist.Store:
@@ -104,15 +136,11 @@ def _roll_call(store: dist.Store, rank: int, world: int, about: dict) -> list[st
     found = store.compare_set(f"who/{rank}", "", mine).decode()
     if found != mine:
         raise UserError(f"{me}: the same rank is taken by {json.loads(found)['who']}; each process needs its own RANK")
-    deadline = time.monotonic() + MEET
-    people = []
-    for other in range(world):
-        while not store.check([f"who/{other}"]):
-            if time.monotonic() > deadline:
-                missing = [str(r) for r in range(world) if not store.check([f"who/{r}"])]
-                raise UserError(f"{me}: rank {', '.join(missing)} of {world} did not come within {MEET} s")
-            time.sleep(0.05)
-        theirs = json.loads(store.get(f"who/{other}"))
+    try:
+        everybody = _everybody(store, me, world)
+    except RuntimeError:
+        raise UserError(f"{me}: rank 0 ended while the processes were meeting; its own message says why") from None
+    for theirs in everybody:
         if theirs["world"] != world:
             raise UserError(
                 f"{me} was told of {world} processes, {theirs['who']} of {theirs['world']}: WORLD_SIZE must be the same"
@@ -121,8 +149,21 @@ def _roll_call(store: dist.Store, rank: int, world: int, about: dict) -> list[st
             names = [name for name in about if theirs["about"].get(name) != about[name]]
             said = "; ".join(f"{name}: {about[name]} here, {theirs['about'].get(name)} there" for name in names)
             raise UserError(f"{me} is not to do what {theirs['who']} is: {said}")
-        people.append(theirs["who"])
-    return people
+    return [theirs["who"] for theirs in everybody]
+
+
+def _everybody(store: dist.Store, me: str, world: int) -> list[dict]:
+    """What the processes say of themselves, by rank; of as many as the smallest world that one was told of."""
+    deadline, found = time.monotonic() + MEET, []
+    while len(found) < min([world, *(theirs["world"] for theirs in found)]):
+        if store.check([f"who/{len(found)}"]):
+            found.append(json.loads(store.get(f"who/{len(found)}")))
+        elif time.monotonic() > deadline:
+            missing = [str(r) for r in range(world) if not store.check([f"who/{r}"])]
+            raise UserError(f"{me}: rank {', '.join(missing)} of {world} did not come within {MEET} s")
+        else:
+            time.sleep(0.05)
+    return found
 
 
 class Verdict(NamedTuple):
@@ -161,25 +202,33 @@ class Watch:
 
     def failed(self, error: Exception) -> BaseException:
         """What to end with. An error of this process is told to all; one of a connection becomes whom it was to."""
+        if isinstance(error, OSError) and error.filename is not None:  # no space, no permission
+            error = UserError(f"{error.filename}: {error.strerror}")
         if isinstance(error, UserError):
-            self._post(2, f"{self.people[self.rank]} ended: {error}")
+            self.post(2, f"{self.people[self.rank]} ended: {error}")
             self._tell(str(error))
         elif not _of_a_connection(error):
-            self._post(1, f"{self.people[self.rank]} ended: {type(error).__name__}: {error}")
-            return error
+            return self._own(error)
         else:
             until = time.monotonic() + SILENT + 4 * BEAT
             while self.verdict is None:
                 if time.monotonic() > until:
-                    return error
+                    return self._own(error)
                 time.sleep(0.2)
                 if lost := self._silent(SILENT):
-                    self._post(1, lost)
+                    self.post(1, lost)
             self._tell(f"{self.verdict.text} (here: {str(error).splitlines()[0]})")
         time.sleep(2 * BEAT)  # the others are to see the verdict: the store may end with this process
         return SystemExit(self.verdict.code)
 
-    def _post(self, code: int, text: str) -> None:
+    def _own(self, error: Exception) -> Exception:
+        """An error that nobody foresaw: its traceback is for here, a line of it for the others."""
+        self.post(1, f"{self.people[self.rank]} ended: {type(error).__name__}: {error}")
+        self.ended.set()
+        time.sleep(2 * BEAT)
+        return error
+
+    def post(self, code: int, text: str) -> None:
         """Make this the verdict, if there is none yet."""
         self.verdict = mine = Verdict(self.rank, socket.gethostname(), code, text)
         if time.monotonic() - self.contact > 3 * BEAT:  # it is the store that was lost: asking it would take minutes
@@ -214,7 +263,7 @@ class Watch:
     def _look(self) -> None:
         while not self.ended.wait(1):
             if self.verdict is None and (lost := self._silent(LOST)):
-                self._post(1, lost)
+                self.post(1, lost)
             if self.verdict is None:
                 continue
             time.sleep(2)  # a main thread that fails by itself ends by itself, and says more
