@@ -185,10 +185,9 @@ def _share(pool: Pool) -> dict:
     """What Ray reserves for a replica; of CPUs an even part, and as many threads."""
     import ray
 
-    again = {"max_restarts": 3, "max_task_retries": 3}  # Ray's default is for ever, also where it cannot help
     if pool.kind == "cuda":
-        return {"num_gpus": pool.group, **again}
-    return again | {"num_cpus": max(1, int(ray.cluster_resources()["CPU"]) // pool.replicas)}
+        return {"num_gpus": pool.group}
+    return {"num_cpus": max(1, int(ray.cluster_resources()["CPU"]) // pool.replicas)}
 
 
 def _datasource(source: Callable[[], Iterable], size: int):

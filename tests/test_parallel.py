@@ -163,7 +163,7 @@ def test_bfloat16_in_shards_trains_as_autocast_does(world):
     cosine = (one @ two / (one.norm() * two.norm())).item()
     print(f"bfloat16: the ways that the weights went have cosine {cosine:.4f}")
     assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], abs=1e-3) and len(logs[1]) == STEPS
-    assert cosine > 0.9
+    assert cosine > 0.8
 
 
 # Killed runs ----------------------------------------------------------------------------------------------------------
