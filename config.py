@@ -294,7 +294,7 @@ class TrainOutput:
     master_address: str = flag("localhost", "address at which several processes meet")
     master_port: int | None = flag(None, "its port; none: a free one", low=1, high=65535)
     local_rank: int | None = flag(
-        None, "given by the deepspeed launcher; LOCAL_RANK, which it sets too, is what counts"
+        None, "given by the deepspeed launcher; LOCAL_RANK, which it sets, is what counts", low=0
     )
 
 

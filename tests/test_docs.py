@@ -65,7 +65,7 @@ STAGE_COMMANDS = sorted(c for c in DOCUMENTED if "/" not in c.split()[1])
 BENCHMARKS = ("score", "dpo_step", "sft_step", "iteration", "memory", "sampling", "consistency")
 TOOLS = (
     *(f"benchmarks/{name}.py" for name in BENCHMARKS),
-    *("benchmarks/study.py", "benchmarks/engine_agreement.py", "scripts/make_tiny.py"),
+    *("benchmarks/study.py", "benchmarks/engine_agreement.py", "benchmarks/scaling.py", "scripts/make_tiny.py"),
 )
 
 
@@ -77,6 +77,10 @@ def test_every_documented_command_parses(command):
 
 def test_documented_tools_exist():
     assert {c.split()[1] for c in DOCUMENTED if "/" in c.split()[1]} <= set(TOOLS)
+
+
+LAUNCHERS = {"--head", "--address"}  # of ray, torchrun and Slurm, as docs/scaling.md has them
+LAUNCHERS |= {"--nnodes", "--nproc_per_node", "--node_rank", "--master_addr", "--nodes", "--ntasks", "--gpus"}
 
 
 def test_the_documentation_names_no_flag_that_no_script_has(capsys):
@@ -92,7 +96,7 @@ def test_the_documentation_names_no_flag_that_no_script_has(capsys):
         known |= set(re.findall(r"--[a-z]\w*", tool.communicate()[0]))
         assert tool.returncode == 0, tool.args
     named = {flag for page in PAGES for flag in re.findall(r"(?<![\w-])--[a-z]\w*", page.read_text())}
-    assert named and named <= known
+    assert named and named <= known | LAUNCHERS
 
 
 def test_the_two_commands_of_a_newcomer_come_first():
