@@ -107,15 +107,15 @@ def test_results_come_while_the_input_is_still_being_read(ray):
     """Nor is the input read to its end at once: it is held back while the replicas are busy."""
 
     def slowly():
-        for item in items(40):
-            time.sleep(0.1)
+        for item in items(60):
+            time.sleep(0.5)  # in all far longer than replicas take to start
             yield item
 
     start = time.monotonic()
     stream = Pool("cpu", 2).run(slowly, Square, 8)  # said to be few, so that batches are small
     next(stream)
     first = time.monotonic() - start
-    assert len(list(stream)) == 39
+    assert len(list(stream)) == 59
     assert first < time.monotonic() - start - 1
 
 
