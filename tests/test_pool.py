@@ -103,20 +103,21 @@ def test_a_replicas_mistake_is_the_users_with_the_node_named(ray, make, message)
 
 
 @pytest.mark.slow
-def test_results_come_while_the_input_is_still_being_read(ray):
-    """Nor is the input read to its end at once: it is held back while the replicas are busy."""
+def test_results_come_while_the_input_is_still_being_read(ray, tmp_path):
+    seen = tmp_path / "seen"
 
-    def slowly():
-        for item in items(60):
-            time.sleep(0.5)  # in all far longer than replicas take to start
-            yield item
+    def endless_until_seen():
+        yield from items(59)
+        deadline = time.monotonic() + 240
+        while not seen.exists():
+            assert time.monotonic() < deadline, "no result comes before the input ends"
+            time.sleep(0.1)
+        yield Item("u59", 59)
 
-    start = time.monotonic()
-    stream = Pool("cpu", 2).run(slowly, Square, 8)  # said to be few, so that batches are small
+    stream = Pool("cpu", 2).run(endless_until_seen, Square, 8)  # said to be few, so that batches are small
     next(stream)
-    first = time.monotonic() - start
+    seen.touch()
     assert len(list(stream)) == 59
-    assert first < time.monotonic() - start - 1
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------
