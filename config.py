@@ -92,6 +92,11 @@ class Device:
         return parts
 
 
+def for_records(devices: list[str]) -> str:
+    """--device for a stage that maps over records: all GPUs; of CPUs one, for a process has all their cores."""
+    return "cpu" if devices[0] == "cpu" else ",".join(devices)
+
+
 @dataclass
 class Cluster:
     """Cluster"""
@@ -103,13 +108,17 @@ class Cluster:
     num_replicas: int | None = flag(
         None, "with --ray_address, models side by side; none: as many as the GPUs carry, or one a node of CPUs", low=1
     )
+    tensor_parallel_size: int = flag(
+        1, "devices that hold one model together, each a part of every layer; infer.py: with vLLM, on GPUs", low=1
+    )
 
-    def pool(self, device: Device, group: int = 1) -> Pool:
-        """Where a stage that maps over records works: a replica on every `group` devices, which hold one model.
+    def pool(self, device: Device) -> Pool:
+        """Where a stage that maps over records works: a replica on every --tensor_parallel_size devices.
 
         Of this machine's GPUs only those of --device are visible to this process and its children (set before torch
         looks).
         """
+        group = self.tensor_parallel_size
         if self.ray_address is not None:
             if device.device.lower() not in ("auto", "cpu", "cuda"):
                 raise UserError(
@@ -127,6 +136,17 @@ class Cluster:
         if kind == "cuda":
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         return Pool(kind, len(devices) // group, group)
+
+    def flags(self, device: Device) -> dict[str, object]:
+        """The flags that say the same to the next stage."""
+        here = self.ray_address is None
+        group = self.tensor_parallel_size
+        return {
+            "device": ",".join(device.devices()) if here else device.device,
+            "ray_address": self.ray_address,
+            "num_replicas": self.num_replicas,
+            "tensor_parallel_size": group if group > 1 else None,
+        }
 
 
 @dataclass
@@ -358,7 +378,6 @@ class EngineFlags:
     )
     max_tokens_per_batch: int = flag(16384, "hf engine: rows x (prompt + answer) tokens of a batch", low=1)
     gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory", above=0, high=1)
-    tensor_parallel_size: int = flag(1, "vLLM on GPUs: how many of --device hold the model together", low=1)
 
 
 @dataclass
@@ -475,6 +494,7 @@ NEUTRAL = (
     "device",
     "ray_address",
     "num_replicas",
+    "tensor_parallel_size",
     "master_address",
     "master_port",
     "local_rank",

@@ -73,7 +73,7 @@ def sample(config: InferConfig) -> None:
         for reason, count in output.dropped.items():
             log.info("  %d of %d prompts dropped: %s", count, len(order), reason)
     log.info("samples: %s\nnext, their rewards by the current model:", output.path)
-    flags = {"device": config.device.devices()[0], "model": config.model.name(), "input_file": output.path}
+    flags = config.cluster.flags(config.device) | {"model": config.model.name(), "input_file": output.path}
     flags["chat_template"] = config.model.chat_template
     if config.model.checkpoint:
         rewards = {"reward": "dpo", "checkpoint": config.model.checkpoint, "ref_model_ckpt": "none"}
@@ -220,7 +220,7 @@ def _begin(config: InferConfig, data: Path, data_hash: str, target: Path, *unuse
     folder = config.model.folder(config.model.checkpoint)
     models.check_folder(folder)
     named = ("name", "input_file", "model", "checkpoint")  # the hashes below stand for them
-    batching = ("max_tokens_per_batch", "gpu_memory_utilization", "tensor_parallel_size")
+    batching = ("max_tokens_per_batch", "gpu_memory_utilization")
     inputs = {"data": data_hash, "policy": models.fingerprint(folder), **config.model.template_hash()}
     flat = settings(as_dict(config), *named, "chat_template", *batching, *unused)
     output = journal.Output(target, flat, inputs, overwrite=config.run.overwrite)
@@ -249,7 +249,7 @@ def _answers(
     todo = partial(_missing, prompts, frozenset(done))
     if (first := next(todo(), None)) is None:
         return
-    pool = config.cluster.pool(config.device, config.engine.tensor_parallel_size)
+    pool = config.cluster.pool(config.device)
     folder = config.model.folder(config.model.checkpoint).absolute()  # a replica works in a folder of its own
     engine, why = engines.choose(config.engine.engine, folder, pool.kind)
     precision = models.precision(config.device.bf16, torch.device(pool.kind), training=False)
@@ -266,7 +266,7 @@ def _answers(
         "max_model_len": limit,
         "batch_tokens": config.engine.max_tokens_per_batch,
         "gpu_memory_utilization": config.engine.gpu_memory_utilization,
-        "tensor_parallel_size": config.engine.tensor_parallel_size,
+        "tensor_parallel_size": config.cluster.tensor_parallel_size,
     }
     max_prompt = min(config.generation.max_length, limit - 1)
     make = partial(answerer, chat, replace(sampling, stop_token_ids=chat.stop_ids), max_prompt, options)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from config import MAX_SEED, MODEL_FILES, SCRIPTS, Device, group
+from config import MAX_SEED, MODEL_FILES, SCRIPTS, Device, for_records, group
 from cream import console, names
 from cream.console import log
 from cream.errors import UserError
@@ -64,17 +64,12 @@ def main(argv=None):
 
 def run(recipe: Recipe, devices: list[str], bf16: bool | None = None, *, dry_run: bool = False) -> None:
     """All stages of a recipe, in order; those that stand say so. Stages of small models run in this process."""
-    commands = plan(recipe, ",".join(devices), _mapping(devices), bf16)
+    commands = plan(recipe, ",".join(devices), for_records(devices), bf16)
     for number, command in enumerate(commands, 1):
         log.info("\n[%s %d/%d] %s", recipe.title, number, len(commands), command.title)
         log.info("$ %s", shlex.join(["python", command.script, *command.argv()]))
         if not dry_run:
             _run(command, _small(recipe))
-
-
-def _mapping(devices: list[str]) -> str:
-    """Devices of the stages that map over records: all GPUs; of CPUs one, for a process has all their cores."""
-    return "cpu" if devices[0] == "cpu" else ",".join(devices)
 
 
 def _recipe(path: Path, loop: Loop) -> Recipe:
@@ -90,7 +85,7 @@ def _recipe(path: Path, loop: Loop) -> Recipe:
 def _problems(path: str, recipe: Recipe, devices: list[str], bf16: bool | None) -> list[str]:
     """What the scripts would refuse of a recipe's flags, each with the stages that have it."""
     stages = defaultdict(list)
-    for command in plan(recipe, ",".join(devices), _mapping(devices), bf16):
+    for command in plan(recipe, ",".join(devices), for_records(devices), bf16):
         for problem in problems_of(SCRIPTS[command.script], command.argv()):
             stages[command.script, problem].append(command.title)
     return [f"{path}: {', '.join(titles)} ({script}): {problem}" for (script, problem), titles in stages.items()]

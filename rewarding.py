@@ -155,7 +155,7 @@ def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path
     done, chunk = frozenset(output.resume()), pool.batch(count)
     todo = partial(passes.todo, path, _limit(config), role, done, kept, chunk, sampled)
     folder = folder.absolute()  # as the input: a replica works in a folder of its own
-    make = partial(likelihood.scorer, folder, chat, precision.dtype, limit, budget, chunk)
+    make = partial(likelihood.scorer, folder, chat, precision.dtype, limit, budget, chunk, pool.group)
     make = partial(verified, folder, source.policy, make)
     with console.bar(count, f"scoring, {role}", "prompts") as bar:
         found = passes.run(output, role, pool.run(todo, make, count), scores.Scores(*kept), bar.update)
@@ -179,7 +179,7 @@ def _report(output: journal.Output, answers: int) -> None:
 
 def _next(config: RewardConfig, source: Path, target: Path, reward: str, folders: dict[str, Path]) -> None:
     """The literal commands of the previous model's ranking and of the consistency step."""
-    flags = {"device": config.device.devices()[0], "model": config.model.name(), "input_file": source}
+    flags = config.cluster.flags(config.device) | {"model": config.model.name(), "input_file": source}
     flags["chat_template"] = config.model.chat_template
     if reward == "likelihood" or config.model.checkpoint is None:
         log.info("next, with the current model's rewards as CURRENT:")

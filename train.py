@@ -14,7 +14,7 @@ from pathlib import Path
 
 import xxhash
 
-from config import CHECKPOINTS, DATASET_FILES, DATASETS, TrainConfig, settings
+from config import CHECKPOINTS, DATASET_FILES, DATASETS, TrainConfig, for_records, settings
 from cream import console, journal, names, store
 from cream.errors import UserError
 from cream.flags import as_dict, parse
@@ -227,7 +227,7 @@ def _finish(config: TrainConfig, stage: str, run: Path) -> None:
         console.log.info("registered as %s in %s", name, CHECKPOINTS.name)
     console.log.info("checkpoint: %s", last)
     model = config.model.name()
-    known = {"device": config.device.devices()[0], "model": model, "checkpoint": name or last}
+    known = {"device": for_records(config.device.devices()), "model": model, "checkpoint": name or last}
     known["chat_template"] = config.model.chat_template
     tiny = "tiny_" if model == "tiny" else ""
     evaluation = "tiny_test" if tiny else "all_test"

@@ -18,16 +18,21 @@ SHARE = 0.6  # of the free memory
 
 
 class Budget:
-    """The tokens of a batch, `tokens`; out of memory halves them once."""
+    """The tokens of a batch, `tokens`; out of memory halves them once, unless they are `common` to several processes,
+    which plan the same batches, or a part of what a batch gives is on its way already."""
 
-    def __init__(self, tokens: int):
-        self.tokens = tokens
+    def __init__(self, tokens: int, common: bool = False):
+        self.tokens, self.common = tokens, common
         self.first: int | None = None
 
     def halve(self, error: RuntimeError) -> None:
         """Take half from now on. Raises `error` itself if it is no want of memory, UserError if half is no help."""
         if not out_of_memory(error):
             raise error
+        if self.common:
+            raise UserError(
+                f"out of memory with {self.tokens} tokens a batch; give a smaller --max_tokens_per_batch"
+            ) from None
         if self.first is not None:
             raise UserError(
                 f"out of memory with {self.first} tokens a batch, and with {self.tokens} as well; give a smaller "

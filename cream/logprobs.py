@@ -148,26 +148,38 @@ def _share(model: LogProbs) -> bool:
     return not reason
 
 
-def _differs(model: LogProbs) -> str | None:
+@torch.no_grad()
+def probe(model: LogProbs) -> torch.Tensor:
+    """log π of some answers of made-up tokens, (K,) float32, the same for all models of a vocabulary."""
     policy = getattr(model.policy, "get_base_model", lambda: model.policy)()
-    before, training = policy.config._attn_implementation, model.policy.training
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(policy.config.get_text_config().vocab_size, (60,), generator=generator).tolist()
     lengths = ((13, (1, 9, 17)), (5, (8,)))  # prompt, answers
     groups = [[Tokens(words[: p + a - 1] + [words[-a]], [(p, p + a)]) for a in answers] for p, answers in lengths]
+    with _small_windows(policy, 6), _exact_products():
+        return model(model.pack(groups).to(model.device))
+
+
+def beyond_rounding(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> str | None:
+    """How far two probes of a model in `dtype` are apart, in words, None where rounding explains it."""
+    difference = (found - wanted).abs().mean().item()
+    return None if difference <= ROUNDING[dtype] * wanted.std().item() else f"{difference:.2g} nats a token"
+
+
+def _differs(model: LogProbs) -> str | None:
+    policy = getattr(model.policy, "get_base_model", lambda: model.policy)()
+    before, training = policy.config._attn_implementation, model.policy.training
     model.policy.eval()
     try:
-        with torch.no_grad(), _small_windows(policy, 6), _exact_products():
-            model.share = False
-            plain = model(model.pack(groups).to(model.device))
-            trees.register()
-            policy.set_attn_implementation(trees.ATTENTION)
-            model.share = True
-            tree = model(model.pack(groups).to(model.device))
-        difference = (tree - plain).abs().mean().item()
-        if difference <= ROUNDING[next(policy.parameters()).dtype] * plain.std().item():
+        model.share = False
+        plain = probe(model)
+        trees.register()
+        policy.set_attn_implementation(trees.ATTENTION)
+        model.share = True
+        apart = beyond_rounding(probe(model), plain, next(policy.parameters()).dtype)
+        if apart is None:
             return None
-        reason = f"a probe differs by {difference:.2g} nats a token"
+        reason = f"a probe differs by {apart}"
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
         reason = f"{type(policy).__name__}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     finally:

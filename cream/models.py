@@ -110,9 +110,13 @@ def load_chat(folder: Path, chat_template: Path | None = None):
     return Chat(load_tokenizer(folder, chat_template), [eos] if isinstance(eos, int) else eos or [])
 
 
-def load_policy(folder: Path, dtype: torch.dtype, device: torch.device):
+def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slices: int = 1, layers: int | None = None):
     """A causal language model in evaluation mode, every dropout 0 (a policy must equal its own
-    reference at the first step). Raises UserError for a folder it cannot load."""
+    reference at the first step). Raises UserError for a folder it cannot load.
+
+    slices > 1: each of so many processes of torch.distributed gets its part of every layer, by the library's plan
+    (`check_slices`); the head stays whole. layers: the first of them alone.
+    """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -123,12 +127,13 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device):
             setattr(config, name, 0.0)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=config,
+            config=config if layers is None else _first(config, layers),
             dtype=dtype,
             attn_implementation=_attention(config),
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            distributed_config=_slicing(config, slices) if slices > 1 else None,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a language model: {error}") from None
@@ -145,6 +150,47 @@ def _attention(config) -> str | None:
     if getattr(config, "attn_logit_softcapping", None):
         return "eager"
     return "sdpa" if getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "_supports_sdpa", True) else None
+
+
+def _first(config, layers: int):
+    """The config of a model's first layers."""
+    text = config.get_text_config()
+    text.num_hidden_layers = min(layers, text.num_hidden_layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return config
+
+
+def _slicing(config, slices: int):
+    """The library's plan but for the head, and embeddings that are its weights: those stay whole."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.distributed import DistributedConfig
+
+    text = config.get_text_config()
+    text.base_model_tp_plan = {k: style for k, style in text.base_model_tp_plan.items() if k != "embed_tokens"}
+    head = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_tp_plan", None) or {}
+    # of the library's styles the one that leaves weights and outputs alone, where there is no backward pass
+    return DistributedConfig(tp_size=slices, tp_plan=dict.fromkeys(head, "replicated_with_grad_allreduce"))
+
+
+def check_slices(folder: Path, slices: int) -> None:
+    """Raises UserError where a model cannot be cut into so many parts."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    if not getattr(config, "base_model_tp_plan", None):
+        raise UserError(
+            f"--tensor_parallel_size {slices}: the library has no plan for cutting up models of type "
+            f"{config.model_type} ({folder})"
+        )
+    heads = config.num_attention_heads
+    pairs = getattr(config, "num_key_value_heads", None) or heads
+    inner = config.intermediate_size
+    if heads % slices or pairs % slices or inner % slices:
+        raise UserError(
+            f"--tensor_parallel_size {slices}: {folder} has {heads} attention heads, {pairs} of keys and values, and "
+            f"{inner} numbers within a layer's feed-forward; it must divide them all"
+        )
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

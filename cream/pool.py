@@ -7,6 +7,7 @@ Only the items and results in flight are in memory, wherever the input is long.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -134,6 +135,7 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
     for name in ("ray", "ray.data"):  # which importing has set up; what ends the work is raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _join(pool.address)
+    gc.collect()  # replicas of a pass that failed hold their devices until nothing refers to them
     try:
         context = DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False

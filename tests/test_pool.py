@@ -137,12 +137,14 @@ def test_two_replicas_sample_and_reward_as_one_process_does(workspace):
     print(f"{len(same) - sum(same)} of {len(same)} sampled answers differ between one process and two replicas")
     assert sum(same) >= 0.98 * len(same)  # the engine rounds differently in other batches
 
-    for device in ("cpu", "cpu,cpu"):
+    ways = {"one": "cpu", "two": "cpu,cpu", "team": "cpu,cpu --tensor_parallel_size 2"}
+    for name, device in ways.items():
         (workspace.folder / "outputs/cpu.scores.jsonl").unlink(missing_ok=True)
-        out = workspace.spawn(f"{REWARD} --device {device} --output outputs/reward-{device}.json")
+        out = workspace.spawn(f"{REWARD} --device {device} --output outputs/{name}.json")
         assert "answers computed" in out and "kept" not in out
-    one, two = (list(read(workspace.folder / f"outputs/reward-{d}.json", Rewards)) for d in ("cpu", "cpu,cpu"))
-    for a, b in zip(one, two, strict=True):
-        assert a.uuid == b.uuid and a.reward == pytest.approx(b.reward, abs=1e-5)
+    one, *others = (list(read(workspace.folder / f"outputs/{name}.json", Rewards)) for name in ways)
+    for other in others:
+        for a, b in zip(one, other, strict=True):
+            assert a.uuid == b.uuid and a.reward == pytest.approx(b.reward, abs=1e-5)
     out = workspace.spawn(f"{REWARD} --device cpu --output outputs/again.json")
     assert "kept from earlier passes" in out and "computed" not in out

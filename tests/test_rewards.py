@@ -50,7 +50,7 @@ def trained(tiny_folder, tmp_path_factory):
 
 
 def scorer(folder, max_tokens=300, limit=LIMIT, chunk=256):
-    return likelihood.scorer(folder, models.load_chat(folder), torch.float32, limit, max_tokens, chunk, "cpu")
+    return likelihood.scorer(folder, models.load_chat(folder), torch.float32, limit, max_tokens, chunk, 1, "cpu")
 
 
 def one_pass(path, role, score, samples, chunk=256, progress=lambda: None):

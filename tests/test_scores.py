@@ -198,7 +198,7 @@ class Rewarding:
     def __init__(self, folder, path=None):
         source = Source(models.fingerprint(folder), "float32", "cpu")
         self.kept = path and Scores(path, source)
-        self.score = likelihood.scorer(folder, models.load_chat(folder), torch.float32, 128, 500, 256, "cpu")
+        self.score = likelihood.scorer(folder, models.load_chat(folder), torch.float32, 128, 500, 256, 1, "cpu")
         self.counts = Counter()
 
     def __call__(self, groups):

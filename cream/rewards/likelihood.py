@@ -2,9 +2,11 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from cream.rewards import Group, GroupReward
 
@@ -32,15 +34,14 @@ class Found:
 
 
 class Scorer:
-    """Scores groups under the model in `folder`, which is loaded when the first answer is not `known` by its group.
+    """Scores groups by the model that `load` gives, which is called when the first answer is not `known` by its group.
 
-    An answer that does not fit `limit` tokens is not cut: it gets no score, with the reason. `max_tokens` bounds a
-    batch; None: what the memory carries. `chunk` groups are computed together.
+    An answer that does not fit `limit` tokens is not cut: it gets no score, with the reason. `chunk` groups are
+    computed together.
     """
 
-    def __init__(self, folder, chat, *, dtype, device, limit: int, max_tokens: int | None, chunk: int):
-        self.folder, self.chat, self.dtype, self.device = folder, chat, dtype, device
-        self.limit, self.max_tokens, self.chunk = limit, max_tokens, chunk
+    def __init__(self, load: Callable[[], Any], chat, *, limit: int, chunk: int):
+        self.load, self.chat, self.limit, self.chunk = load, chat, limit, chunk
         self._loaded = None
 
     def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[str, Found]]:
@@ -51,6 +52,8 @@ class Scorer:
 
     def close(self) -> None:
         """Let the model go."""
+        if self._loaded is not None:
+            self._loaded.close()
         self._loaded = None
 
     def _find(self, groups: list[Group]) -> list[Found]:
@@ -72,23 +75,30 @@ class Scorer:
 
     def _compute(self, missing: list[dict]) -> list[dict[str, float]]:
         """digest -> log π of the missing rows of each group."""
-        from cream import hardware, logprobs, models
-
         if not any(missing):
             return [{} for _ in missing]
         if self._loaded is None:  # a pass whose scores are all kept needs no model
-            model = logprobs.LogProbs(models.load_policy(self.folder, self.dtype, self.device))
-            self._loaded = model, hardware.budget(self.max_tokens, model.policy, self.device, training=False)
-        values = iter(logprobs.score(self._loaded[0], [list(m.values()) for m in missing if m], self._loaded[1]))
+            self._loaded = self.load()
+        values = iter(self._loaded.score([list(m.values()) for m in missing if m]))
         return [dict(zip(m, next(values), strict=True)) if m else {} for m in missing]
 
 
-def scorer(folder, chat, dtype, limit: int, max_tokens: int | None, chunk: int, device: str) -> Scorer:
-    """A Scorer on `device`: what a pool makes for each of its replicas."""
-    import torch
+def scorer(
+    folder: Path, chat, dtype, limit: int, max_tokens: int | None, chunk: int, group: int, device: str
+) -> Scorer:
+    """What a pool makes for each of its replicas: a Scorer by the model in `folder`, which `group` devices of a kind
+    hold together. `max_tokens` bounds a batch; None: what the memory carries."""
 
-    how = {"dtype": dtype, "device": torch.device(device), "limit": limit}
-    return Scorer(folder, chat, max_tokens=max_tokens, chunk=chunk, **how)
+    def load():
+        import torch
+
+        from cream.scoring import Alone, Team
+
+        if group > 1:
+            return Team(folder, dtype, device, max_tokens, group)
+        return Alone(folder, dtype, torch.device(device), max_tokens)
+
+    return Scorer(load, chat, limit=limit, chunk=chunk)
 
 
 def _known(group: Group, digests: list[str | None], rows: list) -> tuple[dict[str, float], Counter[str]]:

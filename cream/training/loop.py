@@ -16,8 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from cream.batches import by_tokens
-from cream.errors import UserError
-from cream.hardware import Budget, budget, flops_per_token, numel, out_of_memory
+from cream.hardware import Budget, budget, flops_per_token, numel
 from cream.training import state
 from cream.training.log import Log
 from cream.training.parallel import Replicas, Shards
@@ -77,8 +76,8 @@ def common_budget(accelerator: Accelerator, weights: Replicas | Shards, max_toke
     plan the same micro-batches."""
     device = accelerator.device
     found = budget(max_tokens, weights.whole.policy, device, training=True, shards=weights.shards)
-    found.tokens = int(accelerator.gather(torch.tensor([found.tokens], device=device)).min())
-    return found
+    tokens = int(accelerator.gather(torch.tensor([found.tokens], device=device)).min())
+    return Budget(tokens, common=accelerator.num_processes > 1 or isinstance(weights, Shards))
 
 
 def save_steps(steps: int, saves: int) -> set[int]:
@@ -148,8 +147,7 @@ class GlobalBatches:
     def backward(self, indices: Sequence[int], logger: Log) -> int:
         """Add the mean gradient over these examples of the global batch; returns what the mean is over.
 
-        Out of memory, the whole step is done again with half the tokens a micro-batch; with several processes, which
-        would wait for each other, or with a part of the gradient in shards already, it is an error.
+        Out of memory, the whole step is done again with half the tokens a micro-batch, where the budget allows it.
         """
         total = sum(self.stage.weight(self.examples[i]) for i in indices)
         while True:
@@ -157,11 +155,6 @@ class GlobalBatches:
                 found = self._micro_batches(indices, total)
                 break
             except RuntimeError as error:
-                if out_of_memory(error) and (self.accelerator.num_processes > 1 or isinstance(self.weights, Shards)):
-                    raise UserError(
-                        f"out of memory with {self.budget.tokens} tokens a micro-batch; give a smaller "
-                        "--max_tokens_per_batch"
-                    ) from None
                 self.budget.halve(error)
                 self.weights.zero_grad()
         for metrics in found:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from cream.errors import UserError
-from cream.hardware import Budget, out_of_memory
+from cream.hardware import Budget
 from cream.logprobs import LogProbs
 from cream.scores import Scores, Source, beside
 from cream.training.dpo import Example
@@ -87,10 +87,6 @@ def _compute(accelerator: Accelerator, model: LogProbs, examples: list[Example],
     try:
         values = _score(accelerator, model, groups, budget.tokens)
     except RuntimeError as error:
-        if accelerator.num_processes > 1 and out_of_memory(error):
-            raise UserError(
-                f"out of memory with {budget.tokens} tokens a batch; give a smaller --max_tokens_per_batch"
-            ) from None
         budget.halve(error)
         values = _score(accelerator, model, groups, budget.tokens)
     for i, chosen, rejected in gather_object(values):

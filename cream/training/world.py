@@ -43,7 +43,7 @@ def joined(kind: str, about: dict) -> Iterator[None]:
     is printed on each host and ends all by SystemExit.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    _interface()
+    interface()
     store = _store(rank)
     people = _roll_call(store, rank, world, about)
     watch = Watch(store, rank, people)
@@ -76,7 +76,7 @@ def _connect(kind: str, store: dist.Store, rank: int, world: int, watch: Watch) 
     limit.cancel()
 
 
-def _interface() -> None:
+def interface() -> None:
     """Gloo and NCCL each take an interface from the environment; without one gloo would guess by the host's name, which
     is often the loopback. It gets the one that leads to the first process."""
     here = psutil.net_if_addrs()

@@ -1,0 +1,110 @@
+"""A model cut up over processes: the scores of one process, or a clear end."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_trees import END, GROUPS, MODELS, difference
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from cream import models
+from cream.errors import UserError
+from cream.scoring import Alone, Team
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a folder with a small model of an architecture."""
+
+    def make(name, **changes) -> Path:
+        config = AutoConfig.for_model(name, **END, **MODELS[name] | changes)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(config)
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.data.normal_(0, 0.25)
+        model.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def team():
+    """Makes a team of two, which is ended with the test."""
+    made = []
+
+    def make(folder, dtype=torch.float32, max_tokens=300):
+        made.append(Team(folder, dtype, "cpu", max_tokens, 2))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("llama", {"num_hidden_layers": 6, "tie_word_embeddings": True}),  # more layers than are probed
+        ("qwen3", {}),
+        ("gemma2", {}),
+        ("phi3", {}),
+        ("mixtral", {}),
+    ],
+)
+def test_two_processes_score_as_one(make, team, name, changes):
+    folder = make(name, **changes)
+    wanted = Alone(folder, torch.float32, CPU, 300).score(GROUPS)
+    both = team(folder)
+    assert difference(both.score(GROUPS), wanted) <= 1e-4
+    assert difference(both.score(GROUPS[:2]), wanted[:2], GROUPS[:2]) <= 1e-4
+    assert both.score([]) == []
+
+
+@pytest.mark.slow
+def test_a_plan_that_makes_another_model_is_refused(make, team):
+    folder = make("llama")
+    config = json.loads((folder / "config.json").read_text())
+    plan = AutoConfig.for_model("llama").base_model_tp_plan | {"layers.*.input_layernorm": "all_reduce"}
+    (folder / "config.json").write_text(json.dumps(config | {"base_model_tp_plan": plan}))
+    with pytest.raises(UserError, match="--tensor_parallel_size 2: cut up by the library's plan.*another model.*nats"):
+        team(folder)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_team(make, team):
+    both = team(make("llama"))
+    os.kill(both.processes[1].pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"--tensor_parallel_size 2: process 1 \(exit code -9\) of 2 was lost"):
+        both.score(GROUPS)
+    assert time.monotonic() - start < 30  # no collective waits for it
+    assert not any(process.is_alive() for process in both.processes)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_process_comes_with_its_traceback(make, team):
+    with pytest.raises(RuntimeError, match=r"(?s)in process \d of --tensor_parallel_size 2:.*Traceback"):
+        team(make("llama")).score([None])
+
+
+@pytest.mark.parametrize(
+    "name, changes, slices, message",
+    [
+        ("llama", {}, 3, "4 attention heads, 2 of keys and values"),
+        ("llama", {}, 4, "4 attention heads, 2 of keys and values"),
+        ("gpt2", {}, 2, "no plan for cutting up models of type gpt2"),
+    ],
+)
+def test_what_cannot_be_cut_up_is_said_at_once(make, name, changes, slices, message):
+    with pytest.raises(UserError, match=f"--tensor_parallel_size {slices}: .*{message}"):
+        models.check_slices(make(name, **changes), slices)
