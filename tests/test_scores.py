@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream import logprobs, models, scores
+from cream import models, scores, scoring
 from cream.chat import Tokens
 from cream.errors import UserError
 from cream.hardware import Budget
@@ -182,13 +182,13 @@ def folder(tiny_folder, tmp_path):
 @pytest.fixture
 def computed(monkeypatch):
     """The groups of tokens that are given to the model, call by call."""
-    calls, computing = [], logprobs.score
+    calls, computing = [], scoring.score
 
     def watched(model, groups, *options):
         calls.append([list(group) for group in groups])
         return computing(model, groups, *options)
 
-    monkeypatch.setattr(logprobs, "score", watched)
+    monkeypatch.setattr(scoring, "score", watched)
     return calls
 
 
