@@ -97,6 +97,8 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
 
     for folder in folders.values():
         models.check_folder(folder)
+        if config.cluster.tensor_parallel_size > 1:
+            models.check_slices(folder, config.cluster.tensor_parallel_size)
     flat = as_dict(config) | {"reward": reward, "normalize": normalize}
     # the hashes below stand for what these name
     named = ("input_file", "model", "checkpoint", "ref_model_ckpt", "enable_ref_model", "chat_template")

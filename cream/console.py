@@ -15,6 +15,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+ROOM = "another program may hold it; else --bf16 yes, a smaller --max_tokens_per_batch, or more devices"
 
 
 def start() -> None:
@@ -32,7 +33,7 @@ def start() -> None:
 
 
 def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], None]:
-    """A script's main, with the two ways it may end early: a UserError exits with 2, an interrupt with 130."""
+    """A script's main, with the ways it may end early: what a user can mend exits with 2, an interrupt with 130."""
 
     def wrapped(argv: Sequence[str] | None = None) -> None:
         start()
@@ -45,6 +46,13 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
             if error.filename is None:
                 raise
             print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            sys.exit(2)
+        except RuntimeError as error:
+            from cream.hardware import out_of_memory
+
+            if not out_of_memory(error):
+                raise
+            print(f"error: the device has no memory left: {str(error).splitlines()[0]}; {ROOM}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -18,8 +18,8 @@ SHARE = 0.6  # of the free memory
 
 
 class Budget:
-    """The tokens of a batch, `tokens`; out of memory halves them once, unless they are `common` to several processes,
-    which plan the same batches, or a part of what a batch gives is on its way already."""
+    """The tokens of a batch, `tokens`. Out of memory halves them, once; where they are `common` to several processes,
+    which plan the same batches, or what batches gave cannot be taken back (ZeRO), it is an error."""
 
     def __init__(self, tokens: int, common: bool = False):
         self.tokens, self.common = tokens, common

@@ -12,7 +12,7 @@ import torch
 from cream import batches, trees
 from cream.batches import Batch, Group
 from cream.chat import Tokens
-from cream.hardware import Budget
+from cream.hardware import Budget, out_of_memory
 from cream.head import picked, token_log_probs
 
 log = logging.getLogger("cream")
@@ -181,6 +181,8 @@ def _differs(model: LogProbs) -> str | None:
             return None
         reason = f"a probe differs by {apart}"
     except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
+        if out_of_memory(error):
+            raise
         reason = f"{type(policy).__name__}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     finally:
         model.policy.train(training)

@@ -14,6 +14,7 @@ from cream.errors import UserError
 from cream.fingerprints import fingerprint
 
 log = logging.getLogger("cream")
+FIRST = 4  # layers that stand for all when a plan for cutting a model up is tried
 KIND_FILE = "cream.json"  # what a checkpoint folder is: {"kind": "policy", "stage": "dpo", …}
 
 
@@ -41,7 +42,8 @@ def precision(bf16: bool | None, device: torch.device, *, training: bool, shards
     With `shards` (ZeRO) the masters are the optimiser's, and the weights themselves bfloat16.
     """
     if bf16 is None:
-        able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        # a cluster's GPUs, which this machine may lack, are taken to have it
+        able = device.type == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported())
         why = "the device has it" if able else f"the default on {device.type}: --bf16 yes asks for bfloat16"
     else:
         able, why = bf16, f"--bf16 {'yes' if bf16 else 'no'}"
@@ -110,12 +112,12 @@ def load_chat(folder: Path, chat_template: Path | None = None):
     return Chat(load_tokenizer(folder, chat_template), [eos] if isinstance(eos, int) else eos or [])
 
 
-def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slices: int = 1, layers: int | None = None):
+def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slices: int = 1, first: bool = False):
     """A causal language model in evaluation mode, every dropout 0 (a policy must equal its own
     reference at the first step). Raises UserError for a folder it cannot load.
 
     slices > 1: each of so many processes of torch.distributed gets its part of every layer, by the library's plan
-    (`check_slices`); the head stays whole. layers: the first of them alone.
+    (`check_slices`); the head stays whole. first: the first layers alone, of each kind one at least.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -127,7 +129,7 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slice
             setattr(config, name, 0.0)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=config if layers is None else _first(config, layers),
+            config=_first(config) if first else config,
             dtype=dtype,
             attn_implementation=_attention(config),
             use_safetensors=True,
@@ -152,12 +154,16 @@ def _attention(config) -> str | None:
     return "sdpa" if getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "_supports_sdpa", True) else None
 
 
-def _first(config, layers: int):
-    """The config of a model's first layers."""
+def _first(config):
+    """The config of a model's first layers: FIRST, or as many as it takes to have one of each kind."""
     text = config.get_text_config()
-    text.num_hidden_layers = min(layers, text.num_hidden_layers)
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:layers]
+    layers = min(FIRST, text.num_hidden_layers)
+    kinds = [name for name in ("layer_types", "mlp_layer_types") if getattr(text, name, None)]
+    for name in kinds:
+        layers = max([layers, *(1 + getattr(text, name).index(kind) for kind in set(getattr(text, name)))])
+    text.num_hidden_layers = layers
+    for name in kinds:
+        setattr(text, name, getattr(text, name)[:layers])
     return config
 
 
@@ -168,7 +174,7 @@ def _slicing(config, slices: int):
 
     text = config.get_text_config()
     text.base_model_tp_plan = {k: style for k, style in text.base_model_tp_plan.items() if k != "embed_tokens"}
-    head = getattr(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], "_tp_plan", None) or {}
+    head = getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "_tp_plan", None) or {}
     # of the library's styles the one that leaves weights and outputs alone, where there is no backward pass
     return DistributedConfig(tp_size=slices, tp_plan=dict.fromkeys(head, "replicated_with_grad_allreduce"))
 
@@ -183,14 +189,16 @@ def check_slices(folder: Path, slices: int) -> None:
             f"--tensor_parallel_size {slices}: the library has no plan for cutting up models of type "
             f"{config.model_type} ({folder})"
         )
-    heads = config.num_attention_heads
-    pairs = getattr(config, "num_key_value_heads", None) or heads
-    inner = config.intermediate_size
-    if heads % slices or pairs % slices or inner % slices:
-        raise UserError(
-            f"--tensor_parallel_size {slices}: {folder} has {heads} attention heads, {pairs} of keys and values, and "
-            f"{inner} numbers within a layer's feed-forward; it must divide them all"
-        )
+    sizes = {
+        "attention heads": config.num_attention_heads,
+        "heads of keys and values": getattr(config, "num_key_value_heads", None),
+        "numbers within a feed-forward": getattr(config, "intermediate_size", None),
+        "within an expert": getattr(config, "moe_intermediate_size", None),
+    }
+    known = {what: size for what, size in sizes.items() if isinstance(size, int)}
+    if any(size % slices for size in known.values()):
+        said = ", ".join(f"{size} {what}" for what, size in known.items())
+        raise UserError(f"--tensor_parallel_size {slices}: {folder} has {said}; it must divide them all")
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

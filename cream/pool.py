@@ -13,6 +13,7 @@ import os
 import pickle
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,7 @@ from typing import Protocol
 from cream.errors import UserError
 
 BATCH = 256  # items that a replica takes at a time: what is done again if it is lost
+RESTARTS = 5  # of a replica that dies, alone or with its node; more often it is no accident
 ROW = 16  # items, or results, that go through Ray together: for each such row it takes some hundredths of a second
 
 
@@ -56,12 +58,12 @@ class Pool:
         if kind == "auto":
             kind = "cuda" if have.get("GPU") else "cpu"
         if kind == "cuda":
-            most = usual = int(have.get("GPU", 0)) // group
+            most = usual = sum(int(node["Resources"].get("GPU", 0)) // group for node in ray.nodes() if node["Alive"])
         else:
             most, usual = int(have.get("CPU", 0)), sum(node["Alive"] for node in ray.nodes())
         if not 0 < (replicas or usual) <= most:
             asked = f"--num_replicas {replicas}" if replicas else "one replica"
-            of = f" of --tensor_parallel_size {group}" if group > 1 else ""
+            of = f" of --tensor_parallel_size {group}, each on one node" if group > 1 else ""
             raise UserError(
                 f"--ray_address {address}: the cluster's {kind} devices carry {most} replicas{of}, not {asked}"
             )
@@ -130,7 +132,8 @@ class Replica:
 def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
+    from ray.util.annotations import RayDeprecationWarning
 
     for name in ("ray", "ray.data"):  # which importing has set up; what ends the work is raised as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -143,13 +146,16 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # which has the input's file
         rows = _datasource(source, min(batch, ROW))
         items = ray.data.read_datasource(rows, override_num_blocks=1, num_cpus=0, label_selector=here)
-        results = items.map_batches(
-            Replica,
-            batch_size=max(1, batch // ROW),
-            compute=ActorPoolStrategy(size=pool.replicas, max_tasks_in_flight_per_actor=2),
-            fn_constructor_args=(make, pool.kind),
-            **_share(pool),
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RayDeprecationWarning)  # of max_restarts, which has no successor yet
+            results = items.map_batches(
+                Replica,
+                batch_size=max(1, batch // ROW),
+                compute=ActorPoolStrategy(size=pool.replicas, max_tasks_in_flight_per_actor=2),
+                fn_constructor_args=(make, pool.kind),
+                max_restarts=RESTARTS,
+                **_share(pool),
+            )
         taken: set[str] = set()
         for row in results.iter_rows():
             for name, result in pickle.loads(row["results"]):
@@ -160,6 +166,10 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause).partition("\nFailed to apply")[0]) from None  # Ray's advice on retries
         raise
+    except RayActorError:
+        raise UserError(
+            f"a replica died {RESTARTS + 1} times, which is often want of memory; the same command goes on from here"
+        ) from None
     except RayError as error:
         raise UserError(f"Ray: {error}") from error
 

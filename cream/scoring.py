@@ -6,11 +6,13 @@ of a layer give is added up between them. A plan is not believed: the first laye
 numbers that they give whole.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
 import signal
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,18 +22,20 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cream import console, hardware, models
+from cream import console, hardware, models, network
 from cream.batches import Group
 from cream.errors import UserError
 from cream.hardware import Budget
 from cream.logprobs import LogProbs, beyond_rounding, probe, score
-from cream.training import world
 
-PROBED = 4  # layers; of a 70 B model in bfloat16 they are 7 GB
+FLAG = "--tensor_parallel_size"
 
 
-class Alone:
-    """The model in `folder` on one device. `max_tokens` bounds a batch; None: what the memory carries."""
+class Local:
+    """The model in `folder` on this process's device, or its part of it, of `slices`.
+
+    `max_tokens` bounds a batch; None: what the memory carries.
+    """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, max_tokens: int | None, slices: int = 1):
         self.model = LogProbs(models.load_policy(folder, dtype, device, slices=slices))
@@ -46,13 +50,12 @@ class Alone:
 
 
 class Team:
-    """The same with `size` processes, on the CPU's cores in even parts or on the GPUs 0 to size - 1 that are visible.
+    """The same in `size` processes, on the CPU's cores in even parts or on the GPUs 0 to size - 1 that are visible.
 
-    Raises UserError where the model cannot be cut up so, or is not the same then.
+    Raises UserError where the model is another one when it is cut up, or has no room.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, kind: str, max_tokens: int | None, size: int):
-        models.check_slices(folder, size)
         self.size = size
         self.place = tempfile.TemporaryDirectory(prefix="cream-team-")  # where they meet: no port is open
         threads = max(1, torch.get_num_threads() // size)
@@ -80,31 +83,33 @@ class Team:
     def close(self) -> None:
         """End the processes."""
         for process in self.processes:
-            process.terminate()
+            process.kill()
         for process in self.processes:
             process.join()
         self.place.cleanup()
 
     def _hear(self):
         """What the first process says next: all work is done together. One that fails or is lost ends all."""
-        ready, said = wait([*self.pipes, *(process.sentinel for process in self.processes)]), []
-        for pipe in self.pipes:
-            if pipe in ready:
+        ends = {process.sentinel: rank for rank, process in enumerate(self.processes)}
+        said = []
+        for ready in wait([*self.pipes, *ends]):
+            if isinstance(ready, Connection):
                 with suppress(EOFError, OSError):
-                    said.append(pipe.recv())
+                    said.append(ready.recv())
         errors = [what for what in said if isinstance(what, Exception)]
         if said and not errors:
             return said[0]
-        for process in self.processes:
-            process.join(1)  # one that was killed may be seen by the others first
+        for end in wait(ends, timeout=1):  # the others may see first that one was killed
+            self.processes[ends[end]].join(1)  # its files are closed before it can be asked for its exit code
         lost = [f"{rank} (exit code {p.exitcode})" for rank, p in enumerate(self.processes) if p.exitcode]
         self.close()
-        if lost and not any(isinstance(error, UserError) for error in errors):
-            raise UserError(
-                f"--tensor_parallel_size {self.size}: process {', '.join(lost)} of {self.size} was lost, which is "
-                "often want of memory; the same command goes on from here"
-            )
-        raise next((error for error in errors if isinstance(error, UserError)), errors[0])
+        for error in sorted(errors, key=lambda error: not isinstance(error, UserError)):
+            if isinstance(error, UserError) or not lost:
+                raise error
+        raise UserError(
+            f"{FLAG} {self.size}: process {', '.join(lost) or '?'} of {self.size} was lost, which is often want of "
+            "memory; the same command goes on from here"
+        )
 
 
 def _member(
@@ -118,8 +123,9 @@ def _member(
     threads: int,
     store: Path,
 ) -> None:
-    """A process of a team: scores what comes, until it is ended or the other end of the pipe is gone."""
+    """A process of a team: scores what comes, until it is ended or the process that asks is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the process that asks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # the GPU that the library takes
     os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     if kind == "cpu":
@@ -129,36 +135,62 @@ def _member(
     if rank == 0:
         console.start()
     try:
-        world.interface()
+        network.interface()
         backend = "nccl" if kind == "cuda" else "gloo"
         met = dist.FileStore(str(store), size)
-        dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=world.FOREVER)
-        _check_plan(folder, dtype, device, size)
-        model = Alone(folder, dtype, device, max_tokens, slices=size)
-        tokens = torch.tensor([model.budget.tokens], device=device)
-        dist.all_reduce(tokens, dist.ReduceOp.MIN)
-        model.budget = Budget(int(tokens), common=True)
+        dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=network.FOREVER)
+        _check_plan(folder, device, size)
+        model = Local(folder, dtype, device, max_tokens, slices=size)
+        _agree(model, device)
         found = None
         while True:
             if rank == 0:
                 pipe.send(found)
             found = model.score(pickle.loads(pipe.recv_bytes()))
-    except EOFError:
-        return
     except UserError as error:
         pipe.send(error)
-    except Exception:  # with where it was raised, which pickling it alone would lose
-        pipe.send(RuntimeError(f"in process {rank} of --tensor_parallel_size {size}:\n{traceback.format_exc()}"))
+    except Exception as error:
+        if hardware.out_of_memory(error):
+            pipe.send(UserError(f"{FLAG} {size}: no memory for a part of {folder}: {error}; give more devices"))
+        else:  # with where it was raised, which pickling it alone would lose
+            pipe.send(RuntimeError(f"in process {rank} of {FLAG} {size}:\n{traceback.format_exc()}"))
 
 
-def _check_plan(folder: Path, dtype: torch.dtype, device: torch.device, size: int) -> None:
-    """Raises UserError unless the first layers give a probe the same log-probabilities cut up as whole."""
-    parts = probe(LogProbs(models.load_policy(folder, dtype, device, slices=size, layers=PROBED), share=False))
-    if dist.get_rank() > 0:
-        return
-    whole = probe(LogProbs(models.load_policy(folder, dtype, device, layers=PROBED), share=False))
-    if apart := beyond_rounding(parts, whole, dtype):
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _agree(model: Local, device: torch.device) -> None:
+    """The smallest budget is everybody's. Raises RuntimeError where only some take trees: they would part."""
+    least = torch.tensor([model.budget.tokens, model.model.share, -model.model.share], device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    tokens, share, unshared = least.tolist()
+    if share != -unshared:
+        raise RuntimeError("some processes found that answers can share their prompt, others that they cannot")
+    model.budget = Budget(tokens, common=True)
+
+
+def _check_plan(folder: Path, device: torch.device, size: int) -> None:
+    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities cut up as whole."""
+    try:
+        parts = LogProbs(models.load_policy(folder, torch.float32, device, slices=size, first=True), share=False)
+        cut = [p for p in parts.parameters() if getattr(p, "placements", None) and p.to_local().shape != p.shape]
+        apart = "nothing of it is cut" if not cut else None
+        found = probe(parts)
+        if dist.get_rank() == 0 and cut:
+            whole = LogProbs(models.load_policy(folder, torch.float32, device, first=True), share=False)
+            apart = beyond_rounding(found, probe(whole), torch.float32)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if hardware.out_of_memory(error):
+            raise
+        apart = f"{type(error).__name__}: {error}"
+    if apart:
         raise UserError(
-            f"--tensor_parallel_size {size}: cut up by the library's plan, {folder} is another model: a probe of its "
-            f"first {PROBED} layers differs by {apart}"
+            f"{FLAG} {size}: the library's plan for {folder} does not give the same model cut up as whole, by a probe "
+            f"of its first layers: {apart}"
         )
+    parts = whole = None
+    gc.collect()  # a layer that is cut up refers to itself
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -57,6 +57,11 @@ def test_precision_on_a_cpu(bf16, training, dtype, autocast):
     assert "cpu" in found.reason if bf16 is None else "--bf16" in found.reason
 
 
+def test_a_clusters_gpus_are_taken_to_have_bfloat16_where_this_machine_has_none():
+    found = models.precision(None, torch.device("cuda"), training=False)
+    assert found.dtype == torch.bfloat16 and "the device has it" in found.reason
+
+
 def remove(*names):
     return lambda folder: [(folder / name).unlink() for name in names]
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cream import models
 from cream.errors import UserError
-from cream.scoring import Alone, Team
+from cream.scoring import Local, Team
 
 CPU = torch.device("cpu")
+SLIDING = "sliding_attention"
 
 
 @pytest.fixture
@@ -59,15 +59,25 @@ def team():
         ("gemma2", {}),
         ("phi3", {}),
         ("mixtral", {}),
+        ("gemma3_text", {"num_hidden_layers": 7, "layer_types": [*[SLIDING] * 5, "full_attention", SLIDING]}),
     ],
 )
 def test_two_processes_score_as_one(make, team, name, changes):
     folder = make(name, **changes)
-    wanted = Alone(folder, torch.float32, CPU, 300).score(GROUPS)
+    wanted = Local(folder, torch.float32, CPU, 300).score(GROUPS)
     both = team(folder)
     assert difference(both.score(GROUPS), wanted) <= 1e-4
     assert difference(both.score(GROUPS[:2]), wanted[:2], GROUPS[:2]) <= 1e-4
     assert both.score([]) == []
+
+
+@pytest.mark.slow
+def test_a_plan_that_cuts_nothing_is_refused(make, team):
+    folder = make("llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"base_model_tp_plan": {"layers.*.other": "colwise"}}))
+    with pytest.raises(UserError, match="nothing of it is cut"):
+        team(folder)
 
 
 @pytest.mark.slow
@@ -76,7 +86,9 @@ def test_a_plan_that_makes_another_model_is_refused(make, team):
     config = json.loads((folder / "config.json").read_text())
     plan = AutoConfig.for_model("llama").base_model_tp_plan | {"layers.*.input_layernorm": "all_reduce"}
     (folder / "config.json").write_text(json.dumps(config | {"base_model_tp_plan": plan}))
-    with pytest.raises(UserError, match="--tensor_parallel_size 2: cut up by the library's plan.*another model.*nats"):
+    with pytest.raises(
+        UserError, match="--tensor_parallel_size 2: the library's plan for .* does not give the same model.*nats"
+    ):
         team(folder)
 
 
@@ -84,10 +96,8 @@ def test_a_plan_that_makes_another_model_is_refused(make, team):
 def test_a_lost_process_ends_the_team(make, team):
     both = team(make("llama"))
     os.kill(both.processes[1].pid, signal.SIGKILL)
-    start = time.monotonic()
     with pytest.raises(UserError, match=r"--tensor_parallel_size 2: process 1 \(exit code -9\) of 2 was lost"):
         both.score(GROUPS)
-    assert time.monotonic() - start < 30  # no collective waits for it
     assert not any(process.is_alive() for process in both.processes)
 
 
@@ -100,8 +110,8 @@ def test_an_error_in_a_process_comes_with_its_traceback(make, team):
 @pytest.mark.parametrize(
     "name, changes, slices, message",
     [
-        ("llama", {}, 3, "4 attention heads, 2 of keys and values"),
-        ("llama", {}, 4, "4 attention heads, 2 of keys and values"),
+        ("llama", {}, 3, "4 attention heads, 2 heads of keys and values"),
+        ("llama", {}, 4, "4 attention heads, 2 heads of keys and values"),
         ("gpt2", {}, 2, "no plan for cutting up models of type gpt2"),
     ],
 )

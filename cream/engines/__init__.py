@@ -144,7 +144,9 @@ def load(
     tensor_parallel_size: vllm on CUDA, GPUs that hold the model together. Raises UserError where an engine has no such.
     """
     if tensor_parallel_size > 1 and (name, device) != ("vllm", "cuda"):
-        raise UserError(f"--tensor_parallel_size {tensor_parallel_size}: only vLLM on GPUs splits a model")
+        raise UserError(
+            f"--tensor_parallel_size {tensor_parallel_size}: only vLLM on GPUs samples from a model that is cut up"
+        )
     if name == "hf":
         from cream.engines.hf import HfEngine
 

@@ -92,11 +92,11 @@ def scorer(
     def load():
         import torch
 
-        from cream.scoring import Alone, Team
+        from cream.scoring import Local, Team
 
         if group > 1:
             return Team(folder, dtype, device, max_tokens, group)
-        return Alone(folder, dtype, torch.device(device), max_tokens)
+        return Local(folder, dtype, torch.device(device), max_tokens)
 
     return Scorer(load, chat, limit=limit, chunk=chunk)
 
