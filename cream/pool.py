@@ -23,6 +23,7 @@ from typing import Protocol
 from cream.errors import UserError
 
 BATCH = 256  # items that a replica takes at a time: what is done again if it is lost
+CLIENT = "ray://"
 RESTARTS = 5  # of a replica that dies, alone or with its node; more often it is no accident
 ROW = 16  # items, or results, that go through Ray together: for each such row it takes some hundredths of a second
 
@@ -51,6 +52,8 @@ class Pool:
     def of_cluster(cls, address: str, kind: str, replicas: int | None, group: int) -> Pool:
         """On a running cluster, which this joins. kind auto: cuda where it has GPUs. replicas None: as many as its GPUs
         carry, or one a node of CPUs. Raises UserError where there is no such cluster, or it has too few devices."""
+        if address.startswith(CLIENT) and (Path.home() / ".ray" / "auth_token").exists():
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray itself does so for all but its client
         import ray
 
         _join(address)
@@ -88,7 +91,8 @@ class Pool:
         then called in each replica. Raises what a worker raises, a UserError with the node's name.
         """
         if not self.alone:
-            yield from _on_ray(self, source, make, self.batch(count))
+            work = _through_client if self.address and self.address.startswith(CLIENT) else _on_ray
+            yield from work(self, source, make, self.batch(count))
             return
         worker = make(self.kind)
         try:
@@ -129,6 +133,40 @@ class Replica:
             raise UserError(f"node {socket.gethostname()}: {error}") from None
 
 
+class Driver:
+    """Ray Data's driver inside a cluster: it cannot work through a client (ray://), which asks this actor instead."""
+
+    def __init__(self, *work):
+        self.results = _on_ray(*work)
+
+    def some(self) -> list[tuple[str, object]]:
+        """The next results; [] after the last."""
+        return list(islice(self.results, ROW))
+
+
+def _through_client(*work) -> Iterator[tuple[str, object]]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    driver = ray.remote(num_cpus=0)(Driver).remote(*work)
+    ahead = driver.some.remote()
+    try:
+        while found := ray.get(ahead):
+            ahead = driver.some.remote()
+            yield from found
+    except RayTaskError as error:
+        raise _mistake(error) or error from None
+    except RayError as error:
+        raise UserError(f"Ray: {error}") from error
+    finally:
+        ray.kill(driver)
+
+
+def _mistake(error) -> UserError | None:
+    """The user's mistake that a task of Ray ended with, if it was one, without Ray's advice on retries."""
+    return UserError(str(error.cause).partition("\nFailed to apply")[0]) if isinstance(error.cause, UserError) else None
+
+
 def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
@@ -163,9 +201,7 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
                     taken.add(name)
                     yield name, result
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause).partition("\nFailed to apply")[0]) from None  # Ray's advice on retries
-        raise
+        raise _mistake(error) or error from None
     except RayActorError:
         raise UserError(
             f"a replica died {RESTARTS + 1} times, which is often want of memory; the same command goes on from here"

@@ -1,5 +1,6 @@
 """A Ray cluster of two nodes, simulated on this machine, of which one is removed while a stage works on both."""
 
+import socket
 import time
 
 import pytest
@@ -66,3 +67,29 @@ def test_a_node_removed_in_mid_run_costs_nothing(workspace, cluster, stage):
     most = max(abs(x - y) for a, b in zip(one, two, strict=True) for x, y in zip(a.reward, b.reward, strict=True))
     print(f"node removed at {had} of {PROMPTS}: rewards differ by at most {most:.1e}")
     assert most <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_client_from_outside_gets_the_same(workspace):
+    from ray.cluster_utils import Cluster
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sample = SAMPLE.replace("outputs/prompts.json", "tiny_prompt_1")
+    workspace.spawn(f"{sample} --device cpu --limit_size 40 --output_dir outputs/few.json")
+    reward = REWARD.replace("one.json", "few.json")
+    workspace.spawn(f"{reward} --device cpu --output outputs/here.json")
+    (workspace.folder / "outputs/few.scores.jsonl").unlink()
+    head = {"num_cpus": 2, "include_dashboard": False, "ray_client_server_port": port}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        flags = f"--ray_address ray://127.0.0.1:{port} --device cpu --num_replicas 2"
+        out = workspace.spawn(f"{reward} {flags} --output outputs/there.json")
+    finally:
+        made.shutdown()
+    assert "answers computed" in out and "kept" not in out
+    here, there = (list(read(workspace.folder / f"outputs/{name}.json", Rewards)) for name in ("here", "there"))
+    assert [a.uuid for a in there] == [a.uuid for a in here] and len(here) == 40
+    for a, b in zip(here, there, strict=True):
+        assert a.reward == pytest.approx(b.reward, abs=1e-5)
