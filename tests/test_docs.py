@@ -79,7 +79,7 @@ def test_documented_tools_exist():
     assert {c.split()[1] for c in DOCUMENTED if "/" in c.split()[1]} <= set(TOOLS)
 
 
-LAUNCHERS = {"--head", "--address"}  # of ray, torchrun and Slurm, as docs/scaling.md has them
+LAUNCHERS = {"--head", "--address", "--ray", "--generate"}  # of ray, torchrun and Slurm, as docs/scaling.md has them
 LAUNCHERS |= {"--nnodes", "--nproc_per_node", "--node_rank", "--master_addr", "--nodes", "--ntasks", "--gpus"}
 
 
