@@ -148,10 +148,8 @@ def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path
     sampled = role == "policy" and r.score_from == "sampling"
     if r.show_example and role == "policy":
         _show(chat, passes.groups(_samples(config)))
-    path, source = (
-        Path(r.input_file).absolute(),
-        scores.Source(output.header["inputs"][role], precision.name, pool.kind),
-    )
+    path = Path(r.input_file).absolute()
+    source = scores.Source(output.header["inputs"][role], precision.name, pool.kind)
     kept = scores.beside(path), source
     budget = r.batch_size * limit if r.batch_size else r.max_tokens_per_batch
     done, chunk = frozenset(output.resume()), pool.batch(count)

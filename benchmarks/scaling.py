@@ -126,6 +126,8 @@ def scale(args) -> None:
                     for _ in range(args.rounds)
                 ]
                 few, many = map(statistics.median, zip(*runs, strict=True))
+                if many <= few:
+                    sys.exit(f"{way}: {args.size} records took no longer than {FEW}; give a larger --size")
                 rates[way] = (args.size - FEW) / (many - few)
                 print(f"  {way:28} {rates[way]:7.2f} records/s, start-up {few:5.1f} s, whole {many:5.1f} s")
             one, two, both = rates.values()

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from cream.errors import UserError
+from cream.errors import mendable
 
 log = logging.getLogger("cream")
 QUIET = {
@@ -15,7 +15,6 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-ROOM = "another program may hold it; else --bf16 yes, a smaller --max_tokens_per_batch, or more devices"
 
 
 def start() -> None:
@@ -39,20 +38,10 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
         start()
         try:
             main(argv)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:  # no space, no permission, a file where a folder should be
-            if error.filename is None:
+        except Exception as error:
+            if (told := mendable(error)) is None:
                 raise
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-            sys.exit(2)
-        except RuntimeError as error:
-            from cream.hardware import out_of_memory
-
-            if not out_of_memory(error):
-                raise
-            print(f"error: the device has no memory left: {str(error).splitlines()[0]}; {ROOM}", file=sys.stderr)
+            print(f"error: {told}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -13,3 +13,18 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     lower = {k.lower(): k for k in known}
     close = [lower[k] for k in difflib.get_close_matches(word.lower(), lower, n=count, cutoff=0.5)]
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def mendable(error: Exception) -> UserError | None:
+    """What a user can mend of an error: a UserError is one, a file that cannot be read or written, no memory left."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.filename is not None:  # no space, no permission, a file for a folder
+        return UserError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, RuntimeError):
+        from cream.hardware import out_of_memory  # which imports torch
+
+        if out_of_memory(error):
+            advice = "another program may hold it; else --bf16 yes, a smaller --max_tokens_per_batch, or more devices"
+            return UserError(f"the device has no memory left: {str(error).splitlines()[0]}; {advice}")
+    return None

@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
 from cream import network
-from cream.errors import UserError
+from cream.errors import UserError, mendable
 from cream.network import FOREVER
 
 log = logging.getLogger("cream")
@@ -169,8 +169,7 @@ class Watch:
 
     def failed(self, error: Exception) -> BaseException:
         """What to end with. An error of this process is told to all; one of a connection becomes whom it was to."""
-        if isinstance(error, OSError) and error.filename is not None:  # no space, no permission
-            error = UserError(f"{error.filename}: {error.strerror}")
+        error = mendable(error) or error
         if isinstance(error, UserError):
             self.post(2, f"{self.people[self.rank]} ended: {error}")
             self._tell(str(error))
