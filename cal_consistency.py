@@ -14,7 +14,7 @@ from cream.consistency import margin_cap, shuffled
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import as_dict, parse
-from cream.pairs.build import PairSet, build, consistencies
+from cream.pairs.build import MISSING, OTHER, PairSet, build, consistencies
 from cream.records import Item, Rewards, encode
 
 EXAMPLE = """\
@@ -33,15 +33,19 @@ def main(argv=None):
     first = Path(c.file1)
     target = Path(c.output) if c.output else first.with_name(f"{first.name.partition('.json')[0]}.{rank}.dpo.json")
     sources = {name: path for name in ("file1", "file2", "labels") if (path := getattr(c, name))}
-    inputs = {name: journal.fingerprint_of(path) for name, path in sources.items()}
-    if inputs.get("file2") == inputs["file1"]:
+    provenance = config.run.provenance()
+    about = provenance.output("file1", first)
+    if c.file2:
+        provenance.output("file2", Path(c.file2))
+    if c.labels:
+        provenance.file("labels", c.labels)
+    if provenance.inputs.get("file2") == provenance.inputs["file1"]:
         raise UserError("--file2 is --file1: every C would be 1; leave --file2 out for plain self-rewarding")
-    about = journal.read_meta(first) or {}
     policy = about.get("policy")
     if c.file2 and about.get("reward") == "likelihood":
         log.info("note: --file1 was rewarded by likelihood; CREAM's current ranking is a DPO reward. Swapped?")
     flat = settings(as_dict(config) | {"rank": rank, "method": method}, *sources, "beta")
-    output = journal.Output(target, flat, inputs, overwrite=config.run.overwrite)
+    output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite)
     if c.register:
         names.check_free(DATASETS, c.register, target, overwrite=config.run.overwrite)
     if config.run.dry_run:
@@ -51,7 +55,11 @@ def main(argv=None):
         log.info("%s stands already, made by the same settings from the same inputs", target)
     else:
         facts = {"method": method, "rank": rank, "policy": policy, "scored": about.get("scored")}
-        output.finish(_rows(config, rank, output), **facts)
+        summed = about.get("settings", {}).get("normalize") == "sum"
+        with output:
+            if config.run.skip:
+                output.reject(bad for path in (c.file1, c.file2) if path for bad in store.rejected(Path(path), Rewards))
+            output.finish(_rows(config, rank, output, summed), **facts)
     if c.register:
         names.register(DATASETS, c.register, target, overwrite=config.run.overwrite)
         log.info("registered as %s in %s", c.register, DATASETS.name)
@@ -74,42 +82,40 @@ def _method_and_rank(c) -> tuple[str, str]:
     return c.method or default, c.rank or "kendall"
 
 
-def _rows(config: ConsistencyConfig, rank: str, output: journal.Output) -> Iterator[dict]:
+def _rows(config: ConsistencyConfig, rank: str, output: journal.Output, summed: bool) -> Iterator[dict]:
     """The pairs as they are made; what is known after the last only is then reported, and given to the sidecar."""
-    made = _build(config, rank)
+    made = _build(config, rank, summed)
     yield from map(encode, made.pairs)
     _report(made, config.consistency.beta)
     if not made.count:
         first = config.consistency.file1
         raise UserError(f"{first}: no pair can be made of it, for the reasons above; nothing was written")
-    output.dropped = made.dropped
+    output.dropped += made.dropped + made.unmatched
+    if made.unmatched and config.run.force:
+        output.provenance.object(f"{made.unmatched.total()} records of --file1 and --file2 do not match")
     output.facts = {"mean_consistency": made.consistency.mean, "without_consistency": made.without_c}
 
 
-def _build(config: ConsistencyConfig, rank: str) -> PairSet:
+def _build(config: ConsistencyConfig, rank: str, summed: bool) -> PairSet:
     c = config.consistency
-    ranking = {"rank": rank, "keep_truncated": c.keep_truncated}
+    allow = (MISSING, OTHER) if config.run.force else (MISSING,) if config.run.skip else ()
+    ranking = {"rank": rank, "keep_truncated": c.keep_truncated, "allow": allow}
 
     def files():
-        return [store.read(Path(file), Rewards) if file else None for file in (c.file1, c.file2)]
+        paths = (c.file1, c.file2)
+        return [store.read(Path(file), Rewards, skip=config.run.skip) if file else None for file in paths]
 
     dealt = None
     if c.shuffle_consistency is not None:  # a pass of its own: every c must be known before the first is dealt out
         dealt = shuffled(consistencies(*files(), **ranking), c.shuffle_consistency)
-    recorded = (journal.read_meta(Path(c.file1)) or {}).get("settings", {})
-    return build(
-        *files(),
-        **ranking,
-        labels={item.uuid: item for item in store.read(Path(c.labels), Item)} if c.labels else None,
-        dealt=dealt,
-        summed=recorded.get("normalize") == "sum",
-    )
+    labels = {item.uuid: item for item in store.read(Path(c.labels), Item)} if c.labels else None
+    return build(*files(), **ranking, labels=labels, dealt=dealt, summed=summed)
 
 
 def _report(made: PairSet, beta: float) -> None:
     log.info("%s", ", ".join(f"{count} {what}" for what, count in made.answers.items()))
     log.info("%d pairs", made.count)
-    for reason, count in made.dropped.items():
+    for reason, count in (made.dropped + made.unmatched).items():
         log.info("  no pair from %d prompts: %s", count, reason)
     if made.without_c:
         log.info("  %d prompts without c (the previous ranking is constant): training takes the mean", made.without_c)

@@ -14,10 +14,10 @@ from cream import names
 from cream.engines import ENGINES
 from cream.errors import UserError
 from cream.flags import flag
-from cream.journal import fingerprint_of
 from cream.names import ROOT
 from cream.pool import Pool
 from cream.prompts import SYSPROMPTS
+from cream.provenance import Provenance
 from cream.records import METHODS, RANKS
 from cream.rewards import REWARDS
 
@@ -185,9 +185,10 @@ class Model:
         """The file of --chat_template."""
         return None if self.chat_template is None else Path(self.chat_template)
 
-    def template_hash(self) -> dict[str, str]:
-        """Of the file's bytes, as an input that decides an output; nothing without --chat_template."""
-        return {} if self.chat_template is None else {"chat_template": fingerprint_of(self.chat_template)}
+    def add_template(self, provenance: Provenance) -> None:
+        """The file of --chat_template is an input that decides an output."""
+        if self.chat_template is not None:
+            provenance.file("chat_template", self.chat_template)
 
 
 @dataclass
@@ -195,7 +196,25 @@ class Run:
     """Run"""
 
     overwrite: bool = flag(False, "replace an output (or a registered name) that stands and was made otherwise")
+    force: bool = flag(
+        False,
+        "go on where an input is not what its sidecar says, or belongs to something else; the output's sidecar says so",
+    )
+    on_bad_record: str = flag(
+        "fail",
+        "fail: a malformed record ends the stage; skip: it is left out, and written to OUTPUT.rejected.jsonl",
+        choices=("fail", "skip"),
+    )
     dry_run: bool = flag(False, "say what would be read, computed and written, and stop")
+
+    @property
+    def skip(self) -> bool:
+        """Whether malformed records are passed over."""
+        return self.on_bad_record == "skip"
+
+    def provenance(self) -> Provenance:
+        """That of an output in the making."""
+        return Provenance(self.force)
 
 
 @dataclass
@@ -292,7 +311,6 @@ class Preference:
 
     method: str | None = flag(None, "none: as cal_consistency.py recorded, else original (C = 1)", choices=METHODS)
     beta: float = flag(0.1, "strength of the pull to the reference: h = beta x difference of log-ratios", above=0)
-    force: bool = flag(False, "train on pairs that another policy than the one started from was rewarded by")
     fixed_consistency: float | None = flag(
         None, "one C for every pair, in place of the pairs' own (control)", low=0, high=1
     )
@@ -499,6 +517,7 @@ NEUTRAL = (
     "master_port",
     "local_rank",
     "overwrite",
+    "force",
     "dry_run",
     "resume",
     "register",

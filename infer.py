@@ -4,11 +4,11 @@ Departures from the released code: engines get token ids (one BOS), prompts are 
 always greedy, --output_dir is honoured, and every answer keeps why it ended.
 """
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from msgspec import structs
@@ -18,11 +18,12 @@ from cream import console, journal, names, store
 from cream.console import log
 from cream.engines import Completion, Sampling
 from cream.errors import UserError
-from cream.evaluation.items import graded, prompt_of, read_items
+from cream.evaluation.items import graded, item_files, prompt_of, read_items
 from cream.evaluation.statistics import format_table, summarise
 from cream.evaluation.tasks import TASKS, grade
 from cream.flags import as_dict, parse
 from cream.prompts import apply
+from cream.provenance import fingerprint_text
 from cream.records import Answer, Item, Message, Prompt, encode
 
 EXAMPLE = """\
@@ -39,10 +40,12 @@ def main(argv=None):
 
 
 def sample(config: InferConfig) -> None:
-    """Samples of every prompt, in the order of the prompts; of a `.jsonl` file only the uuids stay in memory."""
+    """Samples of every prompt, in the order of the prompts; a `.jsonl` file is never in memory as a whole."""
     g = config.generation
     data = _dataset(config, Prompt, "sampling takes unlabelled prompts: test questions must not enter training")
-    order = [record.uuid for record in store.read(data, Prompt)][: _limit(config)]  # a bad record shows up here
+    read = partial(store.read, data.absolute(), Prompt, _limit(config), skip=config.run.skip)
+    total = sum(1 for _ in store.read(data, Prompt, skip=config.run.skip))  # a bad record shows up here
+    total = sum(1 for _ in read()) if _limit(config) else total
     sysprompt = "none" if g.sysprompt == "auto" else g.sysprompt
     greedy = not g.do_sample or g.gen_temperature < 0.001
     n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
@@ -54,24 +57,27 @@ def sample(config: InferConfig) -> None:
         f"{'Greedy' if greedy else 'Sample'}_n-{n}_temp-{temperature:g}_GenMaxT-{g.gen_max_tokens}-sys_{sysprompt}"
     )
     target = _target(config, config.run.outputs() / "sampling" / folder / "results.json")
-    output, chat = _begin(config, data, journal.fingerprint(data), target)
+    output, chat = _begin(config, [data], target)
     if config.run.dry_run:
         return
     if not output.stands:
         from cream.generation import samples
 
-        prompts = partial(_asked, data.absolute(), len(order), sysprompt)
-        for prompt, ids, completions in _answers(config, output, chat, prompts, len(order), sampling):
-            output.append(samples(chat, prompt, ids, completions))
-        if not output.resume():
-            raise UserError(f"{data}: no prompt is left to answer (dropped: {dict(output.dropped)})")
+        prompts = partial(_asked, read, sysprompt)
         counts = Counter()
-        output.finish(_counted(output.rows(order), counts))
+        with output:
+            for prompt, ids, completions in _answers(config, output, chat, prompts, total, sampling):
+                output.append(samples(chat, prompt, ids, completions))
+            if output.dropped.total() == total:
+                raise UserError(f"{data}: no prompt is left to answer (dropped: {dict(output.dropped)})")
+            if config.run.skip:
+                output.reject(store.rejected(data, Prompt, _limit(config)))
+            output.finish(_counted(output.rows(record.uuid for record in read()), counts))
         log.info(
             "%(prompts)d prompts, %(answers)d answers: %(distinct)d distinct, %(cut)d cut at the length limit", counts
         )
         for reason, count in output.dropped.items():
-            log.info("  %d of %d prompts dropped: %s", count, len(order), reason)
+            log.info("  %d of %d prompts dropped: %s", count, total, reason)
     log.info("samples: %s\nnext, their rewards by the current model:", output.path)
     flags = config.cluster.flags(config.device) | {"model": config.model.name(), "input_file": output.path}
     flags["chat_template"] = config.model.chat_template
@@ -87,7 +93,7 @@ def evaluate(config: InferConfig) -> None:
     g = config.generation
     data = _dataset(config, Item, "evaluation takes questions with labels")
     files = {task: names.in_root(DATASET_FILES[f"{task}_test"]) for task in TASKS}
-    found, missing = read_items(_known(g.name), data, files)
+    found, missing = read_items(_known(g.name), data, files, skip=config.run.skip)
     for task in missing:
         log.info("task %s is not evaluated: %s does not exist", task, files[task])
     items = {item.uuid: item for item in found[: _limit(config)]}
@@ -95,25 +101,37 @@ def evaluate(config: InferConfig) -> None:
     log.info(
         "evaluation is greedy, one answer a question: --gen_n, --gen_temperature, --top_p, --do_sample do not apply"
     )
-    whole = journal.fingerprint_text(json.dumps([encode(item) for item in found], sort_keys=True))
+    sources = item_files(_known(g.name), data, files)
     checkpoint = config.model.checkpoint
     folder = f"{names.label(checkpoint) if checkpoint else _short(config.model.name())}-{_short(g.name)}"
     target = _target(config, config.run.outputs() / "evaluation", f"{folder}/results.json")
-    output, chat = _begin(config, data, whole, target, "gen_n", "gen_temperature", "top_p", "do_sample", "seed")
+    output, chat = _begin(config, sources, target, "gen_n", "gen_temperature", "top_p", "do_sample", "seed")
     if config.run.dry_run:
         return
     strict = g.extraction == "strict"
     if not output.stands:
         asked = partial(list, list(prompts.values()))
         sampling = Sampling(n=1, temperature=0.0, max_tokens=g.gen_max_tokens, seed=config.run.seed)
-        for prompt, _, (completion,) in _answers(config, output, chat, asked, len(prompts), sampling):
-            output.append(graded(items[prompt.uuid], prompt.messages, completion, strict))
-        for uuid in [uuid for uuid in prompts if uuid not in output.resume()]:
-            output.append(graded(items[uuid], prompts[uuid].messages, None, strict))
+        with output:
+            for prompt, _, answers in _answers(config, output, chat, asked, len(prompts), sampling):
+                output.append(graded(items[prompt.uuid], prompt.messages, answers[0], strict))
+            if config.run.skip:
+                output.reject(bad for source in sources for bad in store.rejected(source, Item))
+            output.finish(_whole(output.rows(prompts), prompts, items, strict))
         for reason, count in output.dropped.items():
             log.info("%d of %d questions count as wrong: %s", count, len(prompts), reason)
-        output.finish(output.rows(prompts))
     log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts))
+
+
+def _whole(rows: Iterator[dict], prompts: dict[str, Prompt], items: dict[str, Item], strict: bool) -> Iterator[dict]:
+    """The graded answers, in the order of the prompts; one without an answer gets none, which is wrong."""
+    row = next(rows, None)
+    for uuid, prompt in prompts.items():
+        if row is not None and row["uuid"] == uuid:
+            yield row
+            row = next(rows, None)
+        else:
+            yield encode(graded(items[uuid], prompt.messages, None, strict))
 
 
 def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tuple[str, Path, Path]:
@@ -127,7 +145,7 @@ def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tupl
         "extraction": config.generation.extraction,
         "greedy": True,
         "first_prompt": _shown(chat, next(iter(prompts.values()))),
-        "chat_template": journal.fingerprint_text(chat.tokenizer.chat_template),
+        "chat_template": fingerprint_text(chat.tokenizer.chat_template),
     }
     stem = output.path.name.partition(".json")[0]
     summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
@@ -147,10 +165,12 @@ def rescore(config: InferConfig) -> None:
     if g.input_file is None:
         raise UserError("--mode rescore needs --input_file, the results of an evaluation")
     source = Path(g.input_file)
-    answers = list(store.read(source, Answer))
+    answers = list(store.read(source, Answer, skip=config.run.skip))
     target = _target(config, source.with_name(f"{source.name.partition('.')[0]}.rescored-{g.extraction}.json"))
-    inputs = {"input_file": journal.fingerprint_of(source)}
-    output = journal.Output(target, {"extraction": g.extraction}, inputs, overwrite=config.run.overwrite)
+    provenance = config.run.provenance()
+    provenance.output("input_file", source)
+    decides = {"extraction": g.extraction, "on_bad_record": config.run.on_bad_record}
+    output = journal.Output(target, decides, provenance, overwrite=config.run.overwrite)
     changed, again = [], []
     for answer in answers:
         prediction, correct = grade(answer.question, answer.label, answer.responses, strict=g.extraction == "strict")
@@ -162,7 +182,10 @@ def rescore(config: InferConfig) -> None:
         log.info("%s\n%s", title, format_table(summarise(rows)))
     log.info("\n".join([f"{len(changed)} of {len(answers)} predictions changed", *changed[:20]]))
     if not config.run.dry_run and not output.stands:
-        output.finish(encode(answer) for answer in again)
+        with output:
+            if config.run.skip:
+                output.reject(store.rejected(source, Answer))
+            output.finish(encode(answer) for answer in again)
     log.info("answers: %s", target)
 
 
@@ -176,7 +199,7 @@ def _dataset(config: InferConfig, kind: type, why: str) -> Path:
         if _known(name) == "all_test":
             return path  # the per-task files stand for it
         raise UserError(f"--name {name}: {path} does not exist; put the data there, or give a file")
-    if (found := store.detect(path)) is not kind:
+    if (found := store.detect(path, skip=config.run.skip)) is not kind:
         raise UserError(f"--mode {mode} --name {name}: {path} holds {found.__name__} records; {why}")
     return path
 
@@ -198,9 +221,9 @@ def _known(name: str) -> str:
     return {known.lower(): known for known in DATASET_FILES}.get(name.lower(), _short(name))
 
 
-def _asked(data: Path, count: int, sysprompt: str) -> Iterator[Prompt]:
-    """The first `count` prompts of a file, as they are put to the policy."""
-    for prompt in store.read(data, Prompt, count):
+def _asked(read: Callable[[], Iterable[Prompt]], sysprompt: str) -> Iterator[Prompt]:
+    """The prompts of a file, as they are put to the policy."""
+    for prompt in read():
         *before, last = prompt.messages
         yield structs.replace(prompt, messages=[*before, Message("user", apply(sysprompt, last.content))])
 
@@ -213,7 +236,7 @@ def _target(config: InferConfig, default: Path, below: str = "results.json") -> 
     return Path(given) if store.is_record_file(Path(given)) else Path(given) / below
 
 
-def _begin(config: InferConfig, data: Path, data_hash: str, target: Path, *unused: str):
+def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
     """The output and the policy's chat format; says what will be done. `unused` flags do not decide this output."""
     from cream import models
 
@@ -221,10 +244,14 @@ def _begin(config: InferConfig, data: Path, data_hash: str, target: Path, *unuse
     models.check_folder(folder)
     named = ("name", "input_file", "model", "checkpoint")  # the hashes below stand for them
     batching = ("max_tokens_per_batch", "gpu_memory_utilization")
-    inputs = {"data": data_hash, "policy": models.fingerprint(folder), **config.model.template_hash()}
+    provenance = config.run.provenance()
+    for number, path in enumerate(data):
+        provenance.file(f"data.{number}" if number else "data", path)
+    provenance.model("policy", folder)
+    config.model.add_template(provenance)
     flat = settings(as_dict(config), *named, "chat_template", *batching, *unused)
-    output = journal.Output(target, flat, inputs, overwrite=config.run.overwrite)
-    log.info("%s of %s by %s -> %s", config.generation.mode, data, folder, target)
+    output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite)
+    log.info("%s of %s by %s -> %s", config.generation.mode, ", ".join(map(str, data)), folder, target)
     if output.stands:
         log.info("%s stands already, made by the same settings from the same inputs", target)
     if config.run.dry_run:
@@ -241,15 +268,16 @@ def _answers(
 
     from cream import engines, models
     from cream.fingerprints import verified
-    from cream.generation import answerer
+    from cream.generation import KEPT, answerer
 
     done = output.resume()
     if done:
         log.info("going on: %d of %d prompts are answered already", len(done), total)
-    todo = partial(_missing, prompts, frozenset(done))
-    if (first := next(todo(), None)) is None:
+    first = next(iter(prompts()))
+    if all(prompt.uuid in done for prompt in prompts()):
         return
     pool = config.cluster.pool(config.device)
+    todo = prompts if pool.alone else partial(_unfinished, prompts, done, pool.batch(total))
     folder = config.model.folder(config.model.checkpoint).absolute()  # a replica works in a folder of its own
     engine, why = engines.choose(config.engine.engine, folder, pool.kind)
     precision = models.precision(config.device.bf16, torch.device(pool.kind), training=False)
@@ -269,10 +297,13 @@ def _answers(
         "tensor_parallel_size": config.cluster.tensor_parallel_size,
     }
     max_prompt = min(config.generation.max_length, limit - 1)
-    make = partial(answerer, chat, replace(sampling, stop_token_ids=chat.stop_ids), max_prompt, options)
+    make = partial(answerer, chat, replace(sampling, stop_token_ids=chat.stop_ids), max_prompt, options, done)
     make = partial(verified, folder, output.header["inputs"]["policy"], make)
     with console.bar(total - len(done), "answering", "prompts") as bar:
-        for _, (prompt, ids, completions) in pool.run(todo, make, total - len(done)):
+        for _, answered in pool.run(todo, make, total):
+            if answered is KEPT:
+                continue
+            prompt, ids, completions = answered
             if completions:
                 yield prompt, ids, completions
             else:
@@ -280,8 +311,12 @@ def _answers(
             bar.update()
 
 
-def _missing(prompts: Callable[[], Iterable[Prompt]], done: frozenset[str]) -> Iterator[Prompt]:
-    return (prompt for prompt in prompts() if prompt.uuid not in done)
+def _unfinished(prompts: Callable[[], Iterable[Prompt]], done: Container[str], batch: int) -> Iterator[Prompt]:
+    """The prompts, but for a replica's batches of which every prompt is in `done`."""
+    rest = iter(prompts())
+    while some := list(islice(rest, batch)):
+        if any(prompt.uuid not in done for prompt in some):
+            yield from some
 
 
 def _shown(chat, prompt: Prompt) -> str:

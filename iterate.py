@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from config import MAX_SEED, MODEL_FILES, SCRIPTS, Device, for_records, group
-from cream import console, names
+from cream import console, interrupts, names
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import flag, parse, problems_of
@@ -102,7 +102,10 @@ def _run(command: Command, in_process: bool) -> None:
         import_module(command.script.removesuffix(".py")).main(command.argv())
         return
     script = Path(__file__).with_name(command.script)
-    code = subprocess.run([sys.executable, str(script), *command.argv()]).returncode
+    process = subprocess.Popen([sys.executable, str(script), *command.argv()])
+    with interrupts.deferred([process.pid]):
+        code = process.wait()
+    interrupts.check()
     if code:
         print(f"{command.title} ended with {code}; the same command goes on from there", file=sys.stderr)
         sys.exit(code)

@@ -6,7 +6,7 @@ released code: only answer tokens count (not the assistant's header), answers th
 and every prompt keeps its own number of answers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,7 @@ from cream import console, journal, names, scores, store
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import as_dict, parse
+from cream.provenance import Provenance, fingerprint, read_kind
 from cream.records import Samples
 from cream.rewards import REWARDS, Group, likelihood, passes
 
@@ -42,14 +43,14 @@ def main(argv=None):
     checkpoints = {"policy": config.model.checkpoint, "reference": r.ref_model_ckpt}
     flags = {"policy": "--checkpoint", "reference": "--ref_model_ckpt"}
     folders = {role: config.model.folder(checkpoints[role], flags[role]) for role in source.PASSES}
-    sizes = [len(sample.responses) for sample in _samples(config)]  # the whole file is checked before anything is spent
-    if not sizes:
+    prompts = answers = 0
+    for sample in _samples(config):  # the whole file is checked before anything is spent
+        prompts, answers = prompts + 1, answers + len(sample.responses)
+    if not prompts:
         raise UserError(f"{path}: the file holds no records")
     target = Path(r.output) if r.output else _default_target(config, path, reward, checkpoints)
     output = _begin(config, path, target, reward, normalize, folders)
-    if r.score_from == "sampling":
-        _check_sampler(path, output.header["inputs"])
-    log.info("reward %s (%s over answer tokens) of %d prompts in %s", reward, normalize, len(sizes), path)
+    log.info("reward %s (%s over answer tokens) of %d prompts in %s", reward, normalize, prompts, path)
     for role, folder in folders.items():
         log.info("  %s: %s", role, folder)
     if config.run.dry_run:
@@ -58,17 +59,27 @@ def main(argv=None):
     if output.stands:
         log.info("%s stands already, made by the same settings from the same inputs", target)
     else:
-        of = {role: _score(config, output, role, folder, len(sizes)) for role, folder in folders.items()}
-        facts = {"reward": reward, "policy": _about(config, output), "scored": of["policy"]}
-        passes.finish(output, source, normalize, _samples(config), **facts)
-        _report(output, sum(sizes))
+        with output:
+            done = output.resume()
+            of = {role: _score(config, output, done, role, folder, prompts) for role, folder in folders.items()}
+            facts = {"reward": reward, "policy": _about(config, output), "scored": of["policy"]}
+            if config.run.skip:
+                output.reject(store.rejected(path, Samples, _limit(config)))
+            passes.finish(output, source, normalize, partial(_samples, config), **facts)
+        _report(output, answers)
     log.info("rewards: %s", target)
     _next(config, path, target, reward, folders)
 
 
 def _samples(config: RewardConfig) -> Iterator[Samples]:
     """The samples, read anew: no more than a chunk of a .jsonl file is held at a time."""
-    return store.read(Path(config.rewarding.input_file), Samples, _limit(config))
+    return _read(config)()
+
+
+def _read(config: RewardConfig) -> Callable[[], Iterator[Samples]]:
+    """What reads the samples; it may be called by a process that stands in another folder."""
+    path = Path(config.rewarding.input_file).absolute()
+    return partial(store.read, path, Samples, _limit(config), skip=config.run.skip)
 
 
 def _limit(config: RewardConfig) -> int | None:
@@ -103,22 +114,35 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
     # the hashes below stand for what these name
     named = ("input_file", "model", "checkpoint", "ref_model_ckpt", "enable_ref_model", "chat_template")
     batching = ("max_tokens_per_batch", "batch_size")
-    inputs = {"input_file": journal.fingerprint(source), **config.model.template_hash()}
-    inputs |= {role: models.fingerprint(folder) for role, folder in folders.items()}
-    if inputs["policy"] == inputs.get("reference"):
+    provenance = config.run.provenance()
+    made = provenance.output("input_file", source)
+    config.model.add_template(provenance)
+    for role, folder in folders.items():
+        provenance.model(role, folder)
+    _check_prompts(provenance, source, made)
+    if config.rewarding.score_from == "sampling":
+        _check_sampler(source, made, provenance.inputs)
+    if provenance.inputs["policy"] == provenance.inputs.get("reference"):
         raise UserError(
             "--reward dpo: policy and reference are the same model, so that every reward is 0; give --checkpoint and "
             "--ref_model_ckpt two different ones, or --reward likelihood"
         )
-    return journal.Output(target, settings(flat, *named, *batching), inputs, overwrite=config.run.overwrite)
+    return journal.Output(target, settings(flat, *named, *batching), provenance, overwrite=config.run.overwrite)
 
 
-def _check_sampler(path: Path, inputs: dict) -> None:
+def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
+    """The prompts that the samples answer are still those of their file."""
+    data = made.get("sources", {}).get("data")
+    prompts = data and path.absolute().parent / data
+    if prompts and prompts.is_file() and fingerprint(prompts) != made["inputs"]["data"]:
+        provenance.object(f"{path} answers other prompts than {prompts.resolve()} holds now: that was changed since")
+
+
+def _check_sampler(path: Path, made: dict, inputs: dict) -> None:
     """--score_from sampling: the sampler's log-probabilities are the policy's only if it was the sampler."""
-    made = journal.read_meta(path) or {"inputs": {}}
     if made.get("output") not in (None, inputs["input_file"]):
         raise UserError(f"--score_from sampling: {path} was changed since it was sampled; leave --score_from out")
-    if any(made["inputs"].get(name) != inputs.get(name) for name in ("policy", "chat_template")):
+    if any(made.get("inputs", {}).get(name) != inputs.get(name) for name in ("policy", "chat_template")):
         raise UserError(
             f"--score_from sampling: by its sidecar {path} was not sampled by this policy with this chat template; "
             "leave it out, and the model computes the log-probabilities"
@@ -131,9 +155,11 @@ def _about(config: RewardConfig, output: journal.Output) -> dict:
     return {"model": m.name(), "checkpoint": m.checkpoint, "fingerprint": output.header["inputs"]["policy"]}
 
 
-def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path, count: int) -> dict:
+def _score(
+    config: RewardConfig, output: journal.Output, done: journal.Keys, role: str, folder: Path, count: int
+) -> dict:
     """One pass: every answer under the model in `folder`, as far as its score is not kept; returns what it was scored
-    by. What the journal holds already is passed over."""
+    by. What the journal holds already (`done`) is passed over."""
     import torch
 
     from cream import models
@@ -152,16 +178,17 @@ def _score(config: RewardConfig, output: journal.Output, role: str, folder: Path
     source = scores.Source(output.header["inputs"][role], precision.name, pool.kind)
     kept = scores.beside(path), source
     budget = r.batch_size * limit if r.batch_size else r.max_tokens_per_batch
-    done, chunk = frozenset(output.resume()), pool.batch(count)
-    todo = partial(passes.todo, path, _limit(config), role, done, kept, chunk, sampled)
+    chunk = pool.batch(count)
+    todo = partial(passes.todo, _read(config), role, done, kept, chunk, sampled)
     folder = folder.absolute()  # as the input: a replica works in a folder of its own
     make = partial(likelihood.scorer, folder, chat, precision.dtype, limit, budget, chunk, pool.group)
     make = partial(verified, folder, source.policy, make)
     with console.bar(count, f"scoring, {role}", "prompts") as bar:
-        found = passes.run(output, role, pool.run(todo, make, count), scores.Scores(*kept), bar.update)
+        found = passes.run(output, role, done, pool.run(todo, make, count), scores.Scores(*kept), bar.update)
     said = ", ".join(f"{found[what]} {words}" for what, words in WHENCE.items() if found[what])
     log.info("%s: log-probabilities of %s", role, said or "no answer: the journal holds them all")
-    return {**structs.asdict(source), "from": r.score_from, **config.model.template_hash()}
+    template = {name: digest for name, digest in output.header["inputs"].items() if name == "chat_template"}
+    return {**structs.asdict(source), "from": r.score_from, **template}
 
 
 def _show(chat, groups: Iterator[Group]) -> None:
@@ -185,8 +212,7 @@ def _next(config: RewardConfig, source: Path, target: Path, reward: str, folders
         log.info("next, with the current model's rewards as CURRENT:")
         log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))
         return
-    kind = folders["policy"] / "cream.json"
-    about = store.read_json(kind) if kind.exists() else {}
+    about = read_kind(folders["policy"])
     if about.get("stage") == "dpo":
         reference = config.rewarding.ref_model_ckpt or "none"
         previous = {"reward": "dpo", "checkpoint": about["started_from"], "ref_model_ckpt": reference}

@@ -18,6 +18,8 @@ from config import CHECKPOINTS, DATASET_FILES, DATASETS, TrainConfig, for_record
 from cream import console, journal, names, store
 from cream.errors import UserError
 from cream.flags import as_dict, parse
+from cream.lock import Lock
+from cream.provenance import Provenance, read_kind, read_meta
 from cream.training import BY_RECORD, RECORDS
 from cream.training.launch import given_world, is_first_process
 
@@ -37,7 +39,8 @@ def main(argv=None):
     data = names.dataset(config.data.name or _default_data(config), DATASET_FILES, DATASETS)
     stage, method = _stage_and_method(config, data)
     start = config.model.folder(config.model.checkpoint)
-    header = _header(config, stage, method, data, start)
+    provenance = config.run.provenance()
+    header = _header(config, stage, method, data, start, provenance)
     run = _run_folder(config, stage, method, data, header)
     console.log.info("%s of %s on %s -> %s", stage.upper(), start, data, run)
     if stage == "dpo":
@@ -46,8 +49,6 @@ def main(argv=None):
         raise UserError("--report_to wandb: it is not installed; .venv/bin/pip install wandb")
     if config.optimisation.compile and devices[0] == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError("--compile on a CPU needs a C++ compiler: install g++, or leave --compile out")
-    if stage == "dpo":
-        _check_policy(config, data, header)
     if config.output.register:
         names.check_free(CHECKPOINTS, config.output.register, run / "checkpoint-last", overwrite=config.run.overwrite)
     stands = _stands(config, run, header)
@@ -56,8 +57,11 @@ def main(argv=None):
         return
     if stands:
         console.log.info("%s stands already, made by the same settings from the same inputs; nothing to do", run)
+    elif is_first_process():
+        with Lock(run):
+            _train(config, stage, method, start, data, run, header, provenance, devices)
     else:
-        _train(config, stage, method, start, data, run, header, devices)
+        _train(config, stage, method, start, data, run, header, provenance, devices)
     if is_first_process():
         _finish(config, stage, run)
 
@@ -69,7 +73,7 @@ def _default_data(config: TrainConfig) -> str:
 def _stage_and_method(config: TrainConfig, data: Path) -> tuple[str, str]:
     """The training stage and DPO method: what the flags say, else what the data say; a contradiction is an error."""
     stage, method = config.optimisation.train_stage, config.preference.method
-    kind = store.detect(data)
+    kind = store.detect(data, skip=config.run.skip)
     if kind not in BY_RECORD:
         raise UserError(f"{data}: holds {kind.__name__} records; SFT trains on conversations, DPO on preference pairs")
     stage = stage or BY_RECORD[kind]
@@ -79,7 +83,7 @@ def _stage_and_method(config: TrainConfig, data: Path) -> tuple[str, str]:
         if method or config.preference.fixed_consistency is not None:
             raise UserError(f"--method and --fixed_consistency belong to DPO, but this is SFT on {data}")
         return stage, "original"
-    recorded = (journal.read_meta(data) or {}).get("method")
+    recorded = (read_meta(data) or {}).get("method")
     if method and recorded and method != recorded:
         raise UserError(
             f"--method {method}: {data} was made for {recorded}; leave --method out, or make the pairs again"
@@ -87,19 +91,26 @@ def _stage_and_method(config: TrainConfig, data: Path) -> tuple[str, str]:
     return stage, method or recorded or "original"
 
 
-def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Path) -> dict:
+def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Path, provenance: Provenance) -> dict:
     """What decides the run: settings and the hashes of what it starts from."""
     from cream import models
 
     models.check_folder(start)
     flat = as_dict(config) | {"train_stage": stage, "method": method, "global_batch": _global_batch(config)}
-    inputs = {"data": journal.fingerprint(data), "start": models.fingerprint(start)}
-    inputs |= config.model.template_hash()
+    if stage == "dpo":
+        made = provenance.output("data", data)
+    else:
+        provenance.file("data", data)
+    provenance.model("start", start)
+    config.model.add_template(provenance)
+    if stage == "dpo":
+        _check_policy(config, data, made.get("policy"), provenance)
     if config.optimisation.deepspeed is not None:
-        inputs["deepspeed"] = journal.fingerprint_of(config.optimisation.deepspeed)
+        provenance.file("deepspeed", config.optimisation.deepspeed)
     named = ("name", "model", "checkpoint", "chat_template", "deepspeed")  # the hashes above stand for them
     parts = ("train_bsz", "grad_accum")  # of the global batch
-    return {"settings": settings(flat, *named, *parts, "max_tokens_per_batch", "compile"), "inputs": inputs}
+    decides = settings(flat, *named, *parts, "max_tokens_per_batch", "compile")
+    return {"settings": decides, "inputs": provenance.inputs}
 
 
 def _global_batch(config: TrainConfig) -> int:
@@ -108,15 +119,12 @@ def _global_batch(config: TrainConfig) -> int:
     return config.optimisation.train_bsz * processes * config.optimisation.grad_accum
 
 
-def _check_policy(config: TrainConfig, data: Path, header: dict) -> None:
+def _check_policy(config: TrainConfig, data: Path, policy: dict | None, provenance: Provenance) -> None:
     """Pairs are meant for the policy that rewarded them: from another one the reference is another too."""
-    policy = (journal.read_meta(data) or {}).get("policy")
-    if policy is None:
-        console.log.info("%s does not say which policy rewarded it: unverified", data)
-    elif policy["fingerprint"] != header["inputs"]["start"] and not config.preference.force:
-        raise UserError(
+    if policy is not None and policy["fingerprint"] != provenance.inputs["start"]:
+        provenance.object(
             f"{data}: its pairs were rewarded by --checkpoint {policy['checkpoint'] or 'none'} of {policy['model']}, "
-            f"but training would start from --checkpoint {config.model.checkpoint or 'none'}; give that one, or --force"
+            f"but training would start from --checkpoint {config.model.checkpoint or 'none'}; give that one"
         )
 
 
@@ -153,7 +161,7 @@ def _stands(config: TrainConfig, run: Path, header: dict) -> bool:
     return False
 
 
-def _train(config: TrainConfig, stage, method, start, data, run, header, devices) -> None:
+def _train(config: TrainConfig, stage, method, start, data, run, header, provenance, devices) -> None:
     from cream.training import launch
     from cream.training.loop import Schedule
     from cream.training.run import Job, Lora, work
@@ -166,6 +174,8 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, devices
         data=data,
         run=run,
         header=header,
+        provenance=provenance,
+        skip=config.run.skip,
         flags=as_dict(config),
         afresh=config.run.overwrite or not o.resume,
         schedule=Schedule(
@@ -240,7 +250,7 @@ def _finish(config: TrainConfig, stage: str, run: Path) -> None:
 
 def _round(checkpoint: Path) -> int:
     """t of the policy M_t in this folder: 1 after SFT, one more after every DPO."""
-    about = store.read_json(checkpoint / "cream.json") if (checkpoint / "cream.json").exists() else {}
+    about = read_kind(checkpoint)
     return 1 + _round(Path(about["started_from"])) if about.get("stage") == "dpo" else 1
 
 

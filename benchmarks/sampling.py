@@ -33,6 +33,7 @@ from cream.generation import Answerer, samples
 from cream.hardware import matrix_rate
 from cream.journal import Output
 from cream.models import load_tokenizer
+from cream.provenance import Provenance
 from cream.records import Message, Prompt
 
 MEMORY = 0.4  # of a GPU, for each of the two engines
@@ -142,7 +143,7 @@ def ours(folder: Path, chat: Chat, options: dict, prompts: list[Prompt], args: a
 
     def answer() -> None:
         engine.engine.reset_prefix_cache()
-        output, tokens = Output(folder / "samples.jsonl", {}, {}, overwrite=True), 0
+        output, tokens = Output(folder / "samples.jsonl", {}, Provenance(), overwrite=True), 0
         for _, (prompt, ids, answers) in Answerer(engine, chat, sampling, context)(prompts):
             output.append(record := samples(chat, prompt, ids, answers))
             tokens += sum(record.num_tokens)

@@ -53,18 +53,47 @@ class Description:
     histogram: tuple[int, ...]  # 11 counts: c nearest to 0, 0.1, ... 1, the very values that Kendall takes at N = 5
 
 
+class Tally:
+    """Counts and sums of c, from which `description` comes: blocks are added, none is kept."""
+
+    def __init__(self):
+        self.n = self.nulls = self.below = 0
+        self.mean = self.squares = 0.0  # squares: of the distances to the mean, summed
+        self.histogram = np.zeros(11, dtype=np.int64)
+
+    def add(self, c: ArrayLike) -> None:
+        """Add a block (P,), NaN where c is undefined. Mean and squares as in Chan, Golub & LeVeque 1979, eq. 2.1."""
+        c = np.asarray(c, dtype=np.float64)
+        known = c[~np.isnan(c)]
+        self.nulls += len(c) - len(known)
+        if not len(known):
+            return
+        mean, whole = known.mean(), self.n + len(known)
+        self.squares += ((known - mean) ** 2).sum() + (mean - self.mean) ** 2 * self.n * len(known) / whole
+        self.mean += (mean - self.mean) * len(known) / whole
+        self.n = whole
+        self.below += int((known < 0.5).sum())
+        self.histogram += np.bincount(np.rint(10 * known).astype(np.int64), minlength=11)
+
+    @property
+    def description(self) -> Description:
+        """Statistics of all that was added; of nothing, too."""
+        n = self.n
+        return Description(
+            n=n,
+            nulls=self.nulls,
+            mean=float(self.mean) if n else None,
+            std=float(np.sqrt(self.squares / (n - 1))) if n > 1 else None,
+            below_half=self.below / n if n else None,
+            histogram=tuple(self.histogram.tolist()),
+        )
+
+
 def describe(c: ArrayLike) -> Description:
     """Statistics of c (P,), NaN where undefined; works on no value at all."""
-    c = np.asarray(c, dtype=np.float64)
-    known = c[~np.isnan(c)]
-    return Description(
-        n=len(known),
-        nulls=len(c) - len(known),
-        mean=float(known.mean()) if len(known) else None,
-        std=float(known.std(ddof=1)) if len(known) > 1 else None,
-        below_half=float((known < 0.5).mean()) if len(known) else None,
-        histogram=tuple(np.bincount(np.rint(10 * known).astype(np.int64), minlength=11).tolist()),
-    )
+    tally = Tally()
+    tally.add(c)
+    return tally.description
 
 
 def margin_cap(c: ArrayLike, beta: float) -> Array:

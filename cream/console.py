@@ -5,7 +5,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from cream import interrupts
 from cream.errors import mendable
 
 log = logging.getLogger("cream")
@@ -32,20 +34,24 @@ def start() -> None:
 
 
 def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], None]:
-    """A script's main, with the ways it may end early: what a user can mend exits with 2, an interrupt with 130."""
+    """A script's main, with the ways it may end early: what a user can mend exits with 2, SIGINT with 130, SIGTERM with
+    143."""
 
     def wrapped(argv: Sequence[str] | None = None) -> None:
         start()
         try:
-            main(argv)
+            with interrupts.listening():
+                main(argv)
         except Exception as error:
             if (told := mendable(error)) is None:
                 raise
             print(f"error: {told}", file=sys.stderr)
             sys.exit(2)
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-            sys.exit(130)
+        except KeyboardInterrupt as error:
+            again = f"  {command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}".rstrip()
+            told = f"interrupted: what is finished is kept; the same command goes on from here:\n{again}"
+            print(told, file=sys.stderr)
+            sys.exit(error.code if isinstance(error, interrupts.Interrupted) else 130)
 
     return wrapped
 

@@ -40,14 +40,14 @@ class Cache(msgspec.Struct):
     files: dict[str, Known]
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, *, cached: bool = True) -> str:
     """xxh3-128, 32 hex digits, over names and contents of what decides a model's output; links are followed.
 
-    Raises UserError on a file that cannot be read.
+    `cached` false reads every file again, whatever is known of it. Raises UserError on one that cannot be read.
     """
     paths = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name not in NOTES and not p.is_dir())
     file = _cache_file()
-    known = _read(file)
+    known = _read(file) if cached else {}
     with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
         found = list(pool.map(lambda path: _hash(path, known.get(str(path.resolve()))), paths))
     new = {str(path.resolve()): entry for path, (entry, settled) in zip(paths, found, strict=True) if settled}

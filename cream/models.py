@@ -12,10 +12,10 @@ from filelock import FileLock
 from cream import store
 from cream.errors import UserError
 from cream.fingerprints import fingerprint
+from cream.provenance import KIND
 
 log = logging.getLogger("cream")
 FIRST = 4  # layers that stand for all when a plan for cutting a model up is tried
-KIND_FILE = "cream.json"  # what a checkpoint folder is: {"kind": "policy", "stage": "dpo", …}
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,7 @@ def save_policy(
         config = store.read_json(staged / "config.json")
         store.write_json(staged / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     tokenizer.save_pretrained(staged)
-    store.write_json(staged / KIND_FILE, kind)
+    store.write_json(staged / KIND, kind | {"fingerprint": fingerprint(staged, cached=False)})
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from cream import interrupts
 from cream.errors import UserError
 
 BATCH = 256  # items that a replica takes at a time: what is done again if it is lost
@@ -87,16 +88,23 @@ class Pool:
     ) -> Iterator[tuple[str, object]]:
         """(item.uuid, result) for every item of `source()`, about `count`, in any order, as they are finished.
 
+        A signal ends it by Interrupted, after what this process has in hand, or the next result of another.
+
         `source` and `make` are pickled when there are several replicas, and so are items and results; make(kind) is
         then called in each replica. Raises what a worker raises, a UserError with the node's name.
         """
         if not self.alone:
             work = _through_client if self.address and self.address.startswith(CLIENT) else _on_ray
-            yield from work(self, source, make, self.batch(count))
+            with interrupts.deferred():
+                for result in work(self, source, make, self.batch(count)):
+                    yield result
+                    interrupts.check()
             return
         worker = make(self.kind)
         try:
-            yield from worker(source())
+            with interrupts.deferred():
+                yield from worker(interrupts.until_asked(source()))
+            interrupts.check()
         finally:
             worker.close()
 
@@ -221,12 +229,14 @@ def _join(address: str | None) -> None:
     if address is None:
         paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # replicas import what this process does
         ray.init("local", include_dashboard=False, runtime_env={"env_vars": paths}, **quiet)
+        interrupts.listen()  # Ray puts a handler of its own in place
         return
     package = str(Path(__file__).resolve().parent)
     try:
         ray.init(address, runtime_env={"py_modules": [package]}, **quiet)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"--ray_address {address}: no Ray cluster answers there: {error}") from None
+    interrupts.listen()
 
 
 def _share(pool: Pool) -> dict:

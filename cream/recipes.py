@@ -129,7 +129,7 @@ def plan(recipe: Recipe, device: str, round_device: str | None = None, bf16: boo
 
 def results(recipe: Recipe) -> list[dict]:
     """One row per model: its accuracy per task and overall, and the consistency of the pairs it was trained on."""
-    from cream import journal
+    from cream.provenance import read_meta
 
     rows = []
     for t in range(recipe.iterations + 2):
@@ -138,7 +138,7 @@ def results(recipe: Recipe) -> list[dict]:
         tasks = {row["task"]: row["accuracy"] for row in summary["tasks"]}
         row = {"model": f"M{t}", "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks}
         if t >= 2:
-            meta = journal.read_meta(root / f"round{t - 1}.pairs.json")
+            meta = read_meta(root / f"round{t - 1}.pairs.json")
             row |= {"pairs": meta["counts"]["out"], "consistency": meta["mean_consistency"]}
         rows.append(row)
     return rows

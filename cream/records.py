@@ -5,12 +5,16 @@ data: an element of a list, with a `uuid` key); in a `.jsonl` file it is one lin
 does not know are kept in `extra` and written out again, so that nothing a user added is lost on the way.
 """
 
-from typing import Literal, TypeVar
+import re
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from cream.errors import UserError
 
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # sums of some of them stay finite, too
+Text = Annotated[str, msgspec.Meta(pattern=r"\S")]  # not blank
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 METHODS = ("original", "consistency_avg", "consistency_dyn")  # what C DPO trains with; recorded beside the pairs
@@ -74,8 +78,8 @@ class Samples(Record, kw_only=True):
     prompt: list[Message]
     responses: list[str]
     finish_reason: list[FinishReason] | None = None
-    num_tokens: list[int] | None = None
-    logprob: list[float | None] | None = None
+    num_tokens: list[Count] | None = None
+    logprob: list[Finite | None] | None = None
 
     def __post_init__(self):
         _check_turns(self.prompt)
@@ -87,12 +91,12 @@ class Rewards(Record, kw_only=True):
 
     prompt: list[Message]
     response: list[list[Message]]
-    score: list[float | None]
-    ref_score: list[float | None]
-    reward: list[float | None]
+    score: list[Finite | None]
+    ref_score: list[Finite | None]
+    reward: list[Finite | None]
     reason: list[str | None] | None = None
     finish_reason: list[FinishReason] | None = None
-    num_tokens: list[int] | None = None
+    num_tokens: list[Count] | None = None
 
     def __post_init__(self):
         _check_turns(self.prompt)
@@ -115,13 +119,13 @@ class Pair(Record, kw_only=True):
     prompt: list[Message]
     selected: list[Message]
     rejected: list[Message]
-    consistency: float | None
-    tau: float | None = None
-    selected_index: int | None = None
-    rejected_index: int | None = None
-    margin: float | None = None
-    selected_logp: float | None = None
-    rejected_logp: float | None = None
+    consistency: Annotated[float, msgspec.Meta(ge=0, le=1)] | None
+    tau: Annotated[float, msgspec.Meta(ge=-1.000001, le=1.000001)] | None = None  # of τ or ρ, by their rounding
+    selected_index: Count | None = None
+    rejected_index: Count | None = None
+    margin: Finite | None = None
+    selected_logp: Finite | None = None
+    rejected_logp: Finite | None = None
     selected_truncated: bool = False
     rejected_truncated: bool = False
 
@@ -131,15 +135,13 @@ class Pair(Record, kw_only=True):
             _check_turns(conversation)
             if conversation[:-1] != self.prompt or conversation[-1].role != "assistant":
                 raise ValueError(f"`{name}` is not this prompt followed by one assistant's turn")
-        if self.consistency is not None and not 0 <= self.consistency <= 1:
-            raise ValueError(f"`consistency` is {self.consistency}, outside [0, 1]")
 
 
 class Item(Record, kw_only=True):
     """Evaluation data: a question with the lettered options inside it, and the label (a letter or a number)."""
 
-    question: str
-    label: str | int | float
+    question: Text
+    label: Text | Annotated[int, msgspec.Meta(ge=-(10**18), le=10**18)] | Finite
     task: str | None = None
 
 
@@ -150,7 +152,7 @@ class Answer(Item, kw_only=True):
     final_prediction: str
     correct: bool
     finish_reason: FinishReason | None = None
-    num_tokens: int | None = None
+    num_tokens: Count | None = None
 
 
 R = TypeVar("R", bound=Record)
@@ -172,16 +174,32 @@ def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
     """
     if kind in AS_LIST and isinstance(value, list):
         value = {"messages": value}
+    if not uuid:
+        raise UserError(f"{where}: a record's uuid is empty")
     fields = value
     if isinstance(value, dict):  # a user's own key may be called `extra` too
         fields = {key: v for key, v in value.items() if key in kind.__struct_fields__ and key != "extra"}
     try:
         record = msgspec.convert(fields, kind)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{where}: record {uuid!r}: {error} (expected: {_layout(kind)})") from None
+    except (msgspec.ValidationError, RecursionError) as error:
+        found = _found(fields, str(error))
+        raise UserError(f"{where}: record {uuid!r}: {error}{found} (expected: {_layout(kind)})") from None
     record.uuid = uuid
     record.extra = {key: v for key, v in value.items() if key not in fields}
     return record
+
+
+def _found(value: object, error: str) -> str:
+    """', found …' for the short value at the JSON path that a message ends with."""
+    if not error.endswith("`") or "at `$" not in error:
+        return ""
+    try:
+        for key, index in re.findall(r"\.(\w+)|\[(\d+)\]", error.rpartition("at `$")[2]):
+            value = value[key] if key else value[int(index)]
+    except (KeyError, IndexError, TypeError):
+        return ""
+    shown = repr(value)
+    return f", found {shown}" if len(shown) < 60 else ""
 
 
 def encode(record: Record) -> dict:

@@ -8,13 +8,12 @@ and SCORER, which stands for the code. A length limit is not among them: no answ
 import fcntl
 import logging
 import os
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import xxhash
+
+from cream.index import Index
 
 log = logging.getLogger("cream")
 SCORER = "log-softmax in float32, 1"  # counted on when the same tokens would get another number
@@ -42,42 +41,30 @@ class Scores:
 
     def __init__(self, path: Path, source: Source):
         self.path, self.source = path, source
-        self._hashes, self._offsets = array("Q"), array("Q")
-        self._file = None
         self._refused = False
-        if path.exists():
-            self._file = open(path, "rb")
-            self._index()
+        self._file = open(path, "rb") if path.exists() else None
+        self._index = Index(self._lines() if self._file else ())
 
-    def _index(self) -> None:
-        """Where each prompt's lines stand: 16 bytes a line, whatever its length."""
+    def _lines(self) -> Iterator[tuple[str, int]]:
+        """(uuid, offset) of every line of this source."""
         decoder, damaged, offset = msgspec.json.Decoder(Line), 0, 0
         for raw in self._file:
             try:
                 line = decoder.decode(raw)
                 if line.source == self.source:
-                    self._hashes.append(_hash(line.uuid))
-                    self._offsets.append(offset)
+                    yield line.uuid, offset
             except (msgspec.DecodeError, UnicodeDecodeError):
                 damaged += bool(raw.strip())
             offset += len(raw)
         if damaged:
             log.warning("%s: %d damaged lines are passed over; what they held is computed again", self.path, damaged)
-        hashes = np.array(self._hashes, dtype=np.uint64)
-        order = np.argsort(hashes, kind="stable")
-        self._hashes, self._offsets = hashes[order], np.array(self._offsets, dtype=np.uint64)[order]
 
     def find(self, uuid: str) -> dict[str, float]:
         """digest of its tokens -> log π, of the answers of a prompt that are kept."""
         known: dict[str, float] = {}
-        if len(self._hashes):
-            digest = np.uint64(_hash(uuid))
-            low, high = (int(np.searchsorted(self._hashes, digest, side)) for side in ("left", "right"))
-            for offset in self._offsets[low:high].tolist():
-                self._file.seek(offset)
-                line = msgspec.json.decode(self._file.readline(), type=Line)
-                if line.uuid == uuid:
-                    known |= line.logprob
+        for offset in self._index.find(uuid):
+            self._file.seek(offset)
+            known |= msgspec.json.decode(self._file.readline(), type=Line).logprob
         return known
 
     def keep(self, found: Iterable[tuple[str, dict[str, float]]]) -> None:
@@ -99,10 +86,6 @@ class Scores:
             if not self._refused:
                 log.warning("%s: scores are not kept, a later pass computes them again: %s", self.path, error.strerror)
             self._refused = True
-
-
-def _hash(uuid: str) -> int:
-    return xxhash.xxh3_64_intdigest(uuid.encode())
 
 
 def _ends_line(file, end: int) -> bool:

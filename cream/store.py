@@ -1,43 +1,113 @@
 """Reading and writing record files: streamed in, atomic out. journal.py builds on it what a running stage needs."""
 
-import gzip
-import io
-import os
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
 
 import msgspec
 import xxhash
 
 from cream.errors import UserError
+from cream.files import PACKED, atomic, open_file, parse, read_json, sync_folder, write_json
 from cream.records import R, Record, decode, encode, kind_of
 
-PACKED = {".gz", ".zst"}
+__all__ = ["atomic", "open_file", "read_json", "sync_folder", "write_json"]  # as store's own, with those below
+
 RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
+MALFORMED = "malformed record"  # the reason under which those that are passed over are counted
+SKIP = "--on_bad_record skip leaves such records out"
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, kind: type[R], limit: int | None = None) -> Iterator[R]:
+class Raw(NamedTuple):
+    """A record before validation: the place in its file, its uuid, its plain JSON value."""
+
+    where: str
+    uuid: str
+    value: object
+
+
+class Bad(NamedTuple):
+    """A record that cannot be used: the place in its file, its uuid if it is known, why, its bytes as they stand."""
+
+    where: str
+    uuid: str | None
+    reason: str
+    data: bytes
+
+
+def read(path: Path, kind: type[R], limit: int | None = None, *, skip: bool = False) -> Iterator[R]:
     """The records of a file, one by one, each of layout `kind`; only its first `limit`, if that is given.
 
     A `.jsonl` file is streamed, and 8 bytes a record stay in memory; a `.json` file is held as bytes and decoded record
-    by record. Raises UserError (file, uuid, JSON path) on a missing file, a malformed record, a duplicate uuid. That of
-    a duplicate may come after further records, but before the iteration ends.
+    by record. Raises UserError (file, line, uuid, JSON path) on a missing or damaged file and, unless they are to be
+    passed over (`skip`), on a malformed record, with the number of those that follow, and a duplicate uuid. That of a
+    duplicate may come after further records, but before the iteration ends.
     """
     hashes = array("Q")
-    for uuid, value in islice(_raw_records(path), limit):
-        hashes.append(xxhash.xxh3_64_intdigest(uuid.encode()))
-        yield decode(kind, uuid, value, str(path))
-        if not len(hashes) & (len(hashes) - 1):  # at every doubling, so that checking costs no more than reading
+    found = _checked(path, kind, limit, _doubled(path, limit) if skip else frozenset())
+    for record in found:
+        if not isinstance(record, Bad):
+            hashes.append(_hash(record.uuid))
+            yield record
+        elif not skip:
+            more = sum(isinstance(other, Bad) for other in found)
+            further = f"; {more} more bad records follow" if more else ""
+            raise UserError(f"{record.where}: {record.reason}{further}. {SKIP}")
+        if not skip and not len(hashes) & (len(hashes) - 1):  # at every doubling: checking costs no more than reading
             _check_unique(path, hashes)
-    _check_unique(path, hashes)
+    if not skip:
+        _check_unique(path, hashes)
+
+
+def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[dict]:
+    """What `read` passes over with `skip`: {"uuid" (or the place), "file", "reason", "record" (its text)} of each."""
+    for bad in _checked(path, kind, limit, _doubled(path, limit)):
+        if isinstance(bad, Bad):
+            text = bad.data.decode(errors="backslashreplace")
+            yield {"uuid": bad.uuid or bad.where, "where": bad.where, "reason": bad.reason, "record": text}
+
+
+def _checked(path: Path, kind: type[R], limit: int | None, doubled: frozenset[int]) -> Iterator[R | Bad]:
+    """Each record of a file, or what is wrong with it. `doubled`: hashes of uuids of which only the first may pass."""
+    seen = set()
+    for raw in islice(_entries(path), limit):
+        if isinstance(raw, Bad):
+            yield raw
+            continue
+        if _hash(raw.uuid) in doubled:
+            if raw.uuid in seen:
+                yield Bad(raw.where, raw.uuid, f"uuid {raw.uuid!r} stands there twice", msgspec.json.encode(raw.value))
+                continue
+            seen.add(raw.uuid)
+        try:
+            yield decode(kind, raw.uuid, raw.value, raw.where)
+        except UserError as error:
+            reason = str(error).removeprefix(f"{raw.where}: ")
+            yield Bad(raw.where, raw.uuid, reason, msgspec.json.encode(raw.value))
+
+
+def _hash(uuid: str) -> int:
+    return xxhash.xxh3_64_intdigest(uuid.encode())
+
+
+def _ordered(hashes: array):
+    """Sorts them in place; returns those that stand there twice, as numpy has them."""
+    import numpy as np
+
+    ordered = np.asarray(hashes)
+    ordered.sort()
+    return ordered[1:][ordered[1:] == ordered[:-1]]
+
+
+def _doubled(path: Path, limit: int | None) -> frozenset[int]:
+    """The hashes that more than one uuid of a file's first records has: a pass of its own."""
+    found = (raw for raw in islice(_entries(path), limit) if isinstance(raw, Raw))
+    return frozenset(_ordered(array("Q", (_hash(raw.uuid) for raw in found))).tolist())
 
 
 def _check_unique(path: Path, hashes: array) -> None:
@@ -45,23 +115,19 @@ def _check_unique(path: Path, hashes: array) -> None:
 
     Where two hashes are equal, that part of the file is read a second time, to compare and to name the uuids.
     """
-    import numpy as np
-
-    ordered = np.asarray(hashes)
-    ordered.sort()  # in place: their order is of no other use
-    if not len(doubled := ordered[1:][ordered[1:] == ordered[:-1]]):
+    if not len(doubled := _ordered(hashes)):
         return
     suspects, seen = {*doubled.tolist()}, set()
-    for uuid, _ in islice(_raw_records(path), len(hashes)):
-        if uuid in seen:
-            raise UserError(f"{path}: uuid {uuid!r} stands there twice; uuids must be unique")
-        if xxhash.xxh3_64_intdigest(uuid.encode()) in suspects:
-            seen.add(uuid)
+    for raw in islice(_entries(path), len(hashes)):
+        if raw.uuid in seen:
+            raise UserError(f"{raw.where}: uuid {raw.uuid!r} stands there twice; uuids must be unique. {SKIP}")
+        if _hash(raw.uuid) in suspects:
+            seen.add(raw.uuid)
 
 
 def read_rows(path: Path) -> Iterator[dict]:
     """The records of a file as plain JSON objects with their uuid, unchecked: for files just written."""
-    for uuid, value in _raw_records(path):
+    for _, uuid, value in _entries(path):
         yield {"uuid": uuid, **(value if isinstance(value, dict) else {"messages": value})}
 
 
@@ -70,160 +136,62 @@ def is_record_file(path: Path) -> bool:
     return [s for s in path.suffixes if s not in PACKED][-1:] in ([".json"], [".jsonl"])
 
 
-def detect(path: Path) -> type[Record]:
-    """The layout of a file's first record. Raises UserError when it is none that the stages exchange."""
-    for uuid, value in _raw_records(path):
-        kind = kind_of(value)
-        if kind is None:
-            raise UserError(f"{path}: record {uuid!r} follows no known layout; docs/formats.md shows them")
-        return kind
-    raise UserError(f"{path}: the file holds no records")
+def detect(path: Path, *, skip: bool = False) -> type[Record]:
+    """The layout of a file's first record, with `skip` of the first that has one. Raises UserError when there is none
+    that the stages exchange."""
+    for raw in _entries(path):
+        kind = None if isinstance(raw, Bad) else kind_of(raw.value)
+        if kind is not None:
+            return kind
+        if not skip:
+            why = raw.reason if isinstance(raw, Bad) else f"record {raw.uuid!r} follows no known layout"
+            raise UserError(f"{raw.where}: {why}; docs/formats.md shows them. {SKIP}")
+    raise UserError(f"{path}: the file holds no records{' of a known layout' if skip else ''}")
 
 
-def _raw_records(path: Path) -> Iterator[tuple[str, object]]:
-    """(uuid, plain JSON value) of each record, before validation."""
+def _entries(path: Path) -> Iterator[Raw | Bad]:
+    """Each record of a file before validation; what is no JSON, or has no uuid, as Bad."""
     form = [s for s in path.suffixes if s not in PACKED][-1:]
     if form == [".jsonl"]:
-        yield from _raw_lines(path)
+        with open_file(path) as file:
+            for number, line in enumerate(file, 1):
+                if not line.isspace():
+                    yield _entry(f"{path}, line {number}", line)
     elif form == [".json"]:
-        yield from _raw_object(path)
+        with open_file(path) as file:
+            data = file.read()
+        if data.lstrip()[:1] == b"[":
+            for index, raw in enumerate(parse(data, path, list[msgspec.Raw])):
+                yield _entry(f"{path}, element {index}", bytes(raw))
+            return
+        for uuid, raw in parse(data, path, dict[_Key, msgspec.Raw], lambda _type, key: _Key(key)).items():
+            yield _entry(str(path), bytes(raw), str(uuid))
     else:
         raise UserError(f"{path}: a record file ends in .json or .jsonl (.gz or .zst may follow)")
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[str, object]]:
-    with open_file(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            value = _parse(line, f"{path}, line {number}")
-            if not isinstance(value, dict) or not isinstance(value.get("uuid"), str):
-                raise UserError(f"{path}, line {number}: a line is an object with its `uuid`")
-            uuid = value.pop("uuid")
-            yield uuid, value
-
-
 class _Key(str):
-    """An object's key; a type of its own so that msgspec shows us every one, duplicates included."""
+    """An object's key; each is another one, so that a dict keeps them all, duplicates included."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
-def _raw_object(path: Path) -> Iterator[tuple[str, object]]:
-    with open_file(path) as file:
-        data = file.read()
-    if data.lstrip()[:1] == b"[":
-        for index, raw in enumerate(_parse(data, path, list[msgspec.Raw])):
-            value = _parse(raw, f"{path}, element {index}")
-            if not isinstance(value, dict) or not isinstance(value.get("uuid"), str):
-                raise UserError(f"{path}, element {index}: expected an object with a `uuid`")
-            uuid = value.pop("uuid")
-            yield uuid, value
-        return
-    seen: set[str] = set()
-
-    def note(_type, key: str) -> _Key:
-        if key in seen:
-            raise ValueError(f"uuid {key!r} stands there twice")
-        seen.add(key)
-        return _Key(key)
-
-    for uuid, raw in _parse(data, path, dict[_Key, msgspec.Raw], note).items():
-        yield str(uuid), _parse(raw, f"{path}: record {str(uuid)!r}")
-
-
-def _parse(data: bytes, where: object, kind: type = object, hook=None) -> object:
+def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
+    """A record by its bytes; its `uuid` is within them unless it is given."""
     try:
-        return msgspec.json.decode(data, type=kind, dec_hook=hook)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON: {error}") from None
-
-
-def read_json(path: Path) -> object:
-    """A whole JSON file of any layout."""
-    with open_file(path) as file:
-        return _parse(file.read(), path)
-
-
-@contextmanager
-def open_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file open for reading bytes, unpacked by its suffix. Raises UserError when it cannot be opened."""
-    try:
-        with open(path, "rb") as plain:
-            if path.suffix == ".gz":
-                yield io.BufferedReader(gzip.GzipFile(fileobj=plain))
-            elif path.suffix == ".zst":
-                import zstandard
-
-                try:
-                    yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(plain, read_across_frames=True))
-                except zstandard.ZstdError as error:
-                    raise UserError(f"{path}: damaged, it cannot be unpacked: {error}") from None
-            else:
-                yield plain
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder where a file is expected") from None
-    except PermissionError:
-        raise UserError(f"{path}: no permission to read it") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged, it cannot be unpacked: {error}") from None
+        value = parse(data, where)
+    except UserError as error:
+        reason = str(error).removeprefix(f"{where}: ")
+        return Bad(where, uuid, reason if uuid is None else f"record {uuid!r}: {reason}", data)
+    if uuid is None:
+        if not isinstance(value, dict) or not isinstance(value.get("uuid"), str):
+            return Bad(where, None, "expected an object with its `uuid`, a text", data)
+        uuid = value.pop("uuid")
+    return Raw(where, uuid, value)
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
-
-    On an error nothing stays behind, nor do folders that were made for it.
-    """
-    made = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as plain:
-            with _packer(plain, path.suffix) as file:
-                yield file
-            plain.flush()
-            os.fsync(plain.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        with suppress(OSError):  # another process may have put something there
-            for folder in made:
-                folder.rmdir()
-        raise
-
-
-@contextmanager
-def _packer(plain: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
-    if suffix == ".gz":
-        with gzip.GzipFile(fileobj=plain, mode="wb", mtime=0, filename="") as file:
-            yield file
-    elif suffix == ".zst":
-        import zstandard
-
-        with zstandard.ZstdCompressor().stream_writer(plain, closefd=False) as file:
-            yield file
-    else:
-        yield plain
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: object) -> None:
-    """One JSON value, indented, atomically."""
-    with atomic(path) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 def write(path: Path, records: Iterable[Record]) -> int:

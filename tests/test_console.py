@@ -1,10 +1,13 @@
 """How a stage ends: what a user can mend is one message and exit code 2, all else keeps its traceback."""
 
+import signal
+
 import pytest
 import torch
 
 from cream import console
 from cream.errors import UserError
+from cream.interrupts import Interrupted
 
 
 def ends(error):
@@ -24,13 +27,22 @@ def ends(error):
         (OSError(28, "No space left on device", "a.json"), 2, "error: a.json: No space left on device\n"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"), 2, "no memory left: CUDA out"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "no memory left"),
-        (KeyboardInterrupt(), 130, "goes on from here"),
     ],
 )
 def test_what_a_user_can_mend_ends_in_one_line(capsys, error, code, said):
     assert ends(error) == code
     printed = capsys.readouterr().err
     assert said in printed and printed.count("\n") == 1 and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    "error, code", [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGINT), 130), (Interrupted(signal.SIGTERM), 143)]
+)
+def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch, error, code):
+    monkeypatch.setattr("sys.argv", ["/somewhere/infer.py", "--name", "a file.json"])
+    assert ends(error) == code
+    printed = capsys.readouterr().err
+    assert "what is finished is kept" in printed and "\n  python infer.py --name 'a file.json'\n" in printed
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError("no file of the user's"), KeyError("x")])

@@ -141,7 +141,7 @@ def test_a_chat_stops_at_the_models_own_ends(copied):
 
 def test_the_fingerprint_is_of_what_decides_the_output(copied, tiny_folder):
     first = models.fingerprint(tiny_folder)
-    (copied / models.KIND_FILE).write_text("{}")
+    (copied / "cream.json").write_text("{}")
     (copied / "args.json").write_text("{}")
     assert models.fingerprint(copied) == first  # neither the place nor our notes count
     seen = {first}
@@ -157,7 +157,7 @@ def test_a_saved_folder_loads_with_any_tool(tiny_folder, tiny_tokenizer, tmp_pat
     model, folder = load(tiny_folder), tmp_path / "checkpoint-1"
     for step in (1, 2):  # the second replaces the first
         models.save_policy(model, tiny_tokenizer, folder, dtype, {"kind": "policy", "step": step})
-    assert json.loads((folder / models.KIND_FILE).read_text())["step"] == 2
+    assert json.loads((folder / "cream.json").read_text())["step"] == 2
     assert models.stored_dtype(folder) == (dtype or torch.float32)
     assert len(load_file(folder / "model.safetensors")) == len(load_file(tiny_folder / "model.safetensors"))  # tied
     again = AutoModelForCausalLM.from_pretrained(folder)

@@ -1,6 +1,6 @@
 """Rewards against one plain forward pass per answer, and passes that go on where they were killed."""
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cream import models, store
 from cream.chat import NOT_A_PREFIX
 from cream.journal import Output
+from cream.provenance import Provenance
 from cream.records import Message, Rewards, Samples
 from cream.rewards import dpo, likelihood, passes
 from cream.rewards.likelihood import Scored
@@ -55,13 +56,13 @@ def scorer(folder, max_tokens=300, limit=LIMIT, chunk=256):
 
 def one_pass(path, role, score, samples, chunk=256, progress=lambda: None):
     """What rewarding.py does for a model; nothing is kept beside the samples."""
-    output, given = Output(path, {}, {}), path.with_name("given.jsonl")
+    output, given = Output(path, {}, Provenance()), path.with_name("given.jsonl")
     store.write(given, samples)
-    kept = path.with_name("none.scores.jsonl"), Source("", "", "")
-    todo = passes.todo(given, None, role, output.resume(), kept, chunk, False)
+    kept, done = (path.with_name("none.scores.jsonl"), Source("", "", "")), output.resume()
+    todo = passes.todo(partial(store.read, given, Samples), role, done, kept, chunk, False)
     unkept = Scores(*kept)
     unkept.keep = lambda found: None
-    passes.run(output, role, score(todo), unkept, progress)
+    passes.run(output, role, done, score(todo), unkept, progress)
     return output
 
 
@@ -69,7 +70,7 @@ def reward(source, normalize, folders, path, samples, max_tokens=300, limit=LIMI
     """What rewarding.py does: a pass per model, then the file."""
     for role, folder in zip(source.PASSES, folders, strict=True):
         output = one_pass(path, role, scorer(folder, max_tokens, limit, chunk), samples, chunk)
-    passes.finish(output, source, normalize, samples)
+    passes.finish(output, source, normalize, lambda: samples)
     return list(store.read(path, Rewards)), output
 
 

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream import models, scores, scoring
+from cream import models, scoring
 from cream.chat import Tokens
 from cream.errors import UserError
 from cream.hardware import Budget
@@ -77,22 +77,18 @@ uuids, digests = st.sampled_from(["a", "b", "é", 'line\n"quoted"']), st.sampled
 added = st.lists(st.tuples(uuids, st.dictionaries(digests, st.floats(-1e3, 0))), max_size=4)
 
 
-@given(st.lists(st.tuples(st.sampled_from([SOURCE, OTHERS["dtype"]]), added), max_size=6), st.booleans())
-def test_what_was_kept_last_is_found(tmp_path_factory, steps, collide):
-    """Also where all uuids had one hash."""
+@given(st.lists(st.tuples(st.sampled_from([SOURCE, OTHERS["dtype"]]), added), max_size=6))
+def test_what_was_kept_last_is_found(tmp_path_factory, steps):
     path = tmp_path_factory.mktemp("scores") / "x.jsonl"
-    with pytest.MonkeyPatch.context() as patch:
-        if collide:
-            patch.setattr(scores, "_hash", lambda uuid: 7)
-        expected = {}
-        for source, rows in steps:
-            Scores(path, source).keep(rows)
-            for uuid, values in rows:
-                expected[source, uuid] = expected.get((source, uuid), {}) | values
-        for source in (SOURCE, OTHERS["dtype"]):
-            found = Scores(path, source)
-            for uuid in ("a", "b", "é", 'line\n"quoted"'):
-                assert found.find(uuid) == expected.get((source, uuid), {})
+    expected = {}
+    for source, rows in steps:
+        Scores(path, source).keep(rows)
+        for uuid, values in rows:
+            expected[source, uuid] = expected.get((source, uuid), {}) | values
+    for source in (SOURCE, OTHERS["dtype"]):
+        found = Scores(path, source)
+        for uuid in ("a", "b", "é", 'line\n"quoted"'):
+            assert found.find(uuid) == expected.get((source, uuid), {})
 
 
 def test_two_processes_add_to_a_file_at_once(tmp_path, repo):
@@ -502,8 +498,11 @@ def test_pairs_that_were_changed_bring_no_reference(world, first):
     list(pairs.values())[last[0]]["selected"][-1]["content"] = "Units: 8 + 3 = 11. Answer: 5"
     world.write("outputs/changed.json", pairs)
     shutil.copy(world.folder / "outputs/pairs1.json.meta.json", world.folder / "outputs/changed.json.meta.json")
-    out = world.run(DPO + " --checkpoint m1 --name outputs/changed.json --output_dir outputs/changed").out
-    assert referenced(out)[0] < len(pairs)
+    command = DPO + " --checkpoint m1 --name outputs/changed.json --output_dir outputs/changed"
+    assert "changed.json was changed since it was made" in world.refused(command)
+    assert referenced(world.run(command + " --force").out)[0] < len(pairs)
+    (forced,) = world.read("outputs/changed/meta.json")["forced"]
+    assert "changed.json was changed since it was made" in forced
 
 
 # The sampler's own values -------------------------------------------------------------------------------------------
@@ -564,5 +563,6 @@ def test_samples_changed_since_have_no_values_of_this_policy(world, own):
         record["responses"].reverse()
     world.write("outputs/reversed.json", samples)
     shutil.copy(world.folder / "outputs/own.json.meta.json", world.folder / "outputs/reversed.json.meta.json")
-    error = world.refused(FROM_SAMPLING.replace("own.json", "reversed.json").replace("own-c.json", "x.json"))
-    assert "reversed.json was changed since it was sampled" in error
+    command = FROM_SAMPLING.replace("own.json", "reversed.json").replace("own-c.json", "x.json")
+    assert "reversed.json was changed since it was made" in world.refused(command)
+    assert "reversed.json was changed since it was sampled" in world.refused(command + " --force")

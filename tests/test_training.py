@@ -525,7 +525,7 @@ def test_a_finished_run_says_what_it_was(job, tiny_folder, tiny_tokenizer):
     meta = store.read_json(made.run / "meta.json")
     assert meta["counts"]["records"] == 12 == meta["counts"]["trained_on"] + sum(meta["counts"]["dropped"].values())
     assert (made.run / "checkpoint-last").resolve().name == "checkpoint-" + str(logged(made.run)[-1]["step"])
-    kind = store.read_json(made.run / "checkpoint-last" / models.KIND_FILE)
+    kind = store.read_json(made.run / "checkpoint-last" / "cream.json")
     assert (kind["kind"], kind["stage"], kind["started_from"]) == ("policy", "sft", str(tiny_folder))
     assert models.load_chat(made.run / "checkpoint-last").tokenizer.chat_template == tiny_tokenizer.chat_template
     config = store.read_json(made.run / "checkpoint-last" / "config.json")

@@ -99,9 +99,10 @@ class Workspace:
         return shlex.split(command.removeprefix("python "))
 
     def state(self) -> dict[str, int]:
-        """Modification time in ns of everything that a stage could write."""
+        """Modification time in ns of every file that a stage could write; 0 of folders, where locks come and go."""
         roots = [self.folder / name for name in ("outputs", "configs", "localdata")]
-        return {str(path): path.stat().st_mtime_ns for root in roots for path in root.rglob("*")}
+        paths = [path for root in roots for path in root.rglob("*")]
+        return {str(path): 0 if path.is_dir() else path.stat().st_mtime_ns for path in paths}
 
     def read(self, path: str) -> object:
         """What a JSON file of the workspace holds."""

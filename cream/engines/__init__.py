@@ -53,10 +53,15 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to answer; the uuid names its answers and seeds their sampling."""
+    """One prompt to answer; the uuid names its answers and seeds their sampling.
+
+    `kept`: it has its answers from an earlier run. It gets none, but has its place in an engine's batches, so that the
+    others are in the same company as in a run without interruption.
+    """
 
     uuid: str
     prompt_ids: list[int]
+    kept: bool = False
 
     def room(self, sampling: Sampling, max_model_len: int) -> int:
         """Tokens an answer may have: `max_tokens`, or what the context leaves. Raises ValueError when that is none."""

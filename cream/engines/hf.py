@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from cream import interrupts
 from cream.engines import Completion, Request, Sampling, row_seed
 from cream.models import load_policy
 
@@ -33,11 +34,19 @@ class HfEngine:
         self.model.register_forward_pre_hook(self._stay_in_context, with_kwargs=True)
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
-        """As Engine.generate; prompts are taken 1024 at a time and given back batch by batch, longest prompts first."""
+        """As Engine.generate; prompts are taken 1024 at a time and given back batch by batch, longest prompts first.
+
+        After a signal no further batch is begun."""
         requests = iter(requests)
         while window := list(islice(requests, WINDOW)):
             for batch in self._batches(window, sampling):
-                yield from self._answer(batch, sampling)
+                if all(request.kept for request in batch):
+                    continue
+                if interrupts.asked():
+                    return
+                for request, answers in zip(batch, self._answer(batch, sampling), strict=True):
+                    if not request.kept:
+                        yield request.uuid, answers
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -58,7 +67,7 @@ class HfEngine:
         yield batch
 
     @torch.inference_mode()
-    def _answer(self, batch: list[Request], sampling: Sampling) -> list[tuple[str, list[Completion]]]:
+    def _answer(self, batch: list[Request], sampling: Sampling) -> list[list[Completion]]:
         rows = [request for request in batch for _ in range(sampling.n)]
         room = [request.room(sampling, self.max_model_len) for request in rows]
         width = max(len(request.prompt_ids) for request in batch)
@@ -85,7 +94,7 @@ class HfEngine:
             self._completion(*row, sampling) for row in zip(sequences[:, width:].tolist(), logprobs, room, strict=True)
         ]
         n = sampling.n
-        return [(request.uuid, answers[i * n : (i + 1) * n]) for i, request in enumerate(batch)]
+        return [answers[i * n : (i + 1) * n] for i in range(len(batch))]
 
     def _completion(self, ids: list[int], logprobs: list[float], room: int, sampling: Sampling) -> Completion:
         """A row up to its first stop token or its own limit: the batch went on until its last row had ended."""

@@ -47,7 +47,7 @@ class VllmEngine:
         try:
             while True:
                 while self.engine.get_num_unfinished_requests() < self.window:  # answers, not prompts
-                    if (request := next(requests, None)) is None:
+                    if (request := next((r for r in requests if not r.kept), None)) is None:
                         break
                     prompt = TokensPrompt(prompt_token_ids=request.prompt_ids)
                     self.engine.add_request(request.uuid, prompt, self._params(request, sampling))

@@ -11,15 +11,23 @@ from cream.prompts import apply
 from cream.records import Answer, Item, Message
 
 
-def read_items(name: str, path: Path, task_files: Mapping[str, Path]) -> tuple[list[Item], list[str]]:
+def item_files(name: str, path: Path, task_files: Mapping[str, Path]) -> list[Path]:
+    """The files that a data set's items are read from."""
+    return [file for file in ([path, *task_files.values()] if name == "all_test" else [path]) if file.exists()]
+
+
+def read_items(
+    name: str, path: Path, task_files: Mapping[str, Path], *, skip: bool = False
+) -> tuple[list[Item], list[str]]:
     """(the items of one data set, each with its task; the names of tasks that are missing).
 
     An item's task is its own `task` key, else that of the per-task file that holds its uuid, else the data set's name
-    without `_test`. `all_test` without a file of its own is all per-task files that are there.
+    without `_test`. `all_test` without a file of its own is all per-task files that are there. `skip`: malformed items
+    are passed over.
     Raises UserError when there is no item at all, or a uuid stands in two tasks.
     """
     if name != "all_test":
-        items = list(store.read(path, Item))
+        items = list(store.read(path, Item, skip=skip))
         for item in items:
             item.task = item.task or name.removesuffix("_test")
         return items, []
@@ -27,7 +35,7 @@ def read_items(name: str, path: Path, task_files: Mapping[str, Path]) -> tuple[l
     missing = [task for task in task_files if task not in present]
     by_uuid: dict[str, Item] = {}
     for task, file in present.items():
-        for item in store.read(file, Item):
+        for item in store.read(file, Item, skip=skip):
             if item.uuid in by_uuid:
                 other = by_uuid[item.uuid].task
                 raise UserError(
@@ -36,7 +44,7 @@ def read_items(name: str, path: Path, task_files: Mapping[str, Path]) -> tuple[l
             item.task = item.task or task
             by_uuid[item.uuid] = item
     if path.exists():
-        items = list(store.read(path, Item))
+        items = list(store.read(path, Item, skip=skip))
         for item in items:
             known = by_uuid.get(item.uuid)
             item.task = item.task or (known.task if known else "all_test")

@@ -1,26 +1,30 @@
 """Rewarded answers, ranked by the current and the previous model, into preference pairs with their consistency.
 
-Prompts go through in blocks. What stays of them is their c, 8 bytes each, and a few sums.
+Prompts go through in blocks. What stays of them is a few sums.
 """
 
 from array import array
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
+import xxhash
 
-from cream.consistency import Description, consistency, describe
+from cream.consistency import Description, Tally, consistency
 from cream.errors import UserError
 from cream.evaluation.tasks import grade
+from cream.index import Waiting
 from cream.pairs import PAIRS, admissible
 from cream.pairs.extremes import Choice
 from cream.ranking import Array, constant, padded, shared
 from cream.records import Item, Pair, Rewards
 
 BLOCK = 1024  # prompts at a time: enough to compute with as arrays, few enough to hold
+MISSING, OTHER = "not in --file2", "other answers in --file2"  # why a record of --file1 has no match
 
 
 class Block(NamedTuple):
@@ -72,12 +76,15 @@ class PairSet:
     """Pairs in the order of the prompts, and what became of every answer and prompt.
 
     `pairs` makes them as it is gone through, once. All else tells of the prompts that it has been through, so of the
-    whole when it has ended: `c` of each prompt (NaN where it has none); `answers`, in all and left out of the rankings
-    by reason; `dropped`, prompts without a pair by reason; `without_c`, prompts whose previous ranking is constant.
+    whole when it has ended: `prompts`, how many; `c`, sums of theirs; `answers`, in all and left out of the rankings by
+    reason; `dropped`, prompts without a pair by reason; `unmatched`, records of only one file, which are no prompts
+    here; `without_c`, prompts whose previous ranking is constant.
     """
 
     pairs: Iterator[Pair] = iter(())
-    c: array = field(default_factory=lambda: array("d"))
+    prompts: int = 0
+    c: Tally = field(default_factory=Tally)
+    unmatched: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     without_c: int = 0
@@ -86,12 +93,12 @@ class PairSet:
     @property
     def consistency(self) -> Description:
         """Statistics of `c`."""
-        return describe(self.c)
+        return self.c.description
 
     @property
     def count(self) -> int:
         """Prompts with a pair."""
-        return len(self.c) - self.dropped.total()
+        return self.prompts - self.dropped.total()
 
 
 def build(
@@ -103,6 +110,7 @@ def build(
     dealt: Array | None = None,
     keep_truncated: bool = False,
     summed: bool = True,
+    allow: Container[str] = (),
     size: int = BLOCK,
 ) -> PairSet:
     """Pairs drawn from `current`'s ranking, each with c from its agreement with `previous` (None: c = 1 everywhere).
@@ -110,10 +118,10 @@ def build(
     Answers without a reward in either, cut at the length limit, or repeating another, leave both rankings. `labels`
     (by uuid) chooses as the Oracle does; `dealt` (P,) stands in place of the prompts' own c's; `summed` says that
     `score` holds summed log-probabilities. Going through the pairs raises UserError (uuid) unless both hold the same
-    answers; `_matched` says what it costs when their orders differ.
+    answers, but for the reasons in `allow` (MISSING, OTHER), for which records are left out.
     """
     made = PairSet()
-    blocks = _ranked(current, previous, rank, keep_truncated, size)
+    blocks = _ranked(_matched(current, previous, allow, made.unmatched), rank, keep_truncated, size)
     made.pairs = _draw(made, blocks, labels, dealt, summed)
     return made
 
@@ -124,19 +132,19 @@ def consistencies(
     *,
     rank: str = "kendall",
     keep_truncated: bool = False,
+    allow: Container[str] = (),
     size: int = BLOCK,
 ) -> Array:
     """The prompts' own c's (P,), NaN where there is none, as `build` has them: a pass without pairs."""
     values = array("d")
-    for block in _ranked(current, previous, rank, keep_truncated, size):
+    for block in _ranked(_matched(current, previous, allow, Counter()), rank, keep_truncated, size):
         values.extend(block.c)
     return np.asarray(values)
 
 
 def _ranked(
-    current: Iterable[Rewards], previous: Iterable[Rewards] | None, rank: str, keep_truncated: bool, size: int
+    matched: Iterator[tuple[Rewards, list[float | None]]], rank: str, keep_truncated: bool, size: int
 ) -> Iterator[Block]:
-    matched = _matched(current, previous)
     while both := list(islice(matched, size)):
         records, others = map(list, zip(*both, strict=True))
         rewards = padded([record.reward for record in records])
@@ -148,31 +156,39 @@ def _ranked(
 
 
 def _matched(
-    current: Iterable[Rewards], previous: Iterable[Rewards] | None
+    current: Iterable[Rewards], previous: Iterable[Rewards] | None, allow: Container[str], unmatched: Counter[str]
 ) -> Iterator[tuple[Rewards, list[float | None]]]:
     """Each current record, and the previous model's rewards of the same answers (None: the current ones again).
 
-    Both are gone through in step. A record of `previous` that comes before its turn is held until then: none where
-    both have one order, all of them at worst.
+    Both are gone through in step. A record of `previous` that comes before its turn waits for it: none where both have
+    one order. Those that have no match for a reason in `allow` are left out, and counted in `unmatched`.
     """
     if previous is None:
         yield from ((record, record.reward) for record in current)
         return
-    current, previous = iter(current), iter(previous)
-    early: dict[str, Rewards] = {}
+    current, previous, waiting = iter(current), iter(previous), Waiting()
     for record in current:
-        while record.uuid not in early and (other := next(previous, None)):
-            early[other.uuid] = other
-        match = early.pop(record.uuid, None)
-        if match is None:
+        match = waiting.take(record.uuid)
+        while match is None and (other := next(previous, None)):
+            if other.uuid == record.uuid:
+                match = _answers(other), other.reward
+            else:
+                waiting.add(other.uuid, [_answers(other), other.reward])
+        reason = MISSING if match is None else OTHER if match[0] != _answers(record) else None
+        if reason is None:
+            yield record, match[1]
+        elif reason in allow:
+            unmatched[reason] += 1
+        else:
             _exhaust(current)  # a uuid that stands there twice would be the true reason, and is told by the end
-            raise UserError(f"record {record.uuid!r} is missing in --file2; both files must rank the same samples")
-        if match.response != record.response:
-            raise UserError(
-                f"record {record.uuid!r} has other answers in --file2; both files must rank the same samples"
-            )
-        yield record, match.reward
+            said = "is missing" if reason == MISSING else "has other answers"
+            raise UserError(f"record {record.uuid!r} {said} in --file2; both files must rank the same samples")
     _exhaust(previous)  # further records are no mistake, malformed ones are
+
+
+def _answers(record: Rewards) -> str:
+    """Stands for the answers that a record ranks."""
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(record.response))
 
 
 def _exhaust(records: Iterator[Rewards]) -> None:
@@ -183,12 +199,13 @@ def _draw(
     made: PairSet, blocks: Iterable[Block], labels: Mapping[str, Item] | None, dealt: Array | None, summed: bool
 ) -> Iterator[Pair]:
     for block in blocks:
-        c = block.c if dealt is None else dealt[len(made.c) :][: len(block.c)]
+        c = block.c if dealt is None else dealt[made.prompts :][: len(block.c)]
         if labels is None:
             choice = PAIRS["extremes"](block.first)
         else:
             choice = PAIRS["oracle"](block.first, _correct(block.records, labels, block.first.shape))
-        made.c.extend(c)
+        made.prompts += len(c)
+        made.c.add(c)
         made.answers.update(block.answers)
         made.dropped.update(reason for reason in choice.reason if reason)
         made.without_c += int((constant(block.second) & ~constant(block.first)).sum())

@@ -7,8 +7,7 @@ from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
-from cream import store
-from cream.journal import Output
+from cream.journal import Keys, Output
 from cream.records import Message, Rewards, Samples, encode
 from cream.rewards import Group
 from cream.rewards.likelihood import Found, Scored
@@ -29,12 +28,17 @@ def groups(samples: Iterable[Samples], sampled: bool = False) -> Iterator[Group]
 
 
 def todo(
-    path: Path, limit: int | None, role: str, done: set[str], kept: tuple[Path, Source], chunk: int, sampled: bool
+    read: Callable[[], Iterable[Samples]],
+    role: str,
+    done: Keys,
+    kept: tuple[Path, Source],
+    chunk: int,
+    sampled: bool,
 ) -> Iterator[Group]:
-    """The groups of a file of samples with what is kept of them, but for chunks that the journal (`done`, its keys)
-    holds as a whole: a resumed run computes the very same batches."""
+    """The groups of the samples with what is kept of them, but for chunks that the journal (`done`, its keys) holds as
+    a whole: a resumed run computes the very same batches."""
     scores = Scores(*kept)
-    of = groups(store.read(path, Samples, limit), sampled)
+    of = groups(read(), sampled)
     while some := list(islice(of, chunk)):
         if any(_key(role, group.uuid) not in done for group in some):
             for group in some:
@@ -43,10 +47,11 @@ def todo(
 
 
 def run(
-    output: Output, role: str, found: Iterable[tuple[str, Found]], kept: Scores, progress: Callable
+    output: Output, role: str, done: Keys, found: Iterable[tuple[str, Found]], kept: Scores, progress: Callable
 ) -> Counter[str]:
-    """Take what a pass finds into the journal, and beside the samples; returns how many answers' log π came whence."""
-    done, whence, new = output.resume(), Counter(), []
+    """Take what a pass finds into the journal (which holds `done` of it), and beside the samples; returns how many
+    answers' log π came whence."""
+    whence, new = Counter(), []
     try:
         for uuid, one in found:
             if (key := _key(role, uuid)) not in done:
@@ -62,7 +67,9 @@ def run(
     return whence
 
 
-def finish(output: Output, source: ModuleType, normalize: str, samples: Iterable[Samples], **facts) -> None:
+def finish(
+    output: Output, source: ModuleType, normalize: str, samples: Callable[[], Iterable[Samples]], **facts
+) -> None:
     """Combine the passes into rewards and write them, in the order of the samples; answers without one are counted.
 
     `facts` join the sidecar.
@@ -70,11 +77,13 @@ def finish(output: Output, source: ModuleType, normalize: str, samples: Iterable
     output.finish(_rewards(output, source, normalize, samples), **facts)
 
 
-def _rewards(output: Output, source: ModuleType, normalize: str, samples: Iterable[Samples]) -> Iterator[dict]:
-    for sample in samples:
-        kept = output.rows(_key(role, sample.uuid) for role in source.PASSES)
-        found = [Scored(row["logprob"], row["num_tokens"], row["reason"]) for row in kept]
-        group = source.combine(dict(zip(source.PASSES, found, strict=True)), normalize)
+def _rewards(
+    output: Output, source: ModuleType, normalize: str, samples: Callable[[], Iterable[Samples]]
+) -> Iterator[dict]:
+    rows = output.rows(_key(role, sample.uuid) for sample in samples() for role in source.PASSES)
+    for sample in samples():
+        kept = {row.pop("uuid"): Scored(**row) for row in islice(rows, len(source.PASSES))}
+        group = source.combine({role: kept[_key(role, sample.uuid)] for role in source.PASSES}, normalize)
         for reason in filter(None, group.reason):
             output.drop(reason)
         yield encode(

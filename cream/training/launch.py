@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from cream import interrupts
 from cream.errors import UserError
 
 HERE = "LOCAL_WORLD_SIZE"
@@ -58,11 +59,16 @@ def run(
     import torch.multiprocessing as mp
 
     arguments = (worker, config, kind, len(devices), address, port, about)
+    processes = mp.start_processes(_enter, arguments, len(devices), join=False, start_method="spawn")
     try:
-        mp.start_processes(_enter, arguments, len(devices), start_method="spawn")
+        with interrupts.deferred(processes.pids()):
+            while not processes.join():
+                pass
     except mp.ProcessExitedException as error:
         if error.exit_code == 2:
             sys.exit(2)
+        if error.exit_code in interrupts.CODES:
+            interrupts.stop()
         raise UserError(
             f"training process {error.error_index} of {len(devices)} ended with code {error.exit_code}"
             + (f" (signal {error.signal_name})" if error.signal_name else "")
@@ -133,7 +139,10 @@ def _enter(rank: int, worker: Callable, config, kind: str, world: int, address: 
 
         torch.set_num_threads(max(1, (os.cpu_count() or world) // world))
     try:
-        _join(worker, config, kind, about)
+        with interrupts.listening():
+            _join(worker, config, kind, about)
+    except interrupts.Interrupted as stop:
+        sys.exit(stop.code)
     except UserError as error:  # before all have met
         if rank:  # all may find the same: the first to exit ends the others before they repeat its message
             time.sleep(2)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from cream import interrupts
 from cream.batches import by_tokens
 from cream.hardware import Budget, budget, flops_per_token, numel
 from cream.training import state
@@ -106,7 +107,7 @@ def train(
     """Train `weights` on `examples` by `stage`'s loss; returns the last logged metrics.
 
     `tokens` bound a micro-batch, `save(step)` writes a checkpoint. A run that was interrupted goes on from its last
-    saved state in `run`.
+    saved state in `run`: a signal to any process saves it after the step in flight and ends all by Interrupted.
     """
     plan = list(global_batches(len(examples), schedule.batch_size, schedule.epochs, schedule.seed))
     batches = GlobalBatches(accelerator, weights, stage, examples, tokens)
@@ -115,21 +116,34 @@ def train(
     saved = save_steps(len(plan), schedule.saves)
     warmup = math.ceil(schedule.warmup_ratio * len(plan))
     weights.model.train()
-    for step, indices in enumerate(plan[start:], start + 1):
-        total = batches.backward(indices, logger)
-        lr = schedule.lr * learning_rate(step - 1, len(plan), warmup)
-        norm = weights.step(lr, schedule.max_grad_norm)
-        logger.end_step(step, total, norm, lr, stage.check_first if step == 1 else None)
-        if step == start + 1:
-            weights.check_equal()
-        if step in saved:
-            logger.check_finite(step)
-            save(step)
-            if step < len(plan):
+    with interrupts.deferred():
+        for step, indices in enumerate(plan[start:], start + 1):
+            total = batches.backward(indices, logger)
+            lr = schedule.lr * learning_rate(step - 1, len(plan), warmup)
+            norm = weights.step(lr, schedule.max_grad_norm)
+            logger.end_step(step, total, norm, lr, stage.check_first if step == 1 else None)
+            if step == start + 1:
+                weights.check_equal()
+            asked = step < len(plan) and _asked(accelerator)
+            if step in saved or asked:
+                logger.check_finite(step)
+            if step in saved:
+                save(step)
+            if asked or (step in saved and step < len(plan)):
                 state.save(accelerator, run, step)
+            if asked:
+                accelerator.wait_for_everyone()
+                interrupts.stop(agreed=True)
     if accelerator.is_main_process:
         state.clear(run)
     return logger.last
+
+
+def _asked(accelerator: Accelerator) -> bool:
+    """Whether a signal has come to any of the processes: all end after the same step."""
+    if accelerator.num_processes == 1:
+        return interrupts.asked()
+    return bool(accelerator.gather(torch.tensor([interrupts.asked()], device=accelerator.device)).any())
 
 
 class GlobalBatches:

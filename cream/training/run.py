@@ -17,14 +17,16 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from cream import console, models, store
 from cream.errors import UserError
-from cream.journal import origin, read_meta
 from cream.logprobs import LogProbs
+from cream.provenance import Provenance, origin, read_meta
 from cream.scores import Source
+from cream.store import MALFORMED
 from cream.training import STAGES, dpo, parallel, reference, sft, state
 from cream.training.launch import given_world, is_first_process
 from cream.training.loop import Schedule, common_budget, train
 
 log = logging.getLogger("cream")
+WRITTEN = ("state", "args.json", "log.jsonl", "meta.json", "rejected.jsonl")  # in a run's folder, beside checkpoints
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "grad_norm", "lr")
 
 
@@ -49,6 +51,8 @@ class Job:
     run: Path
     schedule: Schedule
     header: dict
+    provenance: Provenance = field(default_factory=Provenance)
+    skip: bool = False
     flags: dict = field(default_factory=dict)
     afresh: bool = False
     method: str = "original"
@@ -121,9 +125,11 @@ def work(job: Job) -> None:
     if accelerator.is_main_process:
         counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
         took = round(time.monotonic() - began, 3)
-        store.write_json(
-            job.run / "meta.json", {**job.header, **origin(), "counts": counts, "last": last, "wall_seconds": took}
-        )
+        if dropped[MALFORMED]:
+            bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size)
+            store.write_rows(job.run / "rejected.jsonl", bad)
+        facts = {"counts": counts, "last": last, "wall_seconds": took}
+        store.write_json(job.run / "meta.json", {**job.header, **origin(), **job.provenance.record(job.run), **facts})
 
 
 def _accelerator(job: Job, precision: models.Precision) -> Accelerator:
@@ -144,7 +150,7 @@ def _accelerator(job: Job, precision: models.Precision) -> Accelerator:
 
 def clear(run: Path) -> None:
     """Remove an earlier run from its folder: what training writes there, and nothing else."""
-    for path in (*run.glob("checkpoint-*"), *(run / name for name in ("state", "args.json", "log.jsonl", "meta.json"))):
+    for path in (*run.glob("checkpoint-*"), *(run / name for name in WRITTEN)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -167,13 +173,16 @@ def _begin(accelerator: Accelerator, job: Job) -> None:
 def _examples(job: Job, chat, limit: int, dropped: Counter[str]) -> tuple[list, dict]:
     """The stage's examples and what the log and sidecar say of them."""
     module = import_module(STAGES[job.stage])
-    records = list(store.read(job.data, store.detect(job.data)))[: job.limit_size]
+    kind = store.detect(job.data, skip=job.skip)
+    records = list(store.read(job.data, kind, job.limit_size, skip=job.skip))
     rows = module.examples(records, chat, limit, dropped)
     for reason, count in dropped.items():
         log.info("dropped %d of %d records: %s", count, len(records), reason)
     if not rows:
         raise UserError(f"{job.data}: no record is left to train on (dropped: {dict(dropped)})")
     facts = {"records": len(records)}
+    if job.skip and (bad := sum(1 for _ in store.rejected(job.data, kind, job.limit_size))):
+        dropped[MALFORMED] = bad
     if job.stage == "dpo":
         facts |= dpo.weigh(rows, job.method, job.fixed_consistency)
         log.info(
@@ -234,6 +243,7 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
         state = None
     folder = job.run / f"checkpoint-{step}"
     kind = {"kind": "policy", "stage": job.stage, "step": step, "started_from": str(job.start), **job.header}
+    kind |= job.provenance.record(folder)
     models.save_policy(models.merged(model) if job.lora else model, tokenizer, folder, dtype, kind, state)
     if job.lora:
         model.save_pretrained(folder / "adapter")

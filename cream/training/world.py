@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
-from cream import network
+from cream import interrupts, network
 from cream.errors import UserError, mendable
 from cream.network import FOREVER
 
@@ -32,6 +32,7 @@ MEET = 300  # seconds in which all processes must have come
 BEAT = 2  # seconds between two signs of life
 SILENT = 10  # seconds without one after which a process counts as lost, once a collective has failed
 LOST = 45  # the same, while nothing else points to it
+AGAIN = "the same command, started everywhere, goes on from the last checkpoint"
 
 
 @contextmanager
@@ -50,6 +51,13 @@ def joined(kind: str, about: dict) -> Iterator[None]:
     try:
         _connect(kind, dist.PrefixStore("group", store), rank, world, watch)
         yield
+    except interrupts.Interrupted as stop:
+        if not stop.agreed:
+            watch.post(stop.code, f"{people[rank]} was interrupted; {AGAIN}")
+            time.sleep(2 * BEAT)  # the others are to see it
+            raise
+        watch.done()
+        raise
     except Exception as error:
         ending = watch.failed(error)
         if ending is error:
@@ -241,14 +249,13 @@ class Watch:
     def _silent(self, seconds: float) -> str | None:
         """Who has not been heard of for so long; None while nobody."""
         now = time.monotonic()
-        after = "the same command, started everywhere, goes on from the last checkpoint"
         if now - self.contact > seconds:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             silence = f"{where} does not answer since {now - self.contact:.0f} s"
-            return f"{self.people[0]} was lost, or the way to it: {silence}; {after}"
+            return f"{self.people[0]} was lost, or the way to it: {silence}; {AGAIN}"
         for other, (_, since) in self.heard.items():
             if now - since > seconds:
-                return f"{self.people[other]} was lost: not heard of for {now - since:.0f} s; {after}"
+                return f"{self.people[other]} was lost: not heard of for {now - since:.0f} s; {AGAIN}"
         return None
 
 

@@ -1,0 +1,155 @@
+"""Files as bytes and as JSON: opened whatever packs them, read with every reason named, written whole or not at all."""
+
+import gzip
+import io
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from cream.errors import UserError
+
+PACKED = {".gz", ".zst"}
+BLOCK = 1 << 20  # bytes of a packed file that are read at a time
+BOM = b"\xef\xbb\xbf"
+LONE = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)"
+)  # a surrogate without its other half
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file open for reading bytes, unpacked by its suffix. Raises UserError when it cannot be opened or unpacked."""
+    try:
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            raise UserError(f"{path}: is no regular file (a pipe or device); it is read more than once: give a file")
+        with open(path, "rb") as plain:
+            if path.suffix == ".gz":
+                yield io.BufferedReader(gzip.GzipFile(fileobj=plain))
+            elif path.suffix == ".zst":
+                yield io.BufferedReader(_Zstd(plain), BLOCK)
+            else:
+                yield plain
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder where a file is expected") from None
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read it") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged, it cannot be unpacked: {error}") from None
+
+
+class _Zstd(io.RawIOBase):
+    """Unpacks frame by frame. The library's own reader takes the end of a truncated file for the end of its data."""
+
+    def __init__(self, packed: IO[bytes]):
+        self._packed, self._unpacked, self._rest, self._frame = packed, memoryview(b""), b"", None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        import zstandard
+
+        while not self._unpacked:
+            if not (data := self._rest or self._packed.read(BLOCK // 8)):
+                if self._frame is not None:
+                    raise EOFError("it ends within a frame")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._unpacked, self._rest = memoryview(self._frame.decompress(data)), b""
+            except zstandard.ZstdError as error:
+                raise zlib.error(str(error)) from None
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._unpacked))
+        buffer[:count], self._unpacked = self._unpacked[:count], self._unpacked[count:]
+        return count
+
+
+def parse(data: bytes, where: object, kind: type = object, hook=None) -> object:
+    """The JSON value in some bytes. Raises UserError that names `where` and says what is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind, dec_hook=hook)
+    except RecursionError:
+        raise UserError(f"{where}: not valid JSON: nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: {_why(data, error)}") from None
+
+
+def _why(data: bytes, error: Exception) -> str:
+    if data.startswith(BOM):
+        return "begins with a byte-order mark; save it as UTF-8 without one"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not valid UTF-8: {error}"
+    if LONE.search(data):
+        return "not valid JSON: a lone surrogate, half of a character (\\uD800 to \\uDFFF)"
+    return f"not valid JSON: {error}"
+
+
+def read_json(path: Path) -> object:
+    """A whole JSON file of any layout."""
+    with open_file(path) as file:
+        return parse(file.read(), path)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    On an error nothing stays behind, nor do folders that were made for it.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as plain:
+            with _packer(plain, path.suffix) as file:
+                yield file
+            plain.flush()
+            os.fsync(plain.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # another process may have put something there
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _packer(plain: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
+    if suffix == ".gz":
+        with gzip.GzipFile(fileobj=plain, mode="wb", mtime=0, filename="") as file:
+            yield file
+    elif suffix == ".zst":
+        import zstandard
+
+        with zstandard.ZstdCompressor().stream_writer(plain, closefd=False) as file:
+            yield file
+    else:
+        yield plain
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: object) -> None:
+    """One JSON value, indented, atomically."""
+    with atomic(path) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")

