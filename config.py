@@ -13,7 +13,8 @@ from pathlib import Path
 from cream import names
 from cream.engines import ENGINES
 from cream.errors import UserError
-from cream.flags import flag
+from cream.flags import flag, spelled
+from cream.folders import REMOTE_CODE
 from cream.names import ROOT
 from cream.pool import Pool
 from cream.prompts import SYSPROMPTS
@@ -161,6 +162,9 @@ class Model:
         "weights in place of the base model's: a name in configs/checkpoint.json or a folder; none: the base model M0",
     )
     chat_template: str | None = flag(None, "Jinja file used in place of the tokenizer's chat template")
+    trust_remote_code: bool = flag(
+        False, "run Python files that come with a model: they can do whatever you can; only for sources that you trust"
+    )
 
     def name(self) -> str:
         """The model's name as given, with the default filled in."""
@@ -171,7 +175,11 @@ class Model:
         return names.model(self.name(), MODEL_FILES)
 
     def folder(self, checkpoint: str | None, flag_name: str = "--checkpoint") -> Path:
-        """The folder of a checkpoint; the base model's for None. An adapter is merged into the model it was trained on."""
+        """The folder of a checkpoint; the base model's for None. An adapter is merged into the model it was trained on.
+
+        From here on this process and its children run a model's own code, or refuse to, as --trust_remote_code says.
+        """
+        os.environ[REMOTE_CODE] = spelled(self.trust_remote_code)
         folder = self.base() if checkpoint is None else names.checkpoint(checkpoint, CHECKPOINTS, flag_name)
         if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
             return folder

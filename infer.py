@@ -22,6 +22,7 @@ from cream.evaluation.items import graded, item_files, prompt_of, read_items
 from cream.evaluation.statistics import format_table, summarise
 from cream.evaluation.tasks import TASKS, grade
 from cream.flags import as_dict, parse
+from cream.folders import check_folder
 from cream.prompts import apply
 from cream.provenance import fingerprint_text
 from cream.records import Answer, Item, Message, Prompt, encode
@@ -238,10 +239,8 @@ def _target(config: InferConfig, default: Path, below: str = "results.json") -> 
 
 def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
     """The output and the policy's chat format; says what will be done. `unused` flags do not decide this output."""
-    from cream import models
-
     folder = config.model.folder(config.model.checkpoint)
-    models.check_folder(folder)
+    check_folder(folder)
     named = ("name", "input_file", "model", "checkpoint")  # the hashes below stand for them
     batching = ("max_tokens_per_batch", "gpu_memory_utilization")
     provenance = config.run.provenance()
@@ -256,6 +255,8 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
         log.info("%s stands already, made by the same settings from the same inputs", target)
     if config.run.dry_run:
         log.info("dry run: nothing was written")
+    from cream import models
+
     return output, models.load_chat(folder, config.model.template())
 
 

@@ -18,6 +18,7 @@ from cream import console, journal, names, scores, store
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import as_dict, parse
+from cream.folders import check_folder
 from cream.provenance import Provenance, fingerprint, read_kind
 from cream.records import Samples
 from cream.rewards import REWARDS, Group, likelihood, passes
@@ -104,11 +105,11 @@ def _default_target(config: RewardConfig, source: Path, reward: str, checkpoints
 
 
 def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normalize: str, folders) -> journal.Output:
-    from cream import models
-
     for folder in folders.values():
-        models.check_folder(folder)
+        check_folder(folder)
         if config.cluster.tensor_parallel_size > 1:
+            from cream import models
+
             models.check_slices(folder, config.cluster.tensor_parallel_size)
     flat = as_dict(config) | {"reward": reward, "normalize": normalize}
     # the hashes below stand for what these name

@@ -18,6 +18,7 @@ from config import CHECKPOINTS, DATASET_FILES, DATASETS, TrainConfig, for_record
 from cream import console, journal, names, store
 from cream.errors import UserError
 from cream.flags import as_dict, parse
+from cream.folders import check_folder
 from cream.lock import Lock
 from cream.provenance import Provenance, read_kind, read_meta
 from cream.training import BY_RECORD, RECORDS
@@ -93,9 +94,7 @@ def _stage_and_method(config: TrainConfig, data: Path) -> tuple[str, str]:
 
 def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Path, provenance: Provenance) -> dict:
     """What decides the run: settings and the hashes of what it starts from."""
-    from cream import models
-
-    models.check_folder(start)
+    check_folder(start)
     flat = as_dict(config) | {"train_stage": stage, "method": method, "global_batch": _global_batch(config)}
     if stage == "dpo":
         made = provenance.output("data", data)

@@ -13,6 +13,7 @@ import xxhash
 
 from cream.errors import UserError
 from cream.records import Message
+from cream.templates import limited, tried
 
 NOT_A_PREFIX = "the template or tokenizer merges the prompt's last token with the answer"
 PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
@@ -63,6 +64,8 @@ class Chat:
         self.special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | {
             *tokenizer.all_special_ids
         }
+        self._name = f"{tokenizer.name_or_path}: its chat template"
+        tried(lambda: [self._render(PROBE[:1], True), self._render(PROBE, False)], self._name)
         prompt = self.prompt(PROBE[:1])
         ids = self._ids([self._render(PROBE, False)])[0]
         if ids[: len(prompt)] != prompt:
@@ -129,6 +132,8 @@ class Chat:
     def _after_answer(self) -> str:
         """What the template writes after the probe's answer."""
         whole, start = self._render(PROBE, False), len(self._render(PROBE[:1], True))
+        if PROBE[1].content not in whole[start:]:
+            raise UserError(f"{self._name} leaves out the assistant's answer; give another with --chat_template FILE")
         return whole[whole.rindex(PROBE[1].content, start) + len(PROBE[1].content) :]
 
     def _span(self, prompt: list[int], ids: list[int], complete: bool) -> Tokens | None:
@@ -143,12 +148,25 @@ class Chat:
         from jinja2 import TemplateError
 
         plain = [{"role": m.role, "content": m.content} for m in messages]
+        apply = self.tokenizer.apply_chat_template
         try:
-            return self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=generation_prompt)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise UserError(
-                f"{self.tokenizer.name_or_path}: its chat template refuses a conversation: {error}"
-            ) from None
+            with limited(self._name):
+                text = apply(plain, tokenize=False, add_generation_prompt=generation_prompt)
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as e:
+            raise UserError(f"{self._name} refuses a conversation: {e}") from None
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{self._name} makes text that is no Unicode (a lone surrogate)") from None
+        return text
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []

@@ -18,7 +18,7 @@ from filelock import FileLock
 from cream import store
 from cream.errors import UserError
 
-SUFFIXES = {".safetensors", ".json", ".jinja", ".model"}  # weights, configs and tokenizer, chat template
+SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".py"}  # weights, configs and tokenizer, template, own code
 NOTES = {"cream.json", "args.json"}  # ours; they decide no output
 SETTLED = 2 * 10**9  # ns; a younger file may change again within one tick of its file system's clock, unseen
 BLOCK = 1 << 22  # bytes read at a time

@@ -12,9 +12,11 @@ from filelock import FileLock
 from cream import store
 from cream.errors import UserError
 from cream.fingerprints import fingerprint
+from cream.folders import check_weights, remote_code, tensors
 from cream.provenance import KIND
 
 log = logging.getLogger("cream")
+TRUST = "here: --trust_remote_code yes, if you trust where it comes from"
 FIRST = 4  # layers that stand for all when a plan for cutting a model up is tried
 
 
@@ -59,37 +61,15 @@ def precision(bf16: bool | None, device: torch.device, *, training: bool, shards
     return Precision(dtype, False, f"weights in {str(dtype).removeprefix('torch.')} ({why}), log-softmax in float32")
 
 
-def check_folder(folder: Path) -> None:
-    """Raises UserError when a model folder misses a part, the tokenizer included, or holds pickled weights only."""
-    check_weights(folder)
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UserError(f"{folder}: the tokenizer's files are missing")
-
-
-def check_weights(folder: Path) -> None:
-    """Raises UserError unless config.json and all safetensors shards are there."""
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: not a model folder, it has no config.json")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = set(store.read_json(index)["weight_map"].values())
-        missing = sorted(name for name in shards if not (folder / name).exists())
-        if missing:
-            raise UserError(f"{folder}: weights are missing: {', '.join(missing)}")
-    elif not (folder / "model.safetensors").exists():
-        pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
-        found = f"; {pickles[0]} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
-        raise UserError(f"{folder}: no model.safetensors{found}")
-
-
 def load_tokenizer(folder: Path, chat_template: Path | None = None):
     """The tokenizer of a folder; `chat_template` (a Jinja file) replaces its template."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code())
     except Exception as error:  # the tokenizers library raises plain Exceptions on damaged files
-        raise UserError(f"{folder}: its tokenizer cannot be loaded: {error}") from None
+        advice = f" ({TRUST})" if "trust_remote_code" in str(error) else ""
+        raise UserError(f"{folder}: its tokenizer cannot be loaded: {error}{advice}") from None
     if chat_template is not None:
         with store.open_file(chat_template) as file:
             try:
@@ -124,7 +104,7 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slice
 
     check_weights(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code())
         for name in [name for name in config.to_dict() if name.endswith(("dropout", "_pdrop"))]:
             setattr(config, name, 0.0)
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -134,11 +114,13 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slice
             attn_implementation=_attention(config),
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=remote_code(),
             output_loading_info=True,
             distributed_config=_slicing(config, slices) if slices > 1 else None,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a language model: {error}") from None
+        advice = f" ({TRUST})" if "trust_remote_code" in str(error) else ""
+        raise UserError(f"{folder}: cannot be loaded as a language model: {error}{advice}") from None
     if missing := sorted(found["missing_keys"]):  # the library would go on with random ones
         raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
     return model.to(device).eval()
@@ -183,7 +165,9 @@ def check_slices(folder: Path, slices: int) -> None:
     """Raises UserError where a model cannot be cut into so many parts."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+    config = AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=remote_code()
+    ).get_text_config()
     if not getattr(config, "base_model_tp_plan", None):
         raise UserError(
             f"--tensor_parallel_size {slices}: the library has no plan for cutting up models of type "
@@ -203,10 +187,7 @@ def check_slices(folder: Path, slices: int) -> None:
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The floating-point dtype that a folder's weights are stored in."""
-    from safetensors import safe_open
-
-    with safe_open(sorted(folder.glob("*.safetensors"))[0], "pt") as file:
-        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  not a dict
+    kinds = {tensor.dtype for file in folder.glob("*.safetensors") for tensor in tensors(file).values()}
     for name, dtype in (("F32", torch.float32), ("BF16", torch.bfloat16), ("F16", torch.float16)):
         if name in kinds:
             return dtype
@@ -275,6 +256,7 @@ def adapter_base(folder: Path, name: str, base: Path) -> Path:
     """
     if not (folder / "adapter_model.safetensors").exists():
         raise UserError(f"{folder}: no adapter_model.safetensors; pickled adapters are never loaded, convert it")
+    tensors(folder / "adapter_model.safetensors")
     trained_on = store.read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
     if trained_on and Path(trained_on).is_dir():
         return Path(trained_on)

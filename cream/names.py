@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from cream import store
 from cream.errors import UserError, nearest
+from cream.folders import remote_code
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -143,7 +144,13 @@ def _from_hub(hub_id: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    wanted = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]  # never pickles
+    wanted = [
+        "*.json",
+        "*.safetensors",
+        "*.jinja",
+        "tokenizer.model",
+        *(["*.py"] if remote_code() else []),
+    ]  # no pickles
     try:
         with suppress(LocalEntryNotFoundError):
             folder = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))

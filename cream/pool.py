@@ -22,6 +22,7 @@ from typing import Protocol
 
 from cream import interrupts
 from cream.errors import UserError
+from cream.folders import REMOTE_CODE
 
 BATCH = 256  # items that a replica takes at a time: what is done again if it is lost
 CLIENT = "ray://"
@@ -226,14 +227,16 @@ def _join(address: str | None) -> None:
     if ray.is_initialized():
         return
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    variables = {REMOTE_CODE: os.environ.get(REMOTE_CODE, "no")}
     if address is None:
-        paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # replicas import what this process does
-        ray.init("local", include_dashboard=False, runtime_env={"env_vars": paths}, **quiet)
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # replicas import what this process does
+        here = {"_node_ip_address": "127.0.0.1"}  # its ports are open to this machine alone
+        ray.init("local", include_dashboard=False, runtime_env={"env_vars": variables}, **here, **quiet)
         interrupts.listen()  # Ray puts a handler of its own in place
         return
     package = str(Path(__file__).resolve().parent)
     try:
-        ray.init(address, runtime_env={"py_modules": [package]}, **quiet)
+        ray.init(address, runtime_env={"py_modules": [package], "env_vars": variables}, **quiet)
     except (ConnectionError, ValueError) as error:
         raise UserError(f"--ray_address {address}: no Ray cluster answers there: {error}") from None
     interrupts.listen()

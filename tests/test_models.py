@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from cream import models
+from cream import folders, models
 from cream.errors import UserError
 
 CPU = torch.device("cpu")
@@ -75,6 +75,19 @@ def cut_short(folder):
     path.write_bytes(path.read_bytes()[:50_000])
 
 
+def within_the_header(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def shard_outside(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
+
+
+def tensor_elsewhere(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+
+
 def one_tensor_less(folder):
     state = load_file(folder / "model.safetensors")
     del state["model.layers.0.mlp.up_proj.weight"]
@@ -96,14 +109,20 @@ def one_shard_less(folder):
         (pickled, "pytorch_model.bin is a pickle"),
         (one_shard_less, "model-00002-of-00002.safetensors"),
         (one_tensor_less, "model.layers.0.mlp.up_proj.weight"),
-        (cut_short, "cannot be loaded"),
-        (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
+        (cut_short, "50000 bytes where its header says"),
+        (within_the_header, "header is damaged"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected one object"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "cannot be loaded"),
+        (shard_outside, "'../model.safetensors' is no file of the folder's own"),
+        (tensor_elsewhere, "model.safetensors lacks 1 tensors: a"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "weight_map"),
     ],
 )
 def test_a_damaged_folder_ends_in_one_message(copied, damage, named):
     damage(copied)
     with pytest.raises(UserError) as error:
-        models.check_folder(copied)
+        folders.check_folder(copied)
         load(copied)
     assert str(copied) in str(error.value) and named in str(error.value)
 
@@ -200,3 +219,30 @@ def test_an_adapter_from_elsewhere_is_merged_once(tiny_folder, tmp_path):
     assert models.adapter_merged(tmp_path / "adapter", tiny_folder, tmp_path / "cache") == folder
     again = PeftModel.from_pretrained(load(tiny_folder), tmp_path / "adapter")  # merging left the adapter as it was
     torch.testing.assert_close(logits(again), logits(model), atol=1e-5, rtol=0)
+
+
+OWN_CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+Path({mark!r}).touch()
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_models_own_code_runs_only_when_it_is_trusted(copied, tmp_path, monkeypatch):
+    mark = tmp_path / "ran"
+    (copied / "own.py").write_text(OWN_CODE.format(mark=str(mark)))
+    config = json.loads((copied / "config.json").read_text()) | {"model_type": "own", "architectures": ["OwnModel"]}
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (copied / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.delenv(folders.REMOTE_CODE, raising=False)
+    with pytest.raises(UserError, match="--trust_remote_code yes"):
+        load(copied)
+    assert not mark.exists()
+    monkeypatch.setenv(folders.REMOTE_CODE, "yes")
+    assert type(load(copied)).__name__ == "OwnModel"
+    assert mark.exists()

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import xxhash
 
 from cream.errors import UserError, nearest
+from cream.folders import parameter_count
 
 ENGINES = ("hf", "vllm")
 TINY = 50_000_000  # parameters; below, transformers has answered before vLLM is up
@@ -202,16 +203,3 @@ def head_size(folder: Path) -> int | None:
     hidden = config.get("hidden_size") or config.get("n_embd")  # n_*: GPT-2's spelling
     heads = config.get("num_attention_heads") or config.get("n_head")
     return hidden // heads if hidden and heads else None
-
-
-def parameter_count(folder: Path) -> int:
-    """Parameters in a folder's safetensors files, by their headers (8 bytes: length; then JSON with the shapes)."""
-    count = 0
-    for path in folder.glob("*.safetensors"):
-        with open(path, "rb") as file:
-            try:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            except (ValueError, OverflowError, MemoryError):
-                raise UserError(f"{path}: its header is damaged, so it is no safetensors file; copy it again") from None
-        count += sum(math.prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__")
-    return count

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cream.engines import Completion, Request, Sampling, row_seed
 from cream.errors import UserError
+from cream.folders import remote_code
 
 
 class VllmEngine:
@@ -116,6 +117,7 @@ def engine_options(
         platform = {"gpu_memory_utilization": gpu_memory_utilization, "tensor_parallel_size": tensor_parallel_size}
     return {
         "dtype": dtype,
+        "trust_remote_code": remote_code(),
         "max_model_len": max_model_len,
         "enable_prefix_caching": True,  # a prompt is computed once for all its answers
         "generation_config": "vllm",  # the folder's top-k, penalties and stop tokens must not leak in
