@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from config import DATASETS, METHODS, ConsistencyConfig, settings
-from cream import console, journal, names, store
+from cream import console, journal, names, preflight, store
 from cream.consistency import margin_cap, shuffled
 from cream.console import log
 from cream.errors import UserError
@@ -54,6 +54,7 @@ def main(argv=None):
     if output.stands:
         log.info("%s stands already, made by the same settings from the same inputs", target)
     else:
+        preflight.room(target, 0.2 * first.stat().st_size, "the pairs")
         facts = {"method": method, "rank": rank, "policy": policy, "scored": about.get("scored")}
         summed = about.get("settings", {}).get("normalize") == "sum"
         with output:

@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec import structs
 
 from config import DATASET_FILES, DATASETS, InferConfig, settings
-from cream import console, journal, names, store
+from cream import console, journal, names, preflight, store
 from cream.console import log
 from cream.engines import Completion, Sampling
 from cream.errors import UserError
@@ -64,6 +64,8 @@ def sample(config: InferConfig) -> None:
     if not output.stands:
         from cream.generation import samples
 
+        need = preflight.answers(total, data.stat().st_size if not _limit(config) else 0, n, g.gen_max_tokens)
+        preflight.room(target, need, "sampling")
         prompts = partial(_asked, read, sysprompt)
         counts = Counter()
         with output:
@@ -111,6 +113,7 @@ def evaluate(config: InferConfig) -> None:
         return
     strict = g.extraction == "strict"
     if not output.stands:
+        preflight.room(target, preflight.answers(len(prompts), 0, 1, g.gen_max_tokens), "evaluation")
         asked = partial(list, list(prompts.values()))
         sampling = Sampling(n=1, temperature=0.0, max_tokens=g.gen_max_tokens, seed=config.run.seed)
         with output:

@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec import structs
 
 from config import RewardConfig, settings
-from cream import console, journal, names, scores, store
+from cream import console, journal, names, preflight, scores, store
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import as_dict, parse
@@ -44,9 +44,7 @@ def main(argv=None):
     checkpoints = {"policy": config.model.checkpoint, "reference": r.ref_model_ckpt}
     flags = {"policy": "--checkpoint", "reference": "--ref_model_ckpt"}
     folders = {role: config.model.folder(checkpoints[role], flags[role]) for role in source.PASSES}
-    prompts = answers = 0
-    for sample in _samples(config):  # the whole file is checked before anything is spent
-        prompts, answers = prompts + 1, answers + len(sample.responses)
+    prompts, answers, size = preflight.rewards(_samples(config))  # all are checked before anything is spent
     if not prompts:
         raise UserError(f"{path}: the file holds no records")
     target = Path(r.output) if r.output else _default_target(config, path, reward, checkpoints)
@@ -60,6 +58,7 @@ def main(argv=None):
     if output.stands:
         log.info("%s stands already, made by the same settings from the same inputs", target)
     else:
+        preflight.room(target, size, "rewarding")
         with output:
             done = output.resume()
             of = {role: _score(config, output, done, role, folder, prompts) for role, folder in folders.items()}

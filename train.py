@@ -15,7 +15,7 @@ from pathlib import Path
 import xxhash
 
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, TrainConfig, for_records, settings
-from cream import console, journal, names, store
+from cream import console, journal, names, preflight, store
 from cream.errors import UserError
 from cream.flags import as_dict, parse
 from cream.folders import check_folder
@@ -206,6 +206,8 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, provena
         wandb={"project": config.output.wandb_project_name, "entity": config.output.wandb_entity_name},
         show_example=config.output.show_example,
     )
+    saved = 4 if job.save_dtype == "float32" else 2
+    preflight.room(run, preflight.run(start, job.schedule.saves, saved), "training")
     about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}
     place = config.output.master_address, config.output.master_port
     launch.run(work, job, devices, *place, about, alone=job.deepspeed is None)

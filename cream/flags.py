@@ -58,19 +58,28 @@ def flag(default, help: str, *, aliases: Iterable[str] = (), choices: Iterable |
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse(cls, argv: list[str] | None = None, *, description: str, example: str, files: bool = True):
+def parse(
+    cls,
+    argv: list[str] | None = None,
+    *,
+    description: str,
+    example: str,
+    files: bool = True,
+    words: list[str] | None = None,
+):
     """An instance of the dataclass `cls`, from its defaults, the --config file and `argv` (default: sys.argv[1:]).
 
-    Without `files` there is no --config and no --print_config, and `cls` may have flags of these names.
+    Without `files` there is no --config and no --print_config, and `cls` may have flags of these names. `words` takes
+    the words that belong to no flag; without it they are problems.
     A later source wins over an earlier one. Fields are str, int, float, bool, an Enum (given by member name), `| None`
     of these, or a dataclass: a group, titled in --help by the first line of its docstring.
     Raises SystemExit: 0 after --help and --print_config, 2 after printing every problem of the user's on stderr, a
     UserError from `__post_init__` included. Raises TypeError when `cls` itself is wrong (a flag defined twice, say).
     """
     flags, problems = _all_flags(cls, files), []
-    given = _given(flags, sys.argv[1:] if argv is None else argv, problems)
+    given = _given(flags, sys.argv[1:] if argv is None else argv, problems, words)
     if given.get("help"):
-        print(_help(flags, description) + f"\nexample:\n{example}")
+        print(_help(flags, description, words is not None) + f"\nexample:\n{example}")
         sys.exit(0)
     path = given.get("config") if files else None
     from_file = _from_file(cls, path, problems)
@@ -229,16 +238,20 @@ def _by_spelling(flags: Iterable[_Flag], dashes: bool = True) -> dict[str, _Flag
     return known
 
 
-def _given(flags: list[_Flag], argv: Iterable[str], problems: list[str]) -> dict:
+def _given(flags: list[_Flag], argv: Iterable[str], problems: list[str], words: list[str] | None = None) -> dict:
     """{flag name: value} of a command line; what is wrong with it is added to `problems`."""
-    return _assign(_words(argv, problems), _by_spelling(flags), "", problems)
+    return _assign(_words(argv, problems, words), _by_spelling(flags), "", problems)
 
 
-def _words(argv: Iterable[str], problems: list[str]) -> Iterator[tuple[str, str | None]]:
-    """(flag as spelled, its text or None) for each flag; a word that belongs to no flag is added to `problems`."""
+def _words(argv: Iterable[str], problems: list[str], words: list[str] | None) -> Iterator[tuple[str, str | None]]:
+    """(flag as spelled, its text or None) for each flag; a word that belongs to no flag is added to `words`, or else to
+    `problems`."""
     rest = list(argv)[::-1]
     while rest:
         word = rest.pop()
+        if not _is_flag(word) and words is not None:
+            words.append(word)
+            continue
         if not _is_flag(word):
             problems.append(f"{word}: stray word; a value stands right after its flag, one word for each flag")
             continue
@@ -364,10 +377,10 @@ def spelled(value) -> str:
     return value.name if isinstance(value, enum.Enum) else str(value)
 
 
-def _help(flags: list[_Flag], description: str) -> str:
+def _help(flags: list[_Flag], description: str, words: bool) -> str:
     """The text of --help, without the example."""
     parser = argparse.ArgumentParser(
-        usage="%(prog)s [--flag value ...]",
+        usage=f"%(prog)s {'COMMAND PATH ... ' * words}[--flag value ...]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

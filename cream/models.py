@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from cream import store
+from cream import preflight, store
 from cream.errors import UserError
 from cream.fingerprints import fingerprint
-from cream.folders import check_weights, remote_code, tensors
+from cream.folders import check_weights, parameter_count, remote_code, tensors
+from cream.hardware import free_memory
 from cream.provenance import KIND
 
 log = logging.getLogger("cream")
@@ -103,6 +104,9 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slice
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_weights(folder)
+    if not first:
+        need = parameter_count(folder) * dtype.itemsize / slices
+        preflight.memory(need, free_memory(device), f"the weights of {folder}")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code())
         for name in [name for name in config.to_dict() if name.endswith(("dropout", "_pdrop"))]:

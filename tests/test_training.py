@@ -519,6 +519,29 @@ def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, 
     assert names[0] == ["args.json", *checkpoints, "log.jsonl", "meta.json"]
 
 
+POISON = b"cos\nsystem\n(S'touch %s'\ntR."  # a pickle that runs a command when it is loaded
+
+
+@pytest.mark.parametrize("planted", ["random_states_0.pkl", "optimizer.bin", "custom_checkpoint_0.pkl"])
+def test_a_state_that_is_not_what_was_saved_is_not_loaded(job, monkeypatch, tmp_path, planted):
+    made, mark = job("sft", "run", schedule=dataclasses.replace(SCHEDULE, saves=3)), tmp_path / "ran"
+
+    def interrupt(step, steps, metrics):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "_report", interrupt)
+        work(made)
+    (made.run / "state/2" / planted).write_bytes(POISON % str(mark).encode())
+    with pytest.raises(UserError, match=f"{planted} is not what was saved"):
+        work(made)
+    (made.run / "state/whole").write_text('{"step": 2}')
+    with pytest.raises(UserError, match="whole: damaged"):
+        work(made)
+    assert not mark.exists()
+
+
 def test_a_finished_run_says_what_it_was(job, tiny_folder, tiny_tokenizer):
     made = job("sft", "run", max_length=60)
     work(made)

@@ -17,6 +17,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 
 from cream.errors import UserError
 from cream.logprobs import LogProbs
+from cream.training.state import UNIVERSAL
 
 log = logging.getLogger("cream")
 
@@ -115,8 +116,8 @@ class Shards:
         if self.accelerator.is_main_process:
             log.info("the state is of %d processes: its shards are put together anew", processes)
             convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-            where = ["--input_folder", str(folder / "pytorch_model"), "--output_folder", str(folder / "universal")]
-            shutil.rmtree(folder / "universal", ignore_errors=True)  # of a conversion that was killed
+            where = ["--input_folder", str(folder / "pytorch_model"), "--output_folder", str(folder / UNIVERSAL)]
+            shutil.rmtree(folder / UNIVERSAL, ignore_errors=True)  # of a conversion that was killed
             done = subprocess.run([*convert, *where], capture_output=True, text=True)
             if done.returncode:
                 why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
@@ -125,7 +126,7 @@ class Shards:
                     f"{processes}, or --resume no"
                 )
         self.accelerator.wait_for_everyone()
-        found, _ = self.model.load_checkpoint(str(folder), tag="universal")
+        found, _ = self.model.load_checkpoint(str(folder), tag=UNIVERSAL)
         if found is None:
             raise UserError(
                 f"{folder}: DeepSpeed did not load the state; go on with {processes} processes, or --resume no"
@@ -173,8 +174,14 @@ OURS = {  # settings that train.py's flags make, and which flag
 }
 
 
-def check_settings(settings: dict, where: str) -> None:
+PARTS = ("zero_optimization", "fp16", "bf16", "checkpoint")
+
+
+def check_settings(settings: object, where: str) -> None:
     """Raises UserError where a DeepSpeed configuration sets what is train.py's to set, or no ZeRO stage."""
+    parts = [settings, *(settings.get(name, {}) for name in PARTS)] if isinstance(settings, dict) else [settings]
+    if not all(isinstance(part, dict) for part in parts):
+        raise UserError(f"{where}: expected one object of DeepSpeed's settings, in it objects {', '.join(PARTS)}")
     for name, flag in OURS.items():
         if settings.get(name, "auto") != "auto":
             raise UserError(f"{where}: {name} is set by {flag}; leave it out, or write 'auto'")

@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
-from cream import console, models, store
+from cream import console, models, preflight, store
 from cream.errors import UserError
+from cream.hardware import free_memory
 from cream.logprobs import LogProbs
 from cream.provenance import Provenance, origin, read_meta
 from cream.scores import Source
@@ -134,7 +135,7 @@ def work(job: Job) -> None:
 
 def _accelerator(job: Job, precision: models.Precision) -> Accelerator:
     sharded, saved = job.deepspeed is not None, None if job.afresh else state.last(job.run)
-    other = saved is not None and saved["processes"] != int(os.environ.get("WORLD_SIZE", "1"))
+    other = saved is not None and saved.processes != int(os.environ.get("WORLD_SIZE", "1"))
     if sharded:
         log.info("setting up DeepSpeed (its first use compiles for about half a minute)")
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
@@ -216,6 +217,11 @@ def _show(chat, example) -> None:
 
 def _policy(job: Job, dtype: torch.dtype, device: torch.device):
     """The policy as it is trained."""
+    zero = (job.deepspeed or {}).get("zero_optimization", {})
+    world, here = given_world() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    offload = "offload_optimizer" in zero or "offload_param" in zero
+    need = preflight.training(job.start, job.lora is None, world, zero.get("stage", 0), dtype.itemsize, offload)
+    preflight.memory(need * (here if job.cpu else 1), free_memory(device), f"training {job.start}")
     model = models.load_policy(job.start, dtype, device)
     if job.compile:
         model.base_model.compile(dynamic=True)

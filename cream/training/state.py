@@ -1,23 +1,43 @@
-"""What an interrupted run goes on from: the libraries' last saved state, replaced only by a newer whole one."""
+"""What an interrupted run goes on from: the libraries' last saved state, replaced only by a newer whole one.
 
-import json
+That state has pickles, which can run anything: it is loaded from the run's own folder only, and only as it was saved.
+"""
+
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from cream import store
 from cream.errors import UserError
+from cream.provenance import fingerprint
 
 log = logging.getLogger("cream")
+AFRESH = "--resume no trains from the start again"
+UNIVERSAL = "universal"  # DeepSpeed's form for another number of processes: made from the rest, anew for each resuming
 
 
-def last(run: Path) -> dict[str, int] | None:
-    """{"step": …, "processes": …} of the state that stands whole in a run's folder; None where there is none."""
+class Saved(msgspec.Struct):
+    """The manifest of a state that stands whole: after which step, of how many processes, hash by file."""
+
+    step: int
+    processes: int
+    files: dict[str, str]
+
+
+def last(run: Path) -> Saved | None:
+    """The manifest in a run's folder; None where no state stands whole. Raises UserError on a damaged one."""
     marker = run / "state" / "whole"
-    return json.loads(marker.read_text()) if marker.exists() else None
+    if not marker.exists():
+        return None
+    try:
+        return msgspec.convert(store.read_json(marker), Saved)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{marker}: damaged: {error}; {AFRESH}") from None
 
 
 def save(accelerator: Accelerator, run: Path, step: int) -> None:
@@ -26,25 +46,40 @@ def save(accelerator: Accelerator, run: Path, step: int) -> None:
     accelerator.save_state(str(folder))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        store.write_json(run / "state" / "whole", {"step": step, "processes": accelerator.num_processes})
+        store.write_json(run / "state" / "whole", Saved(step, accelerator.num_processes, _hashes(folder)))
         for older in (run / "state").iterdir():
             if older.is_dir() and older != folder:
                 shutil.rmtree(older)
 
 
 def resume(accelerator: Accelerator, weights, run: Path) -> int:
-    """Load the last state; returns the steps that were done. All processes must see the same one."""
+    """Load the last state; returns the steps that were done. All processes must see the same one.
 
+    Raises UserError where a file of it is not what it was when it was saved.
+    """
     found = last(run)
-    if len({json.dumps(seen) for seen in gather_object([found])}) > 1:
+    if len({msgspec.json.encode(seen) for seen in gather_object([found])}) > 1:
         raise UserError(f"{run}: not all processes see the same state there; the run's folder must be shared")
     if found is None:
         return 0
-    weights.load(run / "state" / str(found["step"]), found["processes"])
-    log.info("resuming after step %d", found["step"])
-    return found["step"]
+    folder = run / "state" / str(found.step)
+    if accelerator.is_main_process:
+        now = _hashes(folder)
+        if changed := sorted(name for name in {*now, *found.files} if now.get(name) != found.files.get(name)):
+            raise UserError(f"{folder}: {', '.join(changed[:3])} is not what was saved; nothing is loaded; {AFRESH}")
+    accelerator.wait_for_everyone()
+    weights.load(folder, found.processes)
+    log.info("resuming after step %d", found.step)
+    return found.step
 
 
 def clear(run: Path) -> None:
     """A finished run needs none."""
     shutil.rmtree(run / "state", ignore_errors=True)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
+    names = [str(name) for name in names if name.parts[0] != UNIVERSAL]
+    with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
+        return dict(zip(names, pool.map(lambda name: fingerprint(folder / name), names), strict=True))

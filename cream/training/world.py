@@ -7,6 +7,7 @@ without end, a lost one ends the others by name.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -86,22 +87,31 @@ def _connect(kind: str, store: dist.Store, rank: int, world: int, watch: Watch) 
 
 def _store(rank: int) -> dist.Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    first = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun holds the store
+    ready = {"master_listen_fd": _listening(address, port)} if first else {}
     try:
-        store = dist.TCPStore(
-            address, port, None, rank == 0 and not launcher, timedelta(seconds=MEET), wait_for_workers=False
-        )
+        store = dist.TCPStore(address, port, None, first, timedelta(seconds=MEET), wait_for_workers=False, **ready)
     except (RuntimeError, ValueError) as error:
-        if "EADDRINUSE" in str(error) or "already in use" in str(error):
-            raise UserError(
-                f"port {port} is in use on {socket.gethostname()}: another run has it; give another --master_port (or "
-                "MASTER_PORT)"
-            ) from None
         raise UserError(
             f"no process answers at {address}:{port}, where rank 0 should (asked from {socket.gethostname()}): "
             f"{str(error).splitlines()[0]}"
         ) from None
     return dist.PrefixStore(f"cream/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _listening(address: str, port: int) -> int | None:
+    """A socket that listens there, at that address alone: the store asks nobody who he is. None, which listens
+    everywhere, where the address is not this host's own (a service's, say)."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(place[:2], family=family, backlog=1024).detach()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"port {port} is in use on {socket.gethostname()}: another run has it; give another --master_port (or "
+                "MASTER_PORT)"
+            ) from None
+        return None
 
 
 def _roll_call(store: dist.Store, rank: int, world: int, about: dict) -> list[str]:
