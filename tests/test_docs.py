@@ -20,6 +20,8 @@ from cream.flags import parse
 from cream.pairs.build import build
 from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples, encode
 from iterate import IterateConfig
+from prepare_data import PrepareConfig
+from report import ReportConfig
 
 REPO = Path(__file__).resolve().parent.parent
 README = (REPO / "README.md").read_text()
@@ -31,7 +33,11 @@ SCRIPTS = {
     "rewarding.py": RewardConfig,
     "cal_consistency.py": ConsistencyConfig,
     "iterate.py": IterateConfig,
+    "prepare_data.py": PrepareConfig,
+    "report.py": ReportConfig,
 }
+WITH_FILES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py")  # whose flags may stand in a file
+WITH_WORDS = ("prepare_data.py", "report.py")  # that take commands and paths
 LAYOUTS = {
     "sft": Conversation,
     "prompts": Prompt,
@@ -62,7 +68,7 @@ def readme_commands() -> list[str]:
 
 DOCUMENTED = {c for page in PAGES for c in commands(page.read_text()) if c.startswith("python ")}
 STAGE_COMMANDS = sorted(c for c in DOCUMENTED if "/" not in c.split()[1])
-BENCHMARKS = ("score", "dpo_step", "sft_step", "iteration", "memory", "sampling", "consistency")
+BENCHMARKS = ("score", "dpo_step", "sft_step", "iteration", "memory", "sampling", "consistency", "drivers")
 TOOLS = (
     *(f"benchmarks/{name}.py" for name in BENCHMARKS),
     *("benchmarks/study.py", "benchmarks/engine_agreement.py", "benchmarks/scaling.py", "scripts/make_tiny.py"),
@@ -72,7 +78,10 @@ TOOLS = (
 @pytest.mark.parametrize("command", STAGE_COMMANDS)
 def test_every_documented_command_parses(command):
     _, script, *words = shlex.split(command)
-    parse(SCRIPTS[script], words, description="", example="", files=script != "iterate.py")  # else exits with 2
+    taken = [] if script in WITH_WORDS else None
+    parse(
+        SCRIPTS[script], words, description="", example="", files=script in WITH_FILES, words=taken
+    )  # or exits with 2
 
 
 def test_documented_tools_exist():

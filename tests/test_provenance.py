@@ -1,10 +1,14 @@
 """Where outputs come from: hashes, objections and what overrides them, the chain down to the raw data."""
 
+import json
+import shutil
+
 import pytest
 import xxhash
 
 from cream import provenance
 from cream.errors import UserError
+from cream.provenance import Provenance
 
 
 def test_fingerprints_are_those_of_xxhash(tmp_path):
@@ -14,3 +18,169 @@ def test_fingerprints_are_those_of_xxhash(tmp_path):
     assert provenance.fingerprint_text("é") == xxhash.xxh3_128_hexdigest("é".encode())
     with pytest.raises(UserError, match="absent"):
         provenance.fingerprint_of(tmp_path / "absent")
+
+
+def put(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_an_input_is_believed_as_far_as_its_sidecar_goes(tmp_path, caplog):
+    made = put(tmp_path / "a.json", {})
+    found = Provenance()
+    assert found.output("input", made) == {} and found.unverified == ["a.json"]
+    about = {"settings": {}, "inputs": {}, "output": provenance.fingerprint(made), "unverified": ["raw.json"]}
+    put(tmp_path / "a.json.meta.json", about)
+    found = Provenance()
+    assert found.output("input", made)["output"] == found.inputs["input"]
+    assert found.record(tmp_path / "elsewhere") == {
+        "sources": {"input": "../a.json"},
+        "unverified": ["raw.json"],
+        "forced": [],
+    }
+    put(made, {"changed": []})
+    with pytest.raises(UserError, match=r"a\.json was changed since it was made.*--force"):
+        Provenance().output("input", made)
+    found = Provenance(force=True)
+    found.output("input", made)
+    assert len(found.forced) == 1 and "was changed since" in found.record(tmp_path)["forced"][0]
+
+
+@pytest.mark.parametrize(
+    "damage", [[], 3, {"inputs": []}, {"inputs": {"a": 1}}, {"settings": 1}, {"policy": {"model": 1}}, {"output": None}]
+)
+def test_a_damaged_sidecar_is_refused(tmp_path, damage):
+    put(tmp_path / "a.json.meta.json", damage)
+    with pytest.raises(UserError, match=r"a\.json\.meta\.json: is damaged"):
+        provenance.read_meta(tmp_path / "a.json")
+    put(tmp_path / provenance.KIND, damage)
+    with pytest.raises(UserError, match=r"cream\.json: is damaged"):
+        provenance.read_kind(tmp_path)
+
+
+SMALL = " --device cpu --model tiny"
+STAGES = [
+    f"train.py{SMALL} --name tiny_sft --limit_size 16 --train_bsz 8 --lr 3e-4 --output_dir outputs/M1",
+    f"infer.py{SMALL} --checkpoint outputs/M1/checkpoint-last --name tiny_prompt_1 --limit_size 8 --gen_max_tokens 24 "
+    "--output_dir outputs/s.json",
+    f"rewarding.py{SMALL} --checkpoint outputs/M1/checkpoint-last --input_file outputs/s.json --output outputs/c.json",
+    f"rewarding.py{SMALL} --reward likelihood --input_file outputs/s.json --output outputs/p.json",
+    "cal_consistency.py --file1 outputs/c.json --file2 outputs/p.json --keep_truncated --output outputs/pairs.json",
+    f"train.py{SMALL} --checkpoint outputs/M1/checkpoint-last --name outputs/pairs.json --train_bsz 4 "
+    "--output_dir outputs/M2",
+]
+
+
+@pytest.fixture
+def chain(workspace):
+    """A round of the method, fresh for each test, in the workspace's outputs."""
+    kept, outputs = workspace.folder / "kept", workspace.folder / "outputs"
+    if not kept.exists():
+        for command in STAGES:
+            workspace.run(command)
+        shutil.copytree(outputs, kept, symlinks=True)
+    shutil.rmtree(outputs, ignore_errors=True)
+    shutil.copytree(kept, outputs, symlinks=True)
+    return workspace
+
+
+LAST = "outputs/M2/checkpoint-last"
+
+
+def test_the_chain_goes_down_to_the_raw_data(chain):
+    lines = chain.run(f"report.py lineage {LAST}").out.splitlines()
+    told = [line.strip().partition("  ")[0] for line in lines]
+    assert told == [
+        LAST,
+        "data: outputs/pairs.json",
+        *("file1: outputs/c.json", "input_file: outputs/s.json", "data: localdata/tiny/prompt.1.json"),
+        *(f"policy: {LAST.replace('2', '1')}", "data: localdata/tiny/sft.json", "start: assets/tiny_m0"),
+        *(f"policy: {LAST.replace('2', '1')}", "reference: assets/tiny_m0"),
+        *("file2: outputs/p.json", "input_file: outputs/s.json", "policy: assets/tiny_m0"),
+        f"start: {LAST.replace('2', '1')}",
+    ]
+    assert "<- cal_consistency.py" in lines[1] and lines[-1].endswith("as above")
+    assert "all of it is as it was recorded" in chain.run(f"report.py verify {LAST}").out
+    moved = chain.folder / "moved"
+    shutil.rmtree(moved, ignore_errors=True)
+    shutil.copytree(chain.folder, moved, symlinks=True, ignore=shutil.ignore_patterns("moved", "kept"))
+    shutil.rmtree(chain.folder / "outputs")
+    assert "moved/outputs/s.json: verified" in chain.run(f"report.py verify moved/{LAST}").out
+    assert "no such file" in chain.refused("report.py verify nowhere")
+    assert "lineage PATH" in chain.refused("report.py lineage")
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("outputs/s.json", "outputs/s.json: is not what it was when it was used"),
+        ("outputs/M1/checkpoint-last/model.safetensors", "checkpoint-last: is not what it was when it was used"),
+        ("outputs/M2/checkpoint-last/model.safetensors", "checkpoint-last: is not what its sidecar describes"),
+        ("localdata/tiny/sft.json", "sft.json: is not what it was when it was used"),
+    ],
+)
+def test_a_changed_file_is_found(chain, path, said):
+    file = chain.folder / path
+    before = file.read_bytes()
+    file.write_bytes(before[:-3] + b" " + before[-2:])
+    done = chain.run(f"report.py verify {LAST}", code=1)
+    file.write_bytes(before)
+    assert said in done.out and "not what was recorded" in done.err
+
+
+def test_what_changed_is_refused_by_the_next_stage_unless_forced(chain):
+    """And the sidecars of all that comes after say so."""
+    samples = chain.read("outputs/s.json")
+    chain.write("outputs/s.json", samples)  # the same records, in other bytes
+    again = STAGES[2].replace("c.json", "again.json")
+    assert "outputs/s.json was changed since it was made" in chain.refused(again)
+    assert "--force: outputs/s.json was changed" in chain.run(again + " --force").out
+    assert len(chain.read("outputs/again.json.meta.json")["forced"]) == 1
+    (chain.folder / "outputs/s.json.meta.json").unlink()
+    unverified = STAGES[2].replace("c.json", "unverified.json")
+    assert "it is taken as it is, unverified" in chain.run(unverified).out
+    pairs = STAGES[4].replace("c.json", "unverified.json").replace("pairs.json", "pairs2.json")
+    chain.run(pairs)
+    chain.run(STAGES[5].replace("pairs.json", "pairs2.json").replace("M2", "M3"))
+    for sidecar in (
+        "unverified.json.meta.json",
+        "pairs2.json.meta.json",
+        "M3/meta.json",
+        "M3/checkpoint-last/cream.json",
+    ):
+        assert chain.read(f"outputs/{sidecar}")["unverified"] == ["s.json"]
+    assert "! unverified: s.json" in chain.run("report.py lineage outputs/M3/checkpoint-last").out
+
+
+def test_other_prompts_than_those_answered_are_refused(chain):
+    prompts = chain.folder / "localdata/tiny/prompt.1.json"
+    before = prompts.read_text()
+    prompts.write_text(before.replace("eggs", "ideas"))
+    error = chain.refused(STAGES[2].replace("c.json", "other.json"))
+    prompts.write_text(before)
+    assert "outputs/s.json answers other prompts than" in error and "prompt.1.json" in error
+
+
+def test_pairs_of_another_policy_are_refused_unless_forced(chain):
+    other = STAGES[5].replace("--checkpoint outputs/M1/checkpoint-last", "--checkpoint none").replace("M2", "M4")
+    assert "rewarded by --checkpoint outputs/M1/checkpoint-last of tiny" in chain.refused(other)
+    chain.run(other + " --force")
+    assert "rewarded by --checkpoint" in chain.read("outputs/M4/meta.json")["forced"][0]
+
+
+def test_rankings_of_other_answers_are_refused_unless_forced(chain):
+    """Forced, they are left out, and counted."""
+    previous = chain.read("outputs/p.json")
+    first, second = list(previous)[:2]
+    previous[first]["response"][0][-1]["content"] += " or so"
+    del previous[second]
+    chain.write("outputs/other.json", previous)
+    command = STAGES[4].replace("p.json", "other.json").replace("pairs.json", "few.json")
+    assert f"record '{first}' has other answers in --file2" in chain.refused(command)
+    out = chain.run(command + " --force").out
+    assert "other answers in --file2" in out and "not in --file2" in out
+    meta = chain.read("outputs/few.json.meta.json")
+    assert meta["counts"]["dropped"]["other answers in --file2"] == 1 == meta["counts"]["dropped"]["not in --file2"]
+    assert "2 records of --file1 and --file2 do not match" in meta["forced"]
+    assert {first, second}.isdisjoint(chain.read("outputs/few.json"))
