@@ -1,22 +1,24 @@
-"""Read what stages leave behind.
+"""Read what stages leave behind. PATH is a file, a checkpoint's folder, or a registered name.
 
 lineage PATH  the chain of an output or checkpoint down to the raw data: how each was made, of what
 verify PATH   the same chain, every file of it hashed again: exit code 1 where one is not what was recorded
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cream import console
+from config import CHECKPOINTS, DATASETS
+from cream import console, names
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import parse
 from cream.provenance import Step, chain, wrong
 
 EXAMPLE = """\
-  python report.py lineage outputs/dpo/M2/checkpoint-last
-  python report.py verify outputs/dpo/M2/checkpoint-last"""
+  python report.py lineage tiny_m2
+  python report.py verify outputs/sampling.json"""
 
 
 @dataclass
@@ -31,7 +33,15 @@ def main(argv=None):
     commands = {"lineage": lineage, "verify": verify}
     if len(words) != 2 or words[0] not in commands:
         raise UserError("expected a command and a path: lineage PATH, or verify PATH")
-    commands[words[0]](Path(words[1]))
+    commands[words[0]](_place(words[1]))
+
+
+def _place(word: str) -> Path:
+    """A path, or what a registered name stands for."""
+    registered = names.read_registry(DATASETS) | names.read_registry(CHECKPOINTS)
+    if Path(word).exists() or word not in registered:
+        return Path(word)
+    return Path(os.path.relpath(names.in_root(registered[word])))
 
 
 def lineage(path: Path) -> None:

@@ -89,7 +89,7 @@ def test_documented_tools_exist():
 
 
 LAUNCHERS = {"--head", "--address", "--ray", "--generate"}  # of ray, torchrun and Slurm, as docs/scaling.md has them
-LAUNCHERS |= {"--nnodes", "--nproc_per_node", "--node_rank", "--master_addr", "--nodes", "--ntasks", "--gpus"}
+LAUNCHERS |= {"--node", "--nnodes", "--nproc_per_node", "--node_rank", "--master_addr", "--nodes", "--ntasks", "--gpus"}
 
 
 def test_the_documentation_names_no_flag_that_no_script_has(capsys):
