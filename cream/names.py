@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from cream import store
 from cream.errors import UserError, nearest
-from cream.folders import remote_code
+from cream.folders import check_weights, remote_code
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -176,6 +176,8 @@ def _from_hub(hub_id: str) -> Path:
 
 
 def _has_weights(folder: Path) -> bool:
-    index = folder / "model.safetensors.index.json"
-    shards = set(store.read_json(index)["weight_map"].values()) if index.exists() else ["model.safetensors"]
-    return all((folder / name).exists() for name in ("config.json", *shards))
+    try:
+        check_weights(folder)
+    except UserError:
+        return False
+    return True

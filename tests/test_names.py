@@ -9,7 +9,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from cream import names
 from cream.errors import UserError
@@ -144,7 +146,8 @@ def test_what_cannot_be_a_hub_id(name):
 
 COMMIT = "0123456789" * 4
 SHARDS = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
-FILES = {name: name.encode() for name in ("config.json", "tokenizer.json", *SHARDS.values())}
+FILES = {"config.json": b"{}", "tokenizer.json": b"{}"}
+FILES |= {shard: save({tensor: np.zeros(3)}) for tensor, shard in SHARDS.items()}
 FILES["model.safetensors.index.json"] = json.dumps({"weight_map": SHARDS}).encode()
 
 

@@ -43,8 +43,8 @@ class Lora:
 @dataclass(frozen=True)
 class Job:
     """All that decides a run. `start` is the folder of the policy trained from; `header` the settings and inputs that
-    the run's sidecar records, `flags` what args.json keeps besides; `afresh` removes what stands in the run's folder;
-    `fixed_consistency` overrides the pairs' C."""
+    the run's sidecar records, with `provenance`, `flags` what args.json keeps besides; `skip` leaves malformed records
+    out; `afresh` removes what stands in the run's folder; `fixed_consistency` overrides the pairs' C."""
 
     stage: str
     start: Path
