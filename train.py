@@ -58,6 +58,11 @@ def main(argv=None):
         return
     if stands:
         console.log.info("%s stands already, made by the same settings from the same inputs; nothing to do", run)
+        if is_first_process() and ((run / "state").exists() or [*run.glob(".checkpoint-*")]):
+            from cream.training.run import tidy
+
+            with Lock(run):  # it was killed at its very end
+                tidy(run)
     elif is_first_process():
         with Lock(run):
             _train(config, stage, method, start, data, run, header, provenance, devices)

@@ -105,11 +105,12 @@ def read_json(path: Path) -> object:
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
 
-    On an error nothing stays behind, nor do folders that were made for it.
+    On an error nothing stays behind, nor do folders that were made for it; what a kill leaves, the next writer takes
+    over. One process at a time may write a file: cream.lock sees to it.
     """
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as plain:
             with _packer(plain, path.suffix) as file:
@@ -117,7 +118,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             plain.flush()
             os.fsync(plain.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         with suppress(OSError):  # another process may have put something there
@@ -140,9 +141,9 @@ def _packer(plain: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
         yield plain
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -12,6 +12,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -116,6 +117,13 @@ class Output:
         if path.is_dir() or not store.is_record_file(path):
             raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
         self.stands = not overwrite and self._finished()
+        if self.stands and (self.partial.exists() or self._lock.path.exists()):
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what a run leaves that is killed when its output stands already."""
+        with suppress(UserError), self._lock:  # unless another process makes it anew
+            self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> "Output":
         self._lock.__enter__()
@@ -244,7 +252,7 @@ class Output:
         }
         store.write_json(meta_path(self.path), meta)
         os.replace(staged, self.path)
-        store.sync_folder(self.path.parent)
+        store.sync(self.path.parent)
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -307,10 +307,12 @@ def save_policy(
         store.write_json(staged / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     tokenizer.save_pretrained(staged)
     store.write_json(staged / KIND, kind | {"fingerprint": fingerprint(staged, cached=False)})
+    for path in staged.iterdir():
+        store.sync(path)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     staged.rename(folder)
-    store.sync_folder(folder.parent)
+    store.sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

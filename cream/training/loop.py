@@ -134,8 +134,6 @@ def train(
             if asked:
                 accelerator.wait_for_everyone()
                 interrupts.stop(agreed=True)
-    if accelerator.is_main_process:
-        state.clear(run)
     return logger.last
 
 

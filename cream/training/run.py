@@ -131,6 +131,7 @@ def work(job: Job) -> None:
             store.write_rows(job.run / "rejected.jsonl", bad)
         facts = {"counts": counts, "last": last, "wall_seconds": took}
         store.write_json(job.run / "meta.json", {**job.header, **origin(), **job.provenance.record(job.run), **facts})
+        tidy(job.run)
 
 
 def _accelerator(job: Job, precision: models.Precision) -> Accelerator:
@@ -156,6 +157,12 @@ def clear(run: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def tidy(run: Path) -> None:
+    """Remove what a finished run needs no more: the state to go on from, and what a kill left of a folder."""
+    for left in (run / "state", *run.glob(".checkpoint-*")):
+        left.unlink() if left.is_symlink() else shutil.rmtree(left, ignore_errors=True)
 
 
 def _begin(accelerator: Accelerator, job: Job) -> None:
@@ -253,9 +260,10 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     models.save_policy(models.merged(model) if job.lora else model, tokenizer, folder, dtype, kind, state)
     if job.lora:
         model.save_pretrained(folder / "adapter")
-    link = job.run / "checkpoint-last"
+    link = job.run / ".checkpoint-last"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
+    link.replace(job.run / "checkpoint-last")
     log.info("saved %s", folder)
 
 

@@ -73,11 +73,6 @@ def resume(accelerator: Accelerator, weights, run: Path) -> int:
     return found.step
 
 
-def clear(run: Path) -> None:
-    """A finished run needs none."""
-    shutil.rmtree(run / "state", ignore_errors=True)
-
-
 def _hashes(folder: Path) -> dict[str, str]:
     names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
     names = [str(name) for name in names if name.parts[0] != UNIVERSAL]
