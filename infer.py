@@ -80,6 +80,8 @@ def sample(config: InferConfig) -> None:
             "%(prompts)d prompts, %(answers)d answers: %(distinct)d distinct, %(cut)d cut at the length limit", counts
         )
         for reason, count in output.dropped.items():
+            if reason == store.MALFORMED:  # no prompt; told when they were written
+                continue
             log.info("  %d of %d prompts dropped: %s", count, total, reason)
     log.info("samples: %s\nnext, their rewards by the current model:", output.path)
     flags = config.cluster.flags(config.device) | {"model": config.model.name(), "input_file": output.path}
@@ -123,6 +125,8 @@ def evaluate(config: InferConfig) -> None:
                 output.reject(bad for source in sources for bad in store.rejected(source, Item))
             output.finish(_whole(output.rows(prompts), prompts, items, strict))
         for reason, count in output.dropped.items():
+            if reason == store.MALFORMED:  # no question; told when they were written
+                continue
             log.info("%d of %d questions count as wrong: %s", count, len(prompts), reason)
     log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts))
 
@@ -170,6 +174,8 @@ def rescore(config: InferConfig) -> None:
         raise UserError("--mode rescore needs --input_file, the results of an evaluation")
     source = Path(g.input_file)
     answers = list(store.read(source, Answer, skip=config.run.skip))
+    if not answers:
+        raise UserError(f"{source}: the file holds no records")
     target = _target(config, source.with_name(f"{source.name.partition('.')[0]}.rescored-{g.extraction}.json"))
     provenance = config.run.provenance()
     provenance.output("input_file", source)

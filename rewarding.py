@@ -134,7 +134,7 @@ def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
     """The prompts that the samples answer are still those of their file."""
     data = made.get("sources", {}).get("data")
     prompts = data and path.absolute().parent / data
-    if prompts and prompts.is_file() and fingerprint(prompts) != made["inputs"]["data"]:
+    if prompts and prompts.is_file() and fingerprint(prompts) != made["inputs"].get("data"):
         provenance.object(f"{path} answers other prompts than {prompts.resolve()} holds now: that was changed since")
 
 
@@ -199,8 +199,9 @@ def _show(chat, groups: Iterator[Group]) -> None:
 
 
 def _report(output: journal.Output, answers: int) -> None:
-    log.info("%d of %d answers rewarded", answers - output.dropped.total(), answers)
-    for reason, count in output.dropped.items():
+    dropped = {reason: count for reason, count in output.dropped.items() if reason != store.MALFORMED}  # of answers
+    log.info("%d of %d answers rewarded", answers - sum(dropped.values()), answers)
+    for reason, count in dropped.items():
         log.info("  %d have no reward: %s", count, reason)
 
 

@@ -50,7 +50,7 @@ def main(argv=None):
         raise UserError("--report_to wandb: it is not installed; .venv/bin/pip install wandb")
     if config.optimisation.compile and devices[0] == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError("--compile on a CPU needs a C++ compiler: install g++, or leave --compile out")
-    if config.output.register:
+    if config.output.register is not None:
         names.check_free(CHECKPOINTS, config.output.register, run / "checkpoint-last", overwrite=config.run.overwrite)
     stands = _stands(config, run, header)
     if config.run.dry_run:

@@ -1,5 +1,6 @@
 """Files as bytes and as JSON: opened whatever packs them, read with every reason named, written whole or not at all."""
 
+import errno
 import gzip
 import io
 import os
@@ -102,6 +103,22 @@ def read_json(path: Path) -> object:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError within it names the file, which one of writing to an open file does not by itself; what libraries
+    raise where there is no space left becomes one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
+    except Exception as error:
+        if any(sign in str(error) for sign in ("No space left", "PytorchStreamWriter", "inline_container")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
+
+
+@contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
 
@@ -109,16 +126,17 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     over. One process at a time may write a file: cream.lock sees to it.
     """
     made = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as plain:
-            with _packer(plain, path.suffix) as file:
-                yield file
-            plain.flush()
-            os.fsync(plain.fileno())
-        os.replace(temporary, path)
-        sync(path.parent)
+        with named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as plain:
+                with _packer(plain, path.suffix) as file:
+                    yield file
+                plain.flush()
+                os.fsync(plain.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         with suppress(OSError):  # another process may have put something there

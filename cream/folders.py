@@ -44,8 +44,12 @@ def check_weights(folder: Path) -> None:
     """Raises UserError unless config.json and all safetensors shards are there, the latter as long as they say."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: not a model folder, it has no config.json")
-    if not isinstance(store.read_json(folder / "config.json"), dict):
+    config = store.read_json(folder / "config.json")
+    if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'}: expected one object of settings")
+    for name in ("text_config", "rope_parameters", "rope_scaling"):
+        if not isinstance(config.get(name), dict | None):
+            raise UserError(f"{folder / 'config.json'}: `{name}` should be an object")
     index = folder / "model.safetensors.index.json"
     if index.exists():
         _check_shards(folder, index)

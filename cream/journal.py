@@ -22,6 +22,7 @@ import xxhash
 
 from cream import store
 from cream.errors import UserError
+from cream.files import named
 from cream.index import Index
 from cream.lock import Lock
 from cream.provenance import Provenance, fingerprint, meta_path, origin, read_meta
@@ -52,7 +53,7 @@ def free_path(path: Path) -> Path:
 
 def same(path: Path, found: dict | None, header: dict, what: str, advice: str = "") -> None:
     """Raises UserError unless `found` ({"settings": …, "inputs": …} of what stands at `path`) equals `header`."""
-    if found is None:
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
         difference = "it was not made by this command"
     else:
         old, new = ({**h["settings"], **h["inputs"]} for h in (found, header))
@@ -163,8 +164,8 @@ class Output:
             return Keys()
         advice = "Repeat its command to finish it. "
         try:
-            found = msgspec.json.decode(header, type=dict[str, dict])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            found = msgspec.json.decode(header)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = None
         same(self.path, found, self.header, f"an unfinished run stands in {self.partial.name}", advice)
         keys = Keys(uuid for uuid, _ in self._lines())
@@ -188,18 +189,22 @@ class Output:
 
     def append(self, row: Record | dict) -> None:
         """Keep one finished record in the journal; it survives a kill from now on, a power cut SYNC seconds later."""
-        if self._file is None:
-            self._file = open(self.partial, "w+b")
-            self._file.write(msgspec.json.encode(self.header) + b"\n")
-            self._sync()
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(msgspec.json.encode(encode(row) if isinstance(row, Record) else row) + b"\n")
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC:
-            self._sync()
+        with named(self.partial):
+            if self._file is None:
+                self._file = open(self.partial, "w+b")
+                self._write(msgspec.json.encode(self.header) + b"\n")
+                self._sync()
+            self._file.seek(0, os.SEEK_END)
+            self._write(msgspec.json.encode(encode(row) if isinstance(row, Record) else row) + b"\n")
+            if time.monotonic() - self._synced > SYNC:
+                self._sync()
+
+    def _write(self, data: bytes) -> None:
+        """To the file itself: what a full disk refuses must not stay in a buffer, to be refused again at its close."""
+        while data:
+            data = data[os.write(self._file.fileno(), data) :]
 
     def _sync(self) -> None:
-        self._file.flush()
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 

@@ -31,9 +31,9 @@ class Lock:
             self._made += [] if self.path.parent.exists() else [self.path.parent]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._held()
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}".encode())
-        self._file.flush()
+        with suppress(OSError):  # a full disk: it is locked all the same
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}".encode())
         return self
 
     def __exit__(self, *_) -> None:
@@ -46,7 +46,7 @@ class Lock:
 
     def _held(self):
         """The file, locked; None if its last holder has just removed it."""
-        file = open(self.path, "a+b")
+        file = open(self.path, "a+b", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):

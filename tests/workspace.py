@@ -102,7 +102,7 @@ class Workspace:
         """Modification time in ns of every file that a stage could write; 0 of folders, where locks come and go."""
         roots = [self.folder / name for name in ("outputs", "configs", "localdata")]
         paths = [path for root in roots for path in root.rglob("*")]
-        return {str(path): 0 if path.is_dir() else path.stat().st_mtime_ns for path in paths}
+        return {str(path): 0 if path.is_dir() else path.lstat().st_mtime_ns for path in paths}
 
     def read(self, path: str) -> object:
         """What a JSON file of the workspace holds."""

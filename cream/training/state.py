@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 
 from cream import store
 from cream.errors import UserError
+from cream.files import named
 from cream.provenance import fingerprint
 
 log = logging.getLogger("cream")
@@ -43,7 +44,8 @@ def last(run: Path) -> Saved | None:
 def save(accelerator: Accelerator, run: Path, step: int) -> None:
     """The state after `step`; all processes must call."""
     folder = run / "state" / str(step)
-    accelerator.save_state(str(folder))
+    with named(folder):
+        accelerator.save_state(str(folder))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         store.write_json(run / "state" / "whole", Saved(step, accelerator.num_processes, _hashes(folder)))
