@@ -214,7 +214,7 @@ def _next(config: RewardConfig, source: Path, target: Path, reward: str, folders
         log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))
         return
     about = read_kind(folders["policy"])
-    if about.get("stage") == "dpo":
+    if about.get("stage") == "dpo" and "started_from" in about:
         reference = config.rewarding.ref_model_ckpt or "none"
         previous = {"reward": "dpo", "checkpoint": about["started_from"], "ref_model_ckpt": reference}
     else:

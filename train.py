@@ -58,7 +58,7 @@ def main(argv=None):
         return
     if stands:
         console.log.info("%s stands already, made by the same settings from the same inputs; nothing to do", run)
-        if is_first_process() and ((run / "state").exists() or [*run.glob(".checkpoint-*")]):
+        if is_first_process() and ((run / "state").exists() or Lock(run).path.exists() or [*run.glob(".checkpoint-*")]):
             from cream.training.run import tidy
 
             with Lock(run):  # it was killed at its very end
@@ -148,7 +148,7 @@ def _stands(config: TrainConfig, run: Path, header: dict) -> bool:
     """Whether the run is finished; an unfinished run of other settings is refused, and so is a foreign folder."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file where the run's folder is to be")
-    if not run.exists() or not any(run.iterdir()):
+    if not run.exists() or all(path.name == ".args.json.tmp" for path in run.iterdir()):  # killed before it began
         return False
     if not (run / "args.json").exists():
         raise UserError(f"{run}: is not the folder of a training run; give another --output_dir")
@@ -256,8 +256,14 @@ def _finish(config: TrainConfig, stage: str, run: Path) -> None:
 
 def _round(checkpoint: Path) -> int:
     """t of the policy M_t in this folder: 1 after SFT, one more after every DPO."""
-    about = read_kind(checkpoint)
-    return 1 + _round(Path(about["started_from"])) if about.get("stage") == "dpo" else 1
+    seen: set[Path] = set()
+    while checkpoint.resolve() not in seen:
+        seen.add(checkpoint.resolve())
+        about = read_kind(checkpoint)
+        if about.get("stage") != "dpo" or "started_from" not in about:
+            break
+        checkpoint = Path(about["started_from"])
+    return len(seen)
 
 
 if __name__ == "__main__":

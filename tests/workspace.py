@@ -12,6 +12,7 @@ import os
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -19,17 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LIBRARIES = ("torch", "transformers.models.llama.modeling_llama", "accelerate", "peft", "deepspeed")
+CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.symlink"}  # and "open", to write
 PARTS = ("*.py", "cream", "configs", "localdata/tiny", "assets", "scripts")
 REGISTRIES = ("checkpoint.json", "dataset.json")  # what a user of this clone has registered is no part of a fresh one
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended: its exit code, what it printed on stdout and on stderr."""
+    """How a command ended: its exit code (-9 after SIGKILL), what it printed on stdout and on stderr, and, one a line,
+    the files that it was about to change, if it was started to be killed at one of them."""
 
     code: int
     out: str
     err: str
+    changes: str = ""
 
     def commands(self) -> list[str]:
         """The commands of next stages that it printed."""
@@ -39,15 +43,26 @@ class Done:
 class Stages:
     """The process that runs stages in forks of itself."""
 
-    def __init__(self):
+    def __init__(self, *libraries: str):
         from cream import console
 
         pipe, quiet = subprocess.PIPE, os.environ | console.QUIET | {"DS_ACCELERATOR": "cpu"}  # read at import
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, text=True, env=quiet)
+        argv = [sys.executable, __file__, *LIBRARIES, *libraries]
+        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=quiet)
 
     def run(self, folder: Path, argv: list[str]) -> Done:
         """`python argv…` in a folder."""
-        print(json.dumps([str(folder), argv]), file=self.process.stdin, flush=True)
+        os.close(self.start(folder, argv))
+        return self.end()
+
+    def start(self, folder: Path, argv: list[str], fatal: int | None = None) -> int:
+        """The same, not waited for; returns a pidfd. It kills itself before its `fatal`-th change of a file, 0: never
+        (SIGKILL), and lists them."""
+        print(json.dumps([str(folder), argv, fatal]), file=self.process.stdin, flush=True)
+        return os.pidfd_open(int(self.process.stdout.readline()))
+
+    def end(self) -> Done:
+        """How the command that was started last ended."""
         return Done(*json.loads(self.process.stdout.readline()))
 
     def close(self) -> None:
@@ -120,17 +135,22 @@ class Workspace:
 
 
 def serve() -> None:
-    """Answer each line of stdin, [folder, argv], with a line [exit code, stdout, stderr]."""
-    for name in LIBRARIES:
+    """Answer each line of stdin, [folder, argv, fatal], with a line at its start, its process, and one at its end, the
+    fields of Done."""
+    for name in sys.argv[1:]:
         if importlib.util.find_spec(name):
             with contextlib.redirect_stdout(sys.stderr):
                 importlib.import_module(name)
-    for folder, argv in map(json.loads, sys.stdin):
-        streams = [os.memfd_create(name) for name in ("stdout", "stderr")]
+    for folder, argv, fatal in map(json.loads, sys.stdin):
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)  # the last one: until now its number stood for it alone
+        streams = [os.memfd_create(name) for name in ("stdout", "stderr", "changes")]
         child = os.fork()
         if not child:
-            _stage(folder, argv, *streams)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            _stage(folder, argv, fatal, *streams)
+        print(child, flush=True)
+        ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         print(json.dumps([code, *map(_text, streams)]), flush=True)
 
 
@@ -140,8 +160,29 @@ def _text(stream: int) -> str:
         return file.read().decode(errors="replace")
 
 
-def _stage(folder: str, argv: list[str], out: int, err: int) -> None:
+def _watch(fatal: int, changes: int) -> None:
+    """List each change of a file before it is made; end this process before the `fatal`-th."""
+    count = 0
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal count
+        if event not in CHANGES and not (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)):
+            return
+        path = str(args[0])
+        if "__pycache__" in path or os.path.isabs(path) and not path.startswith(os.getcwd()):
+            return
+        os.write(changes, f"{event} {path}\n".encode())
+        count += 1
+        if count == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _stage(folder: str, argv: list[str], fatal: int | None, out: int, err: int, changes: int) -> None:
     """Become `python argv…` in a folder; does not return."""
+    if fatal is not None:
+        _watch(fatal, changes)
     for stream, target in ((out, 1), (err, 2)):
         os.dup2(stream, target)
     os.chdir(folder)

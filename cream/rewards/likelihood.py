@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cream import interrupts
 from cream.rewards import Group, GroupReward
 
 PASSES = ("policy",)
@@ -48,6 +49,8 @@ class Scorer:
         """(uuid, what is found) of each group, in their order; equal answers to a prompt are computed once."""
         groups = iter(groups)
         while chunk := list(islice(groups, self.chunk)):
+            if interrupts.asked():  # it may be cut short: a resumed run computes it whole
+                return
             yield from zip([group.uuid for group in chunk], self._find(chunk), strict=True)
 
     def close(self) -> None:

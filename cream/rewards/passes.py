@@ -1,6 +1,6 @@
 """A reward source's passes over a file of samples: one model at a time, group by group into the output's journal."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -51,19 +51,24 @@ def run(
 ) -> Counter[str]:
     """Take what a pass finds into the journal (which holds `done` of it), and beside the samples; returns how many
     answers' log π came whence."""
-    whence, new = Counter(), []
-    try:
-        for uuid, one in found:
+    whence, new = Counter(), deque()
+
+    def take() -> None:
+        kept.keep([(uuid, one.computed) for uuid, one in new])  # first: what the journal holds is not computed again
+        while new:
+            uuid, one = new.popleft()
             if (key := _key(role, uuid)) not in done:
                 output.append({"uuid": key, **asdict(one.scored)})
                 progress()
+
+    try:
+        for uuid, one in found:
             whence += one.whence
-            new.append((uuid, one.computed))
+            new.append((uuid, one))
             if len(new) == KEPT_AT_ONCE:
-                kept.keep(new)
-                new = []
+                take()
     finally:
-        kept.keep(new)
+        take()
     return whence
 
 

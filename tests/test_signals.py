@@ -1,0 +1,64 @@
+"""SIGINT and SIGTERM: a stage ends by 130 or 143 with what was in flight kept, and names the command that goes on."""
+
+import os
+import select
+import shlex
+import signal
+import time
+
+import pytest
+from test_faults import INFER, REWARD, TRAIN, Stage, progress, whole, world  # noqa: F401  a fixture
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+COMMANDS = {
+    "sampling": f"{INFER}sampling/samples.json --name tiny_prompt_1 --gen_n 4 --max_tokens_per_batch 1000",
+    "rewarding": f"{REWARD}rewarding/rewards.jsonl --reward likelihood --checkpoint none",
+    "training": f"{TRAIN}training/run --name tiny_sft --epoch 5 --train_bsz 8",
+}
+GOES_ON = {"sampling": "going on: ", "rewarding": "", "training": "resuming after step "}  # rewarding does not say so
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world):  # noqa: F811
+    """Each stage with what its undisturbed run made."""
+    return {name: Stage(world, name, command) for name, command in COMMANDS.items()}
+
+
+def kept(folder):
+    """Records in a journal, or steps in a saved state: what the next run has not to do again."""
+    records = sum(len(whole(journal)) for journal in folder.rglob("*.partial"))
+    return records + sum(saved for _, saved in progress(folder))
+
+
+def finished(folder):
+    """The same, and steps that no state has yet."""
+    return kept(folder) + sum(logged - saved for logged, saved in progress(folder))
+
+
+def interrupted(stage, signum):
+    """Start a stage and send it a signal once it has finished something; how it ended, and what was finished then."""
+    stage.begin()
+    process = stage.world.stages.start(stage.world.folder, stage.world.argv(stage.command))
+    while finished(stage.folder) < 2:
+        time.sleep(0.002)
+        assert not select.select([process], [], [], 0)[0], "it ended before it was interrupted"
+    before = finished(stage.folder)
+    signal.pidfd_send_signal(process, signum)
+    os.close(process)
+    return stage.world.stages.end(), before
+
+
+@pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_interrupted_stage_keeps_what_is_in_flight(undisturbed, name, signum):
+    stage = undisturbed[name]
+    done, before = interrupted(stage, signum)
+    assert done.code == CODES[signum] and "Traceback" not in done.err
+    assert "finishing what is in flight" in done.err
+    assert kept(stage.folder) == finished(stage.folder) >= before  # equal: it came when a step had just ended
+    *_, told, command = done.err.splitlines()
+    assert told == "interrupted: what is finished is kept; the same command goes on from here:"
+    assert shlex.split(command) == ["python", *shlex.split(stage.command)]
+    done = stage.world.run(command.strip())
+    assert GOES_ON[name] in done.out
+    assert stage.contents() == stage.made
