@@ -26,6 +26,7 @@ from cream.folders import REMOTE_CODE
 
 BATCH = 256  # items that a replica takes at a time: what is done again if it is lost
 CLIENT = "ray://"
+ATTEMPTS = 3  # to join a cluster
 RESTARTS = 5  # of a replica that dies, alone or with its node; more often it is no accident
 ROW = 16  # items, or results, that go through Ray together: for each such row it takes some hundredths of a second
 
@@ -235,10 +236,14 @@ def _join(address: str | None) -> None:
         interrupts.listen()  # Ray puts a handler of its own in place
         return
     package = str(Path(__file__).resolve().parent)
-    try:
-        ray.init(address, runtime_env={"py_modules": [package], "env_vars": variables}, **quiet)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"--ray_address {address}: no Ray cluster answers there: {error}") from None
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(address, runtime_env={"py_modules": [package], "env_vars": variables}, **quiet)
+            break
+        except (ConnectionError, ValueError) as error:
+            # of a client (ray://): the head starts a process for it, which at times fails or comes too late
+            if "Starting Ray client server failed" not in str(error) or attempt == ATTEMPTS - 1:
+                raise UserError(f"--ray_address {address}: no Ray cluster answers there: {error}") from None
     interrupts.listen()
 
 

@@ -74,7 +74,7 @@ def test_a_client_from_outside_gets_the_same(workspace, monkeypatch):
     from ray.cluster_utils import Cluster
 
     # the head starts a process for its client, at low priority: on a busy machine that takes more than Ray's 30 s
-    monkeypatch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "300")
+    monkeypatch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "90")
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

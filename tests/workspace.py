@@ -114,9 +114,9 @@ class Workspace:
         return shlex.split(command.removeprefix("python "))
 
     def state(self) -> dict[str, int]:
-        """Modification time in ns of every file that a stage could write; 0 of folders, where locks come and go."""
+        """Modification time in ns of every file but locks that a stage could write; 0 of folders, where locks stand."""
         roots = [self.folder / name for name in ("outputs", "configs", "localdata")]
-        paths = [path for root in roots for path in root.rglob("*")]
+        paths = [path for root in roots for path in root.rglob("*") if path.suffix != ".lock"]
         return {str(path): 0 if path.is_dir() else path.lstat().st_mtime_ns for path in paths}
 
     def read(self, path: str) -> object:
