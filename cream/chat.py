@@ -16,6 +16,14 @@ from cream.records import Message
 from cream.templates import limited, tried
 
 NOT_A_PREFIX = "the template or tokenizer merges the prompt's last token with the answer"
+WRONG = (
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)  # what a template may raise
 PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
 
 
@@ -152,16 +160,8 @@ class Chat:
         try:
             with limited(self._name):
                 text = apply(plain, tokenize=False, add_generation_prompt=generation_prompt)
-        except (
-            TemplateError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            LookupError,
-            AttributeError,
-            RecursionError,
-        ) as e:
-            raise UserError(f"{self._name} refuses a conversation: {e}") from None
+        except (TemplateError, *WRONG) as error:
+            raise UserError(f"{self._name} refuses a conversation: {error}") from None
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -1,8 +1,7 @@
 """A stage's output in the making: finished records survive a kill, the file itself appears whole or not at all.
 
-Beside an output X stands `X.meta.json`: the command, settings, versions, git commit, hashes of inputs, fingerprints of
-models, counts (in, out, dropped and why), wall time. While the stage runs it appends to `X.partial`. Run again with the
-same inputs and settings: finished -> X stands; partial -> goes on. With others: an error that names the difference.
+While a stage runs it appends to `X.partial`. Run again with the same inputs and settings: finished -> X stands;
+partial -> goes on. With others: an error that names the difference. What X's sidecar says stands in provenance.py.
 """
 
 import logging
@@ -145,7 +144,7 @@ class Output:
             return False
         meta = read_meta(self.path)
         same(self.path, meta, self.header, "stands already")
-        if meta["output"] != fingerprint(self.path):
+        if meta.get("output") != fingerprint(self.path):
             raise UserError(
                 f"{self.path}: is not what its sidecar describes: it was changed since, or replacing it was "
                 "interrupted; --overwrite makes it again"

@@ -81,7 +81,7 @@ def fingerprint_of(path: str | Path) -> str:
 
 def meta_path(output: Path) -> Path:
     """Where the sidecar of `output` stands: beside a file, inside a folder."""
-    return output / "meta.json" if output.is_dir() else output.with_name(output.name + ".meta.json")
+    return output / RUN if output.is_dir() else output.with_name(output.name + ".meta.json")
 
 
 def read_meta(output: Path) -> dict | None:

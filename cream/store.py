@@ -65,7 +65,7 @@ def read(path: Path, kind: type[R], limit: int | None = None, *, skip: bool = Fa
 
 
 def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[dict]:
-    """What `read` passes over with `skip`: {"uuid" (or the place), "file", "reason", "record" (its text)} of each."""
+    """What `read` passes over with `skip`: {"uuid" (or the place), "where", "reason", "record" (its text)} of each."""
     for bad in _checked(path, kind, limit, _doubled(path, limit)):
         if isinstance(bad, Bad):
             text = bad.data.decode(errors="backslashreplace")

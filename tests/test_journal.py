@@ -181,3 +181,14 @@ def test_free_paths_count_up(tmp_path):
     assert journal.free_path(tmp_path / "pairs.1.json").name == "pairs.1.3.json"
     assert journal.free_path(tmp_path / "a.jsonl.zst").name == "a.2.jsonl.zst"
     assert journal.free_path(tmp_path / "run").name == "run-2"
+
+
+def test_a_sidecar_that_does_not_say_what_it_is_of_is_not_believed(tmp_path):
+    path = tmp_path / "x.json"
+    with begin(path) as output:
+        output.finish(ROWS)
+    meta = json.loads((tmp_path / "x.json.meta.json").read_text())
+    del meta["output"]
+    (tmp_path / "x.json.meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="is not what its sidecar describes"):
+        begin(path)
