@@ -19,7 +19,7 @@ class Answerer:
 
     def __call__(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, Answered | None]]:
         """(uuid, (prompt, its ids, its answers)) of each prompt, KEPT for one of `done`, in any order, as they are
-        finished.
+        finished; of a huge one that is too long no ids.
 
         Prompts are taken as the engine needs them, and held until they are answered.
         """
@@ -28,8 +28,9 @@ class Answerer:
 
         def requests() -> Iterator[Request]:
             for prompt in prompts:
-                ids = self.chat.prompt(prompt.messages)
-                if len(ids) > self.max_prompt:
+                exceeds = self.chat.exceeds(prompt.messages, self.max_prompt)
+                ids = [] if exceeds else self.chat.prompt(prompt.messages)
+                if exceeds or len(ids) > self.max_prompt:
                     aside.append((prompt.uuid, (prompt, ids, [])))
                 elif prompt.uuid in self.done:
                     aside.append((prompt.uuid, KEPT))
