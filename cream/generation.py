@@ -21,6 +21,7 @@ from cream.records import Message, Prompt, Samples
 log = logging.getLogger("cream")
 
 Answered = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its answers: none if it is too long
+SHOWN = 50_000  # characters of a text
 KEPT = None  # stands for the answers of a prompt that has them from an earlier run
 
 
@@ -147,8 +148,12 @@ def _unfinished(prompts: Callable[[], Iterable[Prompt]], done: Container[str], b
 
 
 def shown(chat: Chat, prompt: Prompt) -> str:
-    """A prompt as the model sees it."""
-    return chat.tokenizer.decode(chat.prompt(prompt.messages))
+    """A prompt as the model sees it; of very long texts their beginning and `…`."""
+    messages = [
+        message if len(message.content) <= SHOWN else structs.replace(message, content=message.content[:SHOWN] + "…")
+        for message in prompt.messages
+    ]
+    return chat.tokenizer.decode(chat.prompt(messages))
 
 
 def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:
