@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cream import interrupts
@@ -45,15 +46,29 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
         except Exception as error:
             if (told := mendable(error)) is None:
                 raise
-            print(f"error: {told}", file=sys.stderr)
+            _tell(f"error: {told}")
             sys.exit(2)
         except KeyboardInterrupt as error:
             again = f"  {command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}".rstrip()
             told = f"interrupted: what is finished is kept; the same command goes on from here:\n{again}"
-            print(told, file=sys.stderr)
+            _tell(told)
             sys.exit(error.code if isinstance(error, interrupts.Interrupted) else 130)
 
     return wrapped
+
+
+def _tell(text: str) -> None:
+    """The last words on stderr. Where nobody reads a stream any more (a pipe is broken), it is closed off, so that the
+    exit code stays what it is to be."""
+    for stream, words in ((sys.stdout, ""), (sys.stderr, f"{text}\n")):
+        try:
+            stream.write(words)
+            stream.flush()
+        except OSError:
+            with open(os.devnull, "wb") as nowhere, suppress(OSError):  # a test's stream has no number
+                os.dup2(nowhere.fileno(), stream.fileno())
+        except (AttributeError, ValueError):  # it was none, or closed, from the start
+            pass
 
 
 def command(script: str, **flags: object) -> str:

@@ -80,7 +80,8 @@ def _take(signum: int, _frame) -> None:
     if not first or not _state.deferred:
         raise Interrupted(_state.signum)
     if not _state.children:
-        os.write(sys.__stderr__.fileno(), b"\ninterrupted: finishing what is in flight; once more ends at once\n")
+        with suppress(OSError, ValueError, AttributeError):  # nobody reads it any more: `| tee log` got the signal, too
+            os.write(sys.__stderr__.fileno(), b"\ninterrupted: finishing what is in flight; once more ends at once\n")
 
 
 @contextmanager

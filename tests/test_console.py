@@ -1,6 +1,8 @@
 """How a stage ends: what a user can mend is one message and exit code 2, all else keeps its traceback."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -53,3 +55,32 @@ def test_a_bug_keeps_its_traceback(error):
 
     with pytest.raises(type(error)):
         main([])
+
+
+UNHEARD = """
+import os, signal, sys
+from cream import console, interrupts
+
+@console.stage
+def main(argv):
+    console.log.info("begun")
+    sys.stdin.readline()
+    with interrupts.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        console.log.info("in flight")
+        open(sys.argv[1], "w").close()
+    interrupts.check()
+
+main()
+"""
+
+
+def test_an_interrupt_that_nobody_hears_finishes_what_is_in_flight(tmp_path, repo):
+    """`python infer.py 2>&1 | tee log`: Ctrl-C ends tee as well, and with it who reads stdout and stderr."""
+    argv = [sys.executable, "-c", UNHEARD, str(tmp_path / "kept")]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(argv, cwd=repo, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
+    assert process.stdout.readline() == b"begun\n"
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait() == 143 and (tmp_path / "kept").exists()
