@@ -18,7 +18,8 @@ from filelock import FileLock
 from cream import store
 from cream.errors import UserError
 
-SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".py"}  # weights, configs and tokenizer, template, own code
+# weights, configs and tokenizer, template, vocabularies (merges.txt, vocab.txt), own code
+SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
 NOTES = {"cream.json", "args.json"}  # ours; they decide no output
 SETTLED = 2 * 10**9  # ns; a younger file may change again within one tick of its file system's clock, unseen
 BLOCK = 1 << 22  # bytes read at a time

@@ -148,7 +148,9 @@ def _from_hub(hub_id: str) -> Path:
         "*.json",
         "*.safetensors",
         "*.jinja",
-        "tokenizer.model",
+        "*.model",
+        "*.txt",
+        "*.tiktoken",
         *(["*.py"] if remote_code() else []),
     ]  # no pickles
     try:

@@ -13,7 +13,7 @@ from cream import fingerprints
 from cream.errors import UserError
 from cream.fingerprints import fingerprint
 
-FILES = ("chat_template.jinja", "config.json", "model.safetensors", "tokenizer.model")
+FILES = ("chat_template.jinja", "config.json", "merges.txt", "model.safetensors", "tokenizer.model", "vocab.tiktoken")
 
 
 def fill(folder: Path) -> Path:

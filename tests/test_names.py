@@ -177,7 +177,7 @@ def test_what_cannot_be_a_hub_id(name):
 
 COMMIT = "0123456789" * 4
 SHARDS = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
-FILES = {"config.json": b"{}", "tokenizer.json": b"{}"}
+FILES = {"config.json": b"{}", "tokenizer.json": b"{}", "merges.txt": b"a b", "vocab.tiktoken": b"YQ== 0"}
 FILES |= {shard: save({tensor: np.zeros(3)}) for tensor, shard in SHARDS.items()}
 FILES["model.safetensors.index.json"] = json.dumps({"weight_map": SHARDS}).encode()
 
