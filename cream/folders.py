@@ -14,6 +14,8 @@ CONVERT = (
     "To convert weights whose source you trust: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), in "
     "Python with transformers"
 )
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # as configs spell the number
 MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
@@ -50,18 +52,30 @@ def check_weights(folder: Path) -> None:
     for name in ("text_config", "rope_parameters", "rope_scaling"):
         if not isinstance(config.get(name), dict | None):
             raise UserError(f"{folder / 'config.json'}: `{name}` should be an object")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        _check_shards(folder, index)
-    elif (folder / "model.safetensors").exists():
-        tensors(folder / "model.safetensors")
-    else:
+    if not (folder / INDEX).exists() and not (folder / WEIGHTS).exists():
         pickles = sorted(p.name for form in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(form))
         found = f"; {pickles[0]} is a pickle, which is never loaded. {CONVERT}" if pickles else ""
         raise UserError(f"{folder}: no model.safetensors{found}")
+    _check_layers(folder, config, sum(map(len, _held(folder).values())))
 
 
-def _check_shards(folder: Path, index: Path) -> None:
+def _check_layers(folder: Path, config: dict, count: int) -> None:
+    """Raises UserError where config.json tells of more layers than there are tensors (`count`): to build 10¹² would
+    take for ever."""
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name in LAYERS:
+            if isinstance(layers := part.get(name), int) and layers > count:
+                raise UserError(
+                    f"{folder / 'config.json'}: `{name}` is {layers}, but the weights have {count} tensors in all"
+                )
+
+
+def _held(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each of a folder's weight files, of its shards where it has an index. Raises UserError where one
+    is missing or not whole."""
+    index = folder / INDEX
+    if not index.exists():
+        return {WEIGHTS: tensors(folder / WEIGHTS)}
     try:
         where = msgspec.convert(store.read_json(index), dict[str, object])["weight_map"]
         shards = msgspec.convert(where, dict[str, str])
@@ -75,6 +89,7 @@ def _check_shards(folder: Path, index: Path) -> None:
     held = {name: tensors(folder / name) for name in names}
     if lacking := sorted(tensor for tensor, name in shards.items() if tensor not in held[name]):
         raise UserError(f"{folder}: {shards[lacking[0]]} lacks {len(lacking)} tensors: {', '.join(lacking[:3])}")
+    return held
 
 
 def tensors(file: Path) -> dict[str, Tensor]:
@@ -103,6 +118,6 @@ def tensors(file: Path) -> dict[str, Tensor]:
 
 
 def parameter_count(folder: Path) -> int:
-    """Parameters in a folder's safetensors files."""
-    held = (tensor for file in folder.glob("*.safetensors") for tensor in tensors(file).values())
-    return sum(math.prod(tensor.shape) for tensor in held)
+    """Parameters of a folder's model; weights of another form that stand beside it (consolidated.safetensors) are not
+    of it."""
+    return sum(math.prod(tensor.shape) for held in _held(folder).values() for tensor in held.values())

@@ -164,7 +164,7 @@ def models() -> Iterator[Damage]:
         "weights are a folder": _all(_remove("model.safetensors"), lambda r: (r / MODEL / "model.safetensors").mkdir()),
     }
     for key, values in {
-        "num_hidden_layers": ("x", -1, None),
+        "num_hidden_layers": ("x", -1, None, 10**12),
         "hidden_size": (0, 7, "x", []),
         "vocab_size": (1, "x", 10**12),
         "num_attention_heads": (0, 3),

@@ -100,10 +100,16 @@ def one_shard_less(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
 
+def more_layers(folder):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**12}))
+
+
 @pytest.mark.parametrize(
     "damage, named",
     [
         (remove("config.json"), "config.json"),
+        (more_layers, "`num_hidden_layers` is 1000000000000, but the weights have"),
         (remove("tokenizer.json"), "tokenizer"),
         (remove("model.safetensors"), "no model.safetensors"),
         (pickled, "pytorch_model.bin is a pickle"),
@@ -125,6 +131,19 @@ def test_a_damaged_folder_ends_in_one_message(copied, damage, named):
         folders.check_folder(copied)
         load(copied)
     assert str(copied) in str(error.value) and named in str(error.value)
+
+
+def test_only_the_models_own_weights_are_counted(copied):
+    """Some repositories have them in a second form beside the shards."""
+    count = folders.parameter_count(copied)
+    assert count == sum(tensor.numel() for tensor in load_file(copied / "model.safetensors").values())
+    shutil.copy(copied / "model.safetensors", copied / "consolidated.safetensors")
+    assert folders.parameter_count(copied) == count
+    names = list(load_file(copied / "model.safetensors"))
+    (copied / "model.safetensors").rename(copied / "model-1-of-1.safetensors")
+    shards = dict.fromkeys(names, "model-1-of-1.safetensors")
+    (copied / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert folders.parameter_count(copied) == count
 
 
 def test_a_policy_has_no_dropout(tmp_path, tiny_tokenizer):
