@@ -21,6 +21,8 @@ def mendable(error: Exception) -> UserError | None:
         return error
     if isinstance(error, OSError) and error.filename is not None:  # no space, no permission, a file for a folder
         return UserError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, MemoryError):
+        return UserError("this machine has no memory left for what is being read or made")
     if isinstance(error, RuntimeError):
         from cream.hardware import out_of_memory  # which imports torch
 

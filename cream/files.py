@@ -17,7 +17,9 @@ import msgspec
 from cream.errors import UserError
 
 PACKED = {".gz", ".zst"}
-BLOCK = 1 << 20  # bytes of a packed file that are read at a time
+BLOCK = 1 << 20  # bytes of a packed file that are kept at a time, once unpacked
+FEED = 1 << 10  # packed bytes that are unpacked at a time: into 32 MB at most
+MOST = 1 << 30  # bytes of a line, and of a packed file that is read as a whole; what has more was made to do harm
 BOM = b"\xef\xbb\xbf"
 LONE = re.compile(
     rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)"
@@ -60,7 +62,7 @@ class _Zstd(io.RawIOBase):
         import zstandard
 
         while not self._unpacked:
-            if not (data := self._rest or self._packed.read(BLOCK // 8)):
+            if not (data := self._rest or self._packed.read(FEED)):
                 if self._frame is not None:
                     raise EOFError("it ends within a frame")
                 return 0
@@ -74,6 +76,26 @@ class _Zstd(io.RawIOBase):
         count = min(len(buffer), len(self._unpacked))
         buffer[:count], self._unpacked = self._unpacked[:count], self._unpacked[count:]
         return count
+
+
+def read_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """The lines of an open file. Raises UserError on one of more than MOST bytes, before it is held."""
+    number = 0
+    while line := file.readline(MOST + 1):
+        number += 1
+        if len(line) > MOST:
+            raise UserError(f"{path}, line {number}: has more than {MOST} bytes")
+        yield line
+
+
+def read_whole(path: Path) -> bytes:
+    """A file as a whole. Raises UserError on a packed one that unpacks to more than MOST bytes."""
+    with open_file(path) as file:
+        if path.suffix not in PACKED:
+            return file.read()
+        if len(data := file.read(MOST + 1)) > MOST:
+            raise UserError(f"{path}: unpacks to more than {MOST} bytes, which only a .jsonl file may")
+        return data
 
 
 def parse(data: bytes, where: object, kind: type = object, hook=None) -> object:
@@ -98,8 +120,7 @@ def _why(data: bytes, error: Exception) -> str:
 
 def read_json(path: Path) -> object:
     """A whole JSON file of any layout."""
-    with open_file(path) as file:
-        return parse(file.read(), path)
+    return parse(read_whole(path), path)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import msgspec
 import xxhash
 
 from cream.errors import UserError
-from cream.files import PACKED, atomic, open_file, parse, read_json, sync, write_json
+from cream.files import PACKED, atomic, open_file, parse, read_json, read_lines, read_whole, sync, write_json
 from cream.records import R, Record, decode, encode, kind_of
 
 __all__ = ["atomic", "open_file", "read_json", "sync", "write_json"]  # as store's own, with those below
@@ -159,12 +159,11 @@ def _entries(path: Path) -> Iterator[Raw | Bad]:
     form = _form(path)
     if form == ".jsonl":
         with open_file(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(read_lines(file, path), 1):
                 if not line.isspace():
                     yield _entry(f"{path}, line {number}", line)
     elif form == ".json":
-        with open_file(path) as file:
-            data = file.read()
+        data = read_whole(path)
         if data.lstrip()[:1] == b"[":
             for index, raw in enumerate(parse(data, path, list[msgspec.Raw])):
                 yield _entry(f"{path}, element {index}", bytes(raw))

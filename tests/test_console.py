@@ -28,6 +28,7 @@ def ends(error):
         (UserError("a.json: no such file"), 2, "error: a.json: no such file\n"),
         (OSError(28, "No space left on device", "a.json"), 2, "error: a.json: No space left on device\n"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"), 2, "no memory left: CUDA out"),
+        (MemoryError(), 2, "no memory left"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "no memory left"),
     ],
 )

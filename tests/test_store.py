@@ -1,12 +1,14 @@
 """Record files: every form reads back, errors name file and record, and a file is whole or absent."""
 
 import json
+import tracemalloc
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cream import store
+from cream import files, store
 from cream.errors import UserError
 from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Samples
 
@@ -104,6 +106,30 @@ def test_a_bad_file_ends_in_one_message(tmp_path, name, content, named):
     with pytest.raises(UserError) as error:
         list(store.read(tmp_path / name, Prompt))
     assert name in str(error.value) and named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "form, place",
+    [(".jsonl", ", line 2: "), (".jsonl.zst", ", line 2: "), (".jsonl.gz", ", line 2: "), (".json.zst", ": ")],
+)
+def test_what_unpacks_without_end_is_refused(tmp_path, monkeypatch, form, place):
+    monkeypatch.setattr(files, "MOST", 1000)
+    path = tmp_path / f"x{form}"
+    store.write(path, [prompt("a"), prompt("b", "9" * 1000)])
+    with pytest.raises(UserError, match=rf"{path.name}{place}.*more than 1000 bytes"):
+        list(store.read(path, Prompt, skip=True))
+
+
+def test_a_packed_file_is_unpacked_piece_by_piece(tmp_path):
+    """64 MB of blank lines, in 2 kB."""
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(zstandard.ZstdCompressor().compress(b"\n" * (64 << 20)))
+    tracemalloc.start()
+    with files.open_file(path) as file:
+        assert file.read(5) == b"\n" * 5
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 48 << 20
 
 
 @pytest.mark.parametrize("form", [".json.gz", ".jsonl.gz", ".json.zst"])
