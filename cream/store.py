@@ -16,6 +16,7 @@ from cream.records import R, Record, decode, encode, kind_of
 __all__ = ["atomic", "open_file", "read_json", "sync", "write_json"]  # as store's own, with those below
 
 RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
+DEPTH = 100  # levels of lists and objects in a record
 MALFORMED = "malformed record"  # the reason under which those that are passed over are counted
 SKIP = "--on_bad_record skip leaves such records out"
 
@@ -185,6 +186,8 @@ def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
     """A record by its bytes; its `uuid` is within them unless it is given."""
     try:
         value = parse(data, where)
+        if _too_deep(value, data):
+            raise UserError(f"{where}: nested too deeply: in more than {DEPTH} levels")
     except UserError as error:
         reason = str(error).removeprefix(f"{where}: ")
         return Bad(where, uuid, reason if uuid is None else f"record {uuid!r}: {reason}", data)
@@ -193,6 +196,19 @@ def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
             return Bad(where, None, "expected an object with its `uuid`, a text", data)
         uuid = value.pop("uuid")
     return Raw(where, uuid, value)
+
+
+def _too_deep(value: object, data: bytes) -> bool:
+    """Whether a value, whose JSON text is `data`, has more than DEPTH levels. What Python itself takes depends on how
+    deep the caller stands, so that one pass might read a record and the next one refuse it."""
+    if data.count(b"[") + data.count(b"{") <= DEPTH:
+        return False
+    level, depth = [value], 0
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        if (depth := depth + 1) > DEPTH:
+            return True
+        level = [part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole)]
+    return False
 
 
 # Writing ------------------------------------------------------------------------------------------------------------

@@ -168,6 +168,19 @@ def test_uuids_of_one_hash_are_told_apart(tmp_path, monkeypatch):
         list(store.read(path, Prompt))
 
 
+@pytest.mark.parametrize("form", [".json", ".jsonl"])
+@pytest.mark.parametrize("levels, fits", [(store.DEPTH - 1, True), (store.DEPTH, False)])
+def test_how_deep_a_record_may_be_does_not_depend_on_who_reads_it(tmp_path, form, levels, fits):
+    path = tmp_path / f"x{form}"
+    value = '{"messages": ' + A_PROMPT + ', "own": ' + "[" * levels + "]" * levels + ', "more": [[], "[{"]}'
+    path.write_text('{"a": ' + value + "}" if form == ".json" else '{"uuid": "a", ' + value[1:])
+
+    def read(deep):
+        return read(deep - 1) if deep else len(list(store.read(path, Prompt, skip=True)))
+
+    assert {read(0), read(300)} == {int(fits)}
+
+
 def test_missing_file_and_folder_are_named(tmp_path):
     (tmp_path / "folder.json").mkdir()
     for name in ("absent.json", "folder.json"):
