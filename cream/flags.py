@@ -25,6 +25,12 @@ BOOLEANS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "fals
 NULLS = ("none", "null")
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text can be part of a path and of a JSON file: it is not empty, has no NUL and no lone surrogate (which
+    stand for bytes of a command line that are not UTF-8)."""
+    return text.encode(errors="ignore").decode() == text != "" and "\0" not in text
+
+
 @dataclasses.dataclass(frozen=True)
 class _Range:
     """The numbers that a flag may be: `low` and `high` belong to them, `above` and `below` do not; never inf or nan."""
@@ -174,6 +180,8 @@ class _Flag:
             if self.optional:
                 return None
             raise ValueError(f"cannot be {text}, it needs {self.expected}")
+        if self.kind is str and not self.words and not is_plain(text):
+            raise ValueError(f"{text!r} is no text: it is empty, or has a NUL or bytes that are not UTF-8")
         if not self.words:
             try:
                 value = self.kind(text)
@@ -251,6 +259,8 @@ def _words(argv: Iterable[str], problems: list[str], words: list[str] | None) ->
         word = rest.pop()
         if not _is_flag(word) and words is not None:
             words.append(word)
+            if not is_plain(word):
+                problems.append(f"{word!r} is empty, or has bytes that are not UTF-8")
             continue
         if not _is_flag(word):
             problems.append(f"{word}: stray word; a value stands right after its flag, one word for each flag")
@@ -328,7 +338,9 @@ def _yaml_pairs(text: str) -> list[tuple[str, object]]:
 
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise
+    except Exception as error:  # it raises what it will on what it cannot read: an OverflowError on "\UFFFFFFFF"
         raise ValueError(f"is not YAML: {error}") from None
     if isinstance(node, yaml.MappingNode):
         inner = (value for key, value in node.value if key.value == "flags" and isinstance(value, yaml.MappingNode))

@@ -17,7 +17,7 @@ from cream.folders import check_weights, remote_code
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-NAME = re.compile(r"[\w.-]+")
+NAME = re.compile(r"\w[\w.-]*")
 HUB_HELP = "Give a local folder, or unset HF_HUB_OFFLINE and check the network"
 
 
@@ -45,7 +45,9 @@ def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) 
 def check_free(registry: Path, name: str, path: Path, *, overwrite: bool = False) -> None:
     """Raises UserError when `name` cannot be a name, or stands in the registry for another path."""
     if not NAME.fullmatch(name) or name.lower() == "none":
-        raise UserError(f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only")
+        raise UserError(
+            f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only, and begins with none of '.-'"
+        )
     entry = read_registry(registry).get(name)
     if entry not in (None, _entry(path)) and not overwrite:
         raise UserError(

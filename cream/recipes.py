@@ -13,7 +13,7 @@ import yaml
 
 from cream import store
 from cream.errors import UserError
-from cream.flags import spelled
+from cream.flags import is_plain, spelled
 
 Flags = dict[str, str | int | float | bool | None]
 
@@ -40,6 +40,8 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     evaluation: Flags = {}
 
     def __post_init__(self):
+        if odd := [text for text in (self.title, self.model, self.base_dir, self.output_dir) if not is_plain(text)]:
+            raise ValueError(f"{odd[0]!r} is no text: it is empty, or has a NUL or half of a character")
         if not 1 <= self.iterations <= len(self.prompts):
             raise ValueError(
                 f"{self.iterations} iterations need as many prompt sets; `prompts` has {len(self.prompts)}"
@@ -65,8 +67,8 @@ def read_recipe(path: Path) -> Recipe:
     with store.open_file(path) as file:
         try:
             value = yaml.safe_load(file)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2020-13-01
-            raise UserError(f"{path}: not valid YAML: {error}") from None
+        except Exception as error:  # it raises what it will: a KeyError on `!!bool x`, an IndexError on `!!int ""`
+            raise UserError(f"{path}: not valid YAML: {error or type(error).__name__}") from None
     try:
         return msgspec.convert(value, Recipe)
     except msgspec.ValidationError as error:

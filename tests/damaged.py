@@ -221,6 +221,11 @@ def recipes() -> Iterator[Damage]:
         "control characters": b"title: \x00\x01",
         "no such date": b"title: 2020-13-01",
         "brackets": b"title: " + b"[" * 20_000,
+        "no such truth": b"title: !!bool x",
+        "no digits": b'title: !!int ""',
+        "no number": b"title: !!float ''",
+        "no moment": b"title: !!timestamp x",
+        "no such character": b'title: "\\UFFFFFFFF"',
         "an object of Python's": b'!!python/object/apply:os.system ["touch localdata/damaged/ran"]',
         "a name of Python's": b"title: !!python/name:os.system",
         "two documents": b"title: x\n---\ntitle: y",
@@ -232,11 +237,11 @@ def recipes() -> Iterator[Damage]:
     }
     values = {f"no {key}": {k: v for k, v in good.items() if k != key} for key in good}
     for key, wrong in {
-        "title": (7, None, []),
+        "title": (7, None, [], "a\0b", "", "\ud800"),
         "model": (7, None, "no-such-model"),
         "iterations": (0, -1, 2, "two", 1.5, True),
-        "prompts": ([], "tiny_prompt_1", [7], [None]),
-        "base_dir": (7, None),
+        "prompts": ([], "tiny_prompt_1", [7], [None], ["a\0b"]),
+        "base_dir": (7, None, "a\0b"),
         "seed": (-1, "x", 2**40),
         "sft": ([], 7, {"epoch": [1]}, {"epoch": "two"}, {"no_such_flag": 1}, {"lr": -1}, {7: 1}),
         "dpo": ({"beta": 0}, {"method": "mine"}),

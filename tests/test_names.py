@@ -105,7 +105,7 @@ def test_a_name_is_not_taken_twice(tmp_path, registry):
     assert names.read_registry(registry) == {"m1": str(tmp_path / "b")}
 
 
-@pytest.mark.parametrize("name", ["", "none", "None", "a/b", "two words"])
+@pytest.mark.parametrize("name", ["", "none", "None", "a/b", "two words", ".", "..", "-x"])
 def test_what_cannot_be_a_name(tmp_path, registry, name):
     with pytest.raises(UserError, match="--register"):
         names.register(registry, name, tmp_path)
