@@ -47,9 +47,9 @@ def _place(word: str) -> Path:
 def lineage(path: Path) -> None:
     """Print the chain, inputs below what was made of them."""
     for step in chain(path):
-        log.info("%s", _line(step))
+        _say(_line(step))
         for note in _notes(step):
-            log.info("%s  %s", "  " * step.depth, note)
+            _say(f"{'  ' * step.depth}  {note}")
 
 
 def verify(path: Path) -> None:
@@ -61,13 +61,18 @@ def verify(path: Path) -> None:
         found = wrong(step)
         bad += found is not None
         unverified = "as it was used, unverified: it has no sidecar" if step.recorded else "has no sidecar: unverified"
-        log.info("%s%s: %s", "  " * step.depth, step.path, found or ("verified" if step.about else unverified))
+        _say(f"{'  ' * step.depth}{step.path}: {found or ('verified' if step.about else unverified)}")
         for note in _notes(step):
-            log.info("%s  %s", "  " * step.depth, note)
+            _say(f"{'  ' * step.depth}  {note}")
     if bad:
         print(f"{bad} of these are not what was recorded", file=sys.stderr)
         sys.exit(1)
     log.info("all of it is as it was recorded")
+
+
+def _say(line: str) -> None:
+    """Print a line; what is no printable character, and might tell a terminal something, as an escape."""
+    log.info("%s", "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line))
 
 
 def _line(step: Step) -> str:

@@ -70,6 +70,8 @@ def verified(folder: Path, expected: str, make: Callable[[str], object], device:
 def _hash(path: Path, known: Known | None) -> tuple[Known, bool]:
     """A file's hash, `known` if it is in that state still, and whether a later change would show in its state."""
     begun = time.time_ns()
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file (a pipe or device)")
     try:
         with open(path, "rb", buffering=0) as file:
             state = _state(file)

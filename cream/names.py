@@ -46,7 +46,7 @@ def check_free(registry: Path, name: str, path: Path, *, overwrite: bool = False
     """Raises UserError when `name` cannot be a name, or stands in the registry for another path."""
     if not NAME.fullmatch(name) or name.lower() == "none":
         raise UserError(
-            f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only, and begins with none of '.-'"
+            f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only, neither '.' nor '-' first"
         )
     entry = read_registry(registry).get(name)
     if entry not in (None, _entry(path)) and not overwrite:

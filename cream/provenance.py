@@ -102,6 +102,8 @@ def _sidecar(path: Path) -> dict:
         msgspec.convert(found, Sidecar)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: is damaged, or no sidecar of this project: {error}") from None
+    if any("\0" in place for place in (*found.get("sources", {}).values(), found.get("started_from", ""))):
+        raise UserError(f"{path}: is damaged: it names a path with a NUL in it")
     return {"settings": {}, "inputs": {}, "sources": {}} | found
 
 
@@ -211,19 +213,18 @@ def chain(path: Path) -> Iterator[Step]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     seen: set[tuple[Path, str | None]] = set()
-
-    def walk(depth: int, name: str, path: Path, recorded: str | None) -> Iterator[Step]:
+    ahead: list[tuple[int, str, Path, str | None]] = [(0, "", path, None)]
+    while ahead:
+        depth, name, path, recorded = ahead.pop()
         home = meta_path(path) if path.is_file() or (path / RUN).exists() else path / KIND
         about = _sidecar(home) if home.exists() else {}
         again = (path.resolve(), recorded) in seen
         seen.add((path.resolve(), recorded))
         yield Step(depth, name, path, about, recorded, again)
-        for part, digest in () if again else about.get("inputs", {}).items():
-            if part in about["sources"]:
-                place = Path(os.path.normpath(home.parent / about["sources"][part]))
-                yield from walk(depth + 1, part, _short(place), digest)
-
-    yield from walk(0, "", path, None)
+        inputs = {} if again else about.get("inputs", {})
+        for part in reversed([part for part in inputs if part in about["sources"]]):  # the first is the next
+            place = Path(os.path.normpath(home.parent / about["sources"][part]))
+            ahead.append((depth + 1, part, _short(place), inputs[part]))
 
 
 def _short(path: Path) -> Path:
@@ -238,6 +239,8 @@ def wrong(step: Step) -> str | None:
         return "is not there any more"
     if step.path.is_dir() and (step.path / RUN).exists():
         return None  # a run: its checkpoints have fingerprints of their own
+    if not step.path.is_dir() and not step.path.is_file():
+        return "is no regular file, and is not read"
     found = fingerprints.fingerprint(step.path, cached=False) if step.path.is_dir() else fingerprint(step.path)
     if step.recorded not in (None, found):
         return "is not what it was when it was used"

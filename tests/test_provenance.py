@@ -1,6 +1,7 @@
 """Where outputs come from: hashes, objections and what overrides them, the chain down to the raw data."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -109,6 +110,31 @@ def test_the_chain_goes_down_to_the_raw_data(chain):
     assert "moved/outputs/s.json: verified" in chain.run(f"report.py verify moved/{LAST}").out
     assert "no such file" in chain.refused("report.py verify nowhere")
     assert "lineage PATH" in chain.refused("report.py lineage")
+
+
+def test_a_sidecar_from_elsewhere_only_says_what_it_says(workspace):
+    """It names a device, a pipe, a terminal's codes: nothing is waited for, and nothing reaches the terminal."""
+    folder = workspace.folder / "localdata/liar"
+    made = put(folder / "a.json", {})
+    os.mkfifo(folder / "pipe")
+    hashes = {"output": provenance.fingerprint(made), "inputs": dict.fromkeys(("data", "more"), "0" * 32)}
+    places = {"data": "/dev/zero", "more": "pipe"}
+    put(folder / "a.json.meta.json", {**hashes, "sources": places, "command": ["\x1b]0;x\x07"], "forced": ["\x1b[2J"]})
+    out = workspace.run("report.py lineage localdata/liar/a.json").out
+    assert "\x1b" not in out and "\x07" not in out and r"<- \x1b]0;x\x07" in out and r"overrode: \x1b[2J" in out
+    out = workspace.run("report.py verify localdata/liar/a.json", code=1).out
+    assert "/dev/zero: is no regular file" in out and "liar/pipe: is no regular file" in out and "\x1b" not in out
+    put(folder / "a.json.meta.json", {**hashes, "sources": {"data": "a\0b"}})
+    assert "a.json.meta.json: is damaged" in workspace.refused("report.py lineage localdata/liar/a.json")
+
+
+def test_a_chain_may_be_long(tmp_path):
+    for i in range(1500):
+        put(tmp_path / f"{i}.json", {})
+        about = {"inputs": {"data": "0" * 32}, "sources": {"data": f"{i + 1}.json"}}
+        put(tmp_path / f"{i}.json.meta.json", about)
+    steps = list(provenance.chain(tmp_path / "0.json"))
+    assert [step.depth for step in steps] == list(range(1501)) and steps[-1].path == tmp_path / "1500.json"
 
 
 @pytest.mark.parametrize(
