@@ -7,6 +7,7 @@ and every prompt keeps its own number of answers.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -213,9 +214,9 @@ def _next(config: RewardConfig, source: Path, target: Path, reward: str, folders
         log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))
         return
     about = read_kind(folders["policy"])
-    if about.get("stage") == "dpo" and "started_from" in about:
+    if about.get("stage") == "dpo":
         reference = config.rewarding.ref_model_ckpt or "none"
-        previous = {"reward": "dpo", "checkpoint": about["started_from"], "ref_model_ckpt": reference}
+        previous = {"reward": "dpo", "checkpoint": _started_from(about), "ref_model_ckpt": reference}
     else:
         previous = {"reward": "likelihood", "checkpoint": "none"}
     checkpoints = {"policy": previous["checkpoint"], "reference": previous.get("ref_model_ckpt")}
@@ -224,6 +225,14 @@ def _next(config: RewardConfig, source: Path, target: Path, reward: str, folders
     log.info("  %s", console.command("rewarding.py", **flags, **previous))
     log.info("then, how far the two agree, and the pairs:")
     log.info("  %s", console.command("cal_consistency.py", file1=target, file2=other, method="consistency_avg"))
+
+
+def _started_from(about: dict) -> str:
+    """The checkpoint before a policy, as its folder names it; CHECKPOINT where there is no model of that name."""
+    place = about.get("started_from", "")
+    with suppress(OSError, ValueError):
+        return place if (Path(place) / "config.json").is_file() else "CHECKPOINT"
+    return "CHECKPOINT"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -255,14 +256,15 @@ def _finish(config: TrainConfig, stage: str, run: Path) -> None:
 
 
 def _round(checkpoint: Path) -> int:
-    """t of the policy M_t in this folder: 1 after SFT, one more after every DPO."""
+    """t of the policy M_t in this folder: 1 after SFT, one more after every DPO; as far as its ancestors are whole."""
     seen: set[Path] = set()
-    while checkpoint.resolve() not in seen:
-        seen.add(checkpoint.resolve())
-        about = read_kind(checkpoint)
-        if about.get("stage") != "dpo" or "started_from" not in about:
-            break
-        checkpoint = Path(about["started_from"])
+    with suppress(UserError, OSError, ValueError):  # it is for advice alone
+        while checkpoint.resolve() not in seen:
+            seen.add(checkpoint.resolve())
+            about = read_kind(checkpoint)
+            if about.get("stage") != "dpo" or "started_from" not in about:
+                break
+            checkpoint = Path(about["started_from"])
     return len(seen)
 
 

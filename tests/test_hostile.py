@@ -159,6 +159,27 @@ def test_uuids_are_never_paths(world):
     world.run(f"train.py {ON} --name localdata/h/Pair.jsonl --output_dir localdata/h/dpo")
 
 
+@pytest.mark.parametrize("place", ["", "/", "x" * 5000, "a\0b", "localdata/h/ancestor"])
+def test_where_a_policy_says_it_comes_from_is_believed_by_nothing(world, place):
+    """Once it is trained, or its rewards stand, the next commands are advice: they are no reason to fail."""
+    folder = model(world)
+    world.write("localdata/h/model/cream.json", {"stage": "dpo", "started_from": place})
+    (folder / "own.json").touch()  # another model than the reference
+    (folder.parent / "ancestor").mkdir()
+    (folder.parent / "ancestor/cream.json").write_text("{")
+    for kind in (Pair, Samples):
+        put(folder.parent / f"{kind.__name__}.jsonl", kind)
+    from_it = f"{ON} --checkpoint localdata/h/model"
+    reward = f"rewarding.py {from_it} --input_file localdata/h/Samples.jsonl --output localdata/h/r.json"
+    train = f"train.py {from_it} --name localdata/h/Pair.jsonl --output_dir localdata/h/run"
+    if "\0" in place:
+        assert all("cream.json: is damaged" in world.refused(command) for command in (reward, train))
+        return
+    assert "--checkpoint CHECKPOINT --ref_model_ckpt none" in world.run(reward).out
+    if place == "localdata/h/ancestor":
+        assert "--name tiny_prompt_3" in world.run(train).out
+
+
 # Texts ----------------------------------------------------------------------------------------------------------------
 
 
