@@ -80,8 +80,10 @@ class Chat:
         }
         self._name = f"{tokenizer.name_or_path}: its chat template"
         tried(lambda: [self._render(PROBE[:1], True), self._render(PROBE, False)], self._name)
-        prompt = self.prompt(PROBE[:1])
-        ids = self._ids([self._render(PROBE, False)])[0]
+        try:
+            prompt, ids = self._ids([self._render(PROBE[:1], True), self._render(PROBE, False)])
+        except WRONG as error:  # a number in its configuration is none, say
+            raise UserError(f"{tokenizer.name_or_path}: its tokenizer takes no text: {error}") from None
         if ids[: len(prompt)] != prompt:
             raise UserError(self._mismatch(prompt, ids))
         ends = [token for token in self._ids([self._after_answer()])[0] if token in self.special]

@@ -163,6 +163,8 @@ def models() -> Iterator[Damage]:
         "pickled": lambda root: (root / MODEL / "model.safetensors").rename(root / MODEL / "pytorch_model.bin"),
         "weights are a folder": _all(_remove("model.safetensors"), lambda r: (r / MODEL / "model.safetensors").mkdir()),
     }
+    for value in ({}, "x"):
+        changes[f"model_max_length: {value}"] = _setting("tokenizer_config.json", "model_max_length", value)
     for key, values in {
         "num_hidden_layers": ("x", -1, None, 10**12),
         "hidden_size": (0, 7, "x", []),
@@ -174,7 +176,7 @@ def models() -> Iterator[Damage]:
         "dtype": ("nobody's",),
         "text_config": (7,),
     }.items():
-        changes |= {f"config {key}: {value!r}": _config(key, value) for value in values}
+        changes |= {f"config {key}: {value!r}": _setting("config.json", key, value) for value in values}
     changes |= {f"cream.json {value}": _put(f"{MODEL}/cream.json", value) for value in _about()}
     for name, change in changes.items():
         make = _all(lambda root: shutil.copytree(root / "assets/tiny_m0", root / MODEL), change)
@@ -194,9 +196,9 @@ def _cut(name: str, size: int) -> Callable[[Path], object]:
     return lambda root: (root / MODEL / name).write_bytes((root / MODEL / name).read_bytes()[:size])
 
 
-def _config(key: str, value: object) -> Callable[[Path], object]:
+def _setting(file: str, key: str, value: object) -> Callable[[Path], object]:
     def make(root: Path):
-        path = root / MODEL / "config.json"
+        path = root / MODEL / file
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
 
     return make

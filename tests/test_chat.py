@@ -109,6 +109,12 @@ def test_templates_that_would_train_the_wrong_thing_are_refused(tiny_tokenizer, 
         Chat(tokenizer)
 
 
+def test_a_tokenizer_that_takes_no_text_is_refused(tiny_tokenizer):
+    tokenizer = with_template(tiny_tokenizer, GOOD["bos"], name_or_path="my/model", model_max_length={})
+    with pytest.raises(UserError, match="my/model: its tokenizer takes no text"):
+        Chat(tokenizer)
+
+
 def test_a_refused_conversation_is_a_users_error(tiny_chat):
     with pytest.raises(UserError, match="system message must be the first"):
         tiny_chat.prompt([*QUESTION, Message("system", "Be brief.")])
