@@ -6,14 +6,15 @@ spans, never from comparing ids with pad (pad may equal eos). BOS appears only a
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import xxhash
 
 from cream.errors import UserError
 from cream.records import Message
-from cream.templates import limited, tried
+from cream.templates import check_numbers, limited, tried
 
 NOT_A_PREFIX = "the template or tokenizer merges the prompt's last token with the answer"
 WRONG = (
@@ -80,6 +81,8 @@ class Chat:
         }
         self._name = f"{tokenizer.name_or_path}: its chat template"
         tried(lambda: [self._render(PROBE[:1], True), self._render(PROBE, False)], self._name)
+        with self._limited():
+            check_numbers(tokenizer.get_chat_template(), self._name)
         try:
             prompt, ids = self._ids([self._render(PROBE[:1], True), self._render(PROBE, False)])
         except WRONG as error:  # a number in its configuration is none, say
@@ -182,20 +185,26 @@ class Chat:
         return Tokens(ids[:end], [(start, end)])
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         plain = [{"role": m.role, "content": m.content} for m in messages]
         apply = self.tokenizer.apply_chat_template
-        try:
-            with limited(self._name):
-                text = apply(plain, tokenize=False, add_generation_prompt=generation_prompt)
-        except (TemplateError, *WRONG) as error:
-            raise UserError(f"{self._name} refuses a conversation: {error}") from None
+        with self._limited():
+            text = apply(plain, tokenize=False, add_generation_prompt=generation_prompt)
         try:
             text.encode()
         except UnicodeEncodeError:
             raise UserError(f"{self._name} makes text that is no Unicode (a lone surrogate)") from None
         return text
+
+    @contextmanager
+    def _limited(self) -> Iterator[None]:
+        """What the template does is bounded, and what it raises becomes a UserError."""
+        from jinja2 import TemplateError
+
+        try:
+            with limited(self._name):
+                yield
+        except (TemplateError, *WRONG) as error:
+            raise UserError(f"{self._name} refuses a conversation: {error}") from None
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []

@@ -1,7 +1,10 @@
 """Chat templates are programs: what they may not do, and how long they may take."""
 
+import re
+import resource
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from cream.errors import UserError
 from cream.records import Message
 
 SPIN = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLING = "{% set n = namespace(s='x') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s|length }}"
 WHOLE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
 
 
@@ -52,6 +56,52 @@ def test_one_that_waits_for_its_victim_is_ended_in_time(tokenizer):
     with pytest.raises(UserError, match="takes more than 2 s"):
         chat.prompt([Message("user", "now")])
     assert chat.prompt([Message("user", "later")])
+
+
+def test_one_that_waits_for_its_victim_cannot_fill_the_memory(tokenizer, monkeypatch):
+    monkeypatch.setattr(templates, "ROOM", 64 << 20)
+    bombs = {"once": "{{ 'x' * 300000000 }}", "again": DOUBLING, "wide": "{{ '%300000000d' % 7 }}"}
+    tests = "".join(
+        "{% if messages[0].content == '" + f"{word}' %}}{bomb}{{% endif %}}" for word, bomb in bombs.items()
+    )
+    tokenizer.chat_template = tests + tokenizer.chat_template
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    chat = Chat(tokenizer)
+    for word in bombs:
+        with pytest.raises(UserError, match="takes too much memory"):
+            chat.prompt([Message("user", word)])
+    assert chat.prompt([Message("user", "later")])
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+@pytest.mark.parametrize(
+    "text, sign",
+    [
+        ("{{ (7 ** (messages|length * 30000000))|string|length }}", "**"),
+        ("{% set n = messages|length %}{% set n = n * n %}", "*"),
+        ("{{ messages|length % messages|length }}", "%"),
+        ("{{ 2 // messages|length }}", "//"),
+        ("{{ 2 / messages|length }}", "/"),
+        ("{{ 1001 * messages|length }}", "*"),
+    ],
+)
+def test_numbers_that_may_be_huge_are_refused(tokenizer, text, sign):
+    tokenizer.chat_template = "\n{% if messages[0].content == 'now' %}" + text + "{% endif %}" + tokenizer.chat_template
+    with pytest.raises(UserError, match=rf"numbers that may be huge: `{re.escape(sign)}` on its line 2"):
+        Chat(tokenizer)
+
+
+def test_small_numbers_and_repeated_texts_are_fine():
+    good = "{{ '-' * 10 }}{{ ' ' * n }}{{ n * 2 }}{{ n * -1 }}{{ n % 2 }}{{ '%d' % n }}{{ n / 2 // 3 }}{{ 10 ** 3 }}"
+    templates.check_numbers(good + "{% generation %}{{ n % 7 }}{% endgeneration %}", "it")
+
+
+def test_templates_that_are_in_use_are_fine():
+    """Those that trl ships, of Llama, Qwen, Gemma, DeepSeek, Phi and others."""
+    shipped = sorted((Path(pytest.importorskip("trl").__file__).parent / "chat_templates").glob("*.jinja"))
+    assert len(shipped) > 20
+    for path in shipped:
+        templates.check_numbers(path.read_text(), path.name)
 
 
 def test_time_that_others_took_does_not_count(monkeypatch):
