@@ -231,7 +231,8 @@ def _started_from(about: dict) -> str:
     """The checkpoint before a policy, as its folder names it; CHECKPOINT where there is no model of that name."""
     place = about.get("started_from", "")
     with suppress(OSError, ValueError):
-        return place if (Path(place) / "config.json").is_file() else "CHECKPOINT"
+        if place and (Path(place) / "config.json").is_file():
+            return place
     return "CHECKPOINT"
 
 

@@ -96,6 +96,7 @@ def test_small_numbers_and_repeated_texts_are_fine():
     templates.check_numbers(good + "{% generation %}{{ n % 7 }}{% endgeneration %}", "it")
 
 
+@pytest.mark.slow
 def test_templates_that_are_in_use_are_fine():
     """Those that trl ships, of Llama, Qwen, Gemma, DeepSeek, Phi and others."""
     shipped = sorted((Path(pytest.importorskip("trl").__file__).parent / "chat_templates").glob("*.jinja"))
