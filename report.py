@@ -98,11 +98,14 @@ def compare(config: ReportConfig, a: Path, b: Path) -> None:
     run, provenance = config.run, config.run.provenance()
     made = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
     joined = join(*(store.read(path, Answer, skip=run.skip) for path in (a, b)))
+    bad = [bad for path in (a, b) for bad in store.rejected(path, Answer)] if run.skip else []
     target, output = config.compare.output, None
     if target is not None:
         decides = {"seed": config.compare.seed, "on_bad_record": run.on_bad_record}
         output = journal.Output(Path(target), decides, provenance, overwrite=run.overwrite)
     log.info("A: %s\nB: %s", a, b)
+    if bad:
+        log.info("%d malformed records are left out, the first %s", len(bad), bad[0]["where"])
     for note in _apart(joined, *made):
         log.info("%s", note)
     rows, flipped = compared(joined, config.compare.seed), joined.flipped()
@@ -112,7 +115,7 @@ def compare(config: ReportConfig, a: Path, b: Path) -> None:
     if not output.stands:
         with output:
             if run.skip:
-                output.reject(bad for path in (a, b) for bad in store.rejected(path, Answer))
+                output.reject(bad)
             output.finish((flip_row(*item) for item in flipped), comparison=rows)
     log.info("flipped items: %s%s", target, " stands already" if output.stands else "")
 

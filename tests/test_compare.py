@@ -286,6 +286,17 @@ def test_mistakes_are_refused(runs):
     (runs.folder / "outputs/changed.json.meta.json").write_bytes((runs.folder / f"{A}.meta.json").read_bytes())
     assert "was changed since it was made" in runs.refused(f"report.py compare outputs/changed.json {B}")
     assert "--force: outputs/changed.json" in runs.run(f"report.py compare outputs/changed.json {B} --force").out
+    records = json.loads((runs.folder / A).read_text())
+    del next(iter(records.values()))["correct"]
+    (runs.folder / "outputs/damaged.json").write_text(json.dumps(records))
+    assert "--on_bad_record skip" in runs.refused(f"report.py compare outputs/damaged.json {B}")
+    before = runs.state()
+    skipping = f"report.py compare outputs/damaged.json {B} --on_bad_record skip --output outputs/part.jsonl"
+    done = runs.run(f"{skipping} --dry_run")
+    assert "1 malformed records are left out" in done.out and "1 items are only in B" in done.out
+    assert runs.state() == before
+    runs.run(skipping)
+    assert "correct" in (runs.folder / "outputs/part.jsonl.rejected.jsonl").read_text()
     changed.write_text("[1]")
     (runs.folder / "outputs/changed.json.meta.json").unlink()
     assert "expected an object" in runs.refused(f"report.py compare outputs/changed.json {B}")

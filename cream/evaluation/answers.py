@@ -115,7 +115,7 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
     sentences = [*filter(WORD.search, SENTENCE_END.split(text))]
     for sentence in reversed(sentences):
         if named := _mentions(sentence, options):
-            (last, label) = named[-1]
+            last, label = named[-1]
             hedged = (_hedge(sentence, at, other, options) for at, other in named[:-1])
             return None if any(hedge and hedge.end() > last for hedge in hedged) else label
         if _refuses(sentence, options):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from statistics import fmean
 
 from cream.errors import UserError
@@ -10,7 +9,7 @@ from cream.evaluation.statistics import aligned, bootstrap_difference, mcnemar
 from cream.records import Answer
 
 COLUMNS = ("task", "n", "accuracy_a", "accuracy_b", "difference", "low", "high", "only_a", "only_b", "p")
-FEW = 5  # flipped items; with fewer the bootstrap interval is too narrow (docs/evaluation.md)
+FEW = 5  # flipped items; with fewer the bootstrap interval is too narrow
 SHORT = 200  # characters of a question or an answer beside another
 ONE_DATA = "only evaluations of the same data can be compared"
 
@@ -109,7 +108,7 @@ def format_flips(flipped: Sequence[tuple[str, Answer, Answer]], show: int) -> st
     lines = []
     for name, right in (("A", lambda a, b: a.correct), ("B", lambda a, b: b.correct)):
         found = [(task, a, b) for task, a, b in flipped if right(a, b)]
-        shown = list(islice(found, show))
+        shown = found[:show]
         lines.append(f"only {name} right: {len(found)} items{f', the first {len(shown)}' * (len(shown) < len(found))}")
         for task, a, b in shown:
             lines += [f"  {a.uuid} ({task}): {_short(a.question)}", f"    label {a.label}"]
