@@ -23,7 +23,7 @@ from cream.records import Record, encode
 EXAMPLE = """\
   python prepare_data.py build all
   python prepare_data.py build gsm8k arc_easy --from FOLDER
-  python prepare_data.py import pairs.jsonl --columns prompt=question,chosen=good,rejected=bad --output localdata/own.json
+  python prepare_data.py import pairs.jsonl --columns prompt=question,chosen=good,rejected=bad
   python prepare_data.py export localdata/dpo.1.json --form trl --output pairs.jsonl
   python prepare_data.py validate prompts.jsonl --model llama3 --max_length 2048"""
 FORMS = ("trl", "sharegpt", "alpaca")
@@ -118,55 +118,52 @@ def build(config: PrepareConfig, names: list[str]) -> None:
                 tables[f"{source.name}.{split}"] = table
     if not tables:
         raise UserError(
-            f"--from {b.from_folder}: nothing there of {', '.join(names)}; docs/data.md says how it is known"
+            f"--from {b.from_folder}: none of {', '.join(names)} is there; docs/data.md says how it is known"
         )
     files = localdata(tables, count=b.subsets, seed=b.seed, multi_turn=b.multi_turn, task_limit=b.task_limit)
     parts = sum(file.name.startswith("prompt.") for file in files) - 1
-    if parts > 0 and (folder / f"prompt.{parts + 1}.json").exists():
+    if parts > 0 and (stale := folder / f"prompt.{parts + 1}.json").exists():
         raise UserError(
-            f"{folder}/prompt.{parts + 1}.json is of another split, and would overlap with these {parts}: remove it, "
-            "or give another --output_dir"
+            f"{stale}: is of another split, and would overlap with {parts} subsets; remove it, or give another "
+            "--output_dir"
         )
     outputs = [_output(config, folder, file, tables) for file in files]
     for file, output in zip(files, outputs, strict=True):
-        log.info("%s: %d records%s", output.path, len(file.records), " stand already" if output.stands else "")
-        for task, counts in file.tasks.items():
-            log.info("  %s: %s", task, ", ".join(f"{count} {what}" for what, count in counts.items()))
-        for reason, count in file.dropped.items():
-            log.info("  %d left out: %s", count, reason)
-        if config.run.dry_run or output.stands:
-            continue
-        with output:
-            output.dropped += file.dropped
-            output.reject(file.rejected)
-            output.finish(map(encode, file.records), **({"tasks": file.tasks} if file.tasks else {}))
+        _tell(file, output)
+        if not config.run.dry_run and not output.stands:
+            with output:
+                output.dropped += file.dropped
+                output.reject(file.rejected)
+                output.finish(map(encode, file.records), **({"tasks": file.tasks} if file.tasks else {}))
     if config.run.dry_run:
         log.info("dry run: nothing was written")
 
 
-def _table(config: PrepareConfig, source, split: str):
-    """What a split of a source gives; None where the folder does not have it."""
-    from cream.sources import reading
-    from cream.sources.build import Table
+def _tell(file, output: journal.Output) -> None:
+    log.info("%s: %d records%s", output.path, len(file.records), ", stands already" if output.stands else "")
+    for task, counts in file.tasks.items():
+        left = "".join(f"; {count} left out: {why}" for why, count in counts.items() if why != "kept")
+        log.info("  %s: %d%s", task, counts["kept"], left)
+    for reason, count in ({} if file.tasks else file.dropped).items():
+        log.info("  %d left out: %s", count, reason)
 
-    about = source.splits[split]
+
+def _table(config: PrepareConfig, source, split: str):
+    """What a split of a source gives; None where the folder does not have it. Prints which."""
+    from cream.sources import build, reading
+
+    folder, about = config.build.from_folder, source.splits[split]
     place = reading.Place(source.hub, source.subset, about.hub)
-    if config.build.from_folder is not None:
-        folder = Path(config.build.from_folder)
-        if not folder.is_dir():
-            raise UserError(f"--from {folder}: no such folder")
-        if (place := reading.find(folder, source, split)) is None:
-            log.info("%s, %s: not in %s, passed over", source.name, split, folder)
-            return None
-    rows = reading.rows(place, source.columns)
-    flags = {name: getattr(config.build, name) for name in source.flags}
-    found = source.read(rows, f"{source.name}-{about.hub}", **flags)
-    if found.rejected and not config.run.skip:
-        first, further = found.rejected[0], len(found.rejected) - 1
-        more = f"; {further} more bad rows" if further else ""
-        raise UserError(f"{place}, {first['where']} ({first['uuid']}): {first['reason']}{more}. {store.SKIP}")
-    log.info("%s, %s: %d rows of %s (%d are published)", source.name, split, found.rows, place, about.rows)
-    return Table(source, split, place, found, reading.digest(rows))
+    if folder is not None and (place := reading.find(Path(folder), source, split)) is None:
+        log.info("%s, %s: not in %s, passed over", source.name, split, folder)
+        return None
+    table = build.read(source, split, place, **{name: getattr(config.build, name) for name in source.flags})
+    bad = table.found.rejected
+    if bad and not config.run.skip:
+        more = f"; {len(bad) - 1} more bad rows" if len(bad) > 1 else ""
+        raise UserError(f"{place}, {bad[0]['where']} ({bad[0]['uuid']}): {bad[0]['reason']}{more}. {store.SKIP}")
+    log.info("%s, %s: %d rows of %s (%d are published)", source.name, split, table.found.rows, place, about.rows)
+    return table
 
 
 def _output(config: PrepareConfig, folder: Path, file, tables: dict) -> journal.Output:

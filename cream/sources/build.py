@@ -12,7 +12,7 @@ from cream.errors import UserError
 from cream.records import Conversation, Item, Message, Prompt, Record
 from cream.sources import Found, Source
 from cream.sources.overlap import CONTAMINATED, grams, sift
-from cream.sources.reading import Place
+from cream.sources.reading import Place, digest, rows
 from cream.sources.split import shuffled, subsets
 
 LIMITED = "more than --task_limit of its task"
@@ -26,6 +26,13 @@ class Table(NamedTuple):
     place: Place
     found: Found
     digest: str  # of its rows
+
+
+def read(source: Source, split: str, place: Place, **flags) -> Table:
+    """One split of a source; `flags`: those of `source.flags`. Raises UserError where it cannot be read."""
+    found = rows(place, source.columns)
+    prefix = f"{source.name}-{source.splits[split].hub}"
+    return Table(source, split, place, source.read(found, prefix, **flags), digest(found))
 
 
 @dataclass
@@ -65,7 +72,7 @@ def localdata(
     files += [_items(table, {}, (_name(table),)) for table in tests]
     if tests:
         names = [table.source.name for table in tests]
-        items = [structs.replace(item, task=table.source.name) for table in tests for item in table.found.items]
+        items = [structs.replace(i, task=table.source.name, extra={}) for table in tests for i in table.found.items]
         files.append(File("all_test.json", items, tuple(map(_name, tests)), {"tasks": ", ".join(names)}))
     return files
 
@@ -127,8 +134,11 @@ def _conversations(table: Table, known: set[int], inputs: tuple[str, ...], multi
 
 
 def _items(table: Table, reasons: Mapping[str, str], inputs: tuple[str, ...]) -> File:
-    """A task's test or train file; a train item goes only where it shares words with a test question."""
+    """A task's test or train file; a train item goes only where it shares words with a test question. Of tests no
+    solution is kept."""
     items: list[Item] = table.found.items
+    if table.split == "test":
+        items = [structs.replace(item, extra={}) for item in items]
     records, dropped = _kept(items, lambda uuid: CONTAMINATED if reasons.get(uuid) == CONTAMINATED else None)
     folder = table.source.name.replace("_", "-")
     settings = {"source": table.source.name, "split": table.split}
@@ -154,11 +164,10 @@ def _prompts(
         whole.tasks[table.source.name] = {"kept": len(kept), **dropped}
     if not whole.records:
         return []
-    task_of = {uuid: task for task, uuids in tasks.items() for uuid in uuids}
     by_uuid = {prompt.uuid: prompt for prompt in whole.records}
     files = [whole]
     for number, uuids in enumerate(subsets(tasks, count, settings["seed"]), 1):
-        held = {task: {"kept": kept} for task, kept in Counter(task_of[uuid] for uuid in uuids).items()}
+        held = {task: {"kept": len({*uuids} & {*those})} for task, those in tasks.items()}
         part = {**settings, "subset": f"{number} of {count}"}
         files.append(File(f"prompt.{number}.json", [by_uuid[u] for u in uuids], inputs, part, tasks=held))
     return files

@@ -1,7 +1,8 @@
 """Records in the forms that other tools of this field read; table.py reads them back.
 
-- trl: https://huggingface.co/docs/trl/dataset_formats, conversational: `messages`; `prompt`; `prompt`, `chosen`, `rejected`
-- sharegpt: `conversations` of {"from", "value"}; pairs with `chosen` and `rejected` beside them, as LLaMA-Factory has it
+- trl (https://huggingface.co/docs/trl/dataset_formats, conversational): `messages`; `prompt`; or `prompt`, `chosen`,
+  `rejected`
+- sharegpt: `conversations` of {"from", "value"}; of pairs `chosen` and `rejected` beside them, as in LLaMA-Factory
 - alpaca: `instruction`, `input`, `output`; LLaMA-Factory's `system`, `history`, and for pairs `chosen`, `rejected`
 
 All other keys of a record stand beside these, an equal name as `input_<name>`.
@@ -25,11 +26,8 @@ def export(record: Record, form: str) -> dict:
         )
     own = {"trl": _trl, "sharegpt": _sharegpt, "alpaca": _alpaca}[form](record)
     told = encode(record)
-    uuid, rest = (
-        told.pop("uuid"),
-        {k: v for k, v in told.items() if k not in ("messages", "prompt", "selected", "rejected")},
-    )
-    return {"uuid": uuid, **own, **{f"input_{key}" if key in own else key: value for key, value in rest.items()}}
+    rest = {key: value for key, value in told.items() if key not in ("messages", "prompt", "selected", "rejected")}
+    return {"uuid": rest.pop("uuid"), **own, **{f"input_{key}" if key in own else key: v for key, v in rest.items()}}
 
 
 def _trl(record: Conversation | Prompt | Pair) -> dict:

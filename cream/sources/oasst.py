@@ -1,7 +1,7 @@
 """OpenAssistant conversations: English prompts, each with the reply that people ranked best.
 
-Both published forms are read: flat messages (the hub's rows, *.messages.jsonl), and nested trees (*.trees.jsonl). Köpf et
-al., "OpenAssistant Conversations", arXiv 2304.07327.
+Both published forms are read: flat messages (the hub's rows, *.messages.jsonl), and nested trees (*.trees.jsonl).
+Köpf et al., "OpenAssistant Conversations", arXiv 2304.07327.
 """
 
 from collections import defaultdict
@@ -78,7 +78,7 @@ def _usable(replies: list[dict]) -> list[dict]:
 
 
 def best(replies: list[dict]) -> dict | None:
-    """The usable reply of rank 0; a usable one that stands alone needs no rank. None where nobody said which is best."""
+    """The usable reply of rank 0; one that stands alone needs no rank. None where nobody said which is best."""
     usable = _usable(replies)
     ranked = [reply for reply in usable if reply.get("rank") == 0]
     return ranked[0] if ranked else replies[0] if usable and len(replies) == 1 else None

@@ -1,7 +1,7 @@
 """Rows of a data set: of the hub by its id, of a folder laid out as the hub's are, or of one file; all by one call.
 
-`datasets.load_dataset` reads them all. What it makes of the hub's stays in its usual cache; what it makes of local files
-goes when they have been read.
+`datasets.load_dataset` reads them all. What it makes of the hub's stays in its usual cache; what it makes of local
+files goes when they have been read.
 """
 
 import os
@@ -125,8 +125,10 @@ def find(folder: Path, source: Source, split: str) -> Place | None:
 
     A mirror is FOLDER/owner/name or FOLDER/name, a folder. A file's name holds one of the source's names and one of the
     split's words; where none does, its path below FOLDER may. Case, and the signs between words, do not count.
-    Raises UserError where two files fit equally well.
+    Raises UserError where two files fit equally well, or there is no such folder.
     """
+    if not folder.is_dir():
+        raise UserError(f"--from {folder}: no such folder")
     about = source.splits[split]
     for mirror in (folder / source.hub, folder / source.hub.partition("/")[2]):
         if mirror.is_dir() and any(mirror.glob("README.md")):

@@ -1,9 +1,9 @@
 """Rows of any table -> records, through a column map: which of its columns hold what.
 
-A map is field -> column. A column may be a path (`question.stem`), and several may be joined: `context+question`, with a
-blank between them, `instruction+input`, with an empty line, `answerA+answerB` as a list of choices. Fields that no map
-names are taken from the column that ecosystems commonly call so (NAMES). Which fields there are decides what
-a row becomes: a pair (chosen, rejected), an item (question, answer), a conversation or a prompt.
+A map is field -> column. A column may be a path (`question.stem`), and several may be joined: `context+question`, with
+a blank between them, `instruction+input`, with an empty line, `answerA+answerB` as a list of choices. Fields that no
+map names are taken from the column that ecosystems commonly call so (NAMES). Which fields there are decides what a row
+becomes: a pair (chosen, rejected), an item (question, answer), a conversation or a prompt.
 """
 
 import re
@@ -50,8 +50,8 @@ def columns(text: str) -> dict[str, str]:
         name = {"completion": "response"}.get(name, name)
         if not equals or not column or name not in NAMES or name in found:
             raise UserError(
-                f"--columns {part!r}: expected field=column (or field=one+another), each field once{nearest(name, NAMES)} "
-                f"Fields: {', '.join(NAMES)}"
+                f"--columns {part!r}: expected field=column or field=one+another, each field once"
+                f"{nearest(name, NAMES)} Fields: {', '.join(NAMES)}"
             )
         found[name] = column
     return found
@@ -63,9 +63,8 @@ def resolve(given: Mapping[str, str], present: Iterable[str], where: str) -> dic
     for name, column in given.items():
         for part in column.split("+"):
             if part.partition(".")[0] not in present:
-                raise UserError(
-                    f"{where}: no column {part!r} (for {name}){nearest(part, present)} It has: {', '.join(sorted(present))}"
-                )
+                known = ", ".join(sorted(present)[:20])
+                raise UserError(f"{where}: no column {part!r}, for {name}{nearest(part, present)} It has: {known}")
     free = present - {*parts_of(given)}
     found = dict(given)
     for name, known in NAMES.items():
@@ -76,7 +75,7 @@ def resolve(given: Mapping[str, str], present: Iterable[str], where: str) -> dic
 
 
 def layout(fields: Iterable[str], where: str) -> type[Record]:
-    """What rows with these fields become; conversations with `messages` may turn out to be prompts. Raises UserError."""
+    """What rows with these fields become; `messages` may turn out to be a prompt's. Raises UserError for none."""
     fields = set(fields)
     for kind, forms in FORMS.items():
         if any(fields.issuperset(form) for form in forms):
@@ -181,8 +180,8 @@ def turns(fields: Mapping) -> list[dict]:
 
 
 def pair(fields: Mapping) -> dict:
-    """`prompt`, `selected` and `rejected` of a row with `chosen` and `rejected`: a text, a message, the answer's turn or
-    the whole conversation."""
+    """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages, the answer's turn
+    or whole conversations."""
     given = turns({key: value for key, value in fields.items() if key != "response"})
     both = [_messages(fields[name], "assistant") for name in ("chosen", "rejected")]
     if not given:
@@ -260,7 +259,7 @@ def options(choices: object) -> tuple[list[str], list[str] | None]:
         raise ValueError(f"an option is blank or no text: {texts!r:.80}")
     if not 2 <= len(texts) <= len(LETTERS) or labels is not None and len({*labels}) != len(texts):
         raise ValueError(f"{len(texts)} options with labels {labels}: expected 2 to {len(LETTERS)}, a label each")
-    return [" ".join(text.split()) for text in texts], labels and [str(label) for label in labels]
+    return [re.sub(r"\s*[\r\n]+\s*", " ", text.strip()) for text in texts], labels and [str(label) for label in labels]
 
 
 def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, first: int | None) -> str:
@@ -274,7 +273,7 @@ def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, f
     elif answer in texts:
         index = texts.index(answer)
     elif answer.isdigit():
-        raise ValueError(f"the answer {answer!r} is a number: --first_answer 0 or 1 says what the first option's is")
+        raise ValueError(f"the answer {answer!r} is a number: --first_answer says whether they count from 0 or 1")
     else:
         index = LETTERS.find(answer) if len(answer) == 1 else -1
     if not 0 <= index < len(texts):
