@@ -191,10 +191,10 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
     place = reading.Place(words[0], t.subset, t.split)
     stem = Path(words[0]).name.partition(".")[0]
     with reading.opened(place) as rows:
-        names = table.resolve(table.columns(t.columns or ""), rows.column_names, str(place))
+        kind, names = table.plan(table.columns(t.columns or ""), rows.column_names, str(place))
         log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
         rejected: list[dict] = []
-        records = _good(table.records(rows, names, stem, t.first_answer, str(place)), rejected, config.run.skip)
+        records = _good(table.records(rows, kind, names, stem, t.first_answer, str(place)), rejected, config.run.skip)
         if (first := next(records, None)) is None:
             raise UserError(
                 f"{place}: no row makes a record; the first: {rejected[0]['reason'] if rejected else 'none'}"

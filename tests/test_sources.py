@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +113,12 @@ def test_every_source_is_whole():
         source("gsm8")
 
 
+def card(files: list[str]) -> str:
+    """The README.md of a mirror whose one configuration has these .csv files for splits."""
+    splits = [f"  - split: {Path(name).stem}\n    path: {Path(name).name}\n" for name in files if name.endswith(".csv")]
+    return "---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n" + "".join(splits) + "---\n"
+
+
 @pytest.mark.parametrize(
     "files, found",
     [
@@ -120,14 +127,15 @@ def test_every_source_is_whole():
         (["layout/arc-easy/test.json", "arc-easy/train.json"], "layout/arc-easy/test.json"),
         (["arc_easy_tested.jsonl", "arc_easy_test.txt", "arc_challenge_test.jsonl", "easy_test.csv"], None),
         (["arc_easy_test.csv.gz"], "arc_easy_test.csv.gz"),
-        (["allenai/ai2_arc/README.md", "arc_easy_test.jsonl"], "allenai/ai2_arc"),
-        (["ai2_arc/README.md"], "ai2_arc"),
+        (["allenai/ai2_arc/README.md", "allenai/ai2_arc/test.csv", "arc_easy_test.jsonl"], "allenai/ai2_arc"),
+        (["ai2_arc/README.md", "ai2_arc/test.csv"], "ai2_arc"),
+        (["ai2_arc/README.md", "ai2_arc/train.csv", "arc_easy_test.jsonl"], None),  # a mirror without this split
     ],
 )
 def test_where_a_local_copy_is_found(files, found, tmp_path):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(card(files) if name.endswith("README.md") else "id,question\n1,2\n")
     place = find(tmp_path, source("arc_easy"), "test")
     assert place == found or place.path == str(tmp_path / found)
     if found and "." not in found:

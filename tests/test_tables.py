@@ -122,8 +122,8 @@ ROWS = {
 
 
 def read(row: dict, columns: str = "", first=None):
-    names = table.resolve(table.columns(columns), row, "rows")
-    (made,) = table.records([row], names, "rows", first, "rows")
+    kind, names = table.plan(table.columns(columns), row, "rows")
+    (made,) = table.records([row], kind, names, "rows", first, "rows")
     return made
 
 
@@ -146,6 +146,8 @@ def test_a_column_map_joins_and_looks_into_columns_and_the_rest_travels_along():
     original = {"question": {"stem": "q?", "choices": [{"text": "u", "label": "A"}, {"text": "v", "label": "B"}]}}
     made = read({**original, "answerKey": "B"}, "question=question.stem,choices=question.choices")
     assert (made.question, made.label, made.extra) == ("q?\nA. u\nB. v", "B", {})
+    ultrachat = {"prompt": "q", "messages": [user("q"), said("a")], "label": 1}
+    assert read(ultrachat).extra == {"prompt": "q", "label": 1}  # of which a conversation has no use
     assert read({"text": "q", "n": None, "weight": 0.5, "key": "k1"}, "prompt=text,uuid=key").extra == {"weight": 0.5}
 
 
@@ -174,8 +176,7 @@ def test_a_row_that_makes_no_record_says_why(row, reason):
 
 def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
     rows = [{"id": "x", "messages": m} for m in ([user("q"), said("a")], [user("q")], [user("p"), said("a")])]
-    names = table.resolve({}, rows[0], "rows")
-    good, prompt, double = table.records(rows, names, "rows", None, "rows")
+    good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", None, "rows")
     assert isinstance(good, Conversation) and good.uuid == "x"
     assert prompt.reason == "it is a Prompt, those before it are Conversation records"
     assert double.reason == "uuid 'x' stands there twice"
@@ -197,9 +198,11 @@ def test_column_maps_that_are_refused(text, told):
 
 def test_columns_that_are_not_there_are_named_with_those_that_are():
     with pytest.raises(UserError, match=r"no column 'txt', for prompt; did you mean text\? It has: label, text"):
-        table.resolve({"prompt": "txt"}, ["text", "label"], "rows")
+        table.plan({"prompt": "txt"}, ["text", "label"], "rows")
     with pytest.raises(UserError, match="make no record. Needed: chosen and rejected"):
-        table.layout(["uuid"], "rows")
+        table.plan({}, ["uuid"], "rows")
+    with pytest.raises(UserError, match="answer of --columns is of no use beside prompt and response"):
+        table.plan({"answer": "c"}, ["prompt", "response", "c"], "rows")
 
 
 def test_lettered_options_are_read_back_as_options():

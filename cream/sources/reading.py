@@ -59,13 +59,22 @@ def opened(place: Place) -> "Iterator[Dataset]":
 def _load(place: Place, cache: str | None) -> "Dataset":
     import datasets
 
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong is told here
     call = _call(place)
-    try:
+    with _told(place, local=cache is not None):
         return datasets.load_dataset(**call, cache_dir=cache)
-    except Exception as error:  # of a dozen kinds, by what is wrong and where
-        raise UserError(f"{place}: {_why(error, cache is not None)}") from None
+
+
+@contextmanager
+def _told(place: Place, local: bool) -> Iterator[None]:
+    """The library keeps to itself within it; what it raises, of a dozen kinds, becomes a UserError."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{place}: {_why(error, local)}") from None
 
 
 def _call(place: Place) -> dict:
@@ -123,16 +132,17 @@ def digest(table: Iterable[dict]) -> str:
 def find(folder: Path, source: Source, split: str) -> Place | None:
     """Where a folder has a split: as a mirror of the hub's data set, else as a file that its name tells. None: nowhere.
 
-    A mirror is FOLDER/owner/name or FOLDER/name, a folder. A file's name holds one of the source's names and one of the
-    split's words; where none does, its path below FOLDER may. Case, and the signs between words, do not count.
+    A mirror is FOLDER/owner/name or FOLDER/name, a folder with README.md. A file's name holds one of the source's names
+    and one of the split's words; where none does, its path below FOLDER may. Case and signs between words do not count.
     Raises UserError where two files fit equally well, or there is no such folder.
     """
     if not folder.is_dir():
         raise UserError(f"--from {folder}: no such folder")
     about = source.splits[split]
     for mirror in (folder / source.hub, folder / source.hub.partition("/")[2]):
-        if mirror.is_dir() and any(mirror.glob("README.md")):
-            return Place(str(mirror), source.subset, about.hub)
+        if (mirror / "README.md").is_file():
+            place = Place(str(mirror), source.subset, about.hub)
+            return place if about.hub in _splits(place) else None
     files = sorted(path for path in folder.rglob("*") if path.is_file() and _suffix(path) in LOADERS)
     for part in (lambda path: path.name, lambda path: str(path.relative_to(folder))):
         for word in about.words or (about.hub,):
@@ -143,6 +153,16 @@ def find(folder: Path, source: Source, split: str) -> Place | None:
             if fits:
                 return Place(str(fits[0]))
     return None
+
+
+def _splits(mirror: Place) -> list[str]:
+    """The splits that a mirror has of a configuration; none where it lacks that. Raises UserError for a damaged one."""
+    import datasets
+
+    with tempfile.TemporaryDirectory() as cache, _told(mirror, local=True):
+        if mirror.subset not in (None, *datasets.get_dataset_config_names(mirror.path)):
+            return []
+        return datasets.get_dataset_split_names(mirror.path, mirror.subset, cache_dir=cache)
 
 
 def _named(text: str, names: tuple[str, ...], word: str) -> bool:

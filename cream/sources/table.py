@@ -34,6 +34,13 @@ FORMS = {  # the fields that a layout needs, in the order in which they are look
     Conversation: (("messages",), ("prompt", "response")),
     Prompt: (("messages",), ("prompt",)),
 }
+BESIDE = {  # what else they use
+    Pair: ("messages", "system", "history", "prompt"),
+    Item: ("choices",),
+    ("messages",): ("system",),
+    ("prompt", "response"): ("system", "history"),
+    ("prompt",): ("system", "history"),
+}
 WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
 ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
 ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
@@ -57,37 +64,40 @@ def columns(text: str) -> dict[str, str]:
     return found
 
 
-def resolve(given: Mapping[str, str], present: Iterable[str], where: str) -> dict[str, str]:
-    """The map for a table that has the columns `present`. Raises UserError where a given column is not there."""
-    present = set(present)
+def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[type[Record], dict[str, str]]:
+    """(what rows become, the map of the fields that it uses) of a table that has the columns `present`.
+
+    `messages` may turn out to be a prompt's. Raises UserError where a given column is not there or of no use, or the
+    columns make no record.
+    """
+    names = _resolved(given, {*present}, where)
+    fits = [(kind, form) for kind, forms in FORMS.items() for form in forms if names.keys() >= {*form}]
+    if not fits:
+        needed = "; ".join(" and ".join(form) for forms in FORMS.values() for form in forms)
+        raise UserError(
+            f"{where}: its columns make no record. Needed: {needed}. --columns field=column says which they are"
+        )
+    kind, form = fits[0]
+    used = {"uuid", *form, *BESIDE[kind if kind in BESIDE else form]}
+    if unused := given.keys() - used:
+        raise UserError(f"{where}: {', '.join(sorted(unused))} of --columns is of no use beside {' and '.join(form)}")
+    return kind, {name: column for name, column in names.items() if name in used}
+
+
+def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[str, str]:
+    """The given map, with the columns that are called as ecosystems commonly do."""
     for name, column in given.items():
         for part in column.split("+"):
             if part.partition(".")[0] not in present:
                 known = ", ".join(sorted(present)[:20])
                 raise UserError(f"{where}: no column {part!r}, for {name}{nearest(part, present)} It has: {known}")
     free = present - {*parts_of(given)}
-    found = dict(given)
-    for name, known in NAMES.items():
-        column = next((c for c in known if free.issuperset(c.split("+"))), None)
-        if name not in found and column:
-            found[name] = column
-    return found
-
-
-def layout(fields: Iterable[str], where: str) -> type[Record]:
-    """What rows with these fields become; `messages` may turn out to be a prompt's. Raises UserError for none."""
-    fields = set(fields)
-    for kind, forms in FORMS.items():
-        if any(fields.issuperset(form) for form in forms):
-            return kind
-    needed = "; ".join(f"{' and '.join(form)}" for forms in FORMS.values() for form in forms)
-    raise UserError(
-        f"{where}: its columns make no record. Needed: {needed}. --columns field=column says which they are"
-    )
+    common = {name: next((c for c in known if free.issuperset(c.split("+"))), None) for name, known in NAMES.items()}
+    return {name: column for name, column in common.items() if column} | dict(given)
 
 
 def fields_of(row: Mapping, names: Mapping[str, str]) -> dict[str, object]:
-    """field -> value of a row by a resolved map; what is null is left out, and an empty system or history."""
+    """field -> value of a row by a map; what is null is left out, and an empty system or history."""
     found = {name: _value(row, name, column) for name, column in names.items()}
     return {name: v for name, v in found.items() if v is not None and (v or name not in ("system", "history"))}
 
@@ -113,8 +123,7 @@ def _at(row: Mapping, path: str) -> object:
 
 def rest_of(row: Mapping, names: Mapping[str, str]) -> dict:
     """The columns that the map does not use, but for nulls: they travel along as keys of the record."""
-    used = parts_of(names)
-    return {key: value for key, value in row.items() if key not in used and value is not None}
+    return {key: value for key, value in row.items() if value is not None and key not in parts_of(names)}
 
 
 def parts_of(names: Mapping[str, str]) -> tuple[str, ...]:
@@ -123,13 +132,12 @@ def parts_of(names: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def records(
-    rows: Iterable[Mapping], names: Mapping[str, str], prefix: str, first: int | None, where: str
+    rows: Iterable[Mapping], kind: type[Record], names: Mapping[str, str], prefix: str, first: int | None, where: str
 ) -> Iterator[Record | Bad]:
-    """A record of each row by a resolved map, or what is wrong with it; all are of the layout of the first good one.
+    """A record of each row by `plan`, or what is wrong with it; all are of the layout of the first good one.
 
-    A row without a uuid gets <prefix>-<its number>, from 000000 on. Raises UserError where the columns make no record.
+    A row without a uuid gets <prefix>-<its number>, from 000000 on.
     """
-    kind = layout(names, where)
     seen: set[str] = set()
     for index, row in enumerate(rows):
         uuid = None
