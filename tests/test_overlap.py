@@ -41,6 +41,14 @@ def test_runs_of_thirteen_words_worked_by_hand():
     assert grams("Predators eat:\n  grass!") == grams("predators eat grass")
 
 
+def test_the_documented_example(repo):
+    page = (repo / "docs/data.md").read_text()
+    train = page.partition("\n> ")[2].partition("\n")[0]
+    test = grams(train.replace("organism", "organisms"))
+    assert "8 of its 15 runs" in page and (len(grams(train) & test), len(grams(train))) == (8, 15)
+    assert list(sift([train], test)) == [CONTAMINATED]
+
+
 def brute(texts: list[str], tests: list[str]) -> list[str | None]:
     """The rules again, on tuples of words, without hashes or sets that grow."""
 

@@ -163,6 +163,7 @@ def test_a_column_map_joins_and_looks_into_columns_and_the_rest_travels_along():
         ({"question": "q", "choices": ["u", " "], "answer": "u"}, "blank"),
         ({"question": "q", "choices": ["u"], "answer": "u"}, "1 options"),
         ({"question": "", "answer": "7"}, "question"),
+        ({"question": "q", "answer": "red"}, "no number, and there are no choices"),
         ({"instruction": "q", "output": "a", "history": ["q"]}, "pairs of texts"),
     ],
 )

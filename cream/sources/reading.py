@@ -4,6 +4,7 @@
 files goes when they have been read.
 """
 
+import logging
 import os
 import re
 import tempfile
@@ -71,6 +72,7 @@ def _told(place: Place, local: bool) -> Iterator[None]:
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt
     try:
         yield
     except Exception as error:

@@ -73,7 +73,7 @@ def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[
     names = _resolved(given, {*present}, where)
     fits = [(kind, form) for kind, forms in FORMS.items() for form in forms if names.keys() >= {*form}]
     if not fits:
-        needed = "; ".join(" and ".join(form) for forms in FORMS.values() for form in forms)
+        needed = "; ".join(dict.fromkeys(" and ".join(form) for forms in FORMS.values() for form in forms))
         raise UserError(
             f"{where}: its columns make no record. Needed: {needed}. --columns field=column says which they are"
         )
@@ -251,6 +251,8 @@ def item(uuid: str, fields: Mapping, first: int | None, extra: Mapping) -> Item:
         told = {"solution": f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()}
         return decode(Item, uuid, {**extra, "question": question, "label": number(final), **told}, "row")
     label = number(answer) if isinstance(answer, str) else answer
+    if not re.search(r"\d", str(label)):
+        raise ValueError(f"the answer {label!r:.60} is no number, and there are no choices")
     return decode(Item, uuid, {**extra, "question": question, "label": label}, "row")
 
 
