@@ -97,7 +97,9 @@ def test_the_real_model_through_every_stage(world):
         "--output_dir outputs/sampling.json"
     )
     samples = list(read(world.folder / "outputs/sampling.json", Samples))
-    assert len(samples) == 100 and all(len(sample.responses) == 3 for sample in samples)
+    counts = world.read("outputs/sampling.json.meta.json")["counts"]
+    assert len(samples) == len(world.read("localdata/prompt.1.json")) - sum(counts["dropped"].values()) > 90
+    assert all(len(sample.responses) == 3 for sample in samples)
     world.run(f"{rewarding} --enable_ref yes --checkpoint m1 --ref_model_ckpt none --output outputs/current.json")
     world.run(f"{rewarding} --enable_ref no --checkpoint none --output outputs/previous.json")
     check_scores(world, "outputs/current.json", "outputs/m1/checkpoint-last", "assets/stories")

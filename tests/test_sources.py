@@ -71,6 +71,12 @@ def test_a_reply_that_was_refused_is_no_answer():
     assert dict(oasst.read(rows, "").unanswered) == {"it has no usable reply": 1}
 
 
+def test_messages_without_an_id_are_malformed_rows():
+    tree = {"message_tree_id": "r", "tree_state": "ready_for_export", "prompt": message("r", replies=[{"text": "a"}])}
+    found = oasst.read([tree, {"text": "b"}], "")
+    assert [row["where"] for row in found.rejected] == ["row 0", "row 1"] and len(found.prompts) == 1
+
+
 def test_flat_messages_and_trees_give_the_same(shared):
     folder = shared / "data/sft"
     flat, nested = (

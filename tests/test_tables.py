@@ -146,6 +146,7 @@ def test_a_column_map_joins_and_looks_into_columns_and_the_rest_travels_along():
     original = {"question": {"stem": "q?", "choices": [{"text": "u", "label": "A"}, {"text": "v", "label": "B"}]}}
     made = read({**original, "answerKey": "B"}, "question=question.stem,choices=question.choices")
     assert (made.question, made.label, made.extra) == ("q?\nA. u\nB. v", "B", {})
+    assert [read({"id": own, "prompt": "q"}).uuid for own in (0, 7, "", None)] == ["0", "7", *["rows-000000"] * 2]
     ultrachat = {"prompt": "q", "messages": [user("q"), said("a")], "label": 1}
     assert read(ultrachat).extra == {"prompt": "q", "label": 1}  # of which a conversation has no use
     assert read({"text": "q", "n": None, "weight": 0.5, "key": "k1"}, "prompt=text,uuid=key").extra == {"weight": 0.5}

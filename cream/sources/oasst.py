@@ -58,7 +58,8 @@ def _messages(row: dict) -> Iterator[dict]:
     waiting = [row["prompt"] | {"parent_id": None, "tree_state": row.get("tree_state")}]
     while waiting:
         message = waiting.pop()
-        waiting += [reply | {"parent_id": message["message_id"]} for reply in message.get("replies") or []]
+        if isinstance(own := message.get("message_id"), str):
+            waiting += [reply | {"parent_id": own} for reply in message.get("replies") or []]
         yield {key: value for key, value in message.items() if key != "replies"}
 
 

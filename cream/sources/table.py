@@ -123,7 +123,13 @@ def _at(row: Mapping, path: str) -> object:
 
 def rest_of(row: Mapping, names: Mapping[str, str]) -> dict:
     """The columns that the map does not use, but for nulls: they travel along as keys of the record."""
-    return {key: value for key, value in row.items() if value is not None and key not in parts_of(names)}
+    used = parts_of(names)
+    return {key: value for key, value in row.items() if value is not None and key not in used}
+
+
+def uuid_of(fields: Mapping, otherwise: str) -> str:
+    """The row's own uuid, or this one."""
+    return str(fields["uuid"]) if fields.get("uuid", "") != "" else otherwise
 
 
 def parts_of(names: Mapping[str, str]) -> tuple[str, ...]:
@@ -143,7 +149,7 @@ def records(
         uuid = None
         try:
             fields = fields_of(row, names)
-            uuid = str(fields.get("uuid") or f"{prefix}-{index:06d}")
+            uuid = uuid_of(fields, f"{prefix}-{index:06d}")
             made = record(kind, uuid, fields, rest_of(row, names), first)
             if seen and type(made) is not kind:
                 raise ValueError(f"it is a {type(made).__name__}, those before it are {kind.__name__} records")

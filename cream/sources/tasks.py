@@ -6,7 +6,7 @@ from functools import partial
 from cream.errors import UserError
 from cream.records import Item
 from cream.sources import Found, Source
-from cream.sources.table import fields_of, parts_of, record
+from cream.sources.table import fields_of, parts_of, record, uuid_of
 
 
 def task(name: str, columns: Mapping[str, str], first: int | None = None, **about) -> Source:
@@ -20,9 +20,10 @@ def items(rows: Iterable[dict], prefix: str, *, columns: Mapping[str, str], firs
     found = Found()
     for index, row in enumerate(rows):
         found.rows += 1
-        uuid = str(row.get(columns["uuid"]) or f"{prefix}-{index:04d}")
+        fields = fields_of(row, columns)
+        uuid = uuid_of(fields, f"{prefix}-{index:04d}")
         try:
-            found.items.append(record(Item, uuid, fields_of(row, columns), {}, first))
+            found.items.append(record(Item, uuid, fields, {}, first))
         except (ValueError, UserError) as error:
             found.reject(index, uuid, str(error), row)
     return found
