@@ -82,18 +82,15 @@ class PrepareConfig:
 def main(argv=None):
     words: list[str] = []
     config = parse(PrepareConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
-    command, *rest = ["list"] if config.build.list and not words else words or [""]
-    commands = {"build": (build, 1, None), "list": (listing, 0, 0), "import": (import_, 1, 1), "export": (export, 1, 1)}
-    commands["validate"] = (validate, 1, None)
-    run, least, most = commands.get(command, (None, 0, 0))
-    if run is None or not least <= len(rest) <= (len(rest) if most is None else most):
-        raise UserError(
-            "expected a command: build SOURCE …, list, import FILE_OR_HUB_ID, export FILE, or validate FILE …"
-        )
-    run(config, *([] if most == 0 else [rest]))
+    command, *rest = words or ["list" if config.build.list else ""]
+    commands = {"build": build, "list": listing, "import": import_, "export": export, "validate": validate}
+    fits = {"list": not rest, "import": len(rest) == 1, "export": len(rest) == 1}.get(command, bool(rest))
+    if command not in commands or not fits:
+        raise UserError("expected a command: build SOURCE …, list, import FILE|ID, export FILE, or validate FILE …")
+    commands[command](config, rest)
 
 
-def listing(config: PrepareConfig) -> None:
+def listing(config: PrepareConfig, words: list[str]) -> None:
     """Print what sources there are."""
     from cream.sources import sources
 
@@ -121,10 +118,10 @@ def build(config: PrepareConfig, names: list[str]) -> None:
             f"--from {b.from_folder}: none of {', '.join(names)} is there; docs/data.md says how it is known"
         )
     files = localdata(tables, count=b.subsets, seed=b.seed, multi_turn=b.multi_turn, task_limit=b.task_limit)
-    parts = sum(file.name.startswith("prompt.") for file in files) - 1
-    if parts > 0 and (stale := folder / f"prompt.{parts + 1}.json").exists():
+    stale = folder / f"prompt.{b.subsets + 1}.json"
+    if stale.exists() and any(file.name == "prompt.json" for file in files):
         raise UserError(
-            f"{stale}: is of another split, and would overlap with {parts} subsets; remove it, or give another "
+            f"{stale}: is of another split, and would overlap with {b.subsets} subsets; remove it, or give another "
             "--output_dir"
         )
     outputs = [_output(config, folder, file, tables) for file in files]
@@ -134,7 +131,8 @@ def build(config: PrepareConfig, names: list[str]) -> None:
             with output:
                 output.dropped += file.dropped
                 output.reject(file.rejected)
-                output.finish(map(encode, file.records), **({"tasks": file.tasks} if file.tasks else {}))
+                places = {name: str(tables[name].place) for name in file.inputs}
+                output.finish(map(encode, file.records), tables=places, tasks=file.tasks)
     if config.run.dry_run:
         log.info("dry run: nothing was written")
 
