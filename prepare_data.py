@@ -19,6 +19,7 @@ from cream.console import log
 from cream.errors import UserError
 from cream.flags import flag, parse
 from cream.records import Record, encode
+from cream.sources.forms import FORMS
 
 EXAMPLE = """\
   python prepare_data.py build all
@@ -26,7 +27,6 @@ EXAMPLE = """\
   python prepare_data.py import pairs.jsonl --columns prompt=question,chosen=good,rejected=bad
   python prepare_data.py export localdata/dpo.1.json --form trl --output pairs.jsonl
   python prepare_data.py validate prompts.jsonl --model llama3 --max_length 2048"""
-FORMS = ("trl", "sharegpt", "alpaca")
 
 
 @dataclass
@@ -270,7 +270,10 @@ def validate(config: PrepareConfig, words: list[str]) -> None:
     from cream.validation import report
     from cream.validation import validate as look
 
-    m, chat, paths = config.model, None, [Path(word) for word in words]
+    m, chat = config.model, None
+    paths = [Path(word) for word in words if not word.endswith(".meta.json")]
+    if len(paths) < len(words):
+        log.info("%d sidecars passed over: they are no data", len(words) - len(paths))
     if m.model or m.checkpoint:
         from cream.folders import check_folder
         from cream.models import load_chat

@@ -64,16 +64,16 @@ def localdata(
     _check_unique(tests, "test")
     _check_unique(trains, "train")
     known = set().union(*(grams(item.question) for table in tests for item in table.found.items))
-    inputs = tuple(tables)
+    tested = tuple(map(_name, tests))
     reasons = _reasons(trains, known)
-    files = [_conversations(table, known, inputs, multi_turn) for table in trains if table.found.conversations]
-    files += _prompts(trains, reasons, inputs, {"seed": seed, "task_limit": task_limit}, count)
-    files += [_items(table, reasons, inputs) for table in trains if table.found.items]
-    files += [_items(table, {}, (_name(table),)) for table in tests]
+    files = [_conversations(table, known, tested, multi_turn) for table in trains if table.found.conversations]
+    files += _prompts(trains, reasons, tested, {"seed": seed, "task_limit": task_limit}, count)
+    files += [_items(table, reasons, tested) for table in trains if table.found.items]
+    files += [_items(table, {}, ()) for table in tests]
     if tests:
         names = [table.source.name for table in tests]
         items = [structs.replace(i, task=table.source.name, extra={}) for table in tests for i in table.found.items]
-        files.append(File("all_test.json", items, tuple(map(_name, tests)), {"tasks": ", ".join(names)}))
+        files.append(File("all_test.json", items, tested, {"tasks": ", ".join(names)}))
     return files
 
 
@@ -123,17 +123,17 @@ def _kept(records: Iterable[Record], reason: Callable[[str], str | None]) -> tup
     return kept, dropped
 
 
-def _conversations(table: Table, known: set[int], inputs: tuple[str, ...], multi_turn: bool) -> File:
+def _conversations(table: Table, known: set[int], tested: tuple[str, ...], multi_turn: bool) -> File:
     found: list[Conversation] = table.found.conversations
     told = sift((_text(each.messages) for each in found), known)
     reasons = {each.uuid: reason for each, reason in zip(found, told, strict=True)}
     records, dropped = _kept(found, reasons.get)
     dropped += table.found.dropped + table.found.unanswered
     name = f"{table.source.name}.sft.json"
-    return File(name, records, inputs, {"multi_turn": multi_turn}, dropped, table.found.rejected)
+    return File(name, records, (_name(table), *tested), {"multi_turn": multi_turn}, dropped, table.found.rejected)
 
 
-def _items(table: Table, reasons: Mapping[str, str], inputs: tuple[str, ...]) -> File:
+def _items(table: Table, reasons: Mapping[str, str], tested: tuple[str, ...]) -> File:
     """A task's test or train file; a train item goes only where it shares words with a test question. Of tests no
     solution is kept."""
     items: list[Item] = table.found.items
@@ -142,13 +142,16 @@ def _items(table: Table, reasons: Mapping[str, str], inputs: tuple[str, ...]) ->
     records, dropped = _kept(items, lambda uuid: CONTAMINATED if reasons.get(uuid) == CONTAMINATED else None)
     folder = table.source.name.replace("_", "-")
     settings = {"source": table.source.name, "split": table.split}
-    return File(f"{folder}/{table.split}.json", records, inputs, settings, dropped, table.found.rejected)
+    return File(
+        f"{folder}/{table.split}.json", records, (_name(table), *tested), settings, dropped, table.found.rejected
+    )
 
 
 def _prompts(
-    trains: list[Table], reasons: Mapping[str, str], inputs: tuple[str, ...], settings: dict, count: int
+    trains: list[Table], reasons: Mapping[str, str], tested: tuple[str, ...], settings: dict, count: int
 ) -> list[File]:
     """prompt.json, and prompt.1.json to prompt.<count>.json."""
+    inputs = (*map(_name, trains), *tested)
     whole = File("prompt.json", [], inputs, settings)
     tasks: dict[str, list[str]] = defaultdict(list)
     for table in trains:
