@@ -1,10 +1,11 @@
-"""Generate answers: samples for training (--mode sampling), graded greedy ones (evaluation), or grade again (rescore).
+"""Generate answers: samples for training (--mode sampling), graded ones (evaluation), or grade again (rescore).
 
-Departures from the released code: engines get token ids (one BOS), prompts are dropped rather than cut, evaluation is
-always greedy, --output_dir is honoured, and every answer keeps why it ended.
+Departures from the released code: engines get token ids (one BOS), prompts are dropped rather than cut, evaluation with
+one answer a question is always greedy, --output_dir is honoured, and every answer keeps why it ended.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cream import console, journal, names, preflight, store
 from cream.console import log
 from cream.engines import Sampling
 from cream.errors import UserError
-from cream.evaluation import grading
+from cream.evaluation import few_shot, grading
 from cream.evaluation.items import item_files, prompt_of, read_items
 from cream.evaluation.statistics import format_table
 from cream.evaluation.tasks import TASKS
@@ -27,13 +28,20 @@ EXAMPLE = """\
   one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
   one GPU   python infer.py --model llama3 --checkpoint llama3_sft --name prompt_1 --engine vllm
   accuracy  python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test
+  voting    python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test --gen_n 8
   again     python infer.py --mode rescore --input_file outputs/evaluation/tiny_m1-tiny_test/results.json"""
 
 
 @console.stage
 def main(argv=None):
     config = parse(InferConfig, argv, description=__doc__, example=EXAMPLE)
-    {"sampling": sample, "evaluation": evaluate, "rescore": rescore}[config.generation.mode](config)
+    g = config.generation
+    g.gen_n = g.answers()
+    if g.few_shot and g.mode != "evaluation":
+        raise UserError(f"--few_shot {g.few_shot}: examples go in front of questions, in --mode evaluation")
+    if g.few_shot_file and not g.few_shot:
+        raise UserError(f"--few_shot_file {g.few_shot_file}: --few_shot K says how many of its examples are shown")
+    {"sampling": sample, "evaluation": evaluate, "rescore": rescore}[g.mode](config)
 
 
 def sample(config: InferConfig) -> None:
@@ -44,21 +52,18 @@ def sample(config: InferConfig) -> None:
     total = sum(1 for _ in store.read(data, Prompt, skip=config.run.skip))  # a bad record shows up here
     total = sum(1 for _ in read()) if _limit(config) else total
     sysprompt = "none" if g.sysprompt == "auto" else g.sysprompt
-    greedy = not g.do_sample or g.gen_temperature < 0.001
-    n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
-    if greedy and g.gen_n > 1:
-        log.info("greedy: one answer a prompt, --gen_n %d does not apply", g.gen_n)
-    sampling = Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+    sampling = _sampling(config)
     folder = (
         f"{_short(g.name)}-{_short(config.model.name())}-ckpt_{names.label(config.model.checkpoint)}-"
-        f"{'Greedy' if greedy else 'Sample'}_n-{n}_temp-{temperature:g}_GenMaxT-{g.gen_max_tokens}-sys_{sysprompt}"
+        f"{'Greedy' if sampling.greedy else 'Sample'}_n-{sampling.n}_temp-{sampling.temperature:g}"
+        f"_GenMaxT-{g.gen_max_tokens}-sys_{sysprompt}"
     )
     target = _target(config, config.run.outputs() / "sampling" / folder / "results.json")
-    output, chat = _begin(config, [data], target)
+    output, chat = _begin(config, [data], target, *_idle(config, sampling))
     if config.run.dry_run:
         return
     if not output.stands:
-        need = preflight.answers(total, data.stat().st_size if not _limit(config) else 0, n, g.gen_max_tokens)
+        need = preflight.answers(total, data.stat().st_size if not _limit(config) else 0, sampling.n, g.gen_max_tokens)
         preflight.room(target, need, "sampling")
         prompts = partial(asked, read, sysprompt)
         counts = Counter()
@@ -88,7 +93,7 @@ def sample(config: InferConfig) -> None:
 
 
 def evaluate(config: InferConfig) -> None:
-    """Greedy answers to every item, graded; a table of accuracies."""
+    """Answers to every item, one greedy or several that vote, graded; a table of accuracies."""
     g = config.generation
     data = _dataset(config, Item, "evaluation takes questions with labels")
     files = {task: names.in_root(DATASET_FILES[f"{task}_test"]) for task in TASKS}
@@ -96,37 +101,43 @@ def evaluate(config: InferConfig) -> None:
     for task in missing:
         log.info("task %s is not evaluated: %s does not exist", task, files[task])
     items = {item.uuid: item for item in found[: _limit(config)]}
-    prompts = {u: Prompt(uuid=u, messages=prompt_of(item, g.sysprompt)) for u, item in items.items()}
-    log.info(
-        "evaluation is greedy, one answer a question: --gen_n, --gen_temperature, --top_p, --do_sample do not apply"
-    )
+    tasks = list(dict.fromkeys(item.task for item in items.values())) if g.few_shot else []
+    places = few_shot.places(tasks, g.few_shot_file, data, files if _known(g.name) == "all_test" else {})
+    examples = few_shot.draw(places, found, g.few_shot, config.run.seed, skip=config.run.skip)
+    prompts = {
+        u: Prompt(uuid=u, messages=prompt_of(item, g.sysprompt, examples.get(item.task, ())))
+        for u, item in items.items()
+    }
+    sampling = _sampling(config)
     sources = item_files(_known(g.name), data, files)
     checkpoint = config.model.checkpoint
     folder = f"{names.label(checkpoint) if checkpoint else _short(config.model.name())}-{_short(g.name)}"
+    folder += (f"-{g.few_shot}shot" if examples else "") + ("" if sampling.greedy else f"-n{sampling.n}")
     target = _target(config, config.run.outputs() / "evaluation", f"{folder}/results.json")
-    output, chat = _begin(config, sources, target, "gen_n", "gen_temperature", "top_p", "do_sample", "seed")
+    output, chat = _begin(config, sources, target, *_idle(config, sampling), examples=places.values())
     if config.run.dry_run:
         return
-    strict = g.extraction == "strict"
     if not output.stands:
-        preflight.room(target, preflight.answers(len(prompts), 0, 1, g.gen_max_tokens), "evaluation")
-        questions = partial(list, list(prompts.values()))
-        sampling = Sampling(n=1, temperature=0.0, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+        if examples:
+            output.facts["few_shot"] = {task: [example.uuid for example in drawn] for task, drawn in examples.items()}
+        strict, questions = g.extraction == "strict", partial(list, list(prompts.values()))
+        preflight.room(target, preflight.answers(len(prompts), 0, sampling.n, g.gen_max_tokens), "evaluation")
         with output:
             for prompt, _, answers in _answers(config, output, chat, questions, len(prompts), sampling):
-                output.append(grading.graded(items[prompt.uuid], prompt, answers[0], strict))
+                output.append(grading.graded(items[prompt.uuid], prompt, answers, strict))
             if config.run.skip:
-                output.reject(bad for source in sources for bad in store.rejected(source, Item))
+                read = dict.fromkeys([*sources, *places.values()])
+                output.reject(bad for source in read for bad in store.rejected(source, Item))
             output.finish(grading.whole(output.rows(prompts), prompts, items, strict))
         for reason, count in output.dropped.items():
             if reason == store.MALFORMED:  # no question; told when they were written
                 continue
             log.info("%d of %d questions count as wrong: %s", count, len(prompts), reason)
-    log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts))
+    log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts, sampling.n))
 
 
-def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tuple[str, Path, Path]:
-    """The table, the answers' file, and the summary's, which is written unless it stands."""
+def _summary(config: InferConfig, output: journal.Output, chat, prompts, n: int) -> tuple[str, Path, Path]:
+    """The table, the answers' file, and the summary's, which is written unless it stands. `n`: answers a question."""
     answers = list(store.read(output.path, Answer))
     rows, strict = grading.table_rows(answers), grading.strict_accuracies(answers)
     stem = output.path.name.partition(".json")[0]
@@ -136,14 +147,18 @@ def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tupl
             "tasks": rows,
             "strict": strict,
             "extraction": config.generation.extraction,
-            "greedy": True,
+            "greedy": n == 1,
+            "gen_n": n,
+            "few_shot": config.generation.few_shot,
             "first_prompt": shown(chat, next(iter(prompts.values()))),
             "chat_template": fingerprint_text(chat.tokenizer.chat_template),
         }
         store.write_json(summary, facts)
+    table = format_table(rows)
+    if n > 1:
+        table += f"\naccuracy: of the majority vote of {n} answers; pass@j: one of j answers is right, ± standard error"
     released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in strict.items())
-    table = f"{format_table(rows)}\naccuracy % by the method's released extraction rules: {released}"
-    return table, output.path, summary
+    return f"{table}\naccuracy % by the method's released extraction rules: {released}", output.path, summary
 
 
 def rescore(config: InferConfig) -> None:
@@ -214,8 +229,30 @@ def _target(config: InferConfig, default: Path, below: str = "results.json") -> 
     return Path(given) if store.is_record_file(Path(given)) else Path(given) / below
 
 
-def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
-    """The output and the policy's chat format; says what will be done. `unused` flags do not decide this output."""
+def _sampling(config: InferConfig) -> Sampling:
+    """How to answer: greedy is one answer a prompt, and an evaluation's only answer. Says which flags do not apply."""
+    g = config.generation
+    greedy = not g.do_sample or g.gen_temperature < 0.001
+    if g.mode == "evaluation" and g.gen_n == 1:
+        greedy = True
+        log.info("one answer a question, greedy: --gen_temperature, --top_p, --do_sample do not apply")
+    elif greedy and g.gen_n > 1:
+        log.info("greedy: one answer a prompt, --gen_n %d does not apply", g.gen_n)
+    n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
+    return Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+
+
+def _idle(config: InferConfig, sampling: Sampling) -> list[str]:
+    """The flags that do not decide what this run gives."""
+    g = config.generation
+    idle = ["few_shot_file", *([] if g.few_shot else ["few_shot"])]  # the hash of the file stands for it
+    if g.mode == "evaluation" and sampling.greedy:
+        idle += ["gen_n", "gen_temperature", "top_p", "do_sample", *([] if g.few_shot else ["seed"])]
+    return idle
+
+
+def _begin(config: InferConfig, data: list[Path], target: Path, *idle: str, examples: Iterable[Path] = ()):
+    """The output and the policy's chat format; says what will be done. `idle` flags do not decide this output."""
     folder = config.model.folder(config.model.checkpoint)
     check_folder(folder)
     named = ("name", "input_file", "model", "checkpoint")  # the hashes below stand for them
@@ -223,9 +260,11 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
     provenance = config.run.provenance()
     for number, path in enumerate(data):
         provenance.file(f"data.{number}" if number else "data", path)
+    for number, path in enumerate(dict.fromkeys(examples)):
+        provenance.file(f"examples.{number}" if number else "examples", path)
     provenance.model("policy", folder)
     config.model.add_template(provenance)
-    flat = settings(as_dict(config), *named, "chat_template", *batching, *unused)
+    flat = settings(as_dict(config), *named, "chat_template", *batching, *idle)
     output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite)
     log.info("%s of %s by %s -> %s", config.generation.mode, ", ".join(map(str, data)), folder, target)
     if output.stands:
