@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+import xxhash
 
 from cream.errors import UserError
 
@@ -100,6 +101,18 @@ def read_json(path: Path) -> object:
     """A whole JSON file of any layout."""
     with open_file(path) as file:
         return parse(file.read(), path)
+
+
+def sealed(value: object) -> bytes:
+    """A line of a file that grows: a JSON value, a tab, and 16 hex digits, xxh3-64 of the value's bytes."""
+    data = msgspec.json.encode(value)
+    return data + b"\t" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n"
+
+
+def unsealed(line: bytes) -> bytes | None:
+    """The JSON text of a line by `sealed`, with or without its end; None of a line that is not as it was written."""
+    data, _, digest = line.removesuffix(b"\n").rpartition(b"\t")
+    return data if data and digest == xxhash.xxh3_64_hexdigest(data).encode() else None
 
 
 @contextmanager

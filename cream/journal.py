@@ -21,13 +21,14 @@ import xxhash
 
 from cream import store
 from cream.errors import UserError
-from cream.files import named
+from cream.files import named, sealed, unsealed
 from cream.index import Index
 from cream.lock import Lock
 from cream.provenance import Provenance, fingerprint, meta_path, origin, read_meta
 from cream.records import Record, encode
 
 log = logging.getLogger("cream")
+FORMAT = 1  # of a journal; counted on when the records of any stage get another shape
 SYNC = 1.0  # seconds after which what a journal has gained is forced to disk
 
 
@@ -53,7 +54,7 @@ def free_path(path: Path) -> Path:
 def same(path: Path, found: dict | None, header: dict, what: str, advice: str = "") -> None:
     """Raises UserError unless `found` ({"settings": …, "inputs": …} of what stands at `path`) equals `header`."""
     if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
-        difference = "it was not made by this command"
+        difference = "it was not made by this command in this version, or it is damaged"
     else:
         old, new = ({**h["settings"], **h["inputs"]} for h in (found, header))
         if not (difference := differences(old, new)):
@@ -162,39 +163,44 @@ class Output:
             self._file = None
             return Keys()
         advice = "Repeat its command to finish it. "
-        try:
-            found = msgspec.json.decode(header)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        text = unsealed(header)
+        found = msgspec.json.decode(text) if text else None
+        if isinstance(found, dict) and found.get("journal") != FORMAT:
             found = None
         same(self.path, found, self.header, f"an unfinished run stands in {self.partial.name}", advice)
         keys = Keys(uuid for uuid, _ in self._lines())
-        self._file.truncate(self._end)
+        self._cut(len(keys))
         self._synced = time.monotonic()
         return keys
 
     def _lines(self) -> Iterator[tuple[str, int]]:
-        """(uuid, offset) of every record of the journal, up to the first that is not whole."""
+        """(uuid, offset) of every record of the journal, up to the first that is not as it was written."""
         self._file.seek(0)
         self._end = len(self._file.readline())
         for line in self._file:
-            try:
-                uuid = WHOLE.decode(line).uuid if line.endswith(b"\n") else None
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                uuid = None
-            if uuid is None:  # killed within a line, or without power: from here on it is computed again
+            text = unsealed(line) if line.endswith(b"\n") else None
+            if text is None:  # killed within a line, without power, or changed: from here on it is computed again
                 return
-            yield uuid, self._end
+            yield WHOLE.decode(text).uuid, self._end
             self._end += len(line)
+
+    def _cut(self, count: int) -> None:
+        """End the journal after its first `count` records, the whole ones, and say what is lost."""
+        self._file.seek(self._end)
+        if lost := sum(1 for _ in self._file):
+            told = "%s: line %d is not as it was written; the %d lines from there on are computed again"
+            log.warning(told, self.partial, count + 2, lost)
+        self._file.truncate(self._end)
 
     def append(self, row: Record | dict) -> None:
         """Keep one finished record in the journal; it survives a kill from now on, a power cut SYNC seconds later."""
         with named(self.partial):
             if self._file is None:
                 self._file = open(self.partial, "w+b")
-                self._write(msgspec.json.encode(self.header) + b"\n")
+                self._write(sealed({"journal": FORMAT, **self.header}))
                 self._sync()
             self._file.seek(0, os.SEEK_END)
-            self._write(msgspec.json.encode(encode(row) if isinstance(row, Record) else row) + b"\n")
+            self._write(sealed(encode(row) if isinstance(row, Record) else row))
             if time.monotonic() - self._synced > SYNC:
                 self._sync()
 
@@ -230,7 +236,7 @@ class Output:
         for key in order:
             for offset in index.find(key)[:1]:
                 self._file.seek(offset)
-                yield msgspec.json.decode(self._file.readline())
+                yield msgspec.json.decode(unsealed(self._file.readline()))
 
     def finish(self, rows: Iterable[dict], **facts) -> int:
         """Write the output and its sidecar (sidecar first: data without one is never taken for finished)."""

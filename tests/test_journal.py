@@ -80,6 +80,44 @@ def test_an_interrupted_run_goes_on_wherever_it_was_killed(tmp_path, zeros):
             assert held(output) == ORDER  # and it can be killed again
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace(b'"label":"1"', b'"label":"7"'),
+        lambda line: line.replace(b'"u1"', b'"u9"'),
+        lambda line: b'{"uuid":"u1"}\n',
+        lambda line: line.partition(b"\t")[0] + b"\n",
+    ],
+    ids=["another label", "another uuid", "a uuid alone", "without its hash"],
+)
+def test_a_record_that_was_changed_ends_the_journal(tmp_path, caplog, change):
+    """It, and what follows it, is computed again, and a line says how much."""
+    path = tmp_path / "x.jsonl"
+    interrupted(path, ROWS)
+    partial = begin(path).partial
+    lines = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join([*lines[:2], change(lines[2]), *lines[3:]]))
+    with begin(path) as output:
+        assert held(output) == ORDER[:1]
+        assert "x.jsonl.partial: line 3 is not as it was written; the 3 lines from there on" in caplog.text
+        for row in ROWS[1:]:
+            output.append(row)
+        assert list(output.rows(ORDER)) == ROWS
+
+
+@pytest.mark.parametrize("change", [b'"seed":1', b'"seed":0 ', None])
+def test_a_journal_whose_first_line_was_changed_is_not_believed(tmp_path, change):
+    """Nor is one of an earlier version, without a hash."""
+    path = tmp_path / "x.jsonl"
+    interrupted(path, ROWS)
+    partial = begin(path).partial
+    first, rest = partial.read_bytes().split(b"\n", 1)
+    first = first.replace(b'"seed":0', change) if change else first.partition(b"\t")[0]
+    partial.write_bytes(first + b"\n" + rest)
+    with pytest.raises(UserError, match="or it is damaged.*--overwrite"), begin(path) as output:
+        output.resume()
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     path = tmp_path / "x.json"
     interrupted(path, ROWS[:2])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cream import models, scoring
 from cream.chat import Tokens
 from cream.errors import UserError
+from cream.files import unsealed
 from cream.hardware import Budget
 from cream.logprobs import LogProbs, score
 from cream.records import Message, Pair, Rewards, Samples
@@ -104,7 +105,7 @@ def test_two_processes_add_to_a_file_at_once(tmp_path, repo):
     started = [subprocess.Popen([sys.executable, "-c", adding, str(path), *who], cwd=repo) for who in ("ab", "ba")]
     assert [process.wait() for process in started] == [0, 0]
     lines = path.read_bytes().splitlines()
-    writers = [json.loads(line)["uuid"][0] for line in lines]
+    writers = [json.loads(unsealed(line))["uuid"][0] for line in lines]
     assert len(lines) == 300 and "ab" in "".join(writers) and "ba" in "".join(writers)  # they did take turns
     found = Scores(path, SOURCE)
     for who in "ab":
@@ -136,6 +137,8 @@ DAMAGE = {
     "not text": lambda line: b"\xff\xfe" + line,
     "nothing but zeros": lambda line: b"\0" * len(line),
     "a number that is a text": lambda line: line.replace(b"-2.5", b'"x"'),
+    "another number": lambda line: line.replace(b"-2.5", b"-3.5"),
+    "of an earlier version": lambda line: line.partition(b"\t")[0],
     "another layout": lambda line: b'{"uuid": "b"}',
 }
 
