@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -165,6 +166,18 @@ def _stands(config: TrainConfig, run: Path, header: dict) -> bool:
     return False
 
 
+def _afresh(config: TrainConfig, run: Path, header: dict) -> bool:
+    """Whether what stands in the run's folder goes: with --overwrite all but an unfinished run that the same command
+    began, which is gone on with."""
+    if not config.run.overwrite or not config.optimisation.resume:
+        return not config.optimisation.resume
+    if (run / "meta.json").exists():
+        return True
+    with suppress(UserError):  # there is none, or it is damaged
+        return journal.difference(store.read_json(run / "args.json"), header) is not None
+    return True
+
+
 def _train(config: TrainConfig, stage, method, start, data, run, header, provenance, devices) -> None:
     from cream.training import launch
     from cream.training.loop import Schedule
@@ -181,7 +194,7 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, provena
         provenance=provenance,
         skip=config.run.skip,
         flags=as_dict(config),
-        afresh=config.run.overwrite or not o.resume,
+        afresh=_afresh(config, run, header),
         schedule=Schedule(
             epochs=o.epoch,
             batch_size=_global_batch(config),
@@ -215,7 +228,12 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, provena
     preflight.room(run, preflight.run(start, job.schedule.saves, saved), "training")
     about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}
     place = config.output.master_address, config.output.master_port
-    launch.run(work, job, devices, *place, about, alone=job.deepspeed is None)
+    try:
+        launch.run(work, job, devices, *place, about, alone=job.deepspeed is None)
+    except KeyboardInterrupt as error:
+        if not o.resume:
+            error.add_note("but for --resume no")  # with it, it begins anew
+        raise
 
 
 def _deepspeed(path: str | None) -> dict | None:

@@ -51,19 +51,22 @@ def free_path(path: Path) -> Path:
     return candidate
 
 
-def same(path: Path, found: dict | None, header: dict, what: str, advice: str = "") -> None:
-    """Raises UserError unless `found` ({"settings": …, "inputs": …} of what stands at `path`) equals `header`."""
+def difference(found: object, header: dict) -> str | None:
+    """In what a header that was `found` ({"settings": …, "inputs": …}) is another than `header`; None when it is not."""
     if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
-        difference = "it was not made by this command in this version, or it is damaged"
-    else:
-        old, new = ({**h["settings"], **h["inputs"]} for h in (found, header))
-        if not (difference := differences(old, new)):
-            return
-        difference = f"it has other settings or inputs: {difference}"
-    raise UserError(
-        f"{path}: {what}, but {difference}. {advice}Give another output, say {free_path(path)}, or "
-        "--overwrite to replace it"
-    )
+        return "it was not made by this command in this version, or it is damaged"
+    old, new = ({**h["settings"], **h["inputs"]} for h in (found, header))
+    told = differences(old, new)
+    return f"it has other settings or inputs: {told}" if told else None
+
+
+def same(path: Path, found: object, header: dict, what: str, advice: str = "") -> None:
+    """Raises UserError unless `found`, the header of what stands at `path`, equals `header`."""
+    if (other := difference(found, header)) is not None:
+        raise UserError(
+            f"{path}: {what}, but {other}. {advice}Give another output, say {free_path(path)}, or --overwrite to "
+            "replace it"
+        )
 
 
 class Keys:
@@ -153,25 +156,35 @@ class Output:
         return True
 
     def resume(self) -> Keys:
-        """Take up an unfinished run's journal, if there is one; returns the keys of the records that it holds."""
-        if self._afresh or not self.partial.exists():
+        """Take up an unfinished run's journal, if there is one; returns the keys of the records that it holds.
+
+        So does --overwrite, where the same command began it. Raises UserError where another did, without --overwrite.
+        """
+        if not self.partial.exists():
             return Keys()
         self._file = open(self.partial, "r+b")
-        header = self._file.readline()
-        if not header.endswith(b"\n"):  # killed within the first line
+        if not self._goes_on(self._file.readline()):
             self._file.close()
             self._file = None
             return Keys()
-        advice = "Repeat its command to finish it. "
-        text = unsealed(header)
-        found = msgspec.json.decode(text) if text else None
-        if isinstance(found, dict) and found.get("journal") != FORMAT:
-            found = None
-        same(self.path, found, self.header, f"an unfinished run stands in {self.partial.name}", advice)
         keys = Keys(uuid for uuid, _ in self._lines())
         self._cut(len(keys))
         self._synced = time.monotonic()
         return keys
+
+    def _goes_on(self, first: bytes) -> bool:
+        """Whether the journal with this first line is to be gone on with."""
+        if not first.endswith(b"\n"):  # killed within it
+            return False
+        text = unsealed(first)
+        found = msgspec.json.decode(text) if text else None
+        if isinstance(found, dict) and found.get("journal") != FORMAT:
+            found = None
+        if self._afresh:
+            return difference(found, self.header) is None
+        what, advice = f"an unfinished run stands in {self.partial.name}", "Repeat its command to finish it. "
+        same(self.path, found, self.header, what, advice)
+        return True
 
     def _lines(self) -> Iterator[tuple[str, int]]:
         """(uuid, offset) of every record of the journal, up to the first that is not as it was written."""

@@ -134,9 +134,29 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_overwrite_starts_afresh(tmp_path):
+def test_overwrite_goes_on_with_its_own_journal(tmp_path):
+    """What it replaces is what stands; one that was interrupted is gone on with by the same command."""
+    path, other = tmp_path / "x.json", {**SETTINGS, "seed": 7}
+    with begin(path) as output:
+        output.finish(ROWS[:1])
+    with begin(path, other, overwrite=True) as output:
+        assert not held(output)
+        for row in ROWS[:3]:
+            output.append(row)
+    assert list(store.read_rows(path)) == ROWS[:1]
+    with begin(path, other, overwrite=True) as output:
+        assert held(output) == ORDER[:3]
+        output.append(ROWS[3])
+        output.finish(output.rows(ORDER))
+    assert list(store.read_rows(path)) == ROWS and begin(path, other).stands
+
+
+@pytest.mark.parametrize("damage", [lambda data: data, lambda data: data.replace(b"seed", b"deed"), lambda data: b"{"])
+def test_overwrite_starts_afresh(tmp_path, damage):
     path = tmp_path / "x.json"
     interrupted(path, ROWS[:2])
+    partial = begin(path).partial
+    partial.write_bytes(damage(partial.read_bytes()))
     with begin(path, {**SETTINGS, "seed": 7}, overwrite=True) as output:
         assert not output.stands and not held(output)
         output.append(ROWS[3])

@@ -27,7 +27,7 @@ from cream.training.launch import given_world, is_first_process
 from cream.training.loop import Schedule, common_budget, train
 
 log = logging.getLogger("cream")
-WRITTEN = ("state", "args.json", "log.jsonl", "meta.json", "rejected.jsonl")  # in a run's folder, beside checkpoints
+WRITTEN = ("state", "log.jsonl", "rejected.jsonl")  # in a run's folder, beside checkpoints, args.json, meta.json
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "grad_norm", "lr")
 
 
@@ -151,8 +151,9 @@ def _accelerator(job: Job, precision: models.Precision) -> Accelerator:
 
 
 def clear(run: Path) -> None:
-    """Remove an earlier run from its folder: what training writes there, and nothing else."""
-    for path in (*run.glob("checkpoint-*"), *(run / name for name in WRITTEN)):
+    """Remove an earlier run from its folder: what training writes there, and nothing else. args.json stays until it is
+    replaced: it says whose folder this is, whenever this is killed."""
+    for path in (run / "meta.json", *run.glob("checkpoint-*"), *(run / name for name in WRITTEN)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
