@@ -52,7 +52,7 @@ def free_path(path: Path) -> Path:
 
 
 def difference(found: object, header: dict) -> str | None:
-    """In what a header that was `found` ({"settings": …, "inputs": …}) is another than `header`; None when it is not."""
+    """In what a `found` header ({"settings": …, "inputs": …}) is another than `header`; None when it is not."""
     if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
         return "it was not made by this command in this version, or it is damaged"
     old, new = ({**h["settings"], **h["inputs"]} for h in (found, header))
@@ -260,6 +260,7 @@ class Output:
             for row in rows:
                 count += 1
                 yield row
+            self.provenance.check_unchanged()  # all that is read of them has been read
 
         staged = self.path.with_name(f".{self.path.name}.whole{''.join(self.path.suffixes)}")
         store.write_rows(staged, counted())

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
@@ -136,12 +136,14 @@ class Provenance:
         self.force = force
         self.inputs: dict[str, str] = {}
         self.sources: dict[str, Path] = {}
+        self._states: dict[str, dict[str, fingerprints.State]] = {}
+        self._hashes: dict[str, Callable[[Path], str]] = {}
         self.unverified: list[str] = []
         self.forced: list[str] = []
 
     def file(self, name: str, path: str | Path) -> None:
         """Add a file of a user's: data, a template. Raises UserError when it is not there."""
-        self._add(name, path, fingerprint_of(path))
+        self._add(name, path, fingerprint_of)
 
     def output(self, name: str, path: Path) -> dict:
         """Add a file that a stage made; returns its sidecar, {} where it has none: then it is taken as unverified.
@@ -161,7 +163,7 @@ class Provenance:
 
     def model(self, name: str, folder: Path) -> dict:
         """Add a model's folder; returns what that says of itself. Raises UserError where its weights were changed."""
-        self._add(name, folder, fingerprints.fingerprint(folder))
+        self._add(name, folder, fingerprints.fingerprint)
         about = read_kind(folder)
         if about.get("fingerprint") not in (None, self.inputs[name]):
             self.object(f"{folder}: its files were changed since it was saved: they are not what {KIND} describes")
@@ -181,8 +183,19 @@ class Provenance:
         places = {name: os.path.relpath(path, folder) for name, path in self.sources.items()}
         return {"sources": places, "unverified": sorted({*self.unverified}), "forced": self.forced}
 
-    def _add(self, name: str, path: str | Path, digest: str) -> None:
-        self.inputs[name], self.sources[name] = digest, Path(path).absolute()
+    def check_unchanged(self) -> None:
+        """Raises UserError where an input is not what it was when it was added; to be asked once all of it is read."""
+        for name, path in self.sources.items():
+            if fingerprints.states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
+                raise UserError(
+                    f"{path} was changed while this ran, so that nothing is made of it. With what it held before, the "
+                    "same command goes on from here; for what it holds now, give another output, or --overwrite"
+                )
+
+    def _add(self, name: str, path: str | Path, digest: Callable[[Path], str]) -> None:
+        self.sources[name], self._hashes[name] = Path(path).absolute(), digest
+        self._states[name] = fingerprints.states(self.sources[name])  # first: it may be changed while it is read
+        self.inputs[name] = digest(Path(path))
 
     def _inherit(self, about: dict) -> None:
         self.unverified += about.get("unverified", [])

@@ -250,3 +250,46 @@ def test_a_sidecar_that_does_not_say_what_it_is_of_is_not_believed(tmp_path):
     (tmp_path / "x.json.meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match="is not what its sidecar describes"):
         begin(path)
+
+
+CHANGES = {
+    "another content": (lambda file: file.write_text("[2]"), True),
+    "gone": (lambda file: file.unlink(), True),
+    "written again": (lambda file: file.write_text("[1]"), False),
+}
+
+
+@pytest.mark.parametrize(("change", "refused"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("place", ["data.json", "model/config.json"])
+def test_an_input_that_changes_while_a_stage_runs(tmp_path, place, change, refused):
+    """Nothing is made of it; what is finished is kept, for what the input held before."""
+    path, file = tmp_path / "x.json", tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+
+    def begun():
+        provenance = Provenance()
+        provenance.model("model", file.parent) if "/" in place else provenance.file("data", file)
+        return Output(path, SETTINGS, provenance)
+
+    def reading(output):
+        yield from output.rows(ORDER[:2])
+        change(file)
+        yield from output.rows(ORDER[2:])
+
+    file.write_text("[1]")
+    with begun() as output:
+        for row in ROWS:
+            output.append(row)
+        if refused:
+            with pytest.raises((UserError, FileNotFoundError), match="was changed while this ran|no such file"):
+                output.finish(reading(output))
+        else:
+            output.finish(reading(output))
+    if refused:
+        left = {each.name for each in tmp_path.iterdir() if each.is_file()}
+        assert left - {"data.json"} == {"x.json.partial"}
+        file.write_text("[1]")
+        with begun() as output:
+            assert held(output) == ORDER
+            output.finish(output.rows(ORDER))
+    assert list(store.read_rows(path)) == ROWS

@@ -519,6 +519,15 @@ def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, 
     assert names[0] == ["args.json", *checkpoints, "log.jsonl", "meta.json"]
 
 
+def test_data_that_change_before_the_first_step_are_not_trained_on(job):
+    made = job("sft", "run")
+    made.provenance.file("data", made.data)
+    made.data.write_text(made.data.read_text() + " ")
+    with pytest.raises(UserError, match="sft.json was changed while this ran"):
+        work(made)
+    assert not made.run.exists()
+
+
 POISON = b"cos\nsystem\n(S'touch %s'\ntR."  # a pickle that runs a command when it is loaded
 
 

@@ -114,7 +114,7 @@ def work(job: Job) -> None:
         _take_reference(job, rows, source)
         pairs = [(uuid, example) for uuid, _, example in rows]
         reference.fill(accelerator, model, pairs, job.data, source, tokens)
-
+    job.provenance.check_unchanged()
     _begin(accelerator, job)
 
     def save(step: int) -> None:
@@ -250,6 +250,7 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     if job.lora and state is not None:
         unset_hf_deepspeed_config()  # with it ZeRO-3 would put what is loaded here into shards, too
         base = models.load_policy(job.start, torch.float32, torch.device("cpu"))
+        job.provenance.check_unchanged()
         model = models.add_lora(base, job.lora.r, job.lora.alpha, job.lora.dropout)
         found = model.load_state_dict(state, strict=False)  # tied weights have one name there
         if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
