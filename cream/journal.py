@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -120,6 +120,11 @@ class Output:
         self._afresh = overwrite
         if path.is_dir() or not store.is_record_file(path):
             raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
+        self._rejects = path.with_name(path.name + ".rejected.jsonl")
+        self._rejected = False
+        written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects)}
+        if taken := [source for source in provenance.sources.values() if source.resolve() in written]:
+            raise UserError(f"{taken[0]} is an input, and would be replaced by this output; give another output")
         self.stands = not overwrite and self._finished()
         if self.stands and (self.partial.exists() or self._lock.path.exists()):
             self._tidy()
@@ -130,18 +135,22 @@ class Output:
             self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> "Output":
-        self._lock.__enter__()
-        if not self._afresh and self._finished():
-            self._lock.__exit__()
-            raise UserError(f"{self.path}: another process has just finished it; the same command goes on from there")
+        with ExitStack() as held:
+            held.enter_context(self._lock)
+            if not self._afresh and self._finished():
+                raise UserError(
+                    f"{self.path}: another process has just finished it; the same command goes on from there"
+                )
+            held.pop_all()
         return self
 
     def __exit__(self, *error) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
-        self._lock.__exit__(*error)
+        file, self._file = self._file, None
+        with ExitStack() as ending:
+            ending.push(self._lock)
+            if file is not None:
+                ending.enter_context(file)
+                os.fsync(file.fileno())
 
     def _finished(self) -> bool:
         if not self.path.exists():
@@ -233,13 +242,11 @@ class Output:
     def reject(self, rows: Iterable[dict]) -> None:
         """Write the records that were left out as malformed, if there are any, beside the output, and count them."""
         rows = iter(rows)
-        path, count = self.path.with_name(self.path.name + ".rejected.jsonl"), 0
         if (first := next(rows, None)) is not None:
-            count = store.write_rows(path, chain([first], rows))
-            log.warning("%d malformed records are left out; they stand in %s", count, path)
+            count = store.write_rows(self._rejects, chain([first], rows))
+            log.warning("%d malformed records are left out; they stand in %s", count, self._rejects)
             self.drop(store.MALFORMED, count)
-        else:
-            path.unlink(missing_ok=True)  # of another run
+            self._rejected = True
 
     def rows(self, order: Iterable[str]) -> Iterator[dict]:
         """The journal's records in the given order of keys; keys without a record are passed over."""
@@ -281,4 +288,6 @@ class Output:
             self._file.close()
             self._file = None
         self.partial.unlink(missing_ok=True)
+        if not self._rejected:  # what stands there is of an earlier run
+            self._rejects.unlink(missing_ok=True)
         return count

@@ -293,3 +293,45 @@ def test_an_input_that_changes_while_a_stage_runs(tmp_path, place, change, refus
             assert held(output) == ORDER
             output.finish(output.rows(ORDER))
     assert list(store.read_rows(path)) == ROWS
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.json.partial", "x.json.meta.json", "x.json.rejected.jsonl", "link.json"])
+def test_an_output_never_replaces_an_input(tmp_path, name):
+    (tmp_path / "link.json").symlink_to("x.json")
+    (tmp_path / name).write_text("{}")
+    provenance = Provenance()
+    provenance.file("data", tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is an input"):
+        Output(tmp_path / "x.json", SETTINGS, provenance, overwrite=True)
+
+
+def test_the_lock_is_let_go_of_whatever_fails(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    waiting = begin(path)
+    path.write_text("{}")  # from elsewhere, in between
+    with pytest.raises(UserError, match="not made by this command"), waiting:
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+    path.unlink()
+
+    def full(handle):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), begin(path) as output:
+        output.append(ROWS[0])
+        monkeypatch.setattr(os, "fsync", full)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json.partial"]
+    monkeypatch.undo()
+    with begin(path) as output:
+        assert held(output) == ORDER[:1]
+
+
+def test_rejected_records_go_with_the_output_that_left_them_out(tmp_path):
+    path, rejected = tmp_path / "x.json", tmp_path / "x.json.rejected.jsonl"
+    with begin(path) as output:
+        output.reject([{"uuid": "bad"}])
+        output.finish(ROWS)
+    assert rejected.exists()
+    with begin(path, {**SETTINGS, "seed": 7}, overwrite=True) as output:
+        output.finish(ROWS)
+    assert not rejected.exists()

@@ -188,9 +188,10 @@ def test_a_killed_pass_goes_on_with_the_same_numbers(tiny_folder, trained, tmp_p
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "change", [{"uuid": "new"}, {"responses": ["Answer: 7"], "finish_reason": None}], ids=["uuid", "answers"]
-)
+OTHER = {"another uuid": {"uuid": "new"}, "fewer answers": {"responses": ["Answer: 7"], "finish_reason": None}}
+
+
+@pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
 def test_scores_of_other_samples_than_there_are_make_no_rewards(tiny_folder, tmp_path, change):
     """The samples changed between a pass and the end, as by another process."""
     path, samples = tmp_path / "x.jsonl", records()
