@@ -60,14 +60,19 @@ def verify(path: Path) -> None:
             continue
         found = wrong(step)
         bad += found is not None
-        unverified = "as it was used, unverified: it has no sidecar" if step.recorded else "has no sidecar: unverified"
-        log.info("%s%s: %s", "  " * step.depth, step.path, found or ("verified" if step.about else unverified))
+        log.info("%s%s: %s", "  " * step.depth, step.path, found or ("verified" if step.proof else _unproved(step)))
         for note in _notes(step):
             log.info("%s  %s", "  " * step.depth, note)
     if bad:
         print(f"{bad} of these are not what was recorded", file=sys.stderr)
         sys.exit(1)
     log.info("all of it is as it was recorded")
+
+
+def _unproved(step: Step) -> str:
+    """What stands for "verified" where no sidecar has a hash."""
+    why = "its sidecar has no hash of it" if step.about else "it has no sidecar"
+    return f"{'as it was used, ' if step.recorded else ''}unverified: {why}"
 
 
 def _line(step: Step) -> str:

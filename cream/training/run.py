@@ -19,7 +19,7 @@ from cream import console, models, preflight, store
 from cream.errors import UserError
 from cream.hardware import free_memory
 from cream.logprobs import LogProbs
-from cream.provenance import Provenance, origin, read_meta
+from cream.provenance import LAST, Provenance, origin, read_kind, read_meta
 from cream.scores import Source
 from cream.store import MALFORMED
 from cream.training import STAGES, dpo, parallel, reference, sft, state
@@ -129,7 +129,8 @@ def work(job: Job) -> None:
         if dropped[MALFORMED]:
             bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size)
             store.write_rows(job.run / "rejected.jsonl", bad)
-        facts = {"counts": counts, "last": last, "wall_seconds": took}
+        saved = read_kind(job.run / LAST)["fingerprint"]
+        facts = {"counts": counts, "last": last, "wall_seconds": took, "output": saved}
         store.write_json(job.run / "meta.json", {**job.header, **origin(), **job.provenance.record(job.run), **facts})
         tidy(job.run)
 
@@ -207,7 +208,7 @@ def _examples(job: Job, chat, limit: int, dropped: Counter[str]) -> tuple[list, 
 def _take_reference(job: Job, rows: list, source: Source) -> None:
     """Let the pairs' own log-probabilities stand where they are this reference's; otherwise say why not."""
     about, inputs = read_meta(job.data) or {}, job.header["inputs"]
-    if about and about["output"] != inputs["data"]:
+    if about and about.get("output") != inputs["data"]:
         why = "the file was changed since they were written"
     else:
         why = reference.trusted(about.get("scored"), source, inputs.get("chat_template"))
@@ -265,7 +266,7 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     link = job.run / ".checkpoint-last"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
-    link.replace(job.run / "checkpoint-last")
+    link.replace(job.run / LAST)
     log.info("saved %s", folder)
 
 
