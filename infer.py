@@ -126,21 +126,20 @@ def evaluate(config: InferConfig) -> None:
 
 
 def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tuple[str, Path, Path]:
-    """The table, the answers' file, and the summary's, which is written unless it stands."""
+    """The table, the answers' file, and the summary's, which is written unless it stands so."""
     answers = list(store.read(output.path, Answer))
     rows, strict = grading.table_rows(answers), grading.strict_accuracies(answers)
     stem = output.path.name.partition(".json")[0]
     summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
-    if not (output.stands and summary.exists()):
-        facts = {
-            "tasks": rows,
-            "strict": strict,
-            "extraction": config.generation.extraction,
-            "greedy": True,
-            "first_prompt": shown(chat, next(iter(prompts.values()))),
-            "chat_template": fingerprint_text(chat.tokenizer.chat_template),
-        }
-        store.write_json(summary, facts)
+    facts = {
+        "tasks": rows,
+        "strict": strict,
+        "extraction": config.generation.extraction,
+        "greedy": True,
+        "first_prompt": shown(chat, next(iter(prompts.values()))),
+        "chat_template": fingerprint_text(chat.tokenizer.chat_template),
+    }
+    store.renew_json(summary, facts)
     released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in strict.items())
     table = f"{format_table(rows)}\naccuracy % by the method's released extraction rules: {released}"
     return table, output.path, summary

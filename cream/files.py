@@ -184,4 +184,16 @@ def sync(path: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     """One JSON value, indented, atomically."""
     with atomic(path) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        file.write(_indented(value))
+
+
+def renew_json(path: Path, value: object) -> None:
+    """The same, unless the file holds just that."""
+    with suppress(OSError):
+        if path.read_bytes() == _indented(value):
+            return
+    write_json(path, value)
+
+
+def _indented(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
