@@ -1,4 +1,4 @@
-"""infer.py as a command: what sampling takes from a file of prompts, in what form; what an evaluation's summary says."""
+"""infer.py as a command: what sampling takes from a file of prompts, in any form; what an evaluation's summary says."""
 
 import json
 
