@@ -208,7 +208,7 @@ class Model:
 class Run:
     """Run"""
 
-    overwrite: bool = flag(False, "replace an output (or a registered name) that stands and was made otherwise")
+    overwrite: bool = flag(False, "replace an output (or a registered name) that stands; interrupted, it goes on")
     force: bool = flag(
         False,
         "go on where an input is not what its sidecar says, or belongs to something else; the output's sidecar says so",

@@ -137,23 +137,22 @@ def evaluate(config: InferConfig) -> None:
 
 
 def _summary(config: InferConfig, output: journal.Output, chat, prompts, n: int) -> tuple[str, Path, Path]:
-    """The table, the answers' file, and the summary's, which is written unless it stands. `n`: answers a question."""
+    """The table, the answers' file, the summary's, which is written unless it stands so. `n`: answers a question."""
     answers = list(store.read(output.path, Answer))
     rows, strict = grading.table_rows(answers), grading.strict_accuracies(answers)
     stem = output.path.name.partition(".json")[0]
     summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
-    if not (output.stands and summary.exists()):
-        facts = {
-            "tasks": rows,
-            "strict": strict,
-            "extraction": config.generation.extraction,
-            "greedy": n == 1,
-            "gen_n": n,
-            "few_shot": config.generation.few_shot,
-            "first_prompt": shown(chat, next(iter(prompts.values()))),
-            "chat_template": fingerprint_text(chat.tokenizer.chat_template),
-        }
-        store.write_json(summary, facts)
+    facts = {
+        "tasks": rows,
+        "strict": strict,
+        "extraction": config.generation.extraction,
+        "greedy": n == 1,
+        "gen_n": n,
+        "few_shot": config.generation.few_shot,
+        "first_prompt": shown(chat, next(iter(prompts.values()))),
+        "chat_template": fingerprint_text(chat.tokenizer.chat_template),
+    }
+    store.renew_json(summary, facts)
     table = format_table(rows)
     if n > 1:
         table += f"\naccuracy: of the majority vote of {n} answers; pass@j: one of j answers is right, ± standard error"

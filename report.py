@@ -83,8 +83,7 @@ def verify(path: Path) -> None:
             continue
         found = wrong(step)
         bad += found is not None
-        unverified = "as it was used, unverified: it has no sidecar" if step.recorded else "has no sidecar: unverified"
-        _say(f"{'  ' * step.depth}{step.path}: {found or ('verified' if step.about else unverified)}")
+        _say(f"{'  ' * step.depth}{step.path}: {found or ('verified' if step.proof else _unproved(step))}")
         for note in _notes(step):
             _say(f"{'  ' * step.depth}  {note}")
     if bad:
@@ -137,6 +136,12 @@ def _apart(joined: Joined, settings_a: dict | None, settings_b: dict | None) -> 
     if settings_a and settings_b and (differences := journal.differences(settings_a, settings_b)):
         notes.append(f"made by other settings, A -> B: {differences}")
     return notes
+
+
+def _unproved(step: Step) -> str:
+    """What stands for "verified" where no sidecar has a hash."""
+    why = "its sidecar has no hash of it" if step.about else "it has no sidecar"
+    return f"{'as it was used, ' if step.recorded else ''}unverified: {why}"
 
 
 def _line(step: Step) -> str:

@@ -18,10 +18,11 @@ import xxhash
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, TrainConfig, for_records, settings
 from cream import console, journal, names, preflight, store
 from cream.errors import UserError
+from cream.fingerprints import fingerprint
 from cream.flags import as_dict, parse
 from cream.folders import check_folder
 from cream.lock import Lock
-from cream.provenance import Provenance, read_kind, read_meta
+from cream.provenance import LAST, Provenance, read_kind, read_meta
 from cream.training import BY_RECORD, RECORDS
 from cream.training.launch import given_world, is_first_process
 
@@ -52,7 +53,7 @@ def main(argv=None):
     if config.optimisation.compile and devices[0] == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise UserError("--compile on a CPU needs a C++ compiler: install g++, or leave --compile out")
     if config.output.register is not None:
-        names.check_free(CHECKPOINTS, config.output.register, run / "checkpoint-last", overwrite=config.run.overwrite)
+        names.check_free(CHECKPOINTS, config.output.register, run / LAST, overwrite=config.run.overwrite)
     stands = _stands(config, run, header)
     if config.run.dry_run:
         console.log.info("dry run: %s; nothing was written", "the run stands already" if stands else "it would train")
@@ -159,11 +160,36 @@ def _stands(config: TrainConfig, run: Path, header: dict) -> bool:
             raise UserError(f"--overwrite: {run} holds the checkpoint to start from; give another --output_dir")
         return False
     if (run / "meta.json").exists():
-        journal.same(run, store.read_json(run / "meta.json"), header, "a finished run stands here")
+        made_by = store.read_json(run / "meta.json")
+        journal.same(run, made_by, header, "a finished run stands here")
+        _check_last(run, made_by.get("output"))
         return True
     made_by = store.read_json(run / "args.json")
     journal.same(run, made_by, header, "an unfinished run stands here", "Repeat its command to finish it. ")
     return False
+
+
+def _check_last(run: Path, saved: str | None) -> None:
+    """Raises UserError unless the last checkpoint of a finished run is there as it was saved, with this fingerprint;
+    runs of earlier versions have that in the checkpoint only."""
+    last = run / LAST
+    if not last.is_dir() or fingerprint(last) != (saved or read_kind(last).get("fingerprint")):
+        raise UserError(
+            f"{run}: a finished run stands here, but its last checkpoint is not what was saved, or not there: put it "
+            "back, or --overwrite to train again"
+        )
+
+
+def _afresh(config: TrainConfig, run: Path, header: dict) -> bool:
+    """Whether what stands in the run's folder goes: with --overwrite all but an unfinished run that the same command
+    began, which is gone on with."""
+    if not config.run.overwrite or not config.optimisation.resume:
+        return not config.optimisation.resume
+    if (run / "meta.json").exists():
+        return True
+    with suppress(UserError):  # there is none, or it is damaged
+        return journal.difference(store.read_json(run / "args.json"), header) is not None
+    return True
 
 
 def _train(config: TrainConfig, stage, method, start, data, run, header, provenance, devices) -> None:
@@ -182,7 +208,7 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, provena
         provenance=provenance,
         skip=config.run.skip,
         flags=as_dict(config),
-        afresh=config.run.overwrite or not o.resume,
+        afresh=_afresh(config, run, header),
         schedule=Schedule(
             epochs=o.epoch,
             batch_size=_global_batch(config),
@@ -216,7 +242,12 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, provena
     preflight.room(run, preflight.run(start, job.schedule.saves, saved), "training")
     about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}
     place = config.output.master_address, config.output.master_port
-    launch.run(work, job, devices, *place, about, alone=job.deepspeed is None)
+    try:
+        launch.run(work, job, devices, *place, about, alone=job.deepspeed is None)
+    except KeyboardInterrupt as error:
+        if not o.resume:
+            error.add_note("but for --resume no")  # with it, it begins anew
+        raise
 
 
 def _deepspeed(path: str | None) -> dict | None:
@@ -237,7 +268,7 @@ def _deepspeed(path: str | None) -> dict | None:
 
 def _finish(config: TrainConfig, stage: str, run: Path) -> None:
     """Register the checkpoint and print the next stage's command."""
-    last = run / "checkpoint-last"
+    last = run / LAST
     name = config.output.register
     if name:
         names.register(CHECKPOINTS, name, last, overwrite=config.run.overwrite)

@@ -50,8 +50,8 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
             sys.exit(2)
         except KeyboardInterrupt as error:
             again = f"  {command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}".rstrip()
-            told = f"interrupted: what is finished is kept; the same command goes on from here:\n{again}"
-            _tell(told)
+            but = "".join(f", {note}," for note in getattr(error, "__notes__", ()))
+            _tell(f"interrupted: what is finished is kept; the same command{but} goes on from here:\n{again}")
             sys.exit(error.code if isinstance(error, interrupts.Interrupted) else 130)
 
     return wrapped

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+import xxhash
 
 from cream.errors import UserError
 
@@ -123,6 +124,18 @@ def read_json(path: Path) -> object:
     return parse(read_whole(path), path)
 
 
+def sealed(value: object) -> bytes:
+    """A line of a file that grows: a JSON value, a tab, and 16 hex digits, xxh3-64 of the value's bytes."""
+    data = msgspec.json.encode(value)
+    return data + b"\t" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n"
+
+
+def unsealed(line: bytes) -> bytes | None:
+    """The JSON text of a line by `sealed`, with or without its end; None of a line that is not as it was written."""
+    data, _, digest = line.removesuffix(b"\n").rpartition(b"\t")
+    return data if data and digest == xxhash.xxh3_64_hexdigest(data).encode() else None
+
+
 @contextmanager
 def named(path: Path) -> Iterator[None]:
     """An OSError within it names the file, which one of writing to an open file does not by itself; what libraries
@@ -192,4 +205,16 @@ def sync(path: Path) -> None:
 def write_json(path: Path, value: object) -> None:
     """One JSON value, indented, atomically."""
     with atomic(path) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        file.write(_indented(value))
+
+
+def renew_json(path: Path, value: object) -> None:
+    """The same, unless the file holds just that."""
+    with suppress(OSError):
+        if path.read_bytes() == _indented(value):
+            return
+    write_json(path, value)
+
+
+def _indented(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -46,8 +46,7 @@ def fingerprint(folder: Path, *, cached: bool = True) -> str:
 
     `cached` false reads every file again, whatever is known of it. Raises UserError on one that cannot be read.
     """
-    paths = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name not in NOTES and not p.is_dir())
-    file = _cache_file()
+    paths, file = _deciding(folder), _cache_file()
     known = _read(file) if cached else {}
     with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
         found = list(pool.map(lambda path: _hash(path, known.get(str(path.resolve()))), paths))
@@ -56,6 +55,19 @@ def fingerprint(folder: Path, *, cached: bool = True) -> str:
         _keep(file, new)
     names = "".join(f"{path.name}\0{entry.hash}\0" for path, (entry, _) in zip(paths, found, strict=True))
     return xxhash.xxh3_128_hexdigest(names.encode())
+
+
+def _deciding(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name not in NOTES and not p.is_dir())
+
+
+def states(path: Path) -> dict[str, State]:
+    """The state by name of a file, if it is there, or of those that decide a model's folder."""
+    found = {}
+    for each in _deciding(path) if path.is_dir() else [path]:
+        with suppress(OSError):
+            found[each.name] = _of(os.stat(each))
+    return found
 
 
 def verified(folder: Path, expected: str, make: Callable[[str], object], device: str) -> object:
@@ -87,7 +99,10 @@ def _hash(path: Path, known: Known | None) -> tuple[Known, bool]:
 
 
 def _state(file) -> State:
-    found = os.fstat(file.fileno())
+    return _of(os.fstat(file.fileno()))
+
+
+def _of(found: os.stat_result) -> State:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 

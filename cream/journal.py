@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -21,13 +21,14 @@ import xxhash
 
 from cream import store
 from cream.errors import UserError
-from cream.files import named
+from cream.files import named, sealed, unsealed
 from cream.index import Index
 from cream.lock import Lock
 from cream.provenance import Provenance, fingerprint, meta_path, origin, read_meta
 from cream.records import Record, encode
 
 log = logging.getLogger("cream")
+FORMAT = 1  # of a journal; counted on when the records of any stage get another shape
 SYNC = 1.0  # seconds after which what a journal has gained is forced to disk
 
 
@@ -50,19 +51,22 @@ def free_path(path: Path) -> Path:
     return candidate
 
 
-def same(path: Path, found: dict | None, header: dict, what: str, advice: str = "") -> None:
-    """Raises UserError unless `found` ({"settings": …, "inputs": …} of what stands at `path`) equals `header`."""
+def difference(found: object, header: dict) -> str | None:
+    """In what a `found` header ({"settings": …, "inputs": …}) is another than `header`; None when it is not."""
     if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
-        difference = "it was not made by this command"
-    else:
-        old, new = ({**h["settings"], **h["inputs"]} for h in (found, header))
-        if not (difference := differences(old, new)):
-            return
-        difference = f"it has other settings or inputs: {difference}"
-    raise UserError(
-        f"{path}: {what}, but {difference}. {advice}Give another output, say {free_path(path)}, or "
-        "--overwrite to replace it"
-    )
+        return "it was not made by this command in this version, or it is damaged"
+    old, new = ({**h["settings"], **h["inputs"]} for h in (found, header))
+    told = differences(old, new)
+    return f"it has other settings or inputs: {told}" if told else None
+
+
+def same(path: Path, found: object, header: dict, what: str, advice: str = "") -> None:
+    """Raises UserError unless `found`, the header of what stands at `path`, equals `header`."""
+    if (other := difference(found, header)) is not None:
+        raise UserError(
+            f"{path}: {what}, but {other}. {advice}Give another output, say {free_path(path)}, or --overwrite to "
+            "replace it"
+        )
 
 
 class Keys:
@@ -116,6 +120,11 @@ class Output:
         self._afresh = overwrite
         if path.is_dir() or not store.is_record_file(path):
             raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
+        self._rejects = path.with_name(path.name + ".rejected.jsonl")
+        self._rejected = False
+        written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects)}
+        if taken := [source for source in provenance.sources.values() if source.resolve() in written]:
+            raise UserError(f"{taken[0]} is an input, and would be replaced by this output; give another output")
         self.stands = not overwrite and self._finished()
         if self.stands and (self.partial.exists() or self._lock.path.exists()):
             self._tidy()
@@ -126,18 +135,22 @@ class Output:
             self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> "Output":
-        self._lock.__enter__()
-        if not self._afresh and self._finished():
-            self._lock.__exit__()
-            raise UserError(f"{self.path}: another process has just finished it; the same command goes on from there")
+        with ExitStack() as held:
+            held.enter_context(self._lock)
+            if not self._afresh and self._finished():
+                raise UserError(
+                    f"{self.path}: another process has just finished it; the same command goes on from there"
+                )
+            held.pop_all()
         return self
 
     def __exit__(self, *error) -> None:
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
-        self._lock.__exit__(*error)
+        file, self._file = self._file, None
+        with ExitStack() as ending:
+            ending.push(self._lock)
+            if file is not None:
+                ending.enter_context(file)
+                os.fsync(file.fileno())
 
     def _finished(self) -> bool:
         if not self.path.exists():
@@ -152,49 +165,64 @@ class Output:
         return True
 
     def resume(self) -> Keys:
-        """Take up an unfinished run's journal, if there is one; returns the keys of the records that it holds."""
-        if self._afresh or not self.partial.exists():
+        """Take up an unfinished run's journal, if there is one; returns the keys of the records that it holds.
+
+        So does --overwrite, where the same command began it. Raises UserError where another did, without --overwrite.
+        """
+        if not self.partial.exists():
             return Keys()
         self._file = open(self.partial, "r+b")
-        header = self._file.readline()
-        if not header.endswith(b"\n"):  # killed within the first line
+        if not self._goes_on(self._file.readline()):
             self._file.close()
             self._file = None
             return Keys()
-        advice = "Repeat its command to finish it. "
-        try:
-            found = msgspec.json.decode(header)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found = None
-        same(self.path, found, self.header, f"an unfinished run stands in {self.partial.name}", advice)
         keys = Keys(uuid for uuid, _ in self._lines())
-        self._file.truncate(self._end)
+        self._cut(len(keys))
         self._synced = time.monotonic()
         return keys
 
+    def _goes_on(self, first: bytes) -> bool:
+        """Whether the journal with this first line is to be gone on with."""
+        if not first.endswith(b"\n"):  # killed within it
+            return False
+        text = unsealed(first)
+        found = msgspec.json.decode(text) if text else None
+        if isinstance(found, dict) and found.get("journal") != FORMAT:
+            found = None
+        if self._afresh:
+            return difference(found, self.header) is None
+        what, advice = f"an unfinished run stands in {self.partial.name}", "Repeat its command to finish it. "
+        same(self.path, found, self.header, what, advice)
+        return True
+
     def _lines(self) -> Iterator[tuple[str, int]]:
-        """(uuid, offset) of every record of the journal, up to the first that is not whole."""
+        """(uuid, offset) of every record of the journal, up to the first that is not as it was written."""
         self._file.seek(0)
         self._end = len(self._file.readline())
         for line in self._file:
-            try:
-                uuid = WHOLE.decode(line).uuid if line.endswith(b"\n") else None
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                uuid = None
-            if uuid is None:  # killed within a line, or without power: from here on it is computed again
+            text = unsealed(line) if line.endswith(b"\n") else None
+            if text is None:  # killed within a line, without power, or changed: from here on it is computed again
                 return
-            yield uuid, self._end
+            yield WHOLE.decode(text).uuid, self._end
             self._end += len(line)
+
+    def _cut(self, count: int) -> None:
+        """End the journal after its first `count` records, the whole ones, and say what is lost."""
+        self._file.seek(self._end)
+        if lost := sum(1 for _ in self._file):
+            told = "%s: line %d is not as it was written; the %d lines from there on are computed again"
+            log.warning(told, self.partial, count + 2, lost)
+        self._file.truncate(self._end)
 
     def append(self, row: Record | dict) -> None:
         """Keep one finished record in the journal; it survives a kill from now on, a power cut SYNC seconds later."""
         with named(self.partial):
             if self._file is None:
                 self._file = open(self.partial, "w+b")
-                self._write(msgspec.json.encode(self.header) + b"\n")
+                self._write(sealed({"journal": FORMAT, **self.header}))
                 self._sync()
             self._file.seek(0, os.SEEK_END)
-            self._write(msgspec.json.encode(encode(row) if isinstance(row, Record) else row) + b"\n")
+            self._write(sealed(encode(row) if isinstance(row, Record) else row))
             if time.monotonic() - self._synced > SYNC:
                 self._sync()
 
@@ -214,13 +242,11 @@ class Output:
     def reject(self, rows: Iterable[dict]) -> None:
         """Write the records that were left out as malformed, if there are any, beside the output, and count them."""
         rows = iter(rows)
-        path, count = self.path.with_name(self.path.name + ".rejected.jsonl"), 0
         if (first := next(rows, None)) is not None:
-            count = store.write_rows(path, chain([first], rows))
-            log.warning("%d malformed records are left out; they stand in %s", count, path)
+            count = store.write_rows(self._rejects, chain([first], rows))
+            log.warning("%d malformed records are left out; they stand in %s", count, self._rejects)
             self.drop(store.MALFORMED, count)
-        else:
-            path.unlink(missing_ok=True)  # of another run
+            self._rejected = True
 
     def rows(self, order: Iterable[str]) -> Iterator[dict]:
         """The journal's records in the given order of keys; keys without a record are passed over."""
@@ -230,7 +256,7 @@ class Output:
         for key in order:
             for offset in index.find(key)[:1]:
                 self._file.seek(offset)
-                yield msgspec.json.decode(self._file.readline())
+                yield msgspec.json.decode(unsealed(self._file.readline()))
 
     def finish(self, rows: Iterable[dict], **facts) -> int:
         """Write the output and its sidecar (sidecar first: data without one is never taken for finished)."""
@@ -241,6 +267,7 @@ class Output:
             for row in rows:
                 count += 1
                 yield row
+            self.provenance.check_unchanged()  # all that is read of them has been read
 
         staged = self.path.with_name(f".{self.path.name}.whole{''.join(self.path.suffixes)}")
         store.write_rows(staged, counted())
@@ -261,4 +288,6 @@ class Output:
             self._file.close()
             self._file = None
         self.partial.unlink(missing_ok=True)
+        if not self._rejected:  # what stands there is of an earlier run
+            self._rejects.unlink(missing_ok=True)
         return count

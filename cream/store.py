@@ -10,10 +10,21 @@ import msgspec
 import xxhash
 
 from cream.errors import UserError
-from cream.files import PACKED, atomic, open_file, parse, read_json, read_lines, read_whole, sync, write_json
+from cream.files import (
+    PACKED,
+    atomic,
+    open_file,
+    parse,
+    read_json,
+    read_lines,
+    read_whole,
+    renew_json,
+    sync,
+    write_json,
+)
 from cream.records import R, Record, decode, encode, kind_of
 
-__all__ = ["atomic", "open_file", "read_json", "sync", "write_json"]  # as store's own, with those below
+__all__ = ["atomic", "open_file", "read_json", "renew_json", "sync", "write_json"]  # as store's own, with those below
 
 RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
 DEPTH = 100  # levels of lists and objects in a record

@@ -54,8 +54,12 @@ def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
         if len(found.bad) < SHOWN:
             found.bad.append(f"{row['where']}: {row['reason']}")
     if (about := read_meta(path)) is not None:
-        same = about.get("output") == fingerprint(path)
-        found.sidecar = "as its sidecar describes it" if same else "changed since it was made: stages refuse it"
+        same = about["output"] == fingerprint(path) if "output" in about else None
+        found.sidecar = {
+            True: "as its sidecar describes it",
+            False: "changed since it was made: stages refuse it",
+            None: "its sidecar has no hash of it: stages take it as unverified",
+        }[same]
     return found
 
 

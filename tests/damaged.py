@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from layouts import GOOD, ON, put
 
+from cream.files import sealed
+from cream.journal import FORMAT
 from cream.provenance import fingerprint
 from cream.records import Conversation, Pair, Prompt, Rewards, Samples
 
@@ -110,8 +112,9 @@ def journals() -> Iterator[Damage]:
         file = f"localdata/damaged/{kind.__name__}.json"
         for name, value in headers.items():
             data = (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n"
+            first = data if isinstance(value, bytes) else sealed({"journal": FORMAT} | value)
             valid = lambda root, file=file, kind=kind: put(root / file, kind)  # noqa: E731
-            make = _all(valid, _put(f"{OUT}.partial", data))
+            make = _all(valid, _put(f"{OUT}.partial", first))
             yield Damage(f"journal of {kind.__name__}, {name}", make, f"{command} {file}", "out.json")
             make = _all(valid, _put(OUT, b"{}"), _put(f"{OUT}.meta.json", data))
             yield Damage(f"own sidecar of {kind.__name__}, {name}", make, f"{command} {file}", "out.json")

@@ -330,7 +330,7 @@ def test_what_stages_write_is_what_the_formats_page_shows(workspace, readme_run)
 
 def _first_line(path: Path) -> str:
     text = path.read_text()
-    return text.splitlines()[0] if path.suffix == ".jsonl" else text
+    return text.splitlines()[0].partition("\t")[0] if path.suffix == ".jsonl" else text
 
 
 def _rows(name: str) -> list[dict]:

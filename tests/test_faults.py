@@ -19,6 +19,8 @@ import pytest
 import yaml
 from workspace import Done, Stages
 
+from cream.files import unsealed
+
 KILLS = 10  # of a stage, at least
 ROW = 5  # kills in a row; then it may end
 EVERY = 3  # steps between two checkpoints
@@ -202,7 +204,7 @@ class Disturbed:
         for journal in self.stage.folder.rglob("*.partial"):
             lines, before = whole(journal), self.held.setdefault(journal.name, [[]])
             self.expect(lines[: len(before[-1])] == before[-1], f"{journal.name} has lost records")
-            uuids = [json.loads(line)["uuid"] for line in lines]
+            uuids = [json.loads(unsealed(line))["uuid"] for line in lines]
             self.expect(len({*uuids}) == len(uuids), f"{journal.name} has records twice")
             before.append(lines)
         for logged, saved in progress(self.stage.folder):
@@ -289,7 +291,9 @@ class Redrawn(Disturbed):
         found, made = self.stage.contents(), self.stage.made
         self.expect(found.keys() == made.keys(), f"files: {sorted(found)}")
         rows, ours = (contents["samples.jsonl"].splitlines(keepends=True) for contents in (made, found))
-        held = [lines for lines in self.held.get("samples.jsonl.partial", []) if lines]
+        held = [
+            [unsealed(line) + b"\n" for line in lines] for lines in self.held.get("samples.jsonl.partial", []) if lines
+        ]
         self.expect(not held or {*held[-1]} <= {*ours}, "finished records are not kept")
         first = {json.loads(line)["uuid"] for line in held[0]} if held else {}
         for row, our in zip(map(json.loads, rows), map(json.loads, ours), strict=True):

@@ -1,4 +1,4 @@
-"""infer.py's sampling as a command: what it takes from a prompts' file, and in what form that file may be."""
+"""infer.py as a command: what sampling takes from a file of prompts, in any form; what an evaluation's summary says."""
 
 import json
 
@@ -51,3 +51,25 @@ def test_prompts_of_which_none_fits_are_refused(world):
     flags = "localdata/asked.jsonl --output_dir outputs/none.json --max_length 4"
     done = world.run((COMMAND + flags).replace("--max_length 60 ", ""), code=2)
     assert "no prompt is left to answer (dropped: {'prompt longer than 4 tokens': 8})" in done.err
+
+
+EVALUATION = (
+    "infer.py --device cpu --model tiny --mode evaluation --name tiny_test --limit_size 4 --gen_max_tokens 8 "
+    "--output_dir outputs/x.json"
+)
+
+
+@pytest.mark.parametrize("left", ["[]", "{", '{"tasks": 7}', "of another model", None])
+def test_the_summary_is_always_of_the_answers_that_stand(world, left):
+    """Whatever a kill, between the answers and it, has left there; where it is right it is not touched."""
+    world.run(EVALUATION)
+    path = world.folder / "outputs/x.summary.json"
+    right = path.read_text()
+    if left == "of another model":
+        left = right.replace('"correct": ', '"correct": 1')
+    path.unlink() if left is None else path.write_text(left)
+    assert "stands already" in world.run(EVALUATION).out
+    assert path.read_text() == right
+    before = world.state()
+    world.run(EVALUATION)
+    assert world.state() == before

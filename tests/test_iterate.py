@@ -1,5 +1,6 @@
 """The loop from a recipe: what is shipped binds to its scripts' flags, and a small one runs to its table, once."""
 
+import json
 import shlex
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +14,7 @@ import iterate
 from config import SCRIPTS
 from cream.errors import UserError
 from cream.flags import as_dict, parse
-from cream.recipes import Recipe, plan, read_recipe
+from cream.recipes import Recipe, plan, read_recipe, results
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs/recipes").glob("*.yaml"))
 SMALL = {
@@ -176,6 +177,30 @@ def test_what_config_cannot_name(capsys, tmp_path, monkeypatch):
         assert "no name stands before or after a comma" in refused(capsys, ["--config", value])
     assert "--config is missing" in refused(capsys, [])
     assert "--seed: '-1' is not a whole number in [0, " in refused(capsys, ["--config", "small.yaml", "--seed", "-1"])
+
+
+DAMAGED = [
+    ("M1.evaluation.summary.json", value)
+    for value in ([], {}, {"tasks": 7}, {"tasks": []}, {"tasks": [{"task": "x"}]}, {"tasks": [{"accuracy": None}]})
+]
+DAMAGED += [
+    ("round1.pairs.json.meta.json", value)
+    for value in ([], {}, {"counts": {}, "mean_consistency": 1}, {"counts": {"out": 1}}, {"counts": 7})
+]
+
+
+@pytest.mark.parametrize(("name", "value"), DAMAGED)
+def test_results_of_damaged_files_are_refused(tmp_path, name, value):
+    good = {f"M{t}.evaluation.summary.json": {"tasks": [{"task": "x", "accuracy": 0.1 * t}]} for t in range(3)}
+    good["round1.pairs.json.meta.json"] = {"counts": {"out": 7}, "mean_consistency": None}
+    for file, content in good.items():
+        (tmp_path / file).write_text(json.dumps(content))
+    recipe = Recipe(**SMALL | {"iterations": 1, "base_dir": str(tmp_path), "output_dir": str(tmp_path)})
+    last = {"model": "M2", "accuracy": 0.2, "tasks": {"x": 0.2}, "pairs": 7, "consistency": None}
+    assert results(recipe)[-1] == last
+    (tmp_path / name).write_text(json.dumps(value))
+    with pytest.raises(UserError, match=f"{name}: damaged"):
+        results(recipe)
 
 
 # The loop -----------------------------------------------------------------------------------------------------------

@@ -80,6 +80,44 @@ def test_an_interrupted_run_goes_on_wherever_it_was_killed(tmp_path, zeros):
             assert held(output) == ORDER  # and it can be killed again
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda line: line.replace(b'"label":"1"', b'"label":"7"'),
+        lambda line: line.replace(b'"u1"', b'"u9"'),
+        lambda line: b'{"uuid":"u1"}\n',
+        lambda line: line.partition(b"\t")[0] + b"\n",
+    ],
+    ids=["another label", "another uuid", "a uuid alone", "without its hash"],
+)
+def test_a_record_that_was_changed_ends_the_journal(tmp_path, caplog, change):
+    """It, and what follows it, is computed again, and a line says how much."""
+    path = tmp_path / "x.jsonl"
+    interrupted(path, ROWS)
+    partial = begin(path).partial
+    lines = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join([*lines[:2], change(lines[2]), *lines[3:]]))
+    with begin(path) as output:
+        assert held(output) == ORDER[:1]
+        assert "x.jsonl.partial: line 3 is not as it was written; the 3 lines from there on" in caplog.text
+        for row in ROWS[1:]:
+            output.append(row)
+        assert list(output.rows(ORDER)) == ROWS
+
+
+@pytest.mark.parametrize("change", [b'"seed":1', b'"seed":0 ', None])
+def test_a_journal_whose_first_line_was_changed_is_not_believed(tmp_path, change):
+    """Nor is one of an earlier version, without a hash."""
+    path = tmp_path / "x.jsonl"
+    interrupted(path, ROWS)
+    partial = begin(path).partial
+    first, rest = partial.read_bytes().split(b"\n", 1)
+    first = first.replace(b'"seed":0', change) if change else first.partition(b"\t")[0]
+    partial.write_bytes(first + b"\n" + rest)
+    with pytest.raises(UserError, match="or it is damaged.*--overwrite"), begin(path) as output:
+        output.resume()
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     path = tmp_path / "x.json"
     interrupted(path, ROWS[:2])
@@ -96,9 +134,29 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_overwrite_starts_afresh(tmp_path):
+def test_overwrite_goes_on_with_its_own_journal(tmp_path):
+    """What it replaces is what stands; one that was interrupted is gone on with by the same command."""
+    path, other = tmp_path / "x.json", {**SETTINGS, "seed": 7}
+    with begin(path) as output:
+        output.finish(ROWS[:1])
+    with begin(path, other, overwrite=True) as output:
+        assert not held(output)
+        for row in ROWS[:3]:
+            output.append(row)
+    assert list(store.read_rows(path)) == ROWS[:1]
+    with begin(path, other, overwrite=True) as output:
+        assert held(output) == ORDER[:3]
+        output.append(ROWS[3])
+        output.finish(output.rows(ORDER))
+    assert list(store.read_rows(path)) == ROWS and begin(path, other).stands
+
+
+@pytest.mark.parametrize("damage", [lambda data: data, lambda data: data.replace(b"seed", b"deed"), lambda data: b"{"])
+def test_overwrite_starts_afresh(tmp_path, damage):
     path = tmp_path / "x.json"
     interrupted(path, ROWS[:2])
+    partial = begin(path).partial
+    partial.write_bytes(damage(partial.read_bytes()))
     with begin(path, {**SETTINGS, "seed": 7}, overwrite=True) as output:
         assert not output.stands and not held(output)
         output.append(ROWS[3])
@@ -192,3 +250,88 @@ def test_a_sidecar_that_does_not_say_what_it_is_of_is_not_believed(tmp_path):
     (tmp_path / "x.json.meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match="is not what its sidecar describes"):
         begin(path)
+
+
+CHANGES = {
+    "another content": (lambda file: file.write_text("[2]"), True),
+    "gone": (lambda file: file.unlink(), True),
+    "written again": (lambda file: file.write_text("[1]"), False),
+}
+
+
+@pytest.mark.parametrize(("change", "refused"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("place", ["data.json", "model/config.json"])
+def test_an_input_that_changes_while_a_stage_runs(tmp_path, place, change, refused):
+    """Nothing is made of it; what is finished is kept, for what the input held before."""
+    path, file = tmp_path / "x.json", tmp_path / place
+    file.parent.mkdir(exist_ok=True)
+
+    def begun():
+        provenance = Provenance()
+        provenance.model("model", file.parent) if "/" in place else provenance.file("data", file)
+        return Output(path, SETTINGS, provenance)
+
+    def reading(output):
+        yield from output.rows(ORDER[:2])
+        change(file)
+        yield from output.rows(ORDER[2:])
+
+    file.write_text("[1]")
+    with begun() as output:
+        for row in ROWS:
+            output.append(row)
+        if refused:
+            with pytest.raises((UserError, FileNotFoundError), match="was changed while this ran|no such file"):
+                output.finish(reading(output))
+        else:
+            output.finish(reading(output))
+    if refused:
+        left = {each.name for each in tmp_path.iterdir() if each.is_file()}
+        assert left - {"data.json"} == {"x.json.partial"}
+        file.write_text("[1]")
+        with begun() as output:
+            assert held(output) == ORDER
+            output.finish(output.rows(ORDER))
+    assert list(store.read_rows(path)) == ROWS
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.json.partial", "x.json.meta.json", "x.json.rejected.jsonl", "link.json"])
+def test_an_output_never_replaces_an_input(tmp_path, name):
+    (tmp_path / "link.json").symlink_to("x.json")
+    (tmp_path / name).write_text("{}")
+    provenance = Provenance()
+    provenance.file("data", tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is an input"):
+        Output(tmp_path / "x.json", SETTINGS, provenance, overwrite=True)
+
+
+def test_the_lock_is_let_go_of_whatever_fails(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    waiting = begin(path)
+    path.write_text("{}")  # from elsewhere, in between
+    with pytest.raises(UserError, match="not made by this command"), waiting:
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+    path.unlink()
+
+    def full(handle):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), begin(path) as output:
+        output.append(ROWS[0])
+        monkeypatch.setattr(os, "fsync", full)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json.partial"]
+    monkeypatch.undo()
+    with begin(path) as output:
+        assert held(output) == ORDER[:1]
+
+
+def test_rejected_records_go_with_the_output_that_left_them_out(tmp_path):
+    path, rejected = tmp_path / "x.json", tmp_path / "x.json.rejected.jsonl"
+    with begin(path) as output:
+        output.reject([{"uuid": "bad"}])
+        output.finish(ROWS)
+    assert rejected.exists()
+    with begin(path, {**SETTINGS, "seed": 7}, overwrite=True) as output:
+        output.finish(ROWS)
+    assert not rejected.exists()

@@ -40,7 +40,14 @@ def test_an_input_is_believed_as_far_as_its_sidecar_goes(tmp_path, caplog):
         "unverified": ["raw.json"],
         "forced": [],
     }
+    put(tmp_path / "a.json.meta.json", {"settings": {}, "inputs": {}, "policy": None})
+    found = Provenance()
+    assert found.output("input", made) == {} and found.unverified == ["a.json"]
+    assert Provenance().file("input", made) is None
+    put(tmp_path / "a.json.meta.json", about)
     put(made, {"changed": []})
+    with pytest.raises(UserError, match=r"a\.json was changed since it was made.*--force"):
+        Provenance().file("data", str(made))
     with pytest.raises(UserError, match=r"a\.json was changed since it was made.*--force"):
         Provenance().output("input", made)
     found = Provenance(force=True)
@@ -58,6 +65,22 @@ def test_a_damaged_sidecar_is_refused(tmp_path, damage):
     put(tmp_path / provenance.KIND, damage)
     with pytest.raises(UserError, match=r"cream\.json: is damaged"):
         provenance.read_kind(tmp_path)
+
+
+def test_a_checkpoint_without_a_hash_of_itself_is_unverified(tmp_path):
+    """One of a run whose cream.json is gone, or says nothing; a model from elsewhere is raw, as data are."""
+    (tmp_path / "checkpoint-last").symlink_to("checkpoint-3")
+    put(tmp_path / "checkpoint-3/config.json", {})
+    found = Provenance()
+    assert found.model("policy", tmp_path / "checkpoint-3") == {} and not found.unverified
+    put(tmp_path / "args.json", {})
+    found.model("policy", tmp_path / "checkpoint-last")
+    assert found.unverified == [f"{tmp_path.name}/checkpoint-3"]
+    (tmp_path / "args.json").unlink()
+    put(tmp_path / "checkpoint-3" / provenance.KIND, {"stage": "sft"})
+    found = Provenance()
+    assert found.model("policy", tmp_path / "checkpoint-3")["stage"] == "sft"
+    assert found.unverified == [f"{tmp_path.name}/checkpoint-3"]
 
 
 SMALL = " --device cpu --model tiny"
@@ -153,6 +176,48 @@ def test_a_changed_file_is_found(chain, path, said):
     done = chain.run(f"report.py verify {LAST}", code=1)
     file.write_bytes(before)
     assert said in done.out and "not what was recorded" in done.err
+
+
+def test_what_has_no_hash_is_not_verified(chain):
+    (chain.folder / "outputs/s.json.meta.json").write_text("{}")
+    out = chain.run("report.py verify outputs/c.json").out
+    assert "outputs/s.json: as it was used, unverified: its sidecar has no hash of it" in out
+    assert "assets/tiny_m0: as it was used, unverified: it has no sidecar" in out
+    assert "outputs/s.json: unverified: its sidecar has" in chain.run("report.py verify outputs/s.json").out
+
+
+def test_what_training_reads_is_held_against_its_sidecar(chain):
+    """Pairs are conversations, too; so are prompts that a stage may once make."""
+    pairs = chain.read("outputs/pairs.json")
+    chain.write("outputs/pairs.json", pairs)
+    sft = STAGES[0].replace("tiny_sft", "outputs/pairs.json --train_stage sft").replace("M1", "M5")
+    assert "outputs/pairs.json was changed since it was made" in chain.refused(sft)
+
+
+RUN = "outputs/M1"
+HARM = {
+    "the last is gone": lambda run: shutil.rmtree((run / "checkpoint-last").resolve()),
+    "a link to nowhere": lambda run: (run / "checkpoint-last").unlink(),
+    "other weights": lambda run: flip(run / "checkpoint-last/model.safetensors"),
+    "another config": lambda run: flip(run / "checkpoint-last/config.json"),
+}
+
+
+def flip(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
+def test_a_finished_run_stands_as_long_as_its_last_checkpoint(chain, harm):
+    assert f"{RUN}: verified" in chain.run(f"report.py verify {RUN}").out
+    meta = chain.read(f"{RUN}/meta.json")
+    assert meta["output"] == chain.read(f"{RUN}/checkpoint-last/cream.json")["fingerprint"]
+    assert "stands already" in chain.run(STAGES[0]).out
+    harm(chain.folder / RUN)
+    assert "last checkpoint is not what was saved" in chain.refused(STAGES[0] + " --register gone")
+    said = chain.run(f"report.py verify {RUN}", code=1).out
+    assert "has no checkpoint-last any more" in said or "is not what its sidecar describes" in said
 
 
 def test_what_changed_is_refused_by_the_next_stage_unless_forced(chain):

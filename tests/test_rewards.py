@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cream import models, store
 from cream.chat import NOT_A_PREFIX
+from cream.errors import UserError
 from cream.journal import Output
 from cream.provenance import Provenance
 from cream.records import Message, Rewards, Samples
@@ -184,6 +186,20 @@ def test_a_killed_pass_goes_on_with_the_same_numbers(tiny_folder, trained, tmp_p
     resumed, _ = reward(dpo, "sum", folders, path, samples, chunk=2)
     assert resumed == undisturbed
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+OTHER = {"another uuid": {"uuid": "new"}, "fewer answers": {"responses": ["Answer: 7"], "finish_reason": None}}
+
+
+@pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
+def test_scores_of_other_samples_than_there_are_make_no_rewards(tiny_folder, tmp_path, change):
+    """The samples changed between a pass and the end, as by another process."""
+    path, samples = tmp_path / "x.jsonl", records()
+    output = one_pass(path, "policy", scorer(tiny_folder), samples)
+    samples[3] = structs.replace(samples[3], **change)
+    with pytest.raises(UserError, match=f"{samples[3].uuid!r} as it is now: the samples were changed"):
+        passes.finish(output, likelihood, "mean", lambda: samples)
+    assert not path.exists()
 
 
 def test_broken_weights_give_no_reward(tiny_folder, tmp_path):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cream import interrupts, models, scoring
 from cream.chat import Tokens
 from cream.errors import UserError
+from cream.files import unsealed
 from cream.hardware import Budget
 from cream.interrupts import Interrupted
 from cream.logprobs import LogProbs, score
@@ -105,7 +106,7 @@ def test_two_processes_add_to_a_file_at_once(tmp_path, repo):
     started = [subprocess.Popen([sys.executable, "-c", adding, str(path), *who], cwd=repo) for who in ("ab", "ba")]
     assert [process.wait() for process in started] == [0, 0]
     lines = path.read_bytes().splitlines()
-    writers = [json.loads(line)["uuid"][0] for line in lines]
+    writers = [json.loads(unsealed(line))["uuid"][0] for line in lines]
     assert len(lines) == 300 and "ab" in "".join(writers) and "ba" in "".join(writers)  # they did take turns
     found = Scores(path, SOURCE)
     for who in "ab":
@@ -137,6 +138,8 @@ DAMAGE = {
     "not text": lambda line: b"\xff\xfe" + line,
     "nothing but zeros": lambda line: b"\0" * len(line),
     "a number that is a text": lambda line: line.replace(b"-2.5", b'"x"'),
+    "another number": lambda line: line.replace(b"-2.5", b"-3.5"),
+    "of an earlier version": lambda line: line.partition(b"\t")[0],
     "another layout": lambda line: b'{"uuid": "b"}',
 }
 
@@ -224,21 +227,22 @@ def test_a_pass_over_kept_scores_needs_no_model(folder, tmp_path):
         again([other])
 
 
-def test_only_missing_answers_are_computed_and_equal_ones_once(folder, tmp_path, computed):
-    path = tmp_path / "s.scores.jsonl"
-    first = Rewarding(folder, path)
-    (alone,) = first([group("a", ANSWERS[:1])])
-    assert [len(rows) for rows in computed[-1]] == [1]
-    second = Rewarding(folder, path)
-    whole, other = second([group("a"), group("b")])
-    assert [len(rows) for rows in computed[-1]] == [2, 3]  # of four answers two are equal, and of "a" one is kept
-    assert len(computed) == 2 and second.counts["computed"] == 5 and second.counts["kept"] == 1
-    (fresh,) = Rewarding(folder)([group("b")])
-    assert whole.logprob[0] == alone.logprob[0] and whole.logprob[1] == whole.logprob[3]
-    assert whole.logprob == pytest.approx(fresh.logprob, abs=1e-4) and other.logprob == pytest.approx(
-        fresh.logprob, abs=1e-4
-    )
-    assert Rewarding(folder, path)([group("a"), group("b")]) == [whole, other] and len(computed) == 3
+def test_equal_answers_are_computed_once(folder, computed):
+    scored = Rewarding(folder)
+    found = scored([group("a"), group("b")])
+    assert [len(rows) for rows in computed[-1]] == [3, 3] and scored.counts["computed"] == 6
+    assert found[0].logprob[1] == found[0].logprob[3]
+
+
+def test_kept_scores_serve_a_chunk_as_a_whole_or_not(folder, tmp_path, computed):
+    """A run that was killed amid keeping a chunk's scores, or had a limit, changes no batch of the next one."""
+    path, groups = tmp_path / "s.scores.jsonl", [group("a"), group("b", ANSWERS[2:]), group("c", ["x" * 500])]
+    undisturbed = Rewarding(folder)(groups)
+    Rewarding(folder, path)([group("a", ANSWERS[:1])])
+    Rewarding(folder, path)([groups[1]])
+    assert Rewarding(folder, path)(groups) == undisturbed
+    assert [len(rows) for rows in computed[-1]] == [3, 2] and len(computed) == 4
+    assert Rewarding(folder, path)(groups) == undisturbed and len(computed) == 4
 
 
 def test_an_answer_cut_at_the_limit_is_another(folder, tmp_path, computed):
@@ -262,7 +266,7 @@ def test_the_samplers_value_serves_where_its_tokens_are_as_many(folder, tmp_path
     assert found.logprob == pytest.approx([-1.25, *own.logprob[1:]], abs=1e-4)
     assert score_from.counts["sampler"] == 1 and [len(rows) for rows in computed[-1]] == [2]
     (found,) = Rewarding(folder, path)([group()])
-    assert found.logprob == pytest.approx(own.logprob, abs=1e-4) and [len(rows) for rows in computed[-1]] == [1]
+    assert found.logprob == pytest.approx(own.logprob, abs=1e-4) and [len(rows) for rows in computed[-1]] == [3]
     (found,) = Rewarding(folder, path)([group(sampled=sampled)])
     assert found.logprob == pytest.approx(own.logprob, abs=1e-4)
 

@@ -38,8 +38,13 @@ def finished(folder):
 def interrupted(stage, signum):
     """Start a stage and send it a signal once it has finished something; how it ended, and what was finished then."""
     stage.begin()
-    process = stage.world.stages.start(stage.world.folder, stage.world.argv(stage.command))
-    while finished(stage.folder) < 2:
+    return cut_short(stage, stage.command, signum, finished)
+
+
+def cut_short(stage, command, signum, done=kept):
+    """The same of another command, in the stage's folder as it is, once so much is `done`."""
+    process = stage.world.stages.start(stage.world.folder, stage.world.argv(command))
+    while done(stage.folder) < 2:
         time.sleep(0.002)
         assert not select.select([process], [], [], 0)[0], "it ended before it was interrupted"
     before = finished(stage.folder)
@@ -62,3 +67,19 @@ def test_an_interrupted_stage_keeps_what_is_in_flight(undisturbed, name, signum)
     done = stage.world.run(command.strip())
     assert GOES_ON[name] in done.out
     assert stage.contents() == stage.made
+
+
+@pytest.mark.parametrize("name", ["sampling", "training"])
+def test_an_interrupted_overwrite_goes_on(undisturbed, name):
+    """It replaces what stood, not what it has done itself; --resume no, which begins anew, is told to be left out."""
+    stage = undisturbed[name]
+    stage.begin()
+    stage.world.run(stage.command)
+    other = f"{stage.command} --seed 5 --overwrite"
+    done, before = cut_short(stage, other, signal.SIGINT)
+    assert done.code == 130 and kept(stage.folder) >= before
+    assert GOES_ON[name] in stage.world.run(other).out
+    if name == "training":
+        done, _ = cut_short(stage, f"{stage.command} --overwrite --resume no", signal.SIGINT)
+        assert "the same command, but for --resume no, goes on" in done.err
+        assert GOES_ON[name] in stage.world.run(f"{stage.command} --overwrite").out

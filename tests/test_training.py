@@ -543,6 +543,15 @@ def test_a_state_is_saved_where_checkpoints_are_long_in_coming(job, monkeypatch)
     assert torch.equal(weights(disturbed), weights(undisturbed))
 
 
+def test_data_that_change_before_the_first_step_are_not_trained_on(job):
+    made = job("sft", "run")
+    made.provenance.file("data", made.data)
+    made.data.write_text(made.data.read_text() + " ")
+    with pytest.raises(UserError, match="sft.json was changed while this ran"):
+        work(made)
+    assert not made.run.exists()
+
+
 POISON = b"cos\nsystem\n(S'touch %s'\ntR."  # a pickle that runs a command when it is loaded
 
 

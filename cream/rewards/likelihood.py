@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class Scorer:
     """Scores groups by the model that `load` gives, which is called when the first answer is not `known` by its group.
 
     An answer that does not fit `limit` tokens is not cut: it gets no score, with the reason. `chunk` groups are
-    computed together.
+    computed together; what is known of them serves only where it leaves nothing to compute, so that the batches, and
+    with them the rounding, never depend on what an earlier run has kept.
     """
 
     def __init__(self, load: Callable[[], Any], chat, *, limit: int, chunk: int):
@@ -62,11 +63,10 @@ class Scorer:
     def _find(self, groups: list[Group]) -> list[Found]:
         encoded = [encode(group, self.chat, self.limit) for group in groups]
         digests = [[row and row.digest() for row in rows] for rows, _ in encoded]
-        taken = [_known(group, ids, rows) for group, ids, (rows, _) in zip(groups, digests, encoded, strict=True)]
-        missing = [
-            {digest: row for digest, row in zip(ids, rows, strict=True) if row and digest not in values}
-            for ids, (rows, _), (values, _) in zip(digests, encoded, taken, strict=True)
-        ]
+        tokens = [rows for rows, _ in encoded]
+        taken, missing = _split(groups, digests, tokens)
+        if any(missing):
+            taken, missing = _split([replace(group, known={}) for group in groups], digests, tokens)
         found = []
         computed = self._compute(missing)
         for (rows, reasons), ids, (values, whence), new in zip(encoded, digests, taken, computed, strict=True):
@@ -102,6 +102,15 @@ def scorer(
         return Local(folder, dtype, torch.device(device), max_tokens)
 
     return Scorer(load, chat, limit=limit, chunk=chunk)
+
+
+def _split(groups: list[Group], digests: list[list], rows: list[list]) -> tuple[list, list[dict]]:
+    """Per group what `_known` says, and digest -> tokens of the answers that it leaves to compute."""
+    taken = [_known(*each) for each in zip(groups, digests, rows, strict=True)]
+    return taken, [
+        {digest: row for digest, row in zip(ids, own, strict=True) if row and digest not in values}
+        for ids, own, (values, _) in zip(digests, rows, taken, strict=True)
+    ]
 
 
 def _known(group: Group, digests: list[str | None], rows: list) -> tuple[dict[str, float], Counter[str]]:

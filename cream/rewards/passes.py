@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
+from cream.errors import UserError
 from cream.journal import Keys, Output
 from cream.records import Message, Rewards, Samples, encode
 from cream.rewards import Group
@@ -87,8 +88,8 @@ def _rewards(
 ) -> Iterator[dict]:
     rows = output.rows(_key(role, sample.uuid) for sample in samples() for role in source.PASSES)
     for sample in samples():
-        kept = {row.pop("uuid"): Scored(**row) for row in islice(rows, len(source.PASSES))}
-        group = source.combine({role: kept[_key(role, sample.uuid)] for role in source.PASSES}, normalize)
+        passes = {role: _scored(next(rows, {}), role, sample, output) for role in source.PASSES}
+        group = source.combine(passes, normalize)
         for reason in filter(None, group.reason):
             output.drop(reason)
         yield encode(
@@ -103,6 +104,16 @@ def _rewards(
                 **group.parts,
             )
         )
+
+
+def _scored(row: dict, role: str, sample: Samples, output: Output) -> Scored:
+    """What the journal's row says of these samples. Raises UserError where it is another's."""
+    if row.pop("uuid", None) != _key(role, sample.uuid) or len(row["logprob"]) != len(sample.responses):
+        raise UserError(
+            f"{output.partial}: has no scores of record {sample.uuid!r} as it is now: the samples were changed while "
+            "this ran. Give another output, or --overwrite"
+        )
+    return Scored(**row)
 
 
 def _key(role: str, uuid: str) -> str:

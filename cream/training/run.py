@@ -19,7 +19,7 @@ from cream import console, models, preflight, store
 from cream.errors import UserError
 from cream.hardware import free_memory
 from cream.logprobs import LogProbs
-from cream.provenance import Provenance, origin, read_meta
+from cream.provenance import LAST, Provenance, origin, read_kind, read_meta
 from cream.scores import Source
 from cream.store import MALFORMED
 from cream.training import STAGES, dpo, parallel, reference, sft, state
@@ -27,7 +27,7 @@ from cream.training.launch import given_world, is_first_process
 from cream.training.loop import Schedule, common_budget, train
 
 log = logging.getLogger("cream")
-WRITTEN = ("state", "args.json", "log.jsonl", "meta.json", "rejected.jsonl")  # in a run's folder, beside checkpoints
+WRITTEN = ("state", "log.jsonl", "rejected.jsonl")  # in a run's folder, beside checkpoints, args.json, meta.json
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "grad_norm", "lr")
 
 
@@ -114,7 +114,7 @@ def work(job: Job) -> None:
         _take_reference(job, rows, source)
         pairs = [(uuid, example) for uuid, _, example in rows]
         reference.fill(accelerator, model, pairs, job.data, source, tokens)
-
+    job.provenance.check_unchanged()
     _begin(accelerator, job)
 
     def save(step: int) -> None:
@@ -129,7 +129,8 @@ def work(job: Job) -> None:
         if dropped[MALFORMED]:
             bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size)
             store.write_rows(job.run / "rejected.jsonl", bad)
-        facts = {"counts": counts, "last": last, "wall_seconds": took}
+        saved = read_kind(job.run / LAST)["fingerprint"]
+        facts = {"counts": counts, "last": last, "wall_seconds": took, "output": saved}
         store.write_json(job.run / "meta.json", {**job.header, **origin(), **job.provenance.record(job.run), **facts})
         tidy(job.run)
 
@@ -151,8 +152,9 @@ def _accelerator(job: Job, precision: models.Precision) -> Accelerator:
 
 
 def clear(run: Path) -> None:
-    """Remove an earlier run from its folder: what training writes there, and nothing else."""
-    for path in (*run.glob("checkpoint-*"), *(run / name for name in WRITTEN)):
+    """Remove an earlier run from its folder: what training writes there, and nothing else. args.json stays until it is
+    replaced: it says whose folder this is, whenever this is killed."""
+    for path in (run / "meta.json", *run.glob("checkpoint-*"), *(run / name for name in WRITTEN)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -206,7 +208,7 @@ def _examples(job: Job, chat, limit: int, dropped: Counter[str]) -> tuple[list, 
 def _take_reference(job: Job, rows: list, source: Source) -> None:
     """Let the pairs' own log-probabilities stand where they are this reference's; otherwise say why not."""
     about, inputs = read_meta(job.data) or {}, job.header["inputs"]
-    if about and about["output"] != inputs["data"]:
+    if about and about.get("output") != inputs["data"]:
         why = "the file was changed since they were written"
     else:
         why = reference.trusted(about.get("scored"), source, inputs.get("chat_template"))
@@ -249,6 +251,7 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     if job.lora and state is not None:
         unset_hf_deepspeed_config()  # with it ZeRO-3 would put what is loaded here into shards, too
         base = models.load_policy(job.start, torch.float32, torch.device("cpu"))
+        job.provenance.check_unchanged()
         model = models.add_lora(base, job.lora.r, job.lora.alpha, job.lora.dropout)
         found = model.load_state_dict(state, strict=False)  # tied weights have one name there
         if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
@@ -263,7 +266,7 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     link = job.run / ".checkpoint-last"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
-    link.replace(job.run / "checkpoint-last")
+    link.replace(job.run / LAST)
     log.info("saved %s", folder)
 
 
