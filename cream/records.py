@@ -146,13 +146,17 @@ class Item(Record, kw_only=True):
 
 
 class Answer(Item, kw_only=True):
-    """Evaluation output: the item with the model's one answer (`responses`, a string: the method's spelling)."""
+    """Evaluation output: the item with the model's one answer (`responses`, a string: the method's spelling).
+
+    By log-likelihood, `option_logprob` and `option_tokens` hold label -> log π, and scored tokens, of every option."""
 
     responses: str
     final_prediction: str
     correct: bool
     finish_reason: FinishReason | None = None
     num_tokens: Count | None = None
+    option_logprob: dict[str, Finite] | None = None
+    option_tokens: dict[str, Count] | None = None
 
 
 R = TypeVar("R", bound=Record)
