@@ -5,27 +5,23 @@ always greedy, --output_dir is honoured, and every answer keeps why it ended.
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-
-from msgspec import structs
 
 from config import DATASET_FILES, DATASETS, InferConfig, settings
 from cream import console, journal, names, preflight, store
 from cream.console import log
-from cream.engines import Completion, Sampling
+from cream.engines import Sampling
 from cream.errors import UserError
-from cream.evaluation.items import graded, item_files, prompt_of, read_items
-from cream.evaluation.statistics import format_table, summarise
-from cream.evaluation.tasks import TASKS, grade
+from cream.evaluation import grading
+from cream.evaluation.items import item_files, prompt_of, read_items
+from cream.evaluation.statistics import format_table
+from cream.evaluation.tasks import TASKS
 from cream.flags import as_dict, parse
 from cream.folders import check_folder
-from cream.prompts import apply
+from cream.generation import answered, asked, counted, samples, shown
 from cream.provenance import fingerprint_text
-from cream.records import Answer, Item, Message, Prompt, encode
+from cream.records import Answer, Item, Prompt, encode
 
 EXAMPLE = """\
   one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
@@ -62,11 +58,9 @@ def sample(config: InferConfig) -> None:
     if config.run.dry_run:
         return
     if not output.stands:
-        from cream.generation import samples
-
         need = preflight.answers(total, data.stat().st_size if not _limit(config) else 0, n, g.gen_max_tokens)
         preflight.room(target, need, "sampling")
-        prompts = partial(_asked, read, sysprompt)
+        prompts = partial(asked, read, sysprompt)
         counts = Counter()
         with output:
             for prompt, ids, completions in _answers(config, output, chat, prompts, total, sampling):
@@ -75,7 +69,7 @@ def sample(config: InferConfig) -> None:
                 raise UserError(f"{data}: no prompt is left to answer (dropped: {dict(output.dropped)})")
             if config.run.skip:
                 output.reject(store.rejected(data, Prompt, _limit(config)))
-            output.finish(_counted(output.rows(record.uuid for record in read()), counts))
+            output.finish(counted(output.rows(record.uuid for record in read()), counts))
         log.info(
             "%(prompts)d prompts, %(answers)d answers: %(distinct)d distinct, %(cut)d cut at the length limit", counts
         )
@@ -116,14 +110,14 @@ def evaluate(config: InferConfig) -> None:
     strict = g.extraction == "strict"
     if not output.stands:
         preflight.room(target, preflight.answers(len(prompts), 0, 1, g.gen_max_tokens), "evaluation")
-        asked = partial(list, list(prompts.values()))
+        questions = partial(list, list(prompts.values()))
         sampling = Sampling(n=1, temperature=0.0, max_tokens=g.gen_max_tokens, seed=config.run.seed)
         with output:
-            for prompt, _, answers in _answers(config, output, chat, asked, len(prompts), sampling):
-                output.append(graded(items[prompt.uuid], prompt.messages, answers[0], strict))
+            for prompt, _, answers in _answers(config, output, chat, questions, len(prompts), sampling):
+                output.append(grading.graded(items[prompt.uuid], prompt, answers[0], strict))
             if config.run.skip:
                 output.reject(bad for source in sources for bad in store.rejected(source, Item))
-            output.finish(_whole(output.rows(prompts), prompts, items, strict))
+            output.finish(grading.whole(output.rows(prompts), prompts, items, strict))
         for reason, count in output.dropped.items():
             if reason == store.MALFORMED:  # no question; told when they were written
                 continue
@@ -131,40 +125,25 @@ def evaluate(config: InferConfig) -> None:
     log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts))
 
 
-def _whole(rows: Iterator[dict], prompts: dict[str, Prompt], items: dict[str, Item], strict: bool) -> Iterator[dict]:
-    """The graded answers, in the order of the prompts; one without an answer gets none, which is wrong."""
-    row = next(rows, None)
-    for uuid, prompt in prompts.items():
-        if row is not None and row["uuid"] == uuid:
-            yield row
-            row = next(rows, None)
-        else:
-            yield encode(graded(items[uuid], prompt.messages, None, strict))
-
-
 def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tuple[str, Path, Path]:
     """The table, the answers' file, and the summary's, which is written unless it stands."""
     answers = list(store.read(output.path, Answer))
-    rows = summarise(map(encode, answers))
-    strict = [structs.replace(a, correct=grade(a.question, a.label, a.responses, strict=True)[1]) for a in answers]
-    facts = {
-        "tasks": rows,
-        "strict": {row["task"]: row["accuracy"] for row in summarise(map(encode, strict))},
-        "extraction": config.generation.extraction,
-        "greedy": True,
-        "first_prompt": _shown(chat, next(iter(prompts.values()))),
-        "chat_template": fingerprint_text(chat.tokenizer.chat_template),
-    }
+    rows, strict = grading.table_rows(answers), grading.strict_accuracies(answers)
     stem = output.path.name.partition(".json")[0]
     summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
     if not (output.stands and summary.exists()):
+        facts = {
+            "tasks": rows,
+            "strict": strict,
+            "extraction": config.generation.extraction,
+            "greedy": True,
+            "first_prompt": shown(chat, next(iter(prompts.values()))),
+            "chat_template": fingerprint_text(chat.tokenizer.chat_template),
+        }
         store.write_json(summary, facts)
-    released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in facts["strict"].items())
-    return (
-        f"{format_table(rows)}\naccuracy % by the method's released extraction rules: {released}",
-        output.path,
-        summary,
-    )
+    released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in strict.items())
+    table = f"{format_table(rows)}\naccuracy % by the method's released extraction rules: {released}"
+    return table, output.path, summary
 
 
 def rescore(config: InferConfig) -> None:
@@ -181,16 +160,12 @@ def rescore(config: InferConfig) -> None:
     provenance.output("input_file", source)
     decides = {"extraction": g.extraction, "on_bad_record": config.run.on_bad_record}
     output = journal.Output(target, decides, provenance, overwrite=config.run.overwrite)
-    changed, again = [], []
-    for answer in answers:
-        prediction, correct = grade(answer.question, answer.label, answer.responses, strict=g.extraction == "strict")
-        again.append(structs.replace(answer, final_prediction=prediction, correct=correct))
-        if (prediction, correct) != (answer.final_prediction, answer.correct):
-            changed.append(f"  {answer.uuid}: {answer.final_prediction} -> {prediction} (label {answer.label})")
-    for title, graded_answers in (("before", answers), (f"now, extraction {g.extraction}", again)):
-        rows = ({"task": _short(g.input_file), **encode(a)} for a in graded_answers)  # the method's files have no task
-        log.info("%s\n%s", title, format_table(summarise(rows)))
-    log.info("\n".join([f"{len(changed)} of {len(answers)} predictions changed", *changed[:20]]))
+    again = [grading.regraded(answer, g.extraction == "strict") for answer in answers]
+    for title, some in (("before", answers), (f"now, extraction {g.extraction}", again)):
+        log.info("%s\n%s", title, format_table(grading.table_rows(some, task=_short(g.input_file))))
+    changed = grading.changes(answers, again)
+    lines = [f"{len(changed)} of {len(answers)} predictions changed", *(f"  {line}" for line in changed[:20])]
+    log.info("\n".join(lines))
     if not config.run.dry_run and not output.stands:
         with output:
             if config.run.skip:
@@ -231,13 +206,6 @@ def _known(name: str) -> str:
     return {known.lower(): known for known in DATASET_FILES}.get(name.lower(), _short(name))
 
 
-def _asked(read: Callable[[], Iterable[Prompt]], sysprompt: str) -> Iterator[Prompt]:
-    """The prompts of a file, as they are put to the policy."""
-    for prompt in read():
-        *before, last = prompt.messages
-        yield structs.replace(prompt, messages=[*before, Message("user", apply(sysprompt, last.content))])
-
-
 def _target(config: InferConfig, default: Path, below: str = "results.json") -> Path:
     """--output_dir when it names a file; `below` it when it is a folder; the default without it."""
     given = config.output.output_dir
@@ -269,78 +237,27 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
     return output, models.load_chat(folder, config.model.template())
 
 
-def _answers(
-    config: InferConfig, output: journal.Output, chat, prompts: Callable[[], Iterable[Prompt]], total: int, sampling
-) -> Iterator[tuple[Prompt, list[int], list[Completion]]]:
-    """The prompts that the journal does not hold yet, each with its ids and its answers, as they are finished. One that
-    does not fit is counted as dropped. `prompts` gives them all."""
-    import torch
-
-    from cream import engines, models
-    from cream.fingerprints import verified
-    from cream.generation import KEPT, answerer
-
-    done = output.resume()
-    if done:
-        log.info("going on: %d of %d prompts are answered already", len(done), total)
-    first = next(iter(prompts()))
-    if all(prompt.uuid in done for prompt in prompts()):
-        return
-    pool = config.cluster.pool(config.device)
-    todo = prompts if pool.alone else partial(_unfinished, prompts, done, pool.batch(total))
-    folder = config.model.folder(config.model.checkpoint).absolute()  # a replica works in a folder of its own
-    engine, why = engines.choose(config.engine.engine, folder, pool.kind)
-    precision = models.precision(config.device.bf16, torch.device(pool.kind), training=False)
-    limit = models.length_limit(config.generation.max_length + sampling.max_tokens, folder)
-    stops = chat.tokenizer.convert_ids_to_tokens(list(chat.stop_ids))
-    log.info("engine %s (%s); %s", engine, why, precision.reason)
-    log.info("at most %d tokens of prompt and answer together; an answer stops at %s", limit, " or ".join(stops))
-    if config.output.show_example:
-        log.info("first prompt as the model sees it:\n%s", _shown(chat, first))
-    options = {
-        "name": engine,
-        "model_folder": folder,
-        "dtype": str(precision.dtype).removeprefix("torch."),
-        "max_model_len": limit,
+def _answers(config: InferConfig, output: journal.Output, chat, prompts, total: int, sampling: Sampling):
+    """The prompts without an answer yet, with their answers by the engine that the flags name, as they are finished."""
+    engine = {
+        "name": config.engine.engine,
         "batch_tokens": config.engine.max_tokens_per_batch,
         "gpu_memory_utilization": config.engine.gpu_memory_utilization,
         "tensor_parallel_size": config.cluster.tensor_parallel_size,
     }
-    max_prompt = min(config.generation.max_length, limit - 1)
-    make = partial(answerer, chat, replace(sampling, stop_token_ids=chat.stop_ids), max_prompt, options, done)
-    make = partial(verified, folder, output.header["inputs"]["policy"], make)
-    with console.bar(total - len(done), "answering", "prompts") as bar:
-        for _, answered in pool.run(todo, make, total):
-            if answered is KEPT:
-                continue
-            prompt, ids, completions = answered
-            if completions:
-                yield prompt, ids, completions
-            else:
-                output.drop(f"prompt longer than {max_prompt} tokens")
-            bar.update()
-
-
-def _unfinished(prompts: Callable[[], Iterable[Prompt]], done: Container[str], batch: int) -> Iterator[Prompt]:
-    """The prompts, but for a replica's batches of which every prompt is in `done`."""
-    rest = iter(prompts())
-    while some := list(islice(rest, batch)):
-        if any(prompt.uuid not in done for prompt in some):
-            yield from some
-
-
-def _shown(chat, prompt: Prompt) -> str:
-    return chat.tokenizer.decode(chat.prompt(prompt.messages))
-
-
-def _counted(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:
-    """The same rows; once they are through, `counts` says what was in them."""
-    for row in rows:
-        counts["prompts"] += 1
-        counts["answers"] += len(row["responses"])
-        counts["distinct"] += len(set(row["responses"]))
-        counts["cut"] += row["finish_reason"].count("length")
-        yield row
+    return answered(
+        output,
+        chat,
+        prompts,
+        total,
+        sampling,
+        pool=config.cluster.pool(config.device),
+        policy=config.model.folder(config.model.checkpoint).absolute(),  # a replica works in a folder of its own
+        engine=engine,
+        max_length=config.generation.max_length,
+        bf16=config.device.bf16,
+        show=config.output.show_example,
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,24 @@
-"""Prompts -> answers through any engine: which prompts fit, and what is kept of an answer."""
+"""Prompts -> answers through any engine: what is asked, which prompts fit, and what is kept of an answer."""
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
+from msgspec import structs
+
+from cream import console
 from cream.chat import Chat
 from cream.engines import Completion, Engine, Request, Sampling
-from cream.records import Prompt, Samples
+from cream.journal import Output
+from cream.pool import Pool
+from cream.prompts import apply
+from cream.records import Message, Prompt, Samples
+
+log = logging.getLogger("cream")
 
 Answered = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its answers: none if it is too long
 KEPT = None  # stands for the answers of a prompt that has them from an earlier run
@@ -59,6 +73,83 @@ def answerer(
     return Answerer(loaded, chat, sampling, max_prompt, done)
 
 
+def asked(read: Callable[[], Iterable[Prompt]], sysprompt: str) -> Iterator[Prompt]:
+    """The prompts of a file, as they are put to the policy."""
+    for prompt in read():
+        *before, last = prompt.messages
+        yield structs.replace(prompt, messages=[*before, Message("user", apply(sysprompt, last.content))])
+
+
+def answered(
+    output: Output,
+    chat: Chat,
+    prompts: Callable[[], Iterable[Prompt]],
+    total: int,
+    sampling: Sampling,
+    *,
+    pool: Pool,
+    policy: Path,
+    engine: dict,
+    max_length: int,
+    bf16: bool | None,
+    show: bool,
+) -> Iterator[Answered]:
+    """The prompts that the journal does not hold yet, each with its ids and its answers, as they are finished. One that
+    does not fit is counted as dropped.
+
+    `prompts` gives them all, `total` in number. `policy` is the model's folder; `engine` has `name` (or auto) and what
+    `engines.load` takes besides the lengths; a prompt has `max_length` tokens at most. `show`: print the first one.
+    """
+    import torch
+
+    from cream import engines, models
+    from cream.fingerprints import verified
+
+    done = output.resume()
+    if done:
+        log.info("going on: %d of %d prompts are answered already", len(done), total)
+    first = next(iter(prompts()))
+    if all(prompt.uuid in done for prompt in prompts()):
+        return
+    todo = prompts if pool.alone else partial(_unfinished, prompts, done, pool.batch(total))
+    name, why = engines.choose(engine["name"], policy, pool.kind)
+    precision = models.precision(bf16, torch.device(pool.kind), training=False)
+    limit = models.length_limit(max_length + sampling.max_tokens, policy)
+    max_prompt = min(max_length, limit - 1)
+    stops = chat.tokenizer.convert_ids_to_tokens(list(chat.stop_ids))
+    log.info("engine %s (%s); %s", name, why, precision.reason)
+    log.info("at most %d tokens of prompt and answer together; an answer stops at %s", limit, " or ".join(stops))
+    if show:
+        log.info("first prompt as the model sees it:\n%s", shown(chat, first))
+    dtype = str(precision.dtype).removeprefix("torch.")
+    options = engine | {"name": name, "model_folder": policy, "dtype": dtype, "max_model_len": limit}
+    make = partial(answerer, chat, replace(sampling, stop_token_ids=chat.stop_ids), max_prompt, options, done)
+    make = partial(verified, policy, output.header["inputs"]["policy"], make)
+    with console.bar(total - len(done), "answering", "prompts") as bar:
+        for _, found in pool.run(todo, make, total):
+            if found is KEPT:
+                continue
+            prompt, ids, completions = found
+            if completions:
+                yield prompt, ids, completions
+            else:
+                output.drop(f"prompt longer than {max_prompt} tokens")
+            bar.update()
+
+
+def _unfinished(prompts: Callable[[], Iterable[Prompt]], done: Container[str], batch: int) -> Iterator[Prompt]:
+    """The prompts, but for a replica's batches of which every prompt is in `done`."""
+    rest = iter(prompts())
+    while some := list(islice(rest, batch)):
+        if any(prompt.uuid not in done for prompt in some):
+            yield from some
+
+
+def shown(chat: Chat, prompt: Prompt) -> str:
+    """A prompt as the model sees it."""
+    return chat.tokenizer.decode(chat.prompt(prompt.messages))
+
+
 def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:
     """The record of a prompt's answers; keys that the prompt's record has beside its messages are carried along.
 
@@ -77,3 +168,13 @@ def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequ
         logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
         extra=prompt.extra,
     )
+
+
+def counted(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:
+    """The same samples, encoded; once they are through, `counts` says what was in them."""
+    for row in rows:
+        counts["prompts"] += 1
+        counts["answers"] += len(row["responses"])
+        counts["distinct"] += len(set(row["responses"]))
+        counts["cut"] += row["finish_reason"].count("length")
+        yield row

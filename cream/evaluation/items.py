@@ -1,14 +1,12 @@
-"""Evaluation data: which items an evaluation covers, the task of each, how it is asked, its graded answer."""
+"""Evaluation data: which items an evaluation covers, the task of each, how it is asked."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from cream import store
-from cream.engines import Completion
 from cream.errors import UserError
-from cream.evaluation.tasks import grade
 from cream.prompts import apply
-from cream.records import Answer, Item, Message
+from cream.records import Item, Message
 
 
 def item_files(name: str, path: Path, task_files: Mapping[str, Path]) -> list[Path]:
@@ -60,21 +58,3 @@ def prompt_of(item: Item, sysprompt: str) -> list[Message]:
     if sysprompt == "auto":
         sysprompt = "none" if item.task and item.task.startswith("tiny") else "task"
     return [Message("user", apply(sysprompt, item.question))]
-
-
-def graded(item: Item, prompt: list[Message], completion: Completion | None, strict: bool) -> Answer:
-    """The item with its answer; None is no answer (the prompt did not fit), which is wrong."""
-    text = completion.text if completion else ""
-    prediction, correct = grade(item.question, item.label, text, strict=strict)
-    return Answer(
-        uuid=item.uuid,
-        question=prompt[-1].content,
-        label=item.label,
-        task=item.task,
-        responses=text,
-        final_prediction=prediction,
-        correct=correct,
-        finish_reason=completion.finish_reason if completion else None,
-        num_tokens=len(completion.token_ids) if completion else None,
-        extra=item.extra if completion else {**item.extra, "reason": "the prompt does not fit"},
-    )
