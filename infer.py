@@ -1,5 +1,7 @@
 """Generate answers: samples for training (--mode sampling), graded greedy ones (evaluation), or grade again (rescore).
 
+Multiple choice can do without an answer: evaluation with --scoring loglikelihood compares what the options score.
+
 Departures from the released code: engines get token ids (one BOS), prompts are dropped rather than cut, evaluation is
 always greedy, --output_dir is honoured, and every answer keeps why it ended.
 """
@@ -13,7 +15,7 @@ from cream import console, journal, names, preflight, store
 from cream.console import log
 from cream.engines import Sampling
 from cream.errors import UserError
-from cream.evaluation import grading
+from cream.evaluation import choices, grading
 from cream.evaluation.items import item_files, prompt_of, read_items
 from cream.evaluation.statistics import format_table
 from cream.evaluation.tasks import TASKS
@@ -27,7 +29,12 @@ EXAMPLE = """\
   one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
   one GPU   python infer.py --model llama3 --checkpoint llama3_sft --name prompt_1 --engine vllm
   accuracy  python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test
+  options   python infer.py --mode evaluation --model tiny --name all_test --scoring loglikelihood
   again     python infer.py --mode rescore --input_file outputs/evaluation/tiny_m1-tiny_test/results.json"""
+
+
+# flags that do not decide which option is likeliest
+WITHOUT_SAMPLING = ("gen_n", "gen_temperature", "gen_max_tokens", "top_p", "do_sample", "seed", "engine", "extraction")
 
 
 @console.stage
@@ -96,15 +103,26 @@ def evaluate(config: InferConfig) -> None:
     for task in missing:
         log.info("task %s is not evaluated: %s does not exist", task, files[task])
     items = {item.uuid: item for item in found[: _limit(config)]}
+    if g.scoring == "loglikelihood":
+        return _weigh(config, item_files(_known(g.name), data, files), items)
     prompts = {u: Prompt(uuid=u, messages=prompt_of(item, g.sysprompt)) for u, item in items.items()}
     log.info(
         "evaluation is greedy, one answer a question: --gen_n, --gen_temperature, --top_p, --do_sample do not apply"
     )
     sources = item_files(_known(g.name), data, files)
-    checkpoint = config.model.checkpoint
-    folder = f"{names.label(checkpoint) if checkpoint else _short(config.model.name())}-{_short(g.name)}"
-    target = _target(config, config.run.outputs() / "evaluation", f"{folder}/results.json")
-    output, chat = _begin(config, sources, target, "gen_n", "gen_temperature", "top_p", "do_sample", "seed")
+    target = _target(config, config.run.outputs() / "evaluation", f"{_model_and_data(config)}/results.json")
+    output, chat = _begin(
+        config,
+        sources,
+        target,
+        "prompt_format",
+        "length_norm",
+        "gen_n",
+        "gen_temperature",
+        "top_p",
+        "do_sample",
+        "seed",
+    )
     if config.run.dry_run:
         return
     strict = g.extraction == "strict"
@@ -125,25 +143,98 @@ def evaluate(config: InferConfig) -> None:
     log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts))
 
 
+def _weigh(config: InferConfig, sources: list[Path], items: dict[str, Item]) -> None:
+    """Which option of every question the model finds likeliest; a table of accuracies, and those by other lengths."""
+    g, few = config.generation, config.cluster.tensor_parallel_size
+    asked_of = [item for item in items.values() if choices.is_choice(item)]
+    if not asked_of:
+        raise UserError(
+            f"--scoring loglikelihood compares options, and no question of {', '.join(map(str, sources))} has any; "
+            "leave it out, and answers are generated"
+        )
+    target = _target(
+        config, config.run.outputs() / "evaluation", f"{_model_and_data(config)}-{g.prompt_format}/results.json"
+    )
+    output, chat = _begin(config, sources, target, *WITHOUT_SAMPLING)
+    folder = config.model.folder(config.model.checkpoint).absolute()  # a replica works in a folder of its own
+    if len(asked_of) < len(items):
+        log.info("%d of %d questions are passed over: %s", len(items) - len(asked_of), len(items), choices.WITHOUT)
+    if config.run.dry_run:
+        return
+    if g.prompt_format == "plain":
+        groups = [choices.plain_group(item) for item in asked_of]
+    else:
+        groups = [choices.chat_group(item, "none" if g.sysprompt == "auto" else g.sysprompt) for item in asked_of]
+    if not output.stands:
+        from cream import models
+        from cream.evaluation.loglikelihood import unanswered, weighed
+
+        if few > 1:
+            models.check_slices(folder, few)
+        preflight.room(target, preflight.answers(len(groups), 0, 1, g.gen_max_tokens), "evaluation")
+        how = {"pool": config.cluster.pool(config.device), "policy": folder, "max_length": g.max_length}
+        how |= {"bf16": config.device.bf16, "show": config.output.show_example}
+        with output:
+            for uuid, scored in weighed(output, chat, groups, **how):
+                output.append(choices.picked(items[uuid], scored, g.length_norm))
+            if config.run.skip:
+                output.reject(bad for source in sources for bad in store.rejected(source, Item))
+            if passed_over := len(items) - len(asked_of):
+                output.drop(choices.WITHOUT, passed_over)
+            output.finish(unanswered(output.rows([group.uuid for group in groups]), output))
+        for reason, count in output.dropped.items():
+            if reason not in (store.MALFORMED, choices.WITHOUT):  # which were told, and are no wrong answers
+                log.info("%d of %d questions count as wrong: %s", count, len(groups), reason)
+    log.info("%s\nanswers: %s\nsummary: %s", *_weighed_summary(config, output, chat, groups[0]))
+
+
+def _weighed_summary(config: InferConfig, output: journal.Output, chat, first) -> tuple[str, Path, Path]:
+    """As _summary, of options that were compared; `first` is the first question's group."""
+    answers = list(store.read(output.path, Answer))
+    rows, by_norm = grading.table_rows(answers), choices.accuracies(answers)
+    facts = {
+        "tasks": rows,
+        "by_length_norm": by_norm,
+        "scoring": "loglikelihood",
+        "prompt_format": config.generation.prompt_format,
+        "length_norm": config.generation.length_norm,
+        "first_prompt": chat.tokenizer.decode(chat.prompt(first.prompt)),
+        "chat_template": None
+        if config.generation.prompt_format == "plain"
+        else fingerprint_text(chat.tokenizer.chat_template),
+    }
+    others = (
+        f"{norm}: " + ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in found.items())
+        for norm, found in by_norm.items()
+    )
+    table = "\n".join([format_table(rows), "accuracy % by what log-likelihoods are divided by:", *others])
+    return table, output.path, _write_summary(output, facts)
+
+
 def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tuple[str, Path, Path]:
     """The table, the answers' file, and the summary's, which is written unless it stands."""
     answers = list(store.read(output.path, Answer))
     rows, strict = grading.table_rows(answers), grading.strict_accuracies(answers)
+    facts = {
+        "tasks": rows,
+        "strict": strict,
+        "extraction": config.generation.extraction,
+        "greedy": True,
+        "first_prompt": shown(chat, next(iter(prompts.values()))),
+        "chat_template": fingerprint_text(chat.tokenizer.chat_template),
+    }
+    released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in strict.items())
+    table = f"{format_table(rows)}\naccuracy % by the method's released extraction rules: {released}"
+    return table, output.path, _write_summary(output, facts)
+
+
+def _write_summary(output: journal.Output, facts: dict) -> Path:
+    """The file of a summary, written unless it stands."""
     stem = output.path.name.partition(".json")[0]
     summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
     if not (output.stands and summary.exists()):
-        facts = {
-            "tasks": rows,
-            "strict": strict,
-            "extraction": config.generation.extraction,
-            "greedy": True,
-            "first_prompt": shown(chat, next(iter(prompts.values()))),
-            "chat_template": fingerprint_text(chat.tokenizer.chat_template),
-        }
         store.write_json(summary, facts)
-    released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in strict.items())
-    table = f"{format_table(rows)}\naccuracy % by the method's released extraction rules: {released}"
-    return table, output.path, summary
+    return summary
 
 
 def rescore(config: InferConfig) -> None:
@@ -201,6 +292,13 @@ def _short(name: str | None) -> str:
     return Path(name).parent.name if stem in ("test", "results") and Path(name).parent.name else stem
 
 
+def _model_and_data(config: InferConfig) -> str:
+    """What an evaluation's folder is called."""
+    checkpoint = config.model.checkpoint
+    policy = names.label(checkpoint) if checkpoint else _short(config.model.name())
+    return f"{policy}-{_short(config.generation.name)}"
+
+
 def _known(name: str) -> str:
     """A built-in data set's name as it is spelled there, whatever the case; of a file what stands for it."""
     return {known.lower(): known for known in DATASET_FILES}.get(name.lower(), _short(name))
@@ -234,6 +332,8 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
         log.info("dry run: nothing was written")
     from cream import models
 
+    if config.generation.scoring == "loglikelihood" and config.generation.prompt_format == "plain":
+        return output, models.load_plain(folder)
     return output, models.load_chat(folder, config.model.template())
 
 

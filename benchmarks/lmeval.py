@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from workload import SHARED
 
 from cream.errors import UserError
+
+os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
 
 # a task's name here -> the file that defines it there
 TASKS = {
@@ -104,3 +107,16 @@ def evaluate(lm, made, limit: int | None) -> list[dict]:
 def logprobs(samples: Sequence[dict]) -> dict[str, list[float]]:
     """An item's id -> log π of its options."""
     return {sample["doc"]["id"]: [float(value[0]) for value in sample["filtered_resps"]] for sample in samples}
+
+
+def regraded(made, texts: dict[str, tuple[dict, str]]) -> dict[str, tuple[str, bool]]:
+    """id -> what the peer's flexible-extract reads out of a text, and whether that is right, from (row, text)."""
+    (extract,) = (each for each in made._filters if each.name == "flexible-extract")
+    found = {}
+    for uuid, (doc, text) in texts.items():
+        instance = made.construct_requests(doc=doc, ctx="", metadata=(made.task_name, 0, 1))
+        instance.resps.append(text)
+        extract.apply([instance])
+        read = instance.filtered_resps["flexible-extract"]
+        found[uuid] = read, bool(made.process_results(doc, [read])["exact_match"])
+    return found

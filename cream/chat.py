@@ -215,6 +215,10 @@ class Plain:
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self._bos, self._bos_text = bos, None if bos is None else tokenizer.decode([bos])
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the text alone, without the whitespace that ends it."""
+        return self._ids(["".join(message.content for message in messages).rstrip()])[0]
+
     def answers(self, prompt: Sequence[Message], answers: Sequence[str], complete: Sequence[bool]) -> list[Tokens]:
         """Each answer as a continuation of the prompt's text, its turns put together. `complete` decides nothing: no
         token says that a continuation ends."""

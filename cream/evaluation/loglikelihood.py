@@ -1,113 +1,65 @@
-"""Multiple choice by log-likelihood: which option the model finds likeliest, so that no answer has to be extracted.
+"""The options of multiple choice questions, scored by a model: what choices.py chooses by."""
 
-An option o of a question x has log π(o | x) = Σ_t log π(o_t | x, o_<t) in nats, over its tokens. The answer is the option
-for which this, divided by a length, is largest; the first of equals. `NORMS` are the lengths:
-
-    none    1: the likeliest text, which favours short ones       lm-evaluation-harness: acc
-    chars   characters of the option                              acc_norm
-    bytes   bytes of its UTF-8                                    acc_bytes
-    tokens  tokens that are scored                                (another with every tokenizer)
-
-Two formats say what x and o are. plain: the question as a text that the option goes on, in lm-evaluation-harness's own
-words for the task; its options are not shown. chat: the question with its options as the user's turn, the option's text
-as the assistant's, up to and including the end of turn: what the model is trained to see.
-"""
-
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from cream.errors import UserError
-from cream.evaluation.tasks import grade, options_of, split_question
-from cream.records import Answer, Item, Message
+from cream import console
+from cream.chat import Chat, Plain
+from cream.generation import unfinished
+from cream.journal import Output
+from cream.pool import Pool
 from cream.rewards import Group
-from cream.rewards.likelihood import Scored
+from cream.rewards.likelihood import Scored, scorer
 
-# lm-evaluation-harness 0.4.13, doc_to_text of arc_easy (arc_challenge includes it), openbookqa and social_iqa
-CONTEXTS = {"openbookqa": "{}", "siqa": "Q: {}\nA:"}
-CONTEXT = "Question: {}\nAnswer:"
-DELIMITER = " "
-FORMATS = ("plain", "chat")
-
-NORMS: dict[str, Callable[[str, int], int]] = {
-    "none": lambda text, tokens: 1,
-    "chars": lambda text, tokens: len(text),
-    "bytes": lambda text, tokens: len(text.encode()),
-    "tokens": lambda text, tokens: tokens,
-}
+log = logging.getLogger("cream")
 
 
-def is_choice(item: Item) -> bool:
-    """Whether an item is multiple choice: its label is one of its options. Raises UserError for a label that is neither
-    an option nor a number."""
-    if str(item.label).strip().upper() in options_of(item.question):
-        return True
-    grade(item.question, item.label, "")
-    return False
+def weighed(
+    output: Output,
+    chat: Chat | Plain,
+    groups: Sequence[Group],
+    *,
+    pool: Pool,
+    policy: Path,
+    max_length: int,
+    bf16: bool | None,
+    show: bool,
+) -> Iterator[tuple[str, Scored]]:
+    """(uuid, what its options score) of each group that the journal does not hold yet, as they are finished.
+
+    `policy` is the model's folder; question and option have `max_length` tokens together at most. `show`: print the
+    first group's first option, what is scored marked.
+    """
+    import torch
+
+    from cream import models
+    from cream.fingerprints import verified
+
+    done = output.resume()
+    if done:
+        log.info("going on: %d of %d questions are answered already", len(done), len(groups))
+    if all(group.uuid in done for group in groups):
+        return
+    precision = models.precision(bf16, torch.device(pool.kind), training=False)
+    limit, chunk = models.length_limit(max_length, policy), pool.batch(len(groups))
+    log.info("%s; at most %d tokens of question and option together", precision.reason, limit)
+    if show and (first := chat.answers(groups[0].prompt, groups[0].answers[:1], [True])[0]):
+        log.info("first option as the model sees it, what is scored marked:\n%s", chat.show(first))
+    todo = partial(unfinished, partial(list, groups), done, chunk)
+    make = partial(scorer, policy, chat, precision.dtype, limit, None, chunk, pool.group)
+    make = partial(verified, policy, output.header["inputs"]["policy"], make)
+    with console.bar(len(groups) - len(done), "comparing options", "questions") as bar:
+        for uuid, found in pool.run(todo, make, len(groups)):
+            if uuid not in done:
+                yield uuid, found.scored
+                bar.update()
 
 
-def context_of(item: Item) -> str:
-    """What the plain format's options continue."""
-    return CONTEXTS.get(item.task, CONTEXT).format(split_question(item.question)[0])
-
-
-def plain_group(item: Item, shots: Sequence[Item] = ()) -> Group:
-    """The options as continuations of the question; `shots` are solved ones before it, an empty line between them."""
-    solved = [context_of(s) + DELIMITER + options_of(s.question)[str(s.label).strip().upper()] for s in shots]
-    text = "\n\n".join([*solved, context_of(item)])
-    return _group(item, [Message("user", text)], DELIMITER)
-
-
-def chat_group(item: Item, prompt: list[Message]) -> Group:
-    """The options as an assistant's answers to the prompt that the question makes."""
-    return _group(item, prompt, "")
-
-
-def _group(item: Item, prompt: list[Message], delimiter: str) -> Group:
-    options = options_of(item.question)
-    return Group(item.uuid, prompt, [delimiter + text for text in options.values()], [True] * len(options))
-
-
-def likeliest(options: dict[str, str], logprobs: dict[str, float], tokens: dict[str, int], norm: str) -> str:
-    """The label of the option whose log π over its length is largest; the first of equals."""
-    return max(options, key=lambda label: logprobs[label] / NORMS[norm](options[label], tokens[label]))
-
-
-def picked(item: Item, scored: Scored, norm: str) -> Answer:
-    """The item with the option that the model prefers. Where an option has no log-likelihood (`scored` says why), there
-    is no answer, which is wrong."""
-    options = options_of(item.question)
-    record = Answer(
-        uuid=item.uuid,
-        question=item.question,
-        label=item.label,
-        task=item.task,
-        responses="",
-        final_prediction="none",
-        correct=False,
-        extra=dict(item.extra),
-    )
-    if why := next(filter(None, scored.reason), None):
-        record.extra["reason"] = why
-        return record
-    record.option_logprob = dict(zip(options, scored.logprob, strict=True))
-    record.option_tokens = dict(zip(options, scored.num_tokens, strict=True))
-    return chosen(record, norm)
-
-
-def chosen(record: Answer, norm: str) -> Answer:
-    """The same record with the option that this norm prefers; one without log-likelihoods as it is."""
-    if record.option_logprob is None:
-        return record
-    options = options_of(record.question)
-    label = likeliest(options, record.option_logprob, record.option_tokens, norm)
-    record.responses, record.final_prediction = options[label], label.lower()
-    record.correct = label == str(record.label).strip().upper()
-    return record
-
-
-def check(items: Sequence[Item], source: Path) -> None:
-    """Raises UserError unless there is an item to choose for."""
-    if not items:
-        raise UserError(
-            f"{source}: --scoring loglikelihood compares options, and no question here has any; use --scoring generate"
-        )
+def unanswered(rows: Iterable[dict], output: Output) -> Iterator[dict]:
+    """The same records; those without log-likelihoods are counted as dropped, for the reason that they have."""
+    for row in rows:
+        if "option_logprob" not in row:
+            output.drop(row["reason"])
+        yield row
