@@ -370,13 +370,17 @@ class Generation:
 
     mode: str = flag(
         "sampling",
-        "sampling: answers for training; evaluation: greedy answers, graded; rescore: grade an evaluation file again",
+        "sampling: answers for training; evaluation: answers to questions, graded; rescore: grade such a file again",
         choices=("sampling", "evaluation", "rescore"),
     )
     name: str | None = flag(None, "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file")
     input_file: str | None = flag(None, "rescore: the evaluation results to grade again")
     limit_size: int | None = flag(None, "records read at most; none: all", low=1)
-    gen_n: int = flag(5, "answers per prompt", low=1)
+    gen_n: int | None = flag(
+        None,
+        "answers per prompt; none: 5 in sampling, 1 in evaluation, which is greedy; more are sampled there, and vote",
+        low=1,
+    )
     gen_temperature: float = flag(0.8, "sampling temperature; below 0.001: greedy", low=0)
     top_p: float = flag(0.95, "nucleus: the smallest set of tokens with this probability", above=0, high=1)
     gen_max_tokens: int = flag(768, "tokens of an answer at most", low=1)
@@ -386,6 +390,10 @@ class Generation:
         "auto",
         "text appended to the user's; none: nothing; auto: none in sampling, the task's own in evaluation",
         choices=("auto", *SYSPROMPTS),
+    )
+    few_shot: int = flag(0, "evaluation: solved examples in front of each question, the same for all of a task", low=0)
+    few_shot_file: str | None = flag(
+        None, "questions with labels that they are drawn from; none: train.json beside the task's test.json"
     )
     extraction: str = flag(
         "default",
@@ -407,6 +415,10 @@ class Generation:
         "loglikelihood: what an option's is divided by before the largest wins (the summary has all); none is the harness's acc, chars its acc_norm",
         choices=tuple(NORMS),
     )
+
+    def answers(self) -> int:
+        """Answers per prompt, as asked for or as the mode has it."""
+        return self.gen_n or (5 if self.mode == "sampling" else 1)
 
 
 @dataclass

@@ -1,46 +1,53 @@
-"""Generate answers: samples for training (--mode sampling), graded greedy ones (evaluation), or grade again (rescore).
+"""Generate answers: samples for training (--mode sampling), graded ones (evaluation), or grade again (rescore).
 
-Multiple choice can do without an answer: evaluation with --scoring loglikelihood compares what the options score.
+Multiple choice can do without a text to read: with --scoring loglikelihood the options are scored, and the best wins.
 
-Departures from the released code: engines get token ids (one BOS), prompts are dropped rather than cut, evaluation is
-always greedy, --output_dir is honoured, and every answer keeps why it ended.
+Departures from the released code: engines get token ids (one BOS), prompts are dropped rather than cut, evaluation with
+one answer a question is always greedy, --output_dir is honoured, and every answer keeps why it ended.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 from config import DATASET_FILES, DATASETS, InferConfig, settings
 from cream import console, journal, names, preflight, store
+from cream.chat import Chat, Plain
 from cream.console import log
 from cream.engines import Sampling
 from cream.errors import UserError
-from cream.evaluation import choices, grading
+from cream.evaluation import choices, few_shot, grading
 from cream.evaluation.items import item_files, prompt_of, read_items
 from cream.evaluation.statistics import format_table
 from cream.evaluation.tasks import TASKS
 from cream.flags import as_dict, parse
 from cream.folders import check_folder
-from cream.generation import answered, asked, counted, samples, shown
+from cream.generation import answered, asked, counted, samples
 from cream.provenance import fingerprint_text
-from cream.records import Answer, Item, Prompt, encode
+from cream.records import Answer, Item, Message, Prompt, encode
 
 EXAMPLE = """\
   one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
   one GPU   python infer.py --model llama3 --checkpoint llama3_sft --name prompt_1 --engine vllm
   accuracy  python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test
+  voting    python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test --gen_n 8
   options   python infer.py --mode evaluation --model tiny --name all_test --scoring loglikelihood
   again     python infer.py --mode rescore --input_file outputs/evaluation/tiny_m1-tiny_test/results.json"""
-
-
-# flags that do not decide which option is likeliest
-WITHOUT_SAMPLING = ("gen_n", "gen_temperature", "gen_max_tokens", "top_p", "do_sample", "seed", "engine", "extraction")
 
 
 @console.stage
 def main(argv=None):
     config = parse(InferConfig, argv, description=__doc__, example=EXAMPLE)
-    {"sampling": sample, "evaluation": evaluate, "rescore": rescore}[config.generation.mode](config)
+    g = config.generation
+    g.gen_n = g.answers()
+    if g.scoring != "generate" and g.mode != "evaluation":
+        raise UserError(f"--scoring {g.scoring}: options are those of questions, in --mode evaluation")
+    if g.few_shot and g.mode != "evaluation":
+        raise UserError(f"--few_shot {g.few_shot}: examples go in front of questions, in --mode evaluation")
+    if g.few_shot_file and not g.few_shot:
+        raise UserError(f"--few_shot_file {g.few_shot_file}: --few_shot K says how many of its examples are shown")
+    {"sampling": sample, "evaluation": evaluate, "rescore": rescore}[g.mode](config)
 
 
 def sample(config: InferConfig) -> None:
@@ -51,21 +58,18 @@ def sample(config: InferConfig) -> None:
     total = sum(1 for _ in store.read(data, Prompt, skip=config.run.skip))  # a bad record shows up here
     total = sum(1 for _ in read()) if _limit(config) else total
     sysprompt = "none" if g.sysprompt == "auto" else g.sysprompt
-    greedy = not g.do_sample or g.gen_temperature < 0.001
-    n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
-    if greedy and g.gen_n > 1:
-        log.info("greedy: one answer a prompt, --gen_n %d does not apply", g.gen_n)
-    sampling = Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+    sampling = _sampling(config)
     folder = (
         f"{_short(g.name)}-{_short(config.model.name())}-ckpt_{names.label(config.model.checkpoint)}-"
-        f"{'Greedy' if greedy else 'Sample'}_n-{n}_temp-{temperature:g}_GenMaxT-{g.gen_max_tokens}-sys_{sysprompt}"
+        f"{'Greedy' if sampling.greedy else 'Sample'}_n-{sampling.n}_temp-{sampling.temperature:g}"
+        f"_GenMaxT-{g.gen_max_tokens}-sys_{sysprompt}"
     )
     target = _target(config, config.run.outputs() / "sampling" / folder / "results.json")
-    output, chat = _begin(config, [data], target)
+    output, chat = _begin(config, [data], target, *_idle(config, sampling))
     if config.run.dry_run:
         return
     if not output.stands:
-        need = preflight.answers(total, data.stat().st_size if not _limit(config) else 0, n, g.gen_max_tokens)
+        need = preflight.answers(total, data.stat().st_size if not _limit(config) else 0, sampling.n, g.gen_max_tokens)
         preflight.room(target, need, "sampling")
         prompts = partial(asked, read, sysprompt)
         counts = Counter()
@@ -95,7 +99,7 @@ def sample(config: InferConfig) -> None:
 
 
 def evaluate(config: InferConfig) -> None:
-    """Greedy answers to every item, graded; a table of accuracies."""
+    """Answers to every item, one greedy or several that vote, graded; a table of accuracies."""
     g = config.generation
     data = _dataset(config, Item, "evaluation takes questions with labels")
     files = {task: names.in_root(DATASET_FILES[f"{task}_test"]) for task in TASKS}
@@ -104,132 +108,110 @@ def evaluate(config: InferConfig) -> None:
         log.info("task %s is not evaluated: %s does not exist", task, files[task])
     items = {item.uuid: item for item in found[: _limit(config)]}
     if g.scoring == "loglikelihood":
-        return _weigh(config, item_files(_known(g.name), data, files), items)
-    prompts = {u: Prompt(uuid=u, messages=prompt_of(item, g.sysprompt)) for u, item in items.items()}
-    log.info(
-        "evaluation is greedy, one answer a question: --gen_n, --gen_temperature, --top_p, --do_sample do not apply"
-    )
+        items, passed_over = choices.with_options(items, data)
+    tasks = list(dict.fromkeys(item.task for item in items.values())) if g.few_shot else []
+    places = few_shot.places(tasks, g.few_shot_file, data, files if _known(g.name) == "all_test" else {})
+    examples = few_shot.draw(places, found, g.few_shot, config.run.seed, skip=config.run.skip)
     sources = item_files(_known(g.name), data, files)
-    target = _target(config, config.run.outputs() / "evaluation", f"{_model_and_data(config)}/results.json")
-    output, chat = _begin(
-        config,
-        sources,
-        target,
-        "prompt_format",
-        "length_norm",
-        "gen_n",
-        "gen_temperature",
-        "top_p",
-        "do_sample",
-        "seed",
-    )
+    if g.scoring == "loglikelihood":
+        return _compare(config, sources, items, examples, places, passed_over)
+    prompts = {
+        u: Prompt(uuid=u, messages=prompt_of(item, g.sysprompt, examples.get(item.task, ())))
+        for u, item in items.items()
+    }
+    sampling = _sampling(config)
+    target = _evaluation_target(config, "" if sampling.greedy else f"-n{sampling.n}")
+    output, chat = _begin(config, sources, target, *_idle(config, sampling), examples=places.values())
     if config.run.dry_run:
         return
-    strict = g.extraction == "strict"
     if not output.stands:
-        preflight.room(target, preflight.answers(len(prompts), 0, 1, g.gen_max_tokens), "evaluation")
-        questions = partial(list, list(prompts.values()))
-        sampling = Sampling(n=1, temperature=0.0, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+        if examples:
+            output.facts["few_shot"] = {task: [example.uuid for example in drawn] for task, drawn in examples.items()}
+        strict, questions = g.extraction == "strict", partial(list, list(prompts.values()))
+        preflight.room(target, preflight.answers(len(prompts), 0, sampling.n, g.gen_max_tokens), "evaluation")
         with output:
             for prompt, _, answers in _answers(config, output, chat, questions, len(prompts), sampling):
-                output.append(grading.graded(items[prompt.uuid], prompt, answers[0], strict))
+                output.append(grading.graded(items[prompt.uuid], prompt, answers, strict))
             if config.run.skip:
-                output.reject(bad for source in sources for bad in store.rejected(source, Item))
+                read = dict.fromkeys([*sources, *places.values()])
+                output.reject(bad for source in read for bad in store.rejected(source, Item))
             output.finish(grading.whole(output.rows(prompts), prompts, items, strict))
         for reason, count in output.dropped.items():
             if reason == store.MALFORMED:  # no question; told when they were written
                 continue
             log.info("%d of %d questions count as wrong: %s", count, len(prompts), reason)
-    log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts))
+    log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts, sampling.n))
 
 
-def _weigh(config: InferConfig, sources: list[Path], items: dict[str, Item]) -> None:
-    """Which option of every question the model finds likeliest; a table of accuracies, and those by other lengths."""
-    g, few = config.generation, config.cluster.tensor_parallel_size
-    asked_of = [item for item in items.values() if choices.is_choice(item)]
-    if not asked_of:
-        raise UserError(
-            f"--scoring loglikelihood compares options, and no question of {', '.join(map(str, sources))} has any; "
-            "leave it out, and answers are generated"
-        )
-    target = _target(
-        config, config.run.outputs() / "evaluation", f"{_model_and_data(config)}-{g.prompt_format}/results.json"
-    )
-    output, chat = _begin(config, sources, target, *WITHOUT_SAMPLING)
-    folder = config.model.folder(config.model.checkpoint).absolute()  # a replica works in a folder of its own
-    if len(asked_of) < len(items):
-        log.info("%d of %d questions are passed over: %s", len(items) - len(asked_of), len(items), choices.WITHOUT)
+def _compare(
+    config: InferConfig,
+    sources: list[Path],
+    items: dict[str, Item],
+    examples: dict[str, list[Item]],
+    places: dict[str, Path],
+    passed_over: int,
+) -> None:
+    """The likeliest option of every item; a table of accuracies, also by the other lengths."""
+    g = config.generation
+    target = _evaluation_target(config, f"-loglikelihood-{g.prompt_format}")
+    output, chat = _begin(config, sources, target, *_idle(config, None), examples=places.values())
     if config.run.dry_run:
         return
-    if g.prompt_format == "plain":
-        groups = [choices.plain_group(item) for item in asked_of]
-    else:
-        groups = [choices.chat_group(item, "none" if g.sysprompt == "auto" else g.sysprompt) for item in asked_of]
+    groups = [choices.group(item, g.prompt_format, g.sysprompt, examples.get(item.task, ())) for item in items.values()]
     if not output.stands:
-        from cream import models
-        from cream.evaluation.loglikelihood import unanswered, weighed
+        from cream.evaluation.loglikelihood import compared, unanswered
 
-        if few > 1:
-            models.check_slices(folder, few)
-        preflight.room(target, preflight.answers(len(groups), 0, 1, g.gen_max_tokens), "evaluation")
-        how = {"pool": config.cluster.pool(config.device), "policy": folder, "max_length": g.max_length}
-        how |= {"bf16": config.device.bf16, "show": config.output.show_example}
+        if examples:
+            output.facts["few_shot"] = {task: [example.uuid for example in drawn] for task, drawn in examples.items()}
+        preflight.room(target, preflight.answers(len(groups), 0, 1, 256), "evaluation")
+        pool, policy = config.cluster.pool(config.device), config.model.folder(config.model.checkpoint).absolute()
+        how = {"max_length": g.max_length, "bf16": config.device.bf16, "show": config.output.show_example}
         with output:
-            for uuid, scored in weighed(output, chat, groups, **how):
+            for uuid, scored in compared(output, chat, groups, pool=pool, policy=policy, **how):
                 output.append(choices.picked(items[uuid], scored, g.length_norm))
             if config.run.skip:
-                output.reject(bad for source in sources for bad in store.rejected(source, Item))
-            if passed_over := len(items) - len(asked_of):
+                read = dict.fromkeys([*sources, *places.values()])
+                output.reject(bad for source in read for bad in store.rejected(source, Item))
+            if passed_over:
                 output.drop(choices.WITHOUT, passed_over)
-            output.finish(unanswered(output.rows([group.uuid for group in groups]), output))
+            output.finish(unanswered(output.rows(items), output))
         for reason, count in output.dropped.items():
-            if reason not in (store.MALFORMED, choices.WITHOUT):  # which were told, and are no wrong answers
-                log.info("%d of %d questions count as wrong: %s", count, len(groups), reason)
-    log.info("%s\nanswers: %s\nsummary: %s", *_weighed_summary(config, output, chat, groups[0]))
-
-
-def _weighed_summary(config: InferConfig, output: journal.Output, chat, first) -> tuple[str, Path, Path]:
-    """As _summary, of options that were compared; `first` is the first question's group."""
+            if reason not in (store.MALFORMED, choices.WITHOUT):  # no questions; told already
+                log.info("%d of %d questions count as wrong: %s", count, len(items), reason)
     answers = list(store.read(output.path, Answer))
     rows, by_norm = grading.table_rows(answers), choices.accuracies(answers)
-    facts = {
-        "tasks": rows,
-        "by_length_norm": by_norm,
-        "scoring": "loglikelihood",
-        "prompt_format": config.generation.prompt_format,
-        "length_norm": config.generation.length_norm,
-        "first_prompt": chat.tokenizer.decode(chat.prompt(first.prompt)),
-        "chat_template": None
-        if config.generation.prompt_format == "plain"
-        else fingerprint_text(chat.tokenizer.chat_template),
-    }
-    others = (
-        f"{norm}: " + ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in found.items())
-        for norm, found in by_norm.items()
-    )
-    table = "\n".join([format_table(rows), "accuracy % by what log-likelihoods are divided by:", *others])
-    return table, output.path, _write_summary(output, facts)
+    facts = {"tasks": rows, "scoring": g.scoring, "prompt_format": g.prompt_format, "length_norm": g.length_norm}
+    facts |= {"by_length_norm": by_norm, "few_shot": g.few_shot, **_first(chat, groups[0].prompt)}
+    summary = _write_summary(output, facts)
+    log.info("%s\naccuracy %% by what the log-likelihood is divided by:", format_table(rows))
+    for norm, found in by_norm.items():
+        log.info("  %-6s  %s", norm, ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in found.items()))
+    log.info("answers: %s\nsummary: %s", output.path, summary)
 
 
-def _summary(config: InferConfig, output: journal.Output, chat, prompts) -> tuple[str, Path, Path]:
-    """The table, the answers' file, and the summary's, which is written unless it stands."""
+def _summary(config: InferConfig, output: journal.Output, chat, prompts, n: int) -> tuple[str, Path, Path]:
+    """The table, the answers' file, and the summary's, which is written unless it stands. `n`: answers a question."""
     answers = list(store.read(output.path, Answer))
     rows, strict = grading.table_rows(answers), grading.strict_accuracies(answers)
-    facts = {
-        "tasks": rows,
-        "strict": strict,
-        "extraction": config.generation.extraction,
-        "greedy": True,
-        "first_prompt": shown(chat, next(iter(prompts.values()))),
-        "chat_template": fingerprint_text(chat.tokenizer.chat_template),
-    }
+    facts = {"tasks": rows, "strict": strict, "extraction": config.generation.extraction, "greedy": n == 1, "gen_n": n}
+    facts |= {"few_shot": config.generation.few_shot, **_first(chat, next(iter(prompts.values())).messages)}
+    summary = _write_summary(output, facts)
+    table = format_table(rows)
+    if n > 1:
+        table += f"\naccuracy: of the majority vote of {n} answers; pass@j: one of j answers is right, ± standard error"
     released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in strict.items())
-    table = f"{format_table(rows)}\naccuracy % by the method's released extraction rules: {released}"
-    return table, output.path, _write_summary(output, facts)
+    return f"{table}\naccuracy % by the method's released extraction rules: {released}", output.path, summary
+
+
+def _first(chat, messages: list[Message]) -> dict:
+    """What a summary says of how questions are put: the first prompt as the model sees it, the hash of the template."""
+    template = chat.tokenizer.chat_template if isinstance(chat, Chat) else None
+    prompt = chat.tokenizer.decode(chat.prompt(messages))
+    return {"first_prompt": prompt, "chat_template": template and fingerprint_text(template)}
 
 
 def _write_summary(output: journal.Output, facts: dict) -> Path:
-    """The file of a summary, written unless it stands."""
+    """The file of a summary, which is written unless it stands."""
     stem = output.path.name.partition(".json")[0]
     summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
     if not (output.stands and summary.exists()):
@@ -246,13 +228,19 @@ def rescore(config: InferConfig) -> None:
     answers = list(store.read(source, Answer, skip=config.run.skip))
     if not answers:
         raise UserError(f"{source}: the file holds no records")
-    target = _target(config, source.with_name(f"{source.name.partition('.')[0]}.rescored-{g.extraction}.json"))
+    compared = any(answer.option_logprob for answer in answers)  # nothing is to be extracted, but to be chosen again
+    by = {"length_norm": g.length_norm} if compared else {"extraction": g.extraction}
+    (rule,) = by.values()
+    target = _target(config, source.with_name(f"{source.name.partition('.')[0]}.rescored-{rule}.json"))
     provenance = config.run.provenance()
     provenance.output("input_file", source)
-    decides = {"extraction": g.extraction, "on_bad_record": config.run.on_bad_record}
+    decides = {**by, "on_bad_record": config.run.on_bad_record}
     output = journal.Output(target, decides, provenance, overwrite=config.run.overwrite)
-    again = [grading.regraded(answer, g.extraction == "strict") for answer in answers]
-    for title, some in (("before", answers), (f"now, extraction {g.extraction}", again)):
+    if compared:
+        again = [choices.chosen(answer, g.length_norm) for answer in answers]
+    else:
+        again = [grading.regraded(answer, g.extraction == "strict") for answer in answers]
+    for title, some in (("before", answers), (f"now, {' '.join(next(iter(by.items())))}", again)):
         log.info("%s\n%s", title, format_table(grading.table_rows(some, task=_short(g.input_file))))
     changed = grading.changes(answers, again)
     lines = [f"{len(changed)} of {len(answers)} predictions changed", *(f"  {line}" for line in changed[:20])]
@@ -292,13 +280,6 @@ def _short(name: str | None) -> str:
     return Path(name).parent.name if stem in ("test", "results") and Path(name).parent.name else stem
 
 
-def _model_and_data(config: InferConfig) -> str:
-    """What an evaluation's folder is called."""
-    checkpoint = config.model.checkpoint
-    policy = names.label(checkpoint) if checkpoint else _short(config.model.name())
-    return f"{policy}-{_short(config.generation.name)}"
-
-
 def _known(name: str) -> str:
     """A built-in data set's name as it is spelled there, whatever the case; of a file what stands for it."""
     return {known.lower(): known for known in DATASET_FILES}.get(name.lower(), _short(name))
@@ -312,8 +293,42 @@ def _target(config: InferConfig, default: Path, below: str = "results.json") -> 
     return Path(given) if store.is_record_file(Path(given)) else Path(given) / below
 
 
-def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
-    """The output and the policy's chat format; says what will be done. `unused` flags do not decide this output."""
+def _evaluation_target(config: InferConfig, how: str) -> Path:
+    """The file of an evaluation: named by model, data, examples, and `how` it is done."""
+    checkpoint, few = config.model.checkpoint, config.generation.few_shot
+    policy = names.label(checkpoint) if checkpoint else _short(config.model.name())
+    folder = f"{policy}-{_short(config.generation.name)}{f'-{few}shot' if few else ''}{how}"
+    return _target(config, config.run.outputs() / "evaluation", f"{folder}/results.json")
+
+
+def _sampling(config: InferConfig) -> Sampling:
+    """How to answer: greedy is one answer a prompt, and an evaluation's only answer. Says which flags do not apply."""
+    g = config.generation
+    greedy = not g.do_sample or g.gen_temperature < 0.001
+    if g.mode == "evaluation" and g.gen_n == 1:
+        greedy = True
+        log.info("one answer a question, greedy: --gen_temperature, --top_p, --do_sample do not apply")
+    elif greedy and g.gen_n > 1:
+        log.info("greedy: one answer a prompt, --gen_n %d does not apply", g.gen_n)
+    n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
+    return Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+
+
+def _idle(config: InferConfig, sampling: Sampling | None) -> list[str]:
+    """The flags that do not decide what this run gives; `sampling` is None where options are compared."""
+    g = config.generation
+    idle = ["few_shot_file", *([] if g.few_shot else ["few_shot"])]  # the hash of the file stands for it
+    if sampling is None:
+        idle += ["gen_n", "gen_temperature", "top_p", "do_sample", "gen_max_tokens", "extraction", "engine"]
+        return idle + ([] if g.few_shot else ["seed"]) + (["sysprompt"] if g.prompt_format == "plain" else [])
+    idle += ["scoring", "prompt_format", "length_norm"]
+    if g.mode == "evaluation" and sampling.greedy:
+        idle += ["gen_n", "gen_temperature", "top_p", "do_sample", *([] if g.few_shot else ["seed"])]
+    return idle
+
+
+def _begin(config: InferConfig, data: list[Path], target: Path, *idle: str, examples: Iterable[Path] = ()):
+    """The output and the policy's chat format; says what will be done. `idle` flags do not decide this output."""
     folder = config.model.folder(config.model.checkpoint)
     check_folder(folder)
     named = ("name", "input_file", "model", "checkpoint")  # the hashes below stand for them
@@ -321,9 +336,11 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
     provenance = config.run.provenance()
     for number, path in enumerate(data):
         provenance.file(f"data.{number}" if number else "data", path)
+    for number, path in enumerate(dict.fromkeys(examples)):
+        provenance.file(f"examples.{number}" if number else "examples", path)
     provenance.model("policy", folder)
     config.model.add_template(provenance)
-    flat = settings(as_dict(config), *named, "chat_template", *batching, *unused)
+    flat = settings(as_dict(config), *named, "chat_template", *batching, *idle)
     output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite)
     log.info("%s of %s by %s -> %s", config.generation.mode, ", ".join(map(str, data)), folder, target)
     if output.stands:
@@ -332,8 +349,12 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *unused: str):
         log.info("dry run: nothing was written")
     from cream import models
 
-    if config.generation.scoring == "loglikelihood" and config.generation.prompt_format == "plain":
-        return output, models.load_plain(folder)
+    g = config.generation
+    if g.scoring == "loglikelihood":
+        if (slices := config.cluster.tensor_parallel_size) > 1:
+            models.check_slices(folder, slices)
+        if g.prompt_format == "plain":
+            return output, Plain(models.load_tokenizer(folder))
     return output, models.load_chat(folder, config.model.template())
 
 

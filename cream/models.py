@@ -97,13 +97,6 @@ def load_chat(folder: Path, chat_template: Path | None = None):
     return Chat(load_tokenizer(folder, chat_template), [eos] if isinstance(eos, int) else eos or [])
 
 
-def load_plain(folder: Path):
-    """A folder's tokenizer, for text as it stands: no chat template is needed."""
-    from cream.chat import Plain
-
-    return Plain(load_tokenizer(folder))
-
-
 def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slices: int = 1, first: bool = False):
     """A causal language model in evaluation mode, every dropout 0 (a policy must equal its own
     reference at the first step). Raises UserError for a folder it cannot load.

@@ -146,17 +146,39 @@ class Item(Record, kw_only=True):
 
 
 class Answer(Item, kw_only=True):
-    """Evaluation output: the item with the model's one answer (`responses`, a string: the method's spelling).
+    """Evaluation output: the item with the model's answer (`responses`, a string: the method's spelling).
 
-    By log-likelihood, `option_logprob` and `option_tokens` hold label -> log π, and scored tokens, of every option."""
+    Of several answers to one question, `responses`, `finish_reason` and `num_tokens` are the first one's;
+    `final_prediction` is what most of them give, `correct` whether that is right; the lists have all of them.
+    Where options were compared, `option_logprob` and `option_tokens` have label -> log π, scored tokens of each.
+    """
 
     responses: str
     final_prediction: str
     correct: bool
     finish_reason: FinishReason | None = None
     num_tokens: Count | None = None
+    all_responses: Annotated[list[str], msgspec.Meta(min_length=2)] | None = None
+    all_predictions: list[str] | None = None
+    all_correct: list[bool] | None = None
+    all_finish_reasons: list[FinishReason] | None = None
+    all_num_tokens: list[Count] | None = None
     option_logprob: dict[str, Finite] | None = None
     option_tokens: dict[str, Count] | None = None
+
+    def __post_init__(self):
+        firsts = {"responses": "all_responses", "finish_reason": "all_finish_reasons", "num_tokens": "all_num_tokens"}
+        graded = ("all_predictions", "all_correct")
+        given = [name for name in (*firsts.values(), *graded) if getattr(self, name) is not None]
+        if not given:
+            return
+        for name in ("all_responses", *graded):
+            if name not in given:
+                raise ValueError(f"`{given[0]}` stands there without `{name}`")
+        _check_parallel(self, "all_responses", tuple(given))
+        for one, name in firsts.items():
+            if name in given and getattr(self, name)[0] != getattr(self, one):
+                raise ValueError(f"`{one}` is not the first of `{name}`")
 
 
 R = TypeVar("R", bound=Record)

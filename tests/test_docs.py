@@ -14,8 +14,7 @@ import pytest
 
 from config import ConsistencyConfig, InferConfig, RewardConfig, TrainConfig
 from cream import store
-from cream.evaluation.statistics import summarise
-from cream.evaluation.tasks import grade
+from cream.evaluation.grading import regraded, table_rows
 from cream.flags import parse
 from cream.pairs.build import build
 from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples, encode
@@ -38,6 +37,7 @@ SCRIPTS = {
 }
 WITH_FILES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py")  # whose flags may stand in a file
 WITH_WORDS = ("prepare_data.py", "report.py")  # that take commands and paths
+VOTES = ("results.votes.json", "summary.votes.json")
 LAYOUTS = {
     "sft": Conversation,
     "prompts": Prompt,
@@ -224,14 +224,17 @@ def test_the_examples_follow_from_each_other(documented):
     assert sidecar["mean_consistency"] == pytest.approx(made.consistency.mean, abs=1e-3)
 
 
-def test_the_graded_examples_are_graded_as_shown(documented):
-    answers = list(store.read(documented / "results.json", Answer))
-    for answer in answers:
-        assert grade(answer.question, answer.label, answer.responses) == (answer.final_prediction, answer.correct)
-    for made, shown in zip(
-        summarise(map(encode, answers)), json.loads(examples()["summary.json"])["tasks"], strict=True
-    ):
-        assert {k: pytest.approx(v, abs=1e-3) if isinstance(v, float) else v for k, v in shown.items()} == made
+@pytest.mark.parametrize(("results", "summary"), [("results.json", "summary.json"), VOTES])
+def test_the_graded_examples_are_graded_as_shown(documented, results, summary):
+    answers = list(store.read(documented / results, Answer))
+    assert [regraded(answer, strict=False) for answer in answers] == answers
+    for made, shown in zip(table_rows(answers), json.loads(examples()[summary])["tasks"], strict=True):
+        assert made == {k: _about(v) for k, v in shown.items()}
+
+
+def _about(value):
+    """A number or an object of numbers, as rounded there."""
+    return pytest.approx(value, abs=1e-3) if isinstance(value, float | dict) else value
 
 
 # Running what the README says -----------------------------------------------------------------------------------------

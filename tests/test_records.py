@@ -49,6 +49,15 @@ LAYOUTS = {
     },
 }
 
+SEVERAL = {
+    "all_responses": ["… Answer: 12", "Answer: 7", "Answer: 12"],
+    "all_predictions": ["12", "7", "12"],
+    "all_correct": [True, False, True],
+    "all_finish_reasons": ["stop"] * 3,
+    "all_num_tokens": [9, 4, 4],
+}
+FIRST = {"finish_reason": "stop", "num_tokens": 9}
+
 
 def changed(kind, **keys):
     return {**LAYOUTS[kind], **keys}
@@ -79,6 +88,33 @@ def test_a_users_key_never_takes_a_computed_ones_place():
     row = encode(answer)
     assert (row["correct"], row["input_correct"], row["level"]) == (False, True, 3)
     assert decode(Answer, "u1", row, "f.json").extra == {"input_correct": True, "level": 3}
+
+
+def test_several_answers_to_one_question():
+    value = changed(Answer, **FIRST, **SEVERAL)
+    assert encode(decode(Answer, "u1", value, "f.json")) == {"uuid": "u1", **value}
+    least = changed(Answer, **{key: SEVERAL[key] for key in ("all_responses", "all_predictions", "all_correct")})
+    assert encode(decode(Answer, "u1", least, "f.json")) == {"uuid": "u1", **least}
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"all_correct": None}, "`all_responses` stands there without `all_correct`"),
+        ({"all_responses": None}, "`all_finish_reasons` stands there without `all_responses`"),
+        ({"all_predictions": ["12"]}, "`all_predictions` has 1 entries for 3 in `all_responses`"),
+        ({"all_num_tokens": [9, 4]}, "`all_num_tokens` has 2 entries for 3"),
+        ({"responses": "Answer: 7"}, "`responses` is not the first of `all_responses`"),
+        ({"num_tokens": 4}, "`num_tokens` is not the first of `all_num_tokens`"),
+        ({"all_responses": ["… Answer: 12"]}, "$.all_responses"),
+        ({"all_correct": [True, False, 1]}, "$.all_correct[2]"),
+        ({"all_finish_reasons": ["stop", "stop", "eos"]}, "$.all_finish_reasons[2]"),
+    ],
+)
+def test_lists_of_several_answers_belong_together(keys, named):
+    with pytest.raises(UserError) as error:
+        decode(Answer, "u1", changed(Answer, **FIRST, **SEVERAL) | keys, "f.json")
+    assert named in str(error.value)
 
 
 def test_a_null_consistency_is_written():

@@ -1,6 +1,9 @@
-"""Intervals against scipy; the summary against counts made by hand."""
+"""Intervals against scipy, pass@k against all subsets; the summary against counts made by hand."""
 
 import math
+import re
+from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -8,7 +11,14 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream.evaluation.statistics import COLUMNS, format_table, mean_std, paired_difference, summarise, wilson_interval
+from cream.evaluation.statistics import (
+    format_table,
+    mean_std,
+    paired_difference,
+    pass_at_k,
+    summarise,
+    wilson_interval,
+)
 
 VALUES = st.floats(-1e3, 1e3)
 CONFIDENCE = st.sampled_from((0.5, 0.9, 0.95, 0.999))
@@ -55,15 +65,45 @@ def test_no_pairs_no_difference(a, b):
         paired_difference(a, b)
 
 
-def record(task, correct, prediction="a", finish="stop"):
-    return {"task": task, "correct": correct, "final_prediction": prediction, "finish_reason": finish}
+@pytest.mark.parametrize("n", range(1, 8))
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_answer(n):
+    for correct in range(n + 1):
+        answers = [True] * correct + [False] * (n - correct)
+        for k in range(1, n + 1):
+            subsets = list(combinations(answers, k))
+            assert pass_at_k(n, correct, k) == pytest.approx(float(Fraction(sum(map(any, subsets)), len(subsets))))
+
+
+@given(st.integers(1, 12), st.integers(0, 100), st.data())
+def test_pass_at_k_is_unbiased(n, percent, data):
+    """Its mean over the binomial number of correct answers is the chance that one of k samples is right."""
+    k, p = data.draw(st.integers(1, n)), percent / 100
+    chances = scipy.stats.binom.pmf(range(n + 1), n, p)
+    mean = sum(chance * pass_at_k(n, c, k) for c, chance in enumerate(chances))
+    assert mean == pytest.approx(1 - (1 - p) ** k, abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "correct", "k"), [(4, 5, 1), (4, -1, 1), (4, 2, 0), (4, 2, 5), (0, 0, 1)])
+def test_what_cannot_be_drawn(n, correct, k):
+    with pytest.raises(ValueError, match="cannot be drawn"):
+        pass_at_k(n, correct, k)
+
+
+def record(task, correct, prediction="a", finish="stop", tokens=None):
+    return {
+        "task": task,
+        "correct": correct,
+        "final_prediction": prediction,
+        "finish_reason": finish,
+        "num_tokens": tokens,
+    }
 
 
 RECORDS = [
-    record("siqa", True),
-    record("gsm8k", False, "none", "length"),
+    record("siqa", True, tokens=10),
+    record("gsm8k", False, "none", "length", tokens=7),
     record("siqa", False, "none", None),
-    record("siqa", True),
+    record("siqa", True, tokens=20),
     {"task": "siqa", "correct": True, "final_prediction": "b"},
 ]
 
@@ -71,10 +111,33 @@ RECORDS = [
 def test_summary_counts_per_task_and_averages_over_tasks():
     siqa, gsm8k, macro = summarise(RECORDS)
     low, high = wilson_interval(3, 4)
-    assert tuple(siqa[key] for key in COLUMNS) == ("siqa", 4, 3, 0.75, low, high, 1, 0)
+    assert siqa == {
+        "task": "siqa",
+        "n": 4,
+        "correct": 3,
+        "accuracy": 0.75,
+        "low": low,
+        "high": high,
+        "unanswered": 1,
+        "unanswered_rate": 0.25,
+        "truncated": 0,
+        "truncated_rate": 0,
+        "mean_tokens": 15,
+    }
     assert (gsm8k["n"], gsm8k["accuracy"], gsm8k["unanswered"], gsm8k["truncated"]) == (1, 0.0, 1, 1)
-    average = (3 / 4 + 0) / 2  # over tasks, not 3/5 over items
-    assert tuple(macro[key] for key in COLUMNS) == ("macro", 5, 3, average, None, None, 2, 1)
+    assert macro == {
+        "task": "macro",
+        "n": 5,
+        "correct": 3,
+        "accuracy": 0.375,  # (3/4 + 0) / 2, over tasks; not 3/5 over items
+        "low": None,
+        "high": None,
+        "unanswered": 2,
+        "unanswered_rate": 0.625,
+        "truncated": 1,
+        "truncated_rate": 0.5,
+        "mean_tokens": 11,
+    }
 
 
 def test_one_task_has_no_macro_average_and_none_no_rows():
@@ -86,7 +149,79 @@ def test_table():
     table = format_table(summarise(RECORDS)).splitlines()
     assert len({len(line) for line in table}) == 1
     assert [line.split() for line in table[1:]] == [
-        ["siqa", "4", "3", "75.0", "30.1", "to", "95.4", "1", "0"],
-        ["gsm8k", "1", "0", "0.0", "0.0", "to", "79.3", "1", "1"],
-        ["macro", "5", "3", "37.5", "2", "1"],
+        ["siqa", "4", "3", "75.0", "30.1", "to", "95.4", "25.0", "0.0", "15.0"],
+        ["gsm8k", "1", "0", "0.0", "0.0", "to", "79.3", "100.0", "100.0", "7.0"],
+        ["macro", "5", "3", "37.5", "62.5", "50.0", "11.0"],
     ]
+    assert "vote" not in table[0] and "pass" not in table[0]
+
+
+def several(task, correct, vote, prediction="a", ends=None, tokens=(1, 2, 3, 4)):
+    return record(task, vote, prediction) | {
+        "all_correct": correct,
+        "all_finish_reasons": ends or ["stop"] * len(correct),
+        "all_num_tokens": list(tokens),
+    }
+
+
+VOTES = [
+    several("gsm8k", [True, True, False, False], True),  # pass@1, 2, 4: 1/2, 5/6, 1
+    several("gsm8k", [False] * 4, False, "none", ["stop", "length", "length", "stop"], (5, 6, 7, 8)),  # 0, 0, 0
+    several("gsm8k", [True] * 4, True),  # 1, 1, 1
+    record("gsm8k", False, "none", None),  # did not fit: 0, 0, 0
+    several("siqa", [False, True, False, False], False),  # 1/4, 1/2, 1
+]
+
+
+def test_summary_of_several_answers():
+    gsm8k, siqa, macro = summarise(VOTES)
+    assert (gsm8k["n"], gsm8k["correct"], gsm8k["accuracy"], gsm8k["answers"]) == (4, 2, 0.5, 4)
+    assert (gsm8k["low"], gsm8k["high"]) == wilson_interval(2, 4)
+    per_item = {"1": [1 / 2, 0, 1, 0], "2": [5 / 6, 0, 1, 0], "4": [1, 0, 1, 0]}
+    for j, values in per_item.items():
+        assert gsm8k["pass_at"][j] == pytest.approx(np.mean(values))
+        assert gsm8k["pass_at_error"][j] == pytest.approx(scipy.stats.sem(values))
+    assert (gsm8k["unanswered"], gsm8k["unanswered_rate"]) == (2, 0.5)
+    assert (gsm8k["truncated"], gsm8k["truncated_rate"]) == (2, 0.125)
+    assert gsm8k["mean_tokens"] == (10 + 26 + 10) / 12  # what has no answer has no length
+    assert siqa["pass_at"] == {"1": 0.25, "2": 0.5, "4": 1} and set(siqa["pass_at_error"].values()) == {None}
+    assert macro["pass_at"]["1"] == pytest.approx((3 / 8 + 1 / 4) / 2) and macro["accuracy"] == 0.25
+    assert macro["pass_at_error"] == dict.fromkeys("124")
+
+
+def test_the_error_of_a_macro_average_is_that_of_independent_tasks():
+    rows = summarise([*VOTES, several("siqa", [True] * 4, True)])
+    tasks = [row["pass_at_error"]["1"] for row in rows[:2]]
+    assert rows[2]["pass_at_error"]["1"] == pytest.approx(math.hypot(*tasks) / 2)
+
+
+def test_a_task_whose_prompts_do_not_fit_passes_never():
+    siqa, gsm8k, macro = summarise([several("siqa", [True, False], True), record("gsm8k", False, "none", None)])
+    assert gsm8k["pass_at"] == {"1": 0, "2": 0} and gsm8k["answers"] == 2
+    assert macro["pass_at"] == {"1": 0.25, "2": 0.5}
+
+
+def test_items_with_one_answer_have_no_pass_at_more():
+    assert all("pass_at" not in row for row in summarise([several("siqa", [True, False], True), record("siqa", True)]))
+
+
+def test_pass_at_every_power_of_two_and_k():
+    correct = [[True, *[False] * (k - 1)] for k in (2, 3, 8, 9)]
+    rows = [summarise([several("t", each, True, tokens=[1] * len(each))])[0]["pass_at"] for each in correct]
+    assert [list(row) for row in rows] == [["1", "2"], ["1", "2", "3"], ["1", "2", "4", "8"], ["1", "2", "4", "8", "9"]]
+
+
+def test_table_of_several_answers():
+    header, gsm8k, siqa, macro = format_table(summarise(VOTES)).splitlines()
+    assert re.split(r" {2,}", header) == [
+        "task",
+        "n",
+        "correct",
+        "accuracy of vote %",
+        "95 % interval",
+        *(f"pass@{j} %" for j in (1, 2, 4)),
+        "unanswered %",
+        "truncated %",
+        "tokens",
+    ]
+    assert "37.5 ± 23.9" in gsm8k and "25.0  " in siqa and macro.split()[:5] == ["macro", "5", "2", "25.0", "31.2"]

@@ -1,12 +1,15 @@
-"""Options, prompts and grading, on the forms that real items have."""
+"""Options, prompts, grading and votes, on the forms that real items have."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cream.errors import UserError
-from cream.evaluation.tasks import TASKS, grade, options_of
+from cream.evaluation.tasks import TASKS, grade, majority, options_of
 from cream.prompts import SYSPROMPTS, apply
 
 DATA = Path(__file__).parents[1] / "../shared/data/eval_cream_layout"
@@ -81,6 +84,40 @@ def test_grade(question, label, response, wanted, strict):
 def test_a_label_that_cannot_be_graded_is_an_error(question, label):
     with pytest.raises(UserError, match="label"):
         grade(question, label, "Answer: A")
+
+
+@pytest.mark.parametrize(
+    ("predictions", "winner"),
+    [
+        (["18"], 0),
+        (["7", "18", "18.00"], 1),  # one number, two spellings
+        (["7", "18.0", "18.00", "7"], 0),  # a tie: what came first
+        (["1800", "7", "1,800"], 0),
+        (["none", "none", "none", "b"], 3),  # no answer has no vote
+        (["none", "a", "b", "b"], 2),
+        (["none", "none"], 0),
+        (["a", "b", "c", "c", "b"], 1),
+        (["e", "1", "e"], 0),  # a letter is no number
+        (["-0", "5", "0"], 0),
+        (["nan", "inf", "nan"], 0),
+        (["0.667", "0.6667", "0.667"], 0),
+    ],
+)
+def test_majority(predictions, winner):
+    assert majority(predictions) == winner
+
+
+@given(st.lists(st.sampled_from(["1", "1.0", "2", "2.00", "3", "none"]), min_size=1, max_size=9))
+def test_majority_counts_values_and_takes_the_first_of_equals(predictions):
+    values = [None if p == "none" else Decimal(p) for p in predictions]
+    given_by = {v: values.count(v) for v in values if v is not None}
+    best = [i for i, v in enumerate(values) if v is not None and given_by[v] == max(given_by.values())]
+    assert majority(predictions) == (best[0] if best else 0)
+
+
+def test_nobody_no_vote():
+    with pytest.raises(ValueError, match="needs a prediction"):
+        majority([])
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the five tasks are not here")

@@ -13,16 +13,21 @@ words for the task; its options are not shown. chat: the question with its optio
 as the assistant's, up to and including the end of turn: what the model is trained to see.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from msgspec import structs
 
+from cream.errors import UserError
 from cream.evaluation.statistics import summarise
 from cream.evaluation.tasks import grade, options_of, split_question
 from cream.prompts import apply
 from cream.records import Answer, Item, Message, encode
 from cream.rewards import Group
 from cream.rewards.likelihood import Scored
+
+log = logging.getLogger("cream")
 
 # lm-evaluation-harness 0.4.13, doc_to_text of arc_easy (arc_challenge includes it), openbookqa and social_iqa
 CONTEXTS = {"openbookqa": "{}", "siqa": "Q: {}\nA:"}
@@ -38,6 +43,22 @@ NORMS: dict[str, Callable[[str, int], int]] = {
     "bytes": lambda text, tokens: len(text.encode()),
     "tokens": lambda text, tokens: tokens,
 }
+
+
+def with_options(items: Mapping[str, Item], source: Path) -> tuple[dict[str, Item], int]:
+    """(The items that are multiple choice, how many are not), which a line of the log says.
+
+    Raises UserError where none is, and for a label that is neither an option nor a number.
+    """
+    found = {uuid: item for uuid, item in items.items() if is_choice(item)}
+    if not found:
+        raise UserError(
+            f"--scoring loglikelihood compares options, and no question of {source} has any; leave it out, and answers "
+            "are generated"
+        )
+    if passed_over := len(items) - len(found):
+        log.info("%d of %d questions are passed over: %s", passed_over, len(items), WITHOUT)
+    return found, len(items) - len(found)
 
 
 def is_choice(item: Item) -> bool:
@@ -58,15 +79,27 @@ def context_of(item: Item) -> str:
     return CONTEXTS.get(item.task, CONTEXT).format(split_question(item.question)[0])
 
 
+def group(item: Item, prompt_format: str, sysprompt: str = "auto", shots: Sequence[Item] = ()) -> Group:
+    """An item's options as answers to its question. `shots` are solved examples before it, in the same form.
+
+    Raises UserError for an example that is not multiple choice.
+    """
+    if bad := [shot.uuid for shot in shots if not is_choice(shot)]:
+        raise UserError(f"examples {', '.join(bad)} have no options to compare; give others with --few_shot_file FILE")
+    if prompt_format == "plain":
+        return plain_group(item, shots)
+    return chat_group(item, "none" if sysprompt == "auto" else sysprompt, shots)
+
+
 def plain_group(item: Item, shots: Sequence[Item] = ()) -> Group:
-    """The options as continuations of the question; `shots` are solved ones before it, an empty line between them."""
+    """The options as continuations of the question; an empty line stands between examples."""
     solved = [context_of(shot) + DELIMITER + options_of(shot.question)[_gold(shot)] for shot in shots]
     text = "\n\n".join([*solved, context_of(item)])
     return _group(item, [Message("user", text)], DELIMITER)
 
 
 def chat_group(item: Item, sysprompt: str = "none", shots: Sequence[Item] = ()) -> Group:
-    """The options as the assistant's answers to the question; `shots` are earlier turns, answered in the same way."""
+    """The options as the assistant's answers to the question; examples are earlier turns."""
     turns = []
     for shot in shots:
         turns.append(Message("user", apply(sysprompt, shot.question)))

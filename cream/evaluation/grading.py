@@ -6,26 +6,38 @@ from msgspec import structs
 
 from cream.engines import Completion
 from cream.evaluation.statistics import summarise
-from cream.evaluation.tasks import grade
+from cream.evaluation.tasks import grade, majority
 from cream.records import Answer, Item, Prompt, encode
 
 
-def graded(item: Item, prompt: Prompt, completion: Completion | None, strict: bool) -> Answer:
-    """The item with its answer; None is no answer (the prompt did not fit), which is wrong."""
-    text = completion.text if completion else ""
-    prediction, correct = grade(item.question, item.label, text, strict=strict)
+def graded(item: Item, prompt: Prompt, completions: Sequence[Completion], strict: bool) -> Answer:
+    """The item with its answers; one that has none (its prompt did not fit) is wrong."""
+    texts = [completion.text for completion in completions] or [""]
+    reasons = [completion.finish_reason for completion in completions] or [None]
+    lengths = [len(completion.token_ids) for completion in completions] or [None]
+    question = prompt.messages[-1].content
+    several = {"all_responses": texts, "all_finish_reasons": reasons, "all_num_tokens": lengths}
     return Answer(
         uuid=item.uuid,
-        question=prompt.messages[-1].content,
+        question=question,
         label=item.label,
         task=item.task,
-        responses=text,
-        final_prediction=prediction,
-        correct=correct,
-        finish_reason=completion.finish_reason if completion else None,
-        num_tokens=len(completion.token_ids) if completion else None,
-        extra=item.extra if completion else {**item.extra, "reason": "the prompt does not fit"},
+        responses=texts[0],
+        finish_reason=reasons[0],
+        num_tokens=lengths[0],
+        **_verdict(question, item.label, texts, strict),
+        **(several if len(texts) > 1 else {}),
+        extra=item.extra if completions else {**item.extra, "reason": "the prompt does not fit"},
     )
+
+
+def _verdict(question: str, label: str | int | float, texts: Sequence[str], strict: bool) -> dict:
+    """The keys of a record that say how its answers are graded: the vote, and where there are several, each."""
+    grades = [grade(question, label, text, strict=strict) for text in texts]
+    predictions, correct = map(list, zip(*grades, strict=True))
+    vote = majority(predictions)
+    verdict = {"final_prediction": predictions[vote], "correct": correct[vote]}
+    return verdict | ({"all_predictions": predictions, "all_correct": correct} if len(texts) > 1 else {})
 
 
 def whole(
@@ -38,13 +50,13 @@ def whole(
             yield row
             row = next(rows, None)
         else:
-            yield encode(graded(items[uuid], prompt, None, strict))
+            yield encode(graded(items[uuid], prompt, [], strict))
 
 
 def regraded(answer: Answer, strict: bool) -> Answer:
-    """The same answer, read and graded again."""
-    prediction, correct = grade(answer.question, answer.label, answer.responses, strict=strict)
-    return structs.replace(answer, final_prediction=prediction, correct=correct)
+    """The same record, each of its answers read and graded again."""
+    texts = answer.all_responses or [answer.responses]
+    return structs.replace(answer, **_verdict(answer.question, answer.label, texts, strict))
 
 
 def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:

@@ -1,10 +1,11 @@
 """Evaluation data: which items an evaluation covers, the task of each, how it is asked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cream import store
 from cream.errors import UserError
+from cream.evaluation.few_shot import worked
 from cream.prompts import apply
 from cream.records import Item, Message
 
@@ -53,8 +54,12 @@ def read_items(
     return list(by_uuid.values()), missing
 
 
-def prompt_of(item: Item, sysprompt: str) -> list[Message]:
-    """The item as a user's turn. `auto` is the method's suffix, or none for the tiny world, which never saw it."""
+def prompt_of(item: Item, sysprompt: str, examples: Iterable[Item] = ()) -> list[Message]:
+    """The item as a user's turn, after earlier turns with solved `examples`, which are asked in the same way. `auto` is
+    the method's suffix, or none for the tiny world, which never saw it."""
     if sysprompt == "auto":
         sysprompt = "none" if item.task and item.task.startswith("tiny") else "task"
-    return [Message("user", apply(sysprompt, item.question))]
+    turns = []
+    for example in examples:
+        turns += [Message("user", apply(sysprompt, example.question)), Message("assistant", worked(example))]
+    return [*turns, Message("user", apply(sysprompt, item.question))]

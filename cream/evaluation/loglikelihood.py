@@ -16,7 +16,7 @@ from cream.rewards.likelihood import Scored, scorer
 log = logging.getLogger("cream")
 
 
-def weighed(
+def compared(
     output: Output,
     chat: Chat | Plain,
     groups: Sequence[Group],

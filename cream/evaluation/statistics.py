@@ -1,10 +1,11 @@
 """How sure an accuracy, a mean over seeds, or a difference between two methods is; and the table that says so."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import nan, sqrt
+from math import comb, nan, sqrt
 from statistics import NormalDist, fmean, stdev
 
-COLUMNS = ("task", "n", "correct", "accuracy", "low", "high", "unanswered", "truncated")
+COUNTS = ("n", "correct", "unanswered", "truncated")
+RATES = ("accuracy", "unanswered_rate", "truncated_rate", "mean_tokens")
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -45,40 +46,108 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     return mean, mean - half, mean + half
 
 
-def summarise(records: Iterable[Mapping]) -> list[dict]:
-    """One row per task, in order of appearance; a record has `task`, `correct`, `final_prediction`, `finish_reason`.
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Chance that of `k` answers, drawn without replacement from `n` of which some are correct, one is correct.
 
-    Keys: COLUMNS. `accuracy`, `low`, `high` (95 % Wilson interval) are in [0, 1]; `unanswered` counts predictions
-    "none", `truncated` responses that ended by length (an absent or null `finish_reason` means stop). Several tasks get
-    a last row "macro": counts summed, accuracy the unweighted mean over tasks, no interval (low and high None).
+    1 - C(n - correct, k) / C(n, k): M. Chen et al., arXiv 2107.03374, eq. 1; over n samples an unbiased estimate of the
+    chance that one of k samples is right. Raises ValueError unless 0 <= correct <= n and 1 <= k <= n.
+    """
+    if not (0 <= correct <= n and 1 <= k <= n):
+        raise ValueError(f"{k} answers cannot be drawn from {n} of which {correct} are correct")
+    return 1 - comb(n - correct, k) / comb(n, k)
+
+
+def summarise(records: Iterable[Mapping]) -> list[dict]:
+    """One row per task, in order of appearance, of graded answers as docs/formats.md has them.
+
+    `accuracy`, in [0, 1], with `low` and `high`, its 95 % Wilson interval: of the one answer, or the vote of several.
+    `unanswered`: items whose prediction is "none". `truncated`: answers that ended by length (an absent or null
+    `finish_reason` means stop); its rate is the mean over items of that share of their answers. `mean_tokens`: of the
+    answers whose length is known, None without one. Only where items have k > 1 answers: `answers` (k); `pass_at`, the
+    mean over items of `pass_at_k` for 1, 2, 4 … and k; `pass_at_error`, its standard errors (None for a single item).
+    Several tasks get a last row "macro": counts summed, rates the unweighted mean over tasks, no interval.
     """
     tasks: dict[str, list[Mapping]] = {}
     for record in records:
         tasks.setdefault(record["task"], []).append(record)
-    rows = []
-    for task, group in tasks.items():
-        n, correct = len(group), sum(record["correct"] for record in group)
-        low, high = wilson_interval(correct, n)
-        unanswered = sum(record["final_prediction"] == "none" for record in group)
-        truncated = sum(record.get("finish_reason") == "length" for record in group)
-        rows.append(dict(zip(COLUMNS, (task, n, correct, correct / n, low, high, unanswered, truncated), strict=True)))
-    if len(rows) > 1:
-        total = {key: sum(row[key] for row in rows) for key in ("n", "correct", "unanswered", "truncated")}
-        macro = {"task": "macro", "accuracy": fmean(row["accuracy"] for row in rows), "low": None, "high": None} | total
-        rows.append({key: macro[key] for key in COLUMNS})
-    return rows
+    answered = [r.get("all_correct") or [True] for group in tasks.values() for r in group if _is_answered(r)]
+    rows = [_row(task, group, min(map(len, answered), default=1)) for task, group in tasks.items()]
+    return [*rows, _macro(rows)] if len(rows) > 1 else rows
+
+
+def _is_answered(record: Mapping) -> bool:
+    """Whether it has an answer for certain; where a prompt did not fit, there is one that is wrong and empty."""
+    return bool(record.get("all_correct")) or record["correct"]
+
+
+def _row(task: str, group: Sequence[Mapping], answers: int) -> dict:
+    n, right = len(group), sum(record["correct"] for record in group)
+    low, high = wilson_interval(right, n)
+    unanswered = sum(record["final_prediction"] == "none" for record in group)
+    cut = [[end == "length" for end in _each(record, "finish_reason", "all_finish_reasons")] for record in group]
+    tokens = [t for record in group for t in _each(record, "num_tokens", "all_num_tokens") if t is not None]
+    row = {"task": task, "n": n, "correct": right, "accuracy": right / n, "low": low, "high": high}
+    row |= {"unanswered": unanswered, "unanswered_rate": unanswered / n}
+    row |= {"truncated": sum(map(sum, cut)), "truncated_rate": fmean(map(fmean, cut))}
+    row["mean_tokens"] = fmean(tokens) if tokens else None
+    return row | _passes([_each(record, "correct", "all_correct") for record in group], answers)
+
+
+def _each(record: Mapping, one: str, several: str) -> Sequence:
+    """A value for each of a record's answers; one that has none counts as one without text."""
+    return record.get(several) or [record.get(one)]
+
+
+def _passes(correct: Sequence[Sequence[bool]], k: int) -> dict:
+    """pass@j over items with `k` answers, {} for k = 1; an item whose prompt did not fit has one that is wrong."""
+    passed, errors = {}, {}
+    for j in sorted({k} | {2**i for i in range(k.bit_length()) if 2**i < k}) if k > 1 else ():
+        mean, std = mean_std([pass_at_k(len(each), sum(each), min(j, len(each))) for each in correct])
+        passed[str(j)] = mean
+        errors[str(j)] = std / sqrt(len(correct)) if len(correct) > 1 else None
+    return {"answers": k, "pass_at": passed, "pass_at_error": errors} if passed else {}
+
+
+def _macro(rows: Sequence[Mapping]) -> dict:
+    def mean(values: Sequence[float | None]) -> float | None:
+        return None if None in values else fmean(values)
+
+    macro = {"task": "macro", **{key: sum(row[key] for row in rows) for key in COUNTS}, "low": None, "high": None}
+    macro |= {key: mean([row[key] for row in rows]) for key in RATES}
+    if "pass_at" in rows[0]:
+        macro |= {"answers": rows[0]["answers"], "pass_at": {}, "pass_at_error": {}}
+        for j in rows[0]["pass_at"]:
+            macro["pass_at"][j] = mean([row["pass_at"][j] for row in rows])
+            macro["pass_at_error"][j] = _error_of_mean([row["pass_at_error"][j] for row in rows])
+    return {key: macro[key] for key in rows[0] if key in macro}
+
+
+def _error_of_mean(errors: Sequence[float | None]) -> float | None:
+    """Standard error of the mean of independent values with these."""
+    return None if None in errors else sqrt(sum(error * error for error in errors)) / len(errors)
 
 
 def format_table(rows: Sequence[Mapping]) -> str:
-    """The rows of `summarise` as a plain fixed-width table; accuracy and its interval in percent."""
-    lines = [["task", "n", "correct", "accuracy %", "95 % interval", "unanswered", "truncated"]]
+    """The rows of `summarise` as a plain fixed-width table; shares in percent, pass@j with its standard error."""
+    passes = list(dict.fromkeys(j for row in rows for j in row.get("pass_at", ())))
+    lines = [["task", "n", "correct", "accuracy of vote %" if passes else "accuracy %", "95 % interval"]]
+    lines[0] += [*(f"pass@{j} %" for j in passes), "unanswered %", "truncated %", "tokens"]
     for row in rows:
-        interval = "" if row["low"] is None else f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-        accuracy = f"{100 * row['accuracy']:.1f}"
-        cells = (row["task"], row["n"], row["correct"], accuracy, interval, row["unanswered"], row["truncated"])
-        lines.append([str(cell) for cell in cells])
+        interval = "" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}"
+        cells = [row["task"], str(row["n"]), str(row["correct"]), _percent(row["accuracy"]), interval]
+        for j in passes:
+            values = [row.get(key, {}).get(j) for key in ("pass_at", "pass_at_error")]
+            cells.append(" ± ".join(_percent(value) for value in values if value is not None))
+        cells += [_percent(row["unanswered_rate"]), _percent(row["truncated_rate"])]
+        cells.append("" if row["mean_tokens"] is None else f"{row['mean_tokens']:.1f}")
+        lines.append(cells)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<", *">" * (len(widths) - 1)]
     return "\n".join(
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, "<>>>>>>", widths, strict=True))
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True))
         for line in lines
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

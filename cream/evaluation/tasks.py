@@ -1,10 +1,13 @@
-"""What an evaluation item asks, and whether a response answers it: multiple choice by label, or a number.
+"""What an evaluation item asks, whether a response answers it (by label, or a number), and what several agree on.
 
 An item carries its options inside its question (spec of the CREAM data), so whether it is multiple choice, and how many
 options it has, follows from the item and not from the task: ARC has items with labels 1 to 4 and with a fifth option E.
 """
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
 
 from cream.errors import UserError
 from cream.evaluation.answers import (
@@ -74,3 +77,25 @@ def grade(question: str, label: str | int | float, response: str, strict: bool =
         return (answer or "none").lower(), answer == label
     answer = extract_number(response)
     return (answer or "none").lower(), answer is not None and numbers_equal(answer, gold)
+
+
+def majority(predictions: Sequence[str]) -> int:
+    """Index of the first prediction of those that most answers give; `predictions` as `grade` writes them.
+
+    Numbers are compared as decimals: "18" and "18.00" are one vote. "none" never wins over an answer; a tie goes to the
+    prediction that came first. X. Wang et al., "Self-consistency", arXiv 2203.11171. Raises ValueError for none at all.
+    """
+    if not predictions:
+        raise ValueError("a vote needs a prediction")
+    keys = [_ballot(prediction) for prediction in predictions]
+    votes = Counter(key for key in keys if key != "none")  # in the order in which they came, as max takes them
+    return keys.index(max(votes, key=votes.get)) if votes else 0
+
+
+def _ballot(prediction: str) -> str | Decimal:
+    """What equal predictions have in common."""
+    try:
+        value = Decimal(prediction.replace(",", ""))
+    except InvalidOperation:
+        return prediction
+    return value if value.is_finite() else prediction
