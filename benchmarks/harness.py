@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lmeval
+from transformers import GenerationConfig
 from workload import SHARED, run
 
 import infer
@@ -151,13 +152,13 @@ def generated(task: str, lm, args: argparse.Namespace, folder: Path) -> list[str
 
 def completions(made, samples: Sequence[dict], args: argparse.Namespace) -> dict[str, str | None]:
     """Greedy texts of the hf engine after the peer's prompts, up to the peer's stop words; None: it does not fit."""
-    chat = Plain(models.load_tokenizer(args.model))
+    chat, eos = Plain(models.load_tokenizer(args.model)), GenerationConfig.from_pretrained(args.model).eos_token_id
+    stops = (eos,) if isinstance(eos, int) else tuple(eos or ())
     context = models.length_limit(None, args.model)
     asked = {s["doc"]["id"]: chat.prompt([Message("user", s["arguments"][0][0])]) for s in samples}
     fits = [Request(uuid, ids) for uuid, ids in asked.items() if len(ids) + args.gen_max_tokens <= context]
     engine = load("hf", args.model, chat.tokenizer, device="cpu", dtype="float32", max_model_len=context)
-    stop = chat.tokenizer.eos_token_id
-    sampling = Sampling(n=1, temperature=0.0, max_tokens=args.gen_max_tokens, stop_token_ids=(stop,))
+    sampling = Sampling(n=1, temperature=0.0, max_tokens=args.gen_max_tokens, stop_token_ids=stops)
     found: dict[str, str | None] = dict.fromkeys(asked)
     for uuid, (answer,) in engine.generate(iter(fits), sampling):
         found[uuid] = answer.text

@@ -67,9 +67,7 @@ def task(name: str, cache: Path, shots: int = 0, max_gen_toks: int = 256):
         config["metric_list"] = CHOICE
     else:
         config["generation_kwargs"] |= {"max_gen_toks": max_gen_toks}
-    made = ConfigurableTask(config=config)
-    made.set_fewshot_seed(1234)  # as the peer's command line does
-    return made
+    return ConfigurableTask(config=config)
 
 
 def model(folder: Path, batch_size: int | str, device: str, dtype: str = "float32"):
@@ -82,6 +80,7 @@ def model(folder: Path, batch_size: int | str, device: str, dtype: str = "float3
 
 def requests(made, limit: int | None) -> list:
     """What a task asks the model: an Instance for each option, or for each item to be answered."""
+    made.set_fewshot_seed(1234)  # as the peer's command line does; the same examples whenever it is asked
     made.build_all_requests(limit=limit)
     return made.instances
 
