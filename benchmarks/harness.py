@@ -24,8 +24,8 @@ import infer
 from cream import models, store
 from cream.chat import Plain
 from cream.engines import Request, Sampling, load
-from cream.evaluation.choices import chosen
-from cream.evaluation.tasks import grade
+from cream.evaluation.choices import chosen, likeliest
+from cream.evaluation.tasks import grade, options_of
 from cream.records import Answer, Message
 
 FOLDERS = {task: task.replace("_", "-") for task in lmeval.TASKS}  # of localdata/, as DatasetEnum has them
@@ -77,7 +77,9 @@ def compared(task: str, lm, args: argparse.Namespace, folder: Path) -> list[str]
         picks = [chosen(record, norm) for record in ours]
         other = [pick for pick in picks if pick.correct != bool(theirs[pick.uuid][metric])]
         here, there = (100 * sum(found) / len(ours) for found in ([p.correct for p in picks], correct(theirs, metric)))
+        same = sum(pick.final_prediction == peers_pick(pick, logprobs[pick.uuid], norm) for pick in picks)
         print(f"  {metric:8} here {here:5.1f} %, there {there:5.1f} %; {len(other)} items differ")
+        print(f"  {'':8} the same option in {same} of {len(picks)}")
         for pick in other:
             print(f"    {pick.uuid}: {reason(pick, logprobs[pick.uuid])}")
         lines.append(f"disagreements {task}_{metric} {len(other)} of {len(ours)}")
@@ -100,6 +102,12 @@ def answers(task: str, args: argparse.Namespace, folder: Path) -> list[Answer]:
 
 def correct(theirs: dict[str, dict], metric: str) -> list[float]:
     return [sample[metric] for sample in theirs.values()]
+
+
+def peers_pick(record: Answer, theirs: Sequence[float], norm: str) -> str:
+    """The option that the peer's log-likelihoods choose."""
+    options = options_of(record.question)
+    return likeliest(options, dict(zip(options, theirs, strict=True)), dict.fromkeys(options, 1), norm).lower()
 
 
 def gap(record: Answer, theirs: Sequence[float]) -> float:

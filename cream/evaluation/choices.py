@@ -20,10 +20,10 @@ from pathlib import Path
 from msgspec import structs
 
 from cream.errors import UserError
-from cream.evaluation.statistics import summarise
+from cream.evaluation.grading import table_rows
 from cream.evaluation.tasks import grade, options_of, split_question
 from cream.prompts import apply
-from cream.records import Answer, Item, Message, encode
+from cream.records import Answer, Item, Message
 from cream.rewards import Group
 from cream.rewards.likelihood import Scored
 
@@ -95,7 +95,7 @@ def plain_group(item: Item, shots: Sequence[Item] = ()) -> Group:
     """The options as continuations of the question; an empty line stands between examples."""
     solved = [context_of(shot) + DELIMITER + options_of(shot.question)[_gold(shot)] for shot in shots]
     text = "\n\n".join([*solved, context_of(item)])
-    return _group(item, [Message("user", text)], DELIMITER)
+    return _group(item, [Message("user", text)] if text.strip() else [], DELIMITER)
 
 
 def chat_group(item: Item, sysprompt: str = "none", shots: Sequence[Item] = ()) -> Group:
@@ -149,5 +149,5 @@ def chosen(record: Answer, norm: str) -> Answer:
 
 def accuracies(records: Sequence[Answer]) -> dict[str, dict[str, float]]:
     """Norm -> task -> accuracy, in [0, 1]."""
-    by_norm = {norm: summarise(encode(chosen(record, norm)) for record in records) for norm in NORMS}
+    by_norm = {norm: table_rows(chosen(record, norm) for record in records) for norm in NORMS}
     return {norm: {row["task"]: row["accuracy"] for row in rows} for norm, rows in by_norm.items()}
