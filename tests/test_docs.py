@@ -15,6 +15,7 @@ import pytest
 from config import ConsistencyConfig, InferConfig, RewardConfig, TrainConfig
 from cream import store
 from cream.evaluation.grading import regraded, table_rows
+from cream.evaluation.tasks import grade
 from cream.flags import parse
 from cream.pairs.build import build
 from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples, encode
@@ -230,6 +231,19 @@ def test_the_graded_examples_are_graded_as_shown(documented, results, summary):
     assert [regraded(answer, strict=False) for answer in answers] == answers
     for made, shown in zip(table_rows(answers), json.loads(examples()[summary])["tasks"], strict=True):
         assert made == {k: _about(v) for k, v in shown.items()}
+
+
+def test_the_hard_cases_of_the_evaluation_page_are_read_as_shown():
+    """By the rules, and by the released ones; the options are one word each."""
+    table = (REPO / "docs/evaluation.md").read_text().partition("| response |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert len(rows) > 9
+    for response, run, wanted, released in rows:
+        first, _, last = run.partition(" to ")
+        labels = [chr(code) for code in range(ord(first), ord(last) + 1)] if run else []
+        question = "\n".join(["Which?", *(f"{label}. gas{label}" for label in labels)])
+        for strict, expected in ((False, wanted), (True, released)):
+            assert grade(question, first or "1", response.strip("`"), strict)[0] == expected.lower(), response
 
 
 def _about(value):
