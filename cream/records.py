@@ -169,6 +169,11 @@ class Answer(Item, kw_only=True):
     def __post_init__(self):
         firsts = {"responses": "all_responses", "finish_reason": "all_finish_reasons", "num_tokens": "all_num_tokens"}
         graded = ("all_predictions", "all_correct")
+        options, tokens = self.option_logprob, self.option_tokens
+        if (options is None) != (tokens is None) or (options or {}).keys() != (tokens or {}).keys():
+            raise ValueError("`option_logprob` and `option_tokens` are not of the same options")
+        if 0 in (tokens or {}).values():
+            raise ValueError("an option in `option_tokens` has no token")
         given = [name for name in (*firsts.values(), *graded) if getattr(self, name) is not None]
         if not given:
             return

@@ -174,6 +174,23 @@ def test_a_record_has_what_was_chosen_and_why():
     assert choices.accuracies([record]) == {norm: {None: float(norm != "none")} for norm in choices.NORMS}
 
 
+@pytest.mark.parametrize(
+    ("logprob", "tokens", "error"),
+    [
+        ({"A": -1.0, "B": -2.0}, {"A": 1, "B": 1}, "its question A, B, C"),
+        ({"A": -1.0, "B": -2.0}, {"A": 1}, "not of the same options"),
+        ({"A": -1.0}, None, "not of the same options"),
+        ({"A": -1.0, "B": -2.0, "C": -3.0}, {"A": 1, "B": 0, "C": 1}, "has no token"),
+    ],
+)
+def test_a_file_with_other_options_is_refused(tmp_path, logprob, tokens, error):
+    row = {"uuid": "q", "question": GAS, "label": "C", "responses": "", "final_prediction": "a", "correct": False}
+    row |= {"option_logprob": logprob} | ({} if tokens is None else {"option_tokens": tokens})
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=error):
+        [choices.chosen(record, "chars") for record in read(tmp_path / "answers.jsonl", Answer)]
+
+
 def test_an_option_that_cannot_be_scored_leaves_the_item_unanswered():
     scored = Scored([-3.0, None, -2.5], [2, 0, 3], [None, "longer than 9 tokens", None])
     record = choices.picked(item(), scored, "chars")

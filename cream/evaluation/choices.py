@@ -138,10 +138,16 @@ def picked(item: Item, scored: Scored, norm: str) -> Answer:
 
 
 def chosen(record: Answer, norm: str) -> Answer:
-    """The record with the option that this norm prefers; as it is where it has no log-likelihoods."""
+    """The record with the option that this norm prefers; as it is where it has no log-likelihoods.
+
+    Raises UserError where these are not of its question's options.
+    """
     if record.option_logprob is None or record.option_tokens is None:
         return record
     options = options_of(record.question)
+    if options.keys() != record.option_logprob.keys():
+        has, asks = (", ".join(labels) or "no option" for labels in (record.option_logprob, options))
+        raise UserError(f"record {record.uuid!r}: `option_logprob` has {has}, its question {asks}")
     label = likeliest(options, record.option_logprob, record.option_tokens, norm)
     found = {"responses": options[label], "final_prediction": label.lower(), "correct": label == _gold(record)}
     return structs.replace(record, **found)
