@@ -35,6 +35,8 @@ EXAMPLE = """\
   options   python infer.py --mode evaluation --model tiny --name all_test --scoring loglikelihood
   again     python infer.py --mode rescore --input_file outputs/evaluation/tiny_m1-tiny_test/results.json"""
 
+RECORD = 256  # tokens of text that a record of compared options takes, besides its question, at most
+
 
 @console.stage
 def main(argv=None):
@@ -153,6 +155,7 @@ def _compare(
 ) -> None:
     """The likeliest option of every item; a table of accuracies, also by the other lengths."""
     g = config.generation
+    log.info("options are compared, nothing is generated: flags of sampling, engine and extraction do not apply")
     target = _evaluation_target(config, f"-loglikelihood-{g.prompt_format}")
     output, chat = _begin(config, sources, target, *_idle(config, None), examples=places.values())
     if config.run.dry_run:
@@ -163,7 +166,8 @@ def _compare(
 
         if examples:
             output.facts["few_shot"] = {task: [example.uuid for example in drawn] for task, drawn in examples.items()}
-        preflight.room(target, preflight.answers(len(groups), 0, 1, 256), "evaluation")
+        size = sum(len(item.question) for item in items.values())
+        preflight.room(target, preflight.answers(len(groups), size, 1, RECORD), "evaluation")
         pool, policy = config.cluster.pool(config.device), config.model.folder(config.model.checkpoint).absolute()
         how = {"max_length": g.max_length, "bf16": config.device.bf16, "show": config.output.show_example}
         with output:

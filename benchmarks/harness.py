@@ -118,7 +118,7 @@ def gap(record: Answer, theirs: Sequence[float]) -> float:
 def reason(record: Answer, theirs: Sequence[float]) -> str:
     """Why the two sides grade an item otherwise."""
     if record.option_logprob is None:
-        return f"{record.extra['reason']}; the peer cuts it"
+        return f"{record.extra['reason']}; the peer scores it all the same"
     apart, best = gap(record, theirs), sorted(theirs)[-2:]
     what = "rounding" if apart < 1e-3 else "NOT EXPLAINED"
     return f"{what}: log-likelihoods differ by {apart:.2g}, the peer's two best are {best[1] - best[0]:.2g} apart"
