@@ -119,7 +119,7 @@ def _macro(rows: Sequence[Mapping]) -> dict:
         for j in rows[0]["pass_at"]:
             macro["pass_at"][j] = mean([row["pass_at"][j] for row in rows])
             macro["pass_at_error"][j] = _error_of_mean([row["pass_at_error"][j] for row in rows])
-    return {key: macro[key] for key in rows[0] if key in macro}
+    return {key: macro[key] for key in rows[0]}
 
 
 def _error_of_mean(errors: Sequence[float | None]) -> float | None:
