@@ -5,13 +5,15 @@ python benchmarks/harness.py --model FOLDER --tasks arc_easy,siqa --limit 100
 
 Multiple choice: infer.py --scoring loglikelihood --prompt_format plain against the peer's acc (--length_norm none) and
 acc_norm (chars). GSM8K: the peer's prompt, without solved examples, answered greedily by the hf engine of infer.py
-and by the peer; both texts graded by the peer's flexible-extract, and ours by the rules of infer.py as well.
+and by the peer; both texts graded by the peer's flexible-extract, and ours by the rules of infer.py as well. Then both
+rules on the GSM8K release's graded solutions, without a model.
 
 The peer takes its own task definitions and models; only the place of its rows is changed, and social_iqa, which has acc
 alone, gets acc_norm. It cuts a question that does not fit from the left, where infer.py counts a wrong answer.
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,7 +157,26 @@ def generated(task: str, lm, args: argparse.Namespace, folder: Path) -> list[str
             read = theirs[uuid]["filtered_resps"][0]
             print(f"    {uuid}: here {here[uuid][0]!r}, there {read!r}, the answer {gold(theirs[uuid]['doc'])!r}")
         lines.append(f"disagreements {task}_{name} {len(other)} of {len(own)}")
-    return lines
+    return [*lines, rules(made)]
+
+
+def rules(made) -> str:
+    """Both rules on solutions whose correctness is given; where they grade otherwise, what each reads."""
+    lines = (SHARED / "prm/orm_gsm8k_solutions.jsonl").read_text().splitlines()
+    rows = {row["id"]: row for row in map(json.loads, lines)}
+    docs = {uuid: {"question": row["question"], "answer": f"#### {row['gold']}"} for uuid, row in rows.items()}
+    theirs = lmeval.regraded(made, {uuid: (docs[uuid], row["solution"]) for uuid, row in rows.items()})
+    ours = {uuid: grade(row["question"], row["gold"], row["solution"]) for uuid, row in rows.items()}
+    right = [sum(found[uuid][1] == rows[uuid]["is_correct"] for uuid in rows) for found in (ours, theirs)]
+    print(f"  {len(rows)} graded solutions: infer.py's rules are right about {right[0]}, flexible-extract {right[1]}")
+    other = [uuid for uuid in rows if ours[uuid][1] != theirs[uuid][1]]
+    for uuid in other:
+        row = rows[uuid]
+        print(
+            f"    {uuid}, {'correct' if row['is_correct'] else 'wrong'}: here {ours[uuid][0]!r}, there "
+            f"{theirs[uuid][0]!r}, the answer {row['gold']!r}; ends {row['solution'][-40:]!r}"
+        )
+    return f"disagreements gsm8k_rules {len(other)} of {len(rows)}"
 
 
 def completions(made, samples: Sequence[dict], args: argparse.Namespace) -> dict[str, str | None]:

@@ -189,6 +189,7 @@ def test_the_harness_agrees(shared, repo):
     """Every task's first items, by each measure."""
     pytest.importorskip("lm_eval")
     out = _run(repo, "harness.py --limit 6 --gen_max_tokens 8")
+    assert re.search(r"^disagreements gsm8k_rules \d+ of 1280$", out, re.MULTILINE)
     counts = re.findall(r"^disagreements (\w+) (\d+) of 6$", out, re.MULTILINE)
     assert len(counts) == 2 * 4 + 3 and {count for _, count in counts} == {"0"}, out
 
