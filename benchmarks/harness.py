@@ -157,10 +157,10 @@ def generated(task: str, lm, args: argparse.Namespace, folder: Path) -> list[str
             read = theirs[uuid]["filtered_resps"][0]
             print(f"    {uuid}: here {here[uuid][0]!r}, there {read!r}, the answer {gold(theirs[uuid]['doc'])!r}")
         lines.append(f"disagreements {task}_{name} {len(other)} of {len(own)}")
-    return [*lines, rules(made)]
+    return [*lines, on_solutions(made)]
 
 
-def rules(made) -> str:
+def on_solutions(made) -> str:
     """Both rules on solutions whose correctness is given; where they grade otherwise, what each reads."""
     lines = (SHARED / "prm/orm_gsm8k_solutions.jsonl").read_text().splitlines()
     rows = {row["id"]: row for row in map(json.loads, lines)}
