@@ -315,7 +315,8 @@ def _sampling(config: InferConfig) -> Sampling:
     elif greedy and g.gen_n > 1:
         log.info("greedy: one answer a prompt, --gen_n %d does not apply", g.gen_n)
     n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
-    return Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+    how = {"max_tokens": g.gen_max_tokens, "seed": config.run.seed, "logprobs": g.mode == "sampling"}
+    return Sampling(n=n, temperature=temperature, top_p=g.top_p, **how)
 
 
 def _idle(config: InferConfig, sampling: Sampling | None) -> list[str]:

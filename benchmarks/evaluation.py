@@ -122,7 +122,8 @@ def generation(model: Path, made, args: argparse.Namespace):
     context = models.length_limit(None, model)
     engine = load("hf", model, chat.tokenizer, device="cpu", dtype="float32", max_model_len=context, batch_tokens=16384)
     stops = (chat.tokenizer.eos_token_id,)
-    sampling = Sampling(n=1, temperature=0.0, max_tokens=args.gen_max_tokens, stop_token_ids=stops)
+    how = {"max_tokens": args.gen_max_tokens, "stop_token_ids": stops, "logprobs": False}  # as infer.py evaluates
+    sampling = Sampling(n=1, temperature=0.0, **how)
 
     def answer() -> list[str]:
         asked = (Request(q.uuid, chat.prompt([Message("user", q.context)])) for q in questions)
