@@ -2,6 +2,7 @@
 
 lineage PATH  the chain of an output or checkpoint down to the raw data: how each was made, of what
 verify PATH   the same chain, every file of it hashed again: exit code 1 where one is not what was recorded
+compare A B   two evaluations of the same data: differences in accuracy per task, how sure they are, what flipped
 """
 
 import os
@@ -9,31 +10,53 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import CHECKPOINTS, DATASETS
-from cream import console, names
+from config import CHECKPOINTS, DATASETS, Run, group
+from cream import console, journal, names, store
 from cream.console import log
 from cream.errors import UserError
-from cream.flags import parse
+from cream.evaluation.compare import Joined, flip_row, format_comparison, format_flips, join
+from cream.evaluation.compare import compare as compared
+from cream.flags import flag, parse
 from cream.provenance import Step, chain, wrong
+from cream.records import Answer
 
 EXAMPLE = """\
   python report.py lineage tiny_m2
-  python report.py verify outputs/sampling.json"""
+  python report.py verify outputs/sampling.json
+  python report.py compare outputs/evaluation/tiny_m1-tiny_test/results.json \\
+      outputs/evaluation/tiny_m2-tiny_test/results.json"""
+
+
+@dataclass
+class Compare:
+    """compare"""
+
+    show: int = flag(5, "flipped items that are printed, of each direction", low=0)
+    output: str | None = flag(None, "file for all flipped items with both answers, .jsonl or .json", aliases=("o",))
+    seed: int = flag(0, "of the bootstrap intervals", low=0)
 
 
 @dataclass
 class ReportConfig:
     """report.py"""
 
+    compare: Compare = group(Compare)
+    run: Run = group(Run)
+
 
 @console.stage
 def main(argv=None):
     words: list[str] = []
-    parse(ReportConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
-    commands = {"lineage": lineage, "verify": verify}
-    if len(words) != 2 or words[0] not in commands:
-        raise UserError("expected a command and a path: lineage PATH, or verify PATH")
-    commands[words[0]](_place(words[1]))
+    config = parse(ReportConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
+    command, *places = words or [""]
+    if command == "compare" and len(places) == 2:
+        compare(config, *map(Path, places))
+    elif command not in ("lineage", "verify") or len(places) != 1:
+        raise UserError("expected a command and what it is for: lineage PATH, verify PATH, or compare A.json B.json")
+    elif config != ReportConfig():
+        raise UserError(f"{command} takes no flags; those of --help are for compare")
+    else:
+        (lineage if command == "lineage" else verify)(_place(places[0]))
 
 
 def _place(word: str) -> Path:
@@ -68,6 +91,47 @@ def verify(path: Path) -> None:
         print(f"{bad} of these are not what was recorded", file=sys.stderr)
         sys.exit(1)
     log.info("all of it is as it was recorded")
+
+
+def compare(config: ReportConfig, a: Path, b: Path) -> None:
+    """Print how two evaluations differ and the first of the items that flipped; all of those into --output."""
+    run, provenance = config.run, config.run.provenance()
+    made = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
+    joined = join(*(store.read(path, Answer, skip=run.skip) for path in (a, b)))
+    bad = [bad for path in (a, b) for bad in store.rejected(path, Answer)] if run.skip else []
+    target, output = config.compare.output, None
+    if target is not None:
+        decides = {"seed": config.compare.seed, "on_bad_record": run.on_bad_record}
+        output = journal.Output(Path(target), decides, provenance, overwrite=run.overwrite)
+    log.info("A: %s\nB: %s", a, b)
+    if bad:
+        log.info("%d malformed records are left out, the first %s", len(bad), bad[0]["where"])
+    for note in _apart(joined, *made):
+        log.info("%s", note)
+    rows, flipped = compared(joined, config.compare.seed), joined.flipped()
+    log.info("%s\n%s", format_comparison(rows), format_flips(flipped, config.compare.show))
+    if output is None or run.dry_run:
+        return
+    if not output.stands:
+        with output:
+            if run.skip:
+                output.reject(bad)
+            output.finish((flip_row(*item) for item in flipped), comparison=rows)
+    log.info("flipped items: %s%s", target, " stands already" if output.stands else "")
+
+
+def _apart(joined: Joined, settings_a: dict | None, settings_b: dict | None) -> list[str]:
+    """In what two evaluations are not alike, but for the model: a reader should know before the numbers."""
+    notes = [
+        f"{len(only)} items are only in {name} and left out: {', '.join(only[:3])}{' …' if len(only) > 3 else ''}"
+        for name, only in (("A", joined.only_a), ("B", joined.only_b))
+        if only
+    ]
+    if joined.reworded:
+        notes.append(f"{joined.reworded} questions were put with another text around them (--sysprompt)")
+    if settings_a and settings_b and (differences := journal.differences(settings_a, settings_b)):
+        notes.append(f"made by other settings, A -> B: {differences}")
+    return notes
 
 
 def _line(step: Step) -> str:

@@ -173,7 +173,7 @@ def _score(
     chat = models.load_chat(folder, config.model.template())
     sampled = role == "policy" and r.score_from == "sampling"
     if r.show_example and role == "policy":
-        _show(chat, passes.groups(_samples(config)))
+        _show(chat, passes.groups(_samples(config)), limit)
     path = Path(r.input_file).absolute()
     source = scores.Source(output.header["inputs"][role], precision.name, pool.kind)
     kept = scores.beside(path), source
@@ -191,9 +191,8 @@ def _score(
     return {**structs.asdict(source), "from": r.score_from, **template}
 
 
-def _show(chat, groups: Iterator[Group]) -> None:
-    group = next((group for group in groups if group.answers), None)
-    tokens = group and chat.answers(group.prompt, group.answers[:1], group.complete[:1])[0]
+def _show(chat, groups: Iterator[Group], limit: int) -> None:
+    tokens = next((tokens for group in groups for tokens in likelihood.encode(group, chat, limit)[0] if tokens), None)
     if tokens:
         log.info("first answer, what is scored marked:\n%s", chat.show(tokens))
 

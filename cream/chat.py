@@ -26,6 +26,7 @@ WRONG = (
     RecursionError,
 )  # what a template may raise
 PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
+HUGE = 1 << 20  # characters; that a longer text has too many tokens is seen by those of its beginning
 
 
 @dataclass(slots=True, frozen=True)
@@ -54,6 +55,11 @@ class Tokens:
     def predicted(self) -> list[int]:
         """Indices of the tokens that are scored or trained on; the very first token has nothing to predict it."""
         return [t for start, end in self.spans for t in range(max(start, 1), end)]
+
+
+def longer(limit: int) -> str:
+    """Why something is dropped that has too many tokens."""
+    return f"longer than {limit} tokens"
 
 
 class Chat:
@@ -90,6 +96,14 @@ class Chat:
         self.stop_ids = tuple(sorted({self.end_of_turn, *eos, *generation_eos}))
         self._opening = self._find_opening(prompt)
 
+    def exceeds(self, messages: Sequence[Message], limit: int) -> bool:
+        """Whether a huge conversation surely has more than `limit` tokens; to tokenise all of it would take 100 times
+        its size in memory. False of any other one: its tokens have to be counted."""
+        if sum(len(message.content) for message in messages) <= HUGE:
+            return False
+        text = "\n".join(message.content.strip() for message in messages)  # templates may strip them, too
+        return len(self._ids([text[:HUGE]])[0]) > limit + 1  # the last one may be cut
+
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the rendered prompt, the generation prompt included."""
         return self._ids([self._render(messages, True)])[0]
@@ -117,6 +131,19 @@ class Chat:
         else:
             rows = self._ids(texts)
         return [self._span(ids, row, whole) for row, whole in zip(rows, complete, strict=True)]
+
+    def fitting(
+        self, prompt: Sequence[Message], answers: Sequence[str], complete: Sequence[bool], limit: int
+    ) -> list[Tokens | str]:
+        """As `answers`, with the reason in place of those that are None, or have more than `limit` tokens."""
+        long = longer(limit)
+        short = [i for i, a in enumerate(answers) if not self.exceeds([*prompt, Message("assistant", a)], limit)]
+        found = self.answers(prompt, [answers[i] for i in short], [complete[i] for i in short]) if short else []
+        rows = dict(zip(short, found, strict=True))
+        return [
+            long if i not in rows or len(rows[i] or ()) > limit else rows[i] or NOT_A_PREFIX
+            for i in range(len(answers))
+        ]
 
     def conversation(self, messages: Sequence[Message]) -> Tokens | None:
         """A conversation with a span for every assistant turn; None when a turn's prompt is no prefix of it (some

@@ -21,6 +21,7 @@ from cream.records import Message, Prompt, Samples
 log = logging.getLogger("cream")
 
 Answered = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its answers: none if it is too long
+SHOWN = 50_000  # characters of a text
 KEPT = None  # stands for the answers of a prompt that has them from an earlier run
 
 
@@ -33,7 +34,7 @@ class Answerer:
 
     def __call__(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, Answered | None]]:
         """(uuid, (prompt, its ids, its answers)) of each prompt, KEPT for one of `done`, in any order, as they are
-        finished.
+        finished; of a huge one that is too long no ids.
 
         Prompts are taken as the engine needs them, and held until they are answered.
         """
@@ -42,8 +43,9 @@ class Answerer:
 
         def requests() -> Iterator[Request]:
             for prompt in prompts:
-                ids = self.chat.prompt(prompt.messages)
-                if len(ids) > self.max_prompt:
+                exceeds = self.chat.exceeds(prompt.messages, self.max_prompt)
+                ids = [] if exceeds else self.chat.prompt(prompt.messages)
+                if exceeds or len(ids) > self.max_prompt:
                     aside.append((prompt.uuid, (prompt, ids, [])))
                 elif prompt.uuid in self.done:
                     aside.append((prompt.uuid, KEPT))
@@ -146,8 +148,12 @@ def unfinished(prompts: Callable[[], Iterable[Prompt]], done: Container[str], ba
 
 
 def shown(chat: Chat, prompt: Prompt) -> str:
-    """A prompt as the model sees it."""
-    return chat.tokenizer.decode(chat.prompt(prompt.messages))
+    """A prompt as the model sees it; of very long texts their beginning and `…`."""
+    messages = [
+        message if len(message.content) <= SHOWN else structs.replace(message, content=message.content[:SHOWN] + "…")
+        for message in prompt.messages
+    ]
+    return chat.tokenizer.decode(chat.prompt(messages))
 
 
 def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:

@@ -143,6 +143,10 @@ class Provenance:
         """Add a file of a user's: data, a template. Raises UserError when it is not there."""
         self._add(name, path, fingerprint_of(path))
 
+    def content(self, name: str, digest: str) -> None:
+        """Add something of no file here, such as the hub's rows, by a hash of what it holds."""
+        self.inputs[name] = digest
+
     def output(self, name: str, path: Path) -> dict:
         """Add a file that a stage made; returns its sidecar, {} where it has none: then it is taken as unverified.
 

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import select
 import signal
 import threading
 import time
@@ -12,6 +13,7 @@ from cream.errors import UserError
 
 LIMIT = 2.0  # seconds of computing that a rendering may take
 ROOM = 1 << 30  # bytes that one may take when it is tried
+PATIENCE = 60.0  # seconds for the same on a machine that is busy with something else
 
 
 @contextmanager
@@ -54,7 +56,14 @@ def tried(work: Callable[[], object], what: str) -> None:
             code = 3
         finally:
             os._exit(code)
+    pidfd = os.pidfd_open(child)
+    late = not select.select([pidfd], [], [], PATIENCE)[0]
+    os.close(pidfd)
+    if late:  # it waits for something: a lock that another thread held when it was copied, say
+        os.kill(child, signal.SIGKILL)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if late:
+        raise UserError(f"{what} was not tried within {PATIENCE:g} s; the machine may be busy: try again")
     if ended < 0 or ended == 3:
         raise UserError(_told(what) if ended == -signal.SIGXCPU else f"{what} takes too much memory; it is not used")
 

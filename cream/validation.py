@@ -46,7 +46,7 @@ def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
         found.answers += len(answers)
         seen.append(xxhash.xxh3_64_intdigest(msgspec.json.encode(prompt)))
         found.notes.update(_notes(record, answers))
-        for length in _lengths(prompt, answers, chat, found):
+        for length in _lengths(prompt, answers, chat, limit, found):
             found.notes["longer than --max_length"] += length > limit and chat is not None
     found.notes["prompts that equal an earlier one"] = len(seen) - len(np.unique(np.asarray(seen)))
     for row in store.rejected(path, found.kind):
@@ -103,12 +103,14 @@ def _notes(record: Record, answers: list[str]) -> dict[str, int]:
     }
 
 
-def _lengths(prompt: list[Message], answers: list[str], chat: Chat | None, found: Summary) -> list[int]:
+def _lengths(prompt: list[Message], answers: list[str], chat: Chat | None, limit: int, found: Summary) -> list[int]:
     """The lengths that a stage's limit is for: of the prompt with each answer, or of the prompt alone."""
     if chat is None:
         start = sum(len(message.content) for message in prompt)
         wholes = [start + len(answer) for answer in answers]
     else:
+        if any(chat.exceeds([*prompt, Message("assistant", answer)], limit) for answer in answers or [""]):
+            return [limit + 1]  # it is not counted how much longer it is
         ids = chat.prompt(prompt)
         start = len(ids)
         rows = chat.answers(prompt, answers, [True] * len(answers), ids)

@@ -1,6 +1,7 @@
 """A few valid records of every layout, as plain JSON values, and the stage commands that read them."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 from cream import store
@@ -80,3 +81,18 @@ def put(path: Path, kind: type) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     store.write_rows(path, records(kind))
     return path
+
+
+def slices(shared: Path, folder: Path, train: int, test: int) -> Path:
+    """The first rows of every shared split that prepare_data.py reads, under their own names, in a folder."""
+    data = shared / "data"
+    conversations = data / "sft/oasst_en100_messages.jsonl"
+    found = {
+        conversations: None,
+        **dict.fromkeys(data.glob("train/*"), train),
+        **dict.fromkeys(data.glob("eval/*"), test),
+    }
+    for path, count in found.items():
+        with open(path, "rb") as file:
+            (folder / path.name).write_bytes(b"".join(islice(file, count)))
+    return folder

@@ -73,7 +73,8 @@ STAGE_COMMANDS = sorted(c for c in DOCUMENTED if "/" not in c.split()[1])
 BENCHMARKS = ("score", "dpo_step", "sft_step", "iteration", "memory", "sampling", "consistency", "drivers")
 TOOLS = (
     *(f"benchmarks/{name}.py" for name in BENCHMARKS),
-    *("benchmarks/study.py", "benchmarks/engine_agreement.py", "benchmarks/scaling.py", "scripts/make_tiny.py"),
+    *("benchmarks/study.py", "benchmarks/engine_agreement.py", "benchmarks/scaling.py", "benchmarks/evaluation.py"),
+    "scripts/make_tiny.py",
 )
 
 

@@ -177,7 +177,7 @@ def test_texts_are_only_texts(world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["rescore", "file1", "file2", "labels"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_line_of_100_mb(world, stage):
     """A text that no model takes is dropped before it is tokenised; where there is no model it is carried through."""
     kind, command = STAGES[stage]

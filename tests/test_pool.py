@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import processes
 import pytest
 
 from cream.errors import UserError
@@ -57,73 +57,76 @@ def without_files(device):
     raise UserError("/models/m1: no such folder")
 
 
-@pytest.fixture(scope="module")
-def ray():
-    import ray
-
-    yield ray
-    ray.shutdown()
+def apart(call):
+    """Evaluate `call`, an expression of this module's names, in a process of its own: what Ray breaks or leaves there
+    is no other test's; it ends in time, with all that it started."""
+    path = os.pathsep.join([str(REPO), str(REPO / "tests")])
+    environment = os.environ | {"PYTHONPATH": path}
+    with processes.started([sys.executable, "-c", f"from test_pool import *; {call}"], env=environment) as process:
+        out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
 
 
 def test_one_device_needs_no_ray():
-    code = """
-import sys, test_pool as t
-print(sum(value for _, (value, _) in t.Pool("cpu").run(lambda: t.items(4), t.Square, 4)), "ray" in sys.modules)
-"""
-    path = os.pathsep.join([str(REPO), str(REPO / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
-    )
-    assert done.stdout.strip() == "14 False", done.stderr
+    total = "sum(value for _, (value, _) in Pool('cpu').run(partial(items, 4), Square, 4))"
+    assert apart(f"print({total}, 'ray' in sys.modules)").strip() == "14 False"
 
 
-@pytest.mark.slow
-def test_every_item_comes_back_once_from_two_processes(ray):
+def every_item_comes_back_once_from_two_processes():
     found = list(Pool("cpu", 2).run(partial(items, 81), partial(Square, takes=0.1), 41))
     assert sorted((uuid, value) for uuid, (value, _) in found) == sorted((f"u{i}", i**2) for i in range(81))
     assert len({pid for _, (_, pid) in found}) == 2 and os.getpid() not in {pid for _, (_, pid) in found}
     assert list(Pool("cpu", 2).run(partial(items, 0), Square, 0)) == []
 
 
-@pytest.mark.slow
-def test_a_replica_that_is_killed_is_replaced_and_its_items_are_done_again(ray, tmp_path):
-    make = partial(Square, dies_at=12, marker=str(tmp_path / "killed"))
-    found = list(Pool("cpu", 2).run(partial(items, 41), make, 41))
-    assert (tmp_path / "killed").exists()
+def a_replica_that_is_killed_is_replaced_and_its_items_are_done_again(marker):
+    found = list(Pool("cpu", 2).run(partial(items, 41), partial(Square, dies_at=12, marker=marker), 41))
+    assert os.path.exists(marker)
     assert sorted(uuid for uuid, _ in found) == sorted(f"u{i}" for i in range(41))
 
 
-@pytest.mark.slow
-def test_a_replica_that_dies_again_and_again_ends_the_pass(ray):
+def a_replica_that_dies_again_and_again_ends_the_pass():
     with pytest.raises(UserError, match="a replica died 6 times.*memory; the same command goes on"):
         list(Pool("cpu", 2).run(partial(items, 41), partial(Square, dies_at=12), 41))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "make, message", [(Mistaken, "u3: no such thing"), (without_files, "/models/m1: no such fold")]
-)
-def test_a_replicas_mistake_is_the_users_with_the_node_named(ray, make, message):
-    with pytest.raises(UserError, match=f"node .*: {message}"):
-        list(Pool("cpu", 2).run(partial(items, 8), make, 8))
+def a_replicas_mistake_is_the_users_with_the_node_named():
+    for make, message in ((Mistaken, "u3: no such thing"), (without_files, "/models/m1: no such fold")):
+        with pytest.raises(UserError, match=f"node .*: {message}"):
+            list(Pool("cpu", 2).run(partial(items, 8), make, 8))
 
 
-@pytest.mark.slow
-def test_results_come_while_the_input_is_still_being_read(ray, tmp_path):
-    seen = tmp_path / "seen"
-
+def results_come_while_the_input_is_still_being_read(seen):
     def endless_until_seen():
         yield from items(59)
         deadline = time.monotonic() + 240
-        while not seen.exists():
+        while not os.path.exists(seen):
             assert time.monotonic() < deadline, "no result comes before the input ends"
             time.sleep(0.1)
         yield Item("u59", 59)
 
     stream = Pool("cpu", 2).run(endless_until_seen, Square, 8)  # said to be few, so that batches are small
     next(stream)
-    seen.touch()
+    open(seen, "w").close()
     assert len(list(stream)) == 59
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        every_item_comes_back_once_from_two_processes,
+        a_replica_that_is_killed_is_replaced_and_its_items_are_done_again,
+        a_replica_that_dies_again_and_again_ends_the_pass,
+        a_replicas_mistake_is_the_users_with_the_node_named,
+        results_come_while_the_input_is_still_being_read,
+    ],
+    ids=lambda case: case.__name__,
+)
+def test_several_replicas(tmp_path, case):
+    marker = repr(str(tmp_path / "marker")) if case.__code__.co_argcount else ""
+    apart(f"{case.__name__}({marker})")
 
 
 # Stages ---------------------------------------------------------------------------------------------------------------

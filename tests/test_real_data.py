@@ -11,27 +11,22 @@ import shutil
 
 import pytest
 import torch
+from layouts import slices
 
 from cream.records import Pair, Rewards, Samples
 from cream.store import read
 
 TASKS = ("arc-easy", "arc-challenge", "openbookqa", "siqa", "gsm8k")
 ITEMS = 12  # of each task
+TRAIN = 60  # prompts of each train split
 
 
 @pytest.fixture(scope="module")
-def world(workspace, shared):
-    """The workspace with the real model as assets/stories, and the real data where the method's names point."""
-    data = shared / "data"
-    shutil.copytree(data / "models/stories260K", workspace.folder / "assets/stories")
-    shutil.copy(data / "sft/oasst1.sft.json", workspace.folder / "localdata")
-    with open(data / "train/gsm8k_train.jsonl") as file:
-        questions = [json.loads(next(file))["question"] for _ in range(100)]
-    prompts = {f"gsm8k-train-{i}": [{"role": "user", "content": question}] for i, question in enumerate(questions)}
-    workspace.write("localdata/prompt.1.json", prompts)
-    for task in TASKS:
-        items = json.loads((data / f"eval_cream_layout/{task}/test.json").read_text())
-        workspace.write(f"localdata/{task}/test.json", items[:ITEMS])
+def world(workspace, shared, tmp_path_factory):
+    """The workspace with the real model as assets/stories, and what prepare_data.py makes of slices of real data."""
+    shutil.copytree(shared / "data/models/stories260K", workspace.folder / "assets/stories")
+    folder = slices(shared, tmp_path_factory.mktemp("data"), TRAIN, ITEMS)
+    workspace.run(f"prepare_data.py build all --from {folder}")
     return workspace
 
 
@@ -102,7 +97,9 @@ def test_the_real_model_through_every_stage(world):
         "--output_dir outputs/sampling.json"
     )
     samples = list(read(world.folder / "outputs/sampling.json", Samples))
-    assert len(samples) == 100 and all(len(sample.responses) == 3 for sample in samples)
+    counts = world.read("outputs/sampling.json.meta.json")["counts"]
+    assert len(samples) == len(world.read("localdata/prompt.1.json")) - sum(counts["dropped"].values()) > 90
+    assert all(len(sample.responses) == 3 for sample in samples)
     world.run(f"{rewarding} --enable_ref yes --checkpoint m1 --ref_model_ckpt none --output outputs/current.json")
     world.run(f"{rewarding} --enable_ref no --checkpoint none --output outputs/previous.json")
     check_scores(world, "outputs/current.json", "outputs/m1/checkpoint-last", "assets/stories")

@@ -17,10 +17,11 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream import models, scoring
+from cream import interrupts, models, scoring
 from cream.chat import Tokens
 from cream.errors import UserError
 from cream.hardware import Budget
+from cream.interrupts import Interrupted
 from cream.logprobs import LogProbs, score
 from cream.records import Message, Pair, Rewards, Samples
 from cream.rewards import Group, likelihood
@@ -320,8 +321,9 @@ def values(examples):
 
 
 def test_a_reference_comes_from_the_pairs_else_from_beside_them_else_from_the_model(
-    tiny_folder, tiny_chat, tmp_path, said
+    tiny_folder, tiny_chat, tmp_path, said, monkeypatch
 ):
+    monkeypatch.setattr(reference, "CHUNK", 2)
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, path = Accelerator(cpu=True), tmp_path / "pairs.json"
     model = LogProbs(models.load_policy(tiny_folder, torch.float32, CPU))
@@ -353,6 +355,21 @@ def test_a_reference_comes_from_the_pairs_else_from_beside_them_else_from_the_mo
     for other in OTHERS.values():
         found, line = fill(other)
         assert "0 kept beside them, 6 computed now" in line and found == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_signal_amid_the_reference_costs_the_chunk_in_hand(tiny_folder, tiny_chat, tmp_path, said, monkeypatch):
+    monkeypatch.setattr(reference, "CHUNK", 2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator, path = Accelerator(cpu=True), tmp_path / "pairs.json"
+    model = LogProbs(models.load_policy(tiny_folder, torch.float32, CPU))
+    for left in (4, 2):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(interrupts, "asked", lambda: True)
+            reference.fill(accelerator, model, pairs(tiny_chat), path, SOURCE, Budget(1000))
+        kept = Scores(beside(path), SOURCE)
+        assert sum(not kept.find(f"p{i}") for i in range(6)) == left
+    reference.fill(accelerator, model, pairs(tiny_chat), path, SOURCE, Budget(1000))
+    assert "0 from the pairs, 4 kept beside them, 2 computed now" in messages(said)[-1]
 
 
 def test_a_reference_that_is_not_finite_is_refused(tiny_folder, tiny_chat, tmp_path):

@@ -1,5 +1,6 @@
 """Chat templates are programs: what they may not do, and how long they may take."""
 
+import signal
 import time
 
 import pytest
@@ -60,3 +61,9 @@ def test_time_that_others_took_does_not_count(monkeypatch):
     with pytest.raises(UserError, match="it takes more"), templates.limited("it"):
         while True:
             pass
+
+
+def test_a_copy_that_only_waits_is_ended(monkeypatch):
+    monkeypatch.setattr(templates, "PATIENCE", 0.3)
+    with pytest.raises(UserError, match="it was not tried within 0.3 s"):
+        templates.tried(signal.pause, "it")

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -26,7 +27,7 @@ from cream.errors import UserError
 from cream.hardware import Budget
 from cream.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair
-from cream.training import dpo, launch, loop, run, sft
+from cream.training import dpo, launch, loop, run, sft, state
 from cream.training.loop import (
     Schedule,
     common_budget,
@@ -517,6 +518,29 @@ def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, 
     assert names[0] == names[1]
     checkpoints = ["checkpoint-2", "checkpoint-4", "checkpoint-6", "checkpoint-last"]
     assert names[0] == ["args.json", *checkpoints, "log.jsonl", "meta.json"]
+
+
+def test_a_state_is_saved_where_checkpoints_are_long_in_coming(job, monkeypatch):
+    monkeypatch.setattr(loop, "STATE_EVERY", 0.0)
+    monkeypatch.setattr(loop, "STATE_SHARE", 0)
+    undisturbed, disturbed = (job("sft", name, schedule=SCHEDULE) for name in ("whole", "cut"))
+    assert SCHEDULE.saves == 1
+    work(undisturbed)
+    steps = []
+
+    def interrupt(step, steps_in_all, metrics):
+        steps.append(step)
+        if steps.count(step) == 1 and step in (3, 5):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_report", interrupt)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            work(disturbed)
+    monkeypatch.setattr(state.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))  # none has room
+    work(disturbed)
+    assert steps == [1, 2, 3, 3, 4, 5, 5, 6]
+    assert torch.equal(weights(disturbed), weights(undisturbed))
 
 
 POISON = b"cos\nsystem\n(S'touch %s'\ntR."  # a pickle that runs a command when it is loaded

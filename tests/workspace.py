@@ -19,7 +19,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARIES = ("torch", "transformers.models.llama.modeling_llama", "accelerate", "peft", "deepspeed")
+LIBRARIES = ("torch", "transformers.models.llama.modeling_llama", "accelerate", "peft", "deepspeed", "datasets")
 CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.symlink"}  # and "open", to write
 PARTS = ("*.py", "cream", "configs", "localdata/tiny", "assets", "scripts")
 REGISTRIES = ("checkpoint.json", "dataset.json")  # what a user of this clone has registered is no part of a fresh one

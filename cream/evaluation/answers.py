@@ -1,7 +1,8 @@
 """What a response gives as its final answer: a number, or the label of one of the question's options.
 
 `extract_number` and `extract_choice` are the rules that evaluation uses. The `_strict` pair follows the released CREAM
-code (evaluate.py, commit de1d04b) for comparison with published numbers; its known errors are part of it.
+code (evaluate.py, commit de1d04b) for comparison with published numbers; its known errors are part of it. Cases of
+every kind, with what both give, are in tests/hard_answers.py.
 
 The rule, for both kinds: the last final-answer marker wins (`####`, "answer:", "the answer is", "final answer",
 \\boxed{}), and the answer is in the first sentence after it that gives one. If that text gives none, the marker before
@@ -10,51 +11,72 @@ response without any marker is searched as a whole, from its end.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal, Inexact, localcontext
 
+# How digits are written elsewhere, before Unicode's compatibility forms (full width, no-break blanks) become plain. A
+# comma is a decimal sign only after groups of three: "3,5" alone is two numbers.
+DIGITS = [
+    (
+        re.compile(r"(?<![\d.,])\d{1,3}(?:[.'’\u2009\u202f\xa0 ]\d{3})+,\d{1,2}(?![\d,])"),  # 1.234,50 and 1 234,50
+        lambda number: re.sub(r"[^\d,]", "", number[0]).replace(",", "."),
+    ),
+    (re.compile(r"(?<=\d)(?:['’_\u2009\u202f\xa0]|\{,\}|\\,)(?=\d{3}(?!\d))"), ""),  # 1'234, 1{,}234 and 1\,234
+    (re.compile("([⁺⁻]?[⁰¹²³⁴-⁹]+)"), r"^\1"),
+    (re.compile("(?<=\\d)(?=[¼-¾⅐-⅞])"), " "),  # 2½
+]
 # LaTeX and markdown to plain text, in this order.
 MARKUP = [
-    (re.compile(r"\{,\}|\\,(?=\d)"), ""),  # 1{,}234 and 1\,234
+    (re.compile("⁄"), "/"),  # in ½
     (re.compile(r"\\[()\[\],;:! ]|\\(?:left|right)\b|\*\*|`+|(?<![^\W_])_+|_+(?![^\W_])"), " "),
     (re.compile(r"\\(?:times|cdot)\b"), "*"),
-    (re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"), r"\1"),
-    (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" \1/\2"),
+    *[(re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"), r"\1")] * 2,  # one within another
+    (re.compile(r"(?<=\d)\s*(?=\\[dt]?frac)"), " "),
+    (re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}\s*\{([^{}]*)\}|(\d)\s*(\d))"), r"\1\3/\2\4"),
     (re.compile(r"\\([$%])"), r"\1"),
-    (re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}"), "\\\\boxed \\1\n"),  # a box is a line of its own
+    (re.compile(r"\\f?box(?:ed)?\s*\{((?:[^{}]|\{[^{}]*\})*)\}"), r"\\boxed \1\n"),  # a box is a line of its own
+    (re.compile(r"(?<![\w.^])10\^\s*\{?\s*([-+−]?\d{1,2})(?!\d|\.\d)\}?"), r"1e\1"),
 ]
 MARKER = re.compile(
     r"####|\\boxed\b\s*\{?"
     r"|\b(?:final\s+)?answers?[\"']?\s*(?:[:：=]|(?:is|would\s+be|should\s+be|must\s+be)\b\s*:?)"
-    r"|\bfinal\s+answer\b(?!\s*(?:[.!?,]|$))",
-    re.IGNORECASE,
+    r"|\bfinal\s+answer\b(?!\s*(?:[.!?,]|$))"
+    r"|^[#\s]{0,9}answer[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
 )
 # A full stop ends a sentence after a digit or a word of two letters: not in "B. oxygen", not in "U.S. law".
 SENTENCE_END = re.compile(r"(?:(?<=[!?;])|(?<=\d\.)|(?<=[^.\s]{2}\.))\s+|\n+")
 
+WORD = re.compile(r"\w")
 NUMERAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
 NUMBER = re.compile(
     rf"""
-    (?P<sign>(?<![\w)\]%.])[-−](?=[$€£]?\.?\d))?  # a sign, not the minus of a difference
-    [$€£]?
-    (?<![\w^])(?<!\^\{{)(?<!\d\.)                 # not the 2 of H2O, x^2 or version 1.2
+    (?P<sign>(?<![\w)\]%.^])[-−–](?=[$€£¥₹]?\.?\d))?  # a sign, not the minus of a difference
+    [$€£¥₹]?
+    (?<![\w^])(?<!\^[-−{{])(?<!\^\{{-)(?<!\d\.)      # not the 2 of H2O, x^2, x^-2 or version 1.2
     (?P<whole>\d+[ ]+(?=\d+/\d))?                 # the 2 of 2 1/2
     (?P<numeral>{NUMERAL})
-    (?:[eE](?P<e>[+-]?\d{{1,2}})(?!\w)|\s*[x×*]\s*10\^\{{?(?P<power>[+-]?\d{{1,2}})(?!\d))?
-    (?:\s*/\s*[$€£]?(?P<over>{NUMERAL}))?
+    (?:(?:\s*[x×*·⋅]\s*1)?[eE](?P<e>[-+−]?\d{{1,2}})(?!\w))?
+    (?:\s*/\s*[$€£¥₹]?(?P<over>{NUMERAL}))?
     """,
     re.VERBOSE,
 )
 REMARK = re.compile(r"\([^()]*\)|\b(?:because|since|not|instead\s+of|rather\s+than)\b.*", re.IGNORECASE)
 COMPUTES = re.compile(r"\d\s*[-−+*×÷x]\s*[$\d]|\b(?:is|makes?|gives?|equals?|totals?|leaves?)\b", re.IGNORECASE)
 
-VERB = r"(?:is|was|are|and|or|nor|but|because|since|as|so|for|which|not|seems|would|could|can|must|over|describes)\b"
+VERB_OR_END = re.compile(
+    r"\W*(?:$|(?:is|was|are|and|or|nor|but|because|since|as|so|for|which|not|seems|would|could|can|must|over|describes)\b)"
+)
+CALLED = re.compile(r"(?:[(\[]|\b(?:option|choice|letter)\s*[\"']?)$", re.IGNORECASE)
 HEAD = re.compile(
     r"(?:\W|\b(?:so|therefore|thus|i|choose|pick|select|the|my|correct|best|right|option|choice|letter|number|answer|is|"
     r"would|must|be)\b)*$",
     re.IGNORECASE,
 )
-DENIED_BEFORE = re.compile(r"(?:\b(?:not|neither|nor)|n['’]t)\s+(?:be\s+)?(?:option\s+)?[(\[]?$", re.IGNORECASE)
+DENIED_BEFORE = re.compile(
+    r"(?:\b(?:not|neither|nor)|n['’]t)\s+(?:be\s+)?(?:option\s+)?(?:[(\[]?\w[)\]]?\s+n?or\s+)?[(\[]?$", re.IGNORECASE
+)
 DENIED_AFTER = re.compile(r"[)\]]?\s+(?:is|was)(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b", re.IGNORECASE)
 REFUSAL = re.compile(
     r"\bnone\b(?!\s+of\s+the\s+others?\b)|\bneither\b|\bno\s+(?:correct\s+|right\s+|valid\s+)?(?:option|answer|choice)"
@@ -90,10 +112,12 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
             return choice or None
     if MARKER.search(text):
         return None
-    sentences = [sentence for sentence in SENTENCE_END.split(text) if sentence.strip()]
+    sentences = [*filter(WORD.search, SENTENCE_END.split(text))]
     for sentence in reversed(sentences):
         if named := _mentions(sentence, options):
-            return named[-1][1]
+            last, label = named[-1]
+            hedged = (_hedge(sentence, at, other, options) for at, other in named[:-1])
+            return None if any(hedge and hedge.end() > last for hedge in hedged) else label
         if _refuses(sentence, options):
             return None
     return next(iter(_option_texts(sentences[-1], options)), None) if sentences else None
@@ -102,7 +126,8 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
 def extract_number_strict(text: str) -> str | None:
     """The released rule: the first number after the first marker; without a marker the last number of the text.
 
-    Markers are tried in the order `####`, `###`, "answer:", "answer is". No fractions, no exponents.
+    Markers are tried in the order `####`, `###`, "answer:", "answer is". No fractions, no exponents; a number passes
+    through a float ("0.00001" -> "1e-05").
     """
     text = text.lower()
     marker = next((m for m in ("####", "###", "answer:", "answer is") if m in text), None)
@@ -110,14 +135,16 @@ def extract_number_strict(text: str) -> str | None:
     numbers = re.findall(r"-?\d+\.?\d*", tail.replace(",", ""))
     if not numbers:
         return None
-    return _plain_decimal(Decimal(numbers[-1 if marker is None else 0]))
+    value = float(numbers[-1 if marker is None else 0])
+    return str(int(value) if value.is_integer() else value)
 
 
 def extract_choice_strict(text: str) -> str | None:
     """The released rule: the first "answer:" before a letter A to D, else the last stand-alone A to D, in any case."""
+    text = text.lower()
     if found := re.search(r"\banswer:\s*([a-d])\.?\b", text, re.IGNORECASE):
         return found[1].upper()
-    return next((letter.upper() for letter in reversed(re.findall(r"\b([a-d])\b", text, re.IGNORECASE))), None)
+    return next((letter.upper() for letter in reversed(re.findall(r"\b[a-d]\b", text))), None)
 
 
 def numbers_equal(a: str, b: str) -> bool:
@@ -129,6 +156,9 @@ def numbers_equal(a: str, b: str) -> bool:
 
 
 def _plain(text: str) -> str:
+    for pattern, replacement in DIGITS:
+        text = pattern.sub(replacement, text)
+    text = unicodedata.normalize("NFKC", text)
     for pattern, replacement in MARKUP:
         text = pattern.sub(replacement, text)
     return text
@@ -139,7 +169,7 @@ def _clauses(text: str) -> Iterator[str]:
     end = len(text)
     for marker in reversed(list(MARKER.finditer(text))):
         sentences = SENTENCE_END.split(text[marker.end() : end])
-        yield from sorted(filter(str.strip, sentences), key=lambda sentence: sentence.rstrip().endswith("?"))
+        yield from sorted(filter(WORD.search, sentences), key=lambda sentence: sentence.rstrip().endswith("?"))
         end = marker.start()
 
 
@@ -151,7 +181,7 @@ def _plain_decimal(value: Decimal) -> str:
 def _value(number: re.Match) -> str | None:
     """The plain decimal of a NUMBER match; None for a division by zero."""
     with localcontext(prec=len(number[0]) + 110) as context:  # room for every digit, and for an exponent of 99
-        value = Decimal(f"{number['numeral'].replace(',', '')}e{number['e'] or number['power'] or 0}")
+        value = Decimal(f"{number['numeral'].replace(',', '')}e{(number['e'] or '0').replace('−', '-')}")
         if number["over"]:
             divisor = Decimal(number["over"].replace(",", ""))
             if not divisor:
@@ -170,10 +200,14 @@ def _numbers(text: str) -> list[str]:
 def _result(clause: str) -> str | None:
     """The number that an answer clause arrives at.
 
-    It stands after the last "=" and outside remarks ("5 (not 6)", "12 because …"). A clause that opens with a number
-    and computes nothing further means that number ("18 dollars for 7 days"); any other means its last.
+    It stands after the last "=" ("5 = 2 + 3": before it) and outside remarks ("5 (not 6)", "12 because …"). A clause
+    that opens with a number and computes nothing further means that number ("18 dollars for 7 days"); any other means
+    its last.
     """
-    for part in (REMARK.sub(" ", clause).rpartition("=")[2], REMARK.sub(" ", clause), clause):
+    plain = REMARK.sub(" ", clause)
+    before, _, after = plain.rpartition("=")
+    result = before if COMPUTES.search(after) and not COMPUTES.search(before) else after
+    for part in (result, plain, clause):
         if numbers := _numbers(part):
             opens = not re.search(r"\w", part[: NUMBER.search(part).start()])
             return numbers[0 if opens and not COMPUTES.search(part) else -1]
@@ -191,15 +225,19 @@ def _choice(clause: str, options: dict[str, str]) -> str | None:
     if not headed and _refuses(clause, options):
         return ""
     if named:
-        start, label = named[0]
-        any_label = "|".join(map(re.escape, options))
-        hedge = (
-            rf"[)\]]?\s*(?:(?:/|&|or\b|and\b)\s*(?:option\s+)?[(\[]?(?:{any_label})\b"
-            rf"|,\s*[(\[]?(?:{any_label})[)\]]?\s*(?:[,/&.]|$|or\b|and\b))"
-        )
-        return "" if re.match(hedge, clause[start + len(label) :]) else label
+        return "" if _hedge(clause, *named[0], options) else named[0][1]
     texts = _option_texts(clause, options)
     return texts[0] if len(texts) == 1 else "" if texts else None
+
+
+def _hedge(sentence: str, start: int, label: str, options: dict[str, str]) -> re.Match | None:
+    """What joins the label at `start` to the next one ("A or B", "A, B"), up to that one's end at least."""
+    any_label = "|".join(map(re.escape, options))
+    pattern = (
+        rf"[)\]]?\s*(?:(?:/|&|or\b|and\b)\s*(?:option\s+)?(?:[(\[]?(?:{any_label})\b|[(\[](?i:{any_label})[)\]])"
+        rf"|,\s*[(\[]?(?:{any_label})[)\]]?\s*(?:[,/&.]|$|or\b|and\b))"
+    )
+    return re.compile(pattern).match(sentence, start + len(label))
 
 
 def _refuses(sentence: str, options: dict[str, str]) -> bool:
@@ -217,6 +255,7 @@ def _mentions(sentence: str, options: dict[str, str]) -> list[tuple[int, str]]:
     """
     by_folded = {label.casefold(): label for label in options}
     any_label = "|".join(map(re.escape, options))
+    texts = {label: _words(text) for label, text in options.items()}
     named = []
     stand_alone = rf"(?<![\w.°-])(?<!\w['’])(?<!\$(?=\d))(?:{any_label})(?![\w%-]|['’]\w|\.\d|/\d)"
     for match in re.finditer(stand_alone, sentence, re.IGNORECASE):
@@ -225,17 +264,21 @@ def _mentions(sentence: str, options: dict[str, str]) -> list[tuple[int, str]]:
         after = sentence[match.end() : match.end() + 300]
         if DENIED_BEFORE.search(before) or DENIED_AFTER.match(after):
             continue
-        verb_or_end = re.match(rf"\W*(?:$|{VERB})", after)
-        text = _words(options[label])
+        verb_or_end = VERB_OR_END.match(after)
         if (
-            re.search(r"(?:[(\[]|\b(?:option|choice|letter)\s*[\"']?)$", before, re.IGNORECASE)
+            (match[0].isupper() and (label != "A" or verb_or_end or re.match(r"\s*[^\w\s]", after)))
             or re.match(r"[)\]]", after)
-            or (text and _words(after).startswith(text))
+            or CALLED.search(before)
             or (HEAD.match(before) and (verb_or_end or (label.isalpha() and re.match(r"[.:,;]", after))))
-            or (match[0].isupper() and (label != "A" or verb_or_end or re.match(r"\s*[^\w\s]", after)))
+            or _opens(after, texts[label])
         ):
             named.append((match.start(), label))
     return named
+
+
+def _opens(text: str, words: str) -> bool:
+    """Whether a text begins with these words, as `_words` gives them."""
+    return bool(words) and words.split(" ", 1)[0] in text.casefold() and _words(text).startswith(words)
 
 
 def _words(text: str) -> str:

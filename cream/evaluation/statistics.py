@@ -24,6 +24,44 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided exact p-value of "A and B are right equally often", from the items that only one of them has right.
+
+    Q. McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
+    Psychometrika 12 (1947), without its normal approximation: under the null, `only_b` of the only_a + only_b
+    discordant items is binomial with 1/2. Items that both have right, or both wrong, say nothing. 1 without any
+    discordant item. The test is conservative: of true nulls it rejects at most the stated share.
+    """
+    from scipy.stats import binomtest  # half a second to import, and only comparisons need it
+
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def bootstrap_difference(
+    counts: Sequence[tuple[int, int, int]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """(low, high) of the difference in accuracy, B - A, in [-1, 1], between two evaluations of the same items.
+
+    counts: per task (items that only A has right, items that only B has right, all items). The difference is the
+    unweighted mean over tasks of (only B - only A) / all; with one task, that task's. The percentile interval of B.
+    Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979): items are drawn with
+    replacement within their task, each with both its outcomes. How many of the drawn are only A's, only B's, or
+    neither's is multinomial, so that is what is drawn: (resamples, 3) counts a task, whatever the number of items.
+    With a handful of discordant items it is too narrow, and without any it has no width. Raises ValueError for no
+    task, a task without items, or counts that cannot be.
+    """
+    import numpy as np
+
+    if not counts or any(min(only_a, only_b) < 0 or not 0 < n >= only_a + only_b for only_a, only_b, n in counts):
+        raise ValueError(f"(only A, only B, all) of at least one item are needed, got {list(counts)}")
+    rng, means = np.random.default_rng(seed), np.zeros(resamples)
+    for only_a, only_b, n in counts:
+        drawn = rng.multinomial(n, np.array([only_a, only_b, n - only_a - only_b]) / n, size=resamples)
+        means += (drawn[:, 1] - drawn[:, 0]) / n / len(counts)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1 below the sum; nan for one value). Raises ValueError for none."""
     if not values:
@@ -141,10 +179,14 @@ def format_table(rows: Sequence[Mapping]) -> str:
         cells += [_percent(row["unanswered_rate"]), _percent(row["truncated_rate"])]
         cells.append("" if row["mean_tokens"] is None else f"{row['mean_tokens']:.1f}")
         lines.append(cells)
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells as a fixed-width table: the first column to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<", *">" * (len(widths) - 1)]
     return "\n".join(
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True))
+        "  ".join(f"{cell:{'>' if column else '<'}{widths[column]}}" for column, cell in enumerate(line))
         for line in lines
     )
 

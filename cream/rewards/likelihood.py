@@ -126,18 +126,14 @@ def _scored(rows: list, reasons: list[str | None], values: list[float | None]) -
 
 def encode(group: Group, chat, limit: int) -> tuple[list, list[str | None]]:
     """Per answer its Tokens or None, and the reason for None."""
-    from cream.chat import NOT_A_PREFIX
-
-    rows = chat.answers(group.prompt, group.answers, group.complete)
+    rows = chat.fitting(group.prompt, group.answers, group.complete, limit)
     reasons: list[str | None] = [None] * len(rows)
     texts: dict[tuple[int, ...], str] = {}
     for i, tokens in enumerate(rows):
-        if tokens is None:
-            reasons[i] = NOT_A_PREFIX
+        if isinstance(tokens, str):
+            reasons[i] = tokens
         elif texts.setdefault(tuple(tokens.ids), group.answers[i]) != group.answers[i]:
             reasons[i] = "the same tokens as another answer"  # a template that trims, say
-        elif len(tokens) > limit:
-            reasons[i] = f"longer than {limit} tokens"
         elif not tokens.num_answer_tokens:
             reasons[i] = "no token to score"
     return [None if why else tokens for tokens, why in zip(rows, reasons, strict=True)], reasons

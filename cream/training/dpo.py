@@ -13,7 +13,7 @@ from math import nan
 import torch
 
 from cream.batches import Batch, send
-from cream.chat import NOT_A_PREFIX, Chat, Tokens
+from cream.chat import Chat, Tokens
 from cream.errors import UserError
 from cream.losses import preference_loss
 from cream.records import Pair
@@ -41,13 +41,12 @@ def examples(
     for record in records:
         texts = [record.selected[-1].content, record.rejected[-1].content]
         complete = [not record.selected_truncated, not record.rejected_truncated]
-        chosen, rejected = chat.answers(record.prompt, texts, complete)
-        if chosen is None or rejected is None:
-            dropped[NOT_A_PREFIX] += 1
+        chosen, rejected = chat.fitting(record.prompt, texts, complete, limit)
+        reasons = [row for row in (chosen, rejected) if isinstance(row, str)]
+        if reasons:
+            dropped[reasons[0]] += 1
         elif texts[0] == texts[1] or chosen.ids == rejected.ids:
             dropped["both answers are the same"] += 1
-        elif max(len(chosen), len(rejected)) > limit:
-            dropped[f"longer than {limit} tokens"] += 1
         else:
             logps = (nan if v is None else v for v in (record.selected_logp, record.rejected_logp))
             kept.append((record.uuid, record.consistency, Example(chosen, rejected, 1.0, *logps)))

@@ -7,6 +7,7 @@ it; each rank gets the same number of micro-batches (an empty one carries zero w
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from cream.training.log import Log
 from cream.training.parallel import Replicas, Shards
 
 log = logging.getLogger("cream")
+STATE_EVERY = 1800.0  # seconds of training that a kill may cost, beside a saved state
+STATE_SHARE = 20  # and at least so many times what saving the last one took
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ def train(
     """Train `weights` on `examples` by `stage`'s loss; returns the last logged metrics.
 
     `tokens` bound a micro-batch, `save(step)` writes a checkpoint. A run that was interrupted goes on from its last
-    saved state in `run`: a signal to any process saves it after the step in flight and ends all by Interrupted.
+    saved state in `run`: it is saved with each checkpoint but the last, and where these are long in coming; a signal to
+    any process saves it after the step in flight and ends all by Interrupted.
     """
     plan = list(global_batches(len(examples), schedule.batch_size, schedule.epochs, schedule.seed))
     batches = GlobalBatches(accelerator, weights, stage, examples, tokens)
@@ -116,6 +120,7 @@ def train(
     saved = save_steps(len(plan), schedule.saves)
     warmup = math.ceil(schedule.warmup_ratio * len(plan))
     weights.model.train()
+    kept, every = time.monotonic(), STATE_EVERY
     with interrupts.deferred():
         for step, indices in enumerate(plan[start:], start + 1):
             total = batches.backward(indices, logger)
@@ -124,24 +129,28 @@ def train(
             logger.end_step(step, total, norm, lr, stage.check_first if step == 1 else None)
             if step == start + 1:
                 weights.check_equal()
-            asked = step < len(plan) and _asked(accelerator)
-            if step in saved or asked:
+            due = time.monotonic() - kept > every and state.fits(run, weights.whole)
+            asked, due = any_process(accelerator, interrupts.asked(), due)
+            if step in saved or asked or due:
                 logger.check_finite(step)
             if step in saved:
                 save(step)
-            if asked or (step in saved and step < len(plan)):
+            if step < len(plan) and (asked or due or step in saved):
+                began = time.monotonic()
                 state.save(accelerator, run, step)
-            if asked:
+                kept = time.monotonic()
+                every = max(STATE_EVERY, STATE_SHARE * (kept - began))
+            if asked and step < len(plan):
                 accelerator.wait_for_everyone()
                 interrupts.stop(agreed=True)
     return logger.last
 
 
-def _asked(accelerator: Accelerator) -> bool:
-    """Whether a signal has come to any of the processes: all end after the same step."""
+def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Whether each flag is set in any of the processes, so that all do the same."""
     if accelerator.num_processes == 1:
-        return interrupts.asked()
-    return bool(accelerator.gather(torch.tensor([interrupts.asked()], device=accelerator.device)).any())
+        return list(flags)
+    return accelerator.gather(torch.tensor([flags], device=accelerator.device)).any(dim=0).tolist()
 
 
 class GlobalBatches:

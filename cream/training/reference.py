@@ -13,14 +13,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from cream import interrupts
 from cream.errors import UserError
 from cream.hardware import Budget
 from cream.logprobs import LogProbs
 from cream.scores import Scores, Source, beside
 from cream.training.dpo import Example
-from cream.training.loop import micro_batches
+from cream.training.loop import any_process, micro_batches
 
 log = logging.getLogger("cream")
+CHUNK = 512  # pairs whose values are kept together: what a kill costs
 
 
 def trusted(scored: dict | None, source: Source, template: str | None) -> str | None:
@@ -44,24 +46,35 @@ def fill(
     source: Source,
     budget: Budget,
 ) -> None:
-    """Set the reference of the (uuid, example)s that have none yet. `pairs` is the file that they come from."""
-    given = sum(known(example) for _, example in examples)
+    """Set the reference of the (uuid, example)s that have none yet. `pairs` is the file that they come from.
+
+    What is computed is kept beside it chunk by chunk, in batches that depend on the pairs alone; a signal to any
+    process ends all by Interrupted after the chunk in hand.
+    """
+    wanted = [(uuid, example) for uuid, example in examples if not known(example)]
     kept = Scores(beside(pairs), source)
     # The first process's look at the file holds for all: another job may add to it in between.
-    found = [[kept.find(uuid) for uuid, _ in examples] if accelerator.is_main_process else None]
-    for (_, example), values in zip(examples, broadcast_object_list(found)[0], strict=True):
-        if not known(example):
-            example.reference_chosen = values.get(example.chosen.digest(), nan)
-            example.reference_rejected = values.get(example.rejected.digest(), nan)
-    missing = [i for i, (_, example) in enumerate(examples) if not known(example)]
-    if missing:
-        _compute(accelerator, model, [examples[i][1] for i in missing], budget)
-        if accelerator.is_main_process:
-            kept.keep((uuid, _digests(example)) for uuid, example in (examples[i] for i in missing))
+    found = [[kept.find(uuid) for uuid, _ in wanted] if accelerator.is_main_process else None]
+    values, computed = broadcast_object_list(found)[0], 0
+    with interrupts.deferred():
+        for start in range(0, len(wanted), CHUNK):
+            chunk = wanted[start : start + CHUNK]
+            for (_, example), known_of in zip(chunk, values[start : start + CHUNK], strict=True):
+                example.reference_chosen = known_of.get(example.chosen.digest(), nan)
+                example.reference_rejected = known_of.get(example.rejected.digest(), nan)
+            if all(known(example) for _, example in chunk):
+                continue
+            _compute(accelerator, model, [example for _, example in chunk], budget, f"{start} of {len(wanted)}")
+            computed += len(chunk)
+            if accelerator.is_main_process:
+                kept.keep((uuid, _digests(example)) for uuid, example in chunk)
+            if any_process(accelerator, interrupts.asked())[0]:
+                accelerator.wait_for_everyone()
+                interrupts.stop(agreed=True)
     log.info(
         "reference: the starting policy; log-probabilities of %d pairs: %d from the pairs, %d kept beside them, %d "
         "computed now",
-        *(len(examples), given, len(examples) - given - len(missing), len(missing)),
+        *(len(examples), len(examples) - len(wanted), len(wanted) - computed, computed),
     )
 
 
@@ -78,10 +91,10 @@ def _digests(example: Example) -> dict[str, float]:
     }
 
 
-def _compute(accelerator: Accelerator, model: LogProbs, examples: list[Example], budget: Budget) -> None:
+def _compute(accelerator: Accelerator, model: LogProbs, examples: list[Example], budget: Budget, after: str) -> None:
     """By the code path that trains, in its micro-batches: equally many for every process, since weights in shards come
     together in each. Values travel with their index, and each must arrive."""
-    log.info("computing the reference's log-probabilities of %d pairs", len(examples))
+    log.info("computing the reference's log-probabilities of %d pairs, after %s", len(examples), after)
     groups = [[example.chosen, example.rejected] for example in examples]
     model.eval()
     try:

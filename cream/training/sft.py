@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from cream.batches import Batch
-from cream.chat import NOT_A_PREFIX, Chat, Tokens
+from cream.chat import NOT_A_PREFIX, Chat, Tokens, longer
 from cream.records import Conversation, Pair
 
 
@@ -16,11 +16,13 @@ def examples(
     """(uuid, tokens) of every conversation of at most `limit` tokens; what does not fit is counted in `dropped`."""
     kept = []
     for record in records:
-        tokens = chat.conversation(record.selected if isinstance(record, Pair) else record.messages)
-        if tokens is None:
+        messages = record.selected if isinstance(record, Pair) else record.messages
+        exceeds = chat.exceeds(messages, limit)
+        tokens = None if exceeds else chat.conversation(messages)
+        if exceeds or len(tokens or ()) > limit:
+            dropped[longer(limit)] += 1
+        elif tokens is None:
             dropped[NOT_A_PREFIX] += 1
-        elif len(tokens) > limit:
-            dropped[f"longer than {limit} tokens"] += 1
         else:
             kept.append((record.uuid, tokens))
     return kept

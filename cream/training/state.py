@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from cream import store
 from cream.errors import UserError
 from cream.files import named
+from cream.hardware import numel
 from cream.provenance import fingerprint
 
 log = logging.getLogger("cream")
@@ -39,6 +40,14 @@ def last(run: Path) -> Saved | None:
         return msgspec.convert(store.read_json(marker), Saved)
     except msgspec.ValidationError as error:
         raise UserError(f"{marker}: damaged: {error}; {AFRESH}") from None
+
+
+def fits(run: Path, model) -> bool:
+    """Whether the disk has room for a state: float32 weights and AdamW's two moments."""
+    need, free = 12 * sum(map(numel, model.parameters())), shutil.disk_usage(run).free
+    if free < need:
+        log.warning("no state is saved: it takes up to %.3g GB, and %.3g GB are free", need / 1e9, free / 1e9)
+    return free >= need
 
 
 def save(accelerator: Accelerator, run: Path, step: int) -> None:

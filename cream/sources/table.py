@@ -1,0 +1,302 @@
+"""Rows of any table -> records, through a column map: which of its columns hold what.
+
+A map is field -> column. A column may be a path (`question.stem`), and several may be joined: `context+question`, with
+a blank between them, `instruction+input`, with an empty line, `answerA+answerB` as a list of choices. Fields that no
+map names are taken from the column that ecosystems commonly call so (NAMES). Which fields there are decides what a row
+becomes: a pair (chosen, rejected), an item (question, answer), a conversation or a prompt.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from cream.errors import UserError, nearest
+from cream.records import Conversation, Item, Pair, Prompt, Record, decode
+from cream.store import Bad
+
+NAMES = {
+    "uuid": ("uuid", "id"),
+    "messages": ("messages", "conversations", "conversation"),
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
+    "prompt": ("prompt", "instruction+input", "instruction"),
+    "response": ("response", "completion", "output"),
+    "chosen": ("chosen",),
+    "rejected": ("rejected",),
+    "question": ("question", "question_stem"),
+    "choices": ("choices", "options"),
+    "answer": ("answer", "answerKey", "label"),
+}
+FORMS = {  # the fields that a layout needs, in the order in which they are looked for
+    Pair: (("chosen", "rejected"),),
+    Item: (("question", "answer"),),
+    Conversation: (("messages",), ("prompt", "response")),
+    Prompt: (("messages",), ("prompt",)),
+}
+BESIDE = {  # what else they use
+    Pair: ("messages", "system", "history", "prompt"),
+    Item: ("choices",),
+    ("messages",): ("system",),
+    ("prompt", "response"): ("system", "history"),
+    ("prompt",): ("system", "history"),
+}
+WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
+ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
+ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
+CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, 3*3=<<3*3=9>>9
+FINAL = "####"
+LETTERS = "ABCDEFGH"
+
+
+def columns(text: str) -> dict[str, str]:
+    """The map in a flag's text, "prompt=instruction+input,response=output". Raises UserError for another."""
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, column = (word.strip() for word in part.partition("="))
+        name = {"completion": "response"}.get(name, name)
+        if not equals or not column or name not in NAMES or name in found:
+            raise UserError(
+                f"--columns {part!r}: expected field=column or field=one+another, each field once"
+                f"{nearest(name, NAMES)} Fields: {', '.join(NAMES)}"
+            )
+        found[name] = column
+    return found
+
+
+def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[type[Record], dict[str, str]]:
+    """(what rows become, the map of the fields that it uses) of a table that has the columns `present`.
+
+    `messages` may turn out to be a prompt's. Raises UserError where a given column is not there or of no use, or the
+    columns make no record.
+    """
+    names = _resolved(given, {*present}, where)
+    fits = [(kind, form) for kind, forms in FORMS.items() for form in forms if names.keys() >= {*form}]
+    if not fits:
+        needed = "; ".join(dict.fromkeys(" and ".join(form) for forms in FORMS.values() for form in forms))
+        raise UserError(
+            f"{where}: its columns make no record. Needed: {needed}. --columns field=column says which they are"
+        )
+    kind, form = fits[0]
+    used = {"uuid", *form, *BESIDE[kind if kind in BESIDE else form]}
+    if unused := given.keys() - used:
+        raise UserError(f"{where}: {', '.join(sorted(unused))} of --columns is of no use beside {' and '.join(form)}")
+    return kind, {name: column for name, column in names.items() if name in used}
+
+
+def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[str, str]:
+    """The given map, with the columns that are called as ecosystems commonly do."""
+    for name, column in given.items():
+        for part in column.split("+"):
+            if part.partition(".")[0] not in present:
+                known = ", ".join(sorted(present)[:20])
+                raise UserError(f"{where}: no column {part!r}, for {name}{nearest(part, present)} It has: {known}")
+    free = present - {*parts_of(given)}
+    common = {name: next((c for c in known if free.issuperset(c.split("+"))), None) for name, known in NAMES.items()}
+    return {name: column for name, column in common.items() if column} | dict(given)
+
+
+def fields_of(row: Mapping, names: Mapping[str, str]) -> dict[str, object]:
+    """field -> value of a row by a map; what is null is left out, and an empty system or history."""
+    found = {name: _value(row, name, column) for name, column in names.items()}
+    return {name: v for name, v in found.items() if v is not None and (v or name not in ("system", "history"))}
+
+
+def _value(row: Mapping, name: str, column: str) -> object:
+    parts = [_at(row, part) for part in column.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    if name == "choices":
+        return parts
+    texts = [str(part) for part in parts if part not in (None, "")]
+    return " ".join(text.strip() for text in texts) if name == "question" else "\n\n".join(texts)
+
+
+def _at(row: Mapping, path: str) -> object:
+    value: object = row
+    for key in path.split("."):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path}: there is no {key!r}")
+        value = value.get(key)
+    return value
+
+
+def rest_of(row: Mapping, names: Mapping[str, str]) -> dict:
+    """The columns that the map does not use, but for nulls: they travel along as keys of the record."""
+    used = parts_of(names)
+    return {key: value for key, value in row.items() if value is not None and key not in used}
+
+
+def uuid_of(fields: Mapping, otherwise: str) -> str:
+    """The row's own uuid, or this one."""
+    return str(fields["uuid"]) if fields.get("uuid", "") != "" else otherwise
+
+
+def parts_of(names: Mapping[str, str]) -> tuple[str, ...]:
+    """The columns of the table that a map uses."""
+    return tuple(part.partition(".")[0] for column in names.values() for part in column.split("+"))
+
+
+def records(
+    rows: Iterable[Mapping], kind: type[Record], names: Mapping[str, str], prefix: str, first: int | None, where: str
+) -> Iterator[Record | Bad]:
+    """A record of each row by `plan`, or what is wrong with it; all are of the layout of the first good one.
+
+    A row without a uuid gets <prefix>-<its number>, from 000000 on.
+    """
+    seen: set[str] = set()
+    for index, row in enumerate(rows):
+        uuid = None
+        try:
+            fields = fields_of(row, names)
+            uuid = uuid_of(fields, f"{prefix}-{index:06d}")
+            made = record(kind, uuid, fields, rest_of(row, names), first)
+            if seen and type(made) is not kind:
+                raise ValueError(f"it is a {type(made).__name__}, those before it are {kind.__name__} records")
+            if uuid in seen:
+                raise ValueError(f"uuid {uuid!r} stands there twice")
+        except (ValueError, UserError) as error:
+            yield Bad(f"{where}, row {index}", uuid or f"row {index}", str(error), msgspec.json.encode(row))
+            continue
+        kind = type(made)
+        seen.add(uuid)
+        yield made
+
+
+# Conversations --------------------------------------------------------------------------------------------------------
+
+
+def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first: int | None = None) -> Record:
+    """One record of a layout; a conversation that ends with a user's turn is a prompt. `first`: see `letter`.
+
+    Raises ValueError, or UserError that names the uuid, for fields that make none.
+    """
+    if not any(fields.keys() >= {*form} for form in FORMS[kind]):
+        raise ValueError(f"it lacks {' or '.join(' and '.join(form) for form in FORMS[kind])}")
+    if kind is Item:
+        return item(uuid, fields, first, extra)
+    if kind is Pair:
+        return decode(Pair, uuid, {"consistency": None, **extra, **pair(fields)}, "row")
+    messages = turns(fields)
+    kind = Conversation if messages and messages[-1]["role"] == "assistant" else Prompt
+    return decode(kind, uuid, {**extra, "messages": messages}, "row")
+
+
+def turns(fields: Mapping) -> list[dict]:
+    """The messages of a row: its `messages`, or what `system`, `history`, `prompt` and `response` hold."""
+    system = [_message("system", fields["system"])] if "system" in fields else []
+    if "messages" in fields:
+        messages = _messages(fields["messages"], "user")
+        return messages if messages[:1] and messages[0]["role"] == "system" else system + messages
+    past = [_message(role, text) for turn in fields.get("history", []) for role, text in _both(turn)]
+    prompt = _messages(fields.get("prompt", []), "user")
+    return [*system, *past, *prompt, *_messages(fields.get("response", []), "assistant")]
+
+
+def pair(fields: Mapping) -> dict:
+    """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages, the answer's turn
+    or whole conversations."""
+    given = turns({key: value for key, value in fields.items() if key != "response"})
+    both = [_messages(fields[name], "assistant") for name in ("chosen", "rejected")]
+    if not given:
+        given = both[0][:-1]
+    answers = [answer[len(given) :] if answer[:-1] == given else answer for answer in both]
+    if any(len(answer) != 1 or answer[0]["role"] != "assistant" for answer in answers):
+        raise ValueError("chosen and rejected are not one assistant's turn each, after the same prompt")
+    return {"prompt": given, "selected": [*given, *answers[0]], "rejected": [*given, *answers[1]]}
+
+
+def _messages(value: object, role: str) -> list[dict]:
+    """Messages in any of the forms; a bare text is one of `role`'s."""
+    if isinstance(value, str):
+        return [_message(role, value)]
+    values = [value] if isinstance(value, Mapping) else value
+    if not isinstance(values, Sequence):
+        raise ValueError(f"expected a text or messages, found {value!r:.60}")
+    return [_turn(each) for each in values]
+
+
+def _turn(value: object) -> dict:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a message with role and content, found {value!r:.60}")
+    role = value.get("role") or value.get("from")
+    text = value["content"] if value.get("content") is not None else value.get("value")
+    if role not in ROLES:
+        raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
+    return _message(ROLES[role], text)
+
+
+def _message(role: str, text: object) -> dict:
+    if not isinstance(text, str):
+        raise ValueError(f"the {role}'s turn is no text: {text!r:.60}")
+    return {"role": role, "content": text}
+
+
+def _both(turn: object) -> zip:
+    if not isinstance(turn, Sequence) or len(turn) != 2:
+        raise ValueError(f"history: expected pairs of texts, found {turn!r:.60}")
+    return zip(("user", "assistant"), turn, strict=True)
+
+
+# Questions ------------------------------------------------------------------------------------------------------------
+
+
+def item(uuid: str, fields: Mapping, first: int | None, extra: Mapping) -> Item:
+    """A question with its options as lines below it, "A. oxygen", and the label: a letter, or what stands after ####.
+
+    A worked solution is kept as `solution`, without GSM8K's calculator annotations.
+    """
+    question, answer = str(fields["question"]).strip(), fields["answer"]
+    if "choices" in fields:
+        texts, labels = options(fields["choices"])
+        label = letter(answer, texts, labels, first)
+        lines = [f"{mark}. {text}" for mark, text in zip(LETTERS, texts, strict=False)]
+        return decode(Item, uuid, {**extra, "question": "\n".join([question, *lines]), "label": label}, "row")
+    if isinstance(answer, str) and FINAL in answer:
+        solution, _, final = answer.rpartition(FINAL)
+        told = {"solution": f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()}
+        return decode(Item, uuid, {**extra, "question": question, "label": number(final), **told}, "row")
+    label = number(answer) if isinstance(answer, str) else answer
+    if not re.search(r"\d", str(label)):
+        raise ValueError(f"the answer {label!r:.60} is no number, and there are no choices")
+    return decode(Item, uuid, {**extra, "question": question, "label": label}, "row")
+
+
+def options(choices: object) -> tuple[list[str], list[str] | None]:
+    """(texts, labels) of options given as a list of texts, of {"text", "label"}, or {"text": […], "label": […]}."""
+    labels = None
+    if isinstance(choices, Mapping):
+        texts, labels = choices.get("text"), choices.get("label")
+    elif all(isinstance(each, Mapping) for each in choices):
+        texts, labels = ([each.get(key) for each in choices] for key in ("text", "label"))
+    else:
+        texts = choices
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"an option is blank or no text: {texts!r:.80}")
+    if not 2 <= len(texts) <= len(LETTERS) or labels is not None and len({*labels}) != len(texts):
+        raise ValueError(f"{len(texts)} options with labels {labels}: expected 2 to {len(LETTERS)}, a label each")
+    return [re.sub(r"\s*[\r\n]+\s*", " ", text.strip()) for text in texts], labels and [str(label) for label in labels]
+
+
+def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, first: int | None) -> str:
+    """The letter A to H of the right option: `answer` is its label, or, without labels, a letter, its text, or its
+    number counted from `first` (0 or 1). Raises ValueError where it is none of these."""
+    answer = str(answer).strip()
+    if labels is not None:
+        index = labels.index(answer) if answer in labels else -1
+    elif answer.isdigit() and first is not None:
+        index = int(answer) - first
+    elif answer in texts:
+        index = texts.index(answer)
+    elif answer.isdigit():
+        raise ValueError(f"the answer {answer!r} is a number: --first_answer says whether they count from 0 or 1")
+    else:
+        index = LETTERS.find(answer) if len(answer) == 1 else -1
+    if not 0 <= index < len(texts):
+        raise ValueError(f"the answer {answer!r} is none of the options {', '.join(labels or texts)}")
+    return LETTERS[index]
+
+
+def number(text: str) -> str:
+    """A final answer without the commas between thousands: " 1,234" is "1234"."""
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip())

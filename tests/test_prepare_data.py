@@ -1,0 +1,335 @@
+"""prepare_data.py's command lines: public sources from local copies and from a mirror of the hub's data sets, tables of
+users, exports that trl trains on, and what is refused."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from layouts import lines, records, slices
+
+from cream import store
+from cream.records import Conversation, Item, Pair, Prompt
+
+TASKS = ("arc-easy", "arc-challenge", "openbookqa", "siqa", "gsm8k")
+ROWS = {"oasst1": 726, "arc_easy": 2251, "arc_challenge": 1119, "openbookqa": 4957, "gsm8k": 7473}  # of train splits
+TESTS = {"arc-easy": 592, "arc-challenge": 302, "openbookqa": 123, "siqa": 500, "gsm8k": 320}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Hashes of all record files below a folder."""
+    found = (path for path in folder.rglob("*.json") if not path.name.endswith("meta.json"))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(found)}
+
+
+# Public sources -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(workspace, shared):
+    """What `build all` made of the shared slices, in the workspace's localdata/; and what it printed."""
+    done = workspace.run(f"prepare_data.py build all --from {shared / 'data'}")
+    return workspace.folder / "localdata", done.out
+
+
+@pytest.mark.slow
+def test_all_sources_in_one_command(built, workspace, shared):
+    folder, out = built
+    assert "siqa, train: not in" in out and "15825 records" in out
+    for task, count in TESTS.items():
+        items = workspace.read(f"localdata/{task}/test.json")
+        assert items == json.loads((shared / f"data/eval_cream_layout/{task}/test.json").read_text())
+        assert len(items) == count
+    tests = list(store.read(folder / "all_test.json", Item))
+    assert len(tests) == sum(TESTS.values()) and {item.task.replace("_", "-") for item in tests} == {*TASKS}
+    for task in TASKS[:3] + TASKS[4:]:
+        meta = workspace.read(f"localdata/{task}/train.json.meta.json")
+        train = list(store.read(folder / task / "train.json", Item))
+        assert len(train) + sum(meta["counts"]["dropped"].values()) == ROWS[task.replace("-", "_")]
+        assert all(("solution" in item.extra) == (task == "gsm8k") for item in train)
+    assert len(list(store.read(folder / "oasst1.sft.json", Conversation))) == 62
+    assert "<<" not in (folder / "gsm8k/train.json").read_text()
+
+
+@pytest.mark.slow
+def test_the_prompts_are_questions_as_tested_in_disjoint_balanced_subsets(built, workspace):
+    folder, _ = built
+    whole, *parts = (
+        {p.uuid: p for p in store.read(folder / f"prompt{n}.json", Prompt)} for n in ("", ".1", ".2", ".3")
+    )
+    assert whole == {uuid: prompt for part in parts for uuid, prompt in part.items()}
+    assert sum(map(len, parts)) == len(whole) == 15825
+    meta = workspace.read("localdata/prompt.json.meta.json")
+    for task, counts in meta["tasks"].items():
+        assert sum(counts.values()) == (63 if task == "oasst1" else ROWS[task])  # kept, and left out for each reason
+        sizes = [workspace.read(f"localdata/prompt.{n}.json.meta.json")["tasks"][task]["kept"] for n in (1, 2, 3)]
+        assert sum(sizes) == counts["kept"] and max(sizes) - min(sizes) <= 1
+    questions = {item.uuid: item.question for task in TASKS if (folder / task / "train.json").exists()
+                 for item in store.read(folder / task / "train.json", Item)}  # fmt: skip
+    tested = {item.question for item in store.read(folder / "all_test.json", Item)}
+    for uuid, prompt in whole.items():
+        assert prompt.messages[-1].content not in tested
+        assert uuid not in questions or prompt.messages[-1].content == questions[uuid]
+
+
+@pytest.mark.slow
+def test_a_second_run_stands_and_another_process_gives_the_same_bytes(workspace, shared, tmp_path):
+    command = f"prepare_data.py build all --from {slices(shared, tmp_path, 150, 60)} --output_dir outputs"
+    workspace.run(f"{command}/first")
+    before = workspace.state()
+    assert workspace.run(f"{command}/first").out.count("stands already") == 15
+    assert workspace.state() == before
+    workspace.spawn(f"{command}/second")  # with another seed of Python's hashes
+    first, second = (digests(workspace.folder / "outputs" / name) for name in ("first", "second"))
+    assert first == second and len(first) == 15
+    told = workspace.refused(f"{command}/first --seed 1")
+    assert "seed: 0 -> 1" in told and "--overwrite" in told
+    assert "would overlap with 2 subsets" in workspace.refused(f"{command}/first --subsets 2 --overwrite")
+
+
+CARDS = {  # hub id -> configurations -> our splits; the hub's names of its splits
+    "OpenAssistant/oasst1": {None: {"train": "train"}},
+    "allenai/ai2_arc": {"ARC-Easy": {"train": "train", "test": "test"}, "ARC-Challenge": {"test": "test"}},
+    "openai/gsm8k": {"main": {"train": "train", "test": "test"}},
+    "lighteval/siqa": {None: {"test": "validation"}},
+}
+SLICES = {
+    ("OpenAssistant/oasst1", None, "train"): "sft/oasst_en100_messages.jsonl",
+    ("allenai/ai2_arc", "ARC-Easy", "train"): "train/arc_easy_train.jsonl",
+    ("allenai/ai2_arc", "ARC-Easy", "test"): "eval/arc_easy_test.jsonl",
+    ("allenai/ai2_arc", "ARC-Challenge", "test"): "eval/arc_challenge_test.jsonl",
+    ("openai/gsm8k", "main", "train"): "train/gsm8k_train.jsonl",
+    ("openai/gsm8k", "main", "test"): "eval/gsm8k_test.jsonl",
+    ("lighteval/siqa", None, "test"): "eval/siqa_test.jsonl",
+}
+OURS = {"openai/gsm8k": ("id",), "lighteval/siqa": ("id",)}  # columns that the hub's data sets do not have
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory, shared) -> Path:
+    """A folder laid out as the hub's data sets are: a card that declares configurations, a parquet file a split."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = tmp_path_factory.mktemp("mirror")
+    for hub, subsets in CARDS.items():
+        card = ["---", "configs:"]
+        for subset, splits in subsets.items():
+            card += [f"- config_name: {subset or 'default'}", "  data_files:"]
+            for ours, split in splits.items():
+                path = f"{subset or 'data'}/{split}-00000-of-00001.parquet"
+                card += [f"  - split: {split}", f"    path: {path}"]
+                with open(shared / "data" / SLICES[hub, subset, ours]) as file:
+                    rows = [json.loads(line) for line, _ in zip(file, range(400), strict=False)]
+                kept = [{k: v for k, v in row.items() if k not in OURS.get(hub, ())} for row in rows]
+                (root / hub / path).parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(pa.Table.from_pylist(kept), root / hub / path)
+        (root / hub / "README.md").write_text("\n".join([*card, "---", "# a copy"]))
+    return root
+
+
+@pytest.mark.slow
+def test_a_mirror_of_the_hub_is_read_as_the_hub_is(mirror, workspace, shared, monkeypatch):
+    command = "prepare_data.py build arc_easy arc_challenge siqa gsm8k oasst1 --output_dir outputs/mirrored"
+    out = workspace.run(f"{command} --from {mirror}").out
+    assert f"arc_easy, train: 400 rows of {mirror}/allenai/ai2_arc (ARC-Easy, train)" in out
+    assert f"siqa, test: 400 rows of {mirror}/lighteval/siqa (validation)" in out
+    assert f"arc_challenge, train: not in {mirror}, passed over" in out
+    for task in ("arc-easy", "arc-challenge"):
+        expected = json.loads((shared / f"data/eval_cream_layout/{task}/test.json").read_text())[:400]
+        assert workspace.read(f"outputs/mirrored/{task}/test.json") == expected
+    for task, prefix in (("siqa", "siqa-validation"), ("gsm8k", "gsm8k-test")):
+        expected = json.loads((shared / f"data/eval_cream_layout/{task}/test.json").read_text())[:400]
+        made = workspace.read(f"outputs/mirrored/{task}/test.json")
+        assert [item["uuid"] for item in made] == [f"{prefix}-{i:04d}" for i in range(len(expected))]
+        assert [(i["question"], i["label"]) for i in made] == [(i["question"], i["label"]) for i in expected]
+    assert "stands already" in workspace.run(f"{command} --from {mirror}").out
+
+
+def test_without_a_network_the_hub_is_one_clear_message(workspace):
+    told = workspace.refused("prepare_data.py build gsm8k")
+    assert "openai/gsm8k (main, train): not in the cache, and the hub cannot be reached" in told
+    assert "HF_HUB_OFFLINE" in told and len(told.splitlines()) == 1
+
+
+def test_whole_threads_and_fewer_prompts_when_asked(workspace, shared):
+    command = f"prepare_data.py build oasst1 --from {shared / 'data'} --output_dir outputs/threads"
+    out = workspace.run(f"{command} --multi_turn --task_limit 10 --subsets 4").out
+    assert "53 left out: more than --task_limit of its task" in out
+    threads = list(store.read(workspace.folder / "outputs/threads/oasst1.sft.json", Conversation))
+    assert max(len(thread.messages) for thread in threads) > 2
+    sizes = [len(workspace.read(f"outputs/threads/prompt.{n}.json")) for n in (1, 2, 3, 4)]
+    assert sorted(sizes) == [2, 2, 3, 3]
+
+
+def test_a_bad_row_is_named_or_left_out(workspace, tmp_path):
+    rows = [{"question": f"{i} + 2?", "answer": f"#### {i + 2}"} for i in range(4)]
+    rows[1]["answer"] = None
+    (tmp_path / "gsm8k_test.jsonl").write_bytes(lines(rows))
+    command = f"prepare_data.py build gsm8k --from {tmp_path} --output_dir outputs/bad"
+    told = workspace.refused(command)
+    assert "gsm8k_test.jsonl, row 1 (gsm8k-test-0001): it lacks question and answer" in told
+    workspace.run(f"{command} --on_bad_record skip")
+    assert [item["label"] for item in workspace.read("outputs/bad/gsm8k/test.json")] == ["2", "4", "5"]
+    (row,) = store.read_rows(workspace.folder / "outputs/bad/gsm8k/test.json.rejected.jsonl")
+    assert row["where"] == "row 1" and json.loads(row["record"]) == rows[1]
+
+
+@pytest.mark.parametrize(
+    "command, told",
+    [
+        ("", "expected a command"),
+        ("build", "expected a command"),
+        ("prepare all", "expected a command"),
+        ("build gsm", "did you mean gsm8k"),
+        ("build all --from nowhere", "no such folder"),
+        ("build all --from configs", "none of all is there"),
+        ("import nothing.jsonl", "no such file or folder"),
+        ("import README.md", "expected a file that ends in"),
+        ("export localdata/tiny/sft.json", "--form is missing"),
+        ("export localdata/tiny/sft.json --form trl --output x.json", "ends in .jsonl"),
+        ("export localdata/tiny/test.json --form trl", "no form for Item"),
+        ("export nothing.json --form trl", "no such file"),
+    ],
+)
+def test_what_is_refused(workspace, command, told):
+    shutil.copy(Path(__file__).parent.parent / "README.md", workspace.folder)
+    assert told in workspace.refused(f"prepare_data.py {command}")
+
+
+def test_the_sources_are_listed(workspace):
+    out = workspace.run("prepare_data.py list").out
+    assert out == workspace.run("prepare_data.py --list").out
+    assert "train 33410, test 1954 rows" in out and "CC BY-SA 4.0" in out and "openai/gsm8k" in out
+
+
+# Tables of users ------------------------------------------------------------------------------------------------------
+
+
+TABLE = [
+    {"instruction": f"Say {i}.", "response": f"{i}!", "better": f"{i}!", "worse": "no", "score": i / 2}
+    for i in range(5)
+]
+
+
+def put(path: Path, rows: list[dict]) -> Path:
+    """A table in the form that a suffix names."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif path.suffix == ".csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        path.write_bytes(lines(rows) if path.suffix == ".jsonl" else json.dumps(rows).encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ".csv"])
+def test_one_table_in_every_form_gives_the_same_pairs(workspace, tmp_path, suffix):
+    path = put(tmp_path / f"mine{suffix}", TABLE)
+    target = f"outputs/imported{suffix[1:]}.json"
+    columns = "prompt=instruction,chosen=better,rejected=worse"
+    out = workspace.run(f"prepare_data.py import {path} --columns {columns} --output {target}").out
+    assert "5 Pair records, 0 bad rows left out" in out
+    pairs = list(store.read(workspace.folder / target, Pair))
+    assert [(p.uuid, p.prompt[0].content, p.selected[1].content) for p in pairs] == [
+        (f"mine-{i:06d}", f"Say {i}.", f"{i}!") for i in range(5)
+    ]
+    assert pairs[3].extra == {"response": "3!", "score": 1.5}
+    assert "stands already" in workspace.run(f"prepare_data.py import {path} --columns {columns} --output {target}").out
+
+
+def test_a_folder_laid_out_as_the_hubs_is_imported(workspace, tmp_path):
+    (tmp_path / "data").mkdir()
+    put(tmp_path / "data/test-00000-of-00001.parquet", TABLE)
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: test\n    path: data/test-*.parquet\n---\n"
+    )
+    out = workspace.run(
+        f"prepare_data.py import {tmp_path} --subset main --split test --output outputs/folder.json"
+    ).out
+    assert "5 Conversation records" in out
+    assert workspace.read("outputs/folder.json.meta.json")["inputs"].keys() == {"table"}
+    told = workspace.refused(f"prepare_data.py import {tmp_path} --subset main --output outputs/x.json")
+    assert "Unknown split" in told
+
+
+def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):
+    path = put(tmp_path / "chats.jsonl", [{"prompt": "q", "response": "a"}, {"prompt": " ", "response": "a"}])
+    told = workspace.refused(f"prepare_data.py import {path}")
+    assert "chats.jsonl, row 1: " in told and "a user's turn is empty" in told
+    assert "1 bad rows left out" in workspace.run(f"prepare_data.py import {path} --on_bad_record skip").out
+    assert len(workspace.read("localdata/chats.sft.json")) == 1
+    checked = workspace.run("prepare_data.py validate localdata/chats.sft.json localdata/chats.sft.json.meta.json").out
+    assert "1 sidecars passed over" in checked and "1 Conversation records" in checked
+    assert "cannot be read" in workspace.refused(f"prepare_data.py import {_written(tmp_path / 'x.jsonl', '{')}")
+    assert "no rows" in workspace.refused(f"prepare_data.py import {_written(tmp_path / 'y.jsonl', '')}")
+    assert "make no record" in workspace.refused(f"prepare_data.py import {put(tmp_path / 'z.csv', [{'a': 1}])}")
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_the_documented_examples(workspace, repo):
+    page = (repo / "docs/data.md").read_text()
+    files = dict(re.findall(r"^```json (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    tested = page.partition("<!-- tested: these files and commands -->")[2]
+    for name in ("preferences.jsonl", "quiz.jsonl"):
+        (workspace.folder / name).write_text(files.pop(name))
+    for command in re.findall(r"^python .*", tested.partition("```bash\n")[2].partition("```")[0], re.MULTILINE):
+        workspace.run(command)
+    for name, text in files.items():
+        texts = (text, (workspace.folder / name).read_text())
+        shown, made = ([json.loads(part) for part in (t.splitlines() if name.endswith("l") else [t])] for t in texts)
+        assert made == shown
+
+
+# Exports --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["trl", "sharegpt", "alpaca"])
+@pytest.mark.parametrize("kind", [Conversation, Prompt, Pair])
+def test_files_go_out_and_come_back(workspace, kind, form):
+    folder = workspace.folder / "outputs"
+    name = f"{kind.__name__}-{form}"
+    folder.mkdir(exist_ok=True)
+    store.write_rows(folder / f"{name}.json", [{**row, "weight": 0.5} for row in records(kind)])
+    workspace.run(f"prepare_data.py export outputs/{name}.json --form {form} --output outputs/{name}.rows.jsonl")
+    workspace.run(f"prepare_data.py import outputs/{name}.rows.jsonl --output outputs/{name}.back.json")
+    first, back = (list(store.read(folder / f"{name}{part}.json", kind)) for part in ("", ".back"))
+    assert first == back and len(first) == 6
+
+
+@pytest.mark.slow
+def test_trl_trains_on_exported_pairs(workspace, tiny_folder, tmp_path):
+    """One step of trl's own DPOTrainer on what `export --form trl` wrote; consistency stands beside as a column."""
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    store.write_rows(workspace.folder / "outputs/pairs.json", records(Pair))
+    workspace.run("prepare_data.py export outputs/pairs.json --form trl --output outputs/pairs.jsonl")
+    rows = datasets.load_dataset(
+        "json",
+        data_files=str(workspace.folder / "outputs/pairs.jsonl"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert rows["consistency"] == [0.75] * 6 and rows["tau"] == [0.5] * 6
+    trainer = DPOTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny_folder),
+        args=DPOConfig(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=2, report_to=[], use_cpu=True, bf16=False
+        ),
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(tiny_folder),
+    )
+    assert trainer.train().training_loss == pytest.approx(0.6931, abs=1e-3)

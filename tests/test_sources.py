@@ -1,0 +1,157 @@
+"""The public sources: OpenAssistant's best replies, and where local copies are found."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from cream.errors import UserError
+from cream.records import encode
+from cream.sources import SOURCES, oasst, source, sources
+from cream.sources.reading import find
+
+# OpenAssistant --------------------------------------------------------------------------------------------------------
+
+
+def message(uuid, parent=None, rank=None, **about):
+    role = "assistant" if uuid.count(".") % 2 else "prompter"
+    row = {"message_id": uuid, "parent_id": parent, "text": f"text of {uuid}", "role": role, "lang": "en", "rank": rank}
+    return {
+        **row,
+        "review_result": True,
+        "deleted": False,
+        "synthetic": False,
+        "tree_state": "ready_for_export",
+        **about,
+    }
+
+
+def replies(parent, *ranks, **about):
+    return [message(f"{parent}.{i}", parent, rank, **about) for i, rank in enumerate(ranks)]
+
+
+THREAD = [message("t"), *replies("t", 1, 0), *replies("t.1", None, None, None), *replies("t.1.1", 0, 1)]
+THREAD += [*replies("t.1.2", None), *replies("t.1.2.0", None)]
+
+
+def test_the_best_ranked_reply_and_the_thread_that_goes_on_from_it():
+    for rows in (THREAD, THREAD[::-1]):
+        found = oasst.read(rows, "")
+        assert [m.content for m in found.conversations[0].messages] == ["text of t", "text of t.1"]
+        (whole,) = oasst.read(rows, "", multi_turn=True).conversations
+        # t.1.0 has no reply; t.1.1 comes before t.1.2
+        assert [m.content[8:] for m in whole.messages] == ["t", "t.1", "t.1.1", "t.1.1.0"]
+        assert whole.uuid == found.prompts[0].uuid == "t"
+
+
+@pytest.mark.parametrize(
+    "root, answers, dropped, unanswered",
+    [
+        ({"lang": "de"}, [0], "the prompt is not in English", None),
+        ({"deleted": True}, [0], "the prompt is deleted or synthetic", None),
+        ({"synthetic": True}, [0], "the prompt is deleted or synthetic", None),
+        ({"review_result": None}, [0], "the prompt is refused, or not seen, in review", None),
+        ({"tree_state": "aborted_low_grade"}, [0], "the prompt is of a tree that was not finished", None),
+        ({}, [], None, "it has no usable reply"),
+        ({}, [None, None], None, "none of its usable replies is ranked best"),
+        ({}, [1, 2], None, "none of its usable replies is ranked best"),
+        ({}, [None], None, None),  # alone
+    ],
+)
+def test_why_a_prompt_is_left_out_or_stays_without_an_answer(root, answers, dropped, unanswered):
+    found = oasst.read([message("r", **root), *replies("r", *answers)], "")
+    assert dict(found.dropped) == ({dropped: 1} if dropped else {})
+    assert dict(found.unanswered) == ({unanswered: 1} if unanswered else {})
+    assert len(found.prompts) == (not dropped) and len(found.conversations) == (not dropped and not unanswered)
+
+
+def test_a_reply_that_was_refused_is_no_answer():
+    rows = [message("r"), *replies("r", 0, review_result=False)]
+    assert dict(oasst.read(rows, "").unanswered) == {"it has no usable reply": 1}
+
+
+def test_messages_without_an_id_are_malformed_rows():
+    tree = {"message_tree_id": "r", "tree_state": "ready_for_export", "prompt": message("r", replies=[{"text": "a"}])}
+    found = oasst.read([tree, {"text": "b"}], "")
+    assert [row["where"] for row in found.rejected] == ["row 0", "row 1"] and len(found.prompts) == 1
+
+
+def test_flat_messages_and_trees_give_the_same(shared):
+    folder = shared / "data/sft"
+    flat, nested = (
+        [json.loads(line) for line in (folder / f"oasst_en100_{form}.jsonl").read_text().splitlines()]
+        for form in ("messages", "trees")
+    )
+    random.Random(0).shuffle(flat)
+    for multi_turn in (False, True):
+        by_form = [oasst.read(rows, "", multi_turn=multi_turn) for rows in (flat, nested)]
+        first, second = ({c.uuid: c for c in found.conversations} for found in by_form)
+        assert first == second and len(first) == 62
+        assert {p.uuid for p in by_form[0].prompts} == {p.uuid for p in by_form[1].prompts}
+
+
+def test_the_seed_set_is_the_reference_but_for_a_prompt_whose_replies_nobody_ranked(shared):
+    folder = shared / "data/sft"
+    reference = json.loads((folder / "oasst1.sft.json").read_text())
+    rows = [json.loads(line) for line in (folder / "oasst_en100_messages.jsonl").read_text().splitlines()]
+    found = oasst.read(rows, "")
+    ours = {c.uuid: encode(c)["messages"] for c in found.conversations}
+    (missing,) = reference.keys() - ours.keys()
+    assert ours == {uuid: messages for uuid, messages in reference.items() if uuid != missing}
+    assert [row["rank"] for row in rows if row["parent_id"] == missing] == [None, None, None]
+
+
+# Sources --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_source_is_whole():
+    from config import DATASET_FILES
+
+    for each in sources(["all"]):
+        assert each.gives and each.licence and each.columns and all(split.rows for split in each.splits.values())
+        folder = each.name.replace("_", "-")
+        for split in each.splits if each.name != "oasst1" else ():
+            assert DATASET_FILES[f"{each.name}_{split}"] == f"localdata/{folder}/{split}.json"
+    assert [each.name for each in sources(["gsm8k", "OASST1"])] == ["oasst1", "gsm8k"]
+    assert [each.name for each in sources(["gsm8k", "all"])] == [*SOURCES]
+    with pytest.raises(UserError, match="did you mean gsm8k"):
+        source("gsm8")
+
+
+def card(files: list[str]) -> str:
+    """The README.md of a mirror whose one configuration has these .csv files for splits."""
+    splits = [f"  - split: {Path(name).stem}\n    path: {Path(name).name}\n" for name in files if name.endswith(".csv")]
+    return "---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n" + "".join(splits) + "---\n"
+
+
+@pytest.mark.parametrize(
+    "files, found",
+    [
+        (["data/ARC-Easy.test.parquet"], "data/ARC-Easy.test.parquet"),
+        (["eval/arc_easy_test.jsonl", "layout/arc-easy/test.json"], "eval/arc_easy_test.jsonl"),
+        (["layout/arc-easy/test.json", "arc-easy/train.json"], "layout/arc-easy/test.json"),
+        (["arc_easy_tested.jsonl", "arc_easy_test.txt", "arc_challenge_test.jsonl", "easy_test.csv"], None),
+        (["arc_easy_test.csv.gz"], "arc_easy_test.csv.gz"),
+        (["allenai/ai2_arc/README.md", "allenai/ai2_arc/test.csv", "arc_easy_test.jsonl"], "allenai/ai2_arc"),
+        (["ai2_arc/README.md", "ai2_arc/test.csv"], "ai2_arc"),
+        (["ai2_arc/README.md", "ai2_arc/train.csv", "arc_easy_test.jsonl"], None),  # a mirror without this split
+    ],
+)
+def test_where_a_local_copy_is_found(files, found, tmp_path):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(card(files) if name.endswith("README.md") else "id,question\n1,2\n")
+    place = find(tmp_path, source("arc_easy"), "test")
+    assert place == found or place.path == str(tmp_path / found)
+    if found and "." not in found:
+        assert place[1:] == ("ARC-Easy", "test")
+
+
+def test_the_public_validation_split_is_looked_for_first_and_two_that_fit_are_refused(tmp_path):
+    for name in ("siqa_test.jsonl", "siqa_dev.jsonl"):
+        (tmp_path / name).touch()
+    assert find(tmp_path, source("siqa"), "test").path == str(tmp_path / "siqa_dev.jsonl")
+    (tmp_path / "siqa-dev.json").touch()
+    with pytest.raises(UserError, match="several files fit"):
+        find(tmp_path, source("siqa"), "test")

@@ -1,0 +1,266 @@
+"""Rows of any table become records, and records the rows of other tools."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cream.errors import UserError
+from cream.evaluation.tasks import options_of
+from cream.records import Conversation, Item, Pair, Prompt, encode
+from cream.sources import forms, table
+
+
+@pytest.mark.parametrize(
+    "answer, texts, labels, first, expected",
+    [
+        ("3", ["u", "v", "w"], ["1", "2", "3"], None, "C"),  # ARC's old labels
+        ("E", list("vwxyz"), list("ABCDE"), None, "E"),
+        ("1", ["u", "v", "w"], None, 1, "A"),  # SIQA
+        (1, ["u", "v", "w"], None, 0, "B"),  # MMLU
+        ("b", ["u", "v"], ["a", "b"], None, "B"),
+        ("v", ["u", "v"], None, None, "B"),
+        ("B", ["u", "v"], None, None, "B"),
+        ("3", ["2", "3"], None, None, "B"),  # a text
+        ("1", ["0", "1"], None, 1, "A"),  # a number, since --first_answer says so
+    ],
+)
+def test_the_right_option_becomes_a_letter(answer, texts, labels, first, expected):
+    assert table.letter(answer, texts, labels, first) == expected
+
+
+@pytest.mark.parametrize(
+    "answer, labels, first",
+    [("D", list("ABC"), None), ("4", None, 1), ("-1", None, 0), ("D", None, 1), ("2", None, None)],
+)
+def test_an_answer_that_is_no_option_is_refused(answer, labels, first):
+    with pytest.raises(ValueError, match="the answer"):
+        table.letter(answer, ["u", "v", "w"], labels, first)
+
+
+@pytest.mark.parametrize(
+    "text, expected", [(" 1,234", "1234"), ("12,345,678.5", "12345678.5"), ("-3", "-3"), ("1,23", "1,23"), ("4", "4")]
+)
+def test_numbers_lose_the_commas_between_thousands(text, expected):
+    assert table.number(text) == expected
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def said(text):
+    return {"role": "assistant", "content": text}
+
+
+PAIR = {"prompt": [user("q")], "selected": [user("q"), said("good")], "rejected": [user("q"), said("bad")]}
+SYSTEM = {"role": "system", "content": "s"}
+ROWS = {
+    "messages": ({"messages": [user("q"), said("a")]}, Conversation, {"messages": [user("q"), said("a")]}),
+    "a prompt's messages": ({"messages": [user("q")]}, Prompt, {"messages": [user("q")]}),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+        Conversation,
+        {"messages": [SYSTEM, user("q"), said("a")]},
+    ),
+    "alpaca": (
+        {"instruction": "do", "input": "this", "output": "a"},
+        Conversation,
+        {"messages": [user("do\n\nthis"), said("a")]},
+    ),
+    "alpaca without input": (
+        {"instruction": " do ", "input": "", "output": "a", "system": "", "history": []},
+        Conversation,
+        {"messages": [user(" do "), said("a")]},
+    ),
+    "alpaca's history": (
+        {"instruction": "q2", "output": "a2", "history": [["q1", "a1"]], "system": "s"},
+        Conversation,
+        {"messages": [SYSTEM, user("q1"), said("a1"), user("q2"), said("a2")]},
+    ),
+    "prompt and completion": (
+        {"prompt": "q", "completion": "a"},
+        Conversation,
+        {"messages": [user("q"), said("a")]},
+    ),
+    "prompt": ({"prompt": [SYSTEM, user("q")]}, Prompt, {"messages": [SYSTEM, user("q")]}),
+    "texts": ({"prompt": "q", "chosen": "good", "rejected": "bad"}, Pair, PAIR),
+    "trl": ({"prompt": [user("q")], "chosen": [said("good")], "rejected": [said("bad")]}, Pair, PAIR),
+    "trl, implicit prompt": ({"chosen": [user("q"), said("good")], "rejected": [user("q"), said("bad")]}, Pair, PAIR),
+    "ultrafeedback": (
+        {"prompt": "q", "chosen": [user("q"), said("good")], "rejected": [user("q"), said("bad")]},
+        Pair,
+        PAIR,
+    ),
+    "sharegpt's pairs": (
+        {
+            "conversations": [{"from": "human", "value": "q"}],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        Pair,
+        PAIR,
+    ),
+    "arc": (
+        {"question": "q?", "choices": {"text": ["u", " v\n w"], "label": ["1", "2"]}, "answerKey": "2"},
+        Item,
+        {"question": "q?\nA. u\nB. v w", "label": "B"},
+    ),
+    "a list of choices": (
+        {"question": "q?", "choices": [{"text": "u", "label": "A"}, {"text": "v", "label": "B"}], "answerKey": "A"},
+        Item,
+        {"question": "q?\nA. u\nB. v", "label": "A"},
+    ),
+    "gsm8k": (
+        {"question": "q?", "answer": "3*3=<<3*3=9>>9\n#### 1,009"},
+        Item,
+        {"question": "q?", "label": "1009", "solution": "3*3=9\n#### 1,009"},
+    ),
+    "a number": ({"question": "q?", "answer": 7}, Item, {"question": "q?", "label": 7}),
+}
+
+
+def read(row: dict, columns: str = "", first=None):
+    kind, names = table.plan(table.columns(columns), row, "rows")
+    (made,) = table.records([row], kind, names, "rows", first, "rows")
+    return made
+
+
+@pytest.mark.parametrize("row, kind, expected", ROWS.values(), ids=ROWS)
+def test_what_a_row_becomes(row, kind, expected):
+    made = read(row)
+    assert type(made) is kind
+    assert encode(made) == {"uuid": "rows-000000", **({"consistency": None} if kind is Pair else {}), **expected}
+
+
+def test_a_column_map_joins_and_looks_into_columns_and_the_rest_travels_along():
+    siqa = {"context": "A left.", "question": "Why?", "answerA": "u", "answerB": "v", "label": "2", "kind": "social"}
+    made = read(siqa, "question=context+question, choices=answerA+answerB,answer=label", 1)
+    assert encode(made) == {
+        "uuid": "rows-000000",
+        "question": "A left. Why?\nA. u\nB. v",
+        "label": "B",
+        "kind": "social",
+    }
+    original = {"question": {"stem": "q?", "choices": [{"text": "u", "label": "A"}, {"text": "v", "label": "B"}]}}
+    made = read({**original, "answerKey": "B"}, "question=question.stem,choices=question.choices")
+    assert (made.question, made.label, made.extra) == ("q?\nA. u\nB. v", "B", {})
+    assert [read({"id": own, "prompt": "q"}).uuid for own in (0, 7, "", None)] == ["0", "7", *["rows-000000"] * 2]
+    ultrachat = {"prompt": "q", "messages": [user("q"), said("a")], "label": 1}
+    assert read(ultrachat).extra == {"prompt": "q", "label": 1}  # of which a conversation has no use
+    assert read({"text": "q", "n": None, "weight": 0.5, "key": "k1"}, "prompt=text,uuid=key").extra == {"weight": 0.5}
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool' is none of"),
+        ({"messages": [user("q"), user("q")]}, "is the user's where the assistant's is due"),
+        ({"messages": "q"}, None),
+        ({"prompt": [user(["q"])]}, "no text"),
+        ({"prompt": "q", "chosen": None, "rejected": "b"}, "lacks chosen and rejected"),
+        ({"chosen": [user("q"), said("a")], "rejected": [user("other"), said("b")]}, "after the same prompt"),
+        ({"question": "q", "choices": ["u", " "], "answer": "u"}, "blank"),
+        ({"question": "q", "choices": ["u"], "answer": "u"}, "1 options"),
+        ({"question": "", "answer": "7"}, "question"),
+        ({"question": "q", "answer": "red"}, "no number, and there are no choices"),
+        ({"instruction": "q", "output": "a", "history": ["q"]}, "pairs of texts"),
+    ],
+)
+def test_a_row_that_makes_no_record_says_why(row, reason):
+    made = read(row)
+    if reason is None:
+        assert made == Prompt(uuid="rows-000000", messages=made.messages)
+    else:
+        assert reason in made.reason and made.where == "rows, row 0" and json.loads(made.data) == row
+
+
+def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
+    rows = [{"id": "x", "messages": m} for m in ([user("q"), said("a")], [user("q")], [user("p"), said("a")])]
+    good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", None, "rows")
+    assert isinstance(good, Conversation) and good.uuid == "x"
+    assert prompt.reason == "it is a Prompt, those before it are Conversation records"
+    assert double.reason == "uuid 'x' stands there twice"
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("promt=x", "did you mean prompt"),
+        ("prompt", "expected field=column"),
+        ("prompt=a,prompt=b", "each field once"),
+        ("response=a,completion=b", "each field once"),
+    ],
+)
+def test_column_maps_that_are_refused(text, told):
+    with pytest.raises(UserError, match=told):
+        table.columns(text)
+
+
+def test_columns_that_are_not_there_are_named_with_those_that_are():
+    with pytest.raises(UserError, match=r"no column 'txt', for prompt; did you mean text\? It has: label, text"):
+        table.plan({"prompt": "txt"}, ["text", "label"], "rows")
+    with pytest.raises(UserError, match="make no record. Needed: chosen and rejected"):
+        table.plan({}, ["uuid"], "rows")
+    with pytest.raises(UserError, match="answer of --columns is of no use beside prompt and response"):
+        table.plan({"answer": "c"}, ["prompt", "response", "c"], "rows")
+
+
+def test_lettered_options_are_read_back_as_options():
+    made = read({"question": "q?", "choices": {"text": ["1. u", "B. v", "w"], "label": ["1", "2", "3"]}, "answer": "1"})
+    assert options_of(made.question) == {"A": "1. u", "B": "B. v", "C": "w"}
+
+
+# Forms ----------------------------------------------------------------------------------------------------------------
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+ANSWER = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@st.composite
+def conversations(draw, ending: str):
+    """Messages that end with a turn of the user's or the assistant's."""
+    system = [SYSTEM] if draw(st.booleans()) else []
+    past = [m for q, a in draw(st.lists(st.tuples(TEXT, ANSWER), max_size=2)) for m in (user(q), said(a))]
+    return [*system, *past, user(draw(TEXT)), *([said(draw(ANSWER))] if ending == "assistant" else [])]
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+@given(st.data())
+def test_what_is_exported_comes_back_without_loss(form, data):
+    prompt = data.draw(conversations("user"))
+    good, bad = data.draw(ANSWER), data.draw(ANSWER)
+    extra = {"consistency": 0.75, "tau": 0.5, "margin": 1.5, "source": "x"}
+    for record, kind in (
+        ({"messages": prompt, "source": "x"}, Prompt),
+        ({"messages": [*prompt, said(good)]}, Conversation),
+        ({"prompt": prompt, "selected": [*prompt, said(good)], "rejected": [*prompt, said(bad)], **extra}, Pair),
+    ):
+        made = table.decode(kind, "u1", record, "here")
+        row = json.loads(json.dumps(forms.export(made, form)))
+        assert read(row) == made
+
+
+def test_the_forms_as_their_tools_document_them():
+    pair = table.decode(Pair, "u1", {**PAIR, "consistency": 0.5, "chosen": 3}, "here")
+    assert forms.export(pair, "trl") == {
+        "uuid": "u1",
+        "prompt": [user("q")],
+        "chosen": [said("good")],
+        "rejected": [said("bad")],
+        "consistency": 0.5,
+        "input_chosen": 3,
+    }
+    asked = table.decode(Prompt, "u1", [SYSTEM, user("q1"), said("a1"), user("q2")], "here")
+    spoken = [("system", "s"), ("human", "q1"), ("gpt", "a1"), ("human", "q2")]
+    assert forms.export(asked, "sharegpt")["conversations"] == [{"from": who, "value": text} for who, text in spoken]
+    assert forms.export(asked, "alpaca") == {
+        "uuid": "u1",
+        "instruction": "q2",
+        "input": "",
+        "system": "s",
+        "history": [["q1", "a1"]],
+    }
+    with pytest.raises(UserError, match="trl has no form for Item records"):
+        forms.export(Item(uuid="u", question="q", label="1"), "trl")
