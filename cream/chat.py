@@ -256,6 +256,13 @@ class Plain:
             alone, wholes = [self._bos], [ids if ids[:1] == [self._bos] else [self._bos, *ids] for ids in wholes]
         return [Tokens(alone + ids[len(alone) :], [(len(alone), max(len(alone), len(ids)))]) for ids in wholes]
 
+    def fitting(
+        self, prompt: Sequence[Message], answers: Sequence[str], complete: Sequence[bool], limit: int
+    ) -> list[Tokens | str]:
+        """As `answers`, with the reason in place of those that have more than `limit` tokens."""
+        rows = self.answers(prompt, answers, complete)
+        return [longer(limit) if len(row) > limit else row for row in rows]
+
     def show(self, tokens: Tokens) -> str:
         """The tokens as text, the scored ones between ⟦ and ⟧."""
         return shown(self.tokenizer, tokens)
