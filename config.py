@@ -13,6 +13,7 @@ from pathlib import Path
 from cream import names
 from cream.engines import ENGINES
 from cream.errors import UserError
+from cream.evaluation.choices import FORMATS, NORMS, SCORINGS
 from cream.flags import flag, spelled
 from cream.folders import REMOTE_CODE
 from cream.names import ROOT
@@ -403,6 +404,21 @@ class Generation:
         "default",
         "how an answer is read: default, or strict (the method's released rules)",
         choices=("default", "strict"),
+    )
+    scoring: str = flag(
+        "generate",
+        "evaluation: generate an answer and read it, or compare the options' log-likelihoods, nothing to be read",
+        choices=SCORINGS,
+    )
+    prompt_format: str = flag(
+        "plain",
+        "loglikelihood: plain, options as continuations of a text, lm-evaluation-harness's; chat, as an assistant's answers",
+        choices=FORMATS,
+    )
+    length_norm: str = flag(
+        "chars",
+        "loglikelihood: what an option's is divided by before the largest wins (the summary has all); none is the harness's acc, chars its acc_norm",
+        choices=tuple(NORMS),
     )
 
     def answers(self) -> int:

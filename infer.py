@@ -1,5 +1,7 @@
 """Generate answers: samples for training (--mode sampling), graded ones (evaluation), or grade again (rescore).
 
+Multiple choice can do without a text to read: with --scoring loglikelihood the options are scored, and the best wins.
+
 Departures from the released code: engines get token ids (one BOS), prompts are dropped rather than cut, evaluation with
 one answer a question is always greedy, --output_dir is honoured, and every answer keeps why it ended.
 """
@@ -11,25 +13,29 @@ from pathlib import Path
 
 from config import DATASET_FILES, DATASETS, InferConfig, settings
 from cream import console, journal, names, preflight, store
+from cream.chat import Chat, Plain
 from cream.console import log
 from cream.engines import Sampling
 from cream.errors import UserError
-from cream.evaluation import few_shot, grading
+from cream.evaluation import choices, few_shot, grading
 from cream.evaluation.items import item_files, prompt_of, read_items
 from cream.evaluation.statistics import format_table
 from cream.evaluation.tasks import TASKS
 from cream.flags import as_dict, parse
 from cream.folders import check_folder
-from cream.generation import answered, asked, counted, samples, shown
+from cream.generation import answered, asked, counted, samples
 from cream.provenance import fingerprint_text
-from cream.records import Answer, Item, Prompt, encode
+from cream.records import Answer, Item, Message, Prompt, encode
 
 EXAMPLE = """\
   one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
   one GPU   python infer.py --model llama3 --checkpoint llama3_sft --name prompt_1 --engine vllm
   accuracy  python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test
   voting    python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test --gen_n 8
+  options   python infer.py --mode evaluation --model tiny --name all_test --scoring loglikelihood
   again     python infer.py --mode rescore --input_file outputs/evaluation/tiny_m1-tiny_test/results.json"""
+
+RECORD = 256  # tokens of text that a record of compared options takes, besides its question, at most
 
 
 @console.stage
@@ -37,6 +43,8 @@ def main(argv=None):
     config = parse(InferConfig, argv, description=__doc__, example=EXAMPLE)
     g = config.generation
     g.gen_n = g.answers()
+    if g.scoring != "generate" and g.mode != "evaluation":
+        raise UserError(f"--scoring {g.scoring}: options are those of questions, in --mode evaluation")
     if g.few_shot and g.mode != "evaluation":
         raise UserError(f"--few_shot {g.few_shot}: examples go in front of questions, in --mode evaluation")
     if g.few_shot_file and not g.few_shot:
@@ -101,19 +109,20 @@ def evaluate(config: InferConfig) -> None:
     for task in missing:
         log.info("task %s is not evaluated: %s does not exist", task, files[task])
     items = {item.uuid: item for item in found[: _limit(config)]}
+    if g.scoring == "loglikelihood":
+        items, passed_over = choices.with_options(items, data)
     tasks = list(dict.fromkeys(item.task for item in items.values())) if g.few_shot else []
     places = few_shot.places(tasks, g.few_shot_file, data, files if _known(g.name) == "all_test" else {})
     examples = few_shot.draw(places, found, g.few_shot, config.run.seed, skip=config.run.skip)
+    sources = item_files(_known(g.name), data, files)
+    if g.scoring == "loglikelihood":
+        return _compare(config, sources, items, examples, places, passed_over)
     prompts = {
         u: Prompt(uuid=u, messages=prompt_of(item, g.sysprompt, examples.get(item.task, ())))
         for u, item in items.items()
     }
     sampling = _sampling(config)
-    sources = item_files(_known(g.name), data, files)
-    checkpoint = config.model.checkpoint
-    folder = f"{names.label(checkpoint) if checkpoint else _short(config.model.name())}-{_short(g.name)}"
-    folder += (f"-{g.few_shot}shot" if examples else "") + ("" if sampling.greedy else f"-n{sampling.n}")
-    target = _target(config, config.run.outputs() / "evaluation", f"{folder}/results.json")
+    target = _evaluation_target(config, "" if sampling.greedy else f"-n{sampling.n}")
     output, chat = _begin(config, sources, target, *_idle(config, sampling), examples=places.values())
     if config.run.dry_run:
         return
@@ -136,28 +145,81 @@ def evaluate(config: InferConfig) -> None:
     log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts, sampling.n))
 
 
+def _compare(
+    config: InferConfig,
+    sources: list[Path],
+    items: dict[str, Item],
+    examples: dict[str, list[Item]],
+    places: dict[str, Path],
+    passed_over: int,
+) -> None:
+    """The likeliest option of every item; a table of accuracies, also by the other lengths."""
+    g = config.generation
+    log.info("options are compared, nothing is generated: flags of sampling, engine and extraction do not apply")
+    target = _evaluation_target(config, f"-loglikelihood-{g.prompt_format}")
+    output, chat = _begin(config, sources, target, *_idle(config, None), examples=places.values())
+    if config.run.dry_run:
+        return
+    groups = [choices.group(item, g.prompt_format, g.sysprompt, examples.get(item.task, ())) for item in items.values()]
+    if not output.stands:
+        from cream.evaluation.loglikelihood import compared, unanswered
+
+        if examples:
+            output.facts["few_shot"] = {task: [example.uuid for example in drawn] for task, drawn in examples.items()}
+        size = sum(len(item.question) for item in items.values())
+        preflight.room(target, preflight.answers(len(groups), size, 1, RECORD), "evaluation")
+        pool, policy = config.cluster.pool(config.device), config.model.folder(config.model.checkpoint).absolute()
+        how = {"max_length": g.max_length, "bf16": config.device.bf16, "show": config.output.show_example}
+        with output:
+            for uuid, scored in compared(output, chat, groups, pool=pool, policy=policy, **how):
+                output.append(choices.picked(items[uuid], scored, g.length_norm))
+            if config.run.skip:
+                read = dict.fromkeys([*sources, *places.values()])
+                output.reject(bad for source in read for bad in store.rejected(source, Item))
+            if passed_over:
+                output.drop(choices.WITHOUT, passed_over)
+            output.finish(unanswered(output.rows(items), output))
+        for reason, count in output.dropped.items():
+            if reason not in (store.MALFORMED, choices.WITHOUT):  # no questions; told already
+                log.info("%d of %d questions count as wrong: %s", count, len(items), reason)
+    answers = list(store.read(output.path, Answer))
+    rows, by_norm = grading.table_rows(answers), choices.accuracies(answers)
+    facts = {"tasks": rows, "scoring": g.scoring, "prompt_format": g.prompt_format, "length_norm": g.length_norm}
+    facts |= {"by_length_norm": by_norm, "few_shot": g.few_shot, **_first(chat, groups[0].prompt)}
+    summary = _write_summary(output, facts)
+    log.info("%s\naccuracy %% by what the log-likelihood is divided by:", format_table(rows))
+    for norm, found in by_norm.items():
+        log.info("  %-6s  %s", norm, ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in found.items()))
+    log.info("answers: %s\nsummary: %s", output.path, summary)
+
+
 def _summary(config: InferConfig, output: journal.Output, chat, prompts, n: int) -> tuple[str, Path, Path]:
     """The table, the answers' file, the summary's, which is written unless it stands so. `n`: answers a question."""
     answers = list(store.read(output.path, Answer))
     rows, strict = grading.table_rows(answers), grading.strict_accuracies(answers)
-    stem = output.path.name.partition(".json")[0]
-    summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
-    facts = {
-        "tasks": rows,
-        "strict": strict,
-        "extraction": config.generation.extraction,
-        "greedy": n == 1,
-        "gen_n": n,
-        "few_shot": config.generation.few_shot,
-        "first_prompt": shown(chat, next(iter(prompts.values()))),
-        "chat_template": fingerprint_text(chat.tokenizer.chat_template),
-    }
-    store.renew_json(summary, facts)
+    facts = {"tasks": rows, "strict": strict, "extraction": config.generation.extraction, "greedy": n == 1, "gen_n": n}
+    facts |= {"few_shot": config.generation.few_shot, **_first(chat, next(iter(prompts.values())).messages)}
+    summary = _write_summary(output, facts)
     table = format_table(rows)
     if n > 1:
         table += f"\naccuracy: of the majority vote of {n} answers; pass@j: one of j answers is right, ± standard error"
     released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in strict.items())
     return f"{table}\naccuracy % by the method's released extraction rules: {released}", output.path, summary
+
+
+def _first(chat, messages: list[Message]) -> dict:
+    """What a summary says of how questions are put: the first prompt as the model sees it, the hash of the template."""
+    template = chat.tokenizer.chat_template if isinstance(chat, Chat) else None
+    prompt = chat.tokenizer.decode(chat.prompt(messages))
+    return {"first_prompt": prompt, "chat_template": template and fingerprint_text(template)}
+
+
+def _write_summary(output: journal.Output, facts: dict) -> Path:
+    """The file of a summary, which is written unless it stands so."""
+    stem = output.path.name.partition(".json")[0]
+    summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
+    store.renew_json(summary, facts)
+    return summary
 
 
 def rescore(config: InferConfig) -> None:
@@ -169,13 +231,19 @@ def rescore(config: InferConfig) -> None:
     answers = list(store.read(source, Answer, skip=config.run.skip))
     if not answers:
         raise UserError(f"{source}: the file holds no records")
-    target = _target(config, source.with_name(f"{source.name.partition('.')[0]}.rescored-{g.extraction}.json"))
+    compared = any(answer.option_logprob for answer in answers)  # nothing is to be extracted, but to be chosen again
+    by = {"length_norm": g.length_norm} if compared else {"extraction": g.extraction}
+    (rule,) = by.values()
+    target = _target(config, source.with_name(f"{source.name.partition('.')[0]}.rescored-{rule}.json"))
     provenance = config.run.provenance()
     provenance.output("input_file", source)
-    decides = {"extraction": g.extraction, "on_bad_record": config.run.on_bad_record}
+    decides = {**by, "on_bad_record": config.run.on_bad_record}
     output = journal.Output(target, decides, provenance, overwrite=config.run.overwrite)
-    again = [grading.regraded(answer, g.extraction == "strict") for answer in answers]
-    for title, some in (("before", answers), (f"now, extraction {g.extraction}", again)):
+    if compared:
+        again = [choices.chosen(answer, g.length_norm) for answer in answers]
+    else:
+        again = [grading.regraded(answer, g.extraction == "strict") for answer in answers]
+    for title, some in (("before", answers), (f"now, {' '.join(next(iter(by.items())))}", again)):
         log.info("%s\n%s", title, format_table(grading.table_rows(some, task=_short(g.input_file))))
     changed = grading.changes(answers, again)
     lines = [f"{len(changed)} of {len(answers)} predictions changed", *(f"  {line}" for line in changed[:20])]
@@ -228,6 +296,14 @@ def _target(config: InferConfig, default: Path, below: str = "results.json") -> 
     return Path(given) if store.is_record_file(Path(given)) else Path(given) / below
 
 
+def _evaluation_target(config: InferConfig, how: str) -> Path:
+    """The file of an evaluation: named by model, data, examples, and `how` it is done."""
+    checkpoint, few = config.model.checkpoint, config.generation.few_shot
+    policy = names.label(checkpoint) if checkpoint else _short(config.model.name())
+    folder = f"{policy}-{_short(config.generation.name)}{f'-{few}shot' if few else ''}{how}"
+    return _target(config, config.run.outputs() / "evaluation", f"{folder}/results.json")
+
+
 def _sampling(config: InferConfig) -> Sampling:
     """How to answer: greedy is one answer a prompt, and an evaluation's only answer. Says which flags do not apply."""
     g = config.generation
@@ -238,13 +314,18 @@ def _sampling(config: InferConfig) -> Sampling:
     elif greedy and g.gen_n > 1:
         log.info("greedy: one answer a prompt, --gen_n %d does not apply", g.gen_n)
     n, temperature = (1, 0.0) if greedy else (g.gen_n, g.gen_temperature)
-    return Sampling(n=n, temperature=temperature, top_p=g.top_p, max_tokens=g.gen_max_tokens, seed=config.run.seed)
+    how = {"max_tokens": g.gen_max_tokens, "seed": config.run.seed, "logprobs": g.mode == "sampling"}
+    return Sampling(n=n, temperature=temperature, top_p=g.top_p, **how)
 
 
-def _idle(config: InferConfig, sampling: Sampling) -> list[str]:
-    """The flags that do not decide what this run gives."""
+def _idle(config: InferConfig, sampling: Sampling | None) -> list[str]:
+    """The flags that do not decide what this run gives; `sampling` is None where options are compared."""
     g = config.generation
     idle = ["few_shot_file", *([] if g.few_shot else ["few_shot"])]  # the hash of the file stands for it
+    if sampling is None:
+        idle += ["gen_n", "gen_temperature", "top_p", "do_sample", "gen_max_tokens", "extraction", "engine"]
+        return idle + ([] if g.few_shot else ["seed"]) + (["sysprompt"] if g.prompt_format == "plain" else [])
+    idle += ["scoring", "prompt_format", "length_norm"]
     if g.mode == "evaluation" and sampling.greedy:
         idle += ["gen_n", "gen_temperature", "top_p", "do_sample", *([] if g.few_shot else ["seed"])]
     return idle
@@ -272,6 +353,12 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *idle: str, exam
         log.info("dry run: nothing was written")
     from cream import models
 
+    g = config.generation
+    if g.scoring == "loglikelihood":
+        if (slices := config.cluster.tensor_parallel_size) > 1:
+            models.check_slices(folder, slices)
+        if g.prompt_format == "plain":
+            return output, Plain(models.load_tokenizer(folder))
     return output, models.load_chat(folder, config.model.template())
 
 

@@ -1,8 +1,9 @@
-"""Messages -> token ids and answer spans. The one place that knows about chat templates.
+"""Messages, or plain text -> token ids and answer spans. The one place that knows about chat templates.
 
 An answer's span is the ids of the rendered conversation after the ids of the rendered prompt with generation prompt, up
 to and including the end-of-turn token; whitespace that a template adds after it is not in the span. Masks come from
-spans, never from comparing ids with pad (pad may equal eos). BOS appears only as the template renders it.
+spans, never from comparing ids with pad (pad may equal eos). BOS appears only as the template renders it; before plain
+text as the tokenizer puts it.
 """
 
 from array import array
@@ -226,9 +227,67 @@ class Chat:
 
     def show(self, tokens: Tokens) -> str:
         """The tokens as text, the scored ones between ⟦ and ⟧."""
-        parts, at = [], 0
-        for start, end in tokens.spans:
-            scored = self.tokenizer.decode(tokens.ids[start:end])
-            parts += [self.tokenizer.decode(tokens.ids[at:start]), "⟦", scored, "⟧"]
-            at = end
-        return "".join(parts) + f"\n({len(tokens)} tokens, {tokens.num_answer_tokens} of them scored)"
+        return shown(self.tokenizer, tokens)
+
+
+class Plain:
+    """A tokenizer for text as it stands, no chat template: a context and continuations of it, for models that complete.
+
+    Ids are those of lm-evaluation-harness (`TemplateLM._encode_pair` of 0.4.13, and its rule for BOS), so that scores
+    equal its own:
+    - whitespace that ends the context goes in front of the continuation;
+    - the context keeps the ids that it has alone, and the continuation has those that follow so many of the whole text;
+    - special tokens as the tokenizer adds them by itself, none where the text opens with BOS already. A context that
+      has no ids gets BOS (where there is none, EOS).
+    Raises UserError for a tokenizer that ends a text with a special token.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        bare, own = (tokenizer("a b", add_special_tokens=add)["input_ids"] for add in (False, True))
+        if own[len(own) - len(bare) :] != bare:
+            raise UserError(
+                f"{tokenizer.name_or_path}: its tokenizer ends a text with {tokenizer.convert_ids_to_tokens(own[-1])!r}"
+                ", which cannot be continued; switch that off in tokenizer_config.json (add_eos_token)"
+            )
+        bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        self._bos, self._bos_text = bos, None if bos is None else tokenizer.decode([bos])
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the text alone, without the whitespace that ends it."""
+        return self._ids(["".join(message.content for message in messages).rstrip()])[0]
+
+    def answers(self, prompt: Sequence[Message], answers: Sequence[str], complete: Sequence[bool]) -> list[Tokens]:
+        """Each answer as a continuation of the prompt's text, its turns put together. `complete` decides nothing: no
+        token says that a continuation ends."""
+        text = "".join(message.content for message in prompt)
+        context = text.rstrip()
+        alone, *wholes = self._ids([context, *(text + answer for answer in answers)])
+        if not alone and self._bos is not None:
+            alone, wholes = [self._bos], [ids if ids[:1] == [self._bos] else [self._bos, *ids] for ids in wholes]
+        return [Tokens(alone + ids[len(alone) :], [(len(alone), max(len(alone), len(ids)))]) for ids in wholes]
+
+    def fitting(
+        self, prompt: Sequence[Message], answers: Sequence[str], complete: Sequence[bool], limit: int
+    ) -> list[Tokens | str]:
+        """As `answers`, with the reason in place of those that have more than `limit` tokens."""
+        rows = self.answers(prompt, answers, complete)
+        return [longer(limit) if len(row) > limit else row for row in rows]
+
+    def show(self, tokens: Tokens) -> str:
+        """The tokens as text, the scored ones between ⟦ and ⟧."""
+        return shown(self.tokenizer, tokens)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        opens = self._bos_text is not None and texts[0].startswith(self._bos_text)
+        return self.tokenizer(texts, add_special_tokens=not opens, verbose=False)["input_ids"]
+
+
+def shown(tokenizer, tokens: Tokens) -> str:
+    """The tokens as text, the scored ones between ⟦ and ⟧."""
+    parts, at = [], 0
+    for start, end in tokens.spans:
+        scored = tokenizer.decode(tokens.ids[start:end])
+        parts += [tokenizer.decode(tokens.ids[at:start]), "⟦", scored, "⟧"]
+        at = end
+    return "".join(parts) + f"\n({len(tokens)} tokens, {tokens.num_answer_tokens} of them scored)"

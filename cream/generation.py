@@ -113,7 +113,7 @@ def answered(
     first = next(iter(prompts()))
     if all(prompt.uuid in done for prompt in prompts()):
         return
-    todo = prompts if pool.alone else partial(_unfinished, prompts, done, pool.batch(total))
+    todo = prompts if pool.alone else partial(unfinished, prompts, done, pool.batch(total))
     name, why = engines.choose(engine["name"], policy, pool.kind)
     precision = models.precision(bf16, torch.device(pool.kind), training=False)
     limit = models.length_limit(max_length + sampling.max_tokens, policy)
@@ -139,8 +139,8 @@ def answered(
             bar.update()
 
 
-def _unfinished(prompts: Callable[[], Iterable[Prompt]], done: Container[str], batch: int) -> Iterator[Prompt]:
-    """The prompts, but for a replica's batches of which every prompt is in `done`."""
+def unfinished(prompts: Callable[[], Iterable[Prompt]], done: Container[str], batch: int) -> Iterator[Prompt]:
+    """The prompts (or groups), but for a replica's batches of which every one is in `done`."""
     rest = iter(prompts())
     while some := list(islice(rest, batch)):
         if any(prompt.uuid not in done for prompt in some):

@@ -150,6 +150,7 @@ class Answer(Item, kw_only=True):
 
     Of several answers to one question, `responses`, `finish_reason` and `num_tokens` are the first one's;
     `final_prediction` is what most of them give, `correct` whether that is right; the lists have all of them.
+    Where options were compared, `option_logprob` and `option_tokens` have label -> log π, scored tokens of each.
     """
 
     responses: str
@@ -162,10 +163,17 @@ class Answer(Item, kw_only=True):
     all_correct: list[bool] | None = None
     all_finish_reasons: list[FinishReason] | None = None
     all_num_tokens: list[Count] | None = None
+    option_logprob: dict[str, Finite] | None = None
+    option_tokens: dict[str, Count] | None = None
 
     def __post_init__(self):
         firsts = {"responses": "all_responses", "finish_reason": "all_finish_reasons", "num_tokens": "all_num_tokens"}
         graded = ("all_predictions", "all_correct")
+        options, tokens = self.option_logprob, self.option_tokens
+        if (options is None) != (tokens is None) or (options or {}).keys() != (tokens or {}).keys():
+            raise ValueError("`option_logprob` and `option_tokens` are not of the same options")
+        if 0 in (tokens or {}).values():
+            raise ValueError("an option in `option_tokens` has no token")
         given = [name for name in (*firsts.values(), *graded) if getattr(self, name) is not None]
         if not given:
             return

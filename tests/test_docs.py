@@ -14,6 +14,7 @@ import pytest
 
 from config import ConsistencyConfig, InferConfig, RewardConfig, TrainConfig
 from cream import store
+from cream.evaluation.choices import accuracies, chosen
 from cream.evaluation.grading import regraded, table_rows
 from cream.evaluation.tasks import grade
 from cream.flags import parse
@@ -72,7 +73,8 @@ STAGE_COMMANDS = sorted(c for c in DOCUMENTED if "/" not in c.split()[1])
 BENCHMARKS = ("score", "dpo_step", "sft_step", "iteration", "memory", "sampling", "consistency", "drivers")
 TOOLS = (
     *(f"benchmarks/{name}.py" for name in BENCHMARKS),
-    *("benchmarks/study.py", "benchmarks/engine_agreement.py", "benchmarks/scaling.py", "scripts/make_tiny.py"),
+    *("benchmarks/study.py", "benchmarks/engine_agreement.py", "benchmarks/scaling.py", "benchmarks/evaluation.py"),
+    "scripts/make_tiny.py",
 )
 
 
@@ -231,6 +233,14 @@ def test_the_graded_examples_are_graded_as_shown(documented, results, summary):
     assert [regraded(answer, strict=False) for answer in answers] == answers
     for made, shown in zip(table_rows(answers), json.loads(examples()[summary])["tasks"], strict=True):
         assert made == {k: _about(v) for k, v in shown.items()}
+
+
+def test_the_compared_examples_are_chosen_as_shown(documented):
+    answers = list(store.read(documented / "results.options.json", Answer))
+    shown = json.loads(examples()["summary.options.json"])
+    assert [chosen(answer, shown["length_norm"]) for answer in answers] == answers
+    assert accuracies(answers) == shown["by_length_norm"]
+    assert table_rows(answers) == [{k: _about(v) for k, v in row.items()} for row in shown["tasks"]]
 
 
 def test_the_hard_cases_of_the_evaluation_page_are_read_as_shown():

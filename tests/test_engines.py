@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -224,6 +225,14 @@ def test_logprob_is_the_raw_one(engine, model, requests, temperature):
             logits = plain_logits(model, prompts[uuid] + answer.token_ids)[len(prompts[uuid]) - 1 : -1]
             plain = logits.log_softmax(-1).gather(-1, torch.tensor(answer.token_ids)[:, None]).sum()
             assert answer.logprob == pytest.approx(float(plain), abs=5e-4)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_answers_without_their_logprob_are_the_same(engine, requests, temperature):
+    sampling = Sampling(n=3 if temperature else 1, temperature=temperature, max_tokens=24, stop_token_ids=STOPS)
+    without = replace(sampling, logprobs=False)
+    assert ids_of(engine, requests[:20], without) == ids_of(engine, requests[:20], sampling)
+    assert all(a.logprob is None for _, answers in engine.generate(requests[:4], without) for a in answers)
 
 
 def test_samples_depend_on_seed_and_uuid_alone(engine, requests):

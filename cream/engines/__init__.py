@@ -32,6 +32,7 @@ class Sampling:
     max_tokens: int = 768  # per answer, its end-of-turn token included
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # these end an answer, and nothing else but its length does
+    logprobs: bool = True  # no: answers come without their log-probability, which costs a softmax at every step
 
     def __post_init__(self):
         problems = []
@@ -78,10 +79,10 @@ class Completion:
     text: str
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
-    logprob: float  # sum of log p(token | prompt, tokens before), nats, at temperature 1 and without top-p
+    logprob: float | None  # sum of log p(token | prompt, tokens before), nats, at temperature 1 and without top-p
 
     @classmethod
-    def of(cls, token_ids: list[int], logprob: float, sampling: Sampling, tokenizer) -> "Completion":
+    def of(cls, token_ids: list[int], logprob: float | None, sampling: Sampling, tokenizer) -> "Completion":
         """The answer in these sampled ids, which end with the first stop token or at the length limit."""
         stopped = token_ids[-1] in sampling.stop_token_ids
         # No tidying of spaces: the text should tokenise back to the sampled ids.

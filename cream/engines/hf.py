@@ -89,18 +89,19 @@ class HfEngine:
             generation_config=config,
             logits_processor=LogitsProcessorList([sampler]),
         )
-        logprobs = torch.stack(sampler.logprobs, dim=1).double().tolist()
+        logprobs = torch.stack(sampler.logprobs, dim=1).double().tolist() if sampling.logprobs else [None] * len(rows)
         answers = [
             self._completion(*row, sampling) for row in zip(sequences[:, width:].tolist(), logprobs, room, strict=True)
         ]
         n = sampling.n
         return [answers[i * n : (i + 1) * n] for i in range(len(batch))]
 
-    def _completion(self, ids: list[int], logprobs: list[float], room: int, sampling: Sampling) -> Completion:
+    def _completion(self, ids: list[int], logprobs: list[float] | None, room: int, sampling: Sampling) -> Completion:
         """A row up to its first stop token or its own limit: the batch went on until its last row had ended."""
         stops = (i + 1 for i, token in enumerate(ids[:room]) if token in sampling.stop_token_ids)
         length = next(stops, room)
-        return Completion.of(ids[:length], sum(logprobs[:length]), sampling, self.tokenizer)
+        logprob = None if logprobs is None else sum(logprobs[:length])
+        return Completion.of(ids[:length], logprob, sampling, self.tokenizer)
 
     def _stay_in_context(self, _model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Rows that have ended while others go on keep the last position: none past the context is ever computed."""
@@ -113,21 +114,24 @@ class GumbelMax(LogitsProcessor):
     """Scores whose argmax is a sample from softmax(logits / temperature) cut to its top-p nucleus, row by row.
 
     seeds: (B,) int64, one per row. `logprobs` gains one (B,) float32 per step: the raw log-probability (temperature 1,
-    no top-p) of the argmax. Greedy: the scores are the logits.
+    no top-p) of the argmax, if `sampling` asks for it. Greedy: the scores are the logits.
     """
 
     def __init__(self, seeds: Tensor, sampling: Sampling):
         self.seeds, self.sampling = seeds, sampling
         self.logprobs: list[Tensor] = []
+        self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """input_ids: (B, T) so far, not looked at. scores: logits (B, V). Returns (B, V) float32."""
         logits = scores.float()
         if not self.sampling.greedy:
             scores = nucleus(logits / self.sampling.temperature, self.sampling.top_p)
-            scores = scores + gumbel(self.seeds, step=len(self.logprobs), size=logits.shape[-1])
-        chosen = scores.argmax(-1, keepdim=True)
-        self.logprobs.append(logits.log_softmax(-1).gather(-1, chosen).squeeze(-1))
+            scores = scores + gumbel(self.seeds, step=self.step, size=logits.shape[-1])
+        if self.sampling.logprobs:
+            chosen = scores.argmax(-1, keepdim=True)
+            self.logprobs.append(logits.log_softmax(-1).gather(-1, chosen).squeeze(-1))
+        self.step += 1
         return scores
 
 

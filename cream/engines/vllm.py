@@ -81,7 +81,7 @@ class VllmEngine:
             seed=row_seed(sampling.seed, request.uuid, 0),  # answer i gets seed + i: hashed seeds lie far apart
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=True,  # stop at the tokens above and at no others
-            logprobs=0,  # of the sampled token alone, raw
+            logprobs=0 if sampling.logprobs else None,  # of the sampled token alone, raw
             flat_logprobs=True,  # numbers in lists, not an object for every token
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,  # the default loses answers when n > 1

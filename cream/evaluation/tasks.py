@@ -30,18 +30,30 @@ def options_of(question: str) -> dict[str, str]:
     Options are lines ("A. oxygen", "B) neon", "(C) helium", "4: argon"), or follow each other on one line ("A) Tom B)
     Mary C) same"). They run from A or 1 without a gap, at least two of them; of several such runs the last is taken.
     """
-    lines = [(bracketed or plain, text) for bracketed, plain, text in OPTION_LINE.findall(question)]
-    return _last_run(lines) or _last_run(OPTION_INLINE.findall(question))
+    return split_question(question)[1]
 
 
-def _last_run(items: list[tuple[str, str]]) -> dict[str, str]:
-    runs: list[dict[str, str]] = []
-    for label, text in items:
+def split_question(question: str) -> tuple[str, dict[str, str]]:
+    """(what is asked, without the line break or blank before its options; the options, as `options_of` gives them)."""
+    for pattern in (OPTION_LINE, OPTION_INLINE):
+        start, options = _last_run(list(pattern.finditer(question)))
+        if options:
+            before = question[:start]
+            return (before[:-1] if before[-1:] in ("\n", " ") else before), options
+    return question, {}
+
+
+def _last_run(found: list[re.Match]) -> tuple[int, dict[str, str]]:
+    """Where the last run of two options or more starts, and its options; (0, {}) without one."""
+    runs: list[tuple[int, dict[str, str]]] = []
+    for match in found:
+        *labels, text = match.groups()
+        label = next(filter(None, labels))
         if label in ("A", "1"):
-            runs.append({label: text})
-        elif runs and label == chr(ord(next(reversed(runs[-1]))) + 1):
-            runs[-1][label] = text
-    return next((run for run in reversed(runs) if len(run) > 1), {})
+            runs.append((match.start(), {label: text}))
+        elif runs and label == chr(ord(next(reversed(runs[-1][1]))) + 1):
+            runs[-1][1][label] = text
+    return next((run for run in reversed(runs) if len(run[1]) > 1), (0, {}))
 
 
 def grade(question: str, label: str | int | float, response: str, strict: bool = False) -> tuple[str, bool]:

@@ -1,0 +1,159 @@
+"""Multiple choice by log-likelihood: which option the model finds likeliest, so that no answer has to be extracted.
+
+An option o of a question x has log π(o | x) = Σ_t log π(o_t | x, o_<t) in nats, over its tokens. The answer is the
+option for which this, divided by a length, is largest; the first of equals. `NORMS` are the lengths:
+
+    none    1: the likeliest text, which favours short ones       lm-evaluation-harness: acc
+    chars   characters of the option                              acc_norm
+    bytes   bytes of its UTF-8                                    acc_bytes
+    tokens  tokens that are scored                                (another with every tokenizer)
+
+Two formats say what x and o are. plain: the question as a text that the option goes on, in lm-evaluation-harness's own
+words for the task; its options are not shown. chat: the question with its options as the user's turn, the option's text
+as the assistant's, up to and including the end of turn: what the model is trained to see.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from msgspec import structs
+
+from cream.errors import UserError
+from cream.evaluation.grading import table_rows
+from cream.evaluation.tasks import grade, options_of, split_question
+from cream.prompts import apply
+from cream.records import Answer, Item, Message
+from cream.rewards import Group
+from cream.rewards.likelihood import Scored
+
+log = logging.getLogger("cream")
+
+# lm-evaluation-harness 0.4.13, doc_to_text of arc_easy (arc_challenge includes it), openbookqa and social_iqa
+CONTEXTS = {"openbookqa": "{}", "siqa": "Q: {}\nA:"}
+CONTEXT = "Question: {}\nAnswer:"
+DELIMITER = " "
+SCORINGS = ("generate", "loglikelihood")
+FORMATS = ("plain", "chat")
+WITHOUT = "no options to compare"
+
+NORMS: dict[str, Callable[[str, int], int]] = {
+    "none": lambda text, tokens: 1,
+    "chars": lambda text, tokens: len(text),
+    "bytes": lambda text, tokens: len(text.encode()),
+    "tokens": lambda text, tokens: tokens,
+}
+
+
+def with_options(items: Mapping[str, Item], source: Path) -> tuple[dict[str, Item], int]:
+    """(The items that are multiple choice, how many are not), which a line of the log says.
+
+    Raises UserError where none is, and for a label that is neither an option nor a number.
+    """
+    found = {uuid: item for uuid, item in items.items() if is_choice(item)}
+    if not found:
+        raise UserError(
+            f"--scoring loglikelihood compares options, and no question of {source} has any; leave it out, and answers "
+            "are generated"
+        )
+    if passed_over := len(items) - len(found):
+        log.info("%d of %d questions are passed over: %s", passed_over, len(items), WITHOUT)
+    return found, len(items) - len(found)
+
+
+def is_choice(item: Item) -> bool:
+    """Whether an item is multiple choice: its label is one of its options. Raises UserError for a label that is neither
+    an option nor a number."""
+    if _gold(item) in options_of(item.question):
+        return True
+    grade(item.question, item.label, "")
+    return False
+
+
+def _gold(item: Item) -> str:
+    return str(item.label).strip().upper()
+
+
+def context_of(item: Item) -> str:
+    """What the plain format's options continue."""
+    return CONTEXTS.get(item.task, CONTEXT).format(split_question(item.question)[0])
+
+
+def group(item: Item, prompt_format: str, sysprompt: str = "auto", shots: Sequence[Item] = ()) -> Group:
+    """An item's options as answers to its question. `shots` are solved examples before it, in the same form.
+
+    Raises UserError for an example that is not multiple choice.
+    """
+    if bad := [shot.uuid for shot in shots if not is_choice(shot)]:
+        raise UserError(f"examples {', '.join(bad)} have no options to compare; give others with --few_shot_file FILE")
+    if prompt_format == "plain":
+        return plain_group(item, shots)
+    return chat_group(item, "none" if sysprompt == "auto" else sysprompt, shots)
+
+
+def plain_group(item: Item, shots: Sequence[Item] = ()) -> Group:
+    """The options as continuations of the question; an empty line stands between examples."""
+    solved = [context_of(shot) + DELIMITER + options_of(shot.question)[_gold(shot)] for shot in shots]
+    text = "\n\n".join([*solved, context_of(item)])
+    return _group(item, [Message("user", text)] if text.strip() else [], DELIMITER)
+
+
+def chat_group(item: Item, sysprompt: str = "none", shots: Sequence[Item] = ()) -> Group:
+    """The options as the assistant's answers to the question; examples are earlier turns."""
+    turns = []
+    for shot in shots:
+        turns.append(Message("user", apply(sysprompt, shot.question)))
+        turns.append(Message("assistant", options_of(shot.question)[_gold(shot)]))
+    return _group(item, [*turns, Message("user", apply(sysprompt, item.question))], "")
+
+
+def _group(item: Item, prompt: list[Message], delimiter: str) -> Group:
+    options = options_of(item.question)
+    return Group(item.uuid, prompt, [delimiter + text for text in options.values()], [True] * len(options))
+
+
+def likeliest(options: Mapping[str, str], logprob: Mapping[str, float], tokens: Mapping[str, int], norm: str) -> str:
+    """The label of the option whose log π over its length is largest; the first of equals."""
+    return max(options, key=lambda label: logprob[label] / NORMS[norm](options[label], tokens[label]))
+
+
+def picked(item: Item, scored: Scored, norm: str) -> Answer:
+    """The item with the option that the model prefers. Where an option has no log-likelihood (`scored` says why), there
+    is no answer, which is wrong."""
+    why = next(filter(None, scored.reason), None)
+    labels = options_of(item.question)
+    record = Answer(
+        uuid=item.uuid,
+        question=item.question,
+        label=item.label,
+        task=item.task,
+        responses="",
+        final_prediction="none",
+        correct=False,
+        option_logprob=None if why else dict(zip(labels, scored.logprob, strict=True)),
+        option_tokens=None if why else dict(zip(labels, scored.num_tokens, strict=True)),
+        extra={**item.extra, "reason": why} if why else item.extra,
+    )
+    return chosen(record, norm)
+
+
+def chosen(record: Answer, norm: str) -> Answer:
+    """The record with the option that this norm prefers; as it is where it has no log-likelihoods.
+
+    Raises UserError where these are not of its question's options.
+    """
+    if record.option_logprob is None or record.option_tokens is None:
+        return record
+    options = options_of(record.question)
+    if options.keys() != record.option_logprob.keys():
+        has, asks = (", ".join(labels) or "no option" for labels in (record.option_logprob, options))
+        raise UserError(f"record {record.uuid!r}: `option_logprob` has {has}, its question {asks}")
+    label = likeliest(options, record.option_logprob, record.option_tokens, norm)
+    found = {"responses": options[label], "final_prediction": label.lower(), "correct": label == _gold(record)}
+    return structs.replace(record, **found)
+
+
+def accuracies(records: Sequence[Answer]) -> dict[str, dict[str, float]]:
+    """Norm -> task -> accuracy, in [0, 1]."""
+    by_norm = {norm: table_rows(chosen(record, norm) for record in records) for norm in NORMS}
+    return {norm: {row["task"]: row["accuracy"] for row in rows} for norm, rows in by_norm.items()}

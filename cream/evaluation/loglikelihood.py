@@ -1,0 +1,65 @@
+"""The options of multiple choice questions, scored by a model: what choices.py chooses by."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from cream import console
+from cream.chat import Chat, Plain
+from cream.generation import unfinished
+from cream.journal import Output
+from cream.pool import Pool
+from cream.rewards import Group
+from cream.rewards.likelihood import Scored, scorer
+
+log = logging.getLogger("cream")
+
+
+def compared(
+    output: Output,
+    chat: Chat | Plain,
+    groups: Sequence[Group],
+    *,
+    pool: Pool,
+    policy: Path,
+    max_length: int,
+    bf16: bool | None,
+    show: bool,
+) -> Iterator[tuple[str, Scored]]:
+    """(uuid, what its options score) of each group that the journal does not hold yet, as they are finished.
+
+    `policy` is the model's folder; question and option have `max_length` tokens together at most. `show`: print the
+    first group's first option, what is scored marked.
+    """
+    import torch
+
+    from cream import models
+    from cream.fingerprints import verified
+
+    done = output.resume()
+    if done:
+        log.info("going on: %d of %d questions are answered already", len(done), len(groups))
+    if all(group.uuid in done for group in groups):
+        return
+    precision = models.precision(bf16, torch.device(pool.kind), training=False)
+    limit, chunk = models.length_limit(max_length, policy), pool.batch(len(groups))
+    log.info("%s; at most %d tokens of question and option together", precision.reason, limit)
+    if show and (first := chat.answers(groups[0].prompt, groups[0].answers[:1], [True])[0]):
+        log.info("first option as the model sees it, what is scored marked:\n%s", chat.show(first))
+    todo = partial(unfinished, partial(list, groups), done, chunk)
+    make = partial(scorer, policy, chat, precision.dtype, limit, None, chunk, pool.group)
+    make = partial(verified, policy, output.header["inputs"]["policy"], make)
+    with console.bar(len(groups) - len(done), "comparing options", "questions") as bar:
+        for uuid, found in pool.run(todo, make, len(groups)):
+            if uuid not in done:
+                yield uuid, found.scored
+                bar.update()
+
+
+def unanswered(rows: Iterable[dict], output: Output) -> Iterator[dict]:
+    """The same records; those without log-likelihoods are counted as dropped, for the reason that they have."""
+    for row in rows:
+        if "option_logprob" not in row:
+            output.drop(row["reason"])
+        yield row
