@@ -14,6 +14,8 @@ from cream.chat import Plain
 from cream.errors import UserError
 from cream.evaluation import choices
 from cream.evaluation.tasks import options_of, split_question
+from cream.files import sealed
+from cream.journal import FORMAT
 from cream.records import Answer, Item, Message
 from cream.rewards.likelihood import Scored, scorer
 from cream.store import read
@@ -277,8 +279,8 @@ def test_a_killed_comparison_goes_on(world):
     meta = world.read("outputs/whole.json.meta.json")
     rows = world.read("outputs/whole.json")
     kept = {**rows["two"], "final_prediction": "kept"}
-    lines = [{"settings": meta["settings"], "inputs": meta["inputs"]}, kept]
-    (world.folder / "outputs/part.json.partial").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"journal": FORMAT, "settings": meta["settings"], "inputs": meta["inputs"]}, kept]
+    (world.folder / "outputs/part.json.partial").write_bytes(b"".join(map(sealed, lines)))
     done = world.run(whole.replace("whole.json", "part.json"))
     assert "going on: 1 of 3 questions" in done.out
     part = world.read("outputs/part.json")
