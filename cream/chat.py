@@ -128,13 +128,16 @@ class Chat:
         """
         rendered = self._render(prompt, True)
         texts = [self._render([*prompt, Message("assistant", answer)], False) for answer in answers]
-        ids = prompt_ids or self._ids([rendered])[0]
         text, opening = self._opening
-        if rendered.endswith(text) and ids[-len(opening) :] == opening and all(t.startswith(rendered) for t in texts):
-            known = ids[: -len(opening)]  # nothing merges across a special token
-            rows = [known + row for row in self._ids([t[len(rendered) - len(text) :] for t in texts])]
-        else:
-            rows = self._ids(texts)
+        known = [] if prompt_ids else [rendered]  # of short texts a call of the tokenizer costs more than they do
+        if apart := rendered.endswith(text) and all(t.startswith(rendered) for t in texts):
+            texts, wholes = [t[len(rendered) - len(text) :] for t in texts], texts
+        rows = self._ids([*known, *texts])
+        ids = prompt_ids or rows.pop(0)
+        if apart and ids[-len(opening) :] == opening:
+            rows = [ids[: -len(opening)] + row for row in rows]  # nothing merges across a special token
+        elif apart:
+            rows = self._ids(wholes)
         return [self._span(ids, row, whole) for row, whole in zip(rows, complete, strict=True)]
 
     def fitting(
