@@ -150,7 +150,7 @@ def test_real_lengths_without_their_data_say_so(tmp_path, monkeypatch):
 TINY = "--shape tiny --words 300 --rounds 1 --sizes 4"
 COMMANDS = {
     "score.py --work 20/10,30/5": ["score_20_10", "score_20_10_of_ceiling", "score_30_5", "score_30_5_of_ceiling"],
-    "dpo_step.py --work 120/150": [
+    "dpo_step.py --work 20/10": [
         *("dpo_vs_trl_default", "dpo_vs_trl_default_of_ceiling", "dpo_vs_trl_best", "dpo_vs_trl_best_of_ceiling")
     ],
     "sft_step.py --prompt_len 20 --answer_len 10": ["sft_20_10_vs_trl_best", "sft_20_10_vs_trl_best_of_ceiling"],
