@@ -9,9 +9,10 @@ one answer a question is always greedy, --output_dir is honoured, and every answ
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from config import DATASET_FILES, DATASETS, InferConfig, settings
+from config import DATASET_FILES, DATASETS, Generation, InferConfig, settings
 from cream import console, journal, names, preflight, store
 from cream.chat import Chat, Plain
 from cream.console import log
@@ -23,7 +24,7 @@ from cream.evaluation.statistics import format_table
 from cream.evaluation.tasks import TASKS
 from cream.flags import as_dict, parse
 from cream.folders import check_folder
-from cream.generation import answered, asked, counted, samples
+from cream.generation import answered, asked, counted, samples, shown
 from cream.provenance import fingerprint_text
 from cream.records import Answer, Item, Message, Prompt, encode
 
@@ -42,6 +43,8 @@ RECORD = 256  # tokens of text that a record of compared options takes, besides 
 def main(argv=None):
     config = parse(InferConfig, argv, description=__doc__, example=EXAMPLE)
     g = config.generation
+    if g.mode == "rescore" and (g.gen_n or g.limit_size):
+        raise UserError("--mode rescore grades every answer of the file: --gen_n and --limit_size do not apply")
     g.gen_n = g.answers()
     if g.scoring != "generate" and g.mode != "evaluation":
         raise UserError(f"--scoring {g.scoring}: options are those of questions, in --mode evaluation")
@@ -104,19 +107,25 @@ def evaluate(config: InferConfig) -> None:
     """Answers to every item, one greedy or several that vote, graded; a table of accuracies."""
     g = config.generation
     data = _dataset(config, Item, "evaluation takes questions with labels")
-    files = {task: names.in_root(DATASET_FILES[f"{task}_test"]) for task in TASKS}
-    found, missing = read_items(_known(g.name), data, files, skip=config.run.skip)
-    for task in missing:
-        log.info("task %s is not evaluated: %s does not exist", task, files[task])
+    files = {task: names.in_root(DATASET_FILES[f"{task}_test"]) for task in TASKS} if _is_all(data) else {}
+    found, missing, mislabelled = read_items(_known(g.name), data, files, skip=config.run.skip)
+    for task, why in missing.items():
+        log.info("task %s is not evaluated: %s", task, why)
     items = {item.uuid: item for item in found[: _limit(config)]}
+    if not items:
+        raise UserError(f"{data}: no question is left to ask")
     if g.scoring == "loglikelihood":
         items, passed_over = choices.with_options(items, data)
     tasks = list(dict.fromkeys(item.task for item in items.values())) if g.few_shot else []
-    places = few_shot.places(tasks, g.few_shot_file, data, files if _known(g.name) == "all_test" else {})
+    places = few_shot.places(tasks, g.few_shot_file, data, files)
     examples = few_shot.draw(places, found, g.few_shot, config.run.seed, skip=config.run.skip)
-    sources = item_files(_known(g.name), data, files)
+    sources = item_files(data, files)
+    read = dict.fromkeys([*sources, *places.values()])
+    bad = (
+        chain((row for source in read for row in store.rejected(source, Item)), mislabelled) if config.run.skip else ()
+    )
     if g.scoring == "loglikelihood":
-        return _compare(config, sources, items, examples, places, passed_over)
+        return _compare(config, sources, items, examples, places, passed_over, bad)
     prompts = {
         u: Prompt(uuid=u, messages=prompt_of(item, g.sysprompt, examples.get(item.task, ())))
         for u, item in items.items()
@@ -135,8 +144,7 @@ def evaluate(config: InferConfig) -> None:
             for prompt, _, answers in _answers(config, output, chat, questions, len(prompts), sampling):
                 output.append(grading.graded(items[prompt.uuid], prompt, answers, strict))
             if config.run.skip:
-                read = dict.fromkeys([*sources, *places.values()])
-                output.reject(bad for source in read for bad in store.rejected(source, Item))
+                output.reject(bad)
             output.finish(grading.whole(output.rows(prompts), prompts, items, strict))
         for reason, count in output.dropped.items():
             if reason == store.MALFORMED:  # no question; told when they were written
@@ -152,8 +160,9 @@ def _compare(
     examples: dict[str, list[Item]],
     places: dict[str, Path],
     passed_over: int,
+    bad: Iterable[dict],
 ) -> None:
-    """The likeliest option of every item; a table of accuracies, also by the other lengths."""
+    """The likeliest option of every item; a table of accuracies, also by the other lengths. `bad`: rejected items."""
     g = config.generation
     log.info("options are compared, nothing is generated: flags of sampling, engine and extraction do not apply")
     target = _evaluation_target(config, f"-loglikelihood-{g.prompt_format}")
@@ -174,8 +183,7 @@ def _compare(
             for uuid, scored in compared(output, chat, groups, pool=pool, policy=policy, **how):
                 output.append(choices.picked(items[uuid], scored, g.length_norm))
             if config.run.skip:
-                read = dict.fromkeys([*sources, *places.values()])
-                output.reject(bad for source in read for bad in store.rejected(source, Item))
+                output.reject(bad)
             if passed_over:
                 output.drop(choices.WITHOUT, passed_over)
             output.finish(unanswered(output.rows(items), output))
@@ -210,14 +218,18 @@ def _summary(config: InferConfig, output: journal.Output, chat, prompts, n: int)
 def _first(chat, messages: list[Message]) -> dict:
     """What a summary says of how questions are put: the first prompt as the model sees it, the hash of the template."""
     template = chat.tokenizer.chat_template if isinstance(chat, Chat) else None
-    prompt = chat.tokenizer.decode(chat.prompt(messages))
-    return {"first_prompt": prompt, "chat_template": template and fingerprint_text(template)}
+    return {"first_prompt": shown(chat, messages), "chat_template": template and fingerprint_text(template)}
+
+
+def _summary_of(results: Path) -> Path:
+    """The file of an evaluation's summary."""
+    stem = results.name.removesuffix(".json")
+    return results.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
 
 
 def _write_summary(output: journal.Output, facts: dict) -> Path:
     """The file of a summary, which is written unless it stands so."""
-    stem = output.path.name.partition(".json")[0]
-    summary = output.path.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
+    summary = _summary_of(output.path)
     store.renew_json(summary, facts)
     return summary
 
@@ -232,9 +244,13 @@ def rescore(config: InferConfig) -> None:
     if not answers:
         raise UserError(f"{source}: the file holds no records")
     compared = any(answer.option_logprob for answer in answers)  # nothing is to be extracted, but to be chosen again
+    unused = "extraction" if compared else "length_norm"
+    if getattr(g, unused) != getattr(Generation, unused):
+        how = "compared options" if compared else "generated answers"
+        raise UserError(f"--{unused} {getattr(g, unused)}: {source} has {how}, to which it does not apply")
     by = {"length_norm": g.length_norm} if compared else {"extraction": g.extraction}
     (rule,) = by.values()
-    target = _target(config, source.with_name(f"{source.name.partition('.')[0]}.rescored-{rule}.json"))
+    target = _target(config, source.with_name(f"{source.name.partition('.json')[0]}.rescored-{rule}.json"))
     provenance = config.run.provenance()
     provenance.output("input_file", source)
     decides = {**by, "on_bad_record": config.run.on_bad_record}
@@ -263,12 +279,17 @@ def _dataset(config: InferConfig, kind: type, why: str) -> Path:
         raise UserError(f"--mode {mode} needs --name, a data set's name or file")
     path = names.dataset(name, DATASET_FILES, DATASETS)
     if not path.exists():
-        if _known(name) == "all_test":
+        if _is_all(path):
             return path  # the per-task files stand for it
         raise UserError(f"--name {name}: {path} does not exist; put the data there, or give a file")
     if (found := store.detect(path, skip=config.run.skip)) is not kind:
         raise UserError(f"--mode {mode} --name {name}: {path} holds {found.__name__} records; {why}")
     return path
+
+
+def _is_all(data: Path) -> bool:
+    """Whether this is the set of all tasks, whose files beside it count as well, and not a file of the same name."""
+    return data.resolve() == names.in_root(DATASET_FILES["all_test"]).resolve()
 
 
 def _limit(config: InferConfig) -> int | None:
@@ -345,7 +366,8 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *idle: str, exam
     provenance.model("policy", folder)
     config.model.add_template(provenance)
     flat = settings(as_dict(config), *named, "chat_template", *batching, *idle)
-    output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite)
+    beside = [_summary_of(target)] if config.generation.mode == "evaluation" else []
+    output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite, beside=beside)
     log.info("%s of %s by %s -> %s", config.generation.mode, ", ".join(map(str, data)), folder, target)
     if output.stands:
         log.info("%s stands already, made by the same settings from the same inputs", target)

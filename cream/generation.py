@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import structs
 
 from cream import console
-from cream.chat import Chat
+from cream.chat import Chat, Plain
 from cream.engines import Completion, Engine, Request, Sampling
 from cream.journal import Output
 from cream.pool import Pool
@@ -122,7 +122,7 @@ def answered(
     log.info("engine %s (%s); %s", name, why, precision.reason)
     log.info("at most %d tokens of prompt and answer together; an answer stops at %s", limit, " or ".join(stops))
     if show:
-        log.info("first prompt as the model sees it:\n%s", shown(chat, first))
+        log.info("first prompt as the model sees it:\n%s", shown(chat, first.messages))
     dtype = str(precision.dtype).removeprefix("torch.")
     options = engine | {"name": name, "model_folder": policy, "dtype": dtype, "max_model_len": limit}
     make = partial(answerer, chat, replace(sampling, stop_token_ids=chat.stop_ids), max_prompt, options, done)
@@ -147,13 +147,13 @@ def unfinished(prompts: Callable[[], Iterable[Prompt]], done: Container[str], ba
             yield from some
 
 
-def shown(chat: Chat, prompt: Prompt) -> str:
+def shown(chat: Chat | Plain, messages: Iterable[Message]) -> str:
     """A prompt as the model sees it; of very long texts their beginning and `…`."""
-    messages = [
+    short = [
         message if len(message.content) <= SHOWN else structs.replace(message, content=message.content[:SHOWN] + "…")
-        for message in prompt.messages
+        for message in messages
     ]
-    return chat.tokenizer.decode(chat.prompt(messages))
+    return chat.tokenizer.decode(chat.prompt(short))
 
 
 def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:

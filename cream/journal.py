@@ -102,11 +102,19 @@ class Output:
     `settings`, a flat map (flag -> value), and the hashes of the inputs decide what the output holds. `stands` says
     that it is finished already. Otherwise it is worked at within `with`, by one process at a time: `resume` takes up
     the journal, which `append` begins; nothing is written or removed before. `dropped` and `facts` enter the sidecar
-    as they stand when the last row has been taken.
+    as they stand when the last row has been taken. `beside`: what else the stage writes.
     Raises UserError where the path is taken by an output of other settings or inputs, or another process writes it.
     """
 
-    def __init__(self, path: Path, settings: dict, provenance: Provenance, *, overwrite: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        settings: dict,
+        provenance: Provenance,
+        *,
+        overwrite: bool = False,
+        beside: Iterable[Path] = (),
+    ):
         self.path, self.provenance = path, provenance
         header = {"settings": settings, "inputs": provenance.inputs}
         self.header = msgspec.json.decode(msgspec.json.encode(header))  # as in files
@@ -122,7 +130,7 @@ class Output:
             raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
         self._rejects = path.with_name(path.name + ".rejected.jsonl")
         self._rejected = False
-        written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects)}
+        written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects, *beside)}
         if taken := [source for source in provenance.sources.values() if source.resolve() in written]:
             raise UserError(f"{taken[0]} is an input, and would be replaced by this output; give another output")
         self.stands = not overwrite and self._finished()

@@ -221,3 +221,51 @@ def test_examples_of_each_task_lie_beside_its_questions(world):
     (world.folder / "localdata/gsm8k/train.json").unlink()
     error = world.refused(command.replace("all.json", "other.json"))
     assert "gsm8k/train.json does not exist" in error and "openbookqa" not in error
+
+
+# What is asked --------------------------------------------------------------------------------------------------------
+
+
+def items(count, **changes):
+    """Questions of a made-up task."""
+    return [{"uuid": f"q{i}", "question": f"{i} + 2 = ?", "label": i + 2, **changes} for i in range(count)]
+
+
+def test_a_label_that_cannot_be_one_is_told_before_anything_is_spent(world):
+    bad = {"uuid": "late", "question": "Which?\nA. x\nB. y", "label": "C"}
+    world.write("localdata/late.json", [*items(3), bad])
+    command = f"{ON.replace('tiny_test', 'localdata/late.json')} --output_dir outputs/late.json"
+    error = world.refused(command)
+    assert "late.json" in error and "late: " in error and "none of its options A, B" in error
+    world.run(f"{command} --on_bad_record skip")
+    assert world.read("outputs/late.json").keys() == {"q0", "q1", "q2"}
+    (row,) = map(json.loads, (world.folder / "outputs/late.json.rejected.jsonl").read_text().splitlines())
+    assert row["uuid"] == "late" and "none of its options" in row["reason"]
+
+
+def test_a_summary_never_replaces_an_input(world):
+    world.write("localdata/x.summary.json", items(2))
+    command = f"{ON.replace('tiny_test', 'localdata/x.summary.json')} --output_dir localdata/x.json"
+    assert "x.summary.json is an input, and would be replaced" in world.refused(command)
+
+
+def test_a_task_that_all_test_lacks_is_named(world):
+    """Its own file stands, but all_test.json, which decides, has none of it; a file elsewhere of that name is no set of
+    all tasks."""
+    world.write("localdata/gsm8k/test.json", items(3))
+    world.write("localdata/arc-easy/test.json", [{"uuid": "a", "question": "Which?\nA. x\nB. y", "label": "B"}])
+    world.write("localdata/all_test.json", items(3))
+    command = ON.replace("tiny_test", "all_test") + " --dry_run"
+    out = world.run(command).out
+    assert "task arc_easy is not evaluated: " in out and "all_test.json has none of its questions" in out
+    assert "task gsm8k" not in out and "siqa/test.json does not exist" in out
+    world.write("outputs/other/all_test.json", items(3))
+    assert "is not evaluated" not in world.run(command.replace("all_test", "outputs/other/all_test.json")).out
+    for name in ("gsm8k/test.json", "arc-easy/test.json", "all_test.json"):
+        (world.folder / "localdata" / name).unlink()
+
+
+@pytest.mark.parametrize("flags", ["--length_norm none", "--gen_n 2", "--limit_size 3"])
+def test_rescore_says_what_does_not_apply(world, votes, flags):
+    error = world.refused(f"infer.py --mode rescore --input_file outputs/votes.json {flags}")
+    assert flags.split()[0] in error and "not apply" in error

@@ -1,37 +1,74 @@
 """Evaluation data: which items an evaluation covers, the task of each, how it is asked."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from cream import store
 from cream.errors import UserError
 from cream.evaluation.few_shot import worked
+from cream.evaluation.tasks import grade
 from cream.prompts import apply
-from cream.records import Item, Message
+from cream.records import Item, Message, encode
 
 
-def item_files(name: str, path: Path, task_files: Mapping[str, Path]) -> list[Path]:
+class Items(NamedTuple):
+    """The items of one data set, each with its task; why a task has none; those whose label cannot be one, as
+    `store.rejected` has malformed records."""
+
+    items: list[Item]
+    missing: dict[str, str]
+    rejected: list[dict]
+
+
+def item_files(path: Path, task_files: Mapping[str, Path]) -> list[Path]:
     """The files that a data set's items are read from."""
-    return [file for file in ([path, *task_files.values()] if name == "all_test" else [path]) if file.exists()]
+    return [file for file in (path, *task_files.values()) if file.exists()]
 
 
-def read_items(
-    name: str, path: Path, task_files: Mapping[str, Path], *, skip: bool = False
-) -> tuple[list[Item], list[str]]:
-    """(the items of one data set, each with its task; the names of tasks that are missing).
+def read_items(name: str, path: Path, task_files: Mapping[str, Path], *, skip: bool = False) -> Items:
+    """The items of a data set. `task_files`, one a task, are given of the set of all tasks only.
 
     An item's task is its own `task` key, else that of the per-task file that holds its uuid, else the data set's name
-    without `_test`. `all_test` without a file of its own is all per-task files that are there. `skip`: malformed items
-    are passed over.
-    Raises UserError when there is no item at all, or a uuid stands in two tasks.
+    without `_test`. A set of all tasks without a file of its own is all per-task files that are there. `skip`:
+    malformed items, and those whose label is neither an option nor a number, are passed over.
+    Raises UserError when there is no item at all, or a uuid stands in two tasks, or a label cannot be one.
     """
-    if name != "all_test":
+    if not task_files:
         items = list(store.read(path, Item, skip=skip))
         for item in items:
             item.task = item.task or name.removesuffix("_test")
-        return items, []
+        missing = {}
+    else:
+        items = _of_all_tasks(path, task_files, skip)
+        found = {item.task for item in items}
+        missing = {
+            task: f"{path} has none of its questions" if file.exists() else f"{file} does not exist"
+            for task, file in task_files.items()
+            if task not in found
+        }
+    rejected = list(_mislabelled(items, str(path)))
+    if rejected and not skip:
+        told = "; ".join(f"{row['uuid']}: {row['reason']}" for row in rejected[:3])
+        more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
+        raise UserError(f"{path}: {told}{more}. {store.SKIP}")
+    left_out = {row["uuid"] for row in rejected}
+    return Items([item for item in items if item.uuid not in left_out], missing, rejected)
+
+
+def _mislabelled(items: Iterable[Item], where: str) -> Iterator[dict]:
+    for item in items:
+        try:
+            grade(item.question, item.label, "")
+        except UserError as error:
+            text = msgspec.json.encode(encode(item)).decode()
+            yield {"uuid": item.uuid, "where": where, "reason": str(error), "record": text}
+
+
+def _of_all_tasks(path: Path, task_files: Mapping[str, Path], skip: bool) -> list[Item]:
     present = {task: file for task, file in task_files.items() if file.exists()}
-    missing = [task for task in task_files if task not in present]
     by_uuid: dict[str, Item] = {}
     for task, file in present.items():
         for item in store.read(file, Item, skip=skip):
@@ -47,11 +84,11 @@ def read_items(
         for item in items:
             known = by_uuid.get(item.uuid)
             item.task = item.task or (known.task if known else "all_test")
-        return items, [task for task in missing if all(item.task != task for item in items)]
+        return items
     if not by_uuid:
         files = ", ".join(str(file) for file in (path, *task_files.values()))
         raise UserError(f"--name all_test: none of its files is there ({files})")
-    return list(by_uuid.values()), missing
+    return list(by_uuid.values())
 
 
 def prompt_of(item: Item, sysprompt: str, examples: Iterable[Item] = ()) -> list[Message]:
