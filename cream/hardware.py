@@ -108,16 +108,23 @@ def numel(parameter: torch.nn.Parameter) -> int:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float:
-    """Measured floating-point operations a second of a square matrix product: the denominator of an MFU."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(5):
-        _wait(device)
-        start = time.perf_counter()
-        a @ b
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    """Measured floating-point operations a second of a square matrix product: the denominator of an MFU.
+
+    Of the largest one up to `size` that takes about a second at most: some CPUs have no bfloat16 worth the name.
+    """
+    width = min(size, 256)
+    while True:
+        a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
+        seconds = []
+        for _ in range(5):
+            _wait(device)
+            start = time.perf_counter()
+            a @ b
+            _wait(device)
+            seconds.append(time.perf_counter() - start)
+        if width == size or 8 * min(seconds) > 1:
+            return 2 * width**3 / min(seconds)
+        width = min(size, 2 * width)
 
 
 def _wait(device: torch.device) -> None:

@@ -151,7 +151,7 @@ TINY = "--shape tiny --words 300 --rounds 1 --sizes 4"
 COMMANDS = {
     "score.py --work 20/10,30/5": ["score_20_10", "score_20_10_of_ceiling", "score_30_5", "score_30_5_of_ceiling"],
     "dpo_step.py --work 20/10": [
-        *("dpo_vs_trl_default", "dpo_vs_trl_default_of_ceiling", "dpo_vs_trl_best", "dpo_vs_trl_best_of_ceiling")
+        f"dpo_20_10_vs_trl_{peer}{of}" for peer in ("default", "best") for of in ("", "_of_ceiling")
     ],
     "sft_step.py --prompt_len 20 --answer_len 10": ["sft_20_10_vs_trl_best", "sft_20_10_vs_trl_best_of_ceiling"],
     "memory.py --work 20/10": ["memory_dpo_vs_trl_best", "memory_dpo_vs_trl_default"],
