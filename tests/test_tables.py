@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cream.errors import UserError
 from cream.evaluation.tasks import options_of
 from cream.records import Conversation, Item, Pair, Prompt, encode
-from cream.sources import forms, table
+from cream.sources import forms, questions, table
 
 
 @pytest.mark.parametrize(
@@ -23,11 +23,18 @@ from cream.sources import forms, table
         ("v", ["u", "v"], None, None, "B"),
         ("B", ["u", "v"], None, None, "B"),
         ("3", ["2", "3"], None, None, "B"),  # a text
+        (5, ["2", "5"], None, None, "B"),
+        ("b", ["u", "v"], list("AB"), None, "B"),
+        ("v", ["u", "v"], list("AB"), None, "B"),
+        (1, ["u", "v"], list("AB"), 0, "B"),
+        ("A", ["B", "A"], list("AB"), None, "A"),  # the label says it
+        ("A", ["A", "B"], None, None, "A"),  # letter and text say the same
+        ("u\n v", ["t", "u v"], None, None, "B"),
         ("1", ["0", "1"], None, 1, "A"),  # a number, since --first_answer says so
     ],
 )
 def test_the_right_option_becomes_a_letter(answer, texts, labels, first, expected):
-    assert table.letter(answer, texts, labels, first) == expected
+    assert questions.letter(answer, texts, labels, first) == expected
 
 
 @pytest.mark.parametrize(
@@ -36,14 +43,30 @@ def test_the_right_option_becomes_a_letter(answer, texts, labels, first, expecte
 )
 def test_an_answer_that_is_no_option_is_refused(answer, labels, first):
     with pytest.raises(ValueError, match="the answer"):
-        table.letter(answer, ["u", "v", "w"], labels, first)
+        questions.letter(answer, ["u", "v", "w"], labels, first)
+
+
+@pytest.mark.parametrize(
+    "answer, texts, told",
+    [
+        (1, ["1", "2", "3", "4"], "--first_answer"),  # MMLU's index, of the second
+        ("1", ["1", "2", "3", "4"], "--first_answer"),
+        (0, ["1", "0"], "--first_answer"),
+        ("A", ["B", "A"], r"A \(B\) and of B \(A\)"),
+        ("b", ["b", "a"], r"A \(b\) and of B \(a\)"),
+        ("u", ["u", "u"], r"A \(u\) and of B \(u\)"),
+    ],
+)
+def test_an_answer_that_may_be_two_options_is_refused(answer, texts, told):
+    with pytest.raises(ValueError, match=told):
+        questions.letter(answer, texts, None, None)
 
 
 @pytest.mark.parametrize(
     "text, expected", [(" 1,234", "1234"), ("12,345,678.5", "12345678.5"), ("-3", "-3"), ("1,23", "1,23"), ("4", "4")]
 )
 def test_numbers_lose_the_commas_between_thousands(text, expected):
-    assert table.number(text) == expected
+    assert questions.number(text) == expected
 
 
 def user(text):

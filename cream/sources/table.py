@@ -6,13 +6,13 @@ map names are taken from the column that ecosystems commonly call so (NAMES). Wh
 becomes: a pair (chosen, rejected), an item (question, answer), a conversation or a prompt.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from cream.errors import UserError, nearest
 from cream.records import Conversation, Item, Pair, Prompt, Record, decode
+from cream.sources.questions import item
 from cream.store import Bad
 
 NAMES = {
@@ -44,9 +44,6 @@ BESIDE = {  # what else they use
 WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
 ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
 ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
-CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, 3*3=<<3*3=9>>9
-FINAL = "####"
-LETTERS = "ABCDEFGH"
 
 
 def columns(text: str) -> dict[str, str]:
@@ -236,67 +233,3 @@ def _both(turn: object) -> zip:
     if not isinstance(turn, Sequence) or len(turn) != 2:
         raise ValueError(f"history: expected pairs of texts, found {turn!r:.60}")
     return zip(("user", "assistant"), turn, strict=True)
-
-
-# Questions ------------------------------------------------------------------------------------------------------------
-
-
-def item(uuid: str, fields: Mapping, first: int | None, extra: Mapping) -> Item:
-    """A question with its options as lines below it, "A. oxygen", and the label: a letter, or what stands after ####.
-
-    A worked solution is kept as `solution`, without GSM8K's calculator annotations.
-    """
-    question, answer = str(fields["question"]).strip(), fields["answer"]
-    if "choices" in fields:
-        texts, labels = options(fields["choices"])
-        label = letter(answer, texts, labels, first)
-        lines = [f"{mark}. {text}" for mark, text in zip(LETTERS, texts, strict=False)]
-        return decode(Item, uuid, {**extra, "question": "\n".join([question, *lines]), "label": label}, "row")
-    if isinstance(answer, str) and FINAL in answer:
-        solution, _, final = answer.rpartition(FINAL)
-        told = {"solution": f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()}
-        return decode(Item, uuid, {**extra, "question": question, "label": number(final), **told}, "row")
-    label = number(answer) if isinstance(answer, str) else answer
-    if not re.search(r"\d", str(label)):
-        raise ValueError(f"the answer {label!r:.60} is no number, and there are no choices")
-    return decode(Item, uuid, {**extra, "question": question, "label": label}, "row")
-
-
-def options(choices: object) -> tuple[list[str], list[str] | None]:
-    """(texts, labels) of options given as a list of texts, of {"text", "label"}, or {"text": […], "label": […]}."""
-    labels = None
-    if isinstance(choices, Mapping):
-        texts, labels = choices.get("text"), choices.get("label")
-    elif all(isinstance(each, Mapping) for each in choices):
-        texts, labels = ([each.get(key) for each in choices] for key in ("text", "label"))
-    else:
-        texts = choices
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"an option is blank or no text: {texts!r:.80}")
-    if not 2 <= len(texts) <= len(LETTERS) or labels is not None and len({*labels}) != len(texts):
-        raise ValueError(f"{len(texts)} options with labels {labels}: expected 2 to {len(LETTERS)}, a label each")
-    return [re.sub(r"\s*[\r\n]+\s*", " ", text.strip()) for text in texts], labels and [str(label) for label in labels]
-
-
-def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, first: int | None) -> str:
-    """The letter A to H of the right option: `answer` is its label, or, without labels, a letter, its text, or its
-    number counted from `first` (0 or 1). Raises ValueError where it is none of these."""
-    answer = str(answer).strip()
-    if labels is not None:
-        index = labels.index(answer) if answer in labels else -1
-    elif answer.isdigit() and first is not None:
-        index = int(answer) - first
-    elif answer in texts:
-        index = texts.index(answer)
-    elif answer.isdigit():
-        raise ValueError(f"the answer {answer!r} is a number: --first_answer says whether they count from 0 or 1")
-    else:
-        index = LETTERS.find(answer) if len(answer) == 1 else -1
-    if not 0 <= index < len(texts):
-        raise ValueError(f"the answer {answer!r} is none of the options {', '.join(labels or texts)}")
-    return LETTERS[index]
-
-
-def number(text: str) -> str:
-    """A final answer without the commas between thousands: " 1,234" is "1234"."""
-    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip())
