@@ -116,6 +116,16 @@ ROWS = {
         Pair,
         PAIR,
     ),
+    "ultrafeedback_binarized": (
+        {
+            "prompt": "q",
+            "messages": [user("q"), said("good")],  # the chosen conversation
+            "chosen": [user("q"), said("good")],
+            "rejected": [user("q"), said("bad")],
+        },
+        Pair,
+        {**PAIR, "input_prompt": "q"},
+    ),
     "sharegpt's pairs": (
         {
             "conversations": [{"from": "human", "value": "q"}],
@@ -173,6 +183,18 @@ def test_a_column_map_joins_and_looks_into_columns_and_the_rest_travels_along():
     ultrachat = {"prompt": "q", "messages": [user("q"), said("a")], "label": 1}
     assert read(ultrachat).extra == {"prompt": "q", "label": 1}  # of which a conversation has no use
     assert read({"text": "q", "n": None, "weight": 0.5, "key": "k1"}, "prompt=text,uuid=key").extra == {"weight": 0.5}
+
+
+def test_what_the_messages_make_needless_travels_along():
+    pair = {"prompt": "p", "chosen": "good", "rejected": "bad", "history": [["a", "b"]], "system": "t"}
+    made = read({**pair, "messages": [SYSTEM, user("q")]})
+    assert made.prompt == read({"messages": [SYSTEM, user("q")]}).messages
+    assert made.extra == {"input_prompt": "p", "history": [["a", "b"]], "system": "t"}
+    assert read({"messages": [user("q")], "system": "t"}).extra == {}
+    asked = read({**pair, "messages": [user("q")]}, "prompt=prompt")  # a map comes before messages that it leaves out
+    assert [m.content for m in asked.prompt] == ["t", "a", "b", "p"] and asked.extra == {"messages": [user("q")]}
+    answered = read({"prompt": "p", "response": "a", "messages": [user("q")]}, "prompt=prompt,response=response")
+    assert answered.messages[0].content == "p" and answered.extra == {"input_messages": [user("q")]}
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from cream.records import Item, decode
-
 CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, 3*3=<<3*3=9>>9
 FINAL = "####"
 LETTERS = "ABCDEFGH"
 
 
-def item(uuid: str, fields: Mapping, first: int | None, extra: Mapping) -> Item:
+def item(fields: Mapping, first: int | None) -> dict:
     """A question with its options as lines below it, "A. oxygen", and the label: a letter, or what stands after ####.
 
     A worked solution is kept as `solution`, without GSM8K's calculator annotations.
@@ -20,15 +18,15 @@ def item(uuid: str, fields: Mapping, first: int | None, extra: Mapping) -> Item:
         texts, labels = options(fields["choices"])
         label = letter(answer, texts, labels, first)
         lines = [f"{mark}. {text}" for mark, text in zip(LETTERS, texts, strict=False)]
-        return decode(Item, uuid, {**extra, "question": "\n".join([question, *lines]), "label": label}, "row")
+        return {"question": "\n".join([question, *lines]), "label": label}
     if isinstance(answer, str) and FINAL in answer:
         solution, _, final = answer.rpartition(FINAL)
-        told = {"solution": f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()}
-        return decode(Item, uuid, {**extra, "question": question, "label": number(final), **told}, "row")
+        told = f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()
+        return {"question": question, "label": number(final), "solution": told}
     label = number(answer) if isinstance(answer, str) else answer
     if not re.search(r"\d", str(label)):
         raise ValueError(f"the answer {label!r:.60} is no number, and there are no choices")
-    return decode(Item, uuid, {**extra, "question": question, "label": label}, "row")
+    return {"question": question, "label": label}
 
 
 def options(choices: object) -> tuple[list[str], list[str] | None]:

@@ -76,13 +76,16 @@ def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[
         )
     kind, form = fits[0]
     used = {"uuid", *form, *BESIDE[kind if kind in BESIDE else form]}
+    if "messages" in names:
+        used -= {"prompt", "history"}  # which travel along beside them
     if unused := given.keys() - used:
         raise UserError(f"{where}: {', '.join(sorted(unused))} of --columns is of no use beside {' and '.join(form)}")
     return kind, {name: column for name, column in names.items() if name in used}
 
 
 def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[str, str]:
-    """The given map, with the columns that are called as ecosystems commonly do."""
+    """The given map, with the columns that are called as ecosystems commonly do; a given `prompt` stands against
+    `messages` that are not given."""
     for name, column in given.items():
         for part in column.split("+"):
             if part.partition(".")[0] not in present:
@@ -90,6 +93,8 @@ def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[s
                 raise UserError(f"{where}: no column {part!r}, for {name}{nearest(part, present)} It has: {known}")
     free = present - {*parts_of(given)}
     common = {name: next((c for c in known if free.issuperset(c.split("+"))), None) for name, known in NAMES.items()}
+    if "prompt" in given:  # it says what was asked
+        del common["messages"]
     return {name: column for name, column in common.items() if column} | dict(given)
 
 
@@ -124,6 +129,14 @@ def rest_of(row: Mapping, names: Mapping[str, str]) -> dict:
     return {key: value for key, value in row.items() if value is not None and key not in used}
 
 
+def _used(names: Mapping[str, str], fields: Mapping) -> dict[str, str]:
+    """The part of a map that a row's record takes up: not `system` where the `messages` have their own."""
+    messages = fields.get("messages")
+    first = messages[0] if isinstance(messages, Sequence) and messages else None
+    own = isinstance(first, Mapping) and "system" in (first.get("role"), first.get("from"))
+    return {name: column for name, column in names.items() if name != "system" or not own}
+
+
 def uuid_of(fields: Mapping, otherwise: str) -> str:
     """The row's own uuid, or this one."""
     return str(fields["uuid"]) if fields.get("uuid", "") != "" else otherwise
@@ -147,7 +160,7 @@ def records(
         try:
             fields = fields_of(row, names)
             uuid = uuid_of(fields, f"{prefix}-{index:06d}")
-            made = record(kind, uuid, fields, rest_of(row, names), first)
+            made = record(kind, uuid, fields, rest_of(row, _used(names, fields)), first)
             if seen and type(made) is not kind:
                 raise ValueError(f"it is a {type(made).__name__}, those before it are {kind.__name__} records")
             if uuid in seen:
@@ -171,12 +184,15 @@ def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first
     if not any(fields.keys() >= {*form} for form in FORMS[kind]):
         raise ValueError(f"it lacks {' or '.join(' and '.join(form) for form in FORMS[kind])}")
     if kind is Item:
-        return item(uuid, fields, first, extra)
-    if kind is Pair:
-        return decode(Pair, uuid, {"consistency": None, **extra, **pair(fields)}, "row")
-    messages = turns(fields)
-    kind = Conversation if messages and messages[-1]["role"] == "assistant" else Prompt
-    return decode(kind, uuid, {**extra, "messages": messages}, "row")
+        own = item(fields, first)
+    elif kind is Pair:
+        own = pair(fields)
+        extra = {"consistency": None, **extra}
+    else:
+        own = {"messages": turns(fields)}
+        kind = Conversation if own["messages"] and own["messages"][-1]["role"] == "assistant" else Prompt
+    beside = {f"input_{key}" if key in own else key: value for key, value in extra.items()}
+    return decode(kind, uuid, {**beside, **own}, "row")
 
 
 def turns(fields: Mapping) -> list[dict]:
@@ -194,6 +210,8 @@ def pair(fields: Mapping) -> dict:
     """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages, the answer's turn
     or whole conversations."""
     given = turns({key: value for key, value in fields.items() if key != "response"})
+    if given and given[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
+        given = given[:-1]
     both = [_messages(fields[name], "assistant") for name in ("chosen", "rejected")]
     if not given:
         given = both[0][:-1]
