@@ -241,7 +241,7 @@ def test_one_table_in_every_form_gives_the_same_pairs(workspace, tmp_path, suffi
     assert [(p.uuid, p.prompt[0].content, p.selected[1].content) for p in pairs] == [
         (f"mine-{i:06d}", f"Say {i}.", f"{i}!") for i in range(5)
     ]
-    assert pairs[3].extra == {"response": "3!", "score": 1.5}
+    assert pairs[3].extra == {"response": "3!", "score": "1.5" if suffix == ".csv" else 1.5}
     assert "stands already" in workspace.run(f"prepare_data.py import {path} --columns {columns} --output {target}").out
 
 
