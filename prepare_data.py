@@ -8,6 +8,7 @@ validate FILE …   check each file against its layout, as stages do: records, d
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -191,12 +192,12 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
     with reading.opened(place) as rows:
         kind, names = table.plan(table.columns(t.columns or ""), rows.column_names, str(place))
         log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
-        rejected: list[dict] = []
-        records = _good(table.records(rows, kind, names, stem, t.first_answer, str(place)), rejected, config.run.skip)
+        rejected, dropped = [], Counter()
+        found = table.records(rows, kind, names, stem, t.first_answer, str(place))
+        records = _good(found, rejected, dropped, config.run.skip)
         if (first := next(records, None)) is None:
-            raise UserError(
-                f"{place}: no row makes a record; the first: {rejected[0]['reason'] if rejected else 'none'}"
-            )
+            why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
+            raise UserError(f"{place}: no row makes a record; the first: {why}")
         word = table.WORDS[type(first)]
         target = Path(t.output or Path(config.build.output_dir) / f"{stem}.{word}.json")
         provenance = config.run.provenance()
@@ -206,16 +207,26 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
         output = journal.Output(target, settings, provenance, overwrite=config.run.overwrite)
         if _to_write(config, output):
             with output:
-                count = output.finish(_written(chain([first], records), output, rejected))
+                count = output.finish(_written(chain([first], records), output, rejected, dropped))
             log.info("%s: %d %s records, %d bad rows left out", target, count, type(first).__name__, len(rejected))
+            for reason, left in dropped.items():
+                log.info("  %d left out: %s", left, reason)
     log.info("next: python prepare_data.py validate %s", target)
 
 
-def _good(found: Iterable[Record | store.Bad], rejected: list[dict], skip: bool) -> Iterator[Record]:
-    """The records; what is none is added to `rejected`. Raises UserError for the first of those unless `skip`."""
+def _good(
+    found: Iterable[Record | store.Bad], rejected: list[dict], dropped: Counter[str], skip: bool
+) -> Iterator[Record]:
+    """The records that are of use, others counted in `dropped`; what is none is added to `rejected`. Raises UserError
+    for the first of those unless `skip`."""
+    from cream.sources import table
+
     for each in found:
         if not isinstance(each, store.Bad):
-            yield each
+            if reason := table.needless(each):
+                dropped[reason] += 1
+            else:
+                yield each
         elif skip:
             text = each.data.decode()
             rejected.append({"uuid": each.uuid, "where": each.where, "reason": each.reason, "record": text})
@@ -223,9 +234,12 @@ def _good(found: Iterable[Record | store.Bad], rejected: list[dict], skip: bool)
             raise UserError(f"{each.where}: {each.reason}. {store.SKIP}")
 
 
-def _written(records: Iterable[Record], output: journal.Output, rejected: list[dict]) -> Iterator[dict]:
+def _written(
+    records: Iterable[Record], output: journal.Output, rejected: list[dict], dropped: Counter[str]
+) -> Iterator[dict]:
     yield from map(encode, records)
-    output.reject(rejected)  # all of them are known now
+    output.dropped += dropped  # all of them are known now
+    output.reject(rejected)
 
 
 def _to_write(config: PrepareConfig, output: journal.Output) -> bool:

@@ -172,6 +172,8 @@ def card(files: list[str]) -> str:
         (["eval/arc_easy_test.jsonl", "layout/arc-easy/test.json"], "eval/arc_easy_test.jsonl"),
         (["layout/arc-easy/test.json", "arc-easy/train.json"], "layout/arc-easy/test.json"),
         (["arc_easy_tested.jsonl", "arc_easy_test.txt", "arc_challenge_test.jsonl", "easy_test.csv"], None),
+        (["arc-easy/test.json", "arc-easy/test.json.meta.json"], "arc-easy/test.json"),
+        (["arc_easy_test.json", "arc_easy_test.json.rejected.jsonl"], "arc_easy_test.json"),
         (["arc_easy_test.csv.gz"], "arc_easy_test.csv.gz"),
         (["allenai/ai2_arc/README.md", "allenai/ai2_arc/test.csv", "arc_easy_test.jsonl"], "allenai/ai2_arc"),
         (["ai2_arc/README.md", "ai2_arc/test.csv"], "ai2_arc"),

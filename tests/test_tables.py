@@ -150,6 +150,22 @@ ROWS = {
         Item,
         {"question": "q?", "label": "1009", "solution": "3*3=9\n#### 1,009"},
     ),
+    "options by their labels": (
+        {"question": "q?", "options": {"A": "u", "B": "v", "C": None}, "answer": "b"},
+        Item,
+        {"question": "q?\nA. u\nB. v", "label": "B"},
+    ),
+    "options that are numbers": (
+        {"question": "q?", "options": [10, 20], "answer": 20},
+        Item,
+        {"question": "q?\nA. 10\nB. 20", "label": "B"},
+    ),
+    "our own pairs": ({**PAIR, "consistency": None}, Pair, PAIR),
+    "our own questions": (
+        {"question": "q?\nA. u\nB. v", "label": "B", "task": "siqa"},
+        Item,
+        {"question": "q?\nA. u\nB. v", "label": "B", "task": "siqa"},
+    ),
     "a number": ({"question": "q?", "answer": 7}, Item, {"question": "q?", "label": 7}),
 }
 
@@ -209,7 +225,11 @@ def test_what_the_messages_make_needless_travels_along():
         ({"question": "q", "choices": ["u", " "], "answer": "u"}, "blank"),
         ({"question": "q", "choices": ["u"], "answer": "u"}, "1 options"),
         ({"question": "", "answer": "7"}, "question"),
-        ({"question": "q", "answer": "red"}, "no number, and there are no choices"),
+        ({"question": "q", "choices": "u", "answer": "u"}, "no text"),
+        ({"question": "q", "choices": ["u", True], "answer": "u"}, "no text"),
+        ({"question": "q", "answer": "red"}, "label 'red' is no number, and it has no option lines"),
+        ({"question": "q", "answer": "x2"}, "label 'x2' is no number, and it has no option lines"),
+        ({"question": "q\nA. u\nB. v", "answer": "C"}, "label 'C' is none of its options A, B"),
         ({"instruction": "q", "output": "a", "history": ["q"]}, "pairs of texts"),
     ],
 )

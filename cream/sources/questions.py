@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from cream.evaluation.tasks import grade
+
 CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, 3*3=<<3*3=9>>9
 FINAL = "####"
 LETTERS = "ABCDEFGH"
@@ -11,8 +13,15 @@ LETTERS = "ABCDEFGH"
 def item(fields: Mapping, first: int | None) -> dict:
     """A question with its options as lines below it, "A. oxygen", and the label: a letter, or what stands after ####.
 
-    A worked solution is kept as `solution`, without GSM8K's calculator annotations.
+    A worked solution is kept as `solution`, without GSM8K's calculator annotations. Raises UserError for a label that
+    could not be graded.
     """
+    made = _item(fields, first)
+    grade(made["question"], made["label"], "")
+    return made
+
+
+def _item(fields: Mapping, first: int | None) -> dict:
     question, answer = str(fields["question"]).strip(), fields["answer"]
     if "choices" in fields:
         texts, labels = options(fields["choices"])
@@ -23,26 +32,31 @@ def item(fields: Mapping, first: int | None) -> dict:
         solution, _, final = answer.rpartition(FINAL)
         told = f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()
         return {"question": question, "label": number(final), "solution": told}
-    label = number(answer) if isinstance(answer, str) else answer
-    if not re.search(r"\d", str(label)):
-        raise ValueError(f"the answer {label!r:.60} is no number, and there are no choices")
-    return {"question": question, "label": label}
+    return {"question": question, "label": number(answer) if isinstance(answer, str) else answer}
 
 
 def options(choices: object) -> tuple[list[str], list[str] | None]:
-    """(texts, labels) of options given as a list of texts, of {"text", "label"}, or {"text": […], "label": […]}."""
+    """(texts, labels) of options given as a list of texts or whole numbers, of {"text", "label"}, or as {"text": […],
+    "label": […]}, or {label: text}."""
     labels = None
-    if isinstance(choices, Mapping):
-        texts, labels = choices.get("text"), choices.get("label")
-    elif all(isinstance(each, Mapping) for each in choices):
+    if isinstance(choices, Mapping) and "text" in choices:
+        texts, labels = choices["text"], choices.get("label")
+    elif isinstance(choices, Mapping):
+        given = {label: text for label, text in choices.items() if text is not None}  # null: other rows have it
+        texts, labels = list(given.values()), list(given)
+    elif isinstance(choices, Sequence) and choices and all(isinstance(each, Mapping) for each in choices):
         texts, labels = ([each.get(key) for each in choices] for key in ("text", "label"))
     else:
         texts = choices
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+    if not texts or isinstance(texts, str) or not isinstance(texts, Sequence) or not all(map(_is_option, texts)):
         raise ValueError(f"an option is blank or no text: {texts!r:.80}")
     if not 2 <= len(texts) <= len(LETTERS) or labels is not None and len({*labels}) != len(texts):
         raise ValueError(f"{len(texts)} options with labels {labels}: expected 2 to {len(LETTERS)}, a label each")
-    return [_line(text) for text in texts], labels and [str(label) for label in labels]
+    return [_line(str(text)) for text in texts], labels and [str(label) for label in labels]
+
+
+def _is_option(value: object) -> bool:
+    return type(value) is int or isinstance(value, str) and bool(value.strip())
 
 
 def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, first: int | None) -> str:

@@ -163,7 +163,7 @@ def find(folder: Path, source: Source, split: str) -> Place | None:
         if (mirror / "README.md").is_file():
             place = Place(str(mirror), source.subset, about.hub)
             return place if about.hub in _splits(place) else None
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _suffix(path) in LOADERS)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _holds_rows(path))
     for part in (lambda path: path.name, lambda path: str(path.relative_to(folder))):
         for word in about.words or (about.hub,):
             fits = [path for path in files if _named(part(path), source.names, word)]
@@ -173,6 +173,11 @@ def find(folder: Path, source: Source, split: str) -> Place | None:
             if fits:
                 return Place(str(fits[0]))
     return None
+
+
+def _holds_rows(path: Path) -> bool:
+    """Whether a file may be data: by its suffix, and not what stages leave beside their outputs."""
+    return _suffix(path) in LOADERS and not path.name.endswith((".meta.json", ".rejected.jsonl"))
 
 
 def _splits(mirror: Place) -> list[str]:

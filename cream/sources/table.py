@@ -22,7 +22,7 @@ NAMES = {
     "history": ("history",),
     "prompt": ("prompt", "instruction+input", "instruction"),
     "response": ("response", "completion", "output"),
-    "chosen": ("chosen",),
+    "chosen": ("chosen", "selected"),
     "rejected": ("rejected",),
     "question": ("question", "question_stem"),
     "choices": ("choices", "options"),
@@ -42,6 +42,7 @@ BESIDE = {  # what else they use
     ("prompt",): ("system", "history"),
 }
 WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
+SAME = "the rejected answer is the chosen one"
 ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
 ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
 
@@ -171,6 +172,11 @@ def records(
         kind = type(made)
         seen.add(uuid)
         yield made
+
+
+def needless(record: Record) -> str | None:
+    """Why a good record is left out: a pair that prefers nothing. None for all others."""
+    return SAME if isinstance(record, Pair) and record.selected == record.rejected else None
 
 
 # Conversations --------------------------------------------------------------------------------------------------------
