@@ -10,7 +10,7 @@ validate FILE …   check each file against its layout, as stages do: records, d
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
 
@@ -79,6 +79,16 @@ class PrepareConfig:
     run: Run = group(Run)
 
 
+RUN, MODEL = (tuple(each.name for each in fields(part)) for part in (Run, Model))
+USES = {  # the flags of each command; another is refused
+    "build": ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "seed", *RUN),
+    "list": ("list",),
+    "import": ("columns", "subset", "split", "first_answer", "output", "output_dir", *RUN),
+    "export": ("form", "output", *RUN),
+    "validate": (*MODEL, "max_length"),
+}
+
+
 @console.stage
 def main(argv=None):
     words: list[str] = []
@@ -88,7 +98,17 @@ def main(argv=None):
     fits = {"list": not rest, "import": len(rest) == 1, "export": len(rest) == 1}.get(command, bool(rest))
     if command not in commands or not fits:
         raise UserError("expected a command: build SOURCE …, list, import FILE|ID, export FILE, or validate FILE …")
+    _check_flags(command, config)
     commands[command](config, rest)
+
+
+def _check_flags(command: str, config: PrepareConfig) -> None:
+    """Raises UserError where a flag is not at its default that the command does not use."""
+    given, plain = ({k: v for part in asdict(c).values() for k, v in part.items()} for c in (config, PrepareConfig()))
+    needless = [f"--{name}" for name in given if given[name] != plain[name] and name not in USES[command]]
+    if needless:
+        told = ", ".join(f"--{name}" for name in USES[command])
+        raise UserError(f"{command} has no use for {', '.join(needless)}; it takes {told}")
 
 
 def listing(config: PrepareConfig, words: list[str]) -> None:
@@ -188,6 +208,8 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
 
     t = config.table
     place = reading.Place(words[0], t.subset, t.split)
+    if place.file and (t.subset, t.split) != (Table.subset, Table.split):
+        raise UserError(f"{place}: --subset and --split are of a folder like the hub's, or a hub id; this is one file")
     stem = Path(words[0]).name.partition(".")[0]
     with reading.opened(place) as rows:
         kind, names = table.plan(table.columns(t.columns or ""), rows.column_names, str(place))

@@ -192,6 +192,16 @@ def test_a_bad_row_is_named_or_left_out(workspace, tmp_path):
         ("export localdata/tiny/sft.json --form trl --output x.json", "ends in .jsonl"),
         ("export localdata/tiny/test.json --form trl", "no form for Item"),
         ("export nothing.json --form trl", "no such file"),
+        (
+            "build all --columns prompt=q --split test",
+            "build has no use for --columns, --split; it takes --from",
+        ),
+        ("import x.jsonl --form trl --subsets 4", "import has no use for --subsets, --form"),
+        ("export x.json --form trl --columns prompt=q", "export has no use for --columns"),
+        ("validate x.json --overwrite", "validate has no use for --overwrite"),
+        ("list --seed 1", "list has no use for --seed"),
+        ("build all --list", "build has no use for --list"),
+        ("import localdata/tiny/sft.json --split test", "this is one file"),
     ],
 )
 def test_what_is_refused(workspace, command, told):
