@@ -10,6 +10,7 @@ validate FILE …   check each file against its layout, as stages do: records, d
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -19,6 +20,7 @@ from cream import console, journal, store
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import flag, parse
+from cream.provenance import read_meta
 from cream.records import Record, encode
 from cream.sources.forms import FORMS
 
@@ -160,6 +162,8 @@ def build(config: PrepareConfig, names: list[str]) -> None:
 
 def _tell(file, output: journal.Output) -> None:
     log.info("%s: %d records%s", output.path, len(file.records), ", stands already" if output.stands else "")
+    if lost := _lost(output):
+        log.warning("  what stands there is of %s too, which this command leaves out", ", ".join(lost))
     for task, counts in file.tasks.items():
         left = "".join(f"; {count} left out: {why}" for why, count in counts.items() if why != "kept")
         log.info("  %s: %d%s", task, counts["kept"], left)
@@ -189,7 +193,24 @@ def _output(config: PrepareConfig, folder: Path, file, tables: dict) -> journal.
     provenance = config.run.provenance()
     for name in file.inputs:
         _add(provenance, name, tables[name].place, tables[name].digest)
-    return journal.Output(folder / file.name, file.settings, provenance, overwrite=config.run.overwrite)
+    return journal.Output(
+        folder / file.name,
+        file.settings,
+        provenance,
+        overwrite=config.run.overwrite,
+        instead="another --output_dir",
+    )
+
+
+def _lost(output: journal.Output) -> list[str]:
+    """The sources of what stands where an output goes that are none of its own."""
+    from cream.sources import SOURCES
+
+    with suppress(UserError):  # damaged: nobody can tell
+        held = (read_meta(output.path) or {"inputs": {}})["inputs"]
+        told, own = ({name.partition(".")[0] for name in inputs} for inputs in (held, output.provenance.inputs))
+        return [name for name in SOURCES if name in told - own]
+    return []
 
 
 def _add(provenance, name: str, place, digest: str) -> None:

@@ -177,6 +177,21 @@ def test_a_bad_row_is_named_or_left_out(workspace, tmp_path):
     assert row["where"] == "row 1" and json.loads(row["record"]) == rows[1]
 
 
+def test_sources_that_leave_a_standing_file_are_named(workspace, tmp_path):
+    sums = [{"question": f"{i} + 2?", "answer": f"#### {i + 2}"} for i in range(4)]
+    arc = [{"id": "a1", "question": "Ice?", "choices": {"text": ["u", "v"], "label": ["A", "B"]}, "answerKey": "A"}]
+    for name, rows in {"gsm8k_test": sums, "gsm8k_train": sums, "arc_easy_test": arc}.items():
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(rows))
+    command = f"--from {tmp_path} --output_dir outputs/fewer"
+    workspace.run(f"prepare_data.py build gsm8k arc_easy {command}")
+    told = workspace.refused(f"prepare_data.py build gsm8k {command}")
+    assert "Give another --output_dir, or --overwrite" in told and "say " not in told
+    done = workspace.run(f"prepare_data.py build gsm8k {command} --overwrite")
+    assert re.search(r"all_test.json: 4 records\n.*what stands there is of arc_easy too", done.out + done.err)
+    again = workspace.run(f"prepare_data.py build gsm8k {command} --overwrite")
+    assert "what stands there" not in again.out + again.err
+
+
 @pytest.mark.parametrize(
     "command, told",
     [
