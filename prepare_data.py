@@ -10,7 +10,6 @@ validate FILE …   check each file against its layout, as stages do: records, d
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -20,7 +19,6 @@ from cream import console, journal, store
 from cream.console import log
 from cream.errors import UserError
 from cream.flags import flag, parse
-from cream.provenance import read_meta
 from cream.records import Record, encode
 from cream.sources.forms import FORMS
 
@@ -161,9 +159,11 @@ def build(config: PrepareConfig, names: list[str]) -> None:
 
 
 def _tell(file, output: journal.Output) -> None:
+    from cream.sources.build import lost
+
     log.info("%s: %d records%s", output.path, len(file.records), ", stands already" if output.stands else "")
-    if lost := _lost(output):
-        log.warning("  what stands there is of %s too, which this command leaves out", ", ".join(lost))
+    if names := lost(output.path, output.provenance.inputs):
+        log.warning("  what stands there is of %s too, which this command leaves out", ", ".join(names))
     for task, counts in file.tasks.items():
         left = "".join(f"; {count} left out: {why}" for why, count in counts.items() if why != "kept")
         log.info("  %s: %d%s", task, counts["kept"], left)
@@ -202,17 +202,6 @@ def _output(config: PrepareConfig, folder: Path, file, tables: dict) -> journal.
     )
 
 
-def _lost(output: journal.Output) -> list[str]:
-    """The sources of what stands where an output goes that are none of its own."""
-    from cream.sources import SOURCES
-
-    with suppress(UserError):  # damaged: nobody can tell
-        held = (read_meta(output.path) or {"inputs": {}})["inputs"]
-        told, own = ({name.partition(".")[0] for name in inputs} for inputs in (held, output.provenance.inputs))
-        return [name for name in SOURCES if name in told - own]
-    return []
-
-
 def _add(provenance, name: str, place, digest: str) -> None:
     if place.file:
         provenance.file(name, place.file)
@@ -237,7 +226,7 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
         log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
         rejected, dropped = [], Counter()
         found = table.records(rows, kind, names, stem, t.first_answer, str(place))
-        records = _good(found, rejected, dropped, config.run.skip)
+        records = table.kept(found, rejected, dropped, config.run.skip)
         if (first := next(records, None)) is None:
             why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
             raise UserError(f"{place}: no row makes a record; the first: {why}")
@@ -255,26 +244,6 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
             for reason, left in dropped.items():
                 log.info("  %d left out: %s", left, reason)
     log.info("next: python prepare_data.py validate %s", target)
-
-
-def _good(
-    found: Iterable[Record | store.Bad], rejected: list[dict], dropped: Counter[str], skip: bool
-) -> Iterator[Record]:
-    """The records that are of use, others counted in `dropped`; what is none is added to `rejected`. Raises UserError
-    for the first of those unless `skip`."""
-    from cream.sources import table
-
-    for each in found:
-        if not isinstance(each, store.Bad):
-            if reason := table.needless(each):
-                dropped[reason] += 1
-            else:
-                yield each
-        elif skip:
-            text = each.data.decode()
-            rejected.append({"uuid": each.uuid, "where": each.where, "reason": each.reason, "record": text})
-        else:
-            raise UserError(f"{each.where}: {each.reason}. {store.SKIP}")
 
 
 def _written(

@@ -6,6 +6,7 @@ map names are taken from the column that ecosystems commonly call so (NAMES). Wh
 becomes: a pair (chosen, rejected), an item (question, answer), a conversation or a prompt.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from cream.errors import UserError, nearest
 from cream.records import Conversation, Item, Pair, Prompt, Record, decode
 from cream.sources.questions import item
-from cream.store import Bad
+from cream.store import SKIP, Bad
 
 NAMES = {
     "uuid": ("uuid", "id"),
@@ -174,9 +175,19 @@ def records(
         yield made
 
 
-def needless(record: Record) -> str | None:
-    """Why a good record is left out: a pair that prefers nothing. None for all others."""
-    return SAME if isinstance(record, Pair) and record.selected == record.rejected else None
+def kept(found: Iterable[Record | Bad], rejected: list[dict], dropped: Counter[str], skip: bool) -> Iterator[Record]:
+    """The records but for pairs that prefer nothing, which are counted in `dropped`; what is no record is added to
+    `rejected`, as journal.Output takes it. Raises UserError for the first of those unless `skip`."""
+    for each in found:
+        if isinstance(each, Pair) and each.selected == each.rejected:
+            dropped[SAME] += 1
+        elif not isinstance(each, Bad):
+            yield each
+        elif skip:
+            text = each.data.decode()
+            rejected.append({"uuid": each.uuid, "where": each.where, "reason": each.reason, "record": text})
+        else:
+            raise UserError(f"{each.where}: {each.reason}. {SKIP}")
 
 
 # Conversations --------------------------------------------------------------------------------------------------------
