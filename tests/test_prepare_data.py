@@ -217,6 +217,7 @@ def test_sources_that_leave_a_standing_file_are_named(workspace, tmp_path):
         ("list --seed 1", "list has no use for --seed"),
         ("build all --list", "build has no use for --list"),
         ("import localdata/tiny/sft.json --split test", "this is one file"),
+        ("import localdata/tiny/sft.json", "a file of this project already"),
     ],
 )
 def test_what_is_refused(workspace, command, told):

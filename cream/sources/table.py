@@ -74,7 +74,8 @@ def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[
     if not fits:
         needed = "; ".join(dict.fromkeys(" and ".join(form) for forms in FORMS.values() for form in forms))
         raise UserError(
-            f"{where}: its columns make no record. Needed: {needed}. --columns field=column says which they are"
+            f"{where}: its columns make no record. Needed: {needed}. --columns field=column says which they are. "
+            "Records that stand by their uuid are a file of this project already; validate says what it holds"
         )
     kind, form = fits[0]
     used = {"uuid", *form, *BESIDE[kind if kind in BESIDE else form]}
