@@ -299,6 +299,14 @@ def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):
     assert "make no record" in workspace.refused(f"prepare_data.py import {put(tmp_path / 'z.csv', [{'a': 1}])}")
 
 
+def test_pairs_that_prefer_nothing_are_left_out(workspace, tmp_path):
+    pairs = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b" if i else "a"} for i in range(3)]
+    told = "the rejected answer is the chosen one"
+    assert f"1 left out: {told}" in workspace.run(f"prepare_data.py import {put(tmp_path / 'even.jsonl', pairs)}").out
+    assert workspace.read("localdata/even.dpo.json.meta.json")["counts"] == {"out": 2, "dropped": {told: 1}}
+    assert told in workspace.refused(f"prepare_data.py import {put(tmp_path / 'all.jsonl', pairs[:1])}")
+
+
 def _written(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
