@@ -8,8 +8,9 @@ validate FILE …   check each file against its layout, as stages do: records, d
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
 
@@ -78,6 +79,16 @@ class PrepareConfig:
     run: Run = group(Run)
 
 
+RUN, MODEL = (tuple(each.name for each in fields(part)) for part in (Run, Model))
+USES = {  # the flags of each command; another is refused
+    "build": ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "seed", *RUN),
+    "list": ("list",),
+    "import": ("columns", "subset", "split", "first_answer", "output", "output_dir", *RUN),
+    "export": ("form", "output", *RUN),
+    "validate": (*MODEL, "max_length"),
+}
+
+
 @console.stage
 def main(argv=None):
     words: list[str] = []
@@ -87,7 +98,17 @@ def main(argv=None):
     fits = {"list": not rest, "import": len(rest) == 1, "export": len(rest) == 1}.get(command, bool(rest))
     if command not in commands or not fits:
         raise UserError("expected a command: build SOURCE …, list, import FILE|ID, export FILE, or validate FILE …")
+    _check_flags(command, config)
     commands[command](config, rest)
+
+
+def _check_flags(command: str, config: PrepareConfig) -> None:
+    """Raises UserError where a flag is not at its default that the command does not use."""
+    given, plain = ({k: v for part in asdict(c).values() for k, v in part.items()} for c in (config, PrepareConfig()))
+    needless = [f"--{name}" for name in given if given[name] != plain[name] and name not in USES[command]]
+    if needless:
+        told = ", ".join(f"--{name}" for name in USES[command])
+        raise UserError(f"{command} has no use for {', '.join(needless)}; it takes {told}")
 
 
 def listing(config: PrepareConfig, words: list[str]) -> None:
@@ -138,7 +159,11 @@ def build(config: PrepareConfig, names: list[str]) -> None:
 
 
 def _tell(file, output: journal.Output) -> None:
+    from cream.sources.build import lost
+
     log.info("%s: %d records%s", output.path, len(file.records), ", stands already" if output.stands else "")
+    if names := lost(output.path, output.provenance.inputs):
+        log.warning("  what stands there is of %s too, which this command leaves out", ", ".join(names))
     for task, counts in file.tasks.items():
         left = "".join(f"; {count} left out: {why}" for why, count in counts.items() if why != "kept")
         log.info("  %s: %d%s", task, counts["kept"], left)
@@ -168,7 +193,13 @@ def _output(config: PrepareConfig, folder: Path, file, tables: dict) -> journal.
     provenance = config.run.provenance()
     for name in file.inputs:
         _add(provenance, name, tables[name].place, tables[name].digest)
-    return journal.Output(folder / file.name, file.settings, provenance, overwrite=config.run.overwrite)
+    return journal.Output(
+        folder / file.name,
+        file.settings,
+        provenance,
+        overwrite=config.run.overwrite,
+        instead="another --output_dir",
+    )
 
 
 def _add(provenance, name: str, place, digest: str) -> None:
@@ -187,16 +218,18 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
 
     t = config.table
     place = reading.Place(words[0], t.subset, t.split)
+    if place.file and (t.subset, t.split) != (Table.subset, Table.split):
+        raise UserError(f"{place}: --subset and --split are of a folder like the hub's, or a hub id; this is one file")
     stem = Path(words[0]).name.partition(".")[0]
     with reading.opened(place) as rows:
         kind, names = table.plan(table.columns(t.columns or ""), rows.column_names, str(place))
         log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
-        rejected: list[dict] = []
-        records = _good(table.records(rows, kind, names, stem, t.first_answer, str(place)), rejected, config.run.skip)
+        rejected, dropped = [], Counter()
+        found = table.records(rows, kind, names, stem, t.first_answer, str(place))
+        records = table.kept(found, rejected, dropped, config.run.skip)
         if (first := next(records, None)) is None:
-            raise UserError(
-                f"{place}: no row makes a record; the first: {rejected[0]['reason'] if rejected else 'none'}"
-            )
+            why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
+            raise UserError(f"{place}: no row makes a record; the first: {why}")
         word = table.WORDS[type(first)]
         target = Path(t.output or Path(config.build.output_dir) / f"{stem}.{word}.json")
         provenance = config.run.provenance()
@@ -206,26 +239,19 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
         output = journal.Output(target, settings, provenance, overwrite=config.run.overwrite)
         if _to_write(config, output):
             with output:
-                count = output.finish(_written(chain([first], records), output, rejected))
+                count = output.finish(_written(chain([first], records), output, rejected, dropped))
             log.info("%s: %d %s records, %d bad rows left out", target, count, type(first).__name__, len(rejected))
+            for reason, left in dropped.items():
+                log.info("  %d left out: %s", left, reason)
     log.info("next: python prepare_data.py validate %s", target)
 
 
-def _good(found: Iterable[Record | store.Bad], rejected: list[dict], skip: bool) -> Iterator[Record]:
-    """The records; what is none is added to `rejected`. Raises UserError for the first of those unless `skip`."""
-    for each in found:
-        if not isinstance(each, store.Bad):
-            yield each
-        elif skip:
-            text = each.data.decode()
-            rejected.append({"uuid": each.uuid, "where": each.where, "reason": each.reason, "record": text})
-        else:
-            raise UserError(f"{each.where}: {each.reason}. {store.SKIP}")
-
-
-def _written(records: Iterable[Record], output: journal.Output, rejected: list[dict]) -> Iterator[dict]:
+def _written(
+    records: Iterable[Record], output: journal.Output, rejected: list[dict], dropped: Counter[str]
+) -> Iterator[dict]:
     yield from map(encode, records)
-    output.reject(rejected)  # all of them are known now
+    output.dropped += dropped  # all of them are known now
+    output.reject(rejected)
 
 
 def _to_write(config: PrepareConfig, output: journal.Output) -> bool:

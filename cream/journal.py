@@ -60,13 +60,12 @@ def difference(found: object, header: dict) -> str | None:
     return f"it has other settings or inputs: {told}" if told else None
 
 
-def same(path: Path, found: object, header: dict, what: str, advice: str = "") -> None:
-    """Raises UserError unless `found`, the header of what stands at `path`, equals `header`."""
+def same(path: Path, found: object, header: dict, what: str, advice: str = "", instead: str | None = None) -> None:
+    """Raises UserError unless `found`, the header of what stands at `path`, equals `header`. `instead`: where else it
+    could go; None: a free path is told."""
     if (other := difference(found, header)) is not None:
-        raise UserError(
-            f"{path}: {what}, but {other}. {advice}Give another output, say {free_path(path)}, or --overwrite to "
-            "replace it"
-        )
+        instead = instead or f"another output, say {free_path(path)}"
+        raise UserError(f"{path}: {what}, but {other}. {advice}Give {instead}, or --overwrite to replace it")
 
 
 class Keys:
@@ -102,7 +101,7 @@ class Output:
     `settings`, a flat map (flag -> value), and the hashes of the inputs decide what the output holds. `stands` says
     that it is finished already. Otherwise it is worked at within `with`, by one process at a time: `resume` takes up
     the journal, which `append` begins; nothing is written or removed before. `dropped` and `facts` enter the sidecar
-    as they stand when the last row has been taken. `beside`: what else the stage writes.
+    as they stand when the last row has been taken. `beside`: what else the stage writes; `instead`: see `same`.
     Raises UserError where the path is taken by an output of other settings or inputs, or another process writes it.
     """
 
@@ -114,8 +113,9 @@ class Output:
         *,
         overwrite: bool = False,
         beside: Iterable[Path] = (),
+        instead: str | None = None,
     ):
-        self.path, self.provenance = path, provenance
+        self.path, self.provenance, self._instead = path, provenance, instead
         header = {"settings": settings, "inputs": provenance.inputs}
         self.header = msgspec.json.decode(msgspec.json.encode(header))  # as in files
         self.partial = path.with_name(path.name + ".partial")
@@ -164,7 +164,7 @@ class Output:
         if not self.path.exists():
             return False
         meta = read_meta(self.path)
-        same(self.path, meta, self.header, "stands already")
+        same(self.path, meta, self.header, "stands already", instead=self._instead)
         if meta.get("output") != fingerprint(self.path):
             raise UserError(
                 f"{self.path}: is not what its sidecar describes: it was changed since, or replacing it was "
@@ -200,7 +200,7 @@ class Output:
         if self._afresh:
             return difference(found, self.header) is None
         what, advice = f"an unfinished run stands in {self.partial.name}", "Repeat its command to finish it. "
-        same(self.path, found, self.header, what, advice)
+        same(self.path, found, self.header, what, advice, self._instead)
         return True
 
     def _lines(self) -> Iterator[tuple[str, int]]:

@@ -177,6 +177,21 @@ def test_a_bad_row_is_named_or_left_out(workspace, tmp_path):
     assert row["where"] == "row 1" and json.loads(row["record"]) == rows[1]
 
 
+def test_sources_that_leave_a_standing_file_are_named(workspace, tmp_path):
+    sums = [{"question": f"{i} + 2?", "answer": f"#### {i + 2}"} for i in range(4)]
+    arc = [{"id": "a1", "question": "Ice?", "choices": {"text": ["u", "v"], "label": ["A", "B"]}, "answerKey": "A"}]
+    for name, rows in {"gsm8k_test": sums, "gsm8k_train": sums, "arc_easy_test": arc}.items():
+        (tmp_path / f"{name}.jsonl").write_bytes(lines(rows))
+    command = f"--from {tmp_path} --output_dir outputs/fewer"
+    workspace.run(f"prepare_data.py build gsm8k arc_easy {command}")
+    told = workspace.refused(f"prepare_data.py build gsm8k {command}")
+    assert "Give another --output_dir, or --overwrite" in told and "say " not in told
+    done = workspace.run(f"prepare_data.py build gsm8k {command} --overwrite")
+    assert re.search(r"all_test.json: 4 records\n.*what stands there is of arc_easy too", done.out + done.err)
+    again = workspace.run(f"prepare_data.py build gsm8k {command} --overwrite")
+    assert "what stands there" not in again.out + again.err
+
+
 @pytest.mark.parametrize(
     "command, told",
     [
@@ -192,6 +207,17 @@ def test_a_bad_row_is_named_or_left_out(workspace, tmp_path):
         ("export localdata/tiny/sft.json --form trl --output x.json", "ends in .jsonl"),
         ("export localdata/tiny/test.json --form trl", "no form for Item"),
         ("export nothing.json --form trl", "no such file"),
+        (
+            "build all --columns prompt=q --split test",
+            "build has no use for --columns, --split; it takes --from",
+        ),
+        ("import x.jsonl --form trl --subsets 4", "import has no use for --subsets, --form"),
+        ("export x.json --form trl --columns prompt=q", "export has no use for --columns"),
+        ("validate x.json --overwrite", "validate has no use for --overwrite"),
+        ("list --seed 1", "list has no use for --seed"),
+        ("build all --list", "build has no use for --list"),
+        ("import localdata/tiny/sft.json --split test", "this is one file"),
+        ("import localdata/tiny/sft.json", "a file of this project already"),
     ],
 )
 def test_what_is_refused(workspace, command, told):
@@ -241,7 +267,7 @@ def test_one_table_in_every_form_gives_the_same_pairs(workspace, tmp_path, suffi
     assert [(p.uuid, p.prompt[0].content, p.selected[1].content) for p in pairs] == [
         (f"mine-{i:06d}", f"Say {i}.", f"{i}!") for i in range(5)
     ]
-    assert pairs[3].extra == {"response": "3!", "score": 1.5}
+    assert pairs[3].extra == {"response": "3!", "score": "1.5" if suffix == ".csv" else 1.5}
     assert "stands already" in workspace.run(f"prepare_data.py import {path} --columns {columns} --output {target}").out
 
 
@@ -271,6 +297,14 @@ def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):
     assert "cannot be read" in workspace.refused(f"prepare_data.py import {_written(tmp_path / 'x.jsonl', '{')}")
     assert "no rows" in workspace.refused(f"prepare_data.py import {_written(tmp_path / 'y.jsonl', '')}")
     assert "make no record" in workspace.refused(f"prepare_data.py import {put(tmp_path / 'z.csv', [{'a': 1}])}")
+
+
+def test_pairs_that_prefer_nothing_are_left_out(workspace, tmp_path):
+    pairs = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b" if i else "a"} for i in range(3)]
+    told = "the rejected answer is the chosen one"
+    assert f"1 left out: {told}" in workspace.run(f"prepare_data.py import {put(tmp_path / 'even.jsonl', pairs)}").out
+    assert workspace.read("localdata/even.dpo.json.meta.json")["counts"] == {"out": 2, "dropped": {told: 1}}
+    assert told in workspace.refused(f"prepare_data.py import {put(tmp_path / 'all.jsonl', pairs[:1])}")
 
 
 def _written(path: Path, text: str) -> Path:

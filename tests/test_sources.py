@@ -1,5 +1,6 @@
 """The public sources: OpenAssistant's best replies, and where local copies are found."""
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 
 from cream.errors import UserError
 from cream.records import encode
-from cream.sources import SOURCES, oasst, source, sources
-from cream.sources.reading import find
+from cream.sources import SOURCES, oasst, reading, source, sources
+from cream.sources.reading import Place, find
 
 # OpenAssistant --------------------------------------------------------------------------------------------------------
 
@@ -91,6 +92,18 @@ def test_flat_messages_and_trees_give_the_same(shared):
         assert {p.uuid for p in by_form[0].prompts} == {p.uuid for p in by_form[1].prompts}
 
 
+def test_messages_of_a_csv_file_are_the_same(shared, tmp_path):
+    import pandas
+
+    lines = (shared / "data/sft/oasst_en100_messages.jsonl").read_text().splitlines()
+    flat = [{**json.loads(line), "synthetic": i % 9 == 0} for i, line in enumerate(lines)]
+    pandas.DataFrame(flat).to_csv(tmp_path / "m.csv", index=False)  # ranks become 0.0
+    read_back = reading.rows(Place(str(tmp_path / "m.csv")), oasst.COLUMNS)
+    for multi_turn in (False, True):
+        first, second = (oasst.read(each, "", multi_turn=multi_turn) for each in (flat, read_back))
+        assert first == second and first.conversations and first.dropped
+
+
 def test_the_seed_set_is_the_reference_but_for_a_prompt_whose_replies_nobody_ranked(shared):
     folder = shared / "data/sft"
     reference = json.loads((folder / "oasst1.sft.json").read_text())
@@ -100,6 +113,33 @@ def test_the_seed_set_is_the_reference_but_for_a_prompt_whose_replies_nobody_ran
     (missing,) = reference.keys() - ours.keys()
     assert ours == {uuid: messages for uuid, messages in reference.items() if uuid != missing}
     assert [row["rank"] for row in rows if row["parent_id"] == missing] == [None, None, None]
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_texts_that_look_like_times_are_read_as_they_stand(tmp_path, form):
+    table = [
+        {"prompt": "2023-01-01", "when": "2023-01-01T10:00:00Z", "turns": [{"at": "2023-01-02 03:04"}], "n": 5},
+        {"prompt": "2024-02-01", "when": None, "turns": [], "n": 7},
+    ]
+    lines = [json.dumps(row) for row in table]
+    path = tmp_path / f"t.{form}"
+    path.write_text("\n".join(lines) if form == "jsonl" else f"[{', '.join(lines)}]")
+    assert reading.rows(Place(str(path))) == table
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_cell_of_a_csv_file_is_a_text(tmp_path, packed):
+    path = tmp_path / f"t.csv{'.gz' * packed}"
+    text = 'uuid,prompt,response\n009,None,5\n010,,"NA"\n1e3,2023-01-01,"a, ""b""\nc"\n'
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    assert [tuple(row.values()) for row in reading.rows(Place(str(path)))] == [
+        ("009", "None", "5"),
+        ("010", "", "NA"),
+        ("1e3", "2023-01-01", 'a, "b"\nc'),
+    ]
 
 
 # Sources --------------------------------------------------------------------------------------------------------------
@@ -132,6 +172,8 @@ def card(files: list[str]) -> str:
         (["eval/arc_easy_test.jsonl", "layout/arc-easy/test.json"], "eval/arc_easy_test.jsonl"),
         (["layout/arc-easy/test.json", "arc-easy/train.json"], "layout/arc-easy/test.json"),
         (["arc_easy_tested.jsonl", "arc_easy_test.txt", "arc_challenge_test.jsonl", "easy_test.csv"], None),
+        (["arc-easy/test.json", "arc-easy/test.json.meta.json"], "arc-easy/test.json"),
+        (["arc_easy_test.json", "arc_easy_test.json.rejected.jsonl"], "arc_easy_test.json"),
         (["arc_easy_test.csv.gz"], "arc_easy_test.csv.gz"),
         (["allenai/ai2_arc/README.md", "allenai/ai2_arc/test.csv", "arc_easy_test.jsonl"], "allenai/ai2_arc"),
         (["ai2_arc/README.md", "ai2_arc/test.csv"], "ai2_arc"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cream.errors import UserError
 from cream.evaluation.tasks import options_of
 from cream.records import Conversation, Item, Pair, Prompt, encode
-from cream.sources import forms, table
+from cream.sources import forms, questions, table
 
 
 @pytest.mark.parametrize(
@@ -23,11 +23,18 @@ from cream.sources import forms, table
         ("v", ["u", "v"], None, None, "B"),
         ("B", ["u", "v"], None, None, "B"),
         ("3", ["2", "3"], None, None, "B"),  # a text
+        (5, ["2", "5"], None, None, "B"),
+        ("b", ["u", "v"], list("AB"), None, "B"),
+        ("v", ["u", "v"], list("AB"), None, "B"),
+        (1, ["u", "v"], list("AB"), 0, "B"),
+        ("A", ["B", "A"], list("AB"), None, "A"),  # the label says it
+        ("A", ["A", "B"], None, None, "A"),  # letter and text say the same
+        ("u\n v", ["t", "u v"], None, None, "B"),
         ("1", ["0", "1"], None, 1, "A"),  # a number, since --first_answer says so
     ],
 )
 def test_the_right_option_becomes_a_letter(answer, texts, labels, first, expected):
-    assert table.letter(answer, texts, labels, first) == expected
+    assert questions.letter(answer, texts, labels, first) == expected
 
 
 @pytest.mark.parametrize(
@@ -36,14 +43,30 @@ def test_the_right_option_becomes_a_letter(answer, texts, labels, first, expecte
 )
 def test_an_answer_that_is_no_option_is_refused(answer, labels, first):
     with pytest.raises(ValueError, match="the answer"):
-        table.letter(answer, ["u", "v", "w"], labels, first)
+        questions.letter(answer, ["u", "v", "w"], labels, first)
+
+
+@pytest.mark.parametrize(
+    "answer, texts, told",
+    [
+        (1, ["1", "2", "3", "4"], "--first_answer"),  # MMLU's index, of the second
+        ("1", ["1", "2", "3", "4"], "--first_answer"),
+        (0, ["1", "0"], "--first_answer"),
+        ("A", ["B", "A"], r"A \(B\) and of B \(A\)"),
+        ("b", ["b", "a"], r"A \(b\) and of B \(a\)"),
+        ("u", ["u", "u"], r"A \(u\) and of B \(u\)"),
+    ],
+)
+def test_an_answer_that_may_be_two_options_is_refused(answer, texts, told):
+    with pytest.raises(ValueError, match=told):
+        questions.letter(answer, texts, None, None)
 
 
 @pytest.mark.parametrize(
     "text, expected", [(" 1,234", "1234"), ("12,345,678.5", "12345678.5"), ("-3", "-3"), ("1,23", "1,23"), ("4", "4")]
 )
 def test_numbers_lose_the_commas_between_thousands(text, expected):
-    assert table.number(text) == expected
+    assert questions.number(text) == expected
 
 
 def user(text):
@@ -93,6 +116,16 @@ ROWS = {
         Pair,
         PAIR,
     ),
+    "ultrafeedback_binarized": (
+        {
+            "prompt": "q",
+            "messages": [user("q"), said("good")],  # the chosen conversation
+            "chosen": [user("q"), said("good")],
+            "rejected": [user("q"), said("bad")],
+        },
+        Pair,
+        {**PAIR, "input_prompt": "q"},
+    ),
     "sharegpt's pairs": (
         {
             "conversations": [{"from": "human", "value": "q"}],
@@ -116,6 +149,22 @@ ROWS = {
         {"question": "q?", "answer": "3*3=<<3*3=9>>9\n#### 1,009"},
         Item,
         {"question": "q?", "label": "1009", "solution": "3*3=9\n#### 1,009"},
+    ),
+    "options by their labels": (
+        {"question": "q?", "options": {"A": "u", "B": "v", "C": None}, "answer": "b"},
+        Item,
+        {"question": "q?\nA. u\nB. v", "label": "B"},
+    ),
+    "options that are numbers": (
+        {"question": "q?", "options": [10, 20], "answer": 20},
+        Item,
+        {"question": "q?\nA. 10\nB. 20", "label": "B"},
+    ),
+    "our own pairs": ({**PAIR, "consistency": None}, Pair, PAIR),
+    "our own questions": (
+        {"question": "q?\nA. u\nB. v", "label": "B", "task": "siqa"},
+        Item,
+        {"question": "q?\nA. u\nB. v", "label": "B", "task": "siqa"},
     ),
     "a number": ({"question": "q?", "answer": 7}, Item, {"question": "q?", "label": 7}),
 }
@@ -152,6 +201,18 @@ def test_a_column_map_joins_and_looks_into_columns_and_the_rest_travels_along():
     assert read({"text": "q", "n": None, "weight": 0.5, "key": "k1"}, "prompt=text,uuid=key").extra == {"weight": 0.5}
 
 
+def test_what_the_messages_make_needless_travels_along():
+    pair = {"prompt": "p", "chosen": "good", "rejected": "bad", "history": [["a", "b"]], "system": "t"}
+    made = read({**pair, "messages": [SYSTEM, user("q")]})
+    assert made.prompt == read({"messages": [SYSTEM, user("q")]}).messages
+    assert made.extra == {"input_prompt": "p", "history": [["a", "b"]], "system": "t"}
+    assert read({"messages": [user("q")], "system": "t"}).extra == {}
+    asked = read({**pair, "messages": [user("q")]}, "prompt=prompt")  # a map comes before messages that it leaves out
+    assert [m.content for m in asked.prompt] == ["t", "a", "b", "p"] and asked.extra == {"messages": [user("q")]}
+    answered = read({"prompt": "p", "response": "a", "messages": [user("q")]}, "prompt=prompt,response=response")
+    assert answered.messages[0].content == "p" and answered.extra == {"input_messages": [user("q")]}
+
+
 @pytest.mark.parametrize(
     "row, reason",
     [
@@ -164,7 +225,11 @@ def test_a_column_map_joins_and_looks_into_columns_and_the_rest_travels_along():
         ({"question": "q", "choices": ["u", " "], "answer": "u"}, "blank"),
         ({"question": "q", "choices": ["u"], "answer": "u"}, "1 options"),
         ({"question": "", "answer": "7"}, "question"),
-        ({"question": "q", "answer": "red"}, "no number, and there are no choices"),
+        ({"question": "q", "choices": "u", "answer": "u"}, "no text"),
+        ({"question": "q", "choices": ["u", True], "answer": "u"}, "no text"),
+        ({"question": "q", "answer": "red"}, "label 'red' is no number, and it has no option lines"),
+        ({"question": "q", "answer": "x2"}, "label 'x2' is no number, and it has no option lines"),
+        ({"question": "q\nA. u\nB. v", "answer": "C"}, "label 'C' is none of its options A, B"),
         ({"instruction": "q", "output": "a", "history": ["q"]}, "pairs of texts"),
     ],
 )

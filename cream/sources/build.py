@@ -3,14 +3,17 @@ subsets for the rounds, test sets; and the labelled train splits, from which few
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from msgspec import structs
 
 from cream.errors import UserError
+from cream.provenance import read_meta
 from cream.records import Conversation, Item, Message, Prompt, Record
-from cream.sources import Found, Source
+from cream.sources import SOURCES, Found, Source
 from cream.sources.overlap import CONTAMINATED, grams, sift
 from cream.sources.reading import Place, digest, rows
 from cream.sources.split import shuffled, subsets
@@ -75,6 +78,15 @@ def localdata(
         items = [structs.replace(i, task=table.source.name, extra={}) for table in tests for i in table.found.items]
         files.append(File("all_test.json", items, tested, {"tasks": ", ".join(names)}))
     return files
+
+
+def lost(path: Path, inputs: Iterable[str]) -> list[str]:
+    """The sources of what stands at a path, made by an earlier command, that none of the `inputs` is of."""
+    with suppress(UserError):  # a damaged sidecar: nobody can tell
+        meta = read_meta(path) or {"inputs": {}}
+        held, own = ({name.partition(".")[0] for name in names} for names in (meta["inputs"], inputs))
+        return [name for name in SOURCES if name in held - own]
+    return []
 
 
 def _name(table: Table) -> str:

@@ -53,7 +53,7 @@ NO_REPLY = "it has no usable reply"
 def _messages(row: dict) -> Iterator[dict]:
     """The messages of a row: itself, or all of a tree."""
     if not isinstance(row.get("prompt"), dict):
-        yield row
+        yield {key: _typed(key, value) if isinstance(value, str) else value for key, value in row.items()}
         return
     waiting = [row["prompt"] | {"parent_id": None, "tree_state": row.get("tree_state")}]
     while waiting:
@@ -61,6 +61,15 @@ def _messages(row: dict) -> Iterator[dict]:
         if isinstance(own := message.get("message_id"), str):
             waiting += [reply | {"parent_id": own} for reply in message.get("replies") or []]
         yield {key: value for key, value in message.items() if key != "replies"}
+
+
+def _typed(key: str, text: str) -> object:
+    """What a text, as all that a .csv file has, stands for."""
+    if key in ("review_result", "deleted", "synthetic"):
+        return text.lower() == "true"
+    if key == "rank" and text in ("0", "0.0"):
+        return 0
+    return text if text or key == "text" else None
 
 
 def _refused(message: dict) -> str | None:

@@ -1,7 +1,8 @@
 """Rows of a data set: of the hub by its id, of a folder laid out as the hub's are, or of one file; all by one call.
 
 `datasets.load_dataset` reads them all. What it makes of the hub's stays in its usual cache; what it makes of local
-files goes when they have been read.
+files goes when they have been read. It guesses the types of a file's columns; of what those guesses would rewrite (009,
+NA, 2023-01-01) it is told to keep the text.
 """
 
 import logging
@@ -60,9 +61,26 @@ def opened(place: Place) -> "Iterator[Dataset]":
 def _load(place: Place, cache: str | None) -> "Dataset":
     import datasets
 
-    call = _call(place)
+    call = _call(place) | {"cache_dir": cache}
     with _told(place, local=cache is not None):
-        return datasets.load_dataset(**call, cache_dir=cache)
+        if place.file and call["path"] == "csv":  # all cells are texts, which need their columns' names
+            names = datasets.load_dataset(**call, nrows=1).column_names
+            call["features"] = datasets.Features({name: datasets.Value("string") for name in names})
+        found = datasets.load_dataset(**call)
+        if place.file and call["path"] == "json" and (typed := _as_written(found.features)) != found.features:
+            return datasets.load_dataset(**call, features=datasets.Features(typed))
+        return found
+
+
+def _as_written(feature: object) -> object:
+    """Column types, in which texts that were taken for times are any JSON, which is kept as it stands."""
+    import datasets
+
+    if isinstance(feature, dict):
+        return {name: _as_written(each) for name, each in feature.items()}
+    if isinstance(feature, datasets.List):
+        return datasets.List(_as_written(feature.feature))
+    return datasets.Json() if getattr(feature, "dtype", "").startswith("timestamp") else feature
 
 
 @contextmanager
@@ -86,8 +104,8 @@ def _call(place: Place) -> dict:
     loader = LOADERS.get(_suffix(place.file))
     if loader is None:
         raise UserError(f"{place.path}: expected a file that ends in {', '.join(LOADERS)} (.gz or .zst may follow)")
-    options = {"chunksize": WHOLE, "parse_agent_traces": False} if loader == "json" else {}
-    return {"path": loader, "data_files": _literal(place.path), "split": "train", **options}
+    options = {"json": {"chunksize": WHOLE, "parse_agent_traces": False}, "csv": {"keep_default_na": False}}
+    return {"path": loader, "data_files": _literal(place.path), "split": "train", **options.get(loader, {})}
 
 
 def _suffix(path: Path) -> str:
@@ -145,7 +163,7 @@ def find(folder: Path, source: Source, split: str) -> Place | None:
         if (mirror / "README.md").is_file():
             place = Place(str(mirror), source.subset, about.hub)
             return place if about.hub in _splits(place) else None
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _suffix(path) in LOADERS)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _holds_rows(path))
     for part in (lambda path: path.name, lambda path: str(path.relative_to(folder))):
         for word in about.words or (about.hub,):
             fits = [path for path in files if _named(part(path), source.names, word)]
@@ -155,6 +173,11 @@ def find(folder: Path, source: Source, split: str) -> Place | None:
             if fits:
                 return Place(str(fits[0]))
     return None
+
+
+def _holds_rows(path: Path) -> bool:
+    """Whether a file may be data: by its suffix, and not what stages leave beside their outputs."""
+    return _suffix(path) in LOADERS and not path.name.endswith((".meta.json", ".rejected.jsonl"))
 
 
 def _splits(mirror: Place) -> list[str]:

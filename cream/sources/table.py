@@ -6,14 +6,15 @@ map names are taken from the column that ecosystems commonly call so (NAMES). Wh
 becomes: a pair (chosen, rejected), an item (question, answer), a conversation or a prompt.
 """
 
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from cream.errors import UserError, nearest
 from cream.records import Conversation, Item, Pair, Prompt, Record, decode
-from cream.store import Bad
+from cream.sources.questions import item
+from cream.store import SKIP, Bad
 
 NAMES = {
     "uuid": ("uuid", "id"),
@@ -22,7 +23,7 @@ NAMES = {
     "history": ("history",),
     "prompt": ("prompt", "instruction+input", "instruction"),
     "response": ("response", "completion", "output"),
-    "chosen": ("chosen",),
+    "chosen": ("chosen", "selected"),
     "rejected": ("rejected",),
     "question": ("question", "question_stem"),
     "choices": ("choices", "options"),
@@ -42,11 +43,9 @@ BESIDE = {  # what else they use
     ("prompt",): ("system", "history"),
 }
 WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
+SAME = "the rejected answer is the chosen one"
 ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
 ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
-CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, 3*3=<<3*3=9>>9
-FINAL = "####"
-LETTERS = "ABCDEFGH"
 
 
 def columns(text: str) -> dict[str, str]:
@@ -75,17 +74,21 @@ def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[
     if not fits:
         needed = "; ".join(dict.fromkeys(" and ".join(form) for forms in FORMS.values() for form in forms))
         raise UserError(
-            f"{where}: its columns make no record. Needed: {needed}. --columns field=column says which they are"
+            f"{where}: its columns make no record. Needed: {needed}. --columns field=column says which they are. "
+            "Records that stand by their uuid are a file of this project already; validate says what it holds"
         )
     kind, form = fits[0]
     used = {"uuid", *form, *BESIDE[kind if kind in BESIDE else form]}
+    if "messages" in names:
+        used -= {"prompt", "history"}  # which travel along beside them
     if unused := given.keys() - used:
         raise UserError(f"{where}: {', '.join(sorted(unused))} of --columns is of no use beside {' and '.join(form)}")
     return kind, {name: column for name, column in names.items() if name in used}
 
 
 def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[str, str]:
-    """The given map, with the columns that are called as ecosystems commonly do."""
+    """The given map, with the columns that are called as ecosystems commonly do; a given `prompt` stands against
+    `messages` that are not given."""
     for name, column in given.items():
         for part in column.split("+"):
             if part.partition(".")[0] not in present:
@@ -93,6 +96,8 @@ def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[s
                 raise UserError(f"{where}: no column {part!r}, for {name}{nearest(part, present)} It has: {known}")
     free = present - {*parts_of(given)}
     common = {name: next((c for c in known if free.issuperset(c.split("+"))), None) for name, known in NAMES.items()}
+    if "prompt" in given:  # it says what was asked
+        del common["messages"]
     return {name: column for name, column in common.items() if column} | dict(given)
 
 
@@ -127,6 +132,14 @@ def rest_of(row: Mapping, names: Mapping[str, str]) -> dict:
     return {key: value for key, value in row.items() if value is not None and key not in used}
 
 
+def _used(names: Mapping[str, str], fields: Mapping) -> dict[str, str]:
+    """The part of a map that a row's record takes up: not `system` where the `messages` have their own."""
+    messages = fields.get("messages")
+    first = messages[0] if isinstance(messages, Sequence) and messages else None
+    own = isinstance(first, Mapping) and "system" in (first.get("role"), first.get("from"))
+    return {name: column for name, column in names.items() if name != "system" or not own}
+
+
 def uuid_of(fields: Mapping, otherwise: str) -> str:
     """The row's own uuid, or this one."""
     return str(fields["uuid"]) if fields.get("uuid", "") != "" else otherwise
@@ -150,7 +163,7 @@ def records(
         try:
             fields = fields_of(row, names)
             uuid = uuid_of(fields, f"{prefix}-{index:06d}")
-            made = record(kind, uuid, fields, rest_of(row, names), first)
+            made = record(kind, uuid, fields, rest_of(row, _used(names, fields)), first)
             if seen and type(made) is not kind:
                 raise ValueError(f"it is a {type(made).__name__}, those before it are {kind.__name__} records")
             if uuid in seen:
@@ -161,6 +174,21 @@ def records(
         kind = type(made)
         seen.add(uuid)
         yield made
+
+
+def kept(found: Iterable[Record | Bad], rejected: list[dict], dropped: Counter[str], skip: bool) -> Iterator[Record]:
+    """The records but for pairs that prefer nothing, which are counted in `dropped`; what is no record is added to
+    `rejected`, as journal.Output takes it. Raises UserError for the first of those unless `skip`."""
+    for each in found:
+        if isinstance(each, Pair) and each.selected == each.rejected:
+            dropped[SAME] += 1
+        elif not isinstance(each, Bad):
+            yield each
+        elif skip:
+            text = each.data.decode()
+            rejected.append({"uuid": each.uuid, "where": each.where, "reason": each.reason, "record": text})
+        else:
+            raise UserError(f"{each.where}: {each.reason}. {SKIP}")
 
 
 # Conversations --------------------------------------------------------------------------------------------------------
@@ -174,12 +202,15 @@ def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first
     if not any(fields.keys() >= {*form} for form in FORMS[kind]):
         raise ValueError(f"it lacks {' or '.join(' and '.join(form) for form in FORMS[kind])}")
     if kind is Item:
-        return item(uuid, fields, first, extra)
-    if kind is Pair:
-        return decode(Pair, uuid, {"consistency": None, **extra, **pair(fields)}, "row")
-    messages = turns(fields)
-    kind = Conversation if messages and messages[-1]["role"] == "assistant" else Prompt
-    return decode(kind, uuid, {**extra, "messages": messages}, "row")
+        own = item(fields, first)
+    elif kind is Pair:
+        own = pair(fields)
+        extra = {"consistency": None, **extra}
+    else:
+        own = {"messages": turns(fields)}
+        kind = Conversation if own["messages"] and own["messages"][-1]["role"] == "assistant" else Prompt
+    beside = {f"input_{key}" if key in own else key: value for key, value in extra.items()}
+    return decode(kind, uuid, {**beside, **own}, "row")
 
 
 def turns(fields: Mapping) -> list[dict]:
@@ -197,6 +228,8 @@ def pair(fields: Mapping) -> dict:
     """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages, the answer's turn
     or whole conversations."""
     given = turns({key: value for key, value in fields.items() if key != "response"})
+    if given and given[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
+        given = given[:-1]
     both = [_messages(fields[name], "assistant") for name in ("chosen", "rejected")]
     if not given:
         given = both[0][:-1]
@@ -236,67 +269,3 @@ def _both(turn: object) -> zip:
     if not isinstance(turn, Sequence) or len(turn) != 2:
         raise ValueError(f"history: expected pairs of texts, found {turn!r:.60}")
     return zip(("user", "assistant"), turn, strict=True)
-
-
-# Questions ------------------------------------------------------------------------------------------------------------
-
-
-def item(uuid: str, fields: Mapping, first: int | None, extra: Mapping) -> Item:
-    """A question with its options as lines below it, "A. oxygen", and the label: a letter, or what stands after ####.
-
-    A worked solution is kept as `solution`, without GSM8K's calculator annotations.
-    """
-    question, answer = str(fields["question"]).strip(), fields["answer"]
-    if "choices" in fields:
-        texts, labels = options(fields["choices"])
-        label = letter(answer, texts, labels, first)
-        lines = [f"{mark}. {text}" for mark, text in zip(LETTERS, texts, strict=False)]
-        return decode(Item, uuid, {**extra, "question": "\n".join([question, *lines]), "label": label}, "row")
-    if isinstance(answer, str) and FINAL in answer:
-        solution, _, final = answer.rpartition(FINAL)
-        told = {"solution": f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()}
-        return decode(Item, uuid, {**extra, "question": question, "label": number(final), **told}, "row")
-    label = number(answer) if isinstance(answer, str) else answer
-    if not re.search(r"\d", str(label)):
-        raise ValueError(f"the answer {label!r:.60} is no number, and there are no choices")
-    return decode(Item, uuid, {**extra, "question": question, "label": label}, "row")
-
-
-def options(choices: object) -> tuple[list[str], list[str] | None]:
-    """(texts, labels) of options given as a list of texts, of {"text", "label"}, or {"text": […], "label": […]}."""
-    labels = None
-    if isinstance(choices, Mapping):
-        texts, labels = choices.get("text"), choices.get("label")
-    elif all(isinstance(each, Mapping) for each in choices):
-        texts, labels = ([each.get(key) for each in choices] for key in ("text", "label"))
-    else:
-        texts = choices
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"an option is blank or no text: {texts!r:.80}")
-    if not 2 <= len(texts) <= len(LETTERS) or labels is not None and len({*labels}) != len(texts):
-        raise ValueError(f"{len(texts)} options with labels {labels}: expected 2 to {len(LETTERS)}, a label each")
-    return [re.sub(r"\s*[\r\n]+\s*", " ", text.strip()) for text in texts], labels and [str(label) for label in labels]
-
-
-def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, first: int | None) -> str:
-    """The letter A to H of the right option: `answer` is its label, or, without labels, a letter, its text, or its
-    number counted from `first` (0 or 1). Raises ValueError where it is none of these."""
-    answer = str(answer).strip()
-    if labels is not None:
-        index = labels.index(answer) if answer in labels else -1
-    elif answer.isdigit() and first is not None:
-        index = int(answer) - first
-    elif answer in texts:
-        index = texts.index(answer)
-    elif answer.isdigit():
-        raise ValueError(f"the answer {answer!r} is a number: --first_answer says whether they count from 0 or 1")
-    else:
-        index = LETTERS.find(answer) if len(answer) == 1 else -1
-    if not 0 <= index < len(texts):
-        raise ValueError(f"the answer {answer!r} is none of the options {', '.join(labels or texts)}")
-    return LETTERS[index]
-
-
-def number(text: str) -> str:
-    """A final answer without the commas between thousands: " 1,234" is "1234"."""
-    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text.strip())
