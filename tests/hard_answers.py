@@ -12,6 +12,7 @@ SKY = {"A": "oxygen", "B": "neon gas", "C": "the sun", "D": "all of the above"}
 TOOLS = {"A": "a large funnel", "B": "a magnet"}
 COUNTS = {"A": "4", "B": "5", "C": "6", "D": "12"}
 STEPS = {"1": "4", "2": "5", "3": "6", "4": "12"}
+LETTERED = {"A": "B and D", "B": "carbon [C]", "C": "a flood", "D": "none of these"}
 TINY = {"A": "Tom", "B": "Mary", "C": "same"}
 
 NUMBERS = [
@@ -418,4 +419,12 @@ CHOICES = [
     ("Answer: 4", STEPS, None, "4"),
     ("Answer: 5", STEPS, None, "2"),
     ("Answer: 4 or 5", STEPS, None, None),
+    ("Answer: It is B and D", LETTERED, "D", "A"),
+    ("Answer: It is carbon [C], not a flood", LETTERED, "A", "B"),
+    ("Answer: It is a flood or carbon [C]", LETTERED, "C", None),
+    ("Answer: It is a flood, not none of these", LETTERED, "A", "C"),
+    ("Answer: B and D, not C", LETTERED, "B", "A"),
+    ("Answer: carbon [C] (B)", LETTERED, "B", "B"),
+    ("Answer: (A) B and D", LETTERED, "D", "A"),
+    ("Answer: D", LETTERED, "D", "D"),
 ]

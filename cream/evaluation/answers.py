@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal, Inexact, localcontext
 
-from cream.evaluation.mentions import HEAD, hedge, mentions, opening_option, option_texts, refuses, words_of
+from cream.evaluation.mentions import HEAD, hedge, mentions, opening_option, option_texts, refuses
 
 # How digits are written elsewhere, before Unicode's compatibility forms (full width, no-break blanks) become plain. A
 # comma is a decimal sign only after groups of three: "3,5" alone is two numbers.
@@ -97,8 +97,10 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
     sentence's option text.
     """
     text, options = _plain(text), {label: _plain(option) for label, option in options.items()}
-    for option in filter(None, (option.rstrip(" .") for option in options.values())):  # "Mt. McKinley" is one sentence
-        text = text.replace(option, re.sub(r"[.!?;](?=\s)", "", option))
+    options = {label: option.rstrip(" .") or option for label, option in options.items()}
+    for label, option in options.items():  # "Mt. McKinley" is one sentence
+        options[label] = re.sub(r"[.!?;](?=\s)", "", option)
+        text = text.replace(option, options[label])
     for clause in _clauses(text):
         if (choice := _choice(clause, options)) is not None:
             return choice or None
@@ -209,10 +211,9 @@ def _result(clause: str) -> str | None:
 def _choice(clause: str, options: dict[str, str]) -> str | None:
     """The label that an answer clause names; "" when it hedges or refuses, None when it speaks of no option."""
     named = mentions(clause, options)
-    words = words_of(clause)
     headed = bool(named) and HEAD.match(clause[: named[0][0]])
     opening = None if _numeric(options) else opening_option(option_texts(clause, options))
-    if opening and (not headed or len(words) > 2 and words == words_of(options[opening])):  # "B and D" may be a text
+    if opening and not headed:
         return opening
     if not headed and refuses(clause, options):
         return ""

@@ -45,12 +45,17 @@ def mentions(sentence: str, options: dict[str, str]) -> list[tuple[int, str]]:
     texts = {label: words_of(text) for label, text in options.items()}
     named = []
     stand_alone = rf"(?<![\w.°-])(?<!\w['’])(?<!\$(?=\d))(?:{any_label})(?![\w%-]|['’]\w|\.\d|/\d)"
-    for match in re.finditer(stand_alone, sentence, re.IGNORECASE):
+    lettered = [
+        re.escape(text)
+        for _, text in _longest_first(options)
+        if " " in text.strip() and re.search(stand_alone, text, re.IGNORECASE)
+    ]  # in "a plant cell", "carbon [C]" no label is named
+    blank = re.compile("|".join(lettered) or "(?!)", re.IGNORECASE)
+    for match in re.finditer(stand_alone, blank.sub(lambda text: "_" * len(text[0]), sentence), re.IGNORECASE):
         label = by_folded[match[0].casefold()]
         before = sentence[max(0, match.start() - 60) : match.start()]  # windows keep "A A A …" linear
         after = sentence[match.end() : match.end() + 300]
-        own_article = label == "A" and options[label][:2] in ("a ", "A ")  # the text's: "a plant cell" is no mention
-        with_text = not own_article and _opens(after, texts[label])
+        with_text = _opens(after, texts[label])
         if DENIED_BEFORE.search(before) or DENIED_AFTER.match(after):
             continue
         if with_text and TEXT_DENIED_AFTER.match(words_of(after)[len(texts[label]) :]):  # "A) oxygen is wrong"
@@ -85,7 +90,8 @@ def refuses(sentence: str, options: dict[str, str]) -> bool:
     """Whether it says that no option is right, other than by an option's own text ("neither of them")."""
     if not REFUSAL.search(sentence):
         return False
-    return not any(REFUSAL.search(options[label]) for _, labels in option_texts(sentence, options) for label in labels)
+    said = f" {words_of(sentence)}"
+    return not any(REFUSAL.search(text) and f" {words_of(text)}" in said for text in options.values())
 
 
 def option_texts(sentence: str, options: dict[str, str]) -> list[tuple[int, set[str]]]:
