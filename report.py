@@ -133,7 +133,9 @@ def _apart(joined: Joined, settings_a: dict | None, settings_b: dict | None) -> 
     ]
     if joined.reworded:
         notes.append(f"{joined.reworded} questions were put with another text around them (--sysprompt)")
-    if settings_a and settings_b and (differences := journal.differences(settings_a, settings_b)):
+    a, b = settings_a or {}, settings_b or {}
+    both = a.keys() & b.keys()  # a file that was graded again has none of its generation's
+    if differences := journal.differences(*({key: made[key] for key in both} for made in (a, b))):
         notes.append(f"made by other settings, A -> B: {differences}")
     return notes
 

@@ -8,6 +8,11 @@ GASES = {"A": "oxygen", "B": "neon", "C": "helium", "D": "argon"}
 FIVE = GASES | {"E": "krypton"}
 DIGITS = {"1": "a solid", "2": "a liquid", "3": "a gas", "4": "a plasma"}
 CELLS = {"A": "an animal cell", "B": "a plant cell", "C": "none of the above"}
+SKY = {"A": "oxygen", "B": "neon gas", "C": "the sun", "D": "all of the above"}
+TOOLS = {"A": "a large funnel", "B": "a magnet"}
+COUNTS = {"A": "4", "B": "5", "C": "6", "D": "12"}
+STEPS = {"1": "4", "2": "5", "3": "6", "4": "12"}
+LETTERED = {"A": "B and D", "B": "carbon [C]", "C": "a flood", "D": "none of these"}
 TINY = {"A": "Tom", "B": "Mary", "C": "same"}
 
 NUMBERS = [
@@ -360,4 +365,66 @@ CHOICES = [
     ("It is not A or B.", GASES, "B", None),
     ("B and C are wrong.", GASES, "C", None),
     ("(B), a fact", GASES, "A", "B"),
+    # options denied, joined or computed, by their texts
+    ("The answer is not oxygen.", SKY, None, None),
+    ("It is not oxygen.", SKY, None, None),
+    ("The answer cannot be oxygen", SKY, None, None),
+    ("The answer cannot be A.", SKY, "A", None),
+    ("Answer: oxygen is wrong, neon gas is right", SKY, None, "B"),
+    ("Answer: oxygen or neon gas", SKY, None, None),
+    ("Answer: It is oxygen or neon gas", SKY, None, None),
+    ("Answer: It is neon gas, not oxygen", SKY, None, "B"),
+    ("The answer is neither oxygen nor neon gas but the sun", SKY, None, "C"),
+    ("Answer: neither oxygen nor neon gas", SKY, None, None),
+    ("Answer: neither A nor B but C", SKY, "C", "C"),
+    ("The answer isn't the sun, it's neon gas.", SKY, None, "B"),
+    ("Answer: not oxygen or neon gas, so the sun", SKY, None, "C"),
+    ("Answer: not oxygen but neon gas", SKY, None, "B"),
+    ("Oxygen and neon gas are wrong, so the sun.", SKY, None, "C"),
+    ("Answer: oxygen/neon gas", SKY, None, None),
+    ("Answer: oxygen & neon gas", SKY, None, None),
+    ("Answer: not (A) oxygen", SKY, "A", None),
+    ("Answer: not (A) oxygen but (B) neon gas", SKY, "B", "B"),
+    ("Answer: A) oxygen is wrong, B) neon gas is right", SKY, "A", "B"),
+    ("Answer: A) oxygen or B) neon gas", SKY, "A", None),
+    ("Answer: B or oxygen", SKY, "B", None),
+    ("The answer can't be oxygen. The answer is the sun.", SKY, None, "C"),
+    ("Answer: neon gas. The answer is not oxygen.", SKY, None, "B"),
+    ("It is oxygen or neon gas.", SKY, None, None),
+    ("Answer: oxygen, because neon gas is inert", SKY, None, "A"),
+    ("Answer: oxygen isn't the right answer, the sun is", SKY, None, "C"),
+    ("Answer: it is oxygen rather than neon gas", SKY, None, "A"),
+    ("Answer: all of the above", SKY, None, "D"),
+    ("Answer: a magnet or a large funnel", TOOLS, "A", None),
+    ("The answer cannot be a large funnel", TOOLS, "A", None),
+    ("Answer: 4 + 2 = 6", COUNTS, None, "C"),
+    ("Answer: $4 + 2 = 6$", COUNTS, None, "C"),
+    ("Answer: 4 plus 2 is 6", COUNTS, None, "C"),
+    ("Answer: 12 - 6 = 6", COUNTS, None, "C"),
+    ("Answer: 4 or 5", COUNTS, None, None),
+    ("Answer: 4.5", COUNTS, None, None),
+    ("Answer: 6.00", COUNTS, None, "C"),
+    ("Answer: 24/4", COUNTS, None, "C"),
+    ("Answer: 6 apples for 4 boys", COUNTS, None, "C"),
+    ("Answer: 4 + 2 = 6, so C", COUNTS, "C", "C"),
+    ("4 + 2 = 6", COUNTS, None, "C"),
+    ("Answer: not 4", COUNTS, None, None),
+    ("Answer: not 4 but 6", COUNTS, None, "C"),
+    ("Answer: 6, not 4", COUNTS, None, "C"),
+    ("Answer: 6 is right, 4 is wrong", COUNTS, None, "C"),
+    ("Answer: both 4 and 5", COUNTS, None, None),
+    ("Answer: C) 6", COUNTS, "C", "C"),
+    ("Answer: 7", COUNTS, None, None),
+    ("Answer: 4 + 2 = 6", STEPS, None, "3"),
+    ("Answer: 4", STEPS, None, "4"),
+    ("Answer: 5", STEPS, None, "2"),
+    ("Answer: 4 or 5", STEPS, None, None),
+    ("Answer: It is B and D", LETTERED, "D", "A"),
+    ("Answer: It is carbon [C], not a flood", LETTERED, "A", "B"),
+    ("Answer: It is a flood or carbon [C]", LETTERED, "C", None),
+    ("Answer: It is a flood, not none of these", LETTERED, "A", "C"),
+    ("Answer: B and D, not C", LETTERED, "B", "A"),
+    ("Answer: carbon [C] (B)", LETTERED, "B", "B"),
+    ("Answer: (A) B and D", LETTERED, "D", "A"),
+    ("Answer: D", LETTERED, "D", "D"),
 ]

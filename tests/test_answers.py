@@ -6,7 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hard_answers import CHOICES, DIGITS, GASES, NUMBERS
+from hard_answers import CHOICES, COUNTS, DIGITS, GASES, NUMBERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from cream.evaluation.answers import (
     extract_number_strict,
     numbers_equal,
 )
+from cream.evaluation.tasks import options_of
 
 
 def released_number(text: str) -> str | None:
@@ -113,6 +114,7 @@ def test_any_text_gives_a_plain_decimal_or_an_own_option_or_nothing(text):
         assert number is None or format(Decimal(number), "f") == number
         assert extract_choice(prefix + text, GASES) in {None, *GASES}
         assert extract_choice(prefix + text, DIGITS) in {None, *DIGITS}
+        assert extract_choice(prefix + text, COUNTS) in {None, *COUNTS}
 
 
 LOOPS = r"A |A or |not A |B, |Answer: |{|\boxed{|\text{|(|1|1,|12 |1/|10^|? |_|²".split("|")
@@ -124,6 +126,7 @@ def test_a_model_that_repeats_itself_is_read_in_linear_time(loop):
     for opening in ("", "Answer: "):
         text = opening + loop * (60_000 // len(loop))
         assert extract_choice(text, GASES) in {None, *GASES}
+        assert extract_choice(text, COUNTS) in {None, *COUNTS}
         extract_number(text)
 
 
@@ -137,3 +140,21 @@ def test_agreement_with_the_graded_gsm8k_solutions(shared):
     right = sum(row["is_correct"] for row in rows)
     print(f"{len(rows) - len(found)} of {len(rows)} grades agree ({right} are right); the others: {found or 'none'}")
     assert len(rows) == 1280 and found == {}
+
+
+def test_the_options_texts_of_real_items(shared):
+    """Given, each is read as its option; denied, never; beside a denied one it still is."""
+    files = sorted((shared / "data/eval_cream_layout").glob("*/test.json"))
+    items = [(options_of(item["question"]), item["label"]) for file in files for item in json.loads(file.read_text())]
+    items = [(options, label) for options, label in items if label in options]
+    denied = 0
+    for options, label in items:
+        texts = {key: text.rstrip(".") for key, text in options.items()}
+        for form in ("Answer: {}", "The answer is {}."):
+            assert extract_choice(form.format(texts[label]), options) == label
+        for key in options.keys() - {label}:
+            assert extract_choice(f"Answer: not {options[key]}", options) != key
+            assert extract_choice(f"Answer: It is {texts[label]}, not {texts[key]}.", options) == label
+            denied += 1
+    print(f"{len(items)} items, all read as given; {denied} options denied, none of them taken")
+    assert len(items) == 1517 and denied == 4050

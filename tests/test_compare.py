@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from cream import store
 from cream.errors import UserError
-from cream.evaluation.compare import COLUMNS, compare, format_comparison, format_flips, join
+from cream.evaluation.compare import COLUMNS, compare, flip_row, format_comparison, format_flips, join
 from cream.evaluation.statistics import bootstrap_difference, mcnemar
 from cream.records import Answer, Item
 
@@ -200,6 +201,16 @@ def test_flips_side_by_side():
     assert format_flips(join(a, b).flipped(), show=0).splitlines()[1] == "only B right: 1 items, the first 0"
 
 
+def test_of_several_answers_the_one_that_won_the_vote_is_shown():
+    texts, predictions = ["Answer: A", "Answer: B", "so B"], ["a", "b", "b"]
+    several = {"all_responses": texts, "all_predictions": predictions, "all_correct": [False, True, True]}
+    vote = structs.replace(answer("x", True, prediction="b"), **several)
+    (item,) = join([answer("x", False)], [vote]).flipped()
+    assert format_flips([item], show=1).splitlines()[-1] == "    B b: Answer: B"
+    assert [flip_row(*item)[name]["responses"] for name in "ab"] == ["Answer: A", "Answer: B"]
+    assert flip_row(*item)["b"]["final_prediction"] == "b"
+
+
 # The command ----------------------------------------------------------------------------------------------------------
 
 ON = "--device cpu --model tiny"
@@ -271,6 +282,9 @@ def test_what_else_is_not_alike_is_told(runs):
     runs.run(f"{EVALUATE.replace('60', '50').replace('48', '40')} --output_dir outputs/less.json")
     done = runs.run(f"report.py compare {A} outputs/less.json --show 0")
     assert "10 items are only in A" in done.out and "gen_max_tokens: 48 -> 40" in done.out
+    runs.run(f"infer.py --mode rescore --input_file {A} --extraction strict --output_dir outputs/strict.json")
+    done = runs.run(f"report.py compare {A} outputs/strict.json --show 0")
+    assert "A -> B: extraction: default -> strict" in done.out and "None" not in done.out
 
 
 @pytest.mark.slow

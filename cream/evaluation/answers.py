@@ -15,6 +15,8 @@ import unicodedata
 from collections.abc import Iterator
 from decimal import Decimal, Inexact, localcontext
 
+from cream.evaluation.mentions import HEAD, hedge, mentions, opening_option, option_texts, refuses
+
 # How digits are written elsewhere, before Unicode's compatibility forms (full width, no-break blanks) become plain. A
 # comma is a decimal sign only after groups of three: "3,5" alone is two numbers.
 DIGITS = [
@@ -65,24 +67,14 @@ NUMBER = re.compile(
 REMARK = re.compile(r"\([^()]*\)|\b(?:because|since|not|instead\s+of|rather\s+than)\b.*", re.IGNORECASE)
 COMPUTES = re.compile(r"\d\s*[-−+*×÷x]\s*[$\d]|\b(?:is|makes?|gives?|equals?|totals?|leaves?)\b", re.IGNORECASE)
 
-VERB_OR_END = re.compile(
-    r"\W*(?:$|(?:is|was|are|and|or|nor|but|because|since|as|so|for|which|not|seems|would|could|can|must|over|describes)\b)"
-)
-CALLED = re.compile(r"(?:[(\[]|\b(?:option|choice|letter)\s*[\"']?)$", re.IGNORECASE)
-HEAD = re.compile(
-    r"(?:\W|\b(?:so|therefore|thus|i|choose|pick|select|the|my|correct|best|right|option|choice|letter|number|answer|is|"
-    r"would|must|be)\b)*$",
+# Where all options are numbers: those that are denied, and "4 or 5".
+A_NUMBER = r"(?<![\d.,/])[-−–]?[$€£¥₹]?\.?\d[\d.,/]{0,30}"
+NUMBER_DENIED = re.compile(
+    rf"(?:\b(?:not|neither|nor|cannot)|n['’]t)\s+(?:be\s+)?{A_NUMBER}(?:\s+n?or\s+{A_NUMBER})?"
+    rf"|{A_NUMBER}\s+(?:is|was)(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b",
     re.IGNORECASE,
 )
-DENIED_BEFORE = re.compile(
-    r"(?:\b(?:not|neither|nor)|n['’]t)\s+(?:be\s+)?(?:option\s+)?(?:[(\[]?\w[)\]]?\s+n?or\s+)?[(\[]?$", re.IGNORECASE
-)
-DENIED_AFTER = re.compile(r"[)\]]?\s+(?:is|was)(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b", re.IGNORECASE)
-REFUSAL = re.compile(
-    r"\bnone\b(?!\s+of\s+the\s+others?\b)|\bneither\b|\bno\s+(?:correct\s+|right\s+|valid\s+)?(?:option|answer|choice)"
-    r"|\bcannot\s+be\s+(?:determined|known)|\bnot\s+enough\b",
-    re.IGNORECASE,
-)
+NUMBERS_JOINED = re.compile(r"\d%?(?:\s*,)?\s*(?:\b(?:or|and)\b|&)\s*\D?\.?\d", re.IGNORECASE)
 
 
 def extract_number(text: str) -> str | None:
@@ -105,8 +97,10 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
     sentence's option text.
     """
     text, options = _plain(text), {label: _plain(option) for label, option in options.items()}
-    for option in options.values():  # "Mt. McKinley" is one sentence
-        text = text.replace(option, re.sub(r"[.!?;](?=\s)", "", option))
+    options = {label: option.rstrip(" .") or option for label, option in options.items()}
+    for label, option in options.items():  # "Mt. McKinley" is one sentence
+        options[label] = re.sub(r"[.!?;](?=\s)", "", option)
+        text = text.replace(option, options[label])
     for clause in _clauses(text):
         if (choice := _choice(clause, options)) is not None:
             return choice or None
@@ -114,13 +108,13 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
         return None
     sentences = [*filter(WORD.search, SENTENCE_END.split(text))]
     for sentence in reversed(sentences):
-        if named := _mentions(sentence, options):
+        if named := mentions(sentence, options):
             last, label = named[-1]
-            hedged = (_hedge(sentence, at, other, options) for at, other in named[:-1])
+            hedged = (hedge(sentence, at, other, options) for at, other in named[:-1])
             return None if any(hedge and hedge.end() > last for hedge in hedged) else label
-        if _refuses(sentence, options):
+        if refuses(sentence, options):
             return None
-    return next(iter(_option_texts(sentences[-1], options)), None) if sentences else None
+    return (_text_choice(sentences[-1], options) if sentences else None) or None
 
 
 def extract_number_strict(text: str) -> str | None:
@@ -216,87 +210,35 @@ def _result(clause: str) -> str | None:
 
 def _choice(clause: str, options: dict[str, str]) -> str | None:
     """The label that an answer clause names; "" when it hedges or refuses, None when it speaks of no option."""
-    named = _mentions(clause, options)
-    words = _words(clause)
+    named = mentions(clause, options)
     headed = bool(named) and HEAD.match(clause[: named[0][0]])
-    opening = [label for label, text in _longest_first(options) if _words(text) and words.startswith(_words(text))]
-    if opening and (not headed or len(words) > 2 and words == _words(options[opening[0]])):  # "B and D" may be a text
-        return opening[0]
-    if not headed and _refuses(clause, options):
+    opening = None if _numeric(options) else opening_option(option_texts(clause, options))
+    if opening and not headed:
+        return opening
+    if not headed and refuses(clause, options):
         return ""
     if named:
-        return "" if _hedge(clause, *named[0], options) else named[0][1]
-    texts = _option_texts(clause, options)
-    return texts[0] if len(texts) == 1 else "" if texts else None
+        return "" if hedge(clause, *named[0], options) else named[0][1]
+    return _text_choice(clause, options)
 
 
-def _hedge(sentence: str, start: int, label: str, options: dict[str, str]) -> re.Match | None:
-    """What joins the label at `start` to the next one ("A or B", "A, B"), up to that one's end at least."""
-    any_label = "|".join(map(re.escape, options))
-    pattern = (
-        rf"[)\]]?\s*(?:(?:/|&|or\b|and\b)\s*(?:option\s+)?(?:[(\[]?(?:{any_label})\b|[(\[](?i:{any_label})[)\]])"
-        rf"|,\s*[(\[]?(?:{any_label})[)\]]?\s*(?:[,/&.]|$|or\b|and\b))"
-    )
-    return re.compile(pattern).match(sentence, start + len(label))
+def _text_choice(clause: str, options: dict[str, str]) -> str | None:
+    """The label whose text or, where all options are numbers, whose value a clause gives; as `_choice` does."""
+    if values := _numeric(options):
+        clause = NUMBER_DENIED.sub(" ", clause)
+        joined = NUMBERS_JOINED.search(clause)
+        if joined and ("or" in joined[0].lower() or not COMPUTES.search(clause)):
+            return ""
+        result = _result(clause)
+        equal = [label for label, value in values.items() if result and numbers_equal(result, value)]
+        return equal[0] if len(equal) == 1 else None
+    found = option_texts(clause, options)
+    labels = set().union(*(labels for _, labels in found))
+    return labels.pop() if len(labels) == 1 else opening_option(found) or "" if labels else None
 
 
-def _refuses(sentence: str, options: dict[str, str]) -> bool:
-    """Whether it says that no option is right, other than by an option's own text ("neither of them")."""
-    texts = _option_texts(sentence, options)
-    return bool(REFUSAL.search(sentence)) and not any(REFUSAL.search(options[label]) for label in texts)
-
-
-def _mentions(sentence: str, options: dict[str, str]) -> list[tuple[int, str]]:
-    """(position, label) of each label that `sentence` names and does not deny, in order.
-
-    Any case, letters and digits: in brackets, before ")", after "option", before the option's own text, or opening
-    the sentence with nothing, punctuation or a verb behind it. A bare capital counts anywhere, but "A" before any other
-    word is the article.
-    """
-    by_folded = {label.casefold(): label for label in options}
-    any_label = "|".join(map(re.escape, options))
-    texts = {label: _words(text) for label, text in options.items()}
-    named = []
-    stand_alone = rf"(?<![\w.°-])(?<!\w['’])(?<!\$(?=\d))(?:{any_label})(?![\w%-]|['’]\w|\.\d|/\d)"
-    for match in re.finditer(stand_alone, sentence, re.IGNORECASE):
-        label = by_folded[match[0].casefold()]
-        before = sentence[max(0, match.start() - 60) : match.start()]  # windows keep "A A A …" linear
-        after = sentence[match.end() : match.end() + 300]
-        if DENIED_BEFORE.search(before) or DENIED_AFTER.match(after):
-            continue
-        verb_or_end = VERB_OR_END.match(after)
-        if (
-            (match[0].isupper() and (label != "A" or verb_or_end or re.match(r"\s*[^\w\s]", after)))
-            or re.match(r"[)\]]", after)
-            or CALLED.search(before)
-            or (HEAD.match(before) and (verb_or_end or (label.isalpha() and re.match(r"[.:,;]", after))))
-            or _opens(after, texts[label])
-        ):
-            named.append((match.start(), label))
-    return named
-
-
-def _opens(text: str, words: str) -> bool:
-    """Whether a text begins with these words, as `_words` gives them."""
-    return bool(words) and words.split(" ", 1)[0] in text.casefold() and _words(text).startswith(words)
-
-
-def _words(text: str) -> str:
-    """Lower-case words and signed numbers, a blank after each, no article in front: "The Oxygen." is "oxygen "."""
-    words = re.findall(r"(?:(?<!\w)[-+](?=\d))?\w+", text.casefold().replace("−", "-"))
-    return "".join(f"{word} " for word in (words[1:] if words[:1] in (["a"], ["an"], ["the"]) and words[1:] else words))
-
-
-def _longest_first(options: dict[str, str]) -> list[tuple[str, str]]:
-    return sorted(options.items(), key=lambda item: -len(item[1]))
-
-
-def _option_texts(sentence: str, options: dict[str, str]) -> list[str]:
-    """Labels of the options whose text stands in `sentence`; a text inside a longer one that does is not counted."""
-    rest, found = f" {_words(sentence)}", []
-    for label, text in _longest_first(options):
-        words = f" {_words(text)}"
-        if words.strip() and words in rest:
-            rest = rest.replace(words, " | ")
-            found.append(label)
-    return found
+def _numeric(options: dict[str, str]) -> dict[str, str]:
+    """Label -> value where every option's text is a number; else {}."""
+    numbers = {label: NUMBER.fullmatch(text.rstrip(" .%")) for label, text in options.items()}
+    values = {label: _value(number) for label, number in numbers.items() if number}
+    return values if len(values) == len(options) and None not in values.values() else {}

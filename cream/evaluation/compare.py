@@ -113,17 +113,27 @@ def format_flips(flipped: Sequence[tuple[str, Answer, Answer]], show: int) -> st
         for task, a, b in shown:
             lines += [f"  {a.uuid} ({task}): {_short(a.question)}", f"    label {a.label}"]
             for each, answer in (("A", a), ("B", b)):
-                lines.append(f"    {each} {answer.final_prediction}: {_short(answer.responses, end=True)}")
+                lines.append(f"    {each} {answer.final_prediction}: {_short(_voting(answer), end=True)}")
     return "\n".join(lines)
 
 
 def flip_row(task: str, a: Answer, b: Answer) -> dict:
-    """A flipped item as a line of a file: the item, itself evaluation data, and both outcomes."""
+    """A flipped item as a line of a file: the item, itself evaluation data, and both outcomes.
+
+    `responses` of each is the text that gave its `final_prediction`.
+    """
     outcomes = {
-        name: {"correct": answer.correct, "final_prediction": answer.final_prediction, "responses": answer.responses}
+        name: {"correct": answer.correct, "final_prediction": answer.final_prediction, "responses": _voting(answer)}
         for name, answer in (("a", a), ("b", b))
     }
     return {"uuid": a.uuid, "question": a.question, "label": a.label, "task": task, **outcomes}
+
+
+def _voting(answer: Answer) -> str:
+    """Its text; of several the first whose prediction is the vote."""
+    if answer.final_prediction not in (answer.all_predictions or ()):
+        return answer.responses
+    return answer.all_responses[answer.all_predictions.index(answer.final_prediction)]
 
 
 def _short(text: str, end: bool = False) -> str:
