@@ -3,7 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from types import ModuleType
 
@@ -86,8 +86,9 @@ def finish(
 def _rewards(
     output: Output, source: ModuleType, normalize: str, samples: Callable[[], Iterable[Samples]]
 ) -> Iterator[dict]:
-    rows = output.rows(_key(role, sample.uuid) for sample in samples() for role in source.PASSES)
-    for sample in samples():
+    asked, each = tee(samples())  # in step: one reader of the file, whose memory grows with it, serves both
+    rows = output.rows(_key(role, sample.uuid) for sample in asked for role in source.PASSES)
+    for sample in each:
         passes = {role: _scored(next(rows, {}), role, sample, output) for role in source.PASSES}
         group = source.combine(passes, normalize)
         for reason in filter(None, group.reason):
