@@ -89,9 +89,7 @@ def sample(config: InferConfig) -> None:
         log.info(
             "%(prompts)d prompts, %(answers)d answers: %(distinct)d distinct, %(cut)d cut at the length limit", counts
         )
-        for reason, count in output.dropped.items():
-            if reason == store.MALFORMED:  # no prompt; told when they were written
-                continue
+        for reason, count in _left_out(output):
             log.info("  %d of %d prompts dropped: %s", count, total, reason)
     log.info("samples: %s\nnext, their rewards by the current model:", output.path)
     flags = config.cluster.flags(config.device) | {"model": config.model.name(), "input_file": output.path}
@@ -146,9 +144,7 @@ def evaluate(config: InferConfig) -> None:
             if config.run.skip:
                 output.reject(bad)
             output.finish(grading.whole(output.rows(prompts), prompts, items, strict))
-        for reason, count in output.dropped.items():
-            if reason == store.MALFORMED:  # no question; told when they were written
-                continue
+        for reason, count in _left_out(output):
             log.info("%d of %d questions count as wrong: %s", count, len(prompts), reason)
     log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts, sampling.n))
 
@@ -187,9 +183,8 @@ def _compare(
             if passed_over:
                 output.drop(choices.WITHOUT, passed_over)
             output.finish(unanswered(output.rows(items), output))
-        for reason, count in output.dropped.items():
-            if reason not in (store.MALFORMED, choices.WITHOUT):  # no questions; told already
-                log.info("%d of %d questions count as wrong: %s", count, len(items), reason)
+        for reason, count in _left_out(output):
+            log.info("%d of %d questions count as wrong: %s", count, len(items), reason)
     answers = list(store.read(output.path, Answer))
     rows, by_norm = grading.table_rows(answers), choices.accuracies(answers)
     facts = {"tasks": rows, "scoring": g.scoring, "prompt_format": g.prompt_format, "length_norm": g.length_norm}
@@ -213,6 +208,11 @@ def _summary(config: InferConfig, output: journal.Output, chat, prompts, n: int)
         table += f"\naccuracy: of the majority vote of {n} answers; pass@j: one of j answers is right, ± standard error"
     released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in strict.items())
     return f"{table}\naccuracy % by the method's released extraction rules: {released}", output.path, summary
+
+
+def _left_out(output: journal.Output) -> list[tuple[str, int]]:
+    """Why what was asked has no answer, and how often; what was never asked is told where it is found."""
+    return [each for each in output.dropped.items() if each[0] not in (store.MALFORMED, choices.WITHOUT)]
 
 
 def _first(chat, messages: list[Message]) -> dict:
