@@ -86,6 +86,18 @@ def whole(journal):
     return [line for line in journal.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")][1:]
 
 
+def recorded(folder):
+    """Records in the journals below a folder."""
+    return sum(len(whole(journal)) for journal in folder.rglob("*.partial"))
+
+
+def so_far(done, folder):
+    """What is `done` in a folder that a stage is changing: nothing while it moves or removes what is being read."""
+    with suppress(FileNotFoundError):
+        return done(folder)
+    return 0
+
+
 def progress(folder):
     """(steps in its log, steps in its saved state) of each unfinished training run below a folder."""
     for log in folder.rglob("log.jsonl"):
@@ -124,7 +136,7 @@ class Stage:
         journal has so many records."""
         process = self.world.stages.start(self.world.folder, self.world.argv(self.command), change)
         while records and not select.select([process], [], [], 0.002)[0]:
-            if sum(len(whole(journal)) for journal in self.folder.rglob("*.partial")) >= records:
+            if so_far(recorded, self.folder) >= records:
                 seconds = records = 0
         if seconds is not None and not select.select([process], [], [], seconds)[0]:
             with suppress(ProcessLookupError):

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from test_faults import INFER, REWARD, TRAIN, Stage, progress, whole, world  # noqa: F401  a fixture
+from test_faults import INFER, REWARD, TRAIN, Stage, progress, recorded, so_far, world  # noqa: F401  a fixture
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 COMMANDS = {
@@ -26,8 +26,7 @@ def undisturbed(world):  # noqa: F811
 
 def kept(folder):
     """Records in a journal, or steps in a saved state: what the next run has not to do again."""
-    records = sum(len(whole(journal)) for journal in folder.rglob("*.partial"))
-    return records + sum(saved for _, saved in progress(folder))
+    return recorded(folder) + sum(saved for _, saved in progress(folder))
 
 
 def finished(folder):
@@ -44,10 +43,10 @@ def interrupted(stage, signum):
 def cut_short(stage, command, signum, done=kept):
     """The same of another command, in the stage's folder as it is, once so much is `done`."""
     process = stage.world.stages.start(stage.world.folder, stage.world.argv(command))
-    while done(stage.folder) < 2:
+    while so_far(done, stage.folder) < 2:
         time.sleep(0.002)
         assert not select.select([process], [], [], 0)[0], "it ended before it was interrupted"
-    before = finished(stage.folder)
+    before = so_far(finished, stage.folder)
     signal.pidfd_send_signal(process, signum)
     os.close(process)
     return stage.world.stages.end(), before
