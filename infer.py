@@ -9,24 +9,22 @@ one answer a question is always greedy, --output_dir is honoured, and every answ
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from config import DATASET_FILES, DATASETS, Generation, InferConfig, settings
 from cream import console, journal, names, preflight, store
-from cream.chat import Chat, Plain
+from cream.chat import Plain
 from cream.console import log
 from cream.engines import Sampling
 from cream.errors import UserError
-from cream.evaluation import choices, few_shot, grading
-from cream.evaluation.items import item_files, prompt_of, read_items
+from cream.evaluation import choices, grading, summary
+from cream.evaluation.questions import Questions, read_questions
 from cream.evaluation.statistics import format_table
 from cream.evaluation.tasks import TASKS
 from cream.flags import as_dict, parse
 from cream.folders import check_folder
-from cream.generation import answered, asked, counted, samples, shown
-from cream.provenance import fingerprint_text
-from cream.records import Answer, Item, Message, Prompt, encode
+from cream.generation import answered, asked, counted, samples
+from cream.records import Answer, Item, Prompt, encode
 
 EXAMPLE = """\
   one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
@@ -102,136 +100,76 @@ def sample(config: InferConfig) -> None:
 
 
 def evaluate(config: InferConfig) -> None:
-    """Answers to every item, one greedy or several that vote, graded; a table of accuracies."""
+    """Every item answered, once or by a vote, or its options compared, and graded; a table of accuracies."""
     g = config.generation
     data = _dataset(config, Item, "evaluation takes questions with labels")
     files = {task: names.in_root(DATASET_FILES[f"{task}_test"]) for task in TASKS} if _is_all(data) else {}
-    found, missing, mislabelled = read_items(_known(g.name), data, files, skip=config.run.skip)
-    for task, why in missing.items():
-        log.info("task %s is not evaluated: %s", task, why)
-    items = {item.uuid: item for item in found[: _limit(config)]}
-    if not items:
-        raise UserError(f"{data}: no question is left to ask")
-    if g.scoring == "loglikelihood":
-        items, passed_over = choices.with_options(items, data)
-    tasks = list(dict.fromkeys(item.task for item in items.values())) if g.few_shot else []
-    places = few_shot.places(tasks, g.few_shot_file, data, files)
-    examples = few_shot.draw(places, found, g.few_shot, config.run.seed, skip=config.run.skip)
-    sources = item_files(data, files)
-    read = dict.fromkeys([*sources, *places.values()])
-    bad = (
-        chain((row for source in read for row in store.rejected(source, Item)), mislabelled) if config.run.skip else ()
-    )
-    if g.scoring == "loglikelihood":
-        return _compare(config, sources, items, examples, places, passed_over, bad)
-    prompts = {
-        u: Prompt(uuid=u, messages=prompt_of(item, g.sysprompt, examples.get(item.task, ())))
-        for u, item in items.items()
-    }
-    sampling = _sampling(config)
+    compare, examples = g.scoring == "loglikelihood", {"shots": g.few_shot, "shots_file": g.few_shot_file}
+    which = {"options": compare, "limit": _limit(config), "seed": config.run.seed, "skip": config.run.skip}
+    questions = read_questions(_known(g.name), data, files, **examples, **which)
+    return _compare(config, questions) if compare else _answer(config, questions)
+
+
+def _answer(config: InferConfig, questions: Questions) -> None:
+    """Every question answered, greedily once or several times for a vote, and graded."""
+    g, sampling, prompts = config.generation, _sampling(config), questions.prompts(config.generation.sysprompt)
     target = _evaluation_target(config, "" if sampling.greedy else f"-n{sampling.n}")
-    output, chat = _begin(config, sources, target, *_idle(config, sampling), examples=places.values())
+    output, chat = _begin(config, questions.files, target, *_idle(config, sampling), examples=questions.example_files)
     if config.run.dry_run:
         return
     if not output.stands:
-        if examples:
-            output.facts["few_shot"] = {task: [example.uuid for example in drawn] for task, drawn in examples.items()}
-        strict, questions = g.extraction == "strict", partial(list, list(prompts.values()))
         preflight.room(target, preflight.answers(len(prompts), 0, sampling.n, g.gen_max_tokens), "evaluation")
+        every, strict = partial(list, list(prompts.values())), g.extraction == "strict"
         with output:
-            for prompt, _, answers in _answers(config, output, chat, questions, len(prompts), sampling):
-                output.append(grading.graded(items[prompt.uuid], prompt, answers, strict))
-            if config.run.skip:
-                output.reject(bad)
-            output.finish(grading.whole(output.rows(prompts), prompts, items, strict))
-        for reason, count in _left_out(output):
-            log.info("%d of %d questions count as wrong: %s", count, len(prompts), reason)
-    log.info("%s\nanswers: %s\nsummary: %s", *_summary(config, output, chat, prompts, sampling.n))
+            for prompt, _, answers in _answers(config, output, chat, every, len(prompts), sampling):
+                output.append(grading.graded(questions.items[prompt.uuid], prompt, answers, strict))
+            output.reject(questions.rejected)
+            rows = grading.whole(output.rows(prompts), prompts, questions.items, strict)
+            output.finish(rows, **questions.facts())
+    facts, text = summary.generated(list(store.read(output.path, Answer)), sampling.n)
+    first = next(iter(prompts.values())).messages
+    _conclude(output, questions, facts | {"extraction": g.extraction} | summary.asked(chat, first), text)
 
 
-def _compare(
-    config: InferConfig,
-    sources: list[Path],
-    items: dict[str, Item],
-    examples: dict[str, list[Item]],
-    places: dict[str, Path],
-    passed_over: int,
-    bad: Iterable[dict],
-) -> None:
-    """The likeliest option of every item; a table of accuracies, also by the other lengths. `bad`: rejected items."""
-    g = config.generation
+def _compare(config: InferConfig, questions: Questions) -> None:
+    """The likeliest option of every question; accuracies also by the other lengths."""
+    g, groups = config.generation, questions.groups(config.generation.prompt_format, config.generation.sysprompt)
     log.info("options are compared, nothing is generated: flags of sampling, engine and extraction do not apply")
     target = _evaluation_target(config, f"-loglikelihood-{g.prompt_format}")
-    output, chat = _begin(config, sources, target, *_idle(config, None), examples=places.values())
+    output, chat = _begin(config, questions.files, target, *_idle(config, None), examples=questions.example_files)
     if config.run.dry_run:
         return
-    groups = [choices.group(item, g.prompt_format, g.sysprompt, examples.get(item.task, ())) for item in items.values()]
     if not output.stands:
         from cream.evaluation.loglikelihood import compared, unanswered
 
-        if examples:
-            output.facts["few_shot"] = {task: [example.uuid for example in drawn] for task, drawn in examples.items()}
-        size = sum(len(item.question) for item in items.values())
+        size = sum(len(item.question) for item in questions.items.values())
         preflight.room(target, preflight.answers(len(groups), size, 1, RECORD), "evaluation")
         pool, policy = config.cluster.pool(config.device), config.model.folder(config.model.checkpoint).absolute()
         how = {"max_length": g.max_length, "bf16": config.device.bf16, "show": config.output.show_example}
         with output:
             for uuid, scored in compared(output, chat, groups, pool=pool, policy=policy, **how):
-                output.append(choices.picked(items[uuid], scored, g.length_norm))
-            if config.run.skip:
-                output.reject(bad)
-            if passed_over:
-                output.drop(choices.WITHOUT, passed_over)
-            output.finish(unanswered(output.rows(items), output))
-        for reason, count in _left_out(output):
-            log.info("%d of %d questions count as wrong: %s", count, len(items), reason)
-    answers = list(store.read(output.path, Answer))
-    rows, by_norm = grading.table_rows(answers), choices.accuracies(answers)
-    facts = {"tasks": rows, "scoring": g.scoring, "prompt_format": g.prompt_format, "length_norm": g.length_norm}
-    facts |= {"by_length_norm": by_norm, "few_shot": g.few_shot, **_first(chat, groups[0].prompt)}
-    summary = _write_summary(output, facts)
-    log.info("%s\naccuracy %% by what the log-likelihood is divided by:", format_table(rows))
-    for norm, found in by_norm.items():
-        log.info("  %-6s  %s", norm, ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in found.items()))
-    log.info("answers: %s\nsummary: %s", output.path, summary)
+                output.append(choices.picked(questions.items[uuid], scored, g.length_norm))
+            output.reject(questions.rejected)
+            if questions.passed_over:
+                output.drop(choices.WITHOUT, questions.passed_over)
+            output.finish(unanswered(output.rows(questions.items), output), **questions.facts())
+    facts, text = summary.compared(list(store.read(output.path, Answer)))
+    facts |= {"scoring": g.scoring, "prompt_format": g.prompt_format, "length_norm": g.length_norm}
+    _conclude(output, questions, facts | summary.asked(chat, groups[0].prompt), text)
 
 
-def _summary(config: InferConfig, output: journal.Output, chat, prompts, n: int) -> tuple[str, Path, Path]:
-    """The table, the answers' file, the summary's, which is written unless it stands so. `n`: answers a question."""
-    answers = list(store.read(output.path, Answer))
-    rows, strict = grading.table_rows(answers), grading.strict_accuracies(answers)
-    facts = {"tasks": rows, "strict": strict, "extraction": config.generation.extraction, "greedy": n == 1, "gen_n": n}
-    facts |= {"few_shot": config.generation.few_shot, **_first(chat, next(iter(prompts.values())).messages)}
-    summary = _write_summary(output, facts)
-    table = format_table(rows)
-    if n > 1:
-        table += f"\naccuracy: of the majority vote of {n} answers; pass@j: one of j answers is right, ± standard error"
-    released = ", ".join(f"{task} {100 * accuracy:.1f}" for task, accuracy in strict.items())
-    return f"{table}\naccuracy % by the method's released extraction rules: {released}", output.path, summary
+def _conclude(output: journal.Output, questions: Questions, facts: dict, text: str) -> None:
+    """Say how the evaluation went; its summary is written unless it stands so."""
+    path = summary.path_of(output.path)
+    store.renew_json(path, facts | {"few_shot": questions.shots})
+    for reason, count in _left_out(output):
+        log.info("%d of %d questions count as wrong: %s", count, len(questions.items), reason)
+    log.info("%s\nanswers: %s\nsummary: %s", text, output.path, path)
 
 
 def _left_out(output: journal.Output) -> list[tuple[str, int]]:
     """Why what was asked has no answer, and how often; what was never asked is told where it is found."""
     return [each for each in output.dropped.items() if each[0] not in (store.MALFORMED, choices.WITHOUT)]
-
-
-def _first(chat, messages: list[Message]) -> dict:
-    """What a summary says of how questions are put: the first prompt as the model sees it, the hash of the template."""
-    template = chat.tokenizer.chat_template if isinstance(chat, Chat) else None
-    return {"first_prompt": shown(chat, messages), "chat_template": template and fingerprint_text(template)}
-
-
-def _summary_of(results: Path) -> Path:
-    """The file of an evaluation's summary."""
-    stem = results.name.removesuffix(".json")
-    return results.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
-
-
-def _write_summary(output: journal.Output, facts: dict) -> Path:
-    """The file of a summary, which is written unless it stands so."""
-    summary = _summary_of(output.path)
-    store.renew_json(summary, facts)
-    return summary
 
 
 def rescore(config: InferConfig) -> None:
@@ -366,7 +304,7 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *idle: str, exam
     provenance.model("policy", folder)
     config.model.add_template(provenance)
     flat = settings(as_dict(config), *named, "chat_template", *batching, *idle)
-    beside = [_summary_of(target)] if config.generation.mode == "evaluation" else []
+    beside = [summary.path_of(target)] if config.generation.mode == "evaluation" else []
     output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite, beside=beside)
     log.info("%s of %s by %s -> %s", config.generation.mode, ", ".join(map(str, data)), folder, target)
     if output.stands:
