@@ -9,15 +9,15 @@ reads enums by exact case, and costs 0.14 s of the 0.5 s that --help may take.
 import argparse
 import dataclasses
 import enum
-import json
 import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cream.errors import UserError, nearest
+from cream.flag_files import read_pairs
 
 INF = math.inf
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "yes or no"}
@@ -306,62 +306,15 @@ def _look_up(spelling: str, known: dict[str, _Flag]) -> _Flag:
 
 
 def _from_file(cls, path: str | None, problems: list[str]) -> dict:
-    """{flag name: value} of a --config file, {} without one; what is wrong with it is added to `problems`.
-
-    Of a map that holds a map `flags`, as args.json does beside a checkpoint, that is the one.
-    """
+    """{flag name: value} of a --config file, {} without one; what is wrong with it is added to `problems`."""
     if path is None:
         return {}
-    known = _by_spelling(_flags(cls), dashes=False)
-    readers = {".yaml": _yaml_pairs, ".yml": _yaml_pairs, ".json": _json_pairs}
-    read: Callable | None = readers.get(Path(path).suffix.lower())
     try:
-        if read is None:
-            raise ValueError(f"the name must end in {', '.join(readers)}")
-        return _assign(read(Path(path).read_text(encoding="utf-8-sig")), known, f"{path}: ", problems)
-    except OSError as error:
-        problems.append(f"--config {path}: cannot be read: {error.strerror}")
-    except RecursionError:
-        problems.append(f"--config {path}: is nested too deeply; it should be one flat map")
+        pairs = read_pairs(Path(path))
     except ValueError as error:
         problems.append(f"--config {path}: {error}")
-    return {}
-
-
-def _yaml_pairs(text: str) -> list[tuple[str, object]]:
-    """(key, text as written, 'null' for a null) of a YAML map; nested values stay lists.
-
-    Nodes rather than objects: a repeated key is seen, and `1e-6`, which YAML 1.1 takes for a string, or `device: 0`
-    are read by the flag's type and not by YAML's guess.
-    """
-    import yaml
-
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError:
-        raise
-    except Exception as error:  # it raises what it will on what it cannot read: an OverflowError on "\UFFFFFFFF"
-        raise ValueError(f"is not YAML: {error}") from None
-    if isinstance(node, yaml.MappingNode):
-        inner = (value for key, value in node.value if key.value == "flags" and isinstance(value, yaml.MappingNode))
-        node = next(inner, node)
-        return [
-            (str(key.value), "null" if value.tag == "tag:yaml.org,2002:null" else value.value)
-            for key, value in node.value
-        ]
-    raise ValueError("holds no map of flags, `flag: value` on each line")
-
-
-def _json_pairs(text: str) -> list[tuple[str, object]]:
-    """(key, text as written) of a JSON object; nested values stay lists or tuples."""
-    try:
-        pairs = json.loads(text, object_pairs_hook=tuple, parse_int=str, parse_float=str, parse_constant=str)
-    except ValueError as error:
-        raise ValueError(f"is not JSON: {error}") from None
-    if isinstance(pairs, tuple):  # an object; a list stays one
-        pairs = next((value for key, value in pairs if key == "flags" and isinstance(value, tuple)), pairs)
-        return [(key, json.dumps(value) if value in (None, True, False) else value) for key, value in pairs]
-    raise ValueError('holds no map of flags, {"flag": value, ...}')
+        return {}
+    return _assign(pairs, _by_spelling(_flags(cls), dashes=False), f"{path}: ", problems)
 
 
 def _build(cls, flags: list[_Flag], values: dict, problems: list[str]):
