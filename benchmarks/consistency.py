@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from measure import interleaved, machine
+from options import Options
 from scipy.stats import kendalltau
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,18 +39,16 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def add(name: str, default, what: str) -> None:
-        parser.add_argument(name, type=type(default), default=default, help=f"{what} (default: %(default)s)")
-
-    add("--prompts", 1_000_000, "prompts of the arrays")
-    add("--answers", 5, "answers to each prompt")
-    add("--scipy_prompts", 2000, "prompts that scipy gets; its time is scaled to --prompts")
-    add("--rounds", 5, "runs of each side, in turn")
-    add("--lines", "10000,100000,1000000", "prompts of the .jsonl files, one run each; none: leave them out")
-    add("--chars", 200, "characters of a prompt and of an answer, on average")
-    add("--folder", tempfile.gettempdir(), "where the files are made, and removed again: 8 GB for a million lines")
+    parser = Options(__doc__)
+    parser.add("--prompts", 1_000_000, "prompts of the arrays")
+    parser.add("--answers", 5, "answers to each prompt")
+    parser.add("--scipy_prompts", 2000, "prompts that scipy gets; its time is scaled to --prompts")
+    parser.add("--rounds", 5, "runs of each side, in turn")
+    parser.add("--lines", "10000,100000,1000000", "prompts of the .jsonl files, one run each; none: leave them out")
+    parser.add("--chars", 200, "characters of a prompt and of an answer, on average")
+    parser.add(
+        "--folder", tempfile.gettempdir(), "where the files are made, and removed again: 8 GB for a million lines"
+    )
     args = parser.parse_args()
     print(machine())
     ratio = arrays(args)

@@ -55,11 +55,16 @@ class Ours:
         return ended[0] - start
 
 
+def training_flags(doc: str, work: str, size: int):
+    """The flags of a benchmark of training; `work` and `size` are its defaults."""
+    parser = flags(doc, work, size)
+    parser.add("--bf16", "yes", "autocast of all sides", choices=("yes", "no"))
+    parser.add("--max_tokens_per_batch", None, "of ours, where given; otherwise as train.py's", type=int)
+    return parser
+
+
 def main() -> None:
-    parser = flags(__doc__, "120/150,300/150", 16)
-    parser.add_argument("--bf16", default="yes", choices=("yes", "no"), help="autocast of all sides (default: yes)")
-    parser.add_argument("--max_tokens_per_batch", default=None, type=int, help="ours (default: as train.py's)")
-    args = parse(parser)
+    args = parse(training_flags(__doc__, "120/150,300/150", 16))
     shape, device, bf16 = SHAPES[args.shape], torch.device(args.device), args.bf16 == "yes"
     rate = matrix_rate(device, torch.bfloat16 if bf16 else torch.float32, 2048)
     print(machine())

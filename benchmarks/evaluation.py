@@ -20,6 +20,7 @@ from pathlib import Path
 import lmeval
 import torch
 from measure import interleaved, machine, ratio
+from options import Options
 from workload import SHAPES, SHARED, run, save_model
 
 from cream import models
@@ -56,21 +57,16 @@ def main() -> None:
     print("", *lines, sep="\n")
 
 
-def flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def add(name: str, default, what: str, **more) -> None:
-        more = {"type": type(default)} | more
-        parser.add_argument(name, default=default, help=f"{what} (default: %(default)s)", **more)
-
-    add("--tasks", "arc_easy,arc_challenge,openbookqa,siqa,gsm8k", "with commas between")
-    add("--items", 32, "of a task, the first ones")
-    add("--shots", 0, "solved examples before each item (not for siqa, which has no training rows here)")
-    add("--batch_sizes", "1,4,16,32", "of the peer, rows")
-    add("--gen_max_tokens", 64, "tokens of an answer")
-    add("--rounds", 5, "runs of each side, in turn, after one that is not counted")
-    add("--shape", "37m", "model", choices=SHAPES)
-    add("--seed", 0, "of the weights")
+def flags() -> Options:
+    parser = Options(__doc__)
+    parser.add("--tasks", "arc_easy,arc_challenge,openbookqa,siqa,gsm8k", "with commas between")
+    parser.add("--items", 32, "of a task, the first ones")
+    parser.add("--shots", 0, "solved examples before each item (not for siqa, which has no training rows here)")
+    parser.add("--batch_sizes", "1,4,16,32", "of the peer, rows")
+    parser.add("--gen_max_tokens", 64, "tokens of an answer")
+    parser.add("--rounds", 5, "runs of each side, in turn, after one that is not counted")
+    parser.add("--shape", "37m", "model", choices=SHAPES)
+    parser.add("--seed", 0, "of the weights")
     return parser
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lmeval
+from options import Options
 from transformers import GenerationConfig
 from workload import SHARED, run
 
@@ -45,20 +46,14 @@ def main() -> None:
     print("", *lines, sep="\n")
 
 
-def flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def add(name: str, default, what: str, **more) -> None:
-        parser.add_argument(
-            name, default=default, help=f"{what} (default: %(default)s)", **{"type": type(default)} | more
-        )
-
-    add("--model", SHARED / "models/stories260K", "a Hugging Face folder", type=Path)
-    add("--tasks", ",".join(lmeval.TASKS), "with commas between")
-    add("--data", SHARED / "eval_cream_layout", "the same items in this project's layout: TASK/test.json", type=Path)
-    add("--limit", None, "items of a task, the first ones", type=int)
-    add("--batch_size", 16, "of the peer")
-    add("--gen_max_tokens", 128, "GSM8K: tokens of an answer")
+def flags() -> Options:
+    parser = Options(__doc__)
+    parser.add("--model", SHARED / "models/stories260K", "a Hugging Face folder", type=Path)
+    parser.add("--tasks", ",".join(lmeval.TASKS), "with commas between")
+    parser.add("--data", SHARED / "eval_cream_layout", "the same items in our layout: TASK/test.json", type=Path)
+    parser.add("--limit", None, "items of a task, the first ones", type=int)
+    parser.add("--batch_size", 16, "of the peer")
+    parser.add("--gen_max_tokens", 128, "GSM8K: tokens of an answer")
     return parser
 
 

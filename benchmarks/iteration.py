@@ -25,7 +25,7 @@ from cream.training import dpo
 
 def main() -> None:
     parser = flags(__doc__, "oasst,600/250", 8)
-    parser.add_argument("--answers", default=5, type=int, help="N, answers to a prompt (default: 5)")
+    parser.add("--answers", 5, "N, answers to a prompt")
     args = parse(parser)
     shape, device = SHAPES[args.shape], torch.device(args.device)
     rate = matrix_rate(device, torch.float32, 2048)

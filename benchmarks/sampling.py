@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from measure import bandwidth, interleaved, machine, ratio
+from options import Options
 from workload import ROOT, SHAPES, SHARED, lengths, run, save_model
 
 from cream.chat import Chat
@@ -75,25 +76,20 @@ def main() -> None:
     print(*ratio("sampling_vs_vllm", seconds["bare"], seconds["ours"]), sep="\n")
 
 
-def flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def add(name: str, default, what: str, **more) -> None:
-        more = {"type": type(default)} | more
-        parser.add_argument(name, default=default, help=f"{what} (default: %(default)s)", **more)
-
-    add("--work", "gsm8k", "whose prompts' lengths: gsm8k or oasst, from ../shared", choices=("gsm8k", "oasst"))
-    add("--prompt_len", None, "tokens of a prompt, +-20 %%, instead", type=int)
-    add("--prompts", 64, "prompts of a run")
-    add("--answers", 5, "answers to each")
-    add("--answer_len", 64, "tokens of an answer")
-    add("--temperature", 0.8, "of both sides")
-    add("--top_p", 0.95, "of both sides")
-    add("--rounds", 5, "runs of each side, in turn, after one that is not counted")
-    add("--shape", "37m", "model", choices=SHAPES)
-    add("--words", 32000, "vocabulary; at 32000 Mistral's tokenizer if ../shared is there")
-    add("--device", "cpu", "cpu in float32, or cuda in bfloat16", choices=("cpu", "cuda"))
-    add("--seed", 0, "of lengths, words, weights and sampling")
+def flags() -> Options:
+    parser = Options(__doc__)
+    parser.add("--work", "gsm8k", "whose prompts' lengths: gsm8k or oasst, from ../shared", choices=("gsm8k", "oasst"))
+    parser.add("--prompt_len", None, "tokens of a prompt, +-20 %%, instead", type=int)
+    parser.add("--prompts", 64, "prompts of a run")
+    parser.add("--answers", 5, "answers to each")
+    parser.add("--answer_len", 64, "tokens of an answer")
+    parser.add("--temperature", 0.8, "of both sides")
+    parser.add("--top_p", 0.95, "of both sides")
+    parser.add("--rounds", 5, "runs of each side, in turn, after one that is not counted")
+    parser.add("--shape", "37m", "model", choices=SHAPES)
+    parser.add("--words", 32000, "vocabulary; at 32000 Mistral's tokenizer if ../shared is there")
+    parser.add("--device", "cpu", "cpu in float32, or cuda in bfloat16", choices=("cpu", "cuda"))
+    parser.add("--seed", 0, "of lengths, words, weights and sampling")
     return parser
 
 

@@ -20,8 +20,8 @@ from cream.logprobs import LogProbs, score
 
 def main() -> None:
     parser = flags(__doc__, "oasst,gsm8k,600/250", 12)
-    parser.add_argument("--answers", default=5, type=int, help="N, answers to a prompt (default: 5)")
-    parser.add_argument("--max_tokens_per_batch", default=4096, type=int, help="of trees (default: %(default)s)")
+    parser.add("--answers", 5, "N, answers to a prompt")
+    parser.add("--max_tokens_per_batch", 4096, "of trees")
     args = parse(parser)
     shape, device = SHAPES[args.shape], torch.device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

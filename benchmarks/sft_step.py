@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from dpo_step import Ours
+from dpo_step import Ours, training_flags
 from measure import interleaved, machine, ratio, side, trees
 from peers import SFT_BEST, TRL, conversation_rows
-from workload import SHAPES, conversations, flags, parse, run, save_model
+from workload import SHAPES, conversations, parse, run, save_model
 
 from cream.hardware import matrix_rate
 from cream.training import sft
@@ -25,10 +25,7 @@ LONGEST = 1024  # tokens of a conversation, and of a row that trl packs
 
 
 def main() -> None:
-    parser = flags(__doc__, "oasst", 32)
-    parser.add_argument("--bf16", default="yes", choices=("yes", "no"), help="autocast of both sides (default: yes)")
-    parser.add_argument("--max_tokens_per_batch", default=None, type=int, help="ours (default: as train.py's)")
-    args = parse(parser)
+    args = parse(training_flags(__doc__, "oasst", 32))
     shape, device, bf16 = SHAPES[args.shape], torch.device(args.device), args.bf16 == "yes"
     rate = matrix_rate(device, torch.bfloat16 if bf16 else torch.float32, 2048)
     print(machine())

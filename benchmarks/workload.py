@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from options import Options
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -46,27 +48,23 @@ SHAPES = {
 }
 
 
-def flags(doc: str, work: str, size: int, words: int = 32000) -> argparse.ArgumentParser:
+def flags(doc: str, work: str, size: int, words: int = 32000) -> Options:
     """The flags that all benchmarks have; `work`, `size` and `words` are the defaults of this one."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def add(name: str, default, what: str, **more) -> None:
-        parser.add_argument(name, default=default, help=f"{what} (default: %(default)s)", **more)
-
-    add("--work", work, "lengths, several with commas: oasst, gsm8k, PROMPT/ANSWER")
-    add("--prompt_len", None, "with --answer_len, the same as --work PROMPT/ANSWER", type=int)
-    add("--answer_len", None, "mean tokens of an answer", type=int)
-    add("--spread", 0.2, "PROMPT/ANSWER: lengths are drawn from this share below and above", type=float)
-    add("--sizes", str(size), "prompts (pairs, conversations) of a run; several with commas show how cost grows")
-    add("--rounds", 5, "runs of each side, in turn, after one that is not counted", type=int)
-    add("--shape", "37m", "model", choices=SHAPES)
-    add("--words", words, "vocabulary", type=int)
-    add("--device", "cpu", "cpu or cuda, where both sides run in bfloat16", choices=("cpu", "cuda"))
-    add("--seed", 0, "of lengths, ids and weights", type=int)
+    parser = Options(doc)
+    parser.add("--work", work, "lengths, several with commas: oasst, gsm8k, PROMPT/ANSWER")
+    parser.add("--prompt_len", None, "with --answer_len, the same as --work PROMPT/ANSWER", type=int)
+    parser.add("--answer_len", None, "mean tokens of an answer", type=int)
+    parser.add("--spread", 0.2, "PROMPT/ANSWER: lengths are drawn from this share below and above", type=float)
+    parser.add("--sizes", str(size), "prompts (pairs, conversations) of a run; several with commas show how cost grows")
+    parser.add("--rounds", 5, "runs of each side, in turn, after one that is not counted", type=int)
+    parser.add("--shape", "37m", "model", choices=SHAPES)
+    parser.add("--words", words, "vocabulary", type=int)
+    parser.add("--device", "cpu", "cpu or cuda, where both sides run in bfloat16", choices=("cpu", "cuda"))
+    parser.add("--seed", 0, "of lengths, ids and weights", type=int)
     return parser
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+def parse(parser: Options) -> argparse.Namespace:
     """The flags' values, with `work` as a list of names and `sizes` as a list of numbers."""
     args = parser.parse_args()
     if (args.prompt_len is None) != (args.answer_len is None):
