@@ -132,13 +132,16 @@ class Output:
         self._rejects = path.with_name(path.name + ".rejected.jsonl")
         self._staged = path.with_name(f".{path.name}.whole{''.join(path.suffixes)}")
         self._rejected = False
+        if max(len(os.fsencode(each.name)) for each in (self._staged, self._rejects)) > LONGEST:
+            raise UserError(f"{path}: its name is too long for the names of what is written beside it; give a shorter")
         written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects, *beside)}
         if taken := [source for source in provenance.sources.values() if source.resolve() in written]:
             raise UserError(f"{taken[0]} is an input, and would be replaced by this output; give another output")
+        begun = overwrite or path.exists() or self.partial.exists()
+        if other := [each for each in beside if meta_path(each).exists() or each.exists() and not begun]:
+            raise UserError(f"{other[0]} stands already, and is not of {path}, which writes it; give another output")
         if inside := [source for source in provenance.sources.values() if source.resolve() == path.parent.resolve()]:
             raise UserError(f"{path}: lies in the folder of {inside[0]}, an input that it would change; give another")
-        if max(len(os.fsencode(each.name)) for each in (self._staged, self._rejects)) > LONGEST:
-            raise UserError(f"{path}: its name is too long for the names of what is written beside it; give a shorter")
         self.stands = not overwrite and self._finished()
         if self.stands and (self.partial.exists() or self._lock.path.exists()):
             self._tidy()
