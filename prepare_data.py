@@ -236,6 +236,7 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
         _add(provenance, "table", place, reading.digest(rows) if not place.file else "")
         settings = {"columns": t.columns, "first_answer": t.first_answer}
         settings |= {} if place.file else {"table": place.path, "subset": t.subset, "split": t.split}
+        settings |= {"on_bad_record": "skip"} if config.run.skip else {}
         output = journal.Output(target, settings, provenance, overwrite=config.run.overwrite)
         if _to_write(config, output):
             with output:
@@ -276,7 +277,8 @@ def export(config: PrepareConfig, words: list[str]) -> None:
     kind = store.detect(path, skip=config.run.skip)
     provenance = config.run.provenance()
     provenance.output("file", path)
-    output = journal.Output(target, {"form": t.form}, provenance, overwrite=config.run.overwrite)
+    settings = {"form": t.form} | ({"on_bad_record": "skip"} if config.run.skip else {})
+    output = journal.Output(target, settings, provenance, overwrite=config.run.overwrite)
     if not _to_write(config, output):
         return
     records = store.read(path, kind, skip=config.run.skip)

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def main(argv=None):
         raise UserError("--compile on a CPU needs a C++ compiler: install g++, or leave --compile out")
     if config.output.register is not None:
         names.check_free(CHECKPOINTS, config.output.register, run / LAST, overwrite=config.run.overwrite)
-    stands = _stands(config, run, header)
+    stands = _stands(config, run, header, provenance.sources.values())
     if config.run.dry_run:
         console.log.info("dry run: %s; nothing was written", "the run stands already" if stands else "it would train")
         return
@@ -146,8 +147,9 @@ def _run_folder(config: TrainConfig, stage: str, method: str, data: Path, header
     return config.run.outputs() / stage / "-".join(part for part in parts if part)
 
 
-def _stands(config: TrainConfig, run: Path, header: dict) -> bool:
-    """Whether the run is finished; an unfinished run of other settings is refused, and so is a foreign folder."""
+def _stands(config: TrainConfig, run: Path, header: dict, sources: Iterable[Path]) -> bool:
+    """Whether the run is finished; an unfinished run of other settings is refused, a foreign folder, and with
+    --overwrite one that holds an input."""
     if run.exists() and not run.is_dir():
         raise UserError(f"{run}: is a file where the run's folder is to be")
     if not run.exists() or all(path.name == ".args.json.tmp" for path in run.iterdir()):  # killed before it began
@@ -155,9 +157,9 @@ def _stands(config: TrainConfig, run: Path, header: dict) -> bool:
     if not (run / "args.json").exists():
         raise UserError(f"{run}: is not the folder of a training run; give another --output_dir")
     if config.run.overwrite:
-        start = config.model.folder(config.model.checkpoint).resolve()
-        if start.is_relative_to(run.resolve()):
-            raise UserError(f"--overwrite: {run} holds the checkpoint to start from; give another --output_dir")
+        for source in sources:
+            if source.resolve().is_relative_to(run.resolve()):
+                raise UserError(f"--overwrite: {run} holds {source}, an input; give another --output_dir")
         return False
     if (run / "meta.json").exists():
         made_by = store.read_json(run / "meta.json")

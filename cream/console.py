@@ -20,12 +20,20 @@ QUIET = {
 }
 
 
+class Handler(logging.StreamHandler):
+    """Lines that nobody reads any more (`| head`, a full disk) are lost; the work goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def start() -> None:
     """Log lines go to stdout as they are; the libraries keep to themselves unless the environment says otherwise."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = Handler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.propagate = False

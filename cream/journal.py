@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -29,6 +29,7 @@ from cream.records import Record, encode
 
 log = logging.getLogger("cream")
 FORMAT = 1  # of a journal; counted on when the records of any stage get another shape
+LONGEST = 250  # bytes of a name: most file systems take 255, and a temporary file's has 5 more
 SYNC = 1.0  # seconds after which what a journal has gained is forced to disk
 
 
@@ -129,18 +130,30 @@ class Output:
         if path.is_dir() or not store.is_record_file(path):
             raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
         self._rejects = path.with_name(path.name + ".rejected.jsonl")
+        self._staged = path.with_name(f".{path.name}.whole{''.join(path.suffixes)}")
         self._rejected = False
+        if max(len(os.fsencode(each.name)) for each in (self._staged, self._rejects)) > LONGEST:
+            raise UserError(f"{path}: its name is too long for the names of what is written beside it; give a shorter")
         written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects, *beside)}
         if taken := [source for source in provenance.sources.values() if source.resolve() in written]:
             raise UserError(f"{taken[0]} is an input, and would be replaced by this output; give another output")
+        begun = overwrite or path.exists() or self.partial.exists()
+        if other := [each for each in beside if meta_path(each).exists() or each.exists() and not begun]:
+            raise UserError(f"{other[0]} stands already, and is not of {path}, which writes it; give another output")
+        if inside := [source for source in provenance.sources.values() if source.resolve() == path.parent.resolve()]:
+            raise UserError(f"{path}: lies in the folder of {inside[0]}, an input that it would change; give another")
         self.stands = not overwrite and self._finished()
         if self.stands and (self.partial.exists() or self._lock.path.exists()):
             self._tidy()
 
     def _tidy(self) -> None:
-        """Remove what a run leaves that is killed when its output stands already."""
+        """Remove what a run leaves that is killed when its output stands already; the journal of a command that is
+        to replace it, and was interrupted, stays."""
         with suppress(UserError), self._lock:  # unless another process makes it anew
-            self.partial.unlink(missing_ok=True)
+            with open(self.partial, "rb") if self.partial.exists() else nullcontext() as file:
+                own = file is None or not difference(self._begun(file.readline()), self.header)
+            if own:
+                self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> "Output":
         with ExitStack() as held:
@@ -193,15 +206,19 @@ class Output:
         """Whether the journal with this first line is to be gone on with."""
         if not first.endswith(b"\n"):  # killed within it
             return False
-        text = unsealed(first)
-        found = msgspec.json.decode(text) if text else None
-        if isinstance(found, dict) and found.get("journal") != FORMAT:
-            found = None
+        found = self._begun(first)
         if self._afresh:
             return difference(found, self.header) is None
         what, advice = f"an unfinished run stands in {self.partial.name}", "Repeat its command to finish it. "
-        same(self.path, found, self.header, what, advice, self._instead)
+        same(self.path, found, self.header, what, advice if found else "", self._instead)
         return True
+
+    @staticmethod
+    def _begun(first: bytes) -> dict | None:
+        """The header in a journal's first line; None where that is of another version, or damaged."""
+        text = unsealed(first)
+        found = msgspec.json.decode(text) if text else None
+        return found if isinstance(found, dict) and found.get("journal") == FORMAT else None
 
     def _lines(self) -> Iterator[tuple[str, int]]:
         """(uuid, offset) of every record of the journal, up to the first that is not as it was written."""
@@ -277,20 +294,19 @@ class Output:
                 yield row
             self.provenance.check_unchanged()  # all that is read of them has been read
 
-        staged = self.path.with_name(f".{self.path.name}.whole{''.join(self.path.suffixes)}")
-        store.write_rows(staged, counted())
+        store.write_rows(self._staged, counted())
         meta = {
             **self.header,
             **origin(),
             "counts": {"out": count, "dropped": dict(sorted(self.dropped.items()))},
             "wall_seconds": round(time.monotonic() - self.started, 3),
-            "output": fingerprint(staged),
+            "output": fingerprint(self._staged),
             **self.provenance.record(self.path.parent),
             **facts,
             **self.facts,
         }
         store.write_json(meta_path(self.path), meta)
-        os.replace(staged, self.path)
+        os.replace(self._staged, self.path)
         store.sync(self.path.parent)
         if self._file is not None:
             self._file.close()

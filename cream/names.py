@@ -35,6 +35,7 @@ def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) 
     """Write name -> path, under a lock, atomically. Raises UserError as check_free does."""
     if read_registry(registry).get(name) == _entry(path):
         return
+    registry = registry.resolve()  # clones may share one by a link
     registry.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(registry.with_name(f".{registry.name}.lock")):
         check_free(registry, name, path, overwrite=overwrite)

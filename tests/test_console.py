@@ -1,5 +1,6 @@
 """How a stage ends: what a user can mend is one message and exit code 2, all else keeps its traceback."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -85,3 +86,13 @@ def test_an_interrupt_that_nobody_hears_finishes_what_is_in_flight(tmp_path, rep
     process.stdout.close()
     process.stdin.close()
     assert process.wait() == 143 and (tmp_path / "kept").exists()
+
+
+def test_lines_that_nobody_reads_are_lost_without_a_word(repo):
+    """`| head`: the pipe's other end is closed before the first line."""
+    code = "import sys; from cream import console; console.start(); console.log.info('a'); print('on', file=sys.stderr)"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr.startswith("on\n") and "Traceback" not in done.stderr

@@ -59,6 +59,14 @@ EVALUATION = (
 )
 
 
+def test_a_summary_replaces_nothing_else(world):
+    """Neither a file of the user's own, nor the answers of another evaluation, though that be called a summary."""
+    world.write("outputs/own/summary.json", {"mine": 1})
+    assert "summary.json stands already" in world.refused(EVALUATION.replace("x.json", "own/results.json"))
+    world.run(EVALUATION.replace("x.json", "y.summary.json"))
+    assert "y.summary.json stands already" in world.refused(EVALUATION.replace("x.json", "y.json --overwrite"))
+
+
 @pytest.mark.parametrize("left", ["[]", "{", '{"tasks": 7}', "of another model", None])
 def test_the_summary_is_always_of_the_answers_that_stand(world, left):
     """Whatever a kill, between the answers and it, has left there; where it is right it is not touched."""

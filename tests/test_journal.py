@@ -151,6 +151,22 @@ def test_overwrite_goes_on_with_its_own_journal(tmp_path):
     assert list(store.read_rows(path)) == ROWS and begin(path, other).stands
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_what_stands_leaves_the_journal_of_a_command_that_is_to_replace_it(tmp_path, own):
+    """It is removed only where it is of the command whose output stands."""
+    path = tmp_path / "x.jsonl"
+    with begin(path) as output:
+        output.finish(iter(ROWS))
+    settings = SETTINGS if own else {**SETTINGS, "seed": 1}
+    with begin(path, settings, overwrite=True) as output:
+        output.resume()
+        output.append(ROWS[0])
+    assert begin(path).stands and output.partial.exists() is not own
+    if not own:
+        with begin(path, settings, overwrite=True) as output:
+            assert held(output) == ORDER[:1]
+
+
 @pytest.mark.parametrize("damage", [lambda data: data, lambda data: data.replace(b"seed", b"deed"), lambda data: b"{"])
 def test_overwrite_starts_afresh(tmp_path, damage):
     path = tmp_path / "x.json"
@@ -303,6 +319,37 @@ def test_an_output_never_replaces_an_input(tmp_path, name):
     provenance.file("data", tmp_path / name)
     with pytest.raises(UserError, match=f"{name} is an input"):
         Output(tmp_path / "x.json", SETTINGS, provenance, overwrite=True)
+
+
+def test_an_output_never_changes_a_model_by_lying_in_its_folder(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "config.json").write_text("{}")
+    (tmp_path / "checkpoint-last").symlink_to("checkpoint-2")
+    provenance = Provenance()
+    provenance.model("policy", tmp_path / "checkpoint-last")
+    with pytest.raises(UserError, match="lies in the folder of .*checkpoint-last"):
+        Output(tmp_path / "checkpoint-2" / "x.json", SETTINGS, provenance)
+    Output(tmp_path / "checkpoint-2" / "below" / "x.json", SETTINGS, provenance)
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl.zst"])
+def test_a_name_that_is_accepted_is_short_enough_to_the_end(tmp_path, ending):
+    """Each length is refused before anything is spent, or goes all the way, rejected records included."""
+    accepted = set()
+    for length in range(226, 256):
+        path = tmp_path / ("x" * (length - len(ending)) + ending)
+        try:
+            output = begin(path)
+        except UserError as error:
+            assert "too long" in str(error)
+            continue
+        with output:
+            output.resume()
+            output.append(ROWS[0])
+            output.reject([{"uuid": "u9"}])
+            output.finish(output.rows(ORDER))
+        accepted.add(length)
+    assert accepted == set(range(226, max(accepted) + 1))
 
 
 def test_the_lock_is_let_go_of_whatever_fails(tmp_path, monkeypatch):

@@ -257,3 +257,13 @@ def test_what_is_not_whole_cannot_be_used_offline(ask, part):
     asked = ask(PARTS[part], offline=True)
     assert asked.stdout == ""
     assert "UserError: --model me/m: " in asked.stderr and "unset HF_HUB_OFFLINE" in asked.stderr
+
+
+def test_a_registry_that_is_a_link_stays_one(tmp_path):
+    """Clones that share one see each other's names."""
+    shared, link = tmp_path / "shared.json", tmp_path / "clone" / "checkpoint.json"
+    link.parent.mkdir()
+    link.symlink_to(shared)
+    names.register(link, "a", tmp_path / "x")
+    names.register(link, "b", tmp_path / "y")
+    assert link.is_symlink() and set(names.read_registry(shared)) == {"a", "b"}

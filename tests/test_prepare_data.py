@@ -291,6 +291,7 @@ def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):
     told = workspace.refused(f"prepare_data.py import {path}")
     assert "chats.jsonl, row 1: " in told and "a user's turn is empty" in told
     assert "1 bad rows left out" in workspace.run(f"prepare_data.py import {path} --on_bad_record skip").out
+    assert "on_bad_record: skip -> None" in workspace.refused(f"prepare_data.py import {path}")
     assert len(workspace.read("localdata/chats.sft.json")) == 1
     checked = workspace.run("prepare_data.py validate localdata/chats.sft.json localdata/chats.sft.json.meta.json").out
     assert "1 sidecars passed over" in checked and "1 Conversation records" in checked

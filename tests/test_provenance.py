@@ -151,6 +151,20 @@ def test_a_sidecar_from_elsewhere_only_says_what_it_says(workspace):
     assert "a.json.meta.json: is damaged" in workspace.refused("report.py lineage localdata/liar/a.json")
 
 
+def test_an_input_is_found_where_outputs_is_a_link_to_another_disk(tmp_path):
+    """Whether the sidecar was written under the link's name or the disk's."""
+    repo, disk = tmp_path / "home" / "repo", tmp_path / "disk"
+    for folder in (repo, disk):
+        folder.mkdir(parents=True)
+    (repo / "outputs").symlink_to(disk)
+    prompts = put(repo / "prompts.json", {})
+    made = Provenance()
+    made.file("data", prompts)
+    for written_at in (repo / "outputs", disk):
+        place = made.record(written_at)["sources"]["data"]
+        assert provenance.source(repo / "outputs", place) == prompts
+
+
 def test_a_chain_may_be_long(tmp_path):
     for i in range(1500):
         put(tmp_path / f"{i}.json", {})

@@ -189,7 +189,7 @@ MISTAKES = {
     "a folder of something else": (TRAIN + " localdata --overwrite", "not the folder of a training run"),
     "over its own start": (
         TRAIN.replace("--model", "--checkpoint tiny_m1 --model") + " {run} --overwrite",
-        "holds the checkpoint to start from",
+        "checkpoint-last, an input; give another",
     ),
     "the same file twice": (f"cal_consistency.py --file1 {REWARDS[0]} --file2 {REWARDS[0]}", "every C would be 1"),
     "no record file": (REWARD + " --output outputs/rewards.txt", "ends in .json"),

@@ -23,11 +23,12 @@ from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
 from cream import models, store
 from cream.batches import by_tokens, pad
-from cream.errors import UserError
+from cream.errors import UserError, mendable
 from cream.hardware import Budget
 from cream.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair
 from cream.training import dpo, launch, loop, run, sft, state
+from cream.training.log import Log
 from cream.training.loop import (
     Schedule,
     common_budget,
@@ -376,6 +377,21 @@ def test_a_line_of_the_log_is_the_mean_since_the_line_before(tiny_folder, tiny_c
         per_answer_token = entry["tokens_per_second"] / entry["answer_tokens_per_second"]
         assert per_answer_token == pytest.approx(sum(map(len, seen)) / answers)
         assert 0.01 < entry["peak_memory_gb"] < 1000
+
+
+def test_a_log_that_was_cut_short_is_gone_on_with(tiny_folder, tiny_chat, tmp_path):
+    """By a full disk or a kill, within its last line; what a run did after its last state is not told twice."""
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1, "loss": 0.7}\n{"step": 2, "loss": 0.6}\n{"step": 2, "lo')
+    accelerator = Accelerator(cpu=True)
+    log = Log(accelerator, tmp_path, 1, 9, 1, "pairs", lambda *told: None)
+    assert logged(tmp_path) == [{"step": 1, "loss": 0.7}]
+    log.add({"loss": torch.ones(())})
+    log.worked(1, 1.0)
+    log.path.unlink()
+    log.path.symlink_to("/dev/full")
+    with pytest.raises(OSError) as error:
+        log.end_step(2, 1, torch.ones(()), 0.1, None)
+    assert "log.jsonl: No space left" in str(mendable(error.value))
 
 
 def test_a_gradient_that_is_not_finite_is_never_saved(tiny_folder, tiny_chat, tmp_path):

@@ -3,13 +3,25 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from cream.errors import UserError
+from cream.files import atomic, named
 from cream.hardware import matrix_rate, peak_memory
+
+
+def _until(step: int, data: bytes) -> bytes:
+    """The lines of a log up to a step; one that was cut short by a kill or a full disk is none."""
+    kept = []
+    for line in data.splitlines(keepends=True):
+        with suppress(ValueError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    return b"".join(kept)
 
 
 class Log:
@@ -29,9 +41,9 @@ class Log:
         self.clock = time.monotonic()
         self.path = run / "log.jsonl"
         if accelerator.is_main_process:
-            lines = self.path.read_text().splitlines() if self.path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= start]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            kept = _until(start, self.path.read_bytes()) if self.path.exists() else b""
+            with atomic(self.path) as file:
+                file.write(kept)
 
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
         """Sums of a micro-batch."""
@@ -67,7 +79,7 @@ class Log:
         self.sums, self.total, self.tokens, self.flops, self.last = {}, 0, 0, 0, metrics
         self.accelerator.log(metrics, step=step)
         if self.accelerator.is_main_process:
-            with open(self.path, "a") as file:
+            with named(self.path), open(self.path, "a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
             self.progress(step, self.steps, metrics)
 

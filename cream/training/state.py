@@ -57,6 +57,8 @@ def save(accelerator: Accelerator, run: Path, step: int) -> None:
         accelerator.save_state(str(folder))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        for path in (*folder.rglob("*"), folder, folder.parent):  # before the older state goes
+            store.sync(path)
         store.write_json(run / "state" / "whole", Saved(step, accelerator.num_processes, _hashes(folder)))
         for older in (run / "state").iterdir():
             if older.is_dir() and older != folder:
