@@ -18,6 +18,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "true",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+_running: list[list[str]] = []  # the stages of this process, the innermost last
 
 
 class Handler(logging.StreamHandler):
@@ -48,6 +49,7 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
 
     def wrapped(argv: Sequence[str] | None = None) -> None:
         start()
+        _running.append(typed() if argv is None else [f"{main.__module__}.py", *argv])
         try:
             with interrupts.listening():
                 main(argv)
@@ -57,12 +59,25 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
             _tell(f"error: {told}")
             sys.exit(2)
         except KeyboardInterrupt as error:
-            again = f"  {command(Path(sys.argv[0]).name)} {shlex.join(sys.argv[1:])}".rstrip()
+            script, *words = typed()
+            again = f"  {command(script)} {shlex.join(words)}".rstrip()
             but = "".join(f", {note}," for note in getattr(error, "__notes__", ()))
             _tell(f"interrupted: what is finished is kept; the same command{but} goes on from here:\n{again}")
             sys.exit(error.code if isinstance(error, interrupts.Interrupted) else 130)
+        finally:
+            _running.pop()
 
     return wrapped
+
+
+def typed() -> list[str]:
+    """The script that the user started, and its words."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def running() -> list[str]:
+    """The script that is running, and its words: iterate.py runs others within its own process."""
+    return _running[-1] if _running else typed()
 
 
 def _tell(text: str) -> None:

@@ -216,8 +216,10 @@ class Output:
     @staticmethod
     def _begun(first: bytes) -> dict | None:
         """The header in a journal's first line; None where that is of another version, or damaged."""
-        text = unsealed(first)
-        found = msgspec.json.decode(text) if text else None
+        try:
+            found = msgspec.json.decode(unsealed(first) or b"")
+        except msgspec.DecodeError:
+            return None
         return found if isinstance(found, dict) and found.get("journal") == FORMAT else None
 
     def _lines(self) -> Iterator[tuple[str, int]]:
@@ -225,10 +227,11 @@ class Output:
         self._file.seek(0)
         self._end = len(self._file.readline())
         for line in self._file:
-            text = unsealed(line) if line.endswith(b"\n") else None
-            if text is None:  # killed within a line, without power, or changed: from here on it is computed again
+            try:
+                uuid = WHOLE.decode(unsealed(line) or b"" if line.endswith(b"\n") else b"").uuid
+            except msgspec.DecodeError:  # killed within a line, without power, or changed: computed again from here on
                 return
-            yield WHOLE.decode(text).uuid, self._end
+            yield uuid, self._end
             self._end += len(line)
 
     def _cut(self, count: int) -> None:

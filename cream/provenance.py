@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypedDict
 import msgspec
 import xxhash
 
-from cream import fingerprints, store
+from cream import console, fingerprints, store
 from cream.errors import UserError
 from cream.records import METHODS
 
@@ -123,7 +123,7 @@ def origin() -> dict:
         found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
         commit = found.stdout.strip() or None
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": console.running(),
         "versions": versions,
         "python": sys.version.split()[0],
         "git": commit,

@@ -245,6 +245,13 @@ def test_the_loop(workspace):
     assert stages(first.out) == printed
     assert first.out.count("stands already") == 6  # of the second recipe: M0, M1 and its training, round 1's rankings
     check_table(workspace, first.out)
+    for made in (
+        "base/M1/meta.json",
+        "base/round1.rewards.previous.json.meta.json",
+        "cream/round1.pairs.json.meta.json",
+    ):
+        command = workspace.read(f"outputs/{made}")["command"]  # not the loop's own
+        assert ["python", *command] in map(shlex.split, printed)
 
     before = workspace.state()
     again = workspace.run(loop)

@@ -9,6 +9,7 @@ import xxhash
 
 from cream import journal, store
 from cream.errors import UserError
+from cream.files import sealed
 from cream.journal import Output
 from cream.provenance import Provenance, fingerprint, read_meta
 
@@ -87,8 +88,9 @@ def test_an_interrupted_run_goes_on_wherever_it_was_killed(tmp_path, zeros):
         lambda line: line.replace(b'"u1"', b'"u9"'),
         lambda line: b'{"uuid":"u1"}\n',
         lambda line: line.partition(b"\t")[0] + b"\n",
+        lambda line: sealed({"label": "1"}),
     ],
-    ids=["another label", "another uuid", "a uuid alone", "without its hash"],
+    ids=["another label", "another uuid", "a uuid alone", "without its hash", "a later version's"],
 )
 def test_a_record_that_was_changed_ends_the_journal(tmp_path, caplog, change):
     """It, and what follows it, is computed again, and a line says how much."""
