@@ -7,6 +7,7 @@ export FILE       conversations, prompts or pairs -> the form of other tools, a 
 validate FILE …   check each file against its layout, as stages do: records, duplicates, lengths, everything bad
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -189,7 +190,7 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
     place = reading.Place(words[0], t.subset, t.split)
     if place.file and (t.subset, t.split) != (Table.subset, Table.split):
         raise UserError(f"{place}: --subset and --split are of a folder like the hub's, or a hub id; this is one file")
-    stem = Path(words[0]).name.partition(".")[0]
+    stem = Path(os.path.abspath(words[0])).name.partition(".")[0]
     with reading.opened(place) as rows:
         kind, names = table.plan(table.columns(t.columns or ""), rows.column_names, str(place))
         log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))

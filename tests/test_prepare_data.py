@@ -281,6 +281,7 @@ def test_a_folder_laid_out_as_the_hubs_is_imported(workspace, tmp_path):
         f"prepare_data.py import {tmp_path} --subset main --split test --output outputs/folder.json"
     ).out
     assert "5 Conversation records" in out
+    assert f"{tmp_path} (main, test): its files are data/test-00000-of-00001.parquet\n" in out
     assert workspace.read("outputs/folder.json.meta.json")["inputs"].keys() == {"table"}
     told = workspace.refused(f"prepare_data.py import {tmp_path} --subset main --output outputs/x.json")
     assert "Unknown split" in told

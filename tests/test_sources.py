@@ -177,6 +177,12 @@ def test_every_cell_of_csv_files_is_a_text(tmp_path, files, place):
     assert reading.rows(place._replace(path=str(tmp_path / place.path))) == CELLS
 
 
+def test_the_folder_where_one_stands_is_read(tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text(HEADER + FIRST)
+    monkeypatch.chdir(tmp_path)
+    assert reading.rows(Place(".")) == CELLS[:1]
+
+
 def test_csv_files_whose_columns_differ_are_refused(tmp_path):
     for name, text in {"train-0.csv": "a,b\n1,2\n", "train-1.csv": "a,c,b\n1,2,3\n", "train-2.csv": "a,b\n"}.items():
         (tmp_path / name).write_text(text)

@@ -30,6 +30,7 @@ log = logging.getLogger("cream")
 LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 PACKED = (".gz", ".zst", ".xz", ".bz2")  # as `datasets` unpacks them
 WHOLE = 1 << 28  # bytes of JSON of which the types of nested values are found together
+FEW = 5  # files that are named
 OFFLINE = "unset HF_HUB_OFFLINE and check the network, or read local files"
 
 
@@ -70,6 +71,10 @@ def _load(place: Place, cache: str | None) -> "Dataset":
             return _told_of_guesses(place, datasets.load_dataset(**call))
         call["cache_dir"] = cache
         builder = datasets.load_dataset_builder(**{key: value for key, value in call.items() if key != "split"})
+        if not place.file and (read := (builder.config.data_files or {}).get(place.split)):
+            more = f" and {len(read) - FEW} more" if len(read) > FEW else ""  # of files of several forms it takes one
+            told = ", ".join(os.path.relpath(each, place.path) for each in read[:FEW])
+            log.info("%s: its files are %s%s", place, told, more)
         if builder.name == "csv":  # all cells are texts, which need their columns' names
             columns = _columns(builder.as_streaming_dataset(split=place.split))
             texts = datasets.Features({name: datasets.Value("string") for name in columns})
@@ -135,7 +140,8 @@ def _told(place: Place, local: bool) -> Iterator[None]:
 def _call(place: Place) -> dict:
     """The arguments of load_dataset."""
     if place.file is None:
-        return {"path": place.path, "name": place.subset, "split": place.split}
+        path = os.path.abspath(place.path) if Path(place.path).is_dir() else place.path  # "." has no name
+        return {"path": path, "name": place.subset, "split": place.split}
     loader = LOADERS.get(_suffix(place.file))
     if loader is None:
         raise UserError(f"{place.path}: expected a file that ends in {', '.join(LOADERS)} (.gz or .zst may follow)")
