@@ -247,8 +247,8 @@ ASKED = {"prompt": "q", "chosen": "good", "rejected": "bad"}
 
 
 def test_numbers_of_pairs_may_be_texts_as_in_a_csv_file():
-    made = read({**ASKED, **CELLS, "rejected_index": "", "score": "0.5"})
-    assert {**encode(made), "uuid": 0} == {"uuid": 0, **PAIR, **TYPED, "score": "0.5"}
+    made = read({**ASKED, **CELLS, "rejected_index": "", "score": "0.5", "extra": "x"})
+    assert {**encode(made), "uuid": 0} == {"uuid": 0, **PAIR, **TYPED, "score": "0.5", "extra": "x"}
     assert read({**ASKED, "consistency": ""}).consistency is None
 
 

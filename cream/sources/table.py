@@ -47,9 +47,8 @@ WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in
 SAME = "the rejected answer is the chosen one"
 ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
 ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
-WRITTEN = re.compile(
-    r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\}\s*\]\s*$""", re.DOTALL
-)  # in a .csv file
+# Messages in a cell of a .csv file.
+WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\}\s*\]\s*$""", re.DOTALL)
 
 
 def columns(text: str) -> dict[str, str]:
@@ -220,7 +219,7 @@ def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first
 def _numbers(extra: Mapping, own: Mapping) -> dict:
     """What travels along with a pair, where cells of a .csv file hold the layout's own numbers as texts, these as
     numbers; an empty one is left out. Raises ValueError for a text that is no number of that field."""
-    types = {field.name: field.type for field in msgspec.structs.fields(Pair) if field.name not in own}
+    types = {field.name: field.type for field in msgspec.structs.fields(Pair) if field.name not in (*own, "extra")}
     found = {}
     for name, value in extra.items():
         if name in types and isinstance(value, str):
