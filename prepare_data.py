@@ -7,6 +7,7 @@ export FILE       conversations, prompts or pairs -> the form of other tools, a 
 validate FILE …   check each file against its layout, as stages do: records, duplicates, lengths, everything bad
 """
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -125,26 +126,13 @@ def listing(config: PrepareConfig, words: list[str]) -> None:
 
 def build(config: PrepareConfig, names: list[str]) -> None:
     """Write the files of some sources; nothing before all are read, and none is refused."""
-    from cream.sources import sources
-    from cream.sources.build import localdata
+    from cream.sources.build import check_subsets, gathered, localdata
 
     b, folder = config.build, Path(config.build.output_dir)
-    tables = {}
-    for source in sources(names):
-        for split in source.splits:
-            if (table := _table(config, source, split)) is not None:
-                tables[f"{source.name}.{split}"] = table
-    if not tables:
-        raise UserError(
-            f"--from {b.from_folder}: none of {', '.join(names)} is there; docs/data.md says how it is known"
-        )
+    copies = None if b.from_folder is None else Path(b.from_folder)
+    tables = gathered(names, copies, skip=config.run.skip, multi_turn=b.multi_turn)
     files = localdata(tables, count=b.subsets, seed=b.seed, multi_turn=b.multi_turn, task_limit=b.task_limit)
-    stale = folder / f"prompt.{b.subsets + 1}.json"
-    if stale.exists() and any(file.name == "prompt.json" for file in files):
-        raise UserError(
-            f"{stale}: is of another split, and would overlap with {b.subsets} subsets; remove it, or give another "
-            "--output_dir"
-        )
+    check_subsets(folder, files, b.subsets)
     outputs = [_output(config, folder, file, tables) for file in files]
     for file, output in zip(files, outputs, strict=True):
         _tell(file, output)
@@ -169,24 +157,6 @@ def _tell(file, output: journal.Output) -> None:
         log.info("  %s: %d%s", task, counts["kept"], left)
     for reason, count in ({} if file.tasks else file.dropped).items():
         log.info("  %d left out: %s", count, reason)
-
-
-def _table(config: PrepareConfig, source, split: str):
-    """What a split of a source gives; None where the folder does not have it. Prints which."""
-    from cream.sources import build, reading
-
-    folder, about = config.build.from_folder, source.splits[split]
-    place = reading.Place(source.hub, source.subset, about.hub)
-    if folder is not None and (place := reading.find(Path(folder), source, split)) is None:
-        log.info("%s, %s: not in %s, passed over", source.name, split, folder)
-        return None
-    table = build.read(source, split, place, **{name: getattr(config.build, name) for name in source.flags})
-    bad = table.found.rejected
-    if bad and not config.run.skip:
-        more = f"; {len(bad) - 1} more bad rows" if len(bad) > 1 else ""
-        raise UserError(f"{place}, {bad[0]['where']} ({bad[0]['uuid']}): {bad[0]['reason']}{more}. {store.SKIP}")
-    log.info("%s, %s: %d rows of %s (%d are published)", source.name, split, table.found.rows, place, about.rows)
-    return table
 
 
 def _output(config: PrepareConfig, folder: Path, file, tables: dict) -> journal.Output:
@@ -220,7 +190,7 @@ def import_(config: PrepareConfig, words: list[str]) -> None:
     place = reading.Place(words[0], t.subset, t.split)
     if place.file and (t.subset, t.split) != (Table.subset, Table.split):
         raise UserError(f"{place}: --subset and --split are of a folder like the hub's, or a hub id; this is one file")
-    stem = Path(words[0]).name.partition(".")[0]
+    stem = Path(os.path.abspath(words[0])).name.partition(".")[0]
     with reading.opened(place) as rows:
         kind, names = table.plan(table.columns(t.columns or ""), rows.column_names, str(place))
         log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))

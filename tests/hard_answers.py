@@ -13,6 +13,8 @@ TOOLS = {"A": "a large funnel", "B": "a magnet"}
 COUNTS = {"A": "4", "B": "5", "C": "6", "D": "12"}
 STEPS = {"1": "4", "2": "5", "3": "6", "4": "12"}
 LETTERED = {"A": "B and D", "B": "carbon [C]", "C": "a flood", "D": "none of these"}
+KINDS = {"A": "oxygen", "B": "gas", "C": "the sun"}
+FLAGS = {"A": "red, white and blue", "B": "red, white", "C": "red", "D": "blue"}
 TINY = {"A": "Tom", "B": "Mary", "C": "same"}
 
 NUMBERS = [
@@ -427,4 +429,38 @@ CHOICES = [
     ("Answer: carbon [C] (B)", LETTERED, "B", "B"),
     ("Answer: (A) B and D", LETTERED, "D", "A"),
     ("Answer: D", LETTERED, "D", "D"),
+    # lists of several options, and what only looks like one
+    ("The answer is oxygen, neon gas", SKY, None, None),
+    ("Answer: oxygen, neon gas, and the sun.", SKY, None, None),
+    ("Answer: oxygen, neon gas or the sun", SKY, None, None),
+    ("Answer: oxygen, the sun", SKY, None, None),
+    ("Answer: oxygen and/or neon gas", SKY, None, None),
+    ("Answer: oxygen, & neon gas", SKY, None, None),
+    ("Answer: A) oxygen, B) neon gas", SKY, "A", None),
+    ("Answer: A (oxygen), B (neon gas)", SKY, "A", None),
+    ("Answer: oxygen (A), neon gas (B)", SKY, "B", None),
+    ("Answer: A (oxygen) or B (neon gas)", SKY, "A", None),
+    ("Answer: oxygen, B", SKY, "B", None),
+    ("Answer: oxygen or B", SKY, "B", None),
+    ("Answer: B, or C", SKY, "B", None),
+    ("Answer: b, c", SKY, "B", None),
+    ("Answer: B and/or C", SKY, "B", None),
+    ("Oxygen, neon gas.", SKY, None, None),
+    ("Answer: oxygen, a gas", KINDS, "A", "A"),
+    ("Answer: oxygen, gas", KINDS, None, None),
+    ("Answer: oxygen, the lightest of these", SKY, None, "A"),
+    ("Answer: oxygen, neon gas is inert", SKY, None, "A"),
+    ("Answer: oxygen, neon gas is wrong", SKY, None, "A"),
+    ("Answer: oxygen, as neon gas, the sun and all of the above are wrong", SKY, None, "A"),
+    ("Answer: B, C and D are wrong", SKY, "B", "B"),
+    ("Answer: neon gas, B", SKY, "B", "B"),
+    ("Answer: red, white and blue", FLAGS, None, "A"),
+    ("Answer: red, white", FLAGS, None, "B"),
+    ("Answer: red, blue", FLAGS, None, None),
+    ("Answer: red, white, blue", FLAGS, None, None),
+    ("Answer: 4, 5", COUNTS, None, None),
+    ("Answer: 4 and/or 5", COUNTS, None, None),
+    ("Answer: 4, 5 being too many", COUNTS, None, "A"),
+    ("Answer: 4, 7", COUNTS, None, "A"),
+    ("Answer: 5, 6", STEPS, None, None),
 ]

@@ -143,11 +143,11 @@ def test_agreement_with_the_graded_gsm8k_solutions(shared):
 
 
 def test_the_options_texts_of_real_items(shared):
-    """Given, each is read as its option; denied, never; beside a denied one it still is."""
+    """Given, each is read as its option; denied, never; beside a denied one it still is; in a list it is no answer."""
     files = sorted((shared / "data/eval_cream_layout").glob("*/test.json"))
     items = [(options_of(item["question"]), item["label"]) for file in files for item in json.loads(file.read_text())]
     items = [(options, label) for options, label in items if label in options]
-    denied = 0
+    denied, taken = 0, []
     for options, label in items:
         texts = {key: text.rstrip(".") for key, text in options.items()}
         for form in ("Answer: {}", "The answer is {}."):
@@ -156,5 +156,9 @@ def test_the_options_texts_of_real_items(shared):
             assert extract_choice(f"Answer: not {options[key]}", options) != key
             assert extract_choice(f"Answer: It is {texts[label]}, not {texts[key]}.", options) == label
             denied += 1
-    print(f"{len(items)} items, all read as given; {denied} options denied, none of them taken")
+            for form in ("{0}, {1}", "{2}) {0}, {3}) {1}"):
+                text = form.format(texts[label], texts[key], label, key)
+                taken += [text] if extract_choice(f"Answer: {text}", options) else []
+    print(f"{len(items)} items, all read as given; {denied} options denied, none of them taken; of lists, {len(taken)}")
     assert len(items) == 1517 and denied == 4050
+    assert len(taken) == 21 and all("?" in text for text in taken)  # a question mark ends a sentence

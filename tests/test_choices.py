@@ -2,6 +2,7 @@
 
 import copy
 import json
+from itertools import islice
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from cream import models
 from cream.chat import Plain
 from cream.errors import UserError
 from cream.evaluation import choices
+from cream.evaluation.loglikelihood import compared
 from cream.evaluation.tasks import options_of, split_question
 from cream.files import sealed
-from cream.journal import FORMAT
+from cream.journal import FORMAT, Output
+from cream.pool import Pool
+from cream.provenance import Provenance
 from cream.records import Answer, Item, Message
-from cream.rewards.likelihood import Scored, scorer
+from cream.rewards.likelihood import Scored, Scorer, scorer
 from cream.store import read
 
 GAS = "Which gas do plants take in?\nA. oxygen\nB. neon\nC. carbon dioxide"
@@ -216,6 +220,28 @@ def test_scores_are_the_model_s_own(prompt_format, tiny_folder, tiny_chat, tiny_
         with torch.no_grad():
             logs = policy(ids).logits[0].log_softmax(-1)
         assert value == pytest.approx(sum(logs[t - 1, ids[0, t]].item() for t in range(start, end)), abs=1e-3)
+
+
+def test_what_is_lost_on_a_cpu_is_at_most_a_chunk(tiny_folder, tiny_chat, tmp_path, monkeypatch):
+    """A run that ends amid its second chunk's results keeps those that it has, and goes on to the same numbers."""
+    items = [Item(uuid=f"u{i}", question=f"Who has {i % 30}? A) Tom B) Mary {i}", label="B") for i in range(80)]
+    groups = [choices.group(item, "chat") for item in items]
+    how = {"policy": tiny_folder, "max_length": 100, "bf16": None, "show": False}
+    sizes, find = [], Scorer._find
+    monkeypatch.setattr(Scorer, "_find", lambda self, some: sizes.append(len(some)) or find(self, some))
+
+    def run(name, limit):
+        provenance = Provenance()
+        provenance.model("policy", tiny_folder)
+        with Output(tmp_path / name, {}, provenance) as output:
+            for uuid, found in islice(compared(output, tiny_chat, groups, pool=Pool("cpu"), **how), limit):
+                output.append({"uuid": uuid, "found": found.logprob})
+            return list(output.rows(item.uuid for item in items))
+
+    whole = run("whole.json", None)
+    assert sizes == [32, 32, 16] and len(whole) == 80
+    assert run("cut.json", 40) == whole[:40] and sizes[3:] == [32, 32]
+    assert run("cut.json", None) == whole and sizes[5:] == [32, 16]
 
 
 # The command ----------------------------------------------------------------------------------------------------------

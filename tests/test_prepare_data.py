@@ -281,9 +281,31 @@ def test_a_folder_laid_out_as_the_hubs_is_imported(workspace, tmp_path):
         f"prepare_data.py import {tmp_path} --subset main --split test --output outputs/folder.json"
     ).out
     assert "5 Conversation records" in out
+    assert f"{tmp_path} (main, test): its files are data/test-00000-of-00001.parquet\n" in out
     assert workspace.read("outputs/folder.json.meta.json")["inputs"].keys() == {"table"}
     told = workspace.refused(f"prepare_data.py import {tmp_path} --subset main --output outputs/x.json")
     assert "Unknown split" in told
+
+
+def test_a_folder_of_csv_files_is_read_as_one_of_them_is(workspace, tmp_path):
+    header = "uuid,prompt,chosen,rejected,consistency,margin,source\n"
+    rows = ["009,1e5,2023-01-01,NA,0.75,,007\n", "010,q,5,x,,1.5,\n"]  # of which no two files have equal types
+    (tmp_path / "shards").mkdir()
+    for index, row in enumerate(rows):
+        (tmp_path / f"shards/train-{index}.csv").write_text(header + row)
+    (tmp_path / "one.csv").write_text(header + "".join(rows))
+    for name in ("shards", "one.csv"):
+        workspace.run(f"prepare_data.py import {tmp_path / name} --output outputs/{name}.dpo.json")
+    made = [list(store.read(workspace.folder / f"outputs/{name}.dpo.json", Pair)) for name in ("shards", "one.csv")]
+    assert made[0] == made[1]
+    told = [(p.uuid, p.prompt[0].content, p.selected[1].content, p.consistency, p.margin, p.extra) for p in made[0]]
+    assert told == [
+        ("009", "1e5", "2023-01-01", 0.75, None, {"source": "007"}),
+        ("010", "q", "5", None, 1.5, {"source": ""}),
+    ]
+    (tmp_path / "one.csv").write_text(header + rows[0].replace("0.75", "high"))
+    told = workspace.refused(f"prepare_data.py import {tmp_path / 'one.csv'} --output outputs/high.dpo.json")
+    assert "row 0: consistency: Expected `float | null`, got `str`, found 'high'; rename the column" in told
 
 
 def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):

@@ -118,28 +118,94 @@ def test_the_seed_set_is_the_reference_but_for_a_prompt_whose_replies_nobody_ran
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["json", "jsonl"])
+@pytest.mark.parametrize("form", ["json", "jsonl", "folder"])
 def test_texts_that_look_like_times_are_read_as_they_stand(tmp_path, form):
     table = [
         {"prompt": "2023-01-01", "when": "2023-01-01T10:00:00Z", "turns": [{"at": "2023-01-02 03:04"}], "n": 5},
         {"prompt": "2024-02-01", "when": None, "turns": [], "n": 7},
     ]
     lines = [json.dumps(row) for row in table]
-    path = tmp_path / f"t.{form}"
-    path.write_text("\n".join(lines) if form == "jsonl" else f"[{', '.join(lines)}]")
-    assert reading.rows(Place(str(path))) == table
+    path = tmp_path / ("train.jsonl" if form == "folder" else f"t.{form}")
+    path.write_text(f"[{', '.join(lines)}]" if form == "json" else "\n".join(lines))
+    assert reading.rows(Place(str(tmp_path if form == "folder" else path))) == table
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_every_cell_of_a_csv_file_is_a_text(tmp_path, packed):
-    path = tmp_path / f"t.csv{'.gz' * packed}"
-    text = 'uuid,prompt,response\n009,None,5\n010,,"NA"\n1e3,2023-01-01,"a, ""b""\nc"\n'
-    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
-    assert [tuple(row.values()) for row in reading.rows(Place(str(path)))] == [
-        ("009", "None", "5"),
-        ("010", "", "NA"),
-        ("1e3", "2023-01-01", 'a, "b"\nc'),
-    ]
+CELLS = [
+    {"uuid": "009", "prompt": "None", "response": "5"},
+    {"uuid": "010", "prompt": "", "response": "NA"},
+    {"uuid": "1e3", "prompt": "2023-01-01", "response": 'a, "b"\nc'},
+    {"uuid": "x", "prompt": "true", "response": "1.50"},
+]
+HEADER, FIRST, SECOND = (
+    "uuid,prompt,response\n",
+    "009,None,5\n",
+    '010,,"NA"\n1e3,2023-01-01,"a, ""b""\nc"\nx,true,1.50\n',
+)
+DECLARED = """---
+configs:
+- config_name: main
+  sep: ","
+  data_files:
+  - split: test
+    path: data/*.csv
+dataset_info:
+  config_name: main
+  features:
+  - {name: uuid, dtype: string}
+  - {name: prompt, dtype: string}
+  - {name: response, dtype: float64}
+---
+"""
+PLACES = {  # files, and the place within their folder that is read; types would be guessed per file
+    "file": ({"t.csv": HEADER + FIRST + SECOND}, Place("t.csv")),
+    "packed": ({"t.csv.gz": HEADER + FIRST + SECOND}, Place("t.csv.gz")),
+    "folder": ({"train.csv": HEADER + FIRST + SECOND}, Place("")),
+    "shards": ({"train-0.csv": HEADER + FIRST, "train-1.csv": HEADER + SECOND}, Place("")),
+    "packed folder": ({"data/test.csv.gz": HEADER + FIRST + SECOND}, Place("", None, "test")),
+    "mirror": (
+        {"README.md": DECLARED, "data/a.csv": HEADER + FIRST, "data/b.csv": HEADER + SECOND},
+        Place("", "main", "test"),
+    ),
+}
+
+
+@pytest.mark.parametrize("files, place", PLACES.values(), ids=PLACES)
+def test_every_cell_of_csv_files_is_a_text(tmp_path, files, place):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    assert reading.rows(place._replace(path=str(tmp_path / place.path))) == CELLS
+
+
+def test_the_folder_where_one_stands_is_read(tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text(HEADER + FIRST)
+    monkeypatch.chdir(tmp_path)
+    assert reading.rows(Place(".")) == CELLS[:1]
+
+
+def test_csv_files_whose_columns_differ_are_refused(tmp_path):
+    for name, text in {"train-0.csv": "a,b\n1,2\n", "train-1.csv": "a,c,b\n1,2,3\n", "train-2.csv": "a,b\n"}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="cannot be read: not all of its files have the columns c"):
+        reading.rows(Place(str(tmp_path)))
+    (tmp_path / "train-1.csv").write_text("b,a\n1,2\n")
+    assert reading.rows(Place(str(tmp_path))) == [{"a": "1", "b": "2"}, {"a": "2", "b": "1"}]
+    (tmp_path / "train-0.csv").write_text("a,b\n")
+    (tmp_path / "train-1.csv").write_text("a,b\n")
+    with pytest.raises(UserError, match="holds no rows"):
+        reading.rows(Place(str(tmp_path)))
+
+
+def test_guessed_types_of_the_hubs_csv_files_are_told(tmp_path, caplog):
+    import datasets
+
+    for form, told in (("csv", True), ("json", False)):
+        path = tmp_path / f"t.{form}"
+        path.write_text("uuid,text\n009,a\n" if form == "csv" else '{"uuid": 9, "text": "a"}\n')
+        found = datasets.load_dataset(form, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+        caplog.clear()
+        assert reading._told_of_guesses(Place("owner/name"), found) is found
+        assert ("owner/name (train): its files are .csv; in uuid texts" in caplog.text) is told
 
 
 # Sources --------------------------------------------------------------------------------------------------------------

@@ -241,6 +241,32 @@ def test_a_row_that_makes_no_record_says_why(row, reason):
         assert reason in made.reason and made.where == "rows, row 0" and json.loads(made.data) == row
 
 
+CELLS = {"consistency": "0.75", "tau": "-1e-1", "margin": "2", "selected_index": "3.0", "selected_truncated": "True"}
+TYPED = {"consistency": 0.75, "tau": -0.1, "margin": 2.0, "selected_index": 3, "selected_truncated": True}
+ASKED = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+
+
+def test_numbers_of_pairs_may_be_texts_as_in_a_csv_file():
+    made = read({**ASKED, **CELLS, "rejected_index": "", "score": "0.5", "extra": "x"})
+    assert {**encode(made), "uuid": 0} == {"uuid": 0, **PAIR, **TYPED, "score": "0.5", "extra": "x"}
+    assert read({**ASKED, "consistency": ""}).consistency is None
+
+
+@pytest.mark.parametrize(
+    "cells, reason",
+    [
+        ({"consistency": "high"}, r"consistency: Expected `float | null`, got `str`, found 'high'; rename the column"),
+        ({"consistency": "1.5"}, "consistency: Expected `float` <= 1.0, found '1.5'"),
+        ({"margin": "nan"}, "margin: Expected `float`"),
+        ({"selected_index": "0.5"}, "selected_index: Expected `int | null`"),
+        ({"prompt": """[{'role': 'user', 'content': 'q'}]"""}, "messages are written as a text"),
+        ({"chosen": """ [{"from": "gpt", "value": "a"}]\n"""}, "messages are written as a text"),
+    ],
+)
+def test_cells_that_hold_no_such_number_or_a_list_say_so(cells, reason):
+    assert reason in read({**ASKED, **cells}).reason
+
+
 def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
     rows = [{"id": "x", "messages": m} for m in ([user("q"), said("a")], [user("q")], [user("p"), said("a")])]
     good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", None, "rows")

@@ -71,10 +71,11 @@ COMPUTES = re.compile(r"\d\s*[-−+*×÷x]\s*[$\d]|\b(?:is|makes?|gives?|equals?
 A_NUMBER = r"(?<![\d.,/])[-−–]?[$€£¥₹]?\.?\d[\d.,/]{0,30}"
 NUMBER_DENIED = re.compile(
     rf"(?:\b(?:not|neither|nor|cannot)|n['’]t)\s+(?:be\s+)?{A_NUMBER}(?:\s+n?or\s+{A_NUMBER})?"
-    rf"|{A_NUMBER}\s+(?:is|was)(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b",
+    rf"|{A_NUMBER}%?\s+(?:is|was)(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b",
     re.IGNORECASE,
 )
-NUMBERS_JOINED = re.compile(r"\d%?(?:\s*,)?\s*(?:\b(?:or|and)\b|&)\s*\D?\.?\d", re.IGNORECASE)
+NUMBERS_JOINED = re.compile(r"\d%?(?:\s*,)?\s*(?:\b(?:and\s*/\s*)?(?:or|and)\b|&)\s*\D?\.?\d", re.IGNORECASE)
+NUMBERS_LISTED = re.compile(r"\W*[\d.]+(?:%?,\s+\D?[\d.]+)+\W*")
 
 
 def extract_number(text: str) -> str | None:
@@ -110,7 +111,7 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
     for sentence in reversed(sentences):
         if named := mentions(sentence, options):
             last, label = named[-1]
-            hedged = (hedge(sentence, at, other, options) for at, other in named[:-1])
+            hedged = (hedge(sentence, at + len(other), other, options) for at, other in named[:-1])
             return None if any(hedge and hedge.end() > last for hedge in hedged) else label
         if refuses(sentence, options):
             return None
@@ -212,13 +213,14 @@ def _choice(clause: str, options: dict[str, str]) -> str | None:
     """The label that an answer clause names; "" when it hedges or refuses, None when it speaks of no option."""
     named = mentions(clause, options)
     headed = bool(named) and HEAD.match(clause[: named[0][0]])
-    opening = None if _numeric(options) else opening_option(option_texts(clause, options))
-    if opening and not headed:
+    opening = None if _numeric(options) else opening_option(clause, option_texts(clause, options), options)
+    if opening is not None and not headed:
         return opening
     if not headed and refuses(clause, options):
         return ""
     if named:
-        return "" if hedge(clause, *named[0], options) else named[0][1]
+        at, label = named[0]
+        return "" if hedge(clause, at + len(label), label, options) else label
     return _text_choice(clause, options)
 
 
@@ -229,12 +231,14 @@ def _text_choice(clause: str, options: dict[str, str]) -> str | None:
         joined = NUMBERS_JOINED.search(clause)
         if joined and ("or" in joined[0].lower() or not COMPUTES.search(clause)):
             return ""
+        if NUMBERS_LISTED.fullmatch(clause) and len({*_numbers(clause)} & {*values.values()}) > 1:
+            return ""
         result = _result(clause)
         equal = [label for label, value in values.items() if result and numbers_equal(result, value)]
         return equal[0] if len(equal) == 1 else None
     found = option_texts(clause, options)
     labels = set().union(*(labels for _, labels in found))
-    return labels.pop() if len(labels) == 1 else opening_option(found) or "" if labels else None
+    return labels.pop() if len(labels) == 1 else opening_option(clause, found, options) or "" if labels else None
 
 
 def _numeric(options: dict[str, str]) -> dict[str, str]:

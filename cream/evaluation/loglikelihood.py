@@ -15,6 +15,8 @@ from cream.rewards.likelihood import Scored, scorer
 
 log = logging.getLogger("cream")
 
+CHUNK = 32  # questions that a CPU computes together, which a kill loses; a GPU carries a pool's batch of them at once
+
 
 def compared(
     output: Output,
@@ -44,6 +46,8 @@ def compared(
         return
     precision = models.precision(bf16, torch.device(pool.kind), training=False)
     limit, chunk = models.length_limit(max_length, policy), pool.batch(len(groups))
+    if pool.alone and pool.kind == "cpu":
+        chunk = min(chunk, CHUNK)
     log.info("%s; at most %d tokens of question and option together", precision.reason, limit)
     if show and (first := chat.answers(groups[0].prompt, groups[0].answers[:1], [True])[0]):
         log.info("first option as the model sees it, what is scored marked:\n%s", chat.show(first))

@@ -17,7 +17,7 @@ DENIED_BEFORE = re.compile(
 )
 DENIED_AFTER = re.compile(r"[)\]]?\s+(?:is|was)(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b", re.IGNORECASE)
 # The same around an option's text, in words as `words_of` gives them, where "isn't" is "isn t ".
-JOINT = r"(?:or|and|nor|/|&) (?:an? |the )?"
+JOINT = r"(?:and / )?(?:or|and|nor|/|&) (?:an? |the )?"
 TEXT_DENIED_BEFORE = re.compile(
     r"(?:\b(?:not|neither|nor|cannot|rather than|instead of)|n t) (?:be )?"
     r"(?:(?:either|option|the|an|\w) ){0,2}$"  # a letter: "not (B) neon"
@@ -26,6 +26,8 @@ TEXT_DENIED_AFTER = re.compile(
     r"(?:(?:is|was|are|were) (?:wrong|incorrect|false)|can(?:not| t) be"
     r"|(?:is|was|are|were)(?:n t| not) (?:correct|right|it|(?:the|an) (?:\w+ )?answer)) "
 )
+ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)", re.IGNORECASE)
+LIST_DENIED = r".{0,80}\b(?:is|are|was|were)(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b"
 REFUSAL = re.compile(
     r"\bnone\b(?!\s+of\s+the\s+others?\b)|\bneither\b(?!.{1,200}\bbut\b)"
     r"|\bno\s+(?:correct\s+|right\s+|valid\s+)?(?:option|answer|choice)|\bcannot\s+be\s+(?:determined|known)|\bnot\s+enough\b",
@@ -72,18 +74,35 @@ def mentions(sentence: str, options: dict[str, str]) -> list[tuple[int, str]]:
     return named
 
 
-def hedge(sentence: str, start: int, label: str, options: dict[str, str]) -> re.Match | None:
-    """What joins the label at `start` to the next or its text ("A or B", "A, B"), up to that one's end at least."""
-    any_label = "|".join(map(re.escape, options))
-    own_text = rf"(?:[)\].:]*\s*(?i:{re.escape(options[label])}))?"
-    others = [re.escape(text) for other, text in _longest_first(options) if other != label and words_of(text)]
-    any_other = rf"(?i:(?:an?\s|the\s)?(?:{'|'.join(others) or '(?!)'})(?!\w))"
-    pattern = (
-        rf"{own_text}[)\]]?\s*(?:(?:/|&|or\b|and\b)\s*"
-        rf"(?:(?:option\s+)?(?:[(\[]?(?:{any_label})\b|[(\[](?i:{any_label})[)\]])|{any_other})"
-        rf"|,\s*[(\[]?(?:{any_label})[)\]]?\s*(?:[,/&.]|$|or\b|and\b))"
+def hedge(sentence: str, end: int, label: str, options: dict[str, str]) -> re.Match | None:
+    """What joins the option whose label or text ends at `end` to another one, up to that one's end at least.
+
+    "A or B", "A) oxygen, B) neon", "oxygen, neon (B)". After a comma alone the other one must end the list or be
+    followed by a third: in "oxygen, neon is inert" nothing is joined. Nor is it in "oxygen, a gas", which says what
+    oxygen is, where "gas" is an option: an article must be the option's own, unless the first has one as well.
+    """
+    any_label = "|".join(re.escape(key) for key in options if key != label) or "(?!)"
+    others = [text for key, text in _longest_first(options) if key != label and words_of(text)]
+    article, bare = r"(?:an?\s|the\s)?", [ARTICLE.sub("", text) for text in others]
+    closed = r"[)\]}%\"'’”]*\s*"
+    first_has_one = ARTICLE.match(sentence[:end].lstrip(" (\"'"))
+    own, other, listed = (
+        rf"(?:{start}(?:{'|'.join(map(re.escape, texts)) or '(?!)'})(?!\w))"
+        for start, texts in (
+            (article, [ARTICLE.sub("", options[label])]),
+            (article, bare),
+            (article, bare) if first_has_one else ("", others),
+        )
     )
-    return re.compile(pattern).match(sentence, start + len(label))
+    pattern = (
+        rf"(?:[)\].:,]*\s*[(\[]?{own}|{closed}[(\[]{re.escape(label)})?{closed}"  # its own text, or label
+        rf"(?:(?:/|&|(?:,\s*)?(?:and\s*/\s*)?or\b|and\b)\s*"
+        rf"(?:(?:option\s+)?(?:[(\[]?(?-i:{any_label})\b|[(\[](?:{any_label})[)\]])|{other})"
+        rf"|,\s*(?:and\s|&\s*)?"
+        rf"(?:[(\[]?(?:{any_label})(?:[)\].:,]*\s*[(\[]?{other})?|{listed}(?:\s*[(\[](?:{any_label}))?)"
+        rf"{closed}(?:[,/&.;!?]|$|or\b|and\b)(?!{LIST_DENIED}))"
+    )
+    return re.compile(pattern, re.IGNORECASE).match(sentence, end)
 
 
 def refuses(sentence: str, options: dict[str, str]) -> bool:
@@ -118,9 +137,15 @@ def option_texts(sentence: str, options: dict[str, str]) -> list[tuple[int, set[
     ]
 
 
-def opening_option(texts: list[tuple[int, set[str]]]) -> str | None:
-    """The option whose text, not joined to another's ("oxygen or neon"), opens a sentence; of `option_texts`."""
-    return next(iter(texts[0][1])) if texts and texts[0][0] == 0 and len(texts[0][1]) == 1 else None
+def opening_option(sentence: str, texts: list[tuple[int, set[str]]], options: dict[str, str]) -> str | None:
+    """The option whose text opens a sentence, "" where it opens a list of several ("oxygen, neon"); None where no text
+    does, or one that "or", "and" join to another. `texts`: of `option_texts`."""
+    if not texts or texts[0][0] or len(texts[0][1]) > 1:
+        return None
+    (label,) = texts[0][1]
+    words = r"\W{0,9}".join(map(re.escape, words_of(options[label]).split()))
+    opening = re.match(rf"\W*(?:(?:an?|the)\s+)?{words}", sentence, re.IGNORECASE)
+    return "" if opening and hedge(sentence, opening.end(), label, options) else label
 
 
 def words_of(text: str) -> str:

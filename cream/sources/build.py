@@ -1,6 +1,7 @@
 """Tables of public data -> the files of localdata/, as the method has them: an SFT set, unlabelled prompts and their
 subsets for the rounds, test sets; and the labelled train splits, from which few-shot examples are taken."""
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -13,10 +14,13 @@ from msgspec import structs
 from cream.errors import UserError
 from cream.provenance import read_meta
 from cream.records import Conversation, Item, Message, Prompt, Record
-from cream.sources import SOURCES, Found, Source
+from cream.sources import SOURCES, Found, Source, sources
 from cream.sources.overlap import CONTAMINATED, grams, sift
-from cream.sources.reading import Place, digest, rows
+from cream.sources.reading import Place, digest, find, rows
 from cream.sources.split import shuffled, subsets
+from cream.store import SKIP
+
+log = logging.getLogger("cream")
 
 LIMITED = "more than --task_limit of its task"
 
@@ -29,6 +33,32 @@ class Table(NamedTuple):
     place: Place
     found: Found
     digest: str  # of its rows
+
+
+def gathered(names: Iterable[str], folder: Path | None, *, skip: bool, **flags) -> dict[str, Table]:
+    """The splits of some sources ("gsm8k.train" -> table), of the hub or of a folder, where those that it lacks are
+    passed over; a line of the log for each. `flags`: each source takes its own.
+
+    Raises UserError where there is none, one cannot be read, or, without `skip`, a row of it makes no record.
+    """
+    tables = {}
+    for source in sources(names):
+        for split, about in source.splits.items():
+            place = Place(source.hub, source.subset, about.hub) if folder is None else find(folder, source, split)
+            if place is None:
+                log.info("%s, %s: not in %s, passed over", source.name, split, folder)
+                continue
+            table = read(source, split, place, **{name: flags[name] for name in source.flags})
+            if (bad := table.found.rejected) and not skip:
+                more = f"; {len(bad) - 1} more bad rows" if len(bad) > 1 else ""
+                raise UserError(f"{place}, {bad[0]['where']} ({bad[0]['uuid']}): {bad[0]['reason']}{more}. {SKIP}")
+            log.info(
+                "%s, %s: %d rows of %s (%d are published)", source.name, split, table.found.rows, place, about.rows
+            )
+            tables[_name(table)] = table
+    if not tables:
+        raise UserError(f"--from {folder}: none of {', '.join(names)} is there; docs/data.md says how it is known")
+    return tables
 
 
 def read(source: Source, split: str, place: Place, **flags) -> Table:
@@ -78,6 +108,16 @@ def localdata(
         items = [structs.replace(i, task=table.source.name, extra={}) for table in tests for i in table.found.items]
         files.append(File("all_test.json", items, tested, {"tasks": ", ".join(names)}))
     return files
+
+
+def check_subsets(folder: Path, files: Iterable[File], count: int) -> None:
+    """Raises UserError where a folder has a subset beyond the `count` that are to be written there."""
+    stale = folder / f"prompt.{count + 1}.json"
+    if stale.exists() and any(file.name == "prompt.json" for file in files):
+        raise UserError(
+            f"{stale}: is of another split, and would overlap with {count} subsets; remove it, or give another "
+            "--output_dir"
+        )
 
 
 def lost(path: Path, inputs: Iterable[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Rows of a data set: of the hub by its id, of a folder laid out as the hub's are, or of one file; all by one call.
 
 `datasets.load_dataset` reads them all. What it makes of the hub's stays in its usual cache; what it makes of local
-files goes when they have been read. It guesses the types of a file's columns; of what those guesses would rewrite (009,
-NA, 2023-01-01) it is told to keep the text.
+files and folders goes when they have been read. It guesses the types of columns; of what those guesses would rewrite in
+local ones (009, NA, 2023-01-01) it is told to keep the text.
 """
 
 import logging
@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,11 +23,14 @@ from cream.names import HUB_ID
 from cream.sources import Source
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+log = logging.getLogger("cream")
 
 LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 PACKED = (".gz", ".zst", ".xz", ".bz2")  # as `datasets` unpacks them
 WHOLE = 1 << 28  # bytes of JSON of which the types of nested values are found together
+FEW = 5  # files that are named
 OFFLINE = "unset HF_HUB_OFFLINE and check the network, or read local files"
 
 
@@ -61,15 +65,51 @@ def opened(place: Place) -> "Iterator[Dataset]":
 def _load(place: Place, cache: str | None) -> "Dataset":
     import datasets
 
-    call = _call(place) | {"cache_dir": cache}
+    call = _call(place)
     with _told(place, local=cache is not None):
-        if place.file and call["path"] == "csv":  # all cells are texts, which need their columns' names
-            names = datasets.load_dataset(**call, nrows=1).column_names
-            call["features"] = datasets.Features({name: datasets.Value("string") for name in names})
+        if cache is None:
+            return _told_of_guesses(place, datasets.load_dataset(**call))
+        call["cache_dir"] = cache
+        builder = datasets.load_dataset_builder(**{key: value for key, value in call.items() if key != "split"})
+        if not place.file and (read := (builder.config.data_files or {}).get(place.split)):
+            more = f" and {len(read) - FEW} more" if len(read) > FEW else ""  # of files of several forms it takes one
+            told = ", ".join(os.path.relpath(each, place.path) for each in read[:FEW])
+            log.info("%s: its files are %s%s", place, told, more)
+        if builder.name == "csv":  # all cells are texts, which need their columns' names
+            columns = _columns(builder.as_streaming_dataset(split=place.split))
+            texts = datasets.Features({name: datasets.Value("string") for name in columns})
+            return datasets.load_dataset(**call, keep_default_na=False, features=texts)
+        if builder.name == "json":
+            call |= {"chunksize": WHOLE, "parse_agent_traces": False}
         found = datasets.load_dataset(**call)
-        if place.file and call["path"] == "json" and (typed := _as_written(found.features)) != found.features:
+        if builder.name == "json" and (typed := _as_written(found.features)) != found.features:
             return datasets.load_dataset(**call, features=datasets.Features(typed))
         return found
+
+
+def _columns(stream: "IterableDataset") -> list[str]:
+    """The columns of all files of a stream. Raises StopIteration where none has a row, ValueError where they differ."""
+    shards = (stream.shard(stream.num_shards, index) for index in range(stream.num_shards))
+    firsts = [row for shard in shards for row in islice(shard, 1)]
+    if not firsts:
+        raise StopIteration
+    for row in firsts:
+        if differing := firsts[0].keys() ^ row.keys():
+            raise ValueError(f"not all of its files have the columns {', '.join(sorted(differing))}")
+    return [*firsts[0]]
+
+
+def _told_of_guesses(place: Place, found: "Dataset") -> "Dataset":
+    """The rows of a data set on the hub, as the library's cache has them; a warning where that guessed their types."""
+    guessed = [name for name, feature in found.features.items() if "string" not in getattr(feature, "dtype", "")]
+    if found.info.builder_name == "csv" and guessed:
+        log.warning(
+            "%s: its files are .csv; in %s texts such as 009 may have become numbers. In a downloaded copy of its "
+            "folder every cell is read as it stands",
+            place,
+            ", ".join(guessed),
+        )
+    return found
 
 
 def _as_written(feature: object) -> object:
@@ -100,12 +140,12 @@ def _told(place: Place, local: bool) -> Iterator[None]:
 def _call(place: Place) -> dict:
     """The arguments of load_dataset."""
     if place.file is None:
-        return {"path": place.path, "name": place.subset, "split": place.split}
+        path = os.path.abspath(place.path) if Path(place.path).is_dir() else place.path  # "." has no name
+        return {"path": path, "name": place.subset, "split": place.split}
     loader = LOADERS.get(_suffix(place.file))
     if loader is None:
         raise UserError(f"{place.path}: expected a file that ends in {', '.join(LOADERS)} (.gz or .zst may follow)")
-    options = {"json": {"chunksize": WHOLE, "parse_agent_traces": False}, "csv": {"keep_default_na": False}}
-    return {"path": loader, "data_files": _literal(place.path), "split": "train", **options.get(loader, {})}
+    return {"path": loader, "data_files": _literal(place.path), "split": place.split}
 
 
 def _suffix(path: Path) -> str:

@@ -6,6 +6,7 @@ map names are taken from the column that ecosystems commonly call so (NAMES). Wh
 becomes: a pair (chosen, rejected), an item (question, answer), a conversation or a prompt.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -46,6 +47,8 @@ WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in
 SAME = "the rejected answer is the chosen one"
 ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
 ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
+# Messages in a cell of a .csv file.
+WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\}\s*\]\s*$""", re.DOTALL)
 
 
 def columns(text: str) -> dict[str, str]:
@@ -205,12 +208,29 @@ def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first
         own = item(fields, first)
     elif kind is Pair:
         own = pair(fields)
-        extra = {"consistency": None, **extra}
+        extra = {"consistency": None, **_numbers(extra, own)}
     else:
         own = {"messages": turns(fields)}
         kind = Conversation if own["messages"] and own["messages"][-1]["role"] == "assistant" else Prompt
     beside = {f"input_{key}" if key in own else key: value for key, value in extra.items()}
     return decode(kind, uuid, {**beside, **own}, "row")
+
+
+def _numbers(extra: Mapping, own: Mapping) -> dict:
+    """What travels along with a pair, where cells of a .csv file hold the layout's own numbers as texts, these as
+    numbers; an empty one is left out. Raises ValueError for a text that is no number of that field."""
+    types = {field.name: field.type for field in msgspec.structs.fields(Pair) if field.name not in (*own, "extra")}
+    found = {}
+    for name, value in extra.items():
+        if name in types and isinstance(value, str):
+            if not value:
+                continue
+            try:
+                value = msgspec.convert(value, types[name], strict=False)
+            except msgspec.ValidationError as error:
+                raise ValueError(f"{name}: {error}, found {value!r:.60}; rename the column if it is another") from None
+        found[name] = value
+    return found
 
 
 def turns(fields: Mapping) -> list[dict]:
@@ -240,8 +260,12 @@ def pair(fields: Mapping) -> dict:
 
 
 def _messages(value: object, role: str) -> list[dict]:
-    """Messages in any of the forms; a bare text is one of `role`'s."""
+    """Messages in any of the forms; a bare text is one of `role`'s, but not one that is a list of messages itself."""
     if isinstance(value, str):
+        if WRITTEN.match(value):
+            raise ValueError(
+                f"messages are written as a text, {value!r:.60}; give them as a list, in .jsonl or .parquet"
+            )
         return [_message(role, value)]
     values = [value] if isinstance(value, Mapping) else value
     if not isinstance(values, Sequence):
