@@ -3,7 +3,7 @@ subsets for the rounds, test sets; and the labelled train splits, from which few
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ class Table(NamedTuple):
     digest: str  # of its rows
 
 
-def gathered(names: Iterable[str], folder: Path | None, *, skip: bool, **flags) -> dict[str, Table]:
+def gathered(names: Collection[str], folder: Path | None, *, skip: bool, **flags) -> dict[str, Table]:
     """The splits of some sources ("gsm8k.train" -> table), of the hub or of a folder, where those that it lacks are
     passed over; a line of the log for each. `flags`: each source takes its own.
 
