@@ -54,13 +54,13 @@ def flags(doc: str, work: str, size: int, words: int = 32000) -> Options:
     parser.add("--work", work, "lengths, several with commas: oasst, gsm8k, PROMPT/ANSWER")
     parser.add("--prompt_len", None, "with --answer_len, the same as --work PROMPT/ANSWER", type=int)
     parser.add("--answer_len", None, "mean tokens of an answer", type=int)
-    parser.add("--spread", 0.2, "PROMPT/ANSWER: lengths are drawn from this share below and above", type=float)
+    parser.add("--spread", 0.2, "PROMPT/ANSWER: lengths are drawn from this share below and above")
     parser.add("--sizes", str(size), "prompts (pairs, conversations) of a run; several with commas show how cost grows")
-    parser.add("--rounds", 5, "runs of each side, in turn, after one that is not counted", type=int)
+    parser.add("--rounds", 5, "runs of each side, in turn, after one that is not counted")
     parser.add("--shape", "37m", "model", choices=SHAPES)
-    parser.add("--words", words, "vocabulary", type=int)
+    parser.add("--words", words, "vocabulary")
     parser.add("--device", "cpu", "cpu or cuda, where both sides run in bfloat16", choices=("cpu", "cuda"))
-    parser.add("--seed", 0, "of lengths, ids and weights", type=int)
+    parser.add("--seed", 0, "of lengths, ids and weights")
     return parser
 
 

@@ -130,16 +130,20 @@ class Output:
         if path.is_dir() or not store.is_record_file(path):
             raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
         self._rejects = path.with_name(path.name + ".rejected.jsonl")
-        self._staged = path.with_name(f".{path.name}.whole{''.join(path.suffixes)}")
+        self._staged = path.with_name(f".whole.{path.name}")
         self._rejected = False
         if max(len(os.fsencode(each.name)) for each in (self._staged, self._rejects)) > LONGEST:
-            raise UserError(f"{path}: its name is too long for the names of what is written beside it; give a shorter")
+            raise UserError(f"{path}: its name is too long for what is written beside it under longer ones; shorten it")
         written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects, *beside)}
         if taken := [source for source in provenance.sources.values() if source.resolve() in written]:
             raise UserError(f"{taken[0]} is an input, and would be replaced by this output; give another output")
         begun = overwrite or path.exists() or self.partial.exists()
-        if other := [each for each in beside if meta_path(each).exists() or each.exists() and not begun]:
-            raise UserError(f"{other[0]} stands already, and is not of {path}, which writes it; give another output")
+        for each in beside:
+            if meta_path(each).exists():
+                raise UserError(f"{each} is an output of its own, and {path} would replace it; give another output")
+            if each.exists() and not begun:
+                told = f"{each} stands already, and nothing says that it is of {path}, which would replace it"
+                raise UserError(f"{told}; give another output, or --overwrite")
         if inside := [source for source in provenance.sources.values() if source.resolve() == path.parent.resolve()]:
             raise UserError(f"{path}: lies in the folder of {inside[0]}, an input that it would change; give another")
         self.stands = not overwrite and self._finished()

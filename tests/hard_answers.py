@@ -15,6 +15,10 @@ STEPS = {"1": "4", "2": "5", "3": "6", "4": "12"}
 LETTERED = {"A": "B and D", "B": "carbon [C]", "C": "a flood", "D": "none of these"}
 KINDS = {"A": "oxygen", "B": "gas", "C": "the sun"}
 FLAGS = {"A": "red, white and blue", "B": "red, white", "C": "red", "D": "blue"}
+SPICES = {"A": "salt", "B": "pepper", "C": "salt and pepper"}
+MOODS = {"A": "happy", "B": "sad", "C": "happy, excited"}
+EIGHT = FIVE | {"F": "gold", "G": "silver", "H": "iron"}
+ASKED = {"A": "Is it hot?", "B": "cold", "C": "wet"}
 TINY = {"A": "Tom", "B": "Mary", "C": "same"}
 
 NUMBERS = [
@@ -463,4 +467,29 @@ CHOICES = [
     ("Answer: 4, 5 being too many", COUNTS, None, "A"),
     ("Answer: 4, 7", COUNTS, None, "A"),
     ("Answer: 5, 6", STEPS, None, None),
+    # label and own text, words that begin with a letter, reasons after a list, arithmetic, articles
+    ("The answer is C, salt and pepper.", SPICES, "C", "C"),
+    ("Answer: C, happy, excited", MOODS, "C", "C"),
+    ("Answer: A, red, white and blue", FLAGS, "A", "A"),
+    ("The answer is B, e.g. a neon sign.", FIVE, "A", "B"),
+    ("Answer: neon, e.g. a neon sign", FIVE, "A", "B"),
+    ("The answer is B, for it glows.", EIGHT, "B", "B"),
+    ("Answer: B, hand-made", EIGHT, "B", "B"),
+    ("Answer: B, C, because A is wrong", GASES, "B", None),
+    ("Answer: A, C, since B is not a gas", GASES, "A", None),
+    ("Answer: A, B, C. D is wrong.", GASES, "A", None),
+    ("Answer: A, B and C, while D is not", GASES, "A", None),
+    ("Answer: B, A and C are incorrect", GASES, "B", "B"),
+    ("Answer: option B, option C", GASES, "C", None),
+    ("The answer is D, 4 and 8 make 12.", COUNTS, "D", "D"),
+    ("The answer is D, 6 & 6", COUNTS, "D", "D"),
+    ("The answer is D, 4.5 + 7.5", COUNTS, "D", "D"),
+    ("Answer: B) 5, C) 6", COUNTS, "B", None),
+    ("Answer: 4 , 5", COUNTS, None, None),
+    ("Answer: (4), (5)", COUNTS, None, None),
+    ("Answer: $4, $5.", COUNTS, None, None),
+    ("Answer: The correct option is A, a gas.", KINDS, "A", "A"),
+    ("The answer is the option A, a gas.", KINDS, "A", "A"),
+    ("Answer: Is it hot?, cold", ASKED, None, None),
+    ("Answer: cold, Is it hot?", ASKED, None, None),
 ]

@@ -117,14 +117,14 @@ def test_any_text_gives_a_plain_decimal_or_an_own_option_or_nothing(text):
         assert extract_choice(prefix + text, COUNTS) in {None, *COUNTS}
 
 
-LOOPS = r"A |A or |not A |B, |Answer: |{|\boxed{|\text{|(|1|1,|12 |1/|10^|? |_|²".split("|")
+LOOPS = r"A |A or |not A |B, |Answer: |{|\boxed{|\text{|(|1|1,|12 |1/|10^|? |_|²|.|..., |.5, |4,  |4 ; ".split("|")
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_model_that_repeats_itself_is_read_in_linear_time(loop):
     """As far as a test can show that without a clock: what grows with the square would take minutes here."""
-    for opening in ("", "Answer: "):
-        text = opening + loop * (60_000 // len(loop))
+    for opening, end in (("", ""), ("Answer: ", ""), ("Answer: ", " and so on")):
+        text = opening + loop * (60_000 // len(loop)) + end
         assert extract_choice(text, GASES) in {None, *GASES}
         assert extract_choice(text, COUNTS) in {None, *COUNTS}
         extract_number(text)
@@ -161,4 +161,4 @@ def test_the_options_texts_of_real_items(shared):
                 taken += [text] if extract_choice(f"Answer: {text}", options) else []
     print(f"{len(items)} items, all read as given; {denied} options denied, none of them taken; of lists, {len(taken)}")
     assert len(items) == 1517 and denied == 4050
-    assert len(taken) == 21 and all("?" in text for text in taken)  # a question mark ends a sentence
+    assert taken == ["accomplished, accomplished"]  # an item with two options of one text

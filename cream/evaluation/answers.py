@@ -75,7 +75,7 @@ NUMBER_DENIED = re.compile(
     re.IGNORECASE,
 )
 NUMBERS_JOINED = re.compile(r"\d%?(?:\s*,)?\s*(?:\b(?:and\s*/\s*)?(?:or|and)\b|&)\s*\D?\.?\d", re.IGNORECASE)
-NUMBERS_LISTED = re.compile(r"\W*[\d.]+(?:%?,\s+\D?[\d.]+)+\W*")
+NUMBERS_LISTED = re.compile(r"\W*+\d[\d.]*+\)?(?:\s?%?\s?[,;]\s+[-−–$€£¥₹(]?\.?\d[\d.]*+\)?)+\W*")
 
 
 def extract_number(text: str) -> str | None:
@@ -111,7 +111,8 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
     for sentence in reversed(sentences):
         if named := mentions(sentence, options):
             last, label = named[-1]
-            hedged = (hedge(sentence, at + len(other), other, options) for at, other in named[:-1])
+            numbers = bool(_numeric(options))
+            hedged = (hedge(sentence, at + len(other), other, options, numbers) for at, other in named[:-1])
             return None if any(hedge and hedge.end() > last for hedge in hedged) else label
         if refuses(sentence, options):
             return None
@@ -213,14 +214,15 @@ def _choice(clause: str, options: dict[str, str]) -> str | None:
     """The label that an answer clause names; "" when it hedges or refuses, None when it speaks of no option."""
     named = mentions(clause, options)
     headed = bool(named) and HEAD.match(clause[: named[0][0]])
-    opening = None if _numeric(options) else opening_option(clause, option_texts(clause, options), options)
+    numbers = bool(_numeric(options))
+    opening = None if numbers else opening_option(clause, option_texts(clause, options), options)
     if opening is not None and not headed:
         return opening
     if not headed and refuses(clause, options):
         return ""
     if named:
         at, label = named[0]
-        return "" if hedge(clause, at + len(label), label, options) else label
+        return "" if hedge(clause, at + len(label), label, options, numbers) else label
     return _text_choice(clause, options)
 
 

@@ -27,7 +27,13 @@ TEXT_DENIED_AFTER = re.compile(
     r"|(?:is|was|are|were)(?:n t| not) (?:correct|right|it|(?:the|an) (?:\w+ )?answer)) "
 )
 ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)", re.IGNORECASE)
-LIST_DENIED = r".{0,80}\b(?:is|are|was|were)(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b"
+# After a list, within its sentence: "B, A and C are wrong"; but not in "A, C, since B is not a metal".
+LIST_DENIED = (
+    r"(?:(?!\b(?:because|since|as|while|but|so)\b)[^.;!?(]){0,80}\b(?:is|are|was|were)"
+    r"(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b"
+)
+CLOSED = r"[)\]}%?!\"'’”]*\s*"
+WHOLE = r"(?![\w%-]|['’]\w|\.\w|/\d)"  # a label, not the letter that opens a word: "e.g.", "i.e.", "for"
 REFUSAL = re.compile(
     r"\bnone\b(?!\s+of\s+the\s+others?\b)|\bneither\b(?!.{1,200}\bbut\b)"
     r"|\bno\s+(?:correct\s+|right\s+|valid\s+)?(?:option|answer|choice)|\bcannot\s+be\s+(?:determined|known)|\bnot\s+enough\b",
@@ -74,35 +80,37 @@ def mentions(sentence: str, options: dict[str, str]) -> list[tuple[int, str]]:
     return named
 
 
-def hedge(sentence: str, end: int, label: str, options: dict[str, str]) -> re.Match | None:
+def hedge(sentence: str, end: int, label: str, options: dict[str, str], numbers: bool = False) -> re.Match | None:
     """What joins the option whose label or text ends at `end` to another one, up to that one's end at least.
 
     "A or B", "A) oxygen, B) neon", "oxygen, neon (B)". After a comma alone the other one must end the list or be
     followed by a third: in "oxygen, neon is inert" nothing is joined. Nor is it in "oxygen, a gas", which says what
-    oxygen is, where "gas" is an option: an article must be the option's own, unless the first has one as well.
+    oxygen is, where "gas" is an option: an article must be the option's own, unless the first has one as well. Where
+    all options are `numbers`, what follows a label and a comma is how it is arrived at: "D, 6 and 6".
     """
-    any_label = "|".join(re.escape(key) for key in options if key != label) or "(?!)"
+    labels = "|".join(re.escape(key) for key in options if key != label) or "(?!)"
     others = [text for key, text in _longest_first(options) if key != label and words_of(text)]
-    article, bare = r"(?:an?\s|the\s)?", [ARTICLE.sub("", text) for text in others]
-    closed = r"[)\]}%\"'’”]*\s*"
-    first_has_one = ARTICLE.match(sentence[:end].lstrip(" (\"'"))
-    own, other, listed = (
-        rf"(?:{start}(?:{'|'.join(map(re.escape, texts)) or '(?!)'})(?!\w))"
-        for start, texts in (
-            (article, [ARTICLE.sub("", options[label])]),
-            (article, bare),
-            (article, bare) if first_has_one else ("", others),
-        )
-    )
-    pattern = (
-        rf"(?:[)\].:,]*\s*[(\[]?{own}|{closed}[(\[]{re.escape(label)})?{closed}"  # its own text, or label
-        rf"(?:(?:/|&|(?:,\s*)?(?:and\s*/\s*)?or\b|and\b)\s*"
-        rf"(?:(?:option\s+)?(?:[(\[]?(?-i:{any_label})\b|[(\[](?:{any_label})[)\]])|{other})"
-        rf"|,\s*(?:and\s|&\s*)?"
-        rf"(?:[(\[]?(?:{any_label})(?:[)\].:,]*\s*[(\[]?{other})?|{listed}(?:\s*[(\[](?:{any_label}))?)"
-        rf"{closed}(?:[,/&.;!?]|$|or\b|and\b)(?!{LIST_DENIED}))"
-    )
-    return re.compile(pattern, re.IGNORECASE).match(sentence, end)
+    article, own = r"(?:an?\s|the\s)?", ARTICLE.sub("", options[label])
+    has_one = re.fullmatch(rf"\W*(?:an?|the)\s+{re.escape(own)}", sentence[:end], re.IGNORECASE)
+    own = _any_of([own], article)
+    other = _any_of([ARTICLE.sub("", text) for text in others], article)
+    listed = other if has_one else _any_of([] if numbers else others)
+    pattern = rf"""
+        (?: [)\].:,]* \s* [(\[]? {own} | {CLOSED} [(\[] {re.escape(label)} )?+    # its own text or label: "A) oxygen"
+        {CLOSED}
+        (?: (?: / | & | (?:,\s*)? (?:and\s*/\s*)? or\b | and\b ) \s*
+            (?: (?:option\s+)? (?: [(\[]? (?-i:{labels}) \b | [(\[] (?:{labels}) [)\]] ) | {other} )
+          | , \s* (?: and\s | &\s* )?
+            (?: (?:option\s+)? [(\[]? (?:{labels}) {WHOLE} (?: [)\].:,]* \s* [(\[]? {other} )?
+              | {listed} (?: \s* [(\[] (?:{labels}) )? )
+            {CLOSED} (?: [,/&.;!?] | $ | or\b | and\b ) (?!{LIST_DENIED})
+        )"""
+    return re.compile(pattern, re.IGNORECASE | re.VERBOSE).match(sentence, end)
+
+
+def _any_of(texts: list[str], before: str = "") -> str:
+    """A pattern of any of these texts, whole, after another pattern."""
+    return rf"(?:{before}(?:{'|'.join(map(re.escape, texts)) or '(?!)'})(?!\w|[.,/]\d))"
 
 
 def refuses(sentence: str, options: dict[str, str]) -> bool:

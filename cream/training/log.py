@@ -20,7 +20,7 @@ def _until(step: int, data: bytes) -> bytes:
     for line in data.splitlines(keepends=True):
         with suppress(ValueError):
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                kept.append(line.rstrip(b"\r\n") + b"\n")
     return b"".join(kept)
 
 
