@@ -6,6 +6,8 @@ environment lets the tests see a GPU.
 
 import logging
 import os
+import signal
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warnings, no dead
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs one worker per core
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that runs the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("cream", deadline=None)  # a busy machine is no bug
 settings.load_profile("cream")
 
 REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of many slow tests first: workers take a file at a time, and quick ones fill what is left at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
