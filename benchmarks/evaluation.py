@@ -26,6 +26,7 @@ from workload import SHAPES, SHARED, run, save_model
 from cream import models
 from cream.chat import Plain
 from cream.engines import Request, Sampling, load
+from cream.evaluation.loglikelihood import CHUNK
 from cream.records import Message
 from cream.rewards import Group
 from cream.rewards.likelihood import scorer
@@ -104,7 +105,7 @@ def choice(model: Path, made, args: argparse.Namespace):
         for question in lmeval.questions(made, args.items)
     ]
     chat = Plain(models.load_tokenizer(model))
-    worker = scorer(model, chat, torch.float32, models.length_limit(None, model), None, 256, 1, "cpu")
+    worker = scorer(model, chat, torch.float32, models.length_limit(None, model), None, CHUNK, 1, "cpu")
 
     def answer() -> list[float]:
         return [value for _, found in worker(groups) for value in found.scored.logprob]
