@@ -132,7 +132,7 @@ class Output:
         self._rejects = path.with_name(path.name + ".rejected.jsonl")
         self._staged = path.with_name(f".whole.{path.name}")
         self._rejected = False
-        if max(len(os.fsencode(each.name)) for each in (self._staged, self._rejects)) > LONGEST:
+        if len(os.fsencode(self._rejects.name)) > LONGEST:  # of what is written beside it the longest
             raise UserError(f"{path}: its name is too long for what is written beside it under longer ones; shorten it")
         written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects, *beside)}
         if taken := [source for source in provenance.sources.values() if source.resolve() in written]:

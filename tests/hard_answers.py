@@ -18,6 +18,8 @@ FLAGS = {"A": "red, white and blue", "B": "red, white", "C": "red", "D": "blue"}
 SPICES = {"A": "salt", "B": "pepper", "C": "salt and pepper"}
 MOODS = {"A": "happy", "B": "sad", "C": "happy, excited"}
 EIGHT = FIVE | {"F": "gold", "G": "silver", "H": "iron"}
+HEAT = {"A": "heat", "B": "light", "C": "sound", "D": "all of the above"}
+PARTS = {"A": "an atom", "B": "a molecule", "C": "a cell"}
 ASKED = {"A": "Is it hot?", "B": "cold", "C": "wet"}
 TINY = {"A": "Tom", "B": "Mary", "C": "same"}
 
@@ -492,4 +494,20 @@ CHOICES = [
     ("The answer is the option A, a gas.", KINDS, "A", "A"),
     ("Answer: Is it hot?, cold", ASKED, None, None),
     ("Answer: cold, Is it hot?", ASKED, None, None),
+    # what follows a list, quotes, explanations of an option, articles left out
+    ("Answer: A, B. The others are wrong.", GASES, "A", None),
+    ("Answer: B, D. They are not reactive.", GASES, "B", None),
+    ("Answer: B, D, which are not reactive", GASES, "B", None),
+    ("Answer: B, A (oxygen) and C (helium) are wrong.", GASES, "B", "B"),
+    ("Answer: B, A and C are both wrong", GASES, "B", "B"),
+    ("Answer: B, C and D cannot be right", GASES, "B", "B"),
+    ('Answer: "B" or "D"', GASES, "D", None),
+    ('{"answer": ["B", "D"]}', GASES, "D", None),
+    ("Answer: “oxygen”, “neon”", GASES, None, None),
+    ("The answer is D, heat and light.", HEAT, "D", "D"),
+    ("Answer: D, heat, light, and sound.", HEAT, "D", "D"),
+    ("Answer: all of the above, heat, light and sound", HEAT, None, "D"),
+    ("Answer: $12$, $6$", COUNTS, None, None),
+    ("Answer: 12 (D), 6 (C)", COUNTS, "C", None),
+    ("Answer: atom, molecule", PARTS, None, None),
 ]

@@ -123,7 +123,7 @@ LOOPS = r"A |A or |not A |B, |Answer: |{|\boxed{|\text{|(|1|1,|12 |1/|10^|? |_|Â
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_model_that_repeats_itself_is_read_in_linear_time(loop):
     """As far as a test can show that without a clock: what grows with the square would take minutes here."""
-    for opening, end in (("", ""), ("Answer: ", ""), ("Answer: ", " and so on")):
+    for opening, end in (("", ""), ("Answer: ", ""), ("Answer: ", " and so on"), ("- " * 10_000, "")):
         text = opening + loop * (60_000 // len(loop)) + end
         assert extract_choice(text, GASES) in {None, *GASES}
         assert extract_choice(text, COUNTS) in {None, *COUNTS}

@@ -75,7 +75,8 @@ NUMBER_DENIED = re.compile(
     re.IGNORECASE,
 )
 NUMBERS_JOINED = re.compile(r"\d%?(?:\s*,)?\s*(?:\b(?:and\s*/\s*)?(?:or|and)\b|&)\s*\D?\.?\d", re.IGNORECASE)
-NUMBERS_LISTED = re.compile(r"\W*+\d[\d.]*+\)?(?:\s?%?\s?[,;]\s+[-−–$€£¥₹(]?\.?\d[\d.]*+\)?)+\W*")
+A_VALUE = r"\d(?:[\d./]|,(?=\d))*+"
+NUMBERS_LISTED = re.compile(rf"\W*+{A_VALUE}[)$]?(?:\s?%?\s?,\s+[-−–$€£¥₹(]?\.?{A_VALUE}[)$]?)+\W*")
 
 
 def extract_number(text: str) -> str | None:

@@ -29,9 +29,11 @@ TEXT_DENIED_AFTER = re.compile(
 ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)", re.IGNORECASE)
 # After a list, within its sentence: "B, A and C are wrong"; but not in "A, C, since B is not a metal".
 LIST_DENIED = (
-    r"(?:(?!\b(?:because|since|as|while|but|so)\b)[^.;!?(]){0,80}\b(?:is|are|was|were)"
-    r"(?:n['’]t|\s+(?:wrong|incorrect|false|not))\b"
+    r"(?:(?!\b(?:because|since|as|while|but|so|they|which|that|this|others|rest)\b)(?:\([^()]{0,80}\)|[^.;!?(])){0,80}"
+    r"\b(?:(?:is|are|was|were)(?:n['’]t|\s+(?:(?:all|both|also)\s+)?(?:wrong|incorrect|false|not))"
+    r"|cannot|can['’]t|don['’]t)\b"
 )
+OPEN = r"[(\[\"'“‘]?"
 CLOSED = r"[)\]}%?!\"'’”]*\s*"
 WHOLE = r"(?![\w%-]|['’]\w|\.\w|/\d)"  # a label, not the letter that opens a word: "e.g.", "i.e.", "for"
 REFUSAL = re.compile(
@@ -85,27 +87,32 @@ def hedge(sentence: str, end: int, label: str, options: dict[str, str], numbers:
 
     "A or B", "A) oxygen, B) neon", "oxygen, neon (B)". After a comma alone the other one must end the list or be
     followed by a third: in "oxygen, neon is inert" nothing is joined. Nor is it in "oxygen, a gas", which says what
-    oxygen is, where "gas" is an option: an article must be the option's own, unless the first has one as well. Where
-    all options are `numbers`, what follows a label and a comma is how it is arrived at: "D, 6 and 6".
+    oxygen is, where "gas" is an option: an article must be the option's own, unless the first has one as well. Nor by
+    what explains an option: "D, 6 and 6" where all are `numbers`, "C, oxygen and carbon", "all of these, oxygen, neon".
     """
     labels = "|".join(re.escape(key) for key in options if key != label) or "(?!)"
-    others = [text for key, text in _longest_first(options) if key != label and words_of(text)]
     article, own = r"(?:an?\s|the\s)?", ARTICLE.sub("", options[label])
-    has_one = re.fullmatch(rf"\W*(?:an?|the)\s+{re.escape(own)}", sentence[:end], re.IGNORECASE)
-    own = _any_of([own], article)
-    other = _any_of([ARTICLE.sub("", text) for text in others], article)
-    listed = other if has_one else _any_of([] if numbers else others)
+    others = [text for key, text in _longest_first(options) if key != label and words_of(text)]
+    bare = [ARTICLE.sub("", text) for text in others]
+    both = re.compile(  # "A) oxygen", "oxygen (A)": the option's label and its text
+        rf"[)\].:,]*\s*[(\[]?{_any_of([own], article)}|{CLOSED}[(\[]{re.escape(label)}", re.IGNORECASE
+    ).match(sentence, end)
+    labelled = sentence[:end].endswith(label) and not own.endswith(label) and not both
+    has_one = re.compile(rf"\W{{0,9}}(?:an?|the)\s{{1,9}}{re.escape(own)}", re.IGNORECASE).fullmatch(sentence, 0, end)
+    other = _any_of(bare, article)
+    listed = other if has_one else _any_of([] if numbers else [*others, *bare])
+    last = r"(?=\W*$)" if labelled else ""
+    comma = "(?!)" if re.match(r"(?:all|both)\s+of\b", own, re.IGNORECASE) else ","
     pattern = rf"""
-        (?: [)\].:,]* \s* [(\[]? {own} | {CLOSED} [(\[] {re.escape(label)} )?+    # its own text or label: "A) oxygen"
         {CLOSED}
         (?: (?: / | & | (?:,\s*)? (?:and\s*/\s*)? or\b | and\b ) \s*
-            (?: (?:option\s+)? (?: [(\[]? (?-i:{labels}) \b | [(\[] (?:{labels}) [)\]] ) | {other} )
-          | , \s* (?: and\s | &\s* )?
-            (?: (?:option\s+)? [(\[]? (?:{labels}) {WHOLE} (?: [)\].:,]* \s* [(\[]? {other} )?
-              | {listed} (?: \s* [(\[] (?:{labels}) )? )
-            {CLOSED} (?: [,/&.;!?] | $ | or\b | and\b ) (?!{LIST_DENIED})
+            (?: (?:option\s+)? (?: {OPEN} (?-i:{labels}) \b | [(\[] (?:{labels}) [)\]] ) | {OPEN} {other} )
+          | {comma} \s* (?: and\s | &\s* )?
+            (?: (?:option\s+)? {OPEN} (?:{labels}) {WHOLE} (?: [)\].:,]* \s* [(\[]? {other} )?
+              | {OPEN} (?: {other} \s* [(\[] (?:{labels}) | {listed} {last} ) )
+            {CLOSED} (?: [.;!?] | $ | (?: [,/&] | or\b | and\b ) (?!{LIST_DENIED}) )
         )"""
-    return re.compile(pattern, re.IGNORECASE | re.VERBOSE).match(sentence, end)
+    return re.compile(pattern, re.IGNORECASE | re.VERBOSE).match(sentence, both.end() if both else end)
 
 
 def _any_of(texts: list[str], before: str = "") -> str:
