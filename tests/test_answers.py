@@ -120,6 +120,7 @@ def test_any_text_gives_a_plain_decimal_or_an_own_option_or_nothing(text):
 LOOPS = r"A |A or |not A |B, |Answer: |{|\boxed{|\text{|(|1|1,|12 |1/|10^|? |_|²|.|..., |.5, |4,  |4 ; ".split("|")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_model_that_repeats_itself_is_read_in_linear_time(loop):
     """As far as a test can show that without a clock: what grows with the square would take minutes here."""
@@ -142,6 +143,7 @@ def test_agreement_with_the_graded_gsm8k_solutions(shared):
     assert len(rows) == 1280 and found == {}
 
 
+@pytest.mark.slow
 def test_the_options_texts_of_real_items(shared):
     """Given, each is read as its option; denied, never; beside a denied one it still is; in a list it is no answer."""
     files = sorted((shared / "data/eval_cream_layout").glob("*/test.json"))

@@ -237,6 +237,7 @@ def test_memory_in_shards_is_what_deepspeed_estimates():
             assert found == pytest.approx([two / 1e9, three / 1e9], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_in_one_message(repo):
     argv = [sys.executable, repo / "benchmarks/score.py", *TINY.split(), "--work", "none"]
     done = subprocess.run(argv, capture_output=True, text=True)

@@ -95,6 +95,7 @@ LAUNCHERS = {"--head", "--address", "--ray", "--generate"}  # of ray, torchrun a
 LAUNCHERS |= {"--node", "--nnodes", "--nproc_per_node", "--node_rank", "--master_addr", "--nodes", "--ntasks", "--gpus"}
 
 
+@pytest.mark.slow
 def test_the_documentation_names_no_flag_that_no_script_has(capsys):
     known = set()
     for script in SCRIPTS:

@@ -235,6 +235,7 @@ def test_answers_without_their_logprob_are_the_same(engine, requests, temperatur
     assert all(a.logprob is None for _, answers in engine.generate(requests[:4], without) for a in answers)
 
 
+@pytest.mark.slow
 def test_samples_depend_on_seed_and_uuid_alone(engine, requests):
     sampling = Sampling(n=4, temperature=1.0, top_p=0.9, max_tokens=24, seed=7, stop_token_ids=STOPS)
     first = ids_of(engine, requests, sampling)
@@ -307,6 +308,7 @@ def test_requests_are_taken_as_needed_and_may_be_left(engine, requests):
 # hf alone -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hf_batch_budget_changes_nothing(folder, tokenizer, hf, requests):
     sampling = Sampling(n=3, temperature=1.0, max_tokens=24, stop_token_ids=STOPS)
     narrow = start("hf", folder, tokenizer, batch_tokens=300)

@@ -87,6 +87,7 @@ def test_the_same_votes_again_stand_and_other_settings_are_refused(world, votes)
     assert "gen_n: 4 -> 3" in world.refused((VOTE + "votes.json").replace("--gen_n 4", "--gen_n 3"))
 
 
+@pytest.mark.slow
 def test_a_killed_vote_goes_on(world, votes):
     process = world.stages.start(world.folder, world.argv(VOTE + "killed.json"))
     journal = world.folder / "outputs/killed.json.partial"
@@ -100,6 +101,7 @@ def test_a_killed_vote_goes_on(world, votes):
         assert world.read("outputs/" + name.format("killed")) == world.read("outputs/" + name.format("votes"))
 
 
+@pytest.mark.slow
 def test_one_answer_is_greedy_whatever_else_is_asked_for(world):
     """The spec's trap: --gen_n 1 kept the sampling temperature. Flags that do not apply decide nothing."""
     done = world.run(ON)
@@ -167,6 +169,7 @@ def test_two_examples_stand_in_front_of_every_question(world, shots):
         assert f"{task}: 2 examples of " in shots and ", ".join(uuids) in shots
 
 
+@pytest.mark.slow
 def test_the_examples_file_and_the_seed_decide(world, shots):
     assert "stands already" in world.run(SHOTS + "shots.json").out
     assert "stands already" in world.run(SHOTS + "shots.json --few_shot_file localdata/tiny/train.json").out

@@ -21,6 +21,7 @@ from workspace import Done, Stages
 
 from cream.files import unsealed
 
+pytestmark = pytest.mark.slow
 KILLS = 10  # of a stage, at least
 ROW = 5  # kills in a row; then it may end
 EVERY = 3  # steps between two checkpoints
@@ -273,18 +274,14 @@ def undisturbed(world):
     return get
 
 
-slow = [pytest.param(name, KILLS, marks=pytest.mark.slow) for name in STAGES if name != "previous"]
-
-
-@pytest.mark.parametrize(("name", "kills"), [("sampling", 1), ("rewarding", 1), *slow])
-def test_a_killed_stage_ends_as_if_undisturbed(undisturbed, name, kills):
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "previous"])
+def test_a_killed_stage_ends_as_if_undisturbed(undisturbed, name):
     """Every file of it is the undisturbed run's, weights included; no journal, lock or temporary file is left over."""
     stage = undisturbed(name)
-    found = Disturbed(stage, at_random(stage), kills)
+    found = Disturbed(stage, at_random(stage), KILLS)
     assert not found.wrong, "\n".join(found.wrong)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "rewarding", "consistency", "evaluation"])
 def test_a_stage_killed_before_a_change_of_a_file_ends_as_if_undisturbed(undisturbed, name):
     """Each change once, but for those amid a long training: what a random moment seldom hits."""
@@ -335,7 +332,6 @@ def with_vllm(world, undisturbed, monkeypatch):
     stages.close()
 
 
-@pytest.mark.slow
 def test_killed_sampling_by_vllm_keeps_what_was_finished(with_vllm):
     """None twice, none missing, none of what was kept another."""
     stage = Stage(with_vllm, "vllm", VLLM)

@@ -14,6 +14,7 @@ from layouts import GOOD, ON, STAGES, lines, put, records
 from cream.records import Answer, Conversation, Pair, Prompt, Rewards, Samples
 from cream.store import read
 
+pytestmark = pytest.mark.slow
 UUIDS = ["../../x", "/etc/passwd", "a\0b", "..", "$(touch RAN)", "`touch RAN`", "'; touch RAN; '", "\n", "é" * 5000]
 SCRIPT = "<script>open('RAN', 'w')</script>{{ 7 * 7 }}${RAN}"
 SAMPLE = f"infer.py {ON} --gen_n 2 --gen_max_tokens 8 --limit_size 2 --output_dir localdata/h/out.json"
@@ -197,7 +198,6 @@ def test_texts_are_only_texts(world):
     world.run(f"train.py {ON} --name localdata/h/pairs.json --output_dir localdata/h/run")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_line_of_100_mb(world, stage):
     """A text that no model takes is dropped before it is tokenised; where there is no model it is carried through."""

@@ -68,6 +68,7 @@ def test_a_summary_replaces_nothing_else(world):
     assert "y.summary.json is an output of its own" in world.refused(EVALUATION.replace("x.json", "y.json --overwrite"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["[]", "{", '{"tasks": 7}', "of another model", None])
 def test_the_summary_is_always_of_the_answers_that_stand(world, left):
     """Whatever a kill, between the answers and it, has left there; where it is right it is not touched."""

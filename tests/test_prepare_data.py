@@ -148,6 +148,7 @@ def test_a_mirror_of_the_hub_is_read_as_the_hub_is(mirror, workspace, shared, mo
     assert "stands already" in workspace.run(f"{command} --from {mirror}").out
 
 
+@pytest.mark.slow
 def test_without_a_network_the_hub_is_one_clear_message(workspace):
     told = workspace.refused("prepare_data.py build gsm8k")
     assert "openai/gsm8k (main, train): not in the cache, and the hub cannot be reached" in told

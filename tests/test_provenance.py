@@ -234,6 +234,7 @@ def test_a_finished_run_stands_as_long_as_its_last_checkpoint(chain, harm):
     assert "has no checkpoint-last any more" in said or "is not what its sidecar describes" in said
 
 
+@pytest.mark.slow
 def test_what_changed_is_refused_by_the_next_stage_unless_forced(chain):
     """And the sidecars of all that comes after say so."""
     samples = chain.read("outputs/s.json")

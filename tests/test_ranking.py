@@ -35,6 +35,7 @@ def by_scipy(function, a, b):
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ours, theirs", [(kendall, stats.kendalltau), (spearman, stats.spearmanr)])
 def test_equals_scipy_on_ten_thousand_rankings_with_ties(ours, theirs):
     undefined = 0

@@ -498,6 +498,7 @@ def bare_pairs(world, first):
     return "outputs/bare.json"
 
 
+@pytest.mark.slow
 def test_pairs_of_unknown_origin_are_scored_once(world, bare_pairs):
     command = DPO + f" --checkpoint m1 --name {bare_pairs} --output_dir outputs/bare-"
     count = len(list(read(world.folder / bare_pairs, Pair)))

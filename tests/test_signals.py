@@ -9,6 +9,7 @@ import time
 import pytest
 from test_faults import INFER, REWARD, TRAIN, Stage, progress, recorded, so_far, world  # noqa: F401  a fixture
 
+pytestmark = pytest.mark.slow
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 COMMANDS = {
     "sampling": f"{INFER}sampling/samples.json --name tiny_prompt_1 --gen_n 4 --max_tokens_per_batch 1000",

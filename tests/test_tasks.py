@@ -120,6 +120,7 @@ def test_nobody_no_vote():
         majority([])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.exists(), reason="the five tasks are not here")
 @pytest.mark.parametrize("task", TASKS)
 def test_every_real_item_can_be_answered(task):

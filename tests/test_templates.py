@@ -50,6 +50,7 @@ def test_a_hostile_template_is_one_message(tokenizer, template, said):
     assert time.monotonic() - began < 60  # it ends, on a busy machine too
 
 
+@pytest.mark.slow
 def test_one_that_waits_for_its_victim_is_ended_in_time(tokenizer):
     tokenizer.chat_template = "{% if messages[0].content == 'now' %}" + SPIN + "{% endif %}" + tokenizer.chat_template
     chat = Chat(tokenizer)

@@ -174,6 +174,7 @@ def test_template_refuses_other_roles(tokenizer):
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}])
 
 
+@pytest.mark.slow
 def test_write_init_is_seeded_and_leaves_the_generator_alone(tmp_path):
     import torch
     from safetensors.torch import load_file

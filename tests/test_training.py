@@ -510,6 +510,7 @@ def test_below_one_half_a_pair_is_trained_in_reverse(job):
     assert margins[0] < 0 < margins[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, lora, killed_at", [("sft", None, 1), ("dpo", None, 5), ("dpo", LORA, 3)])
 def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at):
     options = {"lora": lora, "method": "consistency_dyn", "schedule": dataclasses.replace(SCHEDULE, saves=3)}
@@ -537,6 +538,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, 
     assert names[0] == ["args.json", *checkpoints, "log.jsonl", "meta.json"]
 
 
+@pytest.mark.slow
 def test_a_state_is_saved_where_checkpoints_are_long_in_coming(job, monkeypatch):
     monkeypatch.setattr(loop, "STATE_EVERY", 0.0)
     monkeypatch.setattr(loop, "STATE_SHARE", 0)
@@ -621,6 +623,7 @@ def test_lora_checkpoints_hold_the_merged_weights_and_the_adapter(job, tiny_fold
     assert (merged - start).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_gradient_checkpointing_changes_nothing(job, lora):
     ends = []
