@@ -21,6 +21,7 @@ from scipy.stats import kendalltau
 from cream.records import Pair, Rewards, Samples
 from cream.store import read
 
+pytestmark = pytest.mark.slow
 SFT = (
     "train.py --device cpu --train_stage sft --epoch 5 --lr 5e-6 --train_bsz 4 --model tiny --name tiny_sft "
     "--register tiny_m1"
@@ -134,7 +135,6 @@ def test_pairs_and_consistency_follow_from_the_rewards(world, files):
         assert pairs[uuid].consistency == pytest.approx((tau + 1) / 2)
 
 
-@pytest.mark.slow
 def test_the_same_commands_again_change_nothing(world):
     before = world.state()
     for command in README:
@@ -142,7 +142,6 @@ def test_the_same_commands_again_change_nothing(world):
     assert world.state() == before
 
 
-@pytest.mark.slow
 def test_printed_commands_run(world, readme):
     """What a stage prints as next runs, once a placeholder has its value; training and sampling only try."""
     values = {"CHECKPOINT": "tiny_m1", "CURRENT": REWARDS[0]}
@@ -154,7 +153,6 @@ def test_printed_commands_run(world, readme):
             world.run(shlex.join(words if quick else [*words, "--dry_run"]))
 
 
-@pytest.mark.slow
 def test_dry_runs_write_nothing(world):
     commands = [
         TRAIN + " outputs/dry",
@@ -247,7 +245,6 @@ def test_other_settings_to_the_same_output(world, command, difference):
     assert Path(free).parent == Path(taken).parent and "2" in Path(free).name
 
 
-@pytest.mark.slow
 def test_overwrite(world):
     """--overwrite replaces an output that was made otherwise, a run folder and a registered name included."""
     world.run(SAMPLE + " outputs/over.json --gen_n 2 --limit_size 3")
@@ -265,7 +262,6 @@ def test_overwrite(world):
 # Options of the stages ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.zst", "json.gz"])
 def test_forms_of_files(world, suffix):
     """Whatever form the files between the stages have, the records are the same."""
@@ -346,7 +342,6 @@ def test_rescore_of_an_evaluation_changes_nothing(world):
     )
 
 
-@pytest.mark.slow
 def test_chat_template(world):
     """A model without a template is refused; with the file it answers as the model that has its own."""
     bare = world.folder / "assets/bare"
@@ -361,7 +356,6 @@ def test_chat_template(world):
     world.run(sample + "assets/bare --checkpoint outputs/bare/checkpoint-last --output_dir outputs/bare1.json")
 
 
-@pytest.mark.slow
 def test_lora(world):
     """The method's flag names; checkpoints are plain folders whose weights are the base's plus the adapter's."""
     world.run(TRAIN + " outputs/lora --enable yes -r 4 --alpha 8 --dropout 0 --weight_decay 0 --save_dtype float32")
@@ -381,7 +375,6 @@ def test_lora(world):
     world.run(SAMPLE.replace("tiny_m1", "outputs/lora/checkpoint-last") + " outputs/lora.json --limit_size 2")
 
 
-@pytest.mark.slow
 def test_gradient_checkpointing_and_accumulation_change_no_weight(world):
     """Recomputed activations give the very same weights; 2 x 4 examples a step, in small micro-batches, those of 8 at
     once up to rounding."""
@@ -396,7 +389,6 @@ def test_gradient_checkpointing_and_accumulation_change_no_weight(world):
         torch.testing.assert_close(accumulated[name], plain[name], atol=2e-5, rtol=0)
 
 
-@pytest.mark.slow
 def test_tensorboard(world):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -406,7 +398,6 @@ def test_tensorboard(world):
     assert losses == pytest.approx([row["loss"] for row in log_of(world, "outputs/board")])
 
 
-@pytest.mark.slow
 def test_bfloat16_on_cpu(world):
     """Rewarding in bfloat16 weights, training with bfloat16 products on float32 masters: close to float32."""
     world.run(REWARD + " --bf16 yes --output outputs/bf16.json")
@@ -449,7 +440,6 @@ def test_shuffled_consistency(world):
     assert [pair["selected"] for pair in a.values()] == [pair["selected"] for pair in own.values()]
 
 
-@pytest.mark.slow
 def test_fixed_consistency(world):
     """C = 1/2 has no gradient at the first step (policy = reference), whatever the pairs say."""
     world.run(DPO + " outputs/fixed --fixed_consistency 0.5")
@@ -476,7 +466,6 @@ def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.slow
 def test_killed_sampling_goes_on(world):
     command = SAMPLE + " outputs/{}.json --gen_n 8 --max_tokens_per_batch 800"
     output = world.folder / "outputs/killed.json"
@@ -492,7 +481,6 @@ def test_killed_sampling_goes_on(world):
         assert killed[uuid]["logprob"] == pytest.approx(record["logprob"], abs=1e-3)
 
 
-@pytest.mark.slow
 def test_killed_rewarding_goes_on(world):
     samples = world.read(SAMPLES)
     many = {f"{uuid}-{copy}": record for copy in range(14) for uuid, record in samples.items()}
@@ -508,7 +496,6 @@ def test_killed_rewarding_goes_on(world):
     assert output.read_bytes() == output.with_name("scored-undisturbed.json").read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_killed_training_goes_on(world, stage):
     """Optimiser, schedule and data go on where they were: the same weights and log as if nothing had happened."""
