@@ -20,7 +20,7 @@ from cream.console import log
 from cream.errors import UserError
 from cream.flags import as_dict, parse
 from cream.folders import check_folder
-from cream.provenance import Provenance, fingerprint, read_kind, source
+from cream.provenance import Provenance, fingerprint, place_of, read_kind
 from cream.records import Samples
 from cream.rewards import REWARDS, Group, likelihood, passes
 
@@ -134,7 +134,7 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
 def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
     """The prompts that the samples answer are still those of their file."""
     data = made.get("sources", {}).get("data")
-    prompts = data and source(path.parent, data)
+    prompts = data and place_of(path.parent, data)
     if prompts and prompts.is_file() and fingerprint(prompts) != made["inputs"].get("data"):
         provenance.object(f"{path} answers other prompts than {prompts.resolve()} holds now: that was changed since")
 

@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -127,37 +127,43 @@ class Output:
         self._lock = Lock(path)
         self._synced = 0.0
         self._afresh = overwrite
-        if path.is_dir() or not store.is_record_file(path):
-            raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
         self._rejects = path.with_name(path.name + ".rejected.jsonl")
         self._staged = path.with_name(f".whole.{path.name}")
         self._rejected = False
+        self._check_place([*beside])
+        self.stands = not overwrite and self._finished()
+        if self.stands and (self.partial.exists() or self._lock.path.exists()):
+            self._tidy()
+
+    def _check_place(self, beside: list[Path]) -> None:
+        """Raises UserError where the output, or what is written beside it, would replace or change something else."""
+        path = self.path
+        if path.is_dir() or not store.is_record_file(path):
+            raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
         if len(os.fsencode(self._rejects.name)) > LONGEST:  # of what is written beside it the longest
             raise UserError(f"{path}: its name is too long for what is written beside it under longer ones; shorten it")
+        sources = self.provenance.sources.values()
         written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects, *beside)}
-        if taken := [source for source in provenance.sources.values() if source.resolve() in written]:
+        if taken := [source for source in sources if source.resolve() in written]:
             raise UserError(f"{taken[0]} is an input, and would be replaced by this output; give another output")
-        begun = overwrite or path.exists() or self.partial.exists()
+        begun = self._afresh or path.exists() or self.partial.exists()
         for each in beside:
             if meta_path(each).exists():
                 raise UserError(f"{each} is an output of its own, and {path} would replace it; give another output")
             if each.exists() and not begun:
                 told = f"{each} stands already, and nothing says that it is of {path}, which would replace it"
                 raise UserError(f"{told}; give another output, or --overwrite")
-        if inside := [source for source in provenance.sources.values() if source.resolve() == path.parent.resolve()]:
+        if inside := [source for source in sources if source.resolve() == path.parent.resolve()]:
             raise UserError(f"{path}: lies in the folder of {inside[0]}, an input that it would change; give another")
-        self.stands = not overwrite and self._finished()
-        if self.stands and (self.partial.exists() or self._lock.path.exists()):
-            self._tidy()
 
     def _tidy(self) -> None:
         """Remove what a run leaves that is killed when its output stands already; the journal of a command that is
         to replace it, and was interrupted, stays."""
-        with suppress(UserError), self._lock:  # unless another process makes it anew
-            with open(self.partial, "rb") if self.partial.exists() else nullcontext() as file:
-                own = file is None or not difference(self._begun(file.readline()), self.header)
-            if own:
-                self.partial.unlink(missing_ok=True)
+        with suppress(UserError, FileNotFoundError), self._lock:  # unless another process makes it anew
+            with open(self.partial, "rb") as file:
+                first = file.readline()
+            if not difference(self._begun(first), self.header):
+                self.partial.unlink()
 
     def __enter__(self) -> "Output":
         with ExitStack() as held:
@@ -231,8 +237,9 @@ class Output:
         self._file.seek(0)
         self._end = len(self._file.readline())
         for line in self._file:
+            text = unsealed(line) if line.endswith(b"\n") else None
             try:
-                uuid = WHOLE.decode(unsealed(line) or b"" if line.endswith(b"\n") else b"").uuid
+                uuid = WHOLE.decode(text or b"").uuid
             except msgspec.DecodeError:  # killed within a line, without power, or changed: computed again from here on
                 return
             yield uuid, self._end

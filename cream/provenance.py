@@ -262,11 +262,11 @@ def chain(path: Path) -> Iterator[Step]:
         yield Step(depth, name, path, about, recorded, again)
         inputs = {} if again else about.get("inputs", {})
         for part in reversed([part for part in inputs if part in about["sources"]]):  # the first is the next
-            place = source(home.parent, about["sources"][part])
+            place = place_of(home.parent, about["sources"][part])
             ahead.append((depth + 1, part, _short(place), inputs[part]))
 
 
-def source(folder: Path, place: str) -> Path:
+def place_of(folder: Path, place: str) -> Path:
     """Where an input stood, by what a sidecar in `folder` says: as the folder was named then, or, where nothing is
     there, as it is found behind links (outputs/ may be one to another disk)."""
     named, behind = (Path(os.path.normpath(home / place)) for home in (folder.absolute(), folder.resolve()))

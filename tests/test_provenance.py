@@ -162,7 +162,7 @@ def test_an_input_is_found_where_outputs_is_a_link_to_another_disk(tmp_path):
     made.file("data", prompts)
     for written_at in (repo / "outputs", disk):
         place = made.record(written_at)["sources"]["data"]
-        assert provenance.source(repo / "outputs", place) == prompts
+        assert provenance.place_of(repo / "outputs", place) == prompts
 
 
 def test_a_chain_may_be_long(tmp_path):
