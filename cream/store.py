@@ -27,6 +27,7 @@ from cream.records import R, Record, decode, encode, kind_of
 __all__ = ["atomic", "open_file", "read_json", "renew_json", "sync", "write_json"]  # as store's own, with those below
 
 RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
+BLOCK = 1 << 16  # hashes that are compared at once
 DEPTH = 100  # levels of lists and objects in a record
 MALFORMED = "malformed record"  # the reason under which those that are passed over are counted
 SKIP = "--on_bad_record skip leaves such records out"
@@ -113,7 +114,11 @@ def _ordered(hashes: array):
 
     ordered = np.asarray(hashes)
     ordered.sort()
-    return ordered[1:][ordered[1:] == ordered[:-1]]
+    twice = [ordered[:0]]
+    for start in range(0, len(ordered), BLOCK):  # of all at once the comparison would take a byte each
+        block = ordered[start : start + BLOCK + 1]
+        twice.append(block[1:][block[1:] == block[:-1]])
+    return np.concatenate(twice)
 
 
 def _doubled(path: Path, limit: int | None) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from array import array
 
 import pytest
 import zstandard
@@ -237,3 +238,13 @@ def test_equal_records_make_equal_bytes(tmp_path, form):
     for name in ("a", "b"):
         store.write(tmp_path / f"{name}{form}", [prompt("u1"), prompt("u2")])
     assert (tmp_path / f"a{form}").read_bytes() == (tmp_path / f"b{form}").read_bytes()
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 16])
+def test_a_duplicate_is_found_wherever_it_lies_among_the_hashes(monkeypatch, block):
+    monkeypatch.setattr(store, "BLOCK", block)
+    for count in range(9):
+        for at in range(count):
+            hashes = array("Q", [*range(count), at])
+            assert store._ordered(hashes).tolist() == [at] and hashes.tolist() == sorted([*range(count), at])
+        assert store._ordered(array("Q", range(count))).tolist() == []
