@@ -100,11 +100,17 @@ def _rows(config: ConsistencyConfig, rank: str, output: journal.Output, summed: 
 def _build(config: ConsistencyConfig, rank: str, summed: bool) -> PairSet:
     c = config.consistency
     allow = (MISSING, OTHER) if config.run.force else (MISSING,) if config.run.skip else ()
-    ranking = {"rank": rank, "keep_truncated": c.keep_truncated, "allow": allow}
+    skip = config.run.skip
+
+    def check():
+        if not skip:  # what stands there twice is passed over otherwise
+            store.check_unique(Path(c.file2))
+
+    ranking = {"rank": rank, "keep_truncated": c.keep_truncated, "allow": allow, "check": check}
 
     def files():
-        paths = (c.file1, c.file2)
-        return [store.read(Path(file), Rewards, skip=config.run.skip) if file else None for file in paths]
+        first = store.read(Path(c.file1), Rewards, skip=skip)
+        return first, store.read(Path(c.file2), Rewards, skip=skip, unique=False) if c.file2 else None
 
     dealt = None
     if c.shuffle_consistency is not None:  # a pass of its own: every c must be known before the first is dealt out

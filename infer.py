@@ -57,8 +57,8 @@ def sample(config: InferConfig) -> None:
     """Samples of every prompt, in the order of the prompts; a `.jsonl` file is never in memory as a whole."""
     g = config.generation
     data = _dataset(config, Prompt, "sampling takes unlabelled prompts: test questions must not enter training")
-    read = partial(store.read, data.absolute(), Prompt, _limit(config), skip=config.run.skip)
-    total = sum(1 for _ in store.read(data, Prompt, skip=config.run.skip))  # a bad record shows up here
+    total = sum(1 for _ in store.read(data, Prompt, skip=config.run.skip))  # a bad record or a duplicate shows up here
+    read = partial(store.read, data.absolute(), Prompt, _limit(config), skip=config.run.skip, unique=False)
     total = sum(1 for _ in read()) if _limit(config) else total
     sysprompt = "none" if g.sysprompt == "auto" else g.sysprompt
     sampling = _sampling(config)

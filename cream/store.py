@@ -53,28 +53,38 @@ class Bad(NamedTuple):
     data: bytes
 
 
-def read(path: Path, kind: type[R], limit: int | None = None, *, skip: bool = False) -> Iterator[R]:
+def read(
+    path: Path, kind: type[R], limit: int | None = None, *, skip: bool = False, unique: bool = True
+) -> Iterator[R]:
     """The records of a file, one by one, each of layout `kind`; only its first `limit`, if that is given.
 
     A `.jsonl` file is streamed, and 8 bytes a record stay in memory; a `.json` file is held as bytes and decoded record
     by record. Raises UserError (file, line, uuid, JSON path) on a missing or damaged file and, unless they are to be
     passed over (`skip`), on a malformed record, with the number of those that follow, and a duplicate uuid. That of a
-    duplicate may come after further records, but before the iteration ends.
+    duplicate may come after further records, but before the iteration ends. With `unique` False nothing stays in
+    memory: duplicates are the caller's to rule out, or to look for by `check_unique`.
     """
+    unique &= not skip  # otherwise they are among the bad ones
     hashes = array("Q")
     found = _checked(path, kind, limit, _doubled(path, limit) if skip else frozenset())
     for record in found:
-        if not isinstance(record, Bad):
-            hashes.append(_hash(record.uuid))
-            yield record
-        elif not skip:
+        if isinstance(record, Bad):
+            if skip:
+                continue
             more = sum(isinstance(other, Bad) for other in found)
             further = f"; {more} more bad records follow" if more else ""
             raise UserError(f"{record.where}: {record.reason}{further}. {SKIP}")
-        if not skip and not len(hashes) & (len(hashes) - 1):  # at every doubling: checking costs no more than reading
-            _check_unique(path, hashes)
-    if not skip:
-        _check_unique(path, hashes)
+        yield record
+        if unique:
+            hashes.append(_hash(record.uuid))
+            if not len(hashes) & (len(hashes) - 1):  # at every doubling: checking costs no more than reading
+                _refuse_doubles(path, hashes)
+    _refuse_doubles(path, hashes)
+
+
+def check_unique(path: Path) -> None:
+    """Raises UserError where two of a file's records have one uuid: a pass of its own, at 8 bytes a record."""
+    _refuse_doubles(path, _hashes(path))
 
 
 def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[dict]:
@@ -121,13 +131,16 @@ def _ordered(hashes: array):
     return np.concatenate(twice)
 
 
+def _hashes(path: Path, limit: int | None = None) -> array:
+    return array("Q", (_hash(raw.uuid) for raw in islice(_entries(path), limit) if isinstance(raw, Raw)))
+
+
 def _doubled(path: Path, limit: int | None) -> frozenset[int]:
     """The hashes that more than one uuid of a file's first records has: a pass of its own."""
-    found = (raw for raw in islice(_entries(path), limit) if isinstance(raw, Raw))
-    return frozenset(_ordered(array("Q", (_hash(raw.uuid) for raw in found))).tolist())
+    return frozenset(_ordered(_hashes(path, limit)).tolist())
 
 
-def _check_unique(path: Path, hashes: array) -> None:
+def _refuse_doubles(path: Path, hashes: array) -> None:
     """Raises UserError when two of the file's first uuids are equal, whose xxh3-64 hashes these are; sorts them.
 
     Where two hashes are equal, that part of the file is read a second time, to compare and to name the uuids.

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 
 import msgspec
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from cream import store
 from cream.consistency import describe, shuffled
 from cream.errors import UserError
-from cream.pairs.build import build, consistencies
+from cream.pairs.build import MISSING, build, consistencies
 from cream.records import RANKS, Item, Message, Rewards
 
 
@@ -237,6 +238,19 @@ def test_further_records_of_the_previous_model_are_no_mistake():
     previous = [record(uuid, [2.0, 1.0]) for uuid in "xpy"]
     (pair,) = pairs_of([record("p", [1.0, 2.0])], previous)
     assert (pair.uuid, pair.consistency) == ("p", 0.0)
+
+
+@given(st.lists(st.sampled_from("pqrxy"), max_size=8), st.sampled_from(["", "p", "pq", "pqr"]), st.booleans())
+def test_what_may_stand_twice_in_the_previous_file_is_looked_for(uuids, current, allowed):
+    """Whenever it does; and never where the previous file has the same prompts, in whatever order."""
+    current, previous = ([record(uuid, [1.0, 2.0]) for uuid in names] for names in (current, uuids))
+    asked = []
+    with suppress(UserError):  # a prompt that is missing
+        pairs_of(current, previous, allow=(MISSING,) if allowed else (), check=lambda: asked.append(True))
+    if len(set(uuids)) < len(uuids):
+        assert asked
+    elif sorted(uuids) == [record.uuid for record in current]:
+        assert not asked
 
 
 def test_no_prompts_make_no_pairs():

@@ -4,8 +4,8 @@ Prompts go through in blocks. What stays of them is a few sums.
 """
 
 from array import array
-from collections import Counter, deque
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -111,6 +111,7 @@ def build(
     keep_truncated: bool = False,
     summed: bool = True,
     allow: Container[str] = (),
+    check: Callable[[], object] = lambda: None,
     size: int = BLOCK,
 ) -> PairSet:
     """Pairs drawn from `current`'s ranking, each with c from its agreement with `previous` (None: c = 1 everywhere).
@@ -118,10 +119,12 @@ def build(
     Answers without a reward in either, cut at the length limit, or repeating another, leave both rankings. `labels`
     (by uuid) chooses as the Oracle does; `dealt` (P,) stands in place of the prompts' own c's; `summed` says that
     `score` holds summed log-probabilities. Going through the pairs raises UserError (uuid) unless both hold the same
-    answers, but for the reasons in `allow` (MISSING, OTHER), for which records are left out.
+    answers, but for the reasons in `allow` (MISSING, OTHER), for which records are left out. Uuids of `current` are
+    unique; where one of `previous` may stand there twice, because not all of its records match, `check` is called: it
+    raises if so.
     """
     made = PairSet()
-    blocks = _ranked(_matched(current, previous, allow, made.unmatched), rank, keep_truncated, size)
+    blocks = _ranked(_matched(current, previous, allow, check, made.unmatched), rank, keep_truncated, size)
     made.pairs = _draw(made, blocks, labels, dealt, summed)
     return made
 
@@ -133,11 +136,12 @@ def consistencies(
     rank: str = "kendall",
     keep_truncated: bool = False,
     allow: Container[str] = (),
+    check: Callable[[], object] = lambda: None,
     size: int = BLOCK,
 ) -> Array:
     """The prompts' own c's (P,), NaN where there is none, as `build` has them: a pass without pairs."""
     values = array("d")
-    for block in _ranked(_matched(current, previous, allow, Counter()), rank, keep_truncated, size):
+    for block in _ranked(_matched(current, previous, allow, check, Counter()), rank, keep_truncated, size):
         values.extend(block.c)
     return np.asarray(values)
 
@@ -156,7 +160,11 @@ def _ranked(
 
 
 def _matched(
-    current: Iterable[Rewards], previous: Iterable[Rewards] | None, allow: Container[str], unmatched: Counter[str]
+    current: Iterable[Rewards],
+    previous: Iterable[Rewards] | None,
+    allow: Container[str],
+    check: Callable[[], object],
+    unmatched: Counter[str],
 ) -> Iterator[tuple[Rewards, list[float | None]]]:
     """Each current record, and the previous model's rewards of the same answers (None: the current ones again).
 
@@ -167,23 +175,29 @@ def _matched(
         yield from ((record, record.reward) for record in current)
         return
     current, previous, waiting = iter(current), iter(previous), Waiting()
+    spare = 0  # records of `previous` without a match. If there are none, its uuids are those of `current`: each once
     for record in current:
         match = waiting.take(record.uuid)
+        spare -= match is not None
         while match is None and (other := next(previous, None)):
             if other.uuid == record.uuid:
                 match = _answers(other), other.reward
             else:
                 waiting.add(other.uuid, [_answers(other), other.reward])
+                spare += 1
         reason = MISSING if match is None else OTHER if match[0] != _answers(record) else None
         if reason is None:
             yield record, match[1]
         elif reason in allow:
             unmatched[reason] += 1
         else:
-            _exhaust(current)  # a uuid that stands there twice would be the true reason, and is told by the end
+            _count_rest(current)  # a uuid that stands there twice would be the true reason, and is told by the end
+            check()
             said = "is missing" if reason == MISSING else "has other answers"
             raise UserError(f"record {record.uuid!r} {said} in --file2; both files must rank the same samples")
-    _exhaust(previous)  # further records are no mistake, malformed ones are
+    spare += _count_rest(previous)  # further records are no mistake, malformed ones are
+    if spare:
+        check()
 
 
 def _answers(record: Rewards) -> str:
@@ -191,8 +205,8 @@ def _answers(record: Rewards) -> str:
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(record.response))
 
 
-def _exhaust(records: Iterator[Rewards]) -> None:
-    deque(records, maxlen=0)
+def _count_rest(records: Iterator[Rewards]) -> int:
+    return sum(1 for _ in records)
 
 
 def _draw(
