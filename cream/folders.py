@@ -98,7 +98,7 @@ def tensors(file: Path) -> dict[str, Tensor]:
     Raises UserError where that is damaged, or the file is not as long as it says.
     """
     try:
-        with open(file, "rb") as opened:
+        with store.open_file(file) as opened:
             size = opened.seek(0, os.SEEK_END)
             opened.seek(0)
             length = int.from_bytes(opened.read(8), "little")

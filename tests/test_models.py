@@ -1,6 +1,7 @@
 """Model folders: what is refused, what a saved one holds, and adapters that start, merge and unmerge exactly."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -80,6 +81,11 @@ def within_the_header(folder):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def a_pipe(folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
 def shard_outside(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
 
@@ -117,6 +123,7 @@ def more_layers(folder):
         (one_tensor_less, "model.layers.0.mlp.up_proj.weight"),
         (cut_short, "50000 bytes where its header says"),
         (within_the_header, "header is damaged"),
+        (a_pipe, "no regular file"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected one object"),
         (lambda folder: (folder / "config.json").write_text("{}"), "cannot be loaded"),
