@@ -5,10 +5,11 @@ worst) and the previous model's (--file2). Departures from the released code: va
 (τ-b), equal answers count once, answers without a reward or cut at the length limit stay out.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from config import DATASETS, METHODS, ConsistencyConfig, settings
+from config import DATASET_FILES, DATASETS, METHODS, ConsistencyConfig, settings
 from cream import console, journal, names, preflight, store
 from cream.consistency import margin_cap, shuffled
 from cream.console import log
@@ -47,20 +48,21 @@ def main(argv=None):
     flat = settings(as_dict(config) | {"rank": rank, "method": method}, *sources, "beta")
     output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite)
     if c.register:
-        names.check_free(DATASETS, c.register, target, overwrite=config.run.overwrite)
+        names.check_free(DATASETS, c.register, target, overwrite=config.run.overwrite, known=DATASET_FILES)
+    facts = {"method": method, "rank": rank, "policy": policy, "scored": about.get("scored")}
+    rows = _rows(config, rank, output, about.get("settings", {}).get("normalize") == "sum")
     if config.run.dry_run:
+        deque(rows, maxlen=0)
         log.info("dry run: would read %s and write %s; nothing was written", ", ".join(sources.values()), target)
         return
     if output.stands:
         log.info("%s stands already, made by the same settings from the same inputs", target)
     else:
         preflight.room(target, 0.2 * first.stat().st_size, "the pairs")
-        facts = {"method": method, "rank": rank, "policy": policy, "scored": about.get("scored")}
-        summed = about.get("settings", {}).get("normalize") == "sum"
         with output:
             if config.run.skip:
                 output.reject(bad for path in (c.file1, c.file2) if path for bad in store.rejected(Path(path), Rewards))
-            output.finish(_rows(config, rank, output, summed), **facts)
+            output.finish(rows, **facts)
     if c.register:
         names.register(DATASETS, c.register, target, overwrite=config.run.overwrite)
         log.info("registered as %s in %s", c.register, DATASETS.name)

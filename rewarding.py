@@ -128,6 +128,8 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
             "--reward dpo: policy and reference are the same model, so that every reward is 0; give --checkpoint and "
             "--ref_model_ckpt two different ones, or --reward likelihood"
         )
+    if target.resolve() == scores.beside(source).resolve():
+        raise UserError(f"{target}: log-probabilities are kept there, beside {source}; give another --output")
     return journal.Output(target, settings(flat, *named, *batching), provenance, overwrite=config.run.overwrite)
 
 

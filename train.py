@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +58,7 @@ def main(argv=None):
         names.check_free(CHECKPOINTS, config.output.register, run / LAST, overwrite=config.run.overwrite)
     stands = _stands(config, run, header, provenance.sources.values())
     if config.run.dry_run:
+        deque(store.read(data, store.detect(data, skip=config.run.skip), skip=config.run.skip), maxlen=0)
         console.log.info("dry run: %s; nothing was written", "the run stands already" if stands else "it would train")
         return
     if stands:

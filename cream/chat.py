@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import xxhash
 
@@ -70,8 +71,9 @@ class Chat:
     ends an answer with no special token (a model could not learn to stop), or when it renders two BOS.
     """
 
-    def __init__(self, tokenizer, generation_eos: Sequence[int] = ()):
+    def __init__(self, tokenizer, generation_eos: Sequence[int] = (), template: Path | None = None):
         self.tokenizer = tokenizer
+        self._name = f"{template or tokenizer.name_or_path}: {'the' if template else 'its'} chat template"
         if not tokenizer.chat_template:
             raise UserError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template; give the one this model was trained "
@@ -80,7 +82,6 @@ class Chat:
         self.special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | {
             *tokenizer.all_special_ids
         }
-        self._name = f"{tokenizer.name_or_path}: its chat template"
         tried(lambda: [self._render(PROBE[:1], True), self._render(PROBE, False)], self._name)
         with self._limited():
             check_numbers(tokenizer.get_chat_template(), self._name)
@@ -93,7 +94,7 @@ class Chat:
         ends = [token for token in self._ids([self._after_answer()])[0] if token in self.special]
         if not ends:
             raise UserError(
-                f"{tokenizer.name_or_path}: its chat template ends an answer with no special token, so that a model "
+                f"{self._name} ends an answer with no special token, so that a model "
                 "could not learn to stop; give another with --chat_template FILE"
             )
         self.end_of_turn = ends[0]  # others may close the whole conversation
@@ -214,16 +215,14 @@ class Chat:
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         bos = self.tokenizer.bos_token_id
         if bos is not None and bos != self.tokenizer.eos_token_id and any(ids[:2] == [bos, bos] for ids in rows):
-            raise UserError(
-                f"{self.tokenizer.name_or_path}: its chat template renders two BOS tokens; a model expects one"
-            )
+            raise UserError(f"{self._name} renders two BOS tokens; a model expects one")
         return rows
 
     def _mismatch(self, prompt: list[int], ids: list[int]) -> str:
         at = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
         show = self.tokenizer.convert_ids_to_tokens
         return (
-            f"{self.tokenizer.name_or_path}: its chat template's prompt is not a prefix of its conversation: after "
+            f"{self._name}'s prompt is not a prefix of its conversation: after "
             f"{at} equal tokens the prompt has {show(prompt[at : at + 4])}, the conversation {show(ids[at : at + 4])}; "
             "give another with --chat_template FILE"
         )

@@ -23,6 +23,8 @@ def mendable(error: Exception) -> UserError | None:
         return UserError(f"{error.filename}: {error.strerror}")
     if isinstance(error, MemoryError):
         return UserError("this machine has no memory left for what is being read or made")
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, of a path
+        return UserError(f"{error}: it leads nowhere; give another path, or remove the link")
     if isinstance(error, RuntimeError):
         from cream.hardware import out_of_memory  # which imports torch
 

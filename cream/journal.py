@@ -129,7 +129,8 @@ class Output:
         self._afresh = overwrite
         self._rejects = path.with_name(path.name + ".rejected.jsonl")
         self._staged = path.with_name(f".whole.{path.name}")
-        self._rejected = False
+        self._staged_rejects = path.with_name(f".{self._rejects.name}")
+        self._bad: Iterator[dict] = iter(())
         self._check_place([*beside])
         self.stands = not overwrite and self._finished()
         if self.stands and (self.partial.exists() or self._lock.path.exists()):
@@ -140,7 +141,7 @@ class Output:
         path = self.path
         if path.is_dir() or not store.is_record_file(path):
             raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
-        if len(os.fsencode(self._rejects.name)) > LONGEST:  # of what is written beside it the longest
+        if len(os.fsencode(self._staged_rejects.name)) > LONGEST:  # of what is written beside it the longest
             raise UserError(f"{path}: its name is too long for what is written beside it under longer ones; shorten it")
         sources = self.provenance.sources.values()
         written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects, *beside)}
@@ -279,13 +280,18 @@ class Output:
         self.dropped[reason] += count
 
     def reject(self, rows: Iterable[dict]) -> None:
-        """Write the records that were left out as malformed, if there are any, beside the output, and count them."""
-        rows = iter(rows)
-        if (first := next(rows, None)) is not None:
-            count = store.write_rows(self._rejects, chain([first], rows))
-            log.warning("%d malformed records are left out; they stand in %s", count, self._rejects)
-            self.drop(store.MALFORMED, count)
-            self._rejected = True
+        """Records that were left out as malformed, if there are any: counted, and written beside the output as it is
+        finished."""
+        self._bad = iter(rows)
+
+    def _stage_rejects(self) -> bool:
+        """Write and count the records that were left out as malformed, if there are any, under another name for now."""
+        if (first := next(self._bad, None)) is None:
+            return False
+        count = store.write_rows(self._staged_rejects, chain([first], self._bad))
+        log.warning("%d malformed records are left out; they stand in %s", count, self._rejects)
+        self.drop(store.MALFORMED, count)
+        return True
 
     def rows(self, order: Iterable[str]) -> Iterator[dict]:
         """The journal's records in the given order of keys; keys without a record are passed over."""
@@ -309,6 +315,7 @@ class Output:
             self.provenance.check_unchanged()  # all that is read of them has been read
 
         store.write_rows(self._staged, counted())
+        rejects = self._stage_rejects()
         meta = {
             **self.header,
             **origin(),
@@ -320,12 +327,14 @@ class Output:
             **self.facts,
         }
         store.write_json(meta_path(self.path), meta)
+        if rejects:
+            os.replace(self._staged_rejects, self._rejects)
+        else:  # what stands there is of an earlier run
+            self._rejects.unlink(missing_ok=True)
         os.replace(self._staged, self.path)
         store.sync(self.path.parent)
         if self._file is not None:
             self._file.close()
             self._file = None
         self.partial.unlink(missing_ok=True)
-        if not self._rejected:  # what stands there is of an earlier run
-            self._rejects.unlink(missing_ok=True)
         return count

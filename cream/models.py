@@ -94,7 +94,7 @@ def load_chat(folder: Path, chat_template: Path | None = None):
         if not isinstance(store.read_json(folder / "generation_config.json"), dict):
             raise UserError(f"{folder / 'generation_config.json'}: expected one object of settings")
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
-    return Chat(load_tokenizer(folder, chat_template), [eos] if isinstance(eos, int) else eos or [])
+    return Chat(load_tokenizer(folder, chat_template), [eos] if isinstance(eos, int) else eos or [], chat_template)
 
 
 def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slices: int = 1, first: bool = False):

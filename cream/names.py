@@ -6,6 +6,7 @@ configs/dataset.json. Only the entry asked for is looked at, so a stale one neve
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cream.folders import check_weights, remote_code
 ROOT = Path(__file__).resolve().parent.parent
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NAME = re.compile(r"\w[\w.-]*")
+ANOTHER = "choose another name, or --overwrite to point it elsewhere"
 HUB_HELP = "Give a local folder, or unset HF_HUB_OFFLINE and check the network"
 
 
@@ -43,18 +45,27 @@ def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) 
         store.write_json(registry, dict(sorted(entries.items())))
 
 
-def check_free(registry: Path, name: str, path: Path, *, overwrite: bool = False) -> None:
-    """Raises UserError when `name` cannot be a name, or stands in the registry for another path."""
+def check_free(
+    registry: Path, name: str, path: Path, *, overwrite: bool = False, known: Mapping[str, str] | None = None
+) -> None:
+    """Raises UserError when `name` cannot be a name, stands in the registry for another path, or is a built-in one
+    (`known`, case-insensitive) of a file that is there."""
     if not NAME.fullmatch(name) or name.lower() == "none":
         raise UserError(
             f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only, neither '.' nor '-' first"
         )
+    if overwrite:
+        return
     entry = read_registry(registry).get(name)
-    if entry not in (None, _entry(path)) and not overwrite:
-        raise UserError(
-            f"--register {name}: {registry} has that name already, for {entry}; choose another name, or --overwrite to "
-            "point it elsewhere"
-        )
+    if entry not in (None, _entry(path)):
+        raise UserError(f"--register {name}: {registry} has that name already, for {entry}; {ANOTHER}")
+    if entry is None and (built_in := _built_in(name, known or {})) and in_root(built_in).exists():
+        raise UserError(f"--register {name}: that is the built-in name of {built_in}; {ANOTHER}")
+
+
+def _built_in(name: str, known: Mapping[str, str]) -> str | None:
+    """What a built-in name, however it is capitalised, stands for."""
+    return {key.lower(): value for key, value in known.items()}.get(name.lower())
 
 
 def _entry(path: Path) -> str:
@@ -73,16 +84,15 @@ def _is_path(name: str) -> bool:
     return os.sep in name or store.is_record_file(Path(name))
 
 
-def dataset(name: str, known: dict[str, str], registry: Path) -> Path:
+def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
     """The file of a dataset: a path, a name in the registry, or a built-in name (`known`, case-insensitive).
 
     A name wins over a file of that name, unless it is spelled as a path: with a separator, or a record file's suffix.
     """
     if _is_path(name) and Path(name).is_file():
         return Path(name)
-    builtin = {key.lower(): value for key, value in known.items()}
     entries = read_registry(registry)
-    entry = entries.get(name) or builtin.get(name.lower())
+    entry = entries.get(name) or _built_in(name, known)
     if entry is None:
         if Path(name).is_file():
             return Path(name)
@@ -117,16 +127,16 @@ def label(checkpoint: str | Path | None) -> str:
     return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") and path.parent.name else path.name
 
 
-def model(name: str, known: dict[str, str]) -> Path:
+def model(name: str, known: Mapping[str, str]) -> Path:
     """The folder of a base model: a built-in name (`known`, case-insensitive), a path, or a Hugging Face id.
 
     A built-in name wins over a folder of that name: ./tiny is a folder, tiny the model. The hub is asked only for an id
     that is on no disk, or not whole; HF_HUB_OFFLINE is honoured.
     """
-    builtin = {key.lower(): value for key, value in known.items()}
-    if name.lower() not in builtin and Path(name).is_dir():
+    source = _built_in(name, known)
+    if source is None and Path(name).is_dir():
         return Path(name)
-    source = builtin.get(name.lower(), name)
+    source = source or name
     if in_root(source).is_dir():
         return in_root(source)
     if not HUB_ID.fullmatch(source):

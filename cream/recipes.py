@@ -64,11 +64,21 @@ class Command:
         return [word for name, value in self.flags.items() for word in (f"--{name}", spelled(value))]
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data only, and no key twice: YAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file. Raises UserError naming the file and the key."""
     with store.open_file(path) as file:
         try:
-            value = yaml.safe_load(file)
+            value = yaml.load(file, _Loader)
         except Exception as error:  # it raises what it will: a KeyError on `!!bool x`, an IndexError on `!!int ""`
             raise UserError(f"{path}: not valid YAML: {error or type(error).__name__}") from None
     try:

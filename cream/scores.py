@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from cream.errors import UserError
 from cream.files import sealed, unsealed
 from cream.index import Index
 
@@ -39,7 +40,10 @@ class Line(msgspec.Struct):
 
 
 class Scores:
-    """The kept log-probabilities of one source in one file. Several processes may add to a file at once."""
+    """The kept log-probabilities of one source in one file. Several processes may add to a file at once.
+
+    Raises UserError where the file that stands there was never one of these: it would be added to.
+    """
 
     def __init__(self, path: Path, source: Source):
         self.path, self.source = path, source
@@ -49,15 +53,18 @@ class Scores:
 
     def _lines(self) -> Iterator[tuple[str, int]]:
         """(uuid, offset) of every line of this source."""
-        decoder, damaged, offset = msgspec.json.Decoder(Line), 0, 0
+        decoder, damaged, offset, ours = msgspec.json.Decoder(Line), 0, 0, 0
         for raw in self._file:
             try:
                 line = decoder.decode(unsealed(raw) or b"")
+                ours += 1
                 if line.source == self.source:
                     yield line.uuid, offset
             except (msgspec.DecodeError, UnicodeDecodeError):
                 damaged += bool(raw.strip())
             offset += len(raw)
+        if damaged > ours == 0 and raw.endswith(b"\n"):  # else the very first line was cut short by a kill
+            raise UserError(f"{self.path}: holds no kept scores, and they would be added to it; rename or remove it")
         if damaged:
             told = "%s: %d damaged lines (or of an earlier version) are passed over; what they held is computed again"
             log.warning(told, self.path, damaged)

@@ -148,7 +148,7 @@ def _refuse_doubles(path: Path, hashes: array) -> None:
     if not len(doubled := _ordered(hashes)):
         return
     suspects, seen = {*doubled.tolist()}, set()
-    for raw in islice(_entries(path), len(hashes)):
+    for raw in islice((raw for raw in _entries(path) if isinstance(raw, Raw)), len(hashes)):
         if raw.uuid in seen:
             raise UserError(f"{raw.where}: uuid {raw.uuid!r} stands there twice; uuids must be unique. {SKIP}")
         if _hash(raw.uuid) in suspects:

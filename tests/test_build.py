@@ -296,6 +296,37 @@ def test_a_bad_last_record_leaves_nothing_behind(tmp_path, stage, flag, line, me
     assert {path.name for path in tmp_path.iterdir()} == {"file1.jsonl", "file2.jsonl"}
 
 
+@pytest.mark.parametrize("more", [{}, {"on_bad_record": "skip", "force": "yes"}], ids=["refused", "all the same"])
+def test_what_is_malformed_after_other_answers_does_not_hide_them(tmp_path, stage, more):
+    store.write(tmp_path / "file1.jsonl", [record("p", [1.0, 2.0]), record("q", [1.0, 2.0])])
+    store.write(tmp_path / "file2.jsonl", [record("p", [1.0, 2.0], ["x", "y"]), *[record("q", [1.0, 2.0])] * 2])
+    (tmp_path / "file2.jsonl").write_text((tmp_path / "file2.jsonl").read_text().replace("\n", "\ngarbage\n", 1))
+    done = stage(file1="file1.jsonl", file2="file2.jsonl", output="pairs.jsonl", **more)
+    assert "Traceback" not in done.stderr
+    if more:
+        assert done.returncode == 0 and "1 prompts: other answers in --file2" in done.stdout
+    else:
+        assert done.returncode == 2 and "'q' stands there twice" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["", "garbage\n"], ids=["good", "bad"])
+def test_a_dry_run_reads_it_all_and_writes_nothing(tmp_path, stage, line):
+    store.write(tmp_path / "file1.jsonl", [record("p", [1.0, 2.0])])
+    with open(tmp_path / "file1.jsonl", "a") as file:
+        file.write(line)
+    done = stage(file1="file1.jsonl", output="pairs.jsonl", dry_run="yes")
+    assert done.returncode == (2 if line else 0), done.stderr
+    assert "line 2" in done.stderr if line else "1 pairs" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["file1.jsonl"]
+
+
+def test_a_loop_of_links_is_a_users_error(tmp_path, stage):
+    store.write(tmp_path / "file1.jsonl", [record("p", [1.0, 2.0])])
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    done = stage(file1="file1.jsonl", output="loop.jsonl")
+    assert done.returncode == 2 and "loop" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_no_pair_at_all_is_reported_and_nothing_written(tmp_path, stage):
     store.write(tmp_path / "flat.jsonl", [record("p", [1.0, 1.0]), record("q", [None, 1.0])])
     done = stage(file1="flat.jsonl")

@@ -1,6 +1,7 @@
 """Chat templates -> ids and spans: what is scored, where it ends, and which templates are refused."""
 
 import copy
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -107,6 +108,11 @@ def test_templates_that_would_train_the_wrong_thing_are_refused(tiny_tokenizer, 
     tokenizer = with_template(tiny_tokenizer, template, name_or_path="my/model")
     with pytest.raises(UserError, match=f"(?s)my/model.*{complaint}"):
         Chat(tokenizer)
+
+
+def test_a_template_of_ones_own_is_named(tiny_tokenizer):
+    with pytest.raises(UserError, match="^mine.jinja: the chat template ends an answer with no special token"):
+        Chat(with_template(tiny_tokenizer, TURNS.replace("<end>", "\n") + HEADER), template=Path("mine.jinja"))
 
 
 def test_a_tokenizer_that_takes_no_text_is_refused(tiny_tokenizer):

@@ -127,6 +127,8 @@ def test_wrong_recipes_are_refused(tmp_path, change, message):
         (b"title: \xff", "not valid YAML"),
         (b"title: [", "not valid YAML"),
         (b"title: 2020-13-01", "not valid YAML: month"),
+        (b"title: a\nseed: 1\ntitle: b", "not valid YAML: 'title' is given twice"),
+        (b"sft:\n  lr: 1\n  lr: 2", "not valid YAML: 'lr' is given twice"),
         (b"[" * 5000, "not valid YAML: maximum recursion"),
         (b"", "Expected `object`, got `null`"),
         (None, "no such file"),

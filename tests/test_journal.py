@@ -384,3 +384,19 @@ def test_rejected_records_go_with_the_output_that_left_them_out(tmp_path):
     with begin(path, {**SETTINGS, "seed": 7}, overwrite=True) as output:
         output.finish(ROWS)
     assert not rejected.exists()
+
+
+def test_what_fails_leaves_the_rejected_records_of_what_stands(tmp_path):
+    with begin(tmp_path / "x.json") as output:
+        output.reject([{"uuid": "bad"}])
+        output.finish(ROWS)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def failing():
+        yield ROWS[0]
+        raise UserError("no more")
+
+    with pytest.raises(UserError), begin(tmp_path / "x.json", {**SETTINGS, "seed": 7}, overwrite=True) as output:
+        output.reject([{"uuid": "another"}])
+        output.finish(failing())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -105,6 +105,16 @@ def test_a_name_is_not_taken_twice(tmp_path, registry):
     assert names.read_registry(registry) == {"m1": str(tmp_path / "b")}
 
 
+def test_a_built_in_name_is_taken_where_its_file_is(tmp_path, registry, repo):
+    known = {"here": str(repo / "README.md"), "not_here": str(tmp_path / "absent")}
+    with pytest.raises(UserError, match="--register Here: that is the built-in name of .*README.md.*--overwrite"):
+        names.check_free(registry, "Here", tmp_path / "a", known=known)
+    names.check_free(registry, "Here", tmp_path / "a", known=known, overwrite=True)
+    names.check_free(registry, "not_here", tmp_path / "a", known=known)
+    names.register(registry, "here", tmp_path / "a")
+    names.check_free(registry, "here", tmp_path / "a", known=known)  # pointed elsewhere before
+
+
 @pytest.mark.parametrize("name", ["", "none", "None", "a/b", "two words", ".", "..", "-x"])
 def test_what_cannot_be_a_name(tmp_path, registry, name):
     with pytest.raises(UserError, match="--register"):

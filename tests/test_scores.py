@@ -158,6 +158,15 @@ def test_damaged_lines_are_passed_over_with_one_warning(tmp_path, said, damage):
     assert str(path) in line and "2 damaged lines" in line
 
 
+@pytest.mark.parametrize("content", [b"mine\n", b'{"uuid": "a", "logprob": {}}\n{"uuid": "b"}\n'])
+def test_a_file_of_another_kind_is_not_added_to(tmp_path, content):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="x.jsonl: holds no kept scores"):
+        Scores(path, SOURCE)
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize("name", ["s.json", "s.jsonl", "s.json.gz", "s.jsonl.zst"])
 def test_scores_stand_beside_the_samples(tmp_path, name):
     assert beside(tmp_path / name) == tmp_path / "s.scores.jsonl"

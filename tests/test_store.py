@@ -159,6 +159,15 @@ def test_a_doubled_uuid_is_named_wherever_it_stands(tmp_path_factory, form, data
     assert len(list(store.read(path, Prompt, limit=second))) == second
 
 
+def test_doubles_are_looked_for_among_what_is_malformed(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"uuid": "a"}\ngarbage\n{"uuid": "b"}\n{}\n{"uuid": "c"}\n')
+    store.check_unique(path)
+    path.write_text(path.read_text() + '{"uuid": "b"}\n')
+    with pytest.raises(UserError, match="line 6: uuid 'b' stands there twice"):
+        store.check_unique(path)
+
+
 def test_uuids_of_one_hash_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(store.xxhash, "xxh3_64_intdigest", lambda data: 7)
     path = tmp_path / "x.jsonl"
