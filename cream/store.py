@@ -215,7 +215,7 @@ def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
     """A record by its bytes; its `uuid` is within them unless it is given."""
     try:
         value = parse(data, where)
-        if _too_deep(value, data):
+        if too_deep(value, data):
             raise UserError(f"{where}: nested too deeply: in more than {DEPTH} levels")
     except UserError as error:
         reason = str(error).removeprefix(f"{where}: ")
@@ -227,7 +227,7 @@ def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
     return Raw(where, uuid, value)
 
 
-def _too_deep(value: object, data: bytes) -> bool:
+def too_deep(value: object, data: bytes) -> bool:
     """Whether a value, whose JSON text is `data`, has more than DEPTH levels. What Python itself takes depends on how
     deep the caller stands, so that one pass might read a record and the next one refuse it."""
     if data.count(b"[") + data.count(b"{") <= DEPTH:

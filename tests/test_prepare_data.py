@@ -318,7 +318,9 @@ def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):
     assert len(workspace.read("localdata/chats.sft.json")) == 1
     checked = workspace.run("prepare_data.py validate localdata/chats.sft.json localdata/chats.sft.json.meta.json").out
     assert "1 sidecars passed over" in checked and "1 Conversation records" in checked
-    assert "cannot be read" in workspace.refused(f"prepare_data.py import {_written(tmp_path / 'x.jsonl', '{')}")
+    for name, text in {"x": "{", "deep": f'{{"prompt": {"[" * 100_000}{"]" * 100_000}}}'}.items():
+        path = _written(tmp_path / f"{name}.jsonl", text)
+        assert f"{path}, line 1: not valid JSON" in workspace.refused(f"prepare_data.py import {path}")
     assert "no rows" in workspace.refused(f"prepare_data.py import {_written(tmp_path / 'y.jsonl', '')}")
     assert "make no record" in workspace.refused(f"prepare_data.py import {put(tmp_path / 'z.csv', [{'a': 1}])}")
 

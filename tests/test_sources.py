@@ -1,7 +1,9 @@
 """The public sources: OpenAssistant's best replies, and where local copies are found."""
 
+import bz2
 import gzip
 import json
+import lzma
 import random
 from pathlib import Path
 
@@ -119,10 +121,10 @@ def test_the_seed_set_is_the_reference_but_for_a_prompt_whose_replies_nobody_ran
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl", "folder"])
-def test_texts_that_look_like_times_are_read_as_they_stand(tmp_path, form):
+def test_times_and_numbers_are_read_as_they_stand(tmp_path, form):
     table = [
-        {"prompt": "2023-01-01", "when": "2023-01-01T10:00:00Z", "turns": [{"at": "2023-01-02 03:04"}], "n": 5},
-        {"prompt": "2024-02-01", "when": None, "turns": [], "n": 7},
+        {"prompt": "2023-01-01", "when": "2023-01-01T10:00:00Z", "turns": [{"at": "2023-01-02 03:04"}], "n": 2**63},
+        {"prompt": "2024-02-01", "when": None, "turns": [], "n": 10**400},
     ]
     lines = [json.dumps(row) for row in table]
     path = tmp_path / ("train.jsonl" if form == "folder" else f"t.{form}")
@@ -159,7 +161,9 @@ dataset_info:
 PLACES = {  # files, and the place within their folder that is read; types would be guessed per file
     "file": ({"t.csv": HEADER + FIRST + SECOND}, Place("t.csv")),
     "packed": ({"t.csv.gz": HEADER + FIRST + SECOND}, Place("t.csv.gz")),
+    "byte-order mark": ({"t.csv": "\ufeff" + HEADER + "\n" + FIRST + "\n" + SECOND}, Place("t.csv")),
     "folder": ({"train.csv": HEADER + FIRST + SECOND}, Place("")),
+    "tabs": ({"train.tsv": (HEADER + FIRST + SECOND).replace(",", "\t").replace("a\t ", "a, ")}, Place("")),
     "shards": ({"train-0.csv": HEADER + FIRST, "train-1.csv": HEADER + SECOND}, Place("")),
     "packed folder": ({"data/test.csv.gz": HEADER + FIRST + SECOND}, Place("", None, "test")),
     "mirror": (
@@ -186,7 +190,7 @@ def test_the_folder_where_one_stands_is_read(tmp_path, monkeypatch):
 def test_csv_files_whose_columns_differ_are_refused(tmp_path):
     for name, text in {"train-0.csv": "a,b\n1,2\n", "train-1.csv": "a,c,b\n1,2,3\n", "train-2.csv": "a,b\n"}.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="cannot be read: not all of its files have the columns c"):
+    with pytest.raises(UserError, match="not all of its files have the columns c"):
         reading.rows(Place(str(tmp_path)))
     (tmp_path / "train-1.csv").write_text("b,a\n1,2\n")
     assert reading.rows(Place(str(tmp_path))) == [{"a": "1", "b": "2"}, {"a": "2", "b": "1"}]
@@ -194,6 +198,91 @@ def test_csv_files_whose_columns_differ_are_refused(tmp_path):
     (tmp_path / "train-1.csv").write_text("a,b\n")
     with pytest.raises(UserError, match="holds no rows"):
         reading.rows(Place(str(tmp_path)))
+
+
+ROWS = [{"a": 1, "b": None}, {"a": [2], "b": "x"}]
+LINES = b'{"a": 1}\n\n{"a": [2], "b": "x"}\n'
+FORMS = {
+    "lines.json": LINES,
+    "lines.jsonl": b"\xef\xbb\xbf" + LINES,
+    "list.json": b'\n[{"a": 1}, {"a": [2], "b": "x"}]',
+    "indented.json": json.dumps([{"a": 1}, {"a": [2], "b": "x"}], indent=1).encode(),
+    "objects.json": b'{\n "a": 1\n}\r\n{\n "a": [\n2],\n "b": "x"\n}\n',
+    "lines.jsonl.xz": lzma.compress(LINES),
+    "list.json.bz2": bz2.compress(json.dumps(ROWS).encode()),
+    "list.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_forms_of_json(tmp_path, name):
+    (tmp_path / name).write_bytes(FORMS[name])
+    assert reading.rows(Place(str(tmp_path / name))) == ROWS
+
+
+def test_a_list_of_texts_and_cells_of_any_length(tmp_path):
+    (tmp_path / "t.json").write_text('["x", "y"]')
+    assert reading.rows(Place(str(tmp_path / "t.json"))) == [{"text": "x"}, {"text": "y"}]
+    (tmp_path / "t.csv").write_text(f',a\r1,{"x" * 200_000}\r2,"{chr(10)}"\r')
+    cells = [{"Unnamed: 0": "1", "a": "x" * 200_000}, {"Unnamed: 0": "2", "a": "\n"}]
+    assert reading.rows(Place(str(tmp_path / "t.csv"))) == cells
+
+
+DEEP = b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+DAMAGED = {
+    "a cell too many": ("csv", b'p,r\n"q\n1",a\n\nq2,a2,\n', "line 5: has 3 cells where the header has 2 columns"),
+    "a cell too few": ("csv", b"p,r\nq1,a1\nq2\n", "line 3: has 1 cells"),
+    "columns of one name": ("csv", b"p,r,p\n1,2,3\n", "line 1: two columns have one name: p, r, p"),
+    "an open quote": ("csv", b'p,r\n1,2\n"3,4\n5,6\n', "line 3: cannot be read: unexpected end"),
+    "cells not of UTF-8": ("csv", b"p,r\n1,2\ncaf\xe9,4\n", "line 3: not valid UTF-8"),
+    "not of UTF-8": ("jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', "line 2: not valid UTF-8"),
+    "a depth bomb": ("jsonl", b"\n" + DEEP, "line 2: not valid JSON: nested too deeply"),
+    "a bomb in a list": ("json", b"[" + DEEP + b"]", "not valid JSON: nested too deeply"),
+    "101 levels": ("jsonl", b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "line 1: nested too deeply: in more than 100"),
+    "a key twice": ("jsonl", b'{"a": [{"b": 1, "b": 2}]}\n', "line 1: a key stands twice in one object: b, b"),
+    "no object": ("json", b'[{"a": 1}, null]', "element 1: expected an object"),
+    "no number": ("jsonl", b'{"a": NaN}\n', "line 1: not valid JSON"),
+    "nothing": ("json", b"[]", "holds no rows"),
+    "not .bz2": ("jsonl.bz2", b'{"a": 1}', "cannot be unpacked"),
+    "half an .xz": ("csv.xz", lzma.compress(b"a,b\n1,2\n")[:-9], "cannot be unpacked"),
+}
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("suffix, data, told", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_files_are_refused_with_the_line(tmp_path, suffix, data, told, folder):
+    path = tmp_path / f"train.{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=told) as refused:
+        reading.rows(Place(str(tmp_path if folder else path)))
+    assert str(tmp_path if folder and suffix == "json" else path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "setting, told",
+    [
+        ("sep: ','", "t.csv, line 2: has 1 cells"),
+        ("skiprows: 1", "its README.md sets skiprows"),
+        ("sep: ab", "sets sep"),
+    ],
+)
+def test_a_mirrors_card_is_heeded_or_refused(tmp_path, setting, told):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text(DECLARED.replace('sep: ","', setting))
+    (tmp_path / "data/t.csv").write_text("a,b\n1\n")
+    with pytest.raises(UserError, match=told):
+        reading.rows(Place(str(tmp_path), "main", "test"))
+    with pytest.raises(UserError, match="has no split 'train'; it has: test"):
+        reading.rows(Place(str(tmp_path), "main"))
+
+
+def test_a_mirror_is_not_read_to_find_its_splits(tmp_path):
+    (tmp_path / "gsm8k/main").mkdir(parents=True)
+    (tmp_path / "gsm8k/README.md").write_text(
+        DECLARED.replace("data/*.csv", "main/*.jsonl").partition("dataset_info")[0] + "---"
+    )
+    (tmp_path / "gsm8k/main/t.jsonl").write_bytes(DEEP)
+    assert find(tmp_path, source("gsm8k"), "test") == Place(str(tmp_path / "gsm8k"), "main", "test")
 
 
 def test_guessed_types_of_the_hubs_csv_files_are_told(tmp_path, caplog):

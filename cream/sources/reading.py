@@ -1,8 +1,7 @@
-"""Rows of a data set: of the hub by its id, of a folder laid out as the hub's are, or of one file; all by one call.
+"""Rows of a data set: of the hub by its id, of a folder laid out as the hub's are, or of one file.
 
-`datasets.load_dataset` reads them all. What it makes of the hub's stays in its usual cache; what it makes of local
-files and folders goes when they have been read. It guesses the types of columns; of what those guesses would rewrite in
-local ones (009, NA, 2023-01-01) it is told to keep the text.
+`datasets` reads them, but for local files of JSON and of cells (plain.py). What it makes of the hub's stays in its
+usual cache, what it makes of local ones goes when they have been read.
 """
 
 import logging
@@ -11,7 +10,6 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,16 +18,14 @@ import xxhash
 
 from cream.errors import UserError
 from cream.names import HUB_ID
-from cream.sources import Source
+from cream.sources import Source, plain
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
 log = logging.getLogger("cream")
 
 LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-PACKED = (".gz", ".zst", ".xz", ".bz2")  # as `datasets` unpacks them
-WHOLE = 1 << 28  # bytes of JSON of which the types of nested values are found together
 FEW = 5  # files that are named
 OFFLINE = "unset HF_HUB_OFFLINE and check the network, or read local files"
 
@@ -53,50 +49,46 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def opened(place: Place) -> "Iterator[Dataset]":
+def opened(place: Place) -> "Iterator[Dataset | plain.FileRows]":
     """The rows of a place, open within `with`. Raises UserError where it is not there, cannot be reached or read."""
     local = Path(place.path).exists()
     if not local and not HUB_ID.fullmatch(place.path):
         raise UserError(f"{place.path}: no such file or folder, and no id of a data set on the hub (owner/name)")
     with tempfile.TemporaryDirectory() as cache:
-        yield _load(place, cache if local else None)
+        yield _file(place, cache) if place.file else _load(place, cache if local else None)
 
 
-def _load(place: Place, cache: str | None) -> "Dataset":
+def _file(place: Place, cache: str) -> "Dataset | plain.FileRows":
+    form = LOADERS.get(_suffix(place.file))
+    if form is None:
+        raise UserError(f"{place.path}: expected a file that ends in {', '.join(LOADERS)} (.gz or .zst may follow)")
+    if form in plain.READERS:
+        return plain.rows(place, [place.file], plain.READERS[form])
     import datasets
 
-    call = _call(place)
+    with _told(place, local=True):
+        return datasets.load_dataset(form, data_files=_literal(place.path), split=place.split, cache_dir=cache)
+
+
+def _load(place: Place, cache: str | None) -> "Dataset | plain.FileRows":
+    """The rows of the hub's (`cache` None), or of a folder."""
+    import datasets
+
+    path = os.path.abspath(place.path) if cache else place.path  # "." has no name
     with _told(place, local=cache is not None):
         if cache is None:
-            return _told_of_guesses(place, datasets.load_dataset(**call))
-        call["cache_dir"] = cache
-        builder = datasets.load_dataset_builder(**{key: value for key, value in call.items() if key != "split"})
-        if not place.file and (read := (builder.config.data_files or {}).get(place.split)):
+            return _told_of_guesses(place, datasets.load_dataset(path, place.subset, split=place.split))
+        builder = datasets.load_dataset_builder(path, place.subset, cache_dir=cache)
+        files = builder.config.data_files or {}
+        if read := files.get(place.split):
             more = f" and {len(read) - FEW} more" if len(read) > FEW else ""  # of files of several forms it takes one
             told = ", ".join(os.path.relpath(each, place.path) for each in read[:FEW])
             log.info("%s: its files are %s%s", place, told, more)
-        if builder.name == "csv":  # all cells are texts, which need their columns' names
-            columns = _columns(builder.as_streaming_dataset(split=place.split))
-            texts = datasets.Features({name: datasets.Value("string") for name in columns})
-            return datasets.load_dataset(**call, keep_default_na=False, features=texts)
-        if builder.name == "json":
-            call |= {"chunksize": WHOLE, "parse_agent_traces": False}
-        found = datasets.load_dataset(**call)
-        if builder.name == "json" and (typed := _as_written(found.features)) != found.features:
-            return datasets.load_dataset(**call, features=datasets.Features(typed))
-        return found
-
-
-def _columns(stream: "IterableDataset") -> list[str]:
-    """The columns of all files of a stream. Raises StopIteration where none has a row, ValueError where they differ."""
-    shards = (stream.shard(stream.num_shards, index) for index in range(stream.num_shards))
-    firsts = [row for shard in shards for row in islice(shard, 1)]
-    if not firsts:
-        raise StopIteration
-    for row in firsts:
-        if differing := firsts[0].keys() ^ row.keys():
-            raise ValueError(f"not all of its files have the columns {', '.join(sorted(differing))}")
-    return [*firsts[0]]
+        if builder.name not in plain.READERS:
+            return datasets.load_dataset(path, place.subset, split=place.split, cache_dir=cache)
+    if not read:
+        raise UserError(f"{place}: has no split {place.split!r}; it has: {', '.join(map(str, files))}")
+    return plain.rows(place, [Path(each) for each in read], plain.reader(place, builder))
 
 
 def _told_of_guesses(place: Place, found: "Dataset") -> "Dataset":
@@ -110,17 +102,6 @@ def _told_of_guesses(place: Place, found: "Dataset") -> "Dataset":
             ", ".join(guessed),
         )
     return found
-
-
-def _as_written(feature: object) -> object:
-    """Column types, in which texts that were taken for times are any JSON, which is kept as it stands."""
-    import datasets
-
-    if isinstance(feature, dict):
-        return {name: _as_written(each) for name, each in feature.items()}
-    if isinstance(feature, datasets.List):
-        return datasets.List(_as_written(feature.feature))
-    return datasets.Json() if getattr(feature, "dtype", "").startswith("timestamp") else feature
 
 
 @contextmanager
@@ -137,19 +118,8 @@ def _told(place: Place, local: bool) -> Iterator[None]:
         raise UserError(f"{place}: {_why(error, local)}") from None
 
 
-def _call(place: Place) -> dict:
-    """The arguments of load_dataset."""
-    if place.file is None:
-        path = os.path.abspath(place.path) if Path(place.path).is_dir() else place.path  # "." has no name
-        return {"path": path, "name": place.subset, "split": place.split}
-    loader = LOADERS.get(_suffix(place.file))
-    if loader is None:
-        raise UserError(f"{place.path}: expected a file that ends in {', '.join(LOADERS)} (.gz or .zst may follow)")
-    return {"path": loader, "data_files": _literal(place.path), "split": place.split}
-
-
 def _suffix(path: Path) -> str:
-    return next((suffix for suffix in reversed(path.suffixes) if suffix not in PACKED), "").lower()
+    return next((suffix for suffix in reversed(path.suffixes) if suffix not in plain.PACKED), "").lower()
 
 
 def _literal(path: str) -> str:
@@ -161,8 +131,6 @@ def _why(error: Exception, local: bool) -> str:
     """What went wrong, in one line, and what to do."""
     cause = error.__cause__ or error
     told = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-    if isinstance(cause, StopIteration):
-        return "it holds no rows"
     if not local and isinstance(error, ConnectionError | OSError):
         return f"not in the cache, and the hub cannot be reached ({told}); {OFFLINE}"
     return f"cannot be read: {told}"
@@ -227,7 +195,8 @@ def _splits(mirror: Place) -> list[str]:
     with tempfile.TemporaryDirectory() as cache, _told(mirror, local=True):
         if mirror.subset not in (None, *datasets.get_dataset_config_names(mirror.path)):
             return []
-        return datasets.get_dataset_split_names(mirror.path, mirror.subset, cache_dir=cache)
+        builder = datasets.load_dataset_builder(mirror.path, mirror.subset, cache_dir=cache)
+        return [*map(str, builder.config.data_files or {})]  # without a look into them
 
 
 def _named(text: str, names: tuple[str, ...], word: str) -> bool:

@@ -248,9 +248,11 @@ def pair(fields: Mapping) -> dict:
     """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages, the answer's turn
     or whole conversations."""
     given = turns({key: value for key, value in fields.items() if key != "response"})
-    if given and given[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
-        given = given[:-1]
     both = [_messages(fields[name], "assistant") for name in ("chosen", "rejected")]
+    if given and given[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
+        if both[0][-1:] != given[-1:]:
+            raise ValueError("what was asked ends with an assistant's turn that is not the chosen one")
+        given = given[:-1]
     if not given:
         given = both[0][:-1]
     answers = [answer[len(given) :] if answer[:-1] == given else answer for answer in both]
