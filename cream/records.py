@@ -43,6 +43,13 @@ def _check_turns(messages: list[Message]) -> None:
             raise ValueError(f"turn {index} is the {message.role}'s where the {expected}'s is due")
 
 
+def _check_prompt(messages: list[Message]) -> None:
+    """[system] user (assistant user)*: an answer can follow."""
+    _check_turns(messages)
+    if messages[-1].role != "user":
+        raise ValueError("a prompt ends with a user's turn; this one already has its answer")
+
+
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What all records have: their uuid, and the keys that their layout does not know."""
 
@@ -67,9 +74,7 @@ class Prompt(Record, kw_only=True):
     messages: list[Message]
 
     def __post_init__(self):
-        _check_turns(self.messages)
-        if self.messages[-1].role != "user":
-            raise ValueError("a prompt ends with a user's turn; this one already has its answer")
+        _check_prompt(self.messages)
 
 
 class Samples(Record, kw_only=True):
@@ -82,7 +87,7 @@ class Samples(Record, kw_only=True):
     logprob: list[Finite | None] | None = None
 
     def __post_init__(self):
-        _check_turns(self.prompt)
+        _check_prompt(self.prompt)
         _check_parallel(self, "responses", ("finish_reason", "num_tokens", "logprob"))
 
 
@@ -99,7 +104,7 @@ class Rewards(Record, kw_only=True):
     num_tokens: list[Count] | None = None
 
     def __post_init__(self):
-        _check_turns(self.prompt)
+        _check_prompt(self.prompt)
         _check_parallel(self, "response", ("score", "ref_score", "reward", "reason", "finish_reason", "num_tokens"))
         for index, conversation in enumerate(self.response):
             if conversation[:-1] != self.prompt or conversation[-1].role != "assistant":

@@ -23,6 +23,7 @@ MUTATIONS = 20  # of each stage's valid file
 WRONG = (None, True, 7, -1.5, "x", "", [], {}, [[]], {"a": 1}, 10**30)
 ROLES = {
     "no turn": [],
+    "the assistant ends": ["user", "assistant"],
     "only a system's turn": ["system"],
     "the assistant begins": ["assistant", "user"],
     "two users": ["user", "user"],
