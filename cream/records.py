@@ -210,8 +210,8 @@ def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
     """
     if kind in AS_LIST and isinstance(value, list):
         value = {"messages": value}
-    if not uuid:
-        raise UserError(f"{where}: a record's uuid is empty")
+    if not uuid.strip():
+        raise UserError(f"{where}: a record's uuid is blank")
     fields = value
     if isinstance(value, dict):  # a user's own key may be called `extra` too
         fields = {key: v for key, v in value.items() if key in kind.__struct_fields__ and key != "extra"}

@@ -154,12 +154,14 @@ def _records(kind: type) -> Iterator[Case]:
         if kind is not Item and value not in ([], {}):  # a conversation's value may be a list
             text = whole(kind, rows)[:-1] + b', "bad": ' + json.dumps(value).encode() + b"}"
             yield Case(f"value {str(value)[:5]}", ".json", text, "'bad'")
-    for uuid in (None, 7, "", [], {}, True):
+    for uuid in (None, 7, "", " \n", [], {}, True):
         yield _line(kind, f"uuid {uuid!r}", b"", {"uuid": uuid})
     rows[BAD].pop("uuid")
     yield Case("no uuid", ".jsonl", lines(rows), HERE)
     if kind is not Item:
-        yield Case("empty key", ".json", whole(kind, [*records(kind), {**records(kind)[0], "uuid": ""}]), "empty")
+        for uuid in ("", " \n"):
+            text = whole(kind, [*records(kind), {**records(kind)[0], "uuid": uuid}])
+            yield Case(f"key {uuid!r}", ".json", text, "blank")
 
 
 def _fields(kind: type) -> Iterator[Case]:
