@@ -59,7 +59,8 @@ def main(argv=None):
         summed = about.get("settings", {}).get("normalize") == "sum"
         with output:
             if config.run.skip:
-                output.reject(bad for path in (c.file1, c.file2) if path for bad in store.rejected(Path(path), Rewards))
+                kinds = ((c.file1, Rewards), (c.file2, Rewards), (c.labels, Item))
+                output.reject(bad for path, kind in kinds if path for bad in store.rejected(Path(path), kind))
             output.finish(_rows(config, rank, output, summed), **facts)
     if c.register:
         names.register(DATASETS, c.register, target, overwrite=config.run.overwrite)
@@ -115,7 +116,7 @@ def _build(config: ConsistencyConfig, rank: str, summed: bool) -> PairSet:
     dealt = None
     if c.shuffle_consistency is not None:  # a pass of its own: every c must be known before the first is dealt out
         dealt = shuffled(consistencies(*files(), **ranking), c.shuffle_consistency)
-    labels = {item.uuid: item for item in store.read(Path(c.labels), Item)} if c.labels else None
+    labels = {item.uuid: item for item in store.read(Path(c.labels), Item, skip=skip)} if c.labels else None
     return build(*files(), **ranking, labels=labels, dealt=dealt, summed=summed)
 
 

@@ -14,7 +14,7 @@ from layouts import lines, records, whole
 from msgspec import structs
 
 from cream.files import BOM
-from cream.records import Conversation, Item, Pair, Prompt, Rewards, Samples
+from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples
 
 BAD = 2  # the record that is damaged
 HERE = rf"line {BAD + 1}\b|'q{BAD}'|element {BAD}\b"  # how a message names it
@@ -46,7 +46,8 @@ NUMBERS = {  # field -> raw JSON that stands where a finite number is due
         "selected_index": ["-1", "1.5"],
         "selected_truncated": ["1", "null"],
     },
-    Item: {"label": ["null", "NaN", "1e999", '""', '" "', "[]", "1" + "0" * 400]},
+    Item: {"label": ["null", "NaN", "1e999", '""', '" "', "[]", "1" + "0" * 400, '"Z"']},
+    Answer: {"label": ['"Z"', '"' + "Z" * 5000 + '"']},
 }
 LISTS = {Samples: ["finish_reason", "num_tokens", "logprob"], Rewards: ["score", "ref_score", "reward", "reason"]}
 

@@ -158,6 +158,8 @@ def test_turns_alternate_after_an_optional_system_message(roles):
         (Pair, {key: v for key, v in LAYOUTS[Pair].items() if key != "consistency"}, "consistency"),
         (Item, {"question": "2 + 3?"}, "label"),
         (Item, None, "null"),
+        (Item, changed(Item, label="Z"), "label 'Z' is none of its options A, B"),
+        (Answer, changed(Answer, label="twelve"), "label 'twelve' is no number"),
     ],
 )
 def test_an_error_names_file_record_and_place(kind, value, named):
