@@ -58,9 +58,6 @@ def main(argv=None):
         facts = {"method": method, "rank": rank, "policy": policy, "scored": about.get("scored")}
         summed = about.get("settings", {}).get("normalize") == "sum"
         with output:
-            if config.run.skip:
-                kinds = ((c.file1, Rewards), (c.file2, Rewards), (c.labels, Item))
-                output.reject(bad for path, kind in kinds if path for bad in store.rejected(Path(path), kind))
             output.finish(_rows(config, rank, output, summed), **facts)
     if c.register:
         names.register(DATASETS, c.register, target, overwrite=config.run.overwrite)
@@ -86,12 +83,14 @@ def _method_and_rank(c) -> tuple[str, str]:
 
 def _rows(config: ConsistencyConfig, rank: str, output: journal.Output, summed: bool) -> Iterator[dict]:
     """The pairs as they are made; what is known after the last only is then reported, and given to the sidecar."""
-    made = _build(config, rank, summed)
+    c, made = config.consistency, _build(config, rank, summed)
     yield from map(encode, made.pairs)
-    _report(made, config.consistency.beta)
+    _report(made, c.beta)
     if not made.count:
-        first = config.consistency.file1
-        raise UserError(f"{first}: no pair can be made of it, for the reasons above; nothing was written")
+        raise UserError(f"{c.file1}: no pair can be made of it, for the reasons above; nothing was written")
+    if config.run.skip:
+        kinds = ((c.file1, Rewards), (c.file2, Rewards), (c.labels, Item))
+        output.reject(bad for path, kind in kinds if path for bad in store.rejected(Path(path), kind))
     output.dropped += made.dropped + made.unmatched
     if made.unmatched and config.run.force:
         output.provenance.object(f"{made.unmatched.total()} records of --file1 and --file2 do not match")
