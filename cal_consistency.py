@@ -60,8 +60,6 @@ def main(argv=None):
     else:
         preflight.room(target, 0.2 * first.stat().st_size, "the pairs")
         with output:
-            if config.run.skip:
-                output.reject(bad for path in (c.file1, c.file2) if path for bad in store.rejected(Path(path), Rewards))
             output.finish(rows, **facts)
     if c.register:
         names.register(DATASETS, c.register, target, overwrite=config.run.overwrite)
@@ -87,12 +85,14 @@ def _method_and_rank(c) -> tuple[str, str]:
 
 def _rows(config: ConsistencyConfig, rank: str, output: journal.Output, summed: bool) -> Iterator[dict]:
     """The pairs as they are made; what is known after the last only is then reported, and given to the sidecar."""
-    made = _build(config, rank, summed)
+    c, made = config.consistency, _build(config, rank, summed)
     yield from map(encode, made.pairs)
-    _report(made, config.consistency.beta)
+    _report(made, c.beta)
     if not made.count:
-        first = config.consistency.file1
-        raise UserError(f"{first}: no pair can be made of it, for the reasons above; nothing was written")
+        raise UserError(f"{c.file1}: no pair can be made of it, for the reasons above; nothing was written")
+    if config.run.skip:
+        kinds = ((c.file1, Rewards), (c.file2, Rewards), (c.labels, Item))
+        output.reject(bad for path, kind in kinds if path for bad in store.rejected(Path(path), kind))
     output.dropped += made.dropped + made.unmatched
     if made.unmatched and config.run.force:
         output.provenance.object(f"{made.unmatched.total()} records of --file1 and --file2 do not match")
@@ -117,7 +117,7 @@ def _build(config: ConsistencyConfig, rank: str, summed: bool) -> PairSet:
     dealt = None
     if c.shuffle_consistency is not None:  # a pass of its own: every c must be known before the first is dealt out
         dealt = shuffled(consistencies(*files(), **ranking), c.shuffle_consistency)
-    labels = {item.uuid: item for item in store.read(Path(c.labels), Item)} if c.labels else None
+    labels = {item.uuid: item for item in store.read(Path(c.labels), Item, skip=skip)} if c.labels else None
     return build(*files(), **ranking, labels=labels, dealt=dealt, summed=summed)
 
 

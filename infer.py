@@ -60,6 +60,9 @@ def sample(config: InferConfig) -> None:
     total = sum(1 for _ in store.read(data, Prompt, skip=config.run.skip))  # a bad record or a duplicate shows up here
     read = partial(store.read, data.absolute(), Prompt, _limit(config), skip=config.run.skip, unique=False)
     total = sum(1 for _ in read()) if _limit(config) else total
+    if not total:  # all of them are bad, or there would be no layout
+        bad = next(store.rejected(data, Prompt, _limit(config)))
+        raise UserError(f"{data}: no prompt is left to answer; the first: {bad['where']}: {bad['reason']}")
     sysprompt = "none" if g.sysprompt == "auto" else g.sysprompt
     sampling = _sampling(config)
     folder = (

@@ -18,7 +18,7 @@ from pathlib import Path
 from config import MAX_SEED, Model, Run, group
 from cream import console, journal, store
 from cream.console import log
-from cream.errors import UserError
+from cream.errors import UserError, mendable
 from cream.flags import flag, parse
 from cream.records import Record, encode
 from cream.sources.forms import FORMS
@@ -252,10 +252,13 @@ def export(config: PrepareConfig, words: list[str]) -> None:
     if not _to_write(config, output):
         return
     records = store.read(path, kind, skip=config.run.skip)
+    if (first := next(records, None)) is None:
+        bad = next(store.rejected(path, kind))
+        raise UserError(f"{path}: no record is left to export; the first: {bad['where']}: {bad['reason']}")
     with output:
         if config.run.skip:
             output.reject(store.rejected(path, kind))
-        count = output.finish(forms.export(record, t.form) for record in records)
+        count = output.finish(forms.export(record, t.form) for record in chain([first], records))
     log.info("%s: %d rows in the form of %s", target, count, t.form)
 
 
@@ -283,9 +286,11 @@ def validate(config: PrepareConfig, words: list[str]) -> None:
     for path in paths:
         try:
             found = look(path, chat, config.lengths.max_length)
-        except UserError as error:
+        except (UserError, OSError) as error:
+            if (told := mendable(error)) is None:
+                raise
             bad.append(path)
-            log.info("%s", error)
+            log.info("%s", told)
             continue
         if found.bad_count:
             bad.append(path)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from cream.errors import UserError
+from cream.evaluation.tasks import grade
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # sums of some of them stay finite, too
@@ -43,6 +44,13 @@ def _check_turns(messages: list[Message]) -> None:
             raise ValueError(f"turn {index} is the {message.role}'s where the {expected}'s is due")
 
 
+def _check_prompt(messages: list[Message]) -> None:
+    """[system] user (assistant user)*: an answer can follow."""
+    _check_turns(messages)
+    if messages[-1].role != "user":
+        raise ValueError("a prompt ends with a user's turn; this one already has its answer")
+
+
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What all records have: their uuid, and the keys that their layout does not know."""
 
@@ -67,9 +75,7 @@ class Prompt(Record, kw_only=True):
     messages: list[Message]
 
     def __post_init__(self):
-        _check_turns(self.messages)
-        if self.messages[-1].role != "user":
-            raise ValueError("a prompt ends with a user's turn; this one already has its answer")
+        _check_prompt(self.messages)
 
 
 class Samples(Record, kw_only=True):
@@ -82,7 +88,7 @@ class Samples(Record, kw_only=True):
     logprob: list[Finite | None] | None = None
 
     def __post_init__(self):
-        _check_turns(self.prompt)
+        _check_prompt(self.prompt)
         _check_parallel(self, "responses", ("finish_reason", "num_tokens", "logprob"))
 
 
@@ -99,7 +105,7 @@ class Rewards(Record, kw_only=True):
     num_tokens: list[Count] | None = None
 
     def __post_init__(self):
-        _check_turns(self.prompt)
+        _check_prompt(self.prompt)
         _check_parallel(self, "response", ("score", "ref_score", "reward", "reason", "finish_reason", "num_tokens"))
         for index, conversation in enumerate(self.response):
             if conversation[:-1] != self.prompt or conversation[-1].role != "assistant":
@@ -201,18 +207,20 @@ def _check_parallel(record: Record, of: str, names: tuple[str, ...]) -> None:
 def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
     """The record in `value` (plain JSON values).
 
-    Raises UserError that names `where` (the file), the uuid and the JSON path.
+    Raises UserError that names `where` (the file), the uuid and the JSON path; also of an item that cannot be graded.
     """
     if kind in AS_LIST and isinstance(value, list):
         value = {"messages": value}
-    if not uuid:
-        raise UserError(f"{where}: a record's uuid is empty")
+    if not uuid.strip():
+        raise UserError(f"{where}: a record's uuid is blank")
     fields = value
     if isinstance(value, dict):  # a user's own key may be called `extra` too
         fields = {key: v for key, v in value.items() if key in kind.__struct_fields__ and key != "extra"}
     try:
         record = msgspec.convert(fields, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+        if isinstance(record, Item):
+            grade(record.question, record.label, "")
+    except (msgspec.ValidationError, RecursionError, UserError) as error:
         found = _found(fields, str(error))
         raise UserError(f"{where}: record {uuid!r}: {error}{found} (expected: {_layout(kind)})") from None
     record.uuid = uuid

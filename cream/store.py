@@ -173,15 +173,17 @@ def _form(path: Path) -> str | None:
 
 def detect(path: Path, *, skip: bool = False) -> type[Record]:
     """The layout of a file's first record, with `skip` of the first that has one. Raises UserError when there is none
-    that the stages exchange."""
+    that the stages exchange, which says what is wrong with the first."""
+    first = None
     for raw in _entries(path):
         kind = None if isinstance(raw, Bad) else kind_of(raw.value)
         if kind is not None:
             return kind
+        why = raw.reason if isinstance(raw, Bad) else f"record {raw.uuid!r} follows no known layout"
+        first = first or f"{raw.where}: {why}; docs/formats.md shows them"
         if not skip:
-            why = raw.reason if isinstance(raw, Bad) else f"record {raw.uuid!r} follows no known layout"
-            raise UserError(f"{raw.where}: {why}; docs/formats.md shows them. {SKIP}")
-    raise UserError(f"{path}: the file holds no records{' of a known layout' if skip else ''}")
+            raise UserError(f"{first}. {SKIP}")
+    raise UserError(f"{path}: the file holds no records" + (f" of a known layout. The first: {first}" if first else ""))
 
 
 def _entries(path: Path) -> Iterator[Raw | Bad]:

@@ -14,7 +14,7 @@ from layouts import lines, records, whole
 from msgspec import structs
 
 from cream.files import BOM
-from cream.records import Conversation, Item, Pair, Prompt, Rewards, Samples
+from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples
 
 BAD = 2  # the record that is damaged
 HERE = rf"line {BAD + 1}\b|'q{BAD}'|element {BAD}\b"  # how a message names it
@@ -23,6 +23,7 @@ MUTATIONS = 20  # of each stage's valid file
 WRONG = (None, True, 7, -1.5, "x", "", [], {}, [[]], {"a": 1}, 10**30)
 ROLES = {
     "no turn": [],
+    "the assistant ends": ["user", "assistant"],
     "only a system's turn": ["system"],
     "the assistant begins": ["assistant", "user"],
     "two users": ["user", "user"],
@@ -45,7 +46,8 @@ NUMBERS = {  # field -> raw JSON that stands where a finite number is due
         "selected_index": ["-1", "1.5"],
         "selected_truncated": ["1", "null"],
     },
-    Item: {"label": ["null", "NaN", "1e999", '""', '" "', "[]", "1" + "0" * 400]},
+    Item: {"label": ["null", "NaN", "1e999", '""', '" "', "[]", "1" + "0" * 400, '"Z"']},
+    Answer: {"label": ['"Z"', '"' + "Z" * 5000 + '"']},
 }
 LISTS = {Samples: ["finish_reason", "num_tokens", "logprob"], Rewards: ["score", "ref_score", "reward", "reason"]}
 
@@ -153,12 +155,14 @@ def _records(kind: type) -> Iterator[Case]:
         if kind is not Item and value not in ([], {}):  # a conversation's value may be a list
             text = whole(kind, rows)[:-1] + b', "bad": ' + json.dumps(value).encode() + b"}"
             yield Case(f"value {str(value)[:5]}", ".json", text, "'bad'")
-    for uuid in (None, 7, "", [], {}, True):
+    for uuid in (None, 7, "", " \n", [], {}, True):
         yield _line(kind, f"uuid {uuid!r}", b"", {"uuid": uuid})
     rows[BAD].pop("uuid")
     yield Case("no uuid", ".jsonl", lines(rows), HERE)
     if kind is not Item:
-        yield Case("empty key", ".json", whole(kind, [*records(kind), {**records(kind)[0], "uuid": ""}]), "empty")
+        for uuid in ("", " \n"):
+            text = whole(kind, [*records(kind), {**records(kind)[0], "uuid": uuid}])
+            yield Case(f"key {uuid!r}", ".json", text, "blank")
 
 
 def _fields(kind: type) -> Iterator[Case]:

@@ -62,9 +62,12 @@ def test_all_that_is_missing_is_told_at_once(file, tmp_path):
 
 def test_malformed_examples_are_passed_over_only_if_asked(tmp_path):
     path = tmp_path / "train.jsonl"
-    path.write_text('{"uuid": "a"}\n{"uuid": "b", "question": "What is 2 + 3?", "label": 5}\n')
-    with pytest.raises(UserError, match="question"):
-        draw({"sum": path}, [], 1, 0)
+    good = '{"uuid": "b", "question": "What is 2 + 3?", "label": 5}\n'
+    unlabelled = good.replace('"b"', '"a"').replace("5", '"x"')
+    for bad, told in (('{"uuid": "a"}\n', "question"), (unlabelled, "'a'.*label 'x'")):
+        path.write_text(bad + good)
+        with pytest.raises(UserError, match=f"train.jsonl, line 1: .*{told}"):
+            draw({"sum": path}, [], 1, 0)
     assert [e.uuid for e in draw({"sum": path}, [], 1, 0, skip=True)["sum"]] == ["b"]
 
 

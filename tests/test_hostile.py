@@ -15,7 +15,7 @@ from cream.records import Answer, Conversation, Pair, Prompt, Rewards, Samples
 from cream.store import read
 
 pytestmark = pytest.mark.slow
-UUIDS = ["../../x", "/etc/passwd", "a\0b", "..", "$(touch RAN)", "`touch RAN`", "'; touch RAN; '", "\n", "é" * 5000]
+UUIDS = ["../../x", "/etc/passwd", "a\0b", "..", "$(touch RAN)", "`touch RAN`", "'; touch RAN; '", "a\n", "é" * 5000]
 SCRIPT = "<script>open('RAN', 'w')</script>{{ 7 * 7 }}${RAN}"
 SAMPLE = f"infer.py {ON} --gen_n 2 --gen_max_tokens 8 --limit_size 2 --output_dir localdata/h/out.json"
 SPIN = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

@@ -12,7 +12,7 @@ from msgspec import structs
 from workspace import REGISTRIES
 
 from cream.errors import UserError
-from cream.records import Conversation, Pair, Rewards
+from cream.records import Conversation, Item, Pair, Rewards
 from cream.store import MALFORMED, read, read_rows
 
 pytestmark = pytest.mark.slow
@@ -120,6 +120,19 @@ def test_line_ends_do_not_matter(world, stage):
         made = world.folder / (f"{output}/checkpoint-last/model.safetensors" if kind in TRAINED else f"{output}.json")
         found[name] = made.read_bytes()
     assert found["lf"] == found["crlf"]
+
+
+def test_bad_labels_are_left_out_on_request(world):
+    """The prompts must have theirs all the same."""
+    rows = [*records(Item), {"uuid": "q9", "question": "What?", "label": "Z"}]
+    path, output = "localdata/oracle.jsonl", "outputs/oracle.json"
+    command = STAGES["labels"][1].format(file=path).replace("outputs/x.json", output) + " --on_bad_record skip"
+    (world.folder / path).write_bytes(lines(rows).replace(b'"label": 2', b'"label": "Z"'))
+    assert "no item 'q0'" in world.refused(command)
+    (world.folder / path).write_bytes(lines(rows))
+    assert "line 7: record 'q9': question 'What?'" in world.refused(command.replace("skip", "fail"))
+    world.run(command)
+    assert [row["uuid"] for row in read_rows(world.folder / f"{output}.rejected.jsonl")] == ["q9"]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.zst"])

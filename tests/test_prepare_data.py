@@ -226,6 +226,25 @@ def test_what_is_refused(workspace, command, told):
     assert told in workspace.refused(f"prepare_data.py {command}")
 
 
+def test_an_export_of_nothing_is_refused(workspace):
+    workspace.write("localdata/blank.json", {"a": [{"role": "user", "content": " "}]})
+    told = workspace.refused("prepare_data.py export localdata/blank.json --form trl --on_bad_record skip")
+    assert "no record is left to export; the first: localdata/blank.json: record 'a': a user's turn is empty" in told
+
+
+def test_validate_tells_of_each_file(workspace):
+    """Also of those that cannot be read, and of questions that could not be graded."""
+    (workspace.folder / "localdata/loop.jsonl").symlink_to("loop.jsonl")
+    item = {"uuid": "p", "question": "q?\nA. a\nB. b", "task": "arc_easy"}
+    workspace.write("localdata/items.json", [item | {"label": "B"}, item | {"uuid": "z", "label": "Z"}])
+    files = "localdata/loop.jsonl localdata/" + "x" * 300 + ".json localdata/items.json localdata/tiny/sft.json"
+    done = workspace.run(f"prepare_data.py validate {files}", code=2)
+    (workspace.folder / "localdata/loop.jsonl").unlink()
+    assert "loop.jsonl: Too many levels of symbolic links" in done.out and "xxx.json: File name too long" in done.out
+    assert "items.json: 1 Item records, 0 answers, 1 bad" in done.out and "label 'Z' is none of its options" in done.out
+    assert "sft.json: " in done.out and "3 of 4 files have bad records" in done.err
+
+
 def test_the_sources_are_listed(workspace):
     out = workspace.run("prepare_data.py list").out
     assert out == workspace.run("prepare_data.py --list").out

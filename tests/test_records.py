@@ -144,8 +144,10 @@ def test_turns_alternate_after_an_optional_system_message(roles):
         (Prompt, "text", "object"),
         (Conversation, {"messages": [USER, {"role": "assistant", "content": 5}]}, "$.messages[1].content"),
         (Samples, changed(Samples, responses="one"), "$.responses"),
+        (Samples, changed(Samples, prompt=[USER, RIGHT]), "already has its answer"),
         (Samples, changed(Samples, finish_reason=["stop"]), "`finish_reason` has 1 entries for 2"),
         (Samples, changed(Samples, finish_reason=["stop", "eos"]), "$.finish_reason[1]"),
+        (Rewards, changed(Rewards, prompt=[USER, RIGHT]), "already has its answer"),
         (Rewards, changed(Rewards, reward=[1.0]), "`reward` has 1 entries for 2"),
         (Rewards, changed(Rewards, reward=[1.0, "high"]), "$.reward[1]"),
         (Rewards, changed(Rewards, response=[[USER, RIGHT], [USER]]), "response 1"),
@@ -156,6 +158,8 @@ def test_turns_alternate_after_an_optional_system_message(roles):
         (Pair, {key: v for key, v in LAYOUTS[Pair].items() if key != "consistency"}, "consistency"),
         (Item, {"question": "2 + 3?"}, "label"),
         (Item, None, "null"),
+        (Item, changed(Item, label="Z"), "label 'Z' is none of its options A, B"),
+        (Answer, changed(Answer, label="twelve"), "label 'twelve' is no number"),
     ],
 )
 def test_an_error_names_file_record_and_place(kind, value, named):

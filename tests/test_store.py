@@ -24,11 +24,7 @@ def prompt(uuid, content="What is 2 + 3?", **extra):
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=30)
-@given(
-    st.dictionaries(
-        text.filter(len), st.tuples(words, st.dictionaries(st.sampled_from(["task", "level"]), text)), max_size=5
-    )
-)
+@given(st.dictionaries(words, st.tuples(words, st.dictionaries(st.sampled_from(["task", "level"]), text)), max_size=5))
 def test_every_form_reads_back_in_order(tmp_path_factory, form, contents):
     path = tmp_path_factory.mktemp("forms") / f"prompts{form}"
     records = [prompt(uuid, content, **extra) for uuid, (content, extra) in contents.items()]
@@ -80,6 +76,7 @@ def test_lines_are_streamed(tmp_path):
 
 
 A_PROMPT = '[{"role": "user", "content": "x"}]'
+A_LINE = f'{{"uuid": "a", "messages": {A_PROMPT}}}'.encode()
 
 
 @pytest.mark.parametrize(
@@ -88,6 +85,9 @@ A_PROMPT = '[{"role": "user", "content": "x"}]'
         ("x.json", b"", "x.json"),
         ("x.json", b"3", "x.json"),
         ("x.json", b"\xef\xbb\xbf{}", "x.json"),
+        ("x.json", f'{{"": {A_PROMPT}}}'.encode(), "uuid is blank"),
+        ("x.json", f'{{"a": {A_PROMPT}, " \\n": {A_PROMPT}}}'.encode(), "uuid is blank"),
+        ("x.jsonl", f'{{"uuid": "  ", "messages": {A_PROMPT}}}'.encode(), "line 1: a record's uuid is blank"),
         ("x.json", f'{{"a": {A_PROMPT}, "a": {A_PROMPT}}}'.encode(), "'a'"),
         ("x.json", f'{{"a": {A_PROMPT}, "b": []}}'.encode(), "'b'"),
         ("x.json", b'{"a": [{"role": "user", "content": "\\ud800"}]}', "x.json"),
@@ -203,6 +203,24 @@ def test_detect_refuses_what_no_stage_writes(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=r"x\.json"):
         store.detect(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "line, why",
+    [
+        (files.BOM + A_LINE, "line 1: begins with a byte-order mark"),
+        (A_LINE.decode().encode("utf-16"), "line 1: not valid JSON"),
+        (A_LINE.replace(b"[", b"[NaN, "), "line 1: not valid JSON"),
+        (A_LINE.replace(b'"x"', b'"\\ud800"'), "line 1: not valid JSON: a lone surrogate"),
+        (A_LINE.replace(b'"x"', b'"\xff"'), "line 1: not valid UTF-8"),
+        (b'{"uuid": "a"}\n[]', "line 1: record 'a' follows no known layout"),
+        (b"", "x.jsonl: the file holds no records$"),
+    ],
+)
+def test_detect_tells_why_the_first_record_is_none_when_no_other_is(tmp_path, line, why):
+    (tmp_path / "x.jsonl").write_bytes(line)
+    with pytest.raises(UserError, match=why):
+        store.detect(tmp_path / "x.jsonl", skip=True)
 
 
 @pytest.mark.parametrize("name, is_file", [("a.json", True), ("a.jsonl.zst", True), ("run.v2", False), ("out", False)])

@@ -86,6 +86,19 @@ def test_a_label_that_cannot_be_graded_is_an_error(question, label):
         grade(question, label, "Answer: A")
 
 
+def test_a_label_is_told_in_short():
+    with pytest.raises(UserError) as error:
+        grade(GAS, "x" * 5000, "")
+    assert len(str(error.value)) < 400
+
+
+def test_blanks_within_an_option_are_read_in_linear_time():
+    """A pattern that goes on from each of them again would take hours."""
+    blanks = " " * 1_000_000
+    for lines in (f"A. a{blanks}b\nB. c", f"A) a{blanks}b B) c"):
+        assert options_of(f"Which?\n{lines}") == {"A": f"a{blanks}b", "B": "c"}
+
+
 @pytest.mark.parametrize(
     ("predictions", "winner"),
     [

@@ -655,6 +655,13 @@ def test_bfloat16_products_on_float32_masters(job):
     assert min(changed) > 0.9  # in pure bfloat16 about 2 % of the weights move at this rate
 
 
+def test_malformed_records_are_counted_where_nothing_is_left_to_train_on(job):
+    made = dataclasses.replace(job("sft", "run"), skip=True)
+    made.data.write_text('{"a": [{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}]}')
+    with pytest.raises(UserError, match=r"no record is left to train on \(dropped: {'malformed record': 1}\)"):
+        work(made)
+
+
 def test_nothing_left_to_train_on_is_an_error(job):
     with pytest.raises(UserError, match=r"sft\.json.*longer than 3 tokens"):
         work(job("sft", "run", max_length=3))

@@ -1,26 +1,21 @@
 """Evaluation data: which items an evaluation covers, the task of each, how it is asked."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
-
-import msgspec
 
 from cream import store
 from cream.errors import UserError
 from cream.evaluation.few_shot import worked
-from cream.evaluation.tasks import grade
 from cream.prompts import apply
-from cream.records import Item, Message, encode
+from cream.records import Item, Message
 
 
 class Items(NamedTuple):
-    """The items of one data set, each with its task; why a task has none; those whose label cannot be one, as
-    `store.rejected` has malformed records."""
+    """The items of one data set, each with its task; why a task has none."""
 
     items: list[Item]
     missing: dict[str, str]
-    rejected: list[dict]
 
 
 def item_files(path: Path, task_files: Mapping[str, Path]) -> list[Path]:
@@ -33,8 +28,7 @@ def read_items(name: str, path: Path, task_files: Mapping[str, Path], *, skip: b
 
     An item's task is its own `task` key, else that of the per-task file that holds its uuid, else the data set's name
     without `_test`. A set of all tasks without a file of its own is all per-task files that are there. `skip`:
-    malformed items, and those whose label is neither an option nor a number, are passed over.
-    Raises UserError when there is no item at all, or a uuid stands in two tasks, or a label cannot be one.
+    malformed items are passed over. Raises UserError when there is no item at all, or a uuid stands in two tasks.
     """
     if not task_files:
         items = list(store.read(path, Item, skip=skip))
@@ -49,22 +43,7 @@ def read_items(name: str, path: Path, task_files: Mapping[str, Path], *, skip: b
             for task, file in task_files.items()
             if task not in found
         }
-    rejected = list(_mislabelled(items, str(path)))
-    if rejected and not skip:
-        told = "; ".join(f"{row['uuid']}: {row['reason']}" for row in rejected[:3])
-        more = f"; and {len(rejected) - 3} more" if len(rejected) > 3 else ""
-        raise UserError(f"{path}: {told}{more}. {store.SKIP}")
-    left_out = {row["uuid"] for row in rejected}
-    return Items([item for item in items if item.uuid not in left_out], missing, rejected)
-
-
-def _mislabelled(items: Iterable[Item], where: str) -> Iterator[dict]:
-    for item in items:
-        try:
-            grade(item.question, item.label, "")
-        except UserError as error:
-            text = msgspec.json.encode(encode(item)).decode()
-            yield {"uuid": item.uuid, "where": where, "reason": str(error), "record": text}
+    return Items(items, missing)
 
 
 def _of_all_tasks(path: Path, task_files: Mapping[str, Path], skip: bool) -> list[Item]:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +63,7 @@ def read_questions(
     items and examples are passed over, and `rejected`. Logs which tasks are missing, and what is passed over.
     Raises UserError where no item is left, and what `read_items`, `with_options` and `few_shot.draw` raise.
     """
-    found, missing, mislabelled = read_items(name, path, task_files, skip=skip)
+    found, missing = read_items(name, path, task_files, skip=skip)
     for task, why in missing.items():
         log.info("task %s is not evaluated: %s", task, why)
     items = {item.uuid: item for item in found[:limit]}
@@ -75,7 +74,7 @@ def read_questions(
     places = few_shot.places(tasks, shots_file, path, task_files)
     examples = few_shot.draw(places, found, shots, seed, skip=skip)
     files, example_files = item_files(path, task_files), list(dict.fromkeys(places.values()))
-    rejected = list(chain(_malformed([*files, *example_files]), mislabelled)) if skip else []
+    rejected = _malformed([*files, *example_files]) if skip else []
     return Questions(items, examples, files, example_files, passed_over, rejected, shots)
 
 

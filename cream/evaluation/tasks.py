@@ -20,8 +20,10 @@ from cream.evaluation.answers import (
 
 TASKS = ("arc_easy", "arc_challenge", "openbookqa", "siqa", "gsm8k")
 
-OPTION_LINE = re.compile(r"^[ \t]*(?:\(([A-H1-9])\)|([A-H1-9])[.):])[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
-OPTION_INLINE = re.compile(r"(?<!\S)\(?([A-H1-9])\)[ \t]+(\S.*?)(?=[ \t]+\(?[A-H1-9]\)[ \t]|[ \t]*$)", re.MULTILINE)
+OPTION_LINE = re.compile(r"^[ \t]*(?:\(([A-H1-9])\)|([A-H1-9])[.):])[ \t]+(\S(?:.*[^ \t\n])?)[ \t]*$", re.MULTILINE)
+OPTION_INLINE = re.compile(
+    r"(?<!\S)\(?([A-H1-9])\)[ \t]+(\S.*?)(?<![ \t])(?=[ \t]+\(?[A-H1-9]\)[ \t]|[ \t]*$)", re.MULTILINE
+)
 
 
 def options_of(question: str) -> dict[str, str]:
@@ -71,7 +73,7 @@ def grade(question: str, label: str | int | float, response: str, strict: bool =
     gold = extract_number(label)
     if gold is None:
         known = f"none of its options {', '.join(options)}" if options else "no number, and it has no option lines"
-        raise UserError(f"question {question[:80]!r}: label {label!r} is {known}; mend the label or the question")
+        raise UserError(f"question {question[:80]!r}: label {label[:80]!r} is {known}; mend the label or the question")
     if strict:
         answer = extract_number_strict(response)
         return (answer or "none").lower(), answer == label

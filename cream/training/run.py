@@ -188,11 +188,11 @@ def _examples(job: Job, chat, limit: int, dropped: Counter[str]) -> tuple[list, 
     rows = module.examples(records, chat, limit, dropped)
     for reason, count in dropped.items():
         log.info("dropped %d of %d records: %s", count, len(records), reason)
+    if job.skip and (bad := sum(1 for _ in store.rejected(job.data, kind, job.limit_size))):
+        dropped[MALFORMED] = bad
     if not rows:
         raise UserError(f"{job.data}: no record is left to train on (dropped: {dict(dropped)})")
     facts = {"records": len(records)}
-    if job.skip and (bad := sum(1 for _ in store.rejected(job.data, kind, job.limit_size))):
-        dropped[MALFORMED] = bad
     if job.stage == "dpo":
         facts |= dpo.weigh(rows, job.method, job.fixed_consistency)
         log.info(
