@@ -1,10 +1,11 @@
 """What a record costs in memory: peaks of whole stage commands on .jsonl files of growing size.
 
-    python benchmarks/drivers.py                              # 10^4, 10^5, 10^6 records: about an hour on 2 cores
-    python benchmarks/drivers.py --records 10000,100000 --stages consistency
+    python benchmarks/drivers.py                              # 10^4, 10^5, 10^6 records: an hour a round on 2 cores
+    python benchmarks/drivers.py --records 10000,100000 --stages consistency --rounds 1
 
-The model is the smallest that every part of a stage still runs with, so that what grows is the driver's. consistency
-runs twice: `same order`, and `other order`, its second file in another order than its first.
+The model is the smallest that every part of a stage still runs with, so that what grows is the driver's. What a start
+takes for a moment varies by 30 MB, more than 10^6 records add: a peak is the least of --rounds runs. consistency runs
+twice: `same order`, and `other order`, its second file in another order than its first.
 """
 
 import argparse
@@ -113,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", default="10000,100000,1000000", help="of each file (default: %(default)s)")
     parser.add_argument("--stages", default=",".join(STAGES), help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each (default: %(default)s)")
     args = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +122,8 @@ def main() -> None:
         for stage in args.stages.split(","):
             before: dict[str, tuple[int, int]] = {}
             for count in map(int, args.records.split(",")):
-                for name, peak in peaks(stage, model, count):
+                runs = [dict(peaks(stage, model, count)) for _ in range(args.rounds)]
+                for name, peak in {name: min(run[name] for run in runs) for name in runs[0]}.items():
                     grown = ""
                     if name in before:
                         records, least = before[name]
