@@ -196,10 +196,13 @@ def rescore(config: InferConfig) -> None:
     provenance.output("input_file", source)
     decides = {**by, "on_bad_record": config.run.on_bad_record}
     output = journal.Output(target, decides, provenance, overwrite=config.run.overwrite)
-    if compared:
-        again = [choices.chosen(answer, g.length_norm) for answer in answers]
-    else:
-        again = [grading.regraded(answer, g.extraction == "strict") for answer in answers]
+    again = []
+    for answer in answers:
+        try:
+            strict = g.extraction == "strict"
+            again.append(choices.chosen(answer, g.length_norm) if compared else grading.regraded(answer, strict))
+        except UserError as error:
+            raise UserError(f"{source}: record {answer.uuid!r}: {error}") from None
     for title, some in (("before", answers), (f"now, {' '.join(next(iter(by.items())))}", again)):
         log.info("%s\n%s", title, format_table(grading.table_rows(some, task=_short(g.input_file))))
     changed = grading.changes(answers, again)

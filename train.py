@@ -58,7 +58,8 @@ def main(argv=None):
         names.check_free(CHECKPOINTS, config.output.register, run / LAST, overwrite=config.run.overwrite)
     stands = _stands(config, run, header, provenance.sources.values())
     if config.run.dry_run:
-        deque(store.read(data, store.detect(data, skip=config.run.skip), skip=config.run.skip), maxlen=0)
+        kind = store.detect(data, skip=config.run.skip)
+        deque(store.read(data, kind, _limit(config), skip=config.run.skip), maxlen=0)
         console.log.info("dry run: %s; nothing was written", "the run stands already" if stands else "it would train")
         return
     if stands:
@@ -79,6 +80,10 @@ def main(argv=None):
 
 def _default_data(config: TrainConfig) -> str:
     return "tiny_sft" if config.model.name() == "tiny" else "oasst_sft"
+
+
+def _limit(config: TrainConfig) -> int | None:
+    return config.data.limit_size or (19 if config.run.debug else None)
 
 
 def _stage_and_method(config: TrainConfig, data: Path) -> tuple[str, str]:
@@ -229,7 +234,7 @@ def _train(config: TrainConfig, stage, method, start, data, run, header, provena
         beta=config.preference.beta,
         fixed_consistency=config.preference.fixed_consistency,
         max_length=config.data.max_length,
-        limit_size=config.data.limit_size or (19 if config.run.debug else None),
+        limit_size=_limit(config),
         chat_template=config.model.template(),
         lora=Lora(lora.lora_r, lora.lora_alpha, lora.lora_dropout) if lora.lora else None,
         bf16=config.device.bf16,

@@ -26,6 +26,8 @@ LONE = re.compile(
     rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)"
 )  # a surrogate without its other half
 
+NO_NUMBER = re.compile(rb"[:,[]\s*-?(?:NaN|Infinity)\b")
+
 
 @contextmanager
 def open_file(path: Path) -> Iterator[IO[bytes]]:
@@ -116,6 +118,8 @@ def _why(data: bytes, error: Exception) -> str:
         return f"not valid UTF-8: {error}"
     if LONE.search(data):
         return "not valid JSON: a lone surrogate, half of a character (\\uD800 to \\uDFFF)"
+    if NO_NUMBER.search(data):
+        return f"not valid JSON: {error}; NaN and Infinity are none: write null"
     return f"not valid JSON: {error}"
 
 

@@ -180,6 +180,8 @@ class Output:
         file, self._file = self._file, None
         with ExitStack() as ending:
             ending.push(self._lock)
+            for staged in (self._staged, self._staged_rejects):  # of this run, which failed, or of one that was killed
+                staged.unlink(missing_ok=True)
             if file is not None:
                 ending.enter_context(file)
                 os.fsync(file.fileno())
@@ -312,10 +314,10 @@ class Output:
             for row in rows:
                 count += 1
                 yield row
-            self.provenance.check_unchanged()  # all that is read of them has been read
 
         store.write_rows(self._staged, counted())
         rejects = self._stage_rejects()
+        self.provenance.check_unchanged()  # all that is read of them has been read
         meta = {
             **self.header,
             **origin(),

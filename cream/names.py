@@ -54,12 +54,13 @@ def check_free(
         raise UserError(
             f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only, neither '.' nor '-' first"
         )
+    entry = read_registry(registry).get(name)  # damage is told before any work
     if overwrite:
         return
-    entry = read_registry(registry).get(name)
     if entry not in (None, _entry(path)):
         raise UserError(f"--register {name}: {registry} has that name already, for {entry}; {ANOTHER}")
-    if entry is None and (built_in := _built_in(name, known or {})) and in_root(built_in).exists():
+    built_in = _built_in(name, known or {})
+    if entry is None and built_in and in_root(built_in).exists() and _entry(in_root(built_in)) != _entry(path):
         raise UserError(f"--register {name}: that is the built-in name of {built_in}; {ANOTHER}")
 
 

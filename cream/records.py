@@ -218,7 +218,7 @@ def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
         fields = {key: v for key, v in value.items() if key in kind.__struct_fields__ and key != "extra"}
     try:
         record = msgspec.convert(fields, kind)
-        if isinstance(record, Item):
+        if kind is Item:  # an evaluation's answers are graded already
             grade(record.question, record.label, "")
     except (msgspec.ValidationError, RecursionError, UserError) as error:
         found = _found(fields, str(error))

@@ -268,6 +268,15 @@ def test_a_task_that_all_test_lacks_is_named(world):
         (world.folder / "localdata" / name).unlink()
 
 
+def test_rescore_names_what_it_cannot_grade(world, votes):
+    answers = world.read("outputs/votes.json")
+    last = [*answers][-1]
+    answers[last]["label"] = "Z"
+    world.write("outputs/foreign.json", answers)
+    error = world.refused("infer.py --mode rescore --input_file outputs/foreign.json")
+    assert f"outputs/foreign.json: record '{last}': question" in error and "label 'Z' is none of its options" in error
+
+
 @pytest.mark.parametrize("flags", ["--length_norm none", "--gen_n 2", "--limit_size 3"])
 def test_rescore_says_what_does_not_apply(world, votes, flags):
     error = world.refused(f"infer.py --mode rescore --input_file outputs/votes.json {flags}")

@@ -279,7 +279,8 @@ CHANGES = {
 
 @pytest.mark.parametrize(("change", "refused"), CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("place", ["data.json", "model/config.json"])
-def test_an_input_that_changes_while_a_stage_runs(tmp_path, place, change, refused):
+@pytest.mark.parametrize("late", [False, True], ids=["rows", "rejected"])
+def test_an_input_that_changes_while_a_stage_runs(tmp_path, place, change, refused, late):
     """Nothing is made of it; what is finished is kept, for what the input held before."""
     path, file = tmp_path / "x.json", tmp_path / place
     file.parent.mkdir(exist_ok=True)
@@ -291,13 +292,20 @@ def test_an_input_that_changes_while_a_stage_runs(tmp_path, place, change, refus
 
     def reading(output):
         yield from output.rows(ORDER[:2])
-        change(file)
+        if not late:
+            change(file)
         yield from output.rows(ORDER[2:])
+
+    def rejected():
+        if late:
+            change(file)
+        yield {"uuid": "bad"}
 
     file.write_text("[1]")
     with begun() as output:
         for row in ROWS:
             output.append(row)
+        output.reject(rejected())
         if refused:
             with pytest.raises((UserError, FileNotFoundError), match="was changed while this ran|no such file"):
                 output.finish(reading(output))
@@ -392,11 +400,12 @@ def test_what_fails_leaves_the_rejected_records_of_what_stands(tmp_path):
         output.finish(ROWS)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def failing():
-        yield ROWS[0]
+    def failing(row):
+        yield row
         raise UserError("no more")
 
-    with pytest.raises(UserError), begin(tmp_path / "x.json", {**SETTINGS, "seed": 7}, overwrite=True) as output:
-        output.reject([{"uuid": "another"}])
-        output.finish(failing())
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for rows, rejected in ((failing(ROWS[0]), [{"uuid": "another"}]), (ROWS, failing({"uuid": "another"}))):
+        with pytest.raises(UserError), begin(tmp_path / "x.json", {**SETTINGS, "seed": 7}, overwrite=True) as output:
+            output.reject(rejected)
+            output.finish(rows)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -111,6 +111,7 @@ def test_a_built_in_name_is_taken_where_its_file_is(tmp_path, registry, repo):
         names.check_free(registry, "Here", tmp_path / "a", known=known)
     names.check_free(registry, "Here", tmp_path / "a", known=known, overwrite=True)
     names.check_free(registry, "not_here", tmp_path / "a", known=known)
+    names.check_free(registry, "here", repo / "README.md", known=known)  # what it stands for
     names.register(registry, "here", tmp_path / "a")
     names.check_free(registry, "here", tmp_path / "a", known=known)  # pointed elsewhere before
 
@@ -123,10 +124,12 @@ def test_what_cannot_be_a_name(tmp_path, registry, name):
 
 
 @pytest.mark.parametrize("content", ["[]", '{"a": 1}', "{"])
-def test_a_broken_registry_is_named(registry, content):
+def test_a_broken_registry_is_named(tmp_path, registry, content):
     registry.write_text(content)
     with pytest.raises(UserError, match=registry.name):
         names.checkpoint("m1", registry)
+    with pytest.raises(UserError, match=registry.name):  # before any work
+        names.check_free(registry, "m1", tmp_path, overwrite=True)
 
 
 def test_many_register_at_once(tmp_path, registry):

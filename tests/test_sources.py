@@ -3,8 +3,10 @@
 import bz2
 import gzip
 import json
+import logging
 import lzma
 import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -207,6 +209,8 @@ FORMS = {
     "lines.jsonl": b"\xef\xbb\xbf" + LINES,
     "list.json": b'\n[{"a": 1}, {"a": [2], "b": "x"}]',
     "indented.json": json.dumps([{"a": 1}, {"a": [2], "b": "x"}], indent=1).encode(),
+    "objects within lines.json": b'{ "a": 1\n}{"a":\n[2], "b": "x"}',
+    "bare returns.jsonl": LINES.replace(b"\n", b"\r"),
     "objects.json": b'{\n "a": 1\n}\r\n{\n "a": [\n2],\n "b": "x"\n}\n',
     "lines.jsonl.xz": lzma.compress(LINES),
     "list.json.bz2": bz2.compress(json.dumps(ROWS).encode()),
@@ -223,6 +227,8 @@ def test_the_forms_of_json(tmp_path, name):
 def test_a_list_of_texts_and_cells_of_any_length(tmp_path):
     (tmp_path / "t.json").write_text('["x", "y"]')
     assert reading.rows(Place(str(tmp_path / "t.json"))) == [{"text": "x"}, {"text": "y"}]
+    (tmp_path / "t.csv").write_text(",Unnamed: 0,a\n1,2,3\n  \n")
+    assert reading.rows(Place(str(tmp_path / "t.csv"))) == [{"Unnamed: 0.1": "1", "Unnamed: 0": "2", "a": "3"}]
     (tmp_path / "t.csv").write_text(f',a\r1,{"x" * 200_000}\r2,"{chr(10)}"\r')
     cells = [{"Unnamed: 0": "1", "a": "x" * 200_000}, {"Unnamed: 0": "2", "a": "\n"}]
     assert reading.rows(Place(str(tmp_path / "t.csv"))) == cells
@@ -241,8 +247,10 @@ DAMAGED = {
     "101 levels": ("jsonl", b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "line 1: nested too deeply: in more than 100"),
     "a key twice": ("jsonl", b'{"a": [{"b": 1, "b": 2}]}\n', "line 1: a key stands twice in one object: b, b"),
     "no object": ("json", b'[{"a": 1}, null]', "element 1: expected an object"),
-    "no number": ("jsonl", b'{"a": NaN}\n', "line 1: not valid JSON"),
+    "no number": ("jsonl", b'{"a": NaN}\n', "line 1: not valid JSON.*write null"),
     "nothing": ("json", b"[]", "holds no rows"),
+    "an object cut short": ("json", b'{\n "a": 1}\n\n{\n "b"', "line 4: not valid JSON"),
+    "no value": ("json", b'{\n "a": 1}\n!', "line 3: not valid JSON"),
     "not .bz2": ("jsonl.bz2", b'{"a": 1}', "cannot be unpacked"),
     "half an .xz": ("csv.xz", lzma.compress(b"a,b\n1,2\n")[:-9], "cannot be unpacked"),
 }
@@ -259,21 +267,31 @@ def test_damaged_files_are_refused_with_the_line(tmp_path, suffix, data, told, f
 
 
 @pytest.mark.parametrize(
-    "setting, told",
+    "setting, split, text, expected",
     [
-        ("sep: ','", "t.csv, line 2: has 1 cells"),
-        ("skiprows: 1", "its README.md sets skiprows"),
-        ("sep: ab", "sets sep"),
+        ("sep: ','", "test", "a,b\n09,2\n", [{"a": "09", "b": "2"}]),
+        ("sep: ';'", "test", "a;b\n09;2\n", [{"a": "09", "b": "2"}]),
+        ("sep: ','", "test[:1]", "a,b\n9,x\n8,y\n", [{"a": 9, "b": "x"}]),
+        ("skiprows: 1", "test", "told\na,b\n9,x\n", [{"a": 9, "b": "x"}]),
+        ("names: [p, r]", "test", "9,x\n8,y\n", [{"p": 9, "r": "x"}, {"p": 8, "r": "y"}]),
     ],
 )
-def test_a_mirrors_card_is_heeded_or_refused(tmp_path, setting, told):
+def test_what_a_mirrors_card_asks_for_is_heeded(tmp_path, caplog, monkeypatch, setting, split, text, expected):
+    """Where it is more than a separator, by the library, which guesses types and is said to."""
+    monkeypatch.setattr(logging.getLogger("cream"), "propagate", True)
     (tmp_path / "data").mkdir()
-    (tmp_path / "README.md").write_text(DECLARED.replace('sep: ","', setting))
-    (tmp_path / "data/t.csv").write_text("a,b\n1\n")
-    with pytest.raises(UserError, match=told):
-        reading.rows(Place(str(tmp_path), "main", "test"))
-    with pytest.raises(UserError, match="has no split 'train'; it has: test"):
+    (tmp_path / "README.md").write_text(DECLARED.replace('sep: ","', setting).partition("dataset_info")[0] + "---")
+    (tmp_path / "data/t.csv").write_text(text)
+    assert reading.rows(Place(str(tmp_path), "main", split)) == expected
+    assert ("may have become numbers" in caplog.text) == (9 in expected[0].values())
+    with pytest.raises(UserError, match='Unknown split "train"'):
         reading.rows(Place(str(tmp_path), "main"))
+
+
+def test_a_mirror_of_zipped_files_is_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "train.zip", "w") as file:
+        file.writestr("train.jsonl", '{"a": "1"}\n{"a": "2"}\n')
+    assert reading.rows(Place(str(tmp_path))) == [{"a": "1"}, {"a": "2"}]
 
 
 def test_a_mirror_is_not_read_to_find_its_splits(tmp_path):

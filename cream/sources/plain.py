@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -24,8 +25,9 @@ from cream.files import BOM, MOST, open_file, parse, read_lines
 from cream.store import DEPTH, too_deep
 
 if TYPE_CHECKING:
-    from datasets import DatasetBuilder
+    from datasets import BuilderConfig
 
+BLANK, VALUE = re.compile(r"\s*"), json.JSONDecoder()
 UNPACK = {".xz": lzma.open, ".bz2": bz2.open}  # what tables alone may be packed as
 PACKED = (".gz", ".zst", *UNPACK)
 
@@ -70,14 +72,14 @@ def rows(place: object, paths: Sequence[Path], read: Callable[[Path], Iterator[d
     return FileRows(lambda: (row for path in paths for row in read(path)), [*every], count)
 
 
-def reader(place: object, builder: "DatasetBuilder") -> Callable[[Path], Iterator[dict]]:
-    """What reads a folder's files as its card says. Raises UserError for what only `datasets` could heed."""
-    config, read = builder.config, READERS[builder.name]
-    plain, sep = vars(type(config)()), str(getattr(config, "sep", ","))
-    odd = [name for name, value in vars(config).items() if name not in HEEDED and value != plain[name]]
-    if odd := odd + ["sep"] * (len(sep) != 1):
-        raise UserError(f"{place}: its README.md sets {', '.join(odd)}, heeded on the hub only; import its files")
-    return partial(read, sep=sep) if read is _cells else read
+def reader(config: "BuilderConfig", form: str) -> Callable[[Path], Iterator[dict]] | None:
+    """What reads a folder's files of a form, `datasets`' name of it, as the card says; None where it asks for more than
+    is read here."""
+    usual, sep = vars(type(config)()), str(getattr(config, "sep", ","))
+    odd = [name for name, value in vars(config).items() if name not in NAMES and value != usual[name]]
+    if odd or len(sep) != 1 or form not in READERS:
+        return None
+    return partial(_cells, sep=sep) if form == "csv" else READERS[form]
 
 
 @contextmanager
@@ -101,19 +103,31 @@ def _cells(path: Path, sep: str = ",") -> Iterator[dict[str, str]]:
         try:
             for cells in reader:
                 where, start = f"{path}, line {start}", reader.line_num + 1
-                if not columns:  # a column without a name gets the one that pandas would give it
-                    columns = [name or f"Unnamed: {index}" for index, name in enumerate(cells)]
-                    if len({*columns}) < len(columns):
-                        raise UserError(f"{where}: two columns have one name: {', '.join(columns)}")
-                elif cells and len(cells) != len(columns):  # without any it is an empty line
+                if not columns:
+                    columns = _columns(cells, where)
+                elif not cells or (len(cells) == 1 < len(columns) and not cells[0].strip()):  # an empty line
+                    continue
+                elif len(cells) != len(columns):
                     raise UserError(
                         f"{where}: has {len(cells)} cells where the header has {len(columns)} columns; a cell that "
                         f"holds {sep!r} stands in quotes"
                     )
-                elif cells:
+                else:
                     yield dict(zip(columns, cells, strict=True))
         except csv.Error as error:
             raise UserError(f"{path}, line {start}: cannot be read: {error}") from None
+
+
+def _columns(names: list[str], where: str) -> list[str]:
+    """The names of columns; one without gets that which pandas would give it. Raises UserError where one is twice."""
+    named, columns = [name for name in names if name], []
+    if len(named) > len({*named}):
+        raise UserError(f"{where}: two columns have one name: {', '.join(names)}")
+    for index, name in enumerate(names):
+        while not name or name in columns or (name != names[index] and name in named):
+            name = f"{name}.1" if name else f"Unnamed: {index}"
+        columns.append(name)
+    return columns
 
 
 def _decoded(file: IO[bytes], path: Path) -> Iterator[str]:
@@ -147,24 +161,54 @@ def _once(pairs: list[tuple[str, object]]) -> None:
 
 
 def _texts(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(the place, the JSON text) of each row: of a list, of objects that have several lines each, or line by line."""
+    """(the place, the JSON text) of each row: of a list, line by line where the first is a whole one, or of values that
+    lines do not part."""
     with _unpacked(path) as file:
-        head = re.match(rb"\[|{\s*\n", file.peek(1).removeprefix(BOM).lstrip())
-        if head is None:
-            for number, line in enumerate(read_lines(file, path), 1):
-                text = line.removeprefix(BOM) if number == 1 else line
-                if not text.isspace():
-                    yield f"{path}, line {number}", text
+        lines = enumerate(read_lines(file, path), 1)
+        number, first = next(((n, line) for n, line in lines if line.removeprefix(BOM).strip()), (1, b""))
+        first = first.removeprefix(BOM) if number == 1 else first
+        if first.lstrip()[:1] != b"[" and _whole(first):
+            for at, line in chain([(number, first)], lines):
+                if not line.isspace():
+                    yield f"{path}, line {at}", line
             return
-        data = file.read(MOST + 1 if path.suffix in PACKED else -1)
+        data = first + file.read(MOST + 1 if path.suffix in PACKED else -1)
     if path.suffix in PACKED and len(data) > MOST:
         raise UserError(f"{path}: unpacks to more than {MOST} bytes; give one row a line")
-    data = data.removeprefix(BOM).strip()
-    if head[0] == b"[":
+    if data.lstrip()[:1] == b"[":
         yield from ((f"{path}, element {i}", bytes(raw)) for i, raw in enumerate(parse(data, path, list[msgspec.Raw])))
     else:
-        yield from ((f"{path}, object {i}", text) for i, text in enumerate(re.split(rb"(?<=\n})\s*\n(?={)", data)))
+        yield from _values(data, path, number)
+
+
+def _whole(line: bytes) -> bool:
+    """Whether a line ends no later than the value that begins in it: that is one, or is wrong before its end."""
+    try:
+        parse(line, "")
+    except UserError as error:
+        return "truncated" not in str(error) and "trailing" not in str(error)
+    return True
+
+
+def _values(data: bytes, path: Path, number: int) -> Iterator[tuple[str, bytes]]:
+    """Values that follow each other, with the line that each begins in; the first line is `number`."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid UTF-8: {error}") from None
+    end = 0
+    while (start := BLANK.match(text, end).end()) < len(text):
+        number += text.count("\n", end, start)
+        where = f"{path}, line {number}"
+        try:
+            _, end = VALUE.raw_decode(text, start)
+        except RecursionError:
+            raise UserError(f"{where}: nested too deeply: in more than {DEPTH} levels") from None
+        except ValueError as error:
+            raise UserError(f"{where}: not valid JSON: {error}") from None
+        yield where, text[start:end].encode()
+        number += text.count("\n", start, end)
 
 
 READERS = {"json": _objects, "csv": _cells}  # by the names of `datasets`
-HEEDED = ("name", "data_dir", "data_files", "description", "features", "version", "sep", "delimiter")
+NAMES = ("name", "data_dir", "data_files", "description", "features", "version", "sep", "delimiter")  # decide no more

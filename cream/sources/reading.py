@@ -84,20 +84,24 @@ def _load(place: Place, cache: str | None) -> "Dataset | plain.FileRows":
             more = f" and {len(read) - FEW} more" if len(read) > FEW else ""  # of files of several forms it takes one
             told = ", ".join(os.path.relpath(each, place.path) for each in read[:FEW])
             log.info("%s: its files are %s%s", place, told, more)
-        if builder.name not in plain.READERS:
-            return datasets.load_dataset(path, place.subset, split=place.split, cache_dir=cache)
-    if not read:
-        raise UserError(f"{place}: has no split {place.split!r}; it has: {', '.join(map(str, files))}")
-    return plain.rows(place, [Path(each) for each in read], plain.reader(place, builder))
+        reader = plain.reader(builder.config, builder.name) if read and all(map(_is_plain, read)) else None
+        if reader is None:
+            found = datasets.load_dataset(path, place.subset, split=place.split, cache_dir=cache)
+            return _told_of_guesses(place, found)
+    return plain.rows(place, [Path(each) for each in read], reader)
+
+
+def _is_plain(file: str) -> bool:
+    return LOADERS.get(_suffix(Path(file))) in plain.READERS or _suffix(Path(file)) == ".tsv"
 
 
 def _told_of_guesses(place: Place, found: "Dataset") -> "Dataset":
-    """The rows of a data set on the hub, as the library's cache has them; a warning where that guessed their types."""
+    """The rows of a data set that `datasets` read; a warning where that guessed their types."""
     guessed = [name for name, feature in found.features.items() if "string" not in getattr(feature, "dtype", "")]
     if found.info.builder_name == "csv" and guessed:
         log.warning(
-            "%s: its files are .csv; in %s texts such as 009 may have become numbers. In a downloaded copy of its "
-            "folder every cell is read as it stands",
+            "%s: its files are .csv; in %s texts such as 009 may have become numbers. A downloaded copy of the file, "
+            "imported by its path, is read as it stands",
             place,
             ", ".join(guessed),
         )
