@@ -5,6 +5,7 @@ stage. Round t samples from M_t, ranks the answers by M_t and by M_{t-1} (in rou
 M_{t+1}.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -68,8 +69,8 @@ class _Loader(yaml.SafeLoader):
     """Plain data only, and no key twice: YAML would take the last."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := [key for key in keys if keys.count(key) > 1]:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in keys.items() if count > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
