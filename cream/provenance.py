@@ -75,10 +75,9 @@ def fingerprint_text(text: str) -> str:
 
 
 def fingerprint_of(path: str | Path) -> str:
-    """`fingerprint` of a file that a flag names. Raises UserError when it is not there."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: {'is no regular file' if Path(path).exists() else 'no such file'}")
-    return fingerprint(Path(path))
+    """`fingerprint` of a file that a flag names. Raises UserError when it is not there, or no file."""
+    with store.open_file(Path(path)):
+        return fingerprint(Path(path))
 
 
 def meta_path(output: Path) -> Path:
