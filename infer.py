@@ -9,6 +9,7 @@ one answer a question is always greedy, --output_dir is honoured, and every answ
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from config import DATASET_FILES, DATASETS, Generation, InferConfig, settings
@@ -196,13 +197,11 @@ def rescore(config: InferConfig) -> None:
     provenance.output("input_file", source)
     decides = {**by, "on_bad_record": config.run.on_bad_record}
     output = journal.Output(target, decides, provenance, overwrite=config.run.overwrite)
-    again = []
-    for answer in answers:
-        try:
-            strict = g.extraction == "strict"
-            again.append(choices.chosen(answer, g.length_norm) if compared else grading.regraded(answer, strict))
-        except UserError as error:
-            raise UserError(f"{source}: record {answer.uuid!r}: {error}") from None
+    if compared:
+        grade = partial(choices.chosen, norm=g.length_norm)
+    else:
+        grade = partial(grading.regraded, strict=g.extraction == "strict")
+    answers, again, bad = grading.again(answers, grade, source, skip=config.run.skip)
     for title, some in (("before", answers), (f"now, {' '.join(next(iter(by.items())))}", again)):
         log.info("%s\n%s", title, format_table(grading.table_rows(some, task=_short(g.input_file))))
     changed = grading.changes(answers, again)
@@ -211,7 +210,7 @@ def rescore(config: InferConfig) -> None:
     if not config.run.dry_run and not output.stands:
         with output:
             if config.run.skip:
-                output.reject(store.rejected(source, Answer))
+                output.reject(chain(store.rejected(source, Answer), bad))
             output.finish(encode(answer) for answer in again)
     log.info("answers: %s", target)
 

@@ -26,7 +26,7 @@ LONE = re.compile(
     rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)"
 )  # a surrogate without its other half
 
-NO_NUMBER = re.compile(rb"[:,[]\s*-?(?:NaN|Infinity)\b")
+AT_BYTE, NO_NUMBER = re.compile(r"\(byte (\d+)\)"), re.compile(rb".?(?:NaN|Infinity)\b", re.DOTALL)
 
 
 @contextmanager
@@ -118,7 +118,8 @@ def _why(data: bytes, error: Exception) -> str:
         return f"not valid UTF-8: {error}"
     if LONE.search(data):
         return "not valid JSON: a lone surrogate, half of a character (\\uD800 to \\uDFFF)"
-    if NO_NUMBER.search(data):
+    at = AT_BYTE.search(str(error))
+    if at and NO_NUMBER.match(data, max(0, int(at[1]) - 1)):
         return f"not valid JSON: {error}; NaN and Infinity are none: write null"
     return f"not valid JSON: {error}"
 

@@ -161,6 +161,7 @@ class Output:
         """Remove what a run leaves that is killed when its output stands already; the journal of a command that is
         to replace it, and was interrupted, stays."""
         with suppress(UserError, FileNotFoundError), self._lock:  # unless another process makes it anew
+            self._unstage()
             with open(self.partial, "rb") as file:
                 first = file.readline()
             if not difference(self._begun(first), self.header):
@@ -180,11 +181,16 @@ class Output:
         file, self._file = self._file, None
         with ExitStack() as ending:
             ending.push(self._lock)
-            for staged in (self._staged, self._staged_rejects):  # of this run, which failed, or of one that was killed
-                staged.unlink(missing_ok=True)
+            self._unstage()
             if file is not None:
                 ending.enter_context(file)
                 os.fsync(file.fileno())
+
+    def _unstage(self) -> None:
+        """Remove what this run staged, which failed, or one that was killed: it is never gone on with."""
+        for staged in (self._staged, self._staged_rejects):
+            with suppress(OSError):
+                staged.unlink()
 
     def _finished(self) -> bool:
         if not self.path.exists():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from tokenizers import processors
 
 from cream import models
@@ -195,6 +196,12 @@ def test_a_file_with_other_options_is_refused(tmp_path, logprob, tokens, error):
     (tmp_path / "answers.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match=error):
         [choices.chosen(record, "chars") for record in read(tmp_path / "answers.jsonl", Answer)]
+
+
+def test_a_label_that_is_no_option_is_refused():
+    record = choices.picked(item(), Scored([-3.0, -1.0, -2.5], [2, 2, 3], [None] * 3), "chars")
+    with pytest.raises(UserError, match="label 'Z' is none of its options A, B, C"):
+        choices.chosen(structs.replace(record, label="z"), "chars")
 
 
 def test_an_option_that_cannot_be_scored_leaves_the_item_unanswered():

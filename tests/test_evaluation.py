@@ -275,6 +275,11 @@ def test_rescore_names_what_it_cannot_grade(world, votes):
     world.write("outputs/foreign.json", answers)
     error = world.refused("infer.py --mode rescore --input_file outputs/foreign.json")
     assert f"outputs/foreign.json: record '{last}': question" in error and "label 'Z' is none of its options" in error
+    done = world.run("infer.py --mode rescore --input_file outputs/foreign.json --on_bad_record skip")
+    assert f"of {len(answers) - 1} predictions changed" in done.out
+    assert world.read("outputs/foreign.rescored-default.json").keys() == answers.keys() - {last}
+    rejected = world.folder / "outputs/foreign.rescored-default.json.rejected.jsonl"
+    assert [json.loads(line)["uuid"] for line in rejected.read_text().splitlines()] == [last]
 
 
 @pytest.mark.parametrize("flags", ["--length_norm none", "--gen_n 2", "--limit_size 3"])

@@ -394,6 +394,20 @@ def test_rejected_records_go_with_the_output_that_left_them_out(tmp_path):
     assert not rejected.exists()
 
 
+def test_what_a_killed_run_staged_goes(tmp_path):
+    """With the next that makes the output, or finds it."""
+    for finished in (False, True):
+        left = [tmp_path / ".whole.x.json", tmp_path / ".x.json.rejected.jsonl", tmp_path / ".x.json.lock"]
+        for path in left:
+            path.write_text("{}")
+        output = begin(tmp_path / "x.json")
+        assert output.stands == finished
+        if not finished:
+            with output:
+                output.finish(ROWS)
+        assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x.json.meta.json"}
+
+
 def test_what_fails_leaves_the_rejected_records_of_what_stands(tmp_path):
     with begin(tmp_path / "x.json") as output:
         output.reject([{"uuid": "bad"}])

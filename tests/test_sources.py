@@ -6,6 +6,7 @@ import json
 import logging
 import lzma
 import random
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -207,6 +208,7 @@ LINES = b'{"a": 1}\n\n{"a": [2], "b": "x"}\n'
 FORMS = {
     "lines.json": LINES,
     "lines.jsonl": b"\xef\xbb\xbf" + LINES,
+    "lines.ndjson": LINES,
     "list.json": b'\n[{"a": 1}, {"a": [2], "b": "x"}]',
     "indented.json": json.dumps([{"a": 1}, {"a": [2], "b": "x"}], indent=1).encode(),
     "objects within lines.json": b'{ "a": 1\n}{"a":\n[2], "b": "x"}',
@@ -249,7 +251,11 @@ DAMAGED = {
     "no object": ("json", b'[{"a": 1}, null]', "element 1: expected an object"),
     "no number": ("jsonl", b'{"a": NaN}\n', "line 1: not valid JSON.*write null"),
     "nothing": ("json", b"[]", "holds no rows"),
-    "an object cut short": ("json", b'{\n "a": 1}\n\n{\n "b"', "line 4: not valid JSON"),
+    "an object cut short": ("json", b'{\n "a": 1}\n\n{\n "b"', "line 5: not valid JSON"),
+    "a value that lacks": ("json", b'\n\n{\n "a": 1}\n{\n "b":}', "line 6: not valid JSON: Expecting value$"),
+    "a number of 5000 digits": ("json", b'{\n "a": ' + b"9" * 5000 + b"}", "line 1: .*too many digits"),
+    "a comma after the first": ("jsonl", b'{"a": 1},\n{"a": 2}\n', "line 1: not valid JSON: .*trailing characters"),
+    "NaN in a text": ("jsonl", b'{"a": "is: NaN", "b":}', r"line 1: not valid JSON: .*\(byte \d+\)$"),
     "no value": ("json", b'{\n "a": 1}\n!', "line 3: not valid JSON"),
     "not .bz2": ("jsonl.bz2", b'{"a": 1}', "cannot be unpacked"),
     "half an .xz": ("csv.xz", lzma.compress(b"a,b\n1,2\n")[:-9], "cannot be unpacked"),
@@ -292,6 +298,15 @@ def test_a_mirror_of_zipped_files_is_read(tmp_path):
     with zipfile.ZipFile(tmp_path / "train.zip", "w") as file:
         file.writestr("train.jsonl", '{"a": "1"}\n{"a": "2"}\n')
     assert reading.rows(Place(str(tmp_path))) == [{"a": "1"}, {"a": "2"}]
+
+
+def test_lines_after_a_bad_first_one_are_not_held(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1},\n' + b'{"a": 1}\n' * 1_000_000)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="line 1"):
+        reading.rows(Place(str(tmp_path / "x.jsonl")))
+    assert tracemalloc.get_traced_memory()[1] < 4e6
+    tracemalloc.stop()
 
 
 def test_a_mirror_is_not_read_to_find_its_splits(tmp_path):

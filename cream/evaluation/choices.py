@@ -140,16 +140,18 @@ def picked(item: Item, scored: Scored, norm: str) -> Answer:
 def chosen(record: Answer, norm: str) -> Answer:
     """The record with the option that this norm prefers; as it is where it has no log-likelihoods.
 
-    Raises UserError where these are not of its question's options.
+    Raises UserError where these are not of its question's options, or its label is none of them.
     """
-    if record.option_logprob is None or record.option_tokens is None:
+    if not record.option_logprob or record.option_tokens is None:
         return record
     options = options_of(record.question)
     if options.keys() != record.option_logprob.keys():
         has, asks = (", ".join(labels) or "no option" for labels in (record.option_logprob, options))
-        raise UserError(f"record {record.uuid!r}: `option_logprob` has {has}, its question {asks}")
+        raise UserError(f"`option_logprob` has {has}, its question {asks}")
+    if (gold := _gold(record)) not in options:
+        raise UserError(f"label {gold[:80]!r} is none of its options {', '.join(options)}")
     label = likeliest(options, record.option_logprob, record.option_tokens, norm)
-    found = {"responses": options[label], "final_prediction": label.lower(), "correct": label == _gold(record)}
+    found = {"responses": options[label], "final_prediction": label.lower(), "correct": label == gold}
     return structs.replace(record, **found)
 
 

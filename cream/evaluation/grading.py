@@ -1,10 +1,14 @@
 """Answers into graded records, records into a summary, and an evaluation's file graded again."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+import msgspec
 from msgspec import structs
 
+from cream import store
 from cream.engines import Completion
+from cream.errors import UserError
 from cream.evaluation.statistics import summarise
 from cream.evaluation.tasks import grade, majority
 from cream.records import Answer, Item, Prompt, encode
@@ -57,6 +61,27 @@ def regraded(answer: Answer, strict: bool) -> Answer:
     """The same record, each of its answers read and graded again."""
     texts = answer.all_responses or [answer.responses]
     return structs.replace(answer, **_verdict(answer.question, answer.label, texts, strict))
+
+
+def again(
+    answers: Iterable[Answer], grade: Callable[[Answer], Answer], path: Path, *, skip: bool
+) -> tuple[list[Answer], list[Answer], list[dict]]:
+    """The answers of a file, the same as `grade` has them now, and those that it cannot grade, as `store.rejected` has
+    malformed records. Raises UserError, with the record, for the first of these unless they are to be passed over
+    (`skip`), and where no other is left."""
+    before, now, bad = [], [], []
+    for answer in answers:
+        try:
+            now.append(grade(answer))
+            before.append(answer)
+        except UserError as error:
+            text = msgspec.json.encode(encode(answer)).decode()
+            bad.append({"uuid": answer.uuid, "where": str(path), "reason": str(error), "record": text})
+            if not skip:
+                raise UserError(f"{path}: record {answer.uuid!r}: {error}. {store.SKIP}") from None
+    if bad and not now:
+        raise UserError(f"{path}: no answer can be graded; {bad[0]['uuid']!r}: {bad[0]['reason']}")
+    return before, now, bad
 
 
 def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:

@@ -182,11 +182,13 @@ def _texts(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _whole(line: bytes) -> bool:
-    """Whether a line ends no later than the value that begins in it: that is one, or is wrong before its end."""
+    """Whether a line ends no later than the value that begins in it: that is one, or is wrong before its end, or what
+    follows it is no value."""
     try:
         parse(line, "")
     except UserError as error:
-        return "truncated" not in str(error) and "trailing" not in str(error)
+        after = re.search(r"trailing characters \(byte (\d+)\)", str(error))
+        return "truncated" not in str(error) and (after is None or line[int(after[1]) :][:1] not in b'{["')
     return True
 
 
@@ -204,8 +206,11 @@ def _values(data: bytes, path: Path, number: int) -> Iterator[tuple[str, bytes]]
             _, end = VALUE.raw_decode(text, start)
         except RecursionError:
             raise UserError(f"{where}: nested too deeply: in more than {DEPTH} levels") from None
-        except ValueError as error:
-            raise UserError(f"{where}: not valid JSON: {error}") from None
+        except json.JSONDecodeError as error:
+            at = number + text.count("\n", start, error.pos)
+            raise UserError(f"{path}, line {at}: not valid JSON: {error.msg}") from None
+        except ValueError:  # of digits Python reads 4300
+            raise UserError(f"{where}: not valid JSON: a number has too many digits") from None
         yield where, text[start:end].encode()
         number += text.count("\n", start, end)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cream")
 
-LOADERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+LOADERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv"}
 FEW = 5  # files that are named
 OFFLINE = "unset HF_HUB_OFFLINE and check the network, or read local files"
 
