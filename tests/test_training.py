@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
@@ -27,7 +28,7 @@ from cream.errors import UserError, mendable
 from cream.hardware import Budget
 from cream.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair
-from cream.training import dpo, launch, loop, run, sft, state
+from cream.training import dpo, launch, loop, parallel, run, sft, state
 from cream.training.log import Log
 from cream.training.loop import (
     Schedule,
@@ -107,6 +108,23 @@ def gradient(model, loss):
 
 def logged(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_mark_of_compiling_is_found(tmp_path, monkeypatch):
+    """Where torch looks for it: it would wait for ever for a process that was killed."""
+    from torch.utils.cpp_extension import _get_build_directory
+    from torch.utils.file_baton import FileBaton
+
+    for root in (None, tmp_path / "extensions"):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+        if root is not None:
+            monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(root))
+        assert parallel.compiling() == []
+        mark = Path(_get_build_directory("cpu_adam", False)) / "lock"
+        assert FileBaton(mark).try_acquire()
+        assert parallel.compiling() == [mark]
 
 
 # Planning -----------------------------------------------------------------------------------------------------------

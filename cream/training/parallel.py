@@ -4,6 +4,7 @@ Both offer what the loop needs: micro-batches, a step, and whole weights to save
 """
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,14 @@ def check_settings(settings: object, where: str) -> None:
     for name, plain in (("fp16", (None, "auto", False)), ("bf16", (None, "auto"))):
         if settings.get(name, {}).get("enabled") not in plain:
             raise UserError(f"{where}: {name}.enabled: --bf16 decides whether training is in bfloat16 or in float32")
+
+
+def compiling() -> list[Path]:
+    """Marks that a process compiles a part of DeepSpeed: who needs the part waits as long as one stands, and a process
+    that is killed at it leaves its mark."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    return sorted(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).rglob("lock"))
 
 
 def plugin(settings: dict, max_grad_norm: float, universal: bool) -> DeepSpeedPlugin:

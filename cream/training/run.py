@@ -140,6 +140,12 @@ def _accelerator(job: Job, precision: models.Precision) -> Accelerator:
     other = saved is not None and saved.processes != int(os.environ.get("WORLD_SIZE", "1"))
     if sharded:
         log.info("setting up DeepSpeed (its first use compiles for about half a minute)")
+        if is_first_process() and (marks := parallel.compiling()):
+            log.warning(
+                "%s: another process compiles that part of DeepSpeed, and this one may wait for it. If none does, one "
+                "was killed at it, and the wait has no end: remove that file",
+                marks[0],
+            )
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
     return Accelerator(
         cpu=job.cpu and not sharded,  # with it accelerate would leave DeepSpeed out, unsaid
