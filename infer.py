@@ -62,8 +62,7 @@ def sample(config: InferConfig) -> None:
     read = partial(store.read, data.absolute(), Prompt, _limit(config), skip=config.run.skip, unique=False)
     total = sum(1 for _ in read()) if _limit(config) else total
     if not total:  # all of them are bad, or there would be no layout
-        bad = next(store.rejected(data, Prompt, _limit(config)))
-        raise UserError(f"{data}: no prompt is left to answer; the first: {bad['where']}: {bad['reason']}")
+        raise store.nothing_left(data, Prompt, "prompt is left to answer", _limit(config))
     sysprompt = "none" if g.sysprompt == "auto" else g.sysprompt
     sampling = _sampling(config)
     folder = (
@@ -184,7 +183,7 @@ def rescore(config: InferConfig) -> None:
     source = Path(g.input_file)
     answers = list(store.read(source, Answer, skip=config.run.skip))
     if not answers:
-        raise UserError(f"{source}: the file holds no records")
+        raise store.nothing_left(source, Answer, "answer is left to grade")
     compared = any(answer.option_logprob for answer in answers)  # nothing is to be extracted, but to be chosen again
     unused = "extraction" if compared else "length_norm"
     if getattr(g, unused) != getattr(Generation, unused):

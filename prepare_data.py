@@ -253,8 +253,7 @@ def export(config: PrepareConfig, words: list[str]) -> None:
         return
     records = store.read(path, kind, skip=config.run.skip)
     if (first := next(records, None)) is None:
-        bad = next(store.rejected(path, kind))
-        raise UserError(f"{path}: no record is left to export; the first: {bad['where']}: {bad['reason']}")
+        raise store.nothing_left(path, kind, "record is left to export")
     with output:
         if config.run.skip:
             output.reject(store.rejected(path, kind))

@@ -47,7 +47,7 @@ def main(argv=None):
     folders = {role: config.model.folder(checkpoints[role], flags[role]) for role in source.PASSES}
     prompts, answers, size = preflight.rewards(_samples(config))  # all are checked before anything is spent
     if not prompts:
-        raise UserError(f"{path}: the file holds no records")
+        raise store.nothing_left(path, Samples, "sample is left to reward", _limit(config))
     target = Path(r.output) if r.output else _default_target(config, path, reward, checkpoints)
     output = _begin(config, path, target, reward, normalize, folders)
     log.info("reward %s (%s over answer tokens) of %d prompts in %s", reward, normalize, prompts, path)

@@ -30,6 +30,7 @@ RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
 BLOCK = 1 << 16  # hashes that are compared at once
 DEPTH = 100  # levels of lists and objects in a record
 MALFORMED = "malformed record"  # the reason under which those that are passed over are counted
+NONE = "the file holds no records"
 SKIP = "--on_bad_record skip leaves such records out"
 
 
@@ -93,6 +94,12 @@ def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[di
         if isinstance(bad, Bad):
             text = bad.data.decode(errors="backslashreplace")
             yield {"uuid": bad.uuid or bad.where, "where": bad.where, "reason": bad.reason, "record": text}
+
+
+def nothing_left(path: Path, kind: type[Record], what: str, limit: int | None = None) -> UserError:
+    """The error where all of a file's records are passed over: it tells why the first is."""
+    bad = next(rejected(path, kind, limit), None)
+    return UserError(f"{path}: " + (f"no {what}; the first: {bad['where']}: {bad['reason']}" if bad else NONE))
 
 
 def _checked(path: Path, kind: type[R], limit: int | None, doubled: frozenset[int]) -> Iterator[R | Bad]:
@@ -183,7 +190,7 @@ def detect(path: Path, *, skip: bool = False) -> type[Record]:
         first = first or f"{raw.where}: {why}; docs/formats.md shows them"
         if not skip:
             raise UserError(f"{first}. {SKIP}")
-    raise UserError(f"{path}: the file holds no records" + (f" of a known layout. The first: {first}" if first else ""))
+    raise UserError(f"{path}: {NONE}" + (f" of a known layout. The first: {first}" if first else ""))
 
 
 def _entries(path: Path) -> Iterator[Raw | Bad]:

@@ -1,7 +1,7 @@
 """Rows of local files of JSON and of cells, value by value as they stand, a row at a time.
 
 `datasets` would guess the types of columns, fill rows that are too short, shift those that are too long, and end the
-process on lists nested too deeply; of local files only .parquet, which has types, is left to it.
+process on lists nested too deeply; what is left to it of local files, reading.py says.
 """
 
 import bz2

@@ -1,7 +1,8 @@
 """Rows of a data set: of the hub by its id, of a folder laid out as the hub's are, or of one file.
 
-`datasets` reads them, but for local files of JSON and of cells (plain.py). What it makes of the hub's stays in its
-usual cache, what it makes of local ones goes when they have been read.
+`datasets` reads them, but for local files of JSON and of cells (plain.py). Of local ones it reads .parquet, archives
+that plain.py does not unpack, parts of splits, and what a card asks for beside a separator; what it makes of them goes
+when they have been read, what it makes of the hub's stays in its usual cache.
 """
 
 import logging
