@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from config import DATASET_FILES, DATASETS, METHODS, ConsistencyConfig, settings
-from cream import console, journal, names, preflight, store
+from cream.cli import console, names, preflight
+from cream.cli.console import log
+from cream.cli.flags import as_dict, parse
 from cream.consistency import margin_cap, shuffled
-from cream.console import log
 from cream.errors import UserError
-from cream.flags import as_dict, parse
+from cream.evaluation.tasks import Question
+from cream.files import journal, store
 from cream.pairs.build import MISSING, OTHER, PairSet, build, consistencies
-from cream.records import Item, Rewards, encode
+from cream.records import Rewards, encode
 
 EXAMPLE = """\
   CREAM        python cal_consistency.py --file1 CURRENT.json --file2 PREVIOUS.json --method consistency_avg
@@ -91,7 +93,7 @@ def _rows(config: ConsistencyConfig, rank: str, output: journal.Output, summed: 
     if not made.count:
         raise UserError(f"{c.file1}: no pair can be made of it, for the reasons above; nothing was written")
     if config.run.skip:
-        kinds = ((c.file1, Rewards), (c.file2, Rewards), (c.labels, Item))
+        kinds = ((c.file1, Rewards), (c.file2, Rewards), (c.labels, Question))
         output.reject(bad for path, kind in kinds if path for bad in store.rejected(Path(path), kind))
     output.dropped += made.dropped + made.unmatched
     if made.unmatched and config.run.force:
@@ -117,7 +119,7 @@ def _build(config: ConsistencyConfig, rank: str, summed: bool) -> PairSet:
     dealt = None
     if c.shuffle_consistency is not None:  # a pass of its own: every c must be known before the first is dealt out
         dealt = shuffled(consistencies(*files(), **ranking), c.shuffle_consistency)
-    labels = {item.uuid: item for item in store.read(Path(c.labels), Item, skip=skip)} if c.labels else None
+    labels = {item.uuid: item for item in store.read(Path(c.labels), Question, skip=skip)} if c.labels else None
     return build(*files(), **ranking, labels=labels, dealt=dealt, summed=summed)
 
 

@@ -10,18 +10,18 @@ from enum import Enum
 from glob import glob
 from pathlib import Path
 
-from cream import names
+from cream.cli import names
+from cream.cli.flags import flag, spelled
+from cream.cli.names import ROOT
 from cream.engines import ENGINES
 from cream.errors import UserError
 from cream.evaluation.choices import FORMATS, NORMS, SCORINGS
-from cream.flags import flag, spelled
-from cream.folders import REMOTE_CODE
-from cream.names import ROOT
-from cream.pool import Pool
-from cream.prompts import SYSPROMPTS
-from cream.provenance import Provenance
+from cream.files.folders import REMOTE_CODE
+from cream.files.provenance import Provenance
 from cream.records import METHODS, RANKS
 from cream.rewards import REWARDS
+from cream.scoring.pool import Pool
+from cream.text.prompts import SYSPROMPTS
 
 CHECKPOINTS = ROOT / "configs" / "checkpoint.json"
 DATASETS = ROOT / "configs" / "dataset.json"
@@ -189,7 +189,7 @@ class Model:
         folder = self.base() if checkpoint is None else names.checkpoint(checkpoint, CHECKPOINTS, flag_name)
         if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
             return folder
-        from cream.models import adapter_base, adapter_merged
+        from cream.model.lora import adapter_base, adapter_merged
 
         return adapter_merged(
             folder, adapter_base(folder, MODEL_FILES.get(self.name(), self.name()), self.base()), Path("outputs/merged")

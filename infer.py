@@ -13,19 +13,20 @@ from itertools import chain
 from pathlib import Path
 
 from config import DATASET_FILES, DATASETS, Generation, InferConfig, settings
-from cream import console, journal, names, preflight, store
-from cream.chat import Plain
-from cream.console import log
+from cream.cli import console, names, preflight
+from cream.cli.console import log
+from cream.cli.flags import as_dict, parse
 from cream.engines import Sampling
 from cream.errors import UserError
 from cream.evaluation import choices, grading, summary
 from cream.evaluation.questions import Questions, read_questions
 from cream.evaluation.statistics import format_table
 from cream.evaluation.tasks import TASKS
-from cream.flags import as_dict, parse
-from cream.folders import check_folder
-from cream.generation import answered, asked, counted, samples
+from cream.files import journal, store
+from cream.files.folders import check_folder
 from cream.records import Answer, Item, Prompt, encode
+from cream.scoring.completions import answered, asked, counted, samples
+from cream.text.chat import Plain
 
 EXAMPLE = """\
   one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
@@ -315,15 +316,15 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *idle: str, exam
         log.info("%s stands already, made by the same settings from the same inputs", target)
     if config.run.dry_run:
         log.info("dry run: nothing was written")
-    from cream import models
+    from cream.model.load import check_slices, load_chat, load_tokenizer
 
     g = config.generation
     if g.scoring == "loglikelihood":
         if (slices := config.cluster.tensor_parallel_size) > 1:
-            models.check_slices(folder, slices)
+            check_slices(folder, slices)
         if g.prompt_format == "plain":
-            return output, Plain(models.load_tokenizer(folder))
-    return output, models.load_chat(folder, config.model.template())
+            return output, Plain(load_tokenizer(folder))
+    return output, load_chat(folder, config.model.template())
 
 
 def _answers(config: InferConfig, output: journal.Output, chat, prompts, total: int, sampling: Sampling):

@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 
 from config import MAX_SEED, MODEL_FILES, SCRIPTS, Device, for_records, group
-from cream import console, interrupts, names
-from cream.console import log
+from cream.cli import console, interrupts, names
+from cream.cli.console import log
+from cream.cli.flags import flag, parse, problems_of
 from cream.errors import UserError
-from cream.flags import flag, parse, problems_of
-from cream.recipes import Command, Recipe, plan, read_recipe, results
+from cream.loops.recipes import Command, Recipe, plan, read_recipe, results
 
 EXAMPLE = """\
   tiny, one CPU        python iterate.py --config configs/recipes/tiny_cream.yaml

@@ -16,12 +16,13 @@ from itertools import chain
 from pathlib import Path
 
 from config import MAX_SEED, Model, Run, group
-from cream import console, journal, store
-from cream.console import log
+from cream.cli import console
+from cream.cli.console import log
+from cream.cli.flags import flag, parse
+from cream.data.forms import FORMS
 from cream.errors import UserError, mendable
-from cream.flags import flag, parse
+from cream.files import journal, store
 from cream.records import Record, encode
-from cream.sources.forms import FORMS
 
 EXAMPLE = """\
   python prepare_data.py build all
@@ -114,7 +115,7 @@ def _check_flags(command: str, config: PrepareConfig) -> None:
 
 def listing(config: PrepareConfig, words: list[str]) -> None:
     """Print what sources there are."""
-    from cream.sources import sources
+    from cream.data import sources
 
     for source in sources(["all"]):
         rows = ", ".join(f"{split} {about.rows}" for split, about in source.splits.items())
@@ -126,7 +127,7 @@ def listing(config: PrepareConfig, words: list[str]) -> None:
 
 def build(config: PrepareConfig, names: list[str]) -> None:
     """Write the files of some sources; nothing before all are read, and none is refused."""
-    from cream.sources.build import check_subsets, gathered, localdata
+    from cream.data.build import check_subsets, gathered, localdata
 
     b, folder = config.build, Path(config.build.output_dir)
     copies = None if b.from_folder is None else Path(b.from_folder)
@@ -147,7 +148,7 @@ def build(config: PrepareConfig, names: list[str]) -> None:
 
 
 def _tell(file, output: journal.Output) -> None:
-    from cream.sources.build import lost
+    from cream.data.build import lost
 
     log.info("%s: %d records%s", output.path, len(file.records), ", stands already" if output.stands else "")
     if names := lost(output.path, output.provenance.inputs):
@@ -184,7 +185,7 @@ def _add(provenance, name: str, place, digest: str) -> None:
 
 def import_(config: PrepareConfig, words: list[str]) -> None:
     """A file of ours from any table; its first good row says of which layout."""
-    from cream.sources import reading, table
+    from cream.data import reading, table
 
     t = config.table
     place = reading.Place(words[0], t.subset, t.split)
@@ -236,7 +237,7 @@ def _to_write(config: PrepareConfig, output: journal.Output) -> bool:
 
 def export(config: PrepareConfig, words: list[str]) -> None:
     """Rows for other tools, of a file of ours."""
-    from cream.sources import forms
+    from cream.data import forms
 
     t, path = config.table, Path(words[0])
     if t.form is None:
@@ -267,16 +268,16 @@ def export(config: PrepareConfig, words: list[str]) -> None:
 def validate(config: PrepareConfig, words: list[str]) -> None:
     """Print what each file holds; exit code 2 if anything in one of them is bad. Lengths are in tokens by --model's
     template, and in characters without it."""
-    from cream.validation import report
-    from cream.validation import validate as look
+    from cream.data.validation import report
+    from cream.data.validation import validate as look
 
     m, chat = config.model, None
     paths = [Path(word) for word in words if not word.endswith(".meta.json")]
     if len(paths) < len(words):
         log.info("%d sidecars passed over: they are no data", len(words) - len(paths))
     if m.model or m.checkpoint:
-        from cream.folders import check_folder
-        from cream.models import load_chat
+        from cream.files.folders import check_folder
+        from cream.model.load import load_chat
 
         folder = m.folder(m.checkpoint)
         check_folder(folder)

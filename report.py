@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import CHECKPOINTS, DATASETS, Run, group
-from cream import console, journal, names, store
-from cream.console import log
+from cream.cli import console, names
+from cream.cli.console import log
+from cream.cli.flags import flag, parse
 from cream.errors import UserError
 from cream.evaluation.compare import Joined, flip_row, format_comparison, format_flips, join
 from cream.evaluation.compare import compare as compared
-from cream.flags import flag, parse
-from cream.provenance import Step, chain, wrong
+from cream.files import journal, store
+from cream.files.provenance import Step, chain, wrong
 from cream.records import Answer
 
 EXAMPLE = """\

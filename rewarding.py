@@ -15,14 +15,16 @@ from pathlib import Path
 from msgspec import structs
 
 from config import RewardConfig, settings
-from cream import console, journal, names, preflight, scores, store
-from cream.console import log
+from cream.cli import console, names, preflight
+from cream.cli.console import log
+from cream.cli.flags import as_dict, parse
 from cream.errors import UserError
-from cream.flags import as_dict, parse
-from cream.folders import check_folder
-from cream.provenance import Provenance, fingerprint, place_of, read_kind
+from cream.files import journal, store
+from cream.files.folders import check_folder
+from cream.files.provenance import Provenance, fingerprint, place_of, read_kind
 from cream.records import Samples
 from cream.rewards import REWARDS, Group, likelihood, passes
+from cream.scoring import cache as scores
 
 EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
@@ -108,9 +110,9 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
     for folder in folders.values():
         check_folder(folder)
         if config.cluster.tensor_parallel_size > 1:
-            from cream import models
+            from cream.model.load import check_slices
 
-            models.check_slices(folder, config.cluster.tensor_parallel_size)
+            check_slices(folder, config.cluster.tensor_parallel_size)
     flat = as_dict(config) | {"reward": reward, "normalize": normalize}
     # the hashes below stand for what these name
     named = ("input_file", "model", "checkpoint", "ref_model_ckpt", "enable_ref_model", "chat_template")
@@ -165,15 +167,17 @@ def _score(
     by. What the journal holds already (`done`) is passed over."""
     import torch
 
-    from cream import models
-    from cream.fingerprints import verified
+    from cream.files.fingerprints import verified
+    from cream.model.checkpoint import length_limit
+    from cream.model.load import load_chat
+    from cream.model.precision import choose_precision
 
     r = config.rewarding
     pool = config.cluster.pool(config.device)
-    precision = models.precision(config.device.bf16, torch.device(pool.kind), training=False)
-    limit = models.length_limit(r.max_length, folder)
+    precision = choose_precision(config.device.bf16, torch.device(pool.kind), training=False)
+    limit = length_limit(r.max_length, folder)
     log.info("%s: %s; at most %d tokens", role, precision.reason, limit)
-    chat = models.load_chat(folder, config.model.template())
+    chat = load_chat(folder, config.model.template())
     sampled = role == "policy" and r.score_from == "sampling"
     if r.show_example and role == "policy":
         _show(chat, passes.groups(_samples(config)), limit)

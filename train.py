@@ -18,13 +18,14 @@ from pathlib import Path
 import xxhash
 
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, TrainConfig, for_records, settings
-from cream import console, journal, names, preflight, store
+from cream.cli import console, names, preflight
+from cream.cli.flags import as_dict, parse
 from cream.errors import UserError
-from cream.fingerprints import fingerprint
-from cream.flags import as_dict, parse
-from cream.folders import check_folder
-from cream.lock import Lock
-from cream.provenance import LAST, Provenance, read_kind, read_meta
+from cream.files import journal, store
+from cream.files.fingerprints import fingerprint
+from cream.files.folders import check_folder
+from cream.files.lock import Lock
+from cream.files.provenance import LAST, Provenance, read_kind, read_meta
 from cream.training import BY_RECORD, RECORDS
 from cream.training.launch import given_world, is_first_process
 

@@ -26,8 +26,8 @@ from scipy.stats import kendalltau
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cream import store  # noqa: E402
 from cream.consistency import consistency  # noqa: E402
+from cream.files.raw import store  # noqa: E402
 
 # A process of its own starts the command: the peak counted for a child includes that of the process it was forked from.
 LAUNCHER = """

@@ -16,9 +16,9 @@ from measure import interleaved, machine, ratio, side, trees, used_memory
 from peers import DPO_BEST, LR, TRL, preference_rows
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
-from cream import models
-from cream.hardware import matrix_rate
-from cream.logprobs import LogProbs
+from cream.model.hardware import matrix_rate
+from cream.model.load import load_policy
+from cream.model.logprobs import LogProbs
 from cream.training import dpo
 from cream.training.loop import Schedule, common_budget, train
 from cream.training.parallel import Replicas
@@ -33,7 +33,7 @@ class Ours:
     """
 
     def __init__(self, folder: Path, stage, examples, batch: int, bf16: bool, device: str, max_tokens: int | None):
-        self.model = LogProbs(models.load_policy(folder, torch.float32, torch.device(device)))
+        self.model = LogProbs(load_policy(folder, torch.float32, torch.device(device)))
         self.stage, self.examples, self.bf16, self.device = stage, examples, bf16, device
         self.schedule = Schedule(batch_size=batch, max_tokens=max_tokens, lr=LR, log_every=1000)
         self.loaded = 0

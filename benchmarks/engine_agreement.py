@@ -43,8 +43,8 @@ def main() -> None:
 
 
 def _read(path: Path) -> dict:
+    from cream.files.store import read
     from cream.records import Answer
-    from cream.store import read
 
     return {answer.uuid: answer for answer in read(path, Answer)}
 

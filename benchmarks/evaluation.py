@@ -23,13 +23,14 @@ from measure import interleaved, machine, ratio
 from options import Options
 from workload import SHAPES, SHARED, run, save_model
 
-from cream import models
-from cream.chat import Plain
 from cream.engines import Request, Sampling, load
 from cream.evaluation.loglikelihood import CHUNK
+from cream.model.checkpoint import length_limit
+from cream.model.load import load_tokenizer
 from cream.records import Message
 from cream.rewards import Group
 from cream.rewards.likelihood import scorer
+from cream.text.chat import Plain
 
 WORDS = 32000  # of Mistral's tokenizer
 
@@ -41,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         model = save_model(folder / "model", SHAPES[args.shape], WORDS, args.seed)
-        models.load_tokenizer(SHARED / "tokenizers/mistral").save_pretrained(model)
+        load_tokenizer(SHARED / "tokenizers/mistral").save_pretrained(model)
         peer = lmeval.model(model, 1, "cpu")
         for task in args.tasks.split(","):
             made = lmeval.task(task, folder, args.shots, args.gen_max_tokens)
@@ -104,8 +105,8 @@ def choice(model: Path, made, args: argparse.Namespace):
         )
         for question in lmeval.questions(made, args.items)
     ]
-    chat = Plain(models.load_tokenizer(model))
-    worker = scorer(model, chat, torch.float32, models.length_limit(None, model), None, CHUNK, 1, "cpu")
+    chat = Plain(load_tokenizer(model))
+    worker = scorer(model, chat, torch.float32, length_limit(None, model), None, CHUNK, 1, "cpu")
 
     def answer() -> list[float]:
         return [value for _, found in worker(groups) for value in found.scored.logprob]
@@ -115,8 +116,8 @@ def choice(model: Path, made, args: argparse.Namespace):
 
 def generation(model: Path, made, args: argparse.Namespace):
     """The hf engine of infer.py on the same prompts."""
-    chat, questions = Plain(models.load_tokenizer(model)), lmeval.questions(made, args.items)
-    context = models.length_limit(None, model)
+    chat, questions = Plain(load_tokenizer(model)), lmeval.questions(made, args.items)
+    context = length_limit(None, model)
     engine = load("hf", model, chat.tokenizer, device="cpu", dtype="float32", max_model_len=context, batch_tokens=16384)
     stops = (chat.tokenizer.eos_token_id,)
     how = {"max_tokens": args.gen_max_tokens, "stop_token_ids": stops, "logprobs": False}  # as infer.py evaluates

@@ -24,12 +24,14 @@ from transformers import GenerationConfig
 from workload import SHARED, run
 
 import infer
-from cream import models, store
-from cream.chat import Plain
 from cream.engines import Request, Sampling, load
 from cream.evaluation.choices import chosen, likeliest
 from cream.evaluation.tasks import grade, options_of
+from cream.files import store
+from cream.model.checkpoint import length_limit
+from cream.model.load import load_tokenizer
 from cream.records import Answer, Message
+from cream.text.chat import Plain
 
 FOLDERS = {task: task.replace("_", "-") for task in lmeval.TASKS}  # of localdata/, as DatasetEnum has them
 METRICS = {"acc": "none", "acc_norm": "chars"}
@@ -176,9 +178,9 @@ def on_solutions(made) -> str:
 
 def completions(made, samples: Sequence[dict], args: argparse.Namespace) -> dict[str, str | None]:
     """Greedy texts of the hf engine after the peer's prompts, up to the peer's stop words; None: it does not fit."""
-    chat, eos = Plain(models.load_tokenizer(args.model)), GenerationConfig.from_pretrained(args.model).eos_token_id
+    chat, eos = Plain(load_tokenizer(args.model)), GenerationConfig.from_pretrained(args.model).eos_token_id
     stops = (eos,) if isinstance(eos, int) else tuple(eos or ())
-    context = models.length_limit(None, args.model)
+    context = length_limit(None, args.model)
     asked = {s["doc"]["id"]: chat.prompt([Message("user", s["arguments"][0][0])]) for s in samples}
     fits = [Request(uuid, ids) for uuid, ids in asked.items() if len(ids) + args.gen_max_tokens <= context]
     engine = load("hf", args.model, chat.tokenizer, device="cpu", dtype="float32", max_model_len=context)

@@ -17,9 +17,9 @@ from measure import interleaved, machine, ratio, rectangle, side, trees
 from peers import TRAINED, released_batches, released_dpo, released_layout, released_score
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
-from cream import models
-from cream.hardware import Budget, matrix_rate
-from cream.logprobs import LogProbs, score
+from cream.model.hardware import Budget, matrix_rate
+from cream.model.load import load_policy
+from cream.model.logprobs import LogProbs, score
 from cream.training import dpo
 
 
@@ -33,8 +33,8 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as name:
         folders = [save_model(Path(name) / str(m), shape, args.words, args.seed + m) for m in (0, 1)]
-        plain = [models.load_policy(folder, torch.float32, device) for folder in folders]
-        shared = [LogProbs(models.load_policy(folder, torch.float32, device)) for folder in folders]
+        plain = [load_policy(folder, torch.float32, device) for folder in folders]
+        shared = [LogProbs(load_policy(folder, torch.float32, device)) for folder in folders]
         for work in args.work:
             for size in args.sizes:
                 made = groups(lengths(work, size, args.answers, args.spread, args.seed), args.words, args.seed)

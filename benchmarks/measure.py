@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cream.chat import Tokens  # noqa: E402
+from cream.text.chat import Tokens  # noqa: E402
 
 
 def machine() -> str:

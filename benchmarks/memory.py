@@ -19,7 +19,7 @@ from measure import machine
 from peers import DPO_BEST, TRL, preference_rows
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
-from cream.hardware import peak_memory
+from cream.model.hardware import peak_memory
 from cream.training import dpo
 
 SIDES = {"trl_default": "trl, defaults", "trl_best": "trl, best settings", "ours": "ours"}

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from measure import Layout, documents, rectangle, used_memory
 
-from cream.chat import Tokens
+from cream.text.chat import Tokens
 
 SCORED, TRAINED = 6, 4  # rows, and pairs, of a batch
 SPECIAL = {0: "<pad>", 2: "<eos>"}

@@ -27,15 +27,15 @@ from measure import bandwidth, interleaved, machine, ratio
 from options import Options
 from workload import ROOT, SHAPES, SHARED, lengths, run, save_model
 
-from cream.chat import Chat
 from cream.engines import Sampling, load, parameter_count
 from cream.engines.vllm import engine_options
-from cream.generation import Answerer, samples
-from cream.hardware import matrix_rate
-from cream.journal import Output
-from cream.models import load_tokenizer
-from cream.provenance import Provenance
+from cream.files.journal import Output
+from cream.files.provenance import Provenance
+from cream.model.hardware import matrix_rate
+from cream.model.load import load_tokenizer
 from cream.records import Message, Prompt
+from cream.scoring.completions import Answerer, samples
+from cream.text.chat import Chat
 
 MEMORY = 0.4  # of a GPU, for each of the two engines
 

@@ -154,7 +154,7 @@ def memory() -> None:
         row = "".join(f"{need(n, w)[0]:12.0f}" for n in billions for w in worlds)
         print(f"{mode:18}{row}  " + ", ".join(f"{need(n, 1)[1]:.0f}" for n in billions))
     for size, (_, hidden, inner, layers) in LLAMAS.items():
-        layer = 16 * hidden + 4 * inner  # as cream.hardware.budget counts
+        layer = 16 * hidden + 4 * inner  # as cream.model.hardware.budget counts
         whole, again = 2 * layers * layer / 1e6, 2 * (layers * hidden + layer) / 1e6
         print(f"activations, {size}, bfloat16: {whole:.1f} MB a token, {again:.2f} with --grad_checkpointing")
 

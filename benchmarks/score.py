@@ -13,9 +13,9 @@ from measure import interleaved, machine, ratio, side, trees
 from peers import released_batches, released_layout, released_score
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
-from cream import models
-from cream.hardware import Budget, matrix_rate
-from cream.logprobs import LogProbs, score
+from cream.model.hardware import Budget, matrix_rate
+from cream.model.load import load_policy
+from cream.model.logprobs import LogProbs, score
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), shape, args.words, args.seed)
-        plain, policy = (models.load_policy(Path(folder), dtype, device) for _ in range(2))
+        plain, policy = (load_policy(Path(folder), dtype, device) for _ in range(2))
         model = LogProbs(policy)
         for work in args.work:
             for size in args.sizes:

@@ -18,7 +18,7 @@ from measure import interleaved, machine, ratio, side, trees
 from peers import SFT_BEST, TRL, conversation_rows
 from workload import SHAPES, conversations, parse, run, save_model
 
-from cream.hardware import matrix_rate
+from cream.model.hardware import matrix_rate
 from cream.training import sft
 
 LONGEST = 1024  # tokens of a conversation, and of a row that trl packs

@@ -91,7 +91,7 @@ def _cell(job: tuple) -> list[dict]:
 
 
 def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -> list[dict]:
-    from cream.recipes import results
+    from cream.loops.recipes import results
     from cream.tiny.problems import write_world
     from iterate import run
 
@@ -107,7 +107,7 @@ def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -
 
 
 def _recipe(base: str, arm: str, seed: int, world: Path, folder: Path):
-    from cream.recipes import Recipe
+    from cream.loops.recipes import Recipe
 
     consistency, dpo = ARMS[arm]
     if "labels" in consistency:

@@ -24,8 +24,8 @@ from options import Options
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cream.chat import Tokens  # noqa: E402
 from cream.errors import UserError  # noqa: E402
+from cream.text.chat import Tokens  # noqa: E402
 
 SHARED = ROOT.parent / "shared/data"
 EOS = 2
@@ -160,8 +160,8 @@ def _counted(chat, turns: list[str], answers: list[str]) -> tuple[int, list[int]
 
 
 def _chat():
-    from cream.chat import Chat
-    from cream.models import load_tokenizer
+    from cream.model.load import load_tokenizer
+    from cream.text.chat import Chat
 
     if not SHARED.is_dir():
         raise UserError(f"oasst and gsm8k need {SHARED}, which is not there; give --prompt_len and --answer_len")

@@ -1,6 +1,7 @@
 """The one exception a user is meant to see: what was wrong, where, and what to do about it."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -26,9 +27,18 @@ def mendable(error: Exception) -> UserError | None:
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, of a path
         return UserError(f"{error}: it leads nowhere; give another path, or remove the link")
     if isinstance(error, RuntimeError):
-        from cream.hardware import out_of_memory  # which imports torch
-
         if out_of_memory(error):
             advice = "another program may hold it; else --bf16 yes, a smaller --max_tokens_per_batch, or more devices"
             return UserError(f"the device has no memory left: {str(error).splitlines()[0]}; {advice}")
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left."""
+    torch = sys.modules.get("torch")  # where it was never imported, nothing can have raised its error
+    text = str(error)
+    return (
+        (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+    )

@@ -11,7 +11,6 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from cream.errors import UserError
-from cream.evaluation.tasks import grade
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # sums of some of them stay finite, too
@@ -207,7 +206,7 @@ def _check_parallel(record: Record, of: str, names: tuple[str, ...]) -> None:
 def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
     """The record in `value` (plain JSON values).
 
-    Raises UserError that names `where` (the file), the uuid and the JSON path; also of an item that cannot be graded.
+    Raises UserError that names `where` (the file), the uuid and the JSON path.
     """
     if kind in AS_LIST and isinstance(value, list):
         value = {"messages": value}
@@ -218,9 +217,7 @@ def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
         fields = {key: v for key, v in value.items() if key in kind.__struct_fields__ and key != "extra"}
     try:
         record = msgspec.convert(fields, kind)
-        if kind is Item:  # an evaluation's answers are graded already
-            grade(record.question, record.label, "")
-    except (msgspec.ValidationError, RecursionError, UserError) as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         found = _found(fields, str(error))
         raise UserError(f"{where}: record {uuid!r}: {error}{found} (expected: {_layout(kind)})") from None
     record.uuid = uuid

@@ -50,7 +50,7 @@ def make_base(folder: Path, seed: int) -> None:
 
     What it was made from and how stays in outputs/tiny/base_seed<seed>.
     """
-    from cream.store import write
+    from cream.files.store import write
     from cream.tiny.base import noisy_set, write_init
 
     workshop = ROOT / f"outputs/tiny/base_seed{seed}"

@@ -75,7 +75,7 @@ def tiny_tokenizer():
 @pytest.fixture(scope="session")
 def tiny_chat(tiny_tokenizer):
     """The tiny world's tokenizer and template, as the stages see them."""
-    from cream.chat import Chat
+    from cream.text.chat import Chat
 
     return Chat(tiny_tokenizer)
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from layouts import GOOD, ON, put
 
-from cream.files import sealed
-from cream.journal import FORMAT
-from cream.provenance import fingerprint
+from cream.files.journal import FORMAT
+from cream.files.provenance import fingerprint
+from cream.files.raw import sealed
 from cream.records import Conversation, Pair, Prompt, Rewards, Samples
 
 NO_JSON = {"no JSON": b"{", "a list": b"[]", "a number": b"7", "no UTF-8": b"\xff\xfe{}", "brackets": b"[" * 200_000}

@@ -4,7 +4,7 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from cream import store
+from cream.files import store
 from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples
 
 COUNT = 6

@@ -13,7 +13,7 @@ import zstandard
 from layouts import lines, records, whole
 from msgspec import structs
 
-from cream.files import BOM
+from cream.files.raw import BOM
 from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples
 
 BAD = 2  # the record that is damaged

@@ -14,11 +14,11 @@ import measure  # noqa: E402
 import peers  # noqa: E402
 import workload  # noqa: E402
 
-from cream import models  # noqa: E402
-from cream.chat import Tokens  # noqa: E402
 from cream.errors import UserError  # noqa: E402
-from cream.hardware import Budget  # noqa: E402
-from cream.logprobs import LogProbs, score  # noqa: E402
+from cream.model.hardware import Budget  # noqa: E402
+from cream.model.load import load_policy
+from cream.model.logprobs import LogProbs, score  # noqa: E402
+from cream.text.chat import Tokens  # noqa: E402
 from cream.training import dpo  # noqa: E402
 
 WORDS = 300
@@ -57,7 +57,7 @@ def test_operations_of_a_layout_by_hand():
 def test_operations_are_those_that_torch_counts(folder):
     from torch.utils.flop_counter import FlopCounterMode
 
-    shape, model = workload.SHAPES["tiny"], models.load_policy(folder, torch.float32, torch.device("cpu"))
+    shape, model = workload.SHAPES["tiny"], load_policy(folder, torch.float32, torch.device("cpu"))
     model.set_attn_implementation("eager")  # which multiplies the whole square
     rows, width = 2, 12
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -71,7 +71,7 @@ def test_operations_are_those_that_torch_counts(folder):
 
 def test_the_released_procedure_and_trees_give_the_same_scores(folder):
     groups = workload.groups(workload.lengths("20/12", 5, 3, 0.5, seed=0), WORDS, seed=0)
-    plain, policy = (models.load_policy(folder, torch.float32, torch.device("cpu")) for _ in range(2))
+    plain, policy = (load_policy(folder, torch.float32, torch.device("cpu")) for _ in range(2))
     batches = peers.released_batches(groups)
     assert [len(batch) for batch in batches] == [6, 6, 3]
     scored = {}
@@ -111,7 +111,7 @@ def test_an_epoch_of_each_dpo_side_runs_on_the_same_pairs(folder):
 
 
 def test_packed_conversations_do_not_see_each_other_in_the_peer(folder):
-    model = models.load_policy(folder, torch.float32, torch.device("cpu"))
+    model = load_policy(folder, torch.float32, torch.device("cpu"))
     first, second = torch.randint(3, WORDS, (2, 1, 9), generator=torch.Generator().manual_seed(0))
     packed, positions = torch.cat([first, second], 1), torch.arange(9).repeat(2)[None]
     with torch.no_grad():

@@ -15,9 +15,9 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream import store
 from cream.consistency import describe, shuffled
 from cream.errors import UserError
+from cream.files import store
 from cream.pairs.build import MISSING, build, consistencies
 from cream.records import RANKS, Item, Message, Rewards
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cream.chat import Chat
 from cream.errors import UserError
 from cream.records import Message
+from cream.text.chat import Chat
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
 HEADER = "{% if add_generation_prompt %}<assistant>{% endif %}"

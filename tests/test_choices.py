@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tokenizers import processors
 
-from cream import models
-from cream.chat import Plain
 from cream.errors import UserError
 from cream.evaluation import choices
 from cream.evaluation.loglikelihood import compared
 from cream.evaluation.tasks import options_of, split_question
-from cream.files import sealed
-from cream.journal import FORMAT, Output
-from cream.pool import Pool
-from cream.provenance import Provenance
+from cream.files.journal import FORMAT, Output
+from cream.files.provenance import Provenance
+from cream.files.raw import sealed
+from cream.files.store import read
+from cream.model.load import load_policy, load_tokenizer
 from cream.records import Answer, Item, Message
 from cream.rewards.likelihood import Scored, Scorer, scorer
-from cream.store import read
+from cream.scoring.pool import Pool
+from cream.text.chat import Plain
 
 GAS = "Which gas do plants take in?\nA. oxygen\nB. neon\nC. carbon dioxide"
 TEXTS = {"A": "oxygen", "B": "neon", "C": "carbon dioxide"}
@@ -141,7 +141,7 @@ CACHE = {}
 def tokenizers_of(shared):
     if not CACHE:
         for name in ("models/stories260K", "tokenizers/gpt2", "tokenizers/mistral"):
-            CACHE[name] = models.load_tokenizer(shared / "data" / name)
+            CACHE[name] = load_tokenizer(shared / "data" / name)
     return CACHE.values()
 
 
@@ -219,7 +219,7 @@ def test_scores_are_the_model_s_own(prompt_format, tiny_folder, tiny_chat, tiny_
     group = choices.group(item("Tom has 2?\nA. two\nB. 33\nC. a book", "B"), prompt_format)
     worker = scorer(tiny_folder, chat, torch.float32, 128, None, 8, 1, "cpu")
     ((_, found),) = worker([group])
-    policy = models.load_policy(tiny_folder, torch.float32, torch.device("cpu"))
+    policy = load_policy(tiny_folder, torch.float32, torch.device("cpu"))
     for tokens, value in zip(
         chat.answers(group.prompt, group.answers, group.complete), found.scored.logprob, strict=True
     ):

@@ -9,8 +9,8 @@ from pathlib import Path
 import processes
 import pytest
 
+from cream.files.store import read
 from cream.records import Rewards, Samples
-from cream.store import read
 
 PROMPTS = 1000
 LONG = 400  # seconds after which a stage hangs

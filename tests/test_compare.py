@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from cream import store
 from cream.errors import UserError
 from cream.evaluation.compare import COLUMNS, compare, flip_row, format_comparison, format_flips, join
 from cream.evaluation.statistics import bootstrap_difference, mcnemar
+from cream.files import store
 from cream.records import Answer, Item
 
 # Statistics -----------------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from cream import console
+from cream.cli import console
+from cream.cli.interrupts import Interrupted
 from cream.errors import UserError
-from cream.interrupts import Interrupted
 
 
 def ends(error):
@@ -61,7 +61,7 @@ def test_a_bug_keeps_its_traceback(error):
 
 UNHEARD = """
 import os, signal, sys
-from cream import console, interrupts
+from cream.cli import console, interrupts
 
 @console.stage
 def main(argv):
@@ -90,7 +90,7 @@ def test_an_interrupt_that_nobody_hears_finishes_what_is_in_flight(tmp_path, rep
 
 def test_lines_that_nobody_reads_are_lost_without_a_word(repo):
     """`| head`: the pipe's other end is closed before the first line."""
-    code = "import sys; from cream import console; console.start(); console.log.info('a'); print('on', file=sys.stderr)"
+    code = "import sys; from cream.cli import console as c; c.start(); c.log.info('a'); print('on', file=sys.stderr)"
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, stdout=write, stderr=subprocess.PIPE, text=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from config import ConsistencyConfig, InferConfig, RewardConfig, TrainConfig
-from cream import store
+from cream.cli.flags import parse
 from cream.evaluation.choices import accuracies, chosen
 from cream.evaluation.grading import regraded, table_rows
 from cream.evaluation.tasks import grade
-from cream.flags import parse
+from cream.files import store
 from cream.pairs.build import build
 from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples, encode
 from iterate import IterateConfig

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from workspace import Done, Stages
 
-from cream.files import unsealed
+from cream.files.raw import unsealed
 
 pytestmark = pytest.mark.slow
 KILLS = 10  # of a stage, at least

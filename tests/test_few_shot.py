@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream import store
 from cream.errors import UserError
 from cream.evaluation.few_shot import draw, places, worked
 from cream.evaluation.items import prompt_of
 from cream.evaluation.tasks import TASKS
-from cream.prompts import SYSPROMPTS
+from cream.files import store
 from cream.records import Item, Message
+from cream.text.prompts import SYSPROMPTS
 
 
 def item(uuid, question=None, label="5", task="sum", **extra):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cream import fingerprints
 from cream.errors import UserError
-from cream.fingerprints import fingerprint
+from cream.files import fingerprints
+from cream.files.fingerprints import fingerprint
 
 FILES = ("chat_template.jinja", "config.json", "merges.txt", "model.safetensors", "tokenizer.model", "vocab.tiktoken")
 
@@ -197,7 +197,7 @@ def test_files_that_are_gone_are_forgotten(folder, cache, tmp_path):
 
 def test_processes_share_the_cache(cache, tmp_path):
     folders = [fill(tmp_path / f"model-{i}") for i in range(4)]
-    code = "import sys, pathlib; from cream import fingerprints as f; f.SETTLED = -(10**18); "
+    code = "import sys, pathlib; from cream.files import fingerprints as f; f.SETTLED = -(10**18); "
     code += "print(f.fingerprint(pathlib.Path(sys.argv[1])))"
     started = [
         subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
@@ -210,5 +210,5 @@ def test_processes_share_the_cache(cache, tmp_path):
 
 
 def test_it_needs_no_torch():
-    code = "import sys, cream.fingerprints; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    code = "import sys, cream.files.fingerprints; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

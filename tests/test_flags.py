@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import SCRIPTS
+from cream.cli.flags import as_dict, flag, parse, problems_of
 from cream.errors import UserError
-from cream.flags import as_dict, flag, parse, problems_of
 
 
 class Rank(Enum):
@@ -560,7 +560,7 @@ def test_a_script_ends_without_traceback_and_imports_nothing_heavy(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import dataclasses, sys\n"
-        "from cream.flags import flag, parse\n"
+        "from cream.cli.flags import flag, parse\n"
         "@dataclasses.dataclass\n"
         "class Config:\n"
         "    lr: float = flag(1e-6, 'learning rate')\n"

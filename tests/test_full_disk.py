@@ -9,8 +9,8 @@ from layouts import ON, put, records
 from safetensors.torch import load_file
 from torch import equal
 
+from cream.files.store import read_rows, write_rows
 from cream.records import Pair, Rewards, Samples
-from cream.store import read_rows, write_rows
 
 pytestmark = pytest.mark.slow
 SIZE = 48 << 20  # bytes of the disk

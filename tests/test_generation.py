@@ -8,10 +8,10 @@ from msgspec import structs
 from transformers import AutoTokenizer
 
 from cream import engines
-from cream.chat import Chat
 from cream.engines import Completion, Sampling
-from cream.generation import Answerer, samples
 from cream.records import Message, Prompt
+from cream.scoring.completions import Answerer, samples
+from cream.text.chat import Chat
 
 LENGTHS = (3, 40, 7, 90, 12)  # words of the prompts
 

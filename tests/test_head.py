@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaForCausalLM, PreTrainedConfig
 
-from cream import head
-from cream.batches import pad
-from cream.chat import Tokens
-from cream.head import HeadLogProb, picked, token_log_probs
-from cream.logprobs import LogProbs
+from cream.model import head
+from cream.model.batches import pad
+from cream.model.head import HeadLogProb, picked, token_log_probs
+from cream.model.logprobs import LogProbs
+from cream.text.chat import Tokens
 
 WORDS, WIDTH, TOKENS = 300, 16, 40
 ROUNDED = TOKENS + -TOKENS % head.MULTIPLE

@@ -11,8 +11,8 @@ import pytest
 import torch
 from layouts import GOOD, ON, STAGES, lines, put, records
 
+from cream.files.store import read
 from cream.records import Answer, Conversation, Pair, Prompt, Rewards, Samples
-from cream.store import read
 
 pytestmark = pytest.mark.slow
 UUIDS = ["../../x", "/etc/passwd", "a\0b", "..", "$(touch RAN)", "`touch RAN`", "'; touch RAN; '", "a\n", "é" * 5000]

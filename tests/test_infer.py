@@ -5,8 +5,8 @@ import json
 import pytest
 from layouts import lines
 
+from cream.files.store import read
 from cream.records import Samples
-from cream.store import read
 
 COMMAND = "infer.py --device cpu --model tiny --mode sampling --gen_n 2 --gen_max_tokens 8 --max_length 60 --name "
 LONG = 3  # the prompt that does not fit

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from cream import interrupts
-from cream.interrupts import Interrupted
+from cream.cli import interrupts
+from cream.cli.interrupts import Interrupted
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import iterate
 from config import SCRIPTS
+from cream.cli.flags import as_dict, parse
 from cream.errors import UserError
-from cream.flags import as_dict, parse
-from cream.recipes import Recipe, plan, read_recipe, results
+from cream.loops.recipes import Recipe, plan, read_recipe, results
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs/recipes").glob("*.yaml"))
 SMALL = {

@@ -7,11 +7,11 @@ import signal
 import pytest
 import xxhash
 
-from cream import journal, store
 from cream.errors import UserError
-from cream.files import sealed
-from cream.journal import Output
-from cream.provenance import Provenance, fingerprint, read_meta
+from cream.files import journal, store
+from cream.files.journal import Output
+from cream.files.provenance import Provenance, fingerprint, read_meta
+from cream.files.raw import sealed
 
 SETTINGS, INPUTS = {"seed": 0, "top_p": 0.95}, {"input_file": "c0ffee"}
 ROWS = [{"uuid": f"u{i}", "question": "é" * i, "label": str(i)} for i in range(4)]

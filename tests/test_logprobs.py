@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from cream import trees
-from cream.batches import by_tokens, pad
-from cream.chat import Tokens
 from cream.errors import UserError
-from cream.hardware import Budget
-from cream.logprobs import LogProbs, score
+from cream.model import trees
+from cream.model.batches import by_tokens, pad
+from cream.model.hardware import Budget
+from cream.model.logprobs import LogProbs, score
+from cream.text.chat import Tokens
 
 VOCAB = 300
 GROUPS = [

@@ -12,8 +12,8 @@ from msgspec import structs
 from workspace import REGISTRIES
 
 from cream.errors import UserError
+from cream.files.store import MALFORMED, read, read_rows
 from cream.records import Conversation, Item, Pair, Rewards
-from cream.store import MALFORMED, read, read_rows
 
 pytestmark = pytest.mark.slow
 TRAINED = (Conversation, Pair)  # what training reads

@@ -10,15 +10,20 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from cream import folders, models
 from cream.errors import UserError
+from cream.files import folders
+from cream.files.fingerprints import fingerprint
+from cream.model.checkpoint import context_length, length_limit, save_policy, stored_dtype
+from cream.model.load import load_chat, load_policy, load_tokenizer
+from cream.model.lora import adapter_merged, add_lora, merged
+from cream.model.precision import choose_precision
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[1, 3, 90, 41, 42, 2, 4]])
 
 
 def load(folder):
-    return models.load_policy(folder, torch.float32, CPU)
+    return load_policy(folder, torch.float32, CPU)
 
 
 def logits(model):
@@ -34,7 +39,7 @@ def copied(tiny_folder, tmp_path):
 
 def adapted(folder, seed=0):
     """The folder's model with trained-looking adapters, dropout off."""
-    model = models.add_lora(load(folder), r=8, alpha=16, dropout=0.1)
+    model = add_lora(load(folder), r=8, alpha=16, dropout=0.1)
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -53,13 +58,13 @@ def adapted(folder, seed=0):
     ],
 )
 def test_precision_on_a_cpu(bf16, training, dtype, autocast):
-    found = models.precision(bf16, CPU, training=training)
+    found = choose_precision(bf16, CPU, training=training)
     assert (found.dtype, found.autocast) == (dtype, autocast)
     assert "cpu" in found.reason if bf16 is None else "--bf16" in found.reason
 
 
 def test_a_clusters_gpus_are_taken_to_have_bfloat16_where_this_machine_has_none():
-    found = models.precision(None, torch.device("cuda"), training=False)
+    found = choose_precision(None, torch.device("cuda"), training=False)
     assert found.dtype == torch.bfloat16 and "the device has it" in found.reason
 
 
@@ -162,38 +167,38 @@ def test_a_policy_has_no_dropout(tmp_path, tiny_tokenizer):
     assert not model.training
     model.train()
     assert torch.equal(logits(model), logits(model))
-    assert models.context_length(tmp_path) == 16
+    assert context_length(tmp_path) == 16
 
 
 def test_the_length_limit_is_the_smaller_one(tiny_folder):
-    assert models.context_length(tiny_folder) == 128
-    assert [models.length_limit(flag, tiny_folder) for flag in (None, 64, 4096)] == [128, 64, 128]
+    assert context_length(tiny_folder) == 128
+    assert [length_limit(flag, tiny_folder) for flag in (None, 64, 4096)] == [128, 64, 128]
 
 
 def test_a_chat_template_file_replaces_the_folders(copied, tmp_path):
     file = tmp_path / "mine.jinja"
     template = "{% for m in messages %}{{ m.content }}<end>{% endfor %}"
     file.write_text(template)
-    assert models.load_tokenizer(copied, file).chat_template == template
+    assert load_tokenizer(copied, file).chat_template == template
     with pytest.raises(UserError, match="absent.jinja"):
-        models.load_tokenizer(copied, tmp_path / "absent.jinja")
+        load_tokenizer(copied, tmp_path / "absent.jinja")
 
 
 def test_a_chat_stops_at_the_models_own_ends(copied):
     (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
-    assert models.load_chat(copied).stop_ids == (2, 7)
+    assert load_chat(copied).stop_ids == (2, 7)
 
 
 def test_the_fingerprint_is_of_what_decides_the_output(copied, tiny_folder):
-    first = models.fingerprint(tiny_folder)
+    first = fingerprint(tiny_folder)
     (copied / "cream.json").write_text("{}")
     (copied / "args.json").write_text("{}")
-    assert models.fingerprint(copied) == first  # neither the place nor our notes count
+    assert fingerprint(copied) == first  # neither the place nor our notes count
     seen = {first}
     for name in ("chat_template.jinja", "tokenizer.json", "generation_config.json", "model.safetensors"):
         path = copied / name
         path.write_bytes(path.read_bytes()[:-1] + b" ")
-        seen.add(models.fingerprint(copied))
+        seen.add(fingerprint(copied))
     assert len(seen) == 5
 
 
@@ -201,9 +206,9 @@ def test_the_fingerprint_is_of_what_decides_the_output(copied, tiny_folder):
 def test_a_saved_folder_loads_with_any_tool(tiny_folder, tiny_tokenizer, tmp_path, dtype):
     model, folder = load(tiny_folder), tmp_path / "checkpoint-1"
     for step in (1, 2):  # the second replaces the first
-        models.save_policy(model, tiny_tokenizer, folder, dtype, {"kind": "policy", "step": step})
+        save_policy(model, tiny_tokenizer, folder, dtype, {"kind": "policy", "step": step})
     assert json.loads((folder / "cream.json").read_text())["step"] == 2
-    assert models.stored_dtype(folder) == (dtype or torch.float32)
+    assert stored_dtype(folder) == (dtype or torch.float32)
     assert len(load_file(folder / "model.safetensors")) == len(load_file(tiny_folder / "model.safetensors"))  # tied
     again = AutoModelForCausalLM.from_pretrained(folder)
     assert again.dtype == (dtype or torch.float32)
@@ -216,7 +221,7 @@ def test_a_saved_folder_loads_with_any_tool(tiny_folder, tiny_tokenizer, tmp_pat
 def test_adapters_start_as_the_identity(tiny_folder):
     base = load(tiny_folder)
     before = logits(base)
-    model = models.add_lora(base, r=8, alpha=16, dropout=0.1)
+    model = add_lora(base, r=8, alpha=16, dropout=0.1)
     model.train()  # the dropout on the adapters' input cannot matter while B = 0
     assert torch.equal(logits(model), before)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -227,22 +232,22 @@ def test_merging_is_exact_and_leaves_the_adapters_alone(tiny_folder):
     model = adapted(tiny_folder)
     wanted = logits(model)
     assert (wanted - logits(load(tiny_folder))).abs().max() > 1
-    plain = models.merged(model)
+    plain = merged(model)
     torch.testing.assert_close(logits(plain), wanted, atol=1e-4, rtol=0)
     assert torch.equal(logits(model), wanted)
 
 
 def test_a_merge_that_loses_precision_is_refused(tiny_folder):
     with pytest.raises(UserError, match="merging"):
-        models.merged(adapted(tiny_folder).bfloat16(), tolerance=1e-4)
+        merged(adapted(tiny_folder).bfloat16(), tolerance=1e-4)
 
 
 def test_an_adapter_from_elsewhere_is_merged_once(tiny_folder, tmp_path):
     model = adapted(tiny_folder)
     model.save_pretrained(tmp_path / "adapter")
-    folder = models.adapter_merged(tmp_path / "adapter", tiny_folder, tmp_path / "cache")
+    folder = adapter_merged(tmp_path / "adapter", tiny_folder, tmp_path / "cache")
     torch.testing.assert_close(logits(load(folder)), logits(model), atol=1e-4, rtol=0)
-    assert models.adapter_merged(tmp_path / "adapter", tiny_folder, tmp_path / "cache") == folder
+    assert adapter_merged(tmp_path / "adapter", tiny_folder, tmp_path / "cache") == folder
     again = PeftModel.from_pretrained(load(tiny_folder), tmp_path / "adapter")  # merging left the adapter as it was
     torch.testing.assert_close(logits(again), logits(model), atol=1e-5, rtol=0)
 

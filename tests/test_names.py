@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from cream import names
+from cream.cli import names
 from cream.errors import UserError
 
 KNOWN = {"tiny_sft": "localdata/tiny/sft.json", "gsm8k_test": "localdata/gsm8k/test.json"}
@@ -145,7 +145,7 @@ def test_many_register_at_once(tmp_path, registry):
 REGISTER = """
 import sys
 from pathlib import Path
-from cream import names
+from cream.cli import names
 sys.stdin.readline()
 names.register(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
 """
@@ -234,7 +234,7 @@ def ask(tmp_path, repo):
                 (cache / path).parent.mkdir(parents=True, exist_ok=True)
                 (cache / path).write_bytes(content)
         hub = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "*"}
-        code = "from cream import names; print(names.model('me/m', {}))"
+        code = "from cream.cli import names; print(names.model('me/m', {}))"
         return subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,

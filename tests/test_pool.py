@@ -12,9 +12,9 @@ import processes
 import pytest
 
 from cream.errors import UserError
-from cream.pool import Pool
+from cream.files.store import read
 from cream.records import Rewards, Samples
-from cream.store import read
+from cream.scoring.pool import Pool
 
 REPO = Path(__file__).resolve().parent.parent
 

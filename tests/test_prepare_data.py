@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from layouts import lines, records, slices
 
-from cream import store
+from cream.files import store
 from cream.records import Conversation, Item, Pair, Prompt
 
 TASKS = ("arc-easy", "arc-challenge", "openbookqa", "siqa", "gsm8k")

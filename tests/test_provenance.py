@@ -7,9 +7,9 @@ import shutil
 import pytest
 import xxhash
 
-from cream import provenance
 from cream.errors import UserError
-from cream.provenance import Provenance
+from cream.files import provenance
+from cream.files.provenance import Provenance
 
 
 def test_fingerprints_are_those_of_xxhash(tmp_path):

@@ -13,8 +13,8 @@ import pytest
 import torch
 from layouts import slices
 
+from cream.files.store import read
 from cream.records import Pair, Rewards, Samples
-from cream.store import read
 
 TASKS = ("arc-easy", "arc-challenge", "openbookqa", "siqa", "gsm8k")
 ITEMS = 12  # of each task

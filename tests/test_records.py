@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream.errors import UserError
+from cream.evaluation.tasks import Question
 from cream.records import (
     AS_LIST,
     Answer,
@@ -158,7 +159,7 @@ def test_turns_alternate_after_an_optional_system_message(roles):
         (Pair, {key: v for key, v in LAYOUTS[Pair].items() if key != "consistency"}, "consistency"),
         (Item, {"question": "2 + 3?"}, "label"),
         (Item, None, "null"),
-        (Item, changed(Item, label="Z"), "label 'Z' is none of its options A, B"),
+        (Question, changed(Item, label="Z"), "label 'Z' is none of its options A, B"),
     ],
 )
 def test_an_error_names_file_record_and_place(kind, value, named):

@@ -9,15 +9,17 @@ from hypothesis import strategies as st
 from msgspec import structs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cream import models, store
-from cream.chat import NOT_A_PREFIX
 from cream.errors import UserError
-from cream.journal import Output
-from cream.provenance import Provenance
+from cream.files import store
+from cream.files.journal import Output
+from cream.files.provenance import Provenance
+from cream.model.checkpoint import save_policy
+from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.records import Message, Rewards, Samples
 from cream.rewards import dpo, likelihood, passes
 from cream.rewards.likelihood import Scored
-from cream.scores import Scores, Source
+from cream.scoring.cache import Scores, Source
+from cream.text.chat import NOT_A_PREFIX
 
 CPU = torch.device("cpu")
 ANSWERS = ["Units: 8 + 3 = 11. Answer: 61", "Answer: 7", "", "Answer: 7", "x" * 50]
@@ -41,19 +43,19 @@ def records():
 @pytest.fixture(scope="module")
 def trained(tiny_folder, tmp_path_factory):
     """Another policy on the same tokenizer: the reference with noise on its weights."""
-    model = models.load_policy(tiny_folder, torch.float32, CPU)
+    model = load_policy(tiny_folder, torch.float32, CPU)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
     folder = tmp_path_factory.mktemp("rewards") / "trained"
-    tokenizer = models.load_tokenizer(tiny_folder)
-    models.save_policy(model, tokenizer, folder, None, {"kind": "policy"})
+    tokenizer = load_tokenizer(tiny_folder)
+    save_policy(model, tokenizer, folder, None, {"kind": "policy"})
     return folder
 
 
 def scorer(folder, max_tokens=300, limit=LIMIT, chunk=256):
-    return likelihood.scorer(folder, models.load_chat(folder), torch.float32, limit, max_tokens, chunk, 1, "cpu")
+    return likelihood.scorer(folder, load_chat(folder), torch.float32, limit, max_tokens, chunk, 1, "cpu")
 
 
 def one_pass(path, role, score, samples, chunk=256, progress=lambda: None):
@@ -204,9 +206,9 @@ def test_scores_of_other_samples_than_there_are_make_no_rewards(tiny_folder, tmp
 
 def test_broken_weights_give_no_reward(tiny_folder, tmp_path):
     """NaN would win both argmax and argmin."""
-    model = models.load_policy(tiny_folder, torch.float32, CPU)
+    model = load_policy(tiny_folder, torch.float32, CPU)
     model.model.norm.weight.data[:] = float("nan")
-    models.save_policy(model, models.load_tokenizer(tiny_folder), tmp_path / "broken", None, {"kind": "policy"})
+    save_policy(model, load_tokenizer(tiny_folder), tmp_path / "broken", None, {"kind": "policy"})
     found, _ = reward(likelihood, "mean", [tmp_path / "broken"], tmp_path / "x.json", records()[:2])
     assert [record.reward for record in found] == [[None], [None, None]]
     assert found[0].reason == ["not a finite number"]

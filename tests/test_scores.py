@@ -17,17 +17,21 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream import interrupts, models, scoring
-from cream.chat import Tokens
+from cream.cli import interrupts
+from cream.cli.interrupts import Interrupted
 from cream.errors import UserError
-from cream.files import unsealed
-from cream.hardware import Budget
-from cream.interrupts import Interrupted
-from cream.logprobs import LogProbs, score
+from cream.files.fingerprints import fingerprint
+from cream.files.raw import unsealed
+from cream.files.store import read
+from cream.model.checkpoint import save_policy
+from cream.model.hardware import Budget
+from cream.model.load import load_chat, load_policy, load_tokenizer
+from cream.model.logprobs import LogProbs, score
 from cream.records import Message, Pair, Rewards, Samples
 from cream.rewards import Group, likelihood
-from cream.scores import Scores, Source, beside
-from cream.store import read
+from cream.scoring import team as scoring
+from cream.scoring.cache import Scores, Source, beside
+from cream.text.chat import Tokens
 from cream.training import dpo, reference
 from cream.training.loop import global_batches
 
@@ -96,7 +100,7 @@ def test_what_was_kept_last_is_found(tmp_path_factory, steps):
 def test_two_processes_add_to_a_file_at_once(tmp_path, repo):
     path = tmp_path / "x.scores.jsonl"
     adding = (
-        "import sys; from pathlib import Path; from cream.scores import Scores, Source\n"
+        "import sys; from pathlib import Path; from cream.scoring.cache import Scores, Source\n"
         "path, me, other = sys.argv[1:]; Path(path + me).touch()\n"
         "while not Path(path + other).exists(): pass\n"  # both begin together
         "kept = Scores(Path(sys.argv[1]), Source('c0ffee', 'float32', 'cpu'))\n"
@@ -205,9 +209,9 @@ class Rewarding:
     """A scorer with the kept scores at `path`, if any, as rewarding.py puts them together."""
 
     def __init__(self, folder, path=None):
-        source = Source(models.fingerprint(folder), "float32", "cpu")
+        source = Source(fingerprint(folder), "float32", "cpu")
         self.kept = path and Scores(path, source)
-        self.score = likelihood.scorer(folder, models.load_chat(folder), torch.float32, 128, 500, 256, 1, "cpu")
+        self.score = likelihood.scorer(folder, load_chat(folder), torch.float32, 128, 500, 256, 1, "cpu")
         self.counts = Counter()
 
     def __call__(self, groups):
@@ -282,9 +286,9 @@ def test_the_samplers_value_serves_where_its_tokens_are_as_many(folder, tmp_path
 
 def test_what_is_not_a_finite_number_is_not_kept(folder, tmp_path):
     path = tmp_path / "s.scores.jsonl"
-    model = models.load_policy(folder, torch.float32, CPU)
+    model = load_policy(folder, torch.float32, CPU)
     model.model.norm.weight.data[:] = float("nan")
-    models.save_policy(model, models.load_tokenizer(folder), tmp_path / "broken", None, {"kind": "policy"})
+    save_policy(model, load_tokenizer(folder), tmp_path / "broken", None, {"kind": "policy"})
     (found,) = Rewarding(tmp_path / "broken", path)([group()])
     assert found.logprob == [None] * 4 and found.reason == ["not a finite number"] * 4
     assert not path.exists() or path.read_bytes() == b""
@@ -339,7 +343,7 @@ def test_a_reference_comes_from_the_pairs_else_from_beside_them_else_from_the_mo
     monkeypatch.setattr(reference, "CHUNK", 2)
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, path = Accelerator(cpu=True), tmp_path / "pairs.json"
-    model = LogProbs(models.load_policy(tiny_folder, torch.float32, CPU))
+    model = LogProbs(load_policy(tiny_folder, torch.float32, CPU))
     examples = pairs(tiny_chat)
     expected = sum(score(model, [[e.chosen, e.rejected] for _, e in examples], Budget(1000)), [])
 
@@ -374,7 +378,7 @@ def test_a_signal_amid_the_reference_costs_the_chunk_in_hand(tiny_folder, tiny_c
     monkeypatch.setattr(reference, "CHUNK", 2)
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator, path = Accelerator(cpu=True), tmp_path / "pairs.json"
-    model = LogProbs(models.load_policy(tiny_folder, torch.float32, CPU))
+    model = LogProbs(load_policy(tiny_folder, torch.float32, CPU))
     for left in (4, 2):
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr(interrupts, "asked", lambda: True)
@@ -387,7 +391,7 @@ def test_a_signal_amid_the_reference_costs_the_chunk_in_hand(tiny_folder, tiny_c
 
 def test_a_reference_that_is_not_finite_is_refused(tiny_folder, tiny_chat, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
-    policy = models.load_policy(tiny_folder, torch.float32, CPU)
+    policy = load_policy(tiny_folder, torch.float32, CPU)
     policy.model.norm.weight.data[:] = float("nan")
     with pytest.raises(UserError, match="6 pairs have no finite reference"):
         reference.fill(
@@ -489,9 +493,7 @@ def test_training_takes_its_reference_from_the_pairs(world, first):
     count = len(list(read(world.folder / "outputs/pairs1.json", Pair)))
     scored = world.read("outputs/c1.json.meta.json")["scored"]
     assert scored == {
-        **msgspec.structs.asdict(
-            Source(models.fingerprint(world.folder / "outputs/m1/checkpoint-last"), "float32", "cpu")
-        ),
+        **msgspec.structs.asdict(Source(fingerprint(world.folder / "outputs/m1/checkpoint-last"), "float32", "cpu")),
         "from": "model",
     }
     assert world.read("outputs/pairs1.json.meta.json")["scored"] == scored

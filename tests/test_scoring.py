@@ -10,9 +10,9 @@ import torch
 from test_trees import END, GROUPS, MODELS, difference
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cream import models
 from cream.errors import UserError
-from cream.scoring import Local, Team
+from cream.model.load import check_slices
+from cream.scoring.team import Local, Team
 
 CPU = torch.device("cpu")
 SLIDING = "sliding_attention"
@@ -117,4 +117,4 @@ def test_an_error_in_a_process_comes_with_its_traceback(make, team):
 )
 def test_what_cannot_be_cut_up_is_said_at_once(make, name, changes, slices, message):
     with pytest.raises(UserError, match=f"--tensor_parallel_size {slices}: .*{message}"):
-        models.check_slices(make(name, **changes), slices)
+        check_slices(make(name, **changes), slices)

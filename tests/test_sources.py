@@ -11,11 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from cream.data.reading import Place, find
 
+from cream.data import SOURCES, oasst, reading, source, sources
 from cream.errors import UserError
 from cream.records import encode
-from cream.sources import SOURCES, oasst, reading, source, sources
-from cream.sources.reading import Place, find
 
 # OpenAssistant --------------------------------------------------------------------------------------------------------
 

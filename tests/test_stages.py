@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 from scipy.stats import kendalltau
 
+from cream.files.store import read
 from cream.records import Pair, Rewards, Samples
-from cream.store import read
 
 pytestmark = pytest.mark.slow
 SFT = (

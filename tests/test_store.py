@@ -9,8 +9,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cream import files, store
 from cream.errors import UserError
+from cream.files import raw as files
+from cream.files import store
 from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Samples
 
 FORMS = [form + packing for form in (".json", ".jsonl") for packing in ("", ".gz", ".zst")]

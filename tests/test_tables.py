@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cream.data import forms, questions, table
 from cream.errors import UserError
 from cream.evaluation.tasks import options_of
 from cream.records import Conversation, Item, Pair, Prompt, encode
-from cream.sources import forms, questions, table
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cream.errors import UserError
 from cream.evaluation.tasks import TASKS, grade, majority, options_of
-from cream.prompts import SYSPROMPTS, apply
+from cream.text.prompts import SYSPROMPTS, apply
 
 DATA = Path(__file__).parents[1] / "../shared/data/eval_cream_layout"
 OPTIONS = {"arc-easy": {2, 3, 4, 5}, "arc-challenge": {3, 4, 5}, "openbookqa": {4}, "siqa": {3}, "gsm8k": {0}}

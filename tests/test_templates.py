@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cream import templates
-from cream.chat import Chat
 from cream.errors import UserError
 from cream.records import Message
+from cream.text import templates
+from cream.text.chat import Chat
 
 SPIN = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 DOUBLING = "{% set n = namespace(s='x') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s|length }}"
@@ -20,7 +20,7 @@ WHOLE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ e
 
 @pytest.fixture
 def tokenizer(tiny_folder):
-    from cream.models import load_tokenizer
+    from cream.model.load import load_tokenizer
 
     return load_tokenizer(tiny_folder)
 

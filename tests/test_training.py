@@ -22,11 +22,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
-from cream import models, store
-from cream.batches import by_tokens, pad
 from cream.errors import UserError, mendable
-from cream.hardware import Budget
-from cream.logprobs import LogProbs, score
+from cream.files import store
+from cream.files.fingerprints import fingerprint
+from cream.model.batches import by_tokens, pad
+from cream.model.checkpoint import stored_dtype
+from cream.model.hardware import Budget
+from cream.model.load import load_chat, load_policy
+from cream.model.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair
 from cream.training import dpo, launch, loop, parallel, run, sft, state
 from cream.training.log import Log
@@ -83,7 +86,7 @@ def pairs(count=12):
 
 def load(folder, share=True):
     """The folder's policy, over trees or over padded rows."""
-    return LogProbs(models.load_policy(folder, torch.float32, CPU), share)
+    return LogProbs(load_policy(folder, torch.float32, CPU), share)
 
 
 def sft_examples(chat):
@@ -484,7 +487,7 @@ def job(tiny_folder, tmp_path):
 
     def make(stage, name, **options):
         start = options.setdefault("start", tiny_folder)
-        header = {"settings": {}, "inputs": {"start": models.fingerprint(start)}}
+        header = {"settings": {}, "inputs": {"start": fingerprint(start)}}
         known = {"schedule": SCHEDULE, "header": header, "cpu": True, "show_example": False}
         known |= {"beta": 0.5, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
         return Job(stage=stage, **{**known, **options})
@@ -620,7 +623,7 @@ def test_a_finished_run_says_what_it_was(job, tiny_folder, tiny_tokenizer):
     assert (made.run / "checkpoint-last").resolve().name == "checkpoint-" + str(logged(made.run)[-1]["step"])
     kind = store.read_json(made.run / "checkpoint-last" / "cream.json")
     assert (kind["kind"], kind["stage"], kind["started_from"]) == ("policy", "sft", str(tiny_folder))
-    assert models.load_chat(made.run / "checkpoint-last").tokenizer.chat_template == tiny_tokenizer.chat_template
+    assert load_chat(made.run / "checkpoint-last").tokenizer.chat_template == tiny_tokenizer.chat_template
     config = store.read_json(made.run / "checkpoint-last" / "config.json")
     assert config == store.read_json(tiny_folder / "config.json")  # nothing of how it was trained
     work(job("dpo", "next", start=made.run / "checkpoint-last"))  # the folder is a model like any other
@@ -666,7 +669,7 @@ def test_compiled_layers_change_nothing(job):
 def test_bfloat16_products_on_float32_masters(job):
     made = job("dpo", "run", bf16=True, schedule=dataclasses.replace(SCHEDULE, lr=1e-6))
     work(made)
-    assert models.stored_dtype(made.run / "checkpoint-last") == torch.float32
+    assert stored_dtype(made.run / "checkpoint-last") == torch.float32
     start = load_file(made.start / "model.safetensors")
     end = load_file(made.run / "checkpoint-last" / "model.safetensors")
     changed = [(end[name] != start[name]).float().mean().item() for name in start if "proj" in name]

@@ -13,11 +13,14 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from cream import models, trees
-from cream.batches import pad
-from cream.chat import Tokens
-from cream.hardware import Budget
-from cream.logprobs import LogProbs, score
+from cream.model import trees
+from cream.model.batches import pad
+from cream.model.checkpoint import length_limit
+from cream.model.hardware import Budget
+from cream.model.load import load_policy
+from cream.model.logprobs import LogProbs, score
+from cream.model.lora import add_lora
+from cream.text.chat import Tokens
 from cream.training import dpo, sft
 
 CPU = torch.device("cpu")
@@ -96,7 +99,7 @@ def policy(tmp_path_factory):
                     if parameter.ndim > 1:
                         parameter.data.normal_(0, std)
             model.save_pretrained(place)
-        return models.load_policy(place, dtype, CPU)
+        return load_policy(place, dtype, CPU)
 
     return make
 
@@ -267,7 +270,7 @@ def test_the_longest_in_a_batch_does_not_decide_for_the_others(policy):
     rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
     long = {"rope_parameters": rope | {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}}
     model, reference = LogProbs(policy("llama", **long)), policy("llama", **long)
-    limit = models.length_limit(None, Path(reference.name_or_path))
+    limit = length_limit(None, Path(reference.name_or_path))
     assert limit == 64
     longest = max((row for group in GROUPS for row in group), key=len)
     groups = [[row for row in group if len(row) <= limit] for group in GROUPS]
@@ -282,7 +285,7 @@ def test_adapters_share_too(policy, said):
     """A PEFT model scores and learns over trees as over padded rows."""
     found = []
     for share in (True, False):
-        adapted = models.add_lora(policy("llama"), r=4, alpha=8, dropout=0.0)
+        adapted = add_lora(policy("llama"), r=4, alpha=8, dropout=0.0)
         torch.manual_seed(0)
         for parameter in adapted.parameters():
             if parameter.requires_grad:

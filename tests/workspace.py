@@ -44,7 +44,7 @@ class Stages:
     """The process that runs stages in forks of itself."""
 
     def __init__(self, *libraries: str):
-        from cream import console
+        from cream.cli import console
 
         pipe, quiet = subprocess.PIPE, os.environ | console.QUIET | {"DS_ACCELERATOR": "cpu"}  # read at import
         argv = [sys.executable, __file__, *LIBRARIES, *libraries]

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import xxhash
 
 from cream.errors import UserError, nearest
-from cream.folders import parameter_count
+from cream.files.folders import parameter_count
 
 ENGINES = ("hf", "vllm")
 TINY = 50_000_000  # parameters; below, transformers has answered before vLLM is up

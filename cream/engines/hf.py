@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from cream import interrupts
+from cream.cli import interrupts
 from cream.engines import Completion, Request, Sampling, row_seed
-from cream.models import load_policy
+from cream.model.load import load_policy
 
 WINDOW = 1024  # prompts that are sorted by length together
 PAD = 0  # any id will do: the attention mask hides it in prompts, and answers are cut by length

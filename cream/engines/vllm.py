@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cream.engines import Completion, Request, Sampling, row_seed
 from cream.errors import UserError
-from cream.folders import remote_code
+from cream.files.folders import remote_code
 
 
 class VllmEngine:

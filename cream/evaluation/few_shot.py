@@ -6,8 +6,9 @@ from pathlib import Path
 
 import xxhash
 
-from cream import store
 from cream.errors import UserError
+from cream.evaluation.tasks import Question
+from cream.files import store
 from cream.records import Item
 
 log = logging.getLogger("cream")
@@ -28,7 +29,7 @@ def draw(
     Raises UserError where a file is missing or has fewer examples; all that is wrong is told at once.
     """
     problems, drawn = [], {}
-    held = {path: list(store.read(path, Item, skip=skip)) for path in {*files.values()} if path.exists()}
+    held = {path: list(store.read(path, Question, skip=skip)) for path in {*files.values()} if path.exists()}
     known = {_words(item.question) for item in asked}
     for task, path in files.items():
         if path not in held:

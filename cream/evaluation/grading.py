@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
-from cream import store
 from cream.engines import Completion
 from cream.errors import UserError
 from cream.evaluation.statistics import summarise
 from cream.evaluation.tasks import grade, majority
+from cream.files import store
 from cream.records import Answer, Item, Prompt, encode
 
 

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cream import store
 from cream.errors import UserError
 from cream.evaluation.few_shot import worked
-from cream.prompts import apply
+from cream.evaluation.tasks import Question
+from cream.files import store
 from cream.records import Item, Message
+from cream.text.prompts import apply
 
 
 class Items(NamedTuple):
@@ -31,7 +32,7 @@ def read_items(name: str, path: Path, task_files: Mapping[str, Path], *, skip: b
     malformed items are passed over. Raises UserError when there is no item at all, or a uuid stands in two tasks.
     """
     if not task_files:
-        items = list(store.read(path, Item, skip=skip))
+        items = list(store.read(path, Question, skip=skip))
         for item in items:
             item.task = item.task or name.removesuffix("_test")
         missing = {}
@@ -50,7 +51,7 @@ def _of_all_tasks(path: Path, task_files: Mapping[str, Path], skip: bool) -> lis
     present = {task: file for task, file in task_files.items() if file.exists()}
     by_uuid: dict[str, Item] = {}
     for task, file in present.items():
-        for item in store.read(file, Item, skip=skip):
+        for item in store.read(file, Question, skip=skip):
             if item.uuid in by_uuid:
                 other = by_uuid[item.uuid].task
                 raise UserError(
@@ -59,7 +60,7 @@ def _of_all_tasks(path: Path, task_files: Mapping[str, Path], skip: bool) -> lis
             item.task = item.task or task
             by_uuid[item.uuid] = item
     if path.exists():
-        items = list(store.read(path, Item, skip=skip))
+        items = list(store.read(path, Question, skip=skip))
         for item in items:
             known = by_uuid.get(item.uuid)
             item.task = item.task or (known.task if known else "all_test")

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from cream import console
-from cream.chat import Chat, Plain
-from cream.generation import unfinished
-from cream.journal import Output
-from cream.pool import Pool
+from cream.cli import console
+from cream.files.journal import Output
 from cream.rewards import Group
 from cream.rewards.likelihood import Scored, scorer
+from cream.scoring.completions import unfinished
+from cream.scoring.pool import Pool
+from cream.text.chat import Chat, Plain
 
 log = logging.getLogger("cream")
 
@@ -36,16 +36,17 @@ def compared(
     """
     import torch
 
-    from cream import models
-    from cream.fingerprints import verified
+    from cream.files.fingerprints import verified
+    from cream.model.checkpoint import length_limit
+    from cream.model.precision import choose_precision
 
     done = output.resume()
     if done:
         log.info("going on: %d of %d questions are answered already", len(done), len(groups))
     if all(group.uuid in done for group in groups):
         return
-    precision = models.precision(bf16, torch.device(pool.kind), training=False)
-    limit, chunk = models.length_limit(max_length, policy), pool.batch(len(groups))
+    precision = choose_precision(bf16, torch.device(pool.kind), training=False)
+    limit, chunk = length_limit(max_length, policy), pool.batch(len(groups))
     if pool.alone and pool.kind == "cpu":
         chunk = min(chunk, CHUNK)
     log.info("%s; at most %d tokens of question and option together", precision.reason, limit)

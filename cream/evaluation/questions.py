@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cream import store
 from cream.errors import UserError
 from cream.evaluation import choices, few_shot
 from cream.evaluation.items import item_files, prompt_of, read_items
+from cream.evaluation.tasks import Question
+from cream.files import store
 from cream.records import Item, Prompt
 from cream.rewards import Group
 
@@ -79,4 +80,4 @@ def read_questions(
 
 
 def _malformed(files: Sequence[Path]) -> list[dict]:
-    return [row for file in dict.fromkeys(files) for row in store.rejected(file, Item)]
+    return [row for file in dict.fromkeys(files) for row in store.rejected(file, Question)]

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cream.chat import Chat, Plain
 from cream.evaluation import choices, grading
 from cream.evaluation.statistics import format_table
-from cream.generation import shown
-from cream.provenance import fingerprint_text
+from cream.files.provenance import fingerprint_text
 from cream.records import Answer, Message
+from cream.scoring.completions import shown
+from cream.text.chat import Chat, Plain
 
 
 def path_of(results: Path) -> Path:

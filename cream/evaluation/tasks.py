@@ -17,6 +17,7 @@ from cream.evaluation.answers import (
     extract_number_strict,
     numbers_equal,
 )
+from cream.records import Item
 
 TASKS = ("arc_easy", "arc_challenge", "openbookqa", "siqa", "gsm8k")
 
@@ -79,6 +80,20 @@ def grade(question: str, label: str | int | float, response: str, strict: bool =
         return (answer or "none").lower(), answer == label
     answer = extract_number(response)
     return (answer or "none").lower(), answer is not None and numbers_equal(answer, gold)
+
+
+class Question(Item, kw_only=True):
+    """Evaluation data: a question with the lettered options inside it, and the label (a letter or a number).
+
+    An Item whose label can be graded: what stages read of evaluation data. Raises ValueError as `grade` raises
+    UserError.
+    """
+
+    def __post_init__(self):
+        try:
+            grade(self.question, self.label, "")
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
 
 def majority(predictions: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ import xxhash
 from cream.consistency import Description, Tally, consistency
 from cream.errors import UserError
 from cream.evaluation.tasks import grade
-from cream.index import Waiting
+from cream.files.index import Waiting
 from cream.pairs import PAIRS, admissible
 from cream.pairs.extremes import Choice
 from cream.ranking import Array, constant, padded, shared

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cream import interrupts
+from cream.cli import interrupts
 from cream.rewards import Group, GroupReward
 
 PASSES = ("policy",)
@@ -95,7 +95,7 @@ def scorer(
     def load():
         import torch
 
-        from cream.scoring import Local, Team
+        from cream.scoring.team import Local, Team
 
         if group > 1:
             return Team(folder, dtype, device, max_tokens, group)

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 from cream.errors import UserError
-from cream.journal import Keys, Output
+from cream.files.journal import Keys, Output
 from cream.records import Message, Rewards, Samples, encode
 from cream.rewards import Group
 from cream.rewards.likelihood import Found, Scored
-from cream.scores import Scores, Source
+from cream.scoring.cache import Scores, Source
 
 KEPT_AT_ONCE = 256  # groups
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cream.files.store import write, write_json
 from cream.records import Conversation, Item, Message, Prompt, encode
-from cream.store import write, write_json
 
 TASKS = ("tiny_add", "tiny_sub", "tiny_compare")
 NAMES = ("Tom", "Mary", "Anna", "Ben", "Lily", "Sam", "Kate", "Max")

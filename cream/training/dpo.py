@@ -12,11 +12,11 @@ from math import nan
 
 import torch
 
-from cream.batches import Batch, send
-from cream.chat import Chat, Tokens
 from cream.errors import UserError
 from cream.losses import preference_loss
+from cream.model.batches import Batch, send
 from cream.records import Pair
+from cream.text.chat import Chat, Tokens
 
 
 @dataclass(slots=True)

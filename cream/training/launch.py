@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from cream import interrupts
+from cream.cli import interrupts
 from cream.errors import UserError
 
 HERE = "LOCAL_WORLD_SIZE"

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from cream.errors import UserError
-from cream.files import atomic, named
-from cream.hardware import matrix_rate, peak_memory
+from cream.files.raw import atomic, named
+from cream.model.hardware import matrix_rate, peak_memory
 
 
 def _until(step: int, data: bytes) -> bytes:

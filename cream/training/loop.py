@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from cream import interrupts
-from cream.batches import by_tokens
-from cream.hardware import Budget, budget, flops_per_token, numel
+from cream.cli import interrupts
+from cream.model.batches import by_tokens
+from cream.model.hardware import Budget, budget, flops_per_token, numel
 from cream.training import state
 from cream.training.log import Log
 from cream.training.parallel import Replicas, Shards

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 
 from cream.errors import UserError
-from cream.logprobs import LogProbs
+from cream.model.logprobs import LogProbs
 from cream.training.state import UNIVERSAL
 
 log = logging.getLogger("cream")

@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from cream import interrupts
+from cream.cli import interrupts
 from cream.errors import UserError
-from cream.hardware import Budget
-from cream.logprobs import LogProbs
-from cream.scores import Scores, Source, beside
+from cream.model.hardware import Budget
+from cream.model.logprobs import LogProbs
+from cream.scoring.cache import Scores, Source, beside
 from cream.training.dpo import Example
 from cream.training.loop import any_process, micro_batches
 

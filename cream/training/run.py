@@ -15,13 +15,18 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
-from cream import console, models, preflight, store
+from cream.cli import console, preflight
 from cream.errors import UserError
-from cream.hardware import free_memory
-from cream.logprobs import LogProbs
-from cream.provenance import LAST, Provenance, origin, read_kind, read_meta
-from cream.scores import Source
-from cream.store import MALFORMED
+from cream.files import store
+from cream.files.provenance import LAST, Provenance, origin, read_kind, read_meta
+from cream.files.store import MALFORMED
+from cream.model.checkpoint import length_limit, save_policy, stored_dtype
+from cream.model.hardware import free_memory
+from cream.model.load import load_chat, load_policy
+from cream.model.logprobs import LogProbs
+from cream.model.lora import add_lora, merged
+from cream.model.precision import Precision, choose_precision
+from cream.scoring.cache import Source
 from cream.training import STAGES, dpo, parallel, reference, sft, state
 from cream.training.launch import given_world, is_first_process
 from cream.training.loop import Schedule, common_budget, train
@@ -83,7 +88,7 @@ def work(job: Job) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn
     if not is_first_process():
         log.setLevel(logging.WARNING)
-    precision = models.precision(job.bf16, device, training=True, shards=job.deepspeed is not None)
+    precision = choose_precision(job.bf16, device, training=True, shards=job.deepspeed is not None)
     accelerator = _accelerator(job, precision)
     world = given_world() or 1
     if accelerator.num_processes != world:
@@ -92,15 +97,15 @@ def work(job: Job) -> None:
     if device.type == "cuda":  # what stays in float32 under autocast, too
         torch.set_float32_matmul_precision("high")
     log.info("precision: %s", precision.reason)
-    chat = models.load_chat(job.start, job.chat_template)
-    limit = models.length_limit(job.max_length, job.start)
+    chat = load_chat(job.start, job.chat_template)
+    limit = length_limit(job.max_length, job.start)
     dropped: Counter[str] = Counter()
     rows, facts = _examples(job, chat, limit, dropped)
     examples = [row[-1] for row in rows]
     if job.show_example:
         _show(chat, examples[0])
     policy = _policy(job, precision.dtype, accelerator.device)
-    saved_as = models.stored_dtype(job.start) if job.save_dtype == "auto" else getattr(torch, job.save_dtype)
+    saved_as = stored_dtype(job.start) if job.save_dtype == "auto" else getattr(torch, job.save_dtype)
     log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), job.save_dtype)
     model = LogProbs(policy)
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
@@ -135,7 +140,7 @@ def work(job: Job) -> None:
         tidy(job.run)
 
 
-def _accelerator(job: Job, precision: models.Precision) -> Accelerator:
+def _accelerator(job: Job, precision: Precision) -> Accelerator:
     sharded, saved = job.deepspeed is not None, None if job.afresh else state.last(job.run)
     other = saved is not None and saved.processes != int(os.environ.get("WORLD_SIZE", "1"))
     if sharded:
@@ -237,14 +242,14 @@ def _policy(job: Job, dtype: torch.dtype, device: torch.device):
     offload = "offload_optimizer" in zero or "offload_param" in zero
     need = preflight.training(job.start, job.lora is None, world, zero.get("stage", 0), dtype.itemsize, offload)
     preflight.memory(need * (here if job.cpu else 1), free_memory(device), f"training {job.start}")
-    model = models.load_policy(job.start, dtype, device)
+    model = load_policy(job.start, dtype, device)
     if job.compile:
         model.base_model.compile(dynamic=True)
     if job.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     if job.lora:
-        model = models.add_lora(model, job.lora.r, job.lora.alpha, job.lora.dropout)
+        model = add_lora(model, job.lora.r, job.lora.alpha, job.lora.dropout)
         count = sum(p.numel() for p in model.parameters() if p.requires_grad)
         log.info("LoRA: r %d, alpha %g, %d trained parameters", job.lora.r, job.lora.alpha, count)
     return model
@@ -256,9 +261,9 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
         return
     if job.lora and state is not None:
         unset_hf_deepspeed_config()  # with it ZeRO-3 would put what is loaded here into shards, too
-        base = models.load_policy(job.start, torch.float32, torch.device("cpu"))
+        base = load_policy(job.start, torch.float32, torch.device("cpu"))
         job.provenance.check_unchanged()
-        model = models.add_lora(base, job.lora.r, job.lora.alpha, job.lora.dropout)
+        model = add_lora(base, job.lora.r, job.lora.alpha, job.lora.dropout)
         found = model.load_state_dict(state, strict=False)  # tied weights have one name there
         if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
             raise RuntimeError(f"the adapter's weights have other names than the model's: {found}")
@@ -266,7 +271,7 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     folder = job.run / f"checkpoint-{step}"
     kind = {"kind": "policy", "stage": job.stage, "step": step, "started_from": str(job.start), **job.header}
     kind |= job.provenance.record(folder)
-    models.save_policy(models.merged(model) if job.lora else model, tokenizer, folder, dtype, kind, state)
+    save_policy(merged(model) if job.lora else model, tokenizer, folder, dtype, kind, state)
     if job.lora:
         model.save_pretrained(folder / "adapter")
     link = job.run / ".checkpoint-last"

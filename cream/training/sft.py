@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from cream.batches import Batch
-from cream.chat import NOT_A_PREFIX, Chat, Tokens, longer
+from cream.model.batches import Batch
 from cream.records import Conversation, Pair
+from cream.text.chat import NOT_A_PREFIX, Chat, Tokens, longer
 
 
 def examples(

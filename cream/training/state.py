@@ -12,11 +12,11 @@ import msgspec
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from cream import store
 from cream.errors import UserError
-from cream.files import named
-from cream.hardware import numel
-from cream.provenance import fingerprint
+from cream.files import store
+from cream.files.provenance import fingerprint
+from cream.files.raw import named
+from cream.model.hardware import numel
 
 log = logging.getLogger("cream")
 AFRESH = "--resume no trains from the start again"

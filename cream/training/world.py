@@ -24,9 +24,10 @@ from typing import NamedTuple
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
-from cream import interrupts, network
+from cream.cli import interrupts
 from cream.errors import UserError, mendable
-from cream.network import FOREVER
+from cream.scoring import network
+from cream.scoring.network import FOREVER
 
 log = logging.getLogger("cream")
 MEET = 300  # seconds in which all processes must have come

@@ -1,0 +1,199 @@
+"""Models, datasets and checkpoints by name or path.
+
+A registry is a flat JSON file, name -> path (relative paths from the repository root): configs/checkpoint.json and
+configs/dataset.json. Only the entry asked for is looked at, so a stale one never breaks another.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from cream.errors import UserError, nearest
+from cream.files import store
+from cream.files.folders import check_weights, remote_code
+
+ROOT = Path(__file__).resolve().parents[2]
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NAME = re.compile(r"\w[\w.-]*")
+ANOTHER = "choose another name, or --overwrite to point it elsewhere"
+HUB_HELP = "Give a local folder, or unset HF_HUB_OFFLINE and check the network"
+
+
+def read_registry(registry: Path) -> dict[str, str]:
+    """Name -> path as written there; an absent file is an empty registry."""
+    if not registry.exists():
+        return {}
+    entries = store.read_json(registry)
+    if not isinstance(entries, dict) or not all(isinstance(v, str) for v in entries.values()):
+        raise UserError(f"{registry}: expected one object of name: path")
+    return entries
+
+
+def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) -> None:
+    """Write name -> path, under a lock, atomically. Raises UserError as check_free does."""
+    if read_registry(registry).get(name) == _entry(path):
+        return
+    registry = registry.resolve()  # clones may share one by a link
+    registry.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(registry.with_name(f".{registry.name}.lock")):
+        check_free(registry, name, path, overwrite=overwrite)
+        entries = {**read_registry(registry), name: _entry(path)}
+        store.write_json(registry, dict(sorted(entries.items())))
+
+
+def check_free(
+    registry: Path, name: str, path: Path, *, overwrite: bool = False, known: Mapping[str, str] | None = None
+) -> None:
+    """Raises UserError when `name` cannot be a name, stands in the registry for another path, or is a built-in one
+    (`known`, case-insensitive) of a file that is there."""
+    if not NAME.fullmatch(name) or name.lower() == "none":
+        raise UserError(
+            f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only, neither '.' nor '-' first"
+        )
+    entry = read_registry(registry).get(name)  # damage is told before any work
+    if overwrite:
+        return
+    if entry not in (None, _entry(path)):
+        raise UserError(f"--register {name}: {registry} has that name already, for {entry}; {ANOTHER}")
+    built_in = _built_in(name, known or {})
+    if entry is None and built_in and in_root(built_in).exists() and _entry(in_root(built_in)) != _entry(path):
+        raise UserError(f"--register {name}: that is the built-in name of {built_in}; {ANOTHER}")
+
+
+def _built_in(name: str, known: Mapping[str, str]) -> str | None:
+    """What a built-in name, however it is capitalised, stands for."""
+    return {key.lower(): value for key, value in known.items()}.get(name.lower())
+
+
+def _entry(path: Path) -> str:
+    """How a registry spells a path: from the repository root where it lies below it."""
+    absolute = path.parent.resolve() / path.name
+    return str(absolute.relative_to(ROOT)) if absolute.is_relative_to(ROOT) else str(absolute)
+
+
+def in_root(path: str) -> Path:
+    """A registry's or an enum's path: relative ones start at the repository root."""
+    return Path(path) if os.path.isabs(path) else ROOT / path
+
+
+def _is_path(name: str) -> bool:
+    """Whether a value is spelled as a path; else a name that is known wins over a file that happens to lie here."""
+    return os.sep in name or store.is_record_file(Path(name))
+
+
+def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
+    """The file of a dataset: a path, a name in the registry, or a built-in name (`known`, case-insensitive).
+
+    A name wins over a file of that name, unless it is spelled as a path: with a separator, or a record file's suffix.
+    """
+    if _is_path(name) and Path(name).is_file():
+        return Path(name)
+    entries = read_registry(registry)
+    entry = entries.get(name) or _built_in(name, known)
+    if entry is None:
+        if Path(name).is_file():
+            return Path(name)
+        raise UserError(
+            f"--name {name}: neither a file, nor a built-in dataset, nor a name in {registry}"
+            f"{nearest(name, [*known, *entries])} Known: {', '.join([*known, *entries])}"
+        )
+    return in_root(entry)
+
+
+def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
+    """The folder of a checkpoint: a path, or a name in the registry, which wins unless there is a separator in it."""
+    if _is_path(name) and Path(name).is_dir():
+        return Path(name)
+    entries = read_registry(registry)
+    if name not in entries:
+        if Path(name).is_dir():
+            return Path(name)
+        raise UserError(
+            f"{flag} {name}: neither a folder nor a name in {registry}{nearest(name, entries)} "
+            f"Known: {', '.join(entries) or 'none yet; train.py --register NAME adds one'}"
+        )
+    folder = in_root(entries[name])
+    if not folder.is_dir():
+        raise UserError(f"{flag} {name}: {registry} points to {folder}, which does not exist; train it again")
+    return folder
+
+
+def label(checkpoint: str | Path | None) -> str:
+    """What stands for a checkpoint in a file's name; of a folder checkpoint-N, which every run has, also the run's."""
+    path = Path(checkpoint or "none")
+    return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") and path.parent.name else path.name
+
+
+def model(name: str, known: Mapping[str, str]) -> Path:
+    """The folder of a base model: a built-in name (`known`, case-insensitive), a path, or a Hugging Face id.
+
+    A built-in name wins over a folder of that name: ./tiny is a folder, tiny the model. The hub is asked only for an id
+    that is on no disk, or not whole; HF_HUB_OFFLINE is honoured.
+    """
+    source = _built_in(name, known)
+    if source is None and Path(name).is_dir():
+        return Path(name)
+    source = source or name
+    if in_root(source).is_dir():
+        return in_root(source)
+    if not HUB_ID.fullmatch(source):
+        raise UserError(
+            f"--model {name}: neither a folder, nor a Hugging Face id (owner/name), nor one of {', '.join(known)}"
+            f"{nearest(name, known)}"
+        )
+    return _from_hub(source)
+
+
+def _from_hub(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    wanted = [
+        "*.json",
+        "*.safetensors",
+        "*.jinja",
+        "*.model",
+        "*.txt",
+        "*.tiktoken",
+        *(["*.py"] if remote_code() else []),
+    ]  # no pickles
+    try:
+        with suppress(LocalEntryNotFoundError):
+            folder = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
+            if _has_weights(folder):  # another program may have fetched the tokenizer alone
+                return folder
+        folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except HFValidationError as error:
+        raise UserError(f"--model {hub_id}: neither a folder nor a Hugging Face id: {error}") from None
+    except GatedRepoError:
+        raise UserError(f"--model {hub_id}: access is gated; accept its licence on the hub and log in") from None
+    except RepositoryNotFoundError:
+        raise UserError(f"--model {hub_id}: the hub has no such model") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--model {hub_id}: not on disk, and the hub cannot be reached ({reason}). {HUB_HELP}"
+        ) from None
+    if not _has_weights(folder):  # what the cache has of it, where the hub does not answer
+        raise UserError(
+            f"--model {hub_id}: {folder} lacks safetensors weights; the hub cannot be reached, or has none. {HUB_HELP}"
+        )
+    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        check_weights(folder)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,128 @@
+"""What a record file holds, before it is spent on: records, duplicates, lengths, and all that stages would refuse."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import xxhash
+
+from cream.evaluation.tasks import Question
+from cream.files import store
+from cream.files.provenance import fingerprint, read_meta
+from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Record, Rewards, Samples
+from cream.text.chat import Chat
+
+SHOWN = 10  # bad records that are told one by one
+
+
+@dataclass
+class Summary:
+    """Counts over a file's good records; lengths are in tokens where there is a tokenizer, else in characters."""
+
+    kind: type[Record]
+    records: int = 0
+    answers: int = 0
+    notes: Counter[str] = field(default_factory=Counter)  # what is legal and worth knowing
+    prompts: array = field(default_factory=lambda: array("Q"))  # lengths; of prompts, and with each answer
+    wholes: array = field(default_factory=lambda: array("Q"))
+    bad: list[str] = field(default_factory=list)  # place and reason of the first SHOWN
+    bad_count: int = 0
+    sidecar: str = "no sidecar: stages take it as it is, unverified"
+
+
+def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
+    """Read a file as stages do, and count. `limit`: tokens of prompt and answer that a stage would let pass.
+
+    Raises UserError where the file cannot be read at all, or follows no known layout.
+    """
+    kind = store.detect(path, skip=True)
+    found = Summary(kind)
+    kind = Question if kind is Item else kind
+    seen = array("Q")
+    for record in store.read(path, kind, skip=True):
+        prompt, answers = _parts(record)
+        found.records += 1
+        found.answers += len(answers)
+        seen.append(xxhash.xxh3_64_intdigest(msgspec.json.encode(prompt)))
+        found.notes.update(_notes(record, answers))
+        for length in _lengths(prompt, answers, chat, limit, found):
+            found.notes["longer than --max_length"] += length > limit and chat is not None
+    found.notes["prompts that equal an earlier one"] = len(seen) - len(np.unique(np.asarray(seen)))
+    for row in store.rejected(path, kind):
+        found.bad_count += 1
+        if len(found.bad) < SHOWN:
+            found.bad.append(f"{row['where']}: {row['reason']}")
+    if (about := read_meta(path)) is not None:
+        same = about["output"] == fingerprint(path) if "output" in about else None
+        found.sidecar = {
+            True: "as its sidecar describes it",
+            False: "changed since it was made: stages refuse it",
+            None: "its sidecar has no hash of it: stages take it as unverified",
+        }[same]
+    return found
+
+
+def report(path: Path, found: Summary, unit: str) -> Iterator[str]:
+    """The lines that tell a user."""
+    yield f"{path}: {found.records} {found.kind.__name__} records, {found.answers} answers, {found.bad_count} bad"
+    for what, lengths in (("prompts", found.prompts), ("prompts with an answer", found.wholes)):
+        if lengths:
+            low, middle, high, most = np.percentile(np.asarray(lengths), (0, 50, 95, 100))
+            yield f"  {what}: {low:.0f} to {most:.0f} {unit}, median {middle:.0f}, 95 % within {high:.0f}"
+    yield from (f"  {count} {what}" for what, count in found.notes.items() if count)
+    yield f"  {found.sidecar}"
+    yield from (f"  bad: {line}" for line in found.bad)
+    if found.bad_count > len(found.bad):
+        yield f"  … and {found.bad_count - len(found.bad)} more"
+
+
+def _parts(record: Record) -> tuple[list[Message], list[str]]:
+    """A record's prompt, and its answers."""
+    match record:
+        case Conversation():
+            return record.messages[:-1], [record.messages[-1].content]
+        case Prompt():
+            return record.messages, []
+        case Samples():
+            return record.prompt, record.responses
+        case Rewards():
+            return record.prompt, record.answers()
+        case Pair():
+            return record.prompt, [record.selected[-1].content, record.rejected[-1].content]
+        case Answer():
+            return [Message("user", record.question)], [record.responses]
+        case Item():
+            return [Message("user", record.question)], []
+    raise TypeError(f"a layout that validate does not know: {type(record).__name__}")
+
+
+def _notes(record: Record, answers: list[str]) -> dict[str, int]:
+    return {
+        "empty answers": sum(not answer.strip() for answer in answers),
+        "answers that equal another to the same prompt": len(answers) - len({*answers}),
+        "answers cut at the length limit": (getattr(record, "finish_reason", None) or []).count("length"),
+        "answers without a reward": (getattr(record, "reward", None) or []).count(None),
+        "pairs without a consistency": isinstance(record, Pair) and record.consistency is None,
+    }
+
+
+def _lengths(prompt: list[Message], answers: list[str], chat: Chat | None, limit: int, found: Summary) -> list[int]:
+    """The lengths that a stage's limit is for: of the prompt with each answer, or of the prompt alone."""
+    if chat is None:
+        start = sum(len(message.content) for message in prompt)
+        wholes = [start + len(answer) for answer in answers]
+    else:
+        if any(chat.exceeds([*prompt, Message("assistant", answer)], limit) for answer in answers or [""]):
+            return [limit + 1]  # it is not counted how much longer it is
+        ids = chat.prompt(prompt)
+        start = len(ids)
+        rows = chat.answers(prompt, answers, [True] * len(answers), ids)
+        wholes = [len(row) for row in rows if row is not None]
+        found.notes["answers whose prompt is no prefix under this template"] += rows.count(None)
+    found.prompts.append(start)
+    found.wholes.extend(wholes)
+    return wholes or [start]

@@ -1,0 +1,140 @@
+"""What a model folder holds, as one hash: each file is read once, then known by its size, times and inode.
+
+The hashes of files are kept in `fingerprints.json`, in the folder $CREAM_CACHE or else in `cream` in the user's caches.
+That file saves time and decides nothing: where it is missing, damaged or cannot be written, every file is read again.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import xxhash
+from filelock import FileLock
+
+from cream.errors import UserError
+from cream.files import store
+
+# weights, configs and tokenizer, template, vocabularies (merges.txt, vocab.txt), own code
+SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
+NOTES = {"cream.json", "args.json"}  # ours; they decide no output
+SETTLED = 2 * 10**9  # ns; a younger file may change again within one tick of its file system's clock, unseen
+BLOCK = 1 << 22  # bytes read at a time
+
+State = tuple[int, int, int, int]  # size, st_mtime_ns, st_ctime_ns, inode
+
+
+class Known(msgspec.Struct):
+    """The state that a file was in when it had this hash."""
+
+    state: State
+    hash: str
+
+
+class Cache(msgspec.Struct):
+    """The cache file: files by resolved path; `check`, the hash of `files`, says that it is as it was written."""
+
+    check: str
+    files: dict[str, Known]
+
+
+def fingerprint(folder: Path, *, cached: bool = True) -> str:
+    """xxh3-128, 32 hex digits, over names and contents of what decides a model's output; links are followed.
+
+    `cached` false reads every file again, whatever is known of it. Raises UserError on one that cannot be read.
+    """
+    paths, file = _deciding(folder), _cache_file()
+    known = _read(file) if cached else {}
+    with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
+        found = list(pool.map(lambda path: _hash(path, known.get(str(path.resolve()))), paths))
+    new = {str(path.resolve()): entry for path, (entry, settled) in zip(paths, found, strict=True) if settled}
+    if any(known.get(path) != entry for path, entry in new.items()):
+        _keep(file, new)
+    names = "".join(f"{path.name}\0{entry.hash}\0" for path, (entry, _) in zip(paths, found, strict=True))
+    return xxhash.xxh3_128_hexdigest(names.encode())
+
+
+def _deciding(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name not in NOTES and not p.is_dir())
+
+
+def states(path: Path) -> dict[str, State]:
+    """The state by name of a file, if it is there, or of those that decide a model's folder."""
+    found = {}
+    for each in _deciding(path) if path.is_dir() else [path]:
+        with suppress(OSError):
+            found[each.name] = _of(os.stat(each))
+    return found
+
+
+def verified(folder: Path, expected: str, make: Callable[[str], object], device: str) -> object:
+    """make(device), if the folder, at this path of this machine, is there and has the expected fingerprint."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder here; every node must have the model at this path")
+    if (found := fingerprint(folder)) != expected:
+        raise UserError(f"{folder}: another model here (fingerprint {found[:8]}) than where the command runs")
+    return make(device)
+
+
+def _hash(path: Path, known: Known | None) -> tuple[Known, bool]:
+    """A file's hash, `known` if it is in that state still, and whether a later change would show in its state."""
+    begun = time.time_ns()
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no regular file (a pipe or device)")
+    try:
+        with open(path, "rb", buffering=0) as file:
+            state = _state(file)
+            if known is not None and known.state == state:
+                return known, True
+            digest, block = xxhash.xxh3_128(), memoryview(bytearray(min(BLOCK, state[0] + 1)))
+            while count := file.readinto(block):
+                digest.update(block[:count])
+            settled = begun - max(state[1:3]) > SETTLED and _state(file) == state
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return Known(state, digest.hexdigest()), settled
+
+
+def _state(file) -> State:
+    return _of(os.fstat(file.fileno()))
+
+
+def _of(found: os.stat_result) -> State:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+# The cache file -------------------------------------------------------------------------------------------------------
+
+
+def _cache_file() -> Path | None:
+    if own := os.environ.get("CREAM_CACHE"):
+        return Path(own) / "fingerprints.json"
+    with suppress(RuntimeError):  # a user without a home
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cream/fingerprints.json"
+
+
+def _read(file: Path | None) -> dict[str, Known]:
+    """What the cache file knows; nothing where it is not as it was written."""
+    with suppress(UserError, OSError, msgspec.ValidationError):
+        if file is not None and file.exists():
+            cache = msgspec.convert(store.read_json(file), Cache)
+            return cache.files if cache.check == _check(cache.files) else {}
+    return {}
+
+
+def _keep(file: Path | None, new: dict[str, Known]) -> None:
+    """Add entries to the cache file if that can be written, and drop those whose files are gone."""
+    if file is None:
+        return
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_name(f".{file.name}.lock"), timeout=10):  # its Timeout is an OSError
+            files = {path: entry for path, entry in (_read(file) | new).items() if os.path.exists(path)}
+            store.write_json(file, Cache(_check(files), files))
+
+
+def _check(files: dict[str, Known]) -> str:
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(files))

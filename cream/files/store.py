@@ -1,0 +1,290 @@
+"""Reading and writing record files: streamed in, atomic out. journal.py builds on it what a running stage needs."""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import xxhash
+
+from cream.errors import UserError
+from cream.files.raw import (
+    PACKED,
+    atomic,
+    open_file,
+    parse,
+    read_json,
+    read_lines,
+    read_whole,
+    renew_json,
+    sync,
+    write_json,
+)
+from cream.records import R, Record, decode, encode, kind_of
+
+__all__ = ["atomic", "open_file", "read_json", "renew_json", "sync", "write_json"]  # as store's own, with those below
+
+RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
+BLOCK = 1 << 16  # hashes that are compared at once
+DEPTH = 100  # levels of lists and objects in a record
+MALFORMED = "malformed record"  # the reason under which those that are passed over are counted
+NONE = "the file holds no records"
+SKIP = "--on_bad_record skip leaves such records out"
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+class Raw(NamedTuple):
+    """A record before validation: the place in its file, its uuid, its plain JSON value."""
+
+    where: str
+    uuid: str
+    value: object
+
+
+class Bad(NamedTuple):
+    """A record that cannot be used: the place in its file, its uuid if it is known, why, its bytes as they stand."""
+
+    where: str
+    uuid: str | None
+    reason: str
+    data: bytes
+
+
+def read(
+    path: Path, kind: type[R], limit: int | None = None, *, skip: bool = False, unique: bool = True
+) -> Iterator[R]:
+    """The records of a file, one by one, each of layout `kind`; only its first `limit`, if that is given.
+
+    A `.jsonl` file is streamed, and 8 bytes a record stay in memory; a `.json` file is held as bytes and decoded record
+    by record. Raises UserError (file, line, uuid, JSON path) on a missing or damaged file and, unless they are to be
+    passed over (`skip`), on a malformed record, with the number of those that follow, and a duplicate uuid. That of a
+    duplicate may come after further records, but before the iteration ends. With `unique` False nothing stays in
+    memory: duplicates are the caller's to rule out, or to look for by `check_unique`.
+    """
+    unique &= not skip  # otherwise they are among the bad ones
+    hashes = array("Q")
+    found = _checked(path, kind, limit, _doubled(path, limit) if skip else frozenset())
+    for record in found:
+        if isinstance(record, Bad):
+            if skip:
+                continue
+            more = sum(isinstance(other, Bad) for other in found)
+            further = f"; {more} more bad records follow" if more else ""
+            raise UserError(f"{record.where}: {record.reason}{further}. {SKIP}")
+        yield record
+        if unique:
+            hashes.append(_hash(record.uuid))
+            if not len(hashes) & (len(hashes) - 1):  # at every doubling: checking costs no more than reading
+                _refuse_doubles(path, hashes)
+    _refuse_doubles(path, hashes)
+
+
+def check_unique(path: Path) -> None:
+    """Raises UserError where two of a file's records have one uuid: a pass of its own, at 8 bytes a record."""
+    _refuse_doubles(path, _hashes(path))
+
+
+def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[dict]:
+    """What `read` passes over with `skip`: {"uuid" (or the place), "where", "reason", "record" (its text)} of each."""
+    for bad in _checked(path, kind, limit, _doubled(path, limit)):
+        if isinstance(bad, Bad):
+            text = bad.data.decode(errors="backslashreplace")
+            yield {"uuid": bad.uuid or bad.where, "where": bad.where, "reason": bad.reason, "record": text}
+
+
+def nothing_left(path: Path, kind: type[Record], what: str, limit: int | None = None) -> UserError:
+    """The error where all of a file's records are passed over: it tells why the first is."""
+    bad = next(rejected(path, kind, limit), None)
+    return UserError(f"{path}: " + (f"no {what}; the first: {bad['where']}: {bad['reason']}" if bad else NONE))
+
+
+def _checked(path: Path, kind: type[R], limit: int | None, doubled: frozenset[int]) -> Iterator[R | Bad]:
+    """Each record of a file, or what is wrong with it. `doubled`: hashes of uuids of which only the first may pass."""
+    seen = set()
+    for raw in islice(_entries(path), limit):
+        if isinstance(raw, Bad):
+            yield raw
+            continue
+        if _hash(raw.uuid) in doubled:
+            if raw.uuid in seen:
+                yield Bad(raw.where, raw.uuid, f"uuid {raw.uuid!r} stands there twice", msgspec.json.encode(raw.value))
+                continue
+            seen.add(raw.uuid)
+        try:
+            yield decode(kind, raw.uuid, raw.value, raw.where)
+        except UserError as error:
+            reason = str(error).removeprefix(f"{raw.where}: ")
+            yield Bad(raw.where, raw.uuid, reason, msgspec.json.encode(raw.value))
+
+
+def _hash(uuid: str) -> int:
+    return xxhash.xxh3_64_intdigest(uuid.encode())
+
+
+def _ordered(hashes: array):
+    """Sorts them in place; returns those that stand there twice, as numpy has them."""
+    import numpy as np
+
+    ordered = np.asarray(hashes)
+    ordered.sort()
+    twice = [ordered[:0]]
+    for start in range(0, len(ordered), BLOCK):  # of all at once the comparison would take a byte each
+        block = ordered[start : start + BLOCK + 1]
+        twice.append(block[1:][block[1:] == block[:-1]])
+    return np.concatenate(twice)
+
+
+def _hashes(path: Path, limit: int | None = None) -> array:
+    return array("Q", (_hash(raw.uuid) for raw in islice(_entries(path), limit) if isinstance(raw, Raw)))
+
+
+def _doubled(path: Path, limit: int | None) -> frozenset[int]:
+    """The hashes that more than one uuid of a file's first records has: a pass of its own."""
+    return frozenset(_ordered(_hashes(path, limit)).tolist())
+
+
+def _refuse_doubles(path: Path, hashes: array) -> None:
+    """Raises UserError when two of the file's first uuids are equal, whose xxh3-64 hashes these are; sorts them.
+
+    Where two hashes are equal, that part of the file is read a second time, to compare and to name the uuids.
+    """
+    if not len(doubled := _ordered(hashes)):
+        return
+    suspects, seen = {*doubled.tolist()}, set()
+    for raw in islice((raw for raw in _entries(path) if isinstance(raw, Raw)), len(hashes)):
+        if raw.uuid in seen:
+            raise UserError(f"{raw.where}: uuid {raw.uuid!r} stands there twice; uuids must be unique. {SKIP}")
+        if _hash(raw.uuid) in suspects:
+            seen.add(raw.uuid)
+
+
+def read_rows(path: Path) -> Iterator[dict]:
+    """The records of a file as plain JSON objects with their uuid, unchecked: for files just written."""
+    for _, uuid, value in _entries(path):
+        yield {"uuid": uuid, **(value if isinstance(value, dict) else {"messages": value})}
+
+
+def is_record_file(path: Path) -> bool:
+    """Whether a path's suffix says that it is a record file and not a folder."""
+    return _form(path) in (".json", ".jsonl")
+
+
+def _form(path: Path) -> str | None:
+    """The suffix that says how a file is laid out."""
+    return next((s for s in reversed(path.suffixes) if s not in PACKED), None)
+
+
+def detect(path: Path, *, skip: bool = False) -> type[Record]:
+    """The layout of a file's first record, with `skip` of the first that has one. Raises UserError when there is none
+    that the stages exchange, which says what is wrong with the first."""
+    first = None
+    for raw in _entries(path):
+        kind = None if isinstance(raw, Bad) else kind_of(raw.value)
+        if kind is not None:
+            return kind
+        why = raw.reason if isinstance(raw, Bad) else f"record {raw.uuid!r} follows no known layout"
+        first = first or f"{raw.where}: {why}; docs/formats.md shows them"
+        if not skip:
+            raise UserError(f"{first}. {SKIP}")
+    raise UserError(f"{path}: {NONE}" + (f" of a known layout. The first: {first}" if first else ""))
+
+
+def _entries(path: Path) -> Iterator[Raw | Bad]:
+    """Each record of a file before validation; what is no JSON, or has no uuid, as Bad."""
+    form = _form(path)
+    if form == ".jsonl":
+        with open_file(path) as file:
+            for number, line in enumerate(read_lines(file, path), 1):
+                if not line.isspace():
+                    yield _entry(f"{path}, line {number}", line)
+    elif form == ".json":
+        data = read_whole(path)
+        if data.lstrip()[:1] == b"[":
+            for index, raw in enumerate(parse(data, path, list[msgspec.Raw])):
+                yield _entry(f"{path}, element {index}", bytes(raw))
+            return
+        for uuid, raw in parse(data, path, dict[_Key, msgspec.Raw], lambda _type, key: _Key(key)).items():
+            yield _entry(str(path), bytes(raw), str(uuid))
+    else:
+        raise UserError(f"{path}: a record file ends in .json or .jsonl (.gz or .zst may follow)")
+
+
+class _Key(str):
+    """An object's key; each is another one, so that a dict keeps them all, duplicates included."""
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
+    """A record by its bytes; its `uuid` is within them unless it is given."""
+    try:
+        value = parse(data, where)
+        if too_deep(value, data):
+            raise UserError(f"{where}: nested too deeply: in more than {DEPTH} levels")
+    except UserError as error:
+        reason = str(error).removeprefix(f"{where}: ")
+        return Bad(where, uuid, reason if uuid is None else f"record {uuid!r}: {reason}", data)
+    if uuid is None:
+        if not isinstance(value, dict) or not isinstance(value.get("uuid"), str):
+            return Bad(where, None, "expected an object with its `uuid`, a text", data)
+        uuid = value.pop("uuid")
+    return Raw(where, uuid, value)
+
+
+def too_deep(value: object, data: bytes) -> bool:
+    """Whether a value, whose JSON text is `data`, has more than DEPTH levels. What Python itself takes depends on how
+    deep the caller stands, so that one pass might read a record and the next one refuse it."""
+    if data.count(b"[") + data.count(b"{") <= DEPTH:
+        return False
+    level, depth = [value], 0
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        if (depth := depth + 1) > DEPTH:
+            return True
+        level = [part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole)]
+    return False
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, records: Iterable[Record]) -> int:
+    """A record file, atomically, in the form that its suffix names; returns the number of records."""
+    return write_rows(path, (encode(record) for record in records))
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> int:
+    """Encoded records, one a line in every form, atomically: `.jsonl` lines; a `.json` list for evaluation data, an
+    object keyed by uuid for all else (there a conversation is its bare list of messages)."""
+    count = 0
+    lines, opening, closing = _form(path) == ".jsonl", b"", b""
+    rows = iter(rows)
+    first = list(islice(rows, 1))  # before the file is opened: what fails at its first record touches nothing
+    with atomic(path) as file:
+        for count, row in enumerate(chain(first, rows), 1):
+            if lines:
+                file.write(msgspec.json.encode(row) + b"\n")
+                continue
+            if count == 1:
+                opening, closing = (b"[\n", b"\n]\n") if _in_list(row) else (b"{\n", b"\n}\n")
+            file.write(opening if count == 1 else b",\n")
+            file.write(msgspec.json.encode(row) if opening == b"[\n" else _keyed(row))
+        file.write(closing or (b"" if lines else b"{}\n"))
+    return count
+
+
+def _in_list(row: dict) -> bool:
+    return "question" in row and "final_prediction" not in row
+
+
+def _keyed(row: dict) -> bytes:
+    """`"uuid": value`, as the method's files have it: evaluation records keep their uuid inside as well."""
+    key = msgspec.json.encode(row["uuid"])
+    if row.keys() == {"uuid", "messages"}:
+        return key + b":" + msgspec.json.encode(row["messages"])
+    value = row if "question" in row else {name: v for name, v in row.items() if name != "uuid"}
+    return key + b":" + msgspec.json.encode(value)

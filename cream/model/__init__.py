@@ -1,0 +1,1 @@
+"""One model: its folder, its weights, its batches, its log-probabilities."""

@@ -1,0 +1,139 @@
+"""Batches of token rows under a token budget, and the plain layout: one padded row an answer.
+
+A batch holds groups: answers that share a prompt. trees.py lays a group out with its prompt once; `pad` here, which any
+model takes, is the reference that trees must equal. Rows are padded on the right: positions count from 0 in every row,
+so that rotary and learned positions are both exact, and what stands after an answer cannot be seen by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+
+from cream.text.chat import Tokens
+
+Group = Sequence[Tokens]  # answers after one prompt, each as a whole conversation
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where the trees of a row of T tokens stand.
+
+    ends, positions (T,) int64; trees: per tree its start, the end of its prompt, and the end of each of its branches.
+    """
+
+    ends: torch.Tensor
+    positions: torch.Tensor
+    trees: list[tuple[int, int, list[int]]]
+    block_masks: dict = field(default_factory=dict)  # sliding window or None -> BlockMask
+
+    def to(self, device: torch.device) -> Layout:
+        """The same layout on another device."""
+        return Layout(send(self.ends, device), send(self.positions, device), self.trees)
+
+    def sees(self, window: int | None = None):
+        """The mask as a function of (batch, head, i, j), as FlexAttention takes it."""
+
+        def mask(_batch, _head, i, j):
+            seen = (j <= i) & (i < self.ends[j])
+            return seen if window is None else seen & (self.positions[i] - self.positions[j] < window)
+
+        return mask
+
+    def block_mask(self, window: int | None):
+        """The mask by blocks, made once per window."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        if window not in self.block_masks:
+            size, device = len(self.ends), self.ends.device
+            self.block_masks[window] = create_block_mask(self.sees(window), 1, None, size, size, device, _compile=True)
+        return self.block_masks[window]
+
+
+@dataclass(slots=True)
+class Batch:
+    """B rows of T tokens, and where in them the K scored tokens of A answers are predicted.
+
+    input_ids, position_ids (B, T) int64; source (K,) int64: the place, row x T + column, whose output predicts a scored
+    token; target (K,) int64: that token; owner (K,) int64: its answer in [0, A), counted through the groups. Padded
+    rows have an attention_mask (B, T) int64, 0 on padding; rows of trees a `layout`.
+    The rows [1, 7, 8, 2] (answer 8, 2) and [1, 9, 2] (answer 2) padded with 0: input_ids [[1, 7, 8, 2], [1, 9, 2, 0]],
+    source [1, 2, 5], target [8, 2, 2], owner [0, 0, 1].
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    source: torch.Tensor
+    target: torch.Tensor
+    owner: torch.Tensor
+    answers: int
+    tokens: int  # padding not counted
+    attention_mask: torch.Tensor | None = None
+    layout: Layout | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, part in parts.items():
+            if isinstance(part, torch.Tensor):
+                parts[name] = send(part, device)
+        return Batch(**parts | {"layout": self.layout and self.layout.to(device)})
+
+    def answer_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """(K,) values of scored tokens -> (A,) their sums over each answer."""
+        return torch.zeros(self.answers, dtype=values.dtype, device=values.device).index_add(0, self.owner, values)
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; towards a GPU the copy runs beside this process."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def pad(groups: Iterable[Group], pad_id: int = 0) -> Batch:
+    """One row an answer. `pad_id` decides nothing: padding is masked by position."""
+    rows = [tokens for group in groups for tokens in group]
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    source, owner = [], []
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row.ids, dtype=torch.int64)
+        mask[i, : len(row)] = 1
+        predicted = row.predicted()
+        source += [i * width + t - 1 for t in predicted]
+        owner += [i] * len(predicted)
+    source = torch.tensor(source, dtype=torch.int64)
+    return Batch(
+        input_ids=ids,
+        position_ids=torch.arange(width).expand(len(rows), -1),
+        source=source,
+        target=ids.flatten()[source + 1],
+        owner=torch.tensor(owner, dtype=torch.int64),
+        answers=len(rows),
+        tokens=int(mask.sum()),
+        attention_mask=mask,
+    )
+
+
+def padded_shape(group: Group) -> tuple[int, int]:
+    """(rows, width) of a group in `pad`'s layout."""
+    return len(group), max(map(len, group))
+
+
+def by_tokens(shapes: Sequence[tuple[int, int]], max_tokens: int) -> list[list[int]]:
+    """Indices of (rows, width) shapes in batches whose size, all rows x the widest, stays within `max_tokens`.
+
+    Largest first, so that rows are alike and a batch too large for the device fails at once. A shape larger than the
+    budget stands alone.
+    """
+    batches: list[list[int]] = []
+    rows = width = 0
+    for index in sorted(range(len(shapes)), key=lambda i: (-shapes[i][1], -shapes[i][0], i)):
+        if not batches or (rows + shapes[index][0]) * width > max_tokens:
+            batches.append([])
+            rows, width = 0, max(1, shapes[index][1])
+        batches[-1].append(index)
+        rows += shapes[index][0]
+    return batches

@@ -1,0 +1,81 @@
+"""A model's folder: what its files say of it, and writing one that any Hugging Face tool loads."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from cream.errors import UserError
+from cream.files import store
+from cream.files.fingerprints import fingerprint
+from cream.files.folders import tensors
+from cream.files.provenance import KIND
+from cream.files.raw import named
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The floating-point dtype that a folder's weights are stored in."""
+    kinds = {tensor.dtype for file in folder.glob("*.safetensors") for tensor in tensors(file).values()}
+    for name, dtype in (("F32", torch.float32), ("BF16", torch.bfloat16), ("F16", torch.float16)):
+        if name in kinds:
+            return dtype
+    raise UserError(
+        f"{folder}: its weights are stored as {', '.join(sorted(kinds))}; expected float32, bfloat16 or float16"
+    )
+
+
+def context_length(folder: Path) -> int | None:
+    """How many tokens a model was made for (prompt and answer together); None when its config does not say.
+
+    With LongRoPE (arXiv 2402.13753) it is the length up to which all have the same frequencies: beyond it the library
+    takes others for a whole batch, so that an answer's log-probability would depend on its company.
+    """
+    config = store.read_json(folder / "config.json")
+    config = config.get("text_config", config)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    whole = config.get("max_position_embeddings") or config.get("n_positions")
+    if (rope.get("rope_type") or rope.get("type")) in ("longrope", "su"):
+        name = "original_max_position_embeddings"
+        return rope.get(name) or config.get(name) or whole
+    return whole
+
+
+def length_limit(flag: int | None, folder: Path) -> int:
+    """The smaller of the flag and the model's context."""
+    limits = [limit for limit in (flag, context_length(folder)) if limit]
+    return min(limits) if limits else 2048
+
+
+def save_policy(
+    model, tokenizer, folder: Path, dtype: torch.dtype | None, kind: dict, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """A folder that any Hugging Face tool loads: weights (as `dtype`, None = as they are), tokenizer, chat template.
+
+    `state` are the weights where the model itself does not have them, or not as float32 (ZeRO).
+    It is written beside its place and renamed into it, so that a folder of this name is always whole.
+    """
+    staged, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
+    for left in (staged, old):
+        shutil.rmtree(left, ignore_errors=True)
+    with named(folder):
+        _write_policy(model, tokenizer, staged, dtype, kind, state)
+        if folder.exists():
+            folder.rename(old)
+        staged.rename(folder)
+        store.sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_policy(model, tokenizer, staged: Path, dtype, kind: dict, state: dict[str, torch.Tensor] | None) -> None:
+    state = model.state_dict() if state is None else state
+    if dtype is not None:
+        cast = {(v.data_ptr(), v.shape): v.to(dtype) for v in state.values() if v.is_floating_point()}
+        state = {k: cast.get((v.data_ptr(), v.shape), v) for k, v in state.items()}  # tied weights stay one tensor
+    model.save_pretrained(staged, state_dict=state, safe_serialization=True)
+    if dtype is not None:  # the library names the masters' dtype
+        config = store.read_json(staged / "config.json")
+        store.write_json(staged / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
+    tokenizer.save_pretrained(staged)
+    store.write_json(staged / KIND, kind | {"fingerprint": fingerprint(staged, cached=False)})
+    for path in staged.iterdir():
+        store.sync(path)

@@ -1,0 +1,192 @@
+"""Trees: the answers to one prompt as one sequence [prompt, answer_1 … answer_N] that computes the prompt once.
+
+Many trees stand one after the other in a single row, without padding. A token sees its own branch and the prompt before
+it: token j is seen from j up to the end of what grows out of it, so one number per token, `ends`, is the whole mask:
+
+    i sees j  iff  j <= i < ends[j]     (and, in a layer with a sliding window W, position[i] - position[j] < W)
+
+Attention runs over exactly these pairs: on CUDA as a block mask of FlexAttention, elsewhere branch by branch through
+PyTorch's scaled dot-product attention. Either way its cost grows with the trees and not with the square of the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cream.model.batches import Batch, Group, Layout
+
+ATTENTION = "cream_trees"  # the name under which transformers finds `attend`
+# A row's length is a multiple of this: on CUDA of FlexAttention's block; on a CPU for lengths to recur, since oneDNN
+# keeps some 20 MB of compiled bfloat16 products for each new one.
+MULTIPLE = {"cpu": 32, "cuda": 128}
+
+
+def shared(group: Group) -> int:
+    """Tokens that all of a group's rows begin with; each keeps at least its last to itself."""
+    first, last = min(row.ids for row in group), max(row.ids for row in group)
+    most = min(map(len, group)) - 1
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most), most)
+
+
+def tree_shape(group: Group) -> tuple[int, int]:
+    """(tokens, 1): what a group adds to a row, in the form that `batches.by_tokens` counts with."""
+    prompt = shared(group)
+    return prompt + sum(len(row) - prompt for row in group), 1
+
+
+def split(group: Group, max_tokens: int) -> list[list[int]]:
+    """Indices of a group's answers, in runs that each fit a row with their prompt; one too long for it stands alone."""
+    prompt = shared(group)
+    runs: list[list[int]] = []
+    size = 0
+    for index, row in enumerate(group):
+        if not runs or size + len(row) - prompt > max_tokens:
+            runs.append([])
+            size = prompt
+        runs[-1].append(index)
+        size += len(row) - prompt
+    return runs
+
+
+def pack(groups: Sequence[Group], multiple: int = 1) -> Batch:
+    """All groups as trees in one row, B = 1, its length rounded up to a `multiple`."""
+    ids, positions, ends, trees = [], [], [], []
+    source, target, owner = [], [], []
+    answers = 0
+    for group in groups:
+        start, prompt = len(ids), shared(group)
+        size = tree_shape(group)[0]
+        ids += group[0].ids[:prompt]
+        positions += range(prompt)
+        ends += [start + size] * prompt
+        branches = []
+        for row in group:
+            branch = len(ids)
+            ids += row.ids[prompt:]
+            positions += range(prompt, len(row))
+            ends += [len(ids)] * (len(row) - prompt)
+            branches.append(len(ids))
+            predicted = row.predicted()
+            source += [start + t - 1 if t <= prompt else branch + t - 1 - prompt for t in predicted]
+            target += [row.ids[t] for t in predicted]
+            owner += [answers] * len(predicted)
+            answers += 1
+        trees.append((start, start + prompt, branches))
+    tokens = len(ids)
+    for i in range(tokens, tokens + -tokens % multiple):  # each padding token sees itself alone
+        ids.append(0)
+        positions.append(0)
+        ends.append(i + 1)
+    ids, positions, ends, source, target, owner = (
+        torch.from_numpy(np.array(x, dtype=np.int64)) for x in (ids, positions, ends, source, target, owner)
+    )
+    layout = Layout(ends, positions, trees)
+    return Batch(ids[None], positions[None], source, target, owner, answers, tokens, layout=layout)
+
+
+# Attention ------------------------------------------------------------------------------------------------------------
+
+
+def register() -> None:
+    """Make `attend` known to transformers, with sdpa's masks for calls without a layout."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def attend(
+    module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    tree_layout: Layout | None = None,
+    **others,
+) -> tuple[torch.Tensor, None]:
+    """Attention in the form that transformers calls: query (1, H, T, D), key and value (1, H or fewer, T, D) ->
+    (1, T, H, D). With a layout the mask argument is not looked at; the window is the layer's own."""
+    if tree_layout is None:
+        from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+        if softcap is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **others)
+        key, value = (repeat_kv(x, query.shape[1] // x.shape[1]) for x in (key, value))
+        if attention_mask is None:
+            attention_mask = _seen(query.shape[2], key.shape[2], None, query.device)
+        return _capped(query, key, value, attention_mask, scaling, softcap).transpose(1, 2), None
+    if query.device.type == "cuda":
+        from transformers.integrations.flex_attention import flex_attention_forward
+
+        mask = tree_layout.block_mask(sliding_window)
+        return flex_attention_forward(module, query, key, value, mask, scaling=scaling, softcap=softcap)
+    return _by_branch(query, key, value, tree_layout, scaling, sliding_window, softcap), None
+
+
+@torch.compiler.disable  # shapes differ from tree to tree
+def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> torch.Tensor:
+    """Each prompt over itself, each branch over its prompt and itself.
+
+    In float32 whatever the dtype: PyTorch's bfloat16 attention on a CPU is slower, and keeps some MB of compiled code
+    for every new pair of lengths.
+    """
+    dtype, repeats = query.dtype, query.shape[1] // key.shape[1]
+    query, key, value = query.float(), key.float(), value.float()
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    found = []
+
+    def over(start: int, end: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        with torch.autocast(query.device.type, enabled=False):
+            part = _causal(query[:, :, start:end], keys, values, scaling, window, softcap)
+        found.append(part.transpose(1, 2).to(dtype))
+
+    for start, prompt_end, branches in layout.trees:
+        prompt_keys, prompt_values = key[:, :, start:prompt_end], value[:, :, start:prompt_end]
+        if prompt_end > start:
+            over(start, prompt_end, prompt_keys, prompt_values)
+        at = prompt_end
+        for end in branches:
+            keys = torch.cat([prompt_keys, key[:, :, at:end]], dim=2)
+            values = torch.cat([prompt_values, value[:, :, at:end]], dim=2)
+            over(at, end, keys, values)
+            at = end
+    if at < query.shape[2]:
+        found.append(query.new_zeros(1, query.shape[2] - at, query.shape[1], value.shape[3], dtype=dtype))
+    return torch.cat(found, dim=1)
+
+
+def _causal(query, key, value, scaling, window, softcap) -> torch.Tensor:
+    """Attention of the last Q of K tokens over all K, each seeing those up to itself: (1, H, Q, D)."""
+    q, k = query.shape[2], key.shape[2]
+    window = None if window is None or window >= k else window
+    if softcap is not None:
+        return _capped(query, key, value, _seen(q, k, window, query.device), scaling, softcap)
+    if q == k and window is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    mask = _seen(q, k, window, query.device)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+
+def _capped(query, key, value, mask: torch.Tensor, scaling: float | None, softcap: float) -> torch.Tensor:
+    """Attention with scores capped by tanh (Gemma 2, arXiv 2408.00118 §2), which PyTorch's kernels do not have."""
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    hidden = torch.finfo(torch.float32).min  # finite: a padding token that sees nothing must not become NaN
+    return scores.float().masked_fill(~mask, hidden).softmax(dim=3).to(value.dtype) @ value
+
+
+@lru_cache(maxsize=16)
+def _seen(q: int, k: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """(Q, K) bool: token i of the last q sees token j of all k."""
+    i, j = torch.arange(k - q, k, device=device)[:, None], torch.arange(k, device=device)
+    return (j <= i) if window is None else (j <= i) & (i - j < window)

@@ -1,0 +1,199 @@
+"""A loaded model that scores answers: in this process or, where one device is too small for it, in a team of several.
+
+Each of a team has a device and a part of every layer (Megatron-LM, arXiv 1909.08053, §3), as the library's plan for the
+architecture cuts it; embeddings and head are whole. All get the same answers and plan the same batches; what the parts
+of a layer give is added up between them. A plan is not believed: the first layers, cut up, must give a probe the
+numbers that they give whole.
+"""
+
+import gc
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import threading
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cream.cli import console
+from cream.errors import UserError, out_of_memory
+from cream.model import hardware
+from cream.model.batches import Group
+from cream.model.hardware import Budget
+from cream.model.load import load_policy
+from cream.model.logprobs import LogProbs, beyond_rounding, probe, score
+from cream.scoring import network
+
+FLAG = "--tensor_parallel_size"
+
+
+class Local:
+    """The model in `folder` on this process's device, or its part of it, of `slices`.
+
+    `max_tokens` bounds a batch; None: what the memory carries.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, max_tokens: int | None, slices: int = 1):
+        self.model = LogProbs(load_policy(folder, dtype, device, slices=slices))
+        self.budget = hardware.budget(max_tokens, self.model.policy, device, training=False)
+
+    def score(self, groups: Sequence[Group]) -> list[list[float]]:
+        """log π of each answer of each group."""
+        return score(self.model, groups, self.budget)
+
+    def close(self) -> None:
+        """Nothing to end: the model goes with this object."""
+
+
+class Team:
+    """The same in `size` processes, on the CPU's cores in even parts or on the GPUs 0 to size - 1 that are visible.
+
+    Raises UserError where the model is another one when it is cut up, or has no room.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, kind: str, max_tokens: int | None, size: int):
+        self.size = size
+        self.place = tempfile.TemporaryDirectory(prefix="cream-team-")  # where they meet: no port is open
+        threads = max(1, torch.get_num_threads() // size)
+        work = folder, dtype, kind, max_tokens, threads, Path(self.place.name) / "store"
+        context = multiprocessing.get_context("spawn")
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for rank in range(size):
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=_member, args=(rank, size, theirs, *work), daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(pipe)
+            self.processes.append(process)
+        self._hear()
+
+    def score(self, groups: Sequence[Group]) -> list[list[float]]:
+        """log π of each answer of each group."""
+        work = pickle.dumps(groups)
+        for pipe in self.pipes:
+            with suppress(OSError):  # one that is gone is found out below
+                pipe.send_bytes(work)
+        return self._hear()
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        self.place.cleanup()
+
+    def _hear(self):
+        """What the first process says next: all work is done together. One that fails or is lost ends all."""
+        ends = {process.sentinel: rank for rank, process in enumerate(self.processes)}
+        said = []
+        for ready in wait([*self.pipes, *ends]):
+            if isinstance(ready, Connection):
+                with suppress(EOFError, OSError):
+                    said.append(ready.recv())
+        errors = [what for what in said if isinstance(what, Exception)]
+        if said and not errors:
+            return said[0]
+        for end in wait(ends, timeout=1):  # the others may see first that one was killed
+            self.processes[ends[end]].join(1)  # its files are closed before it can be asked for its exit code
+        lost = [f"{rank} (exit code {p.exitcode})" for rank, p in enumerate(self.processes) if p.exitcode]
+        self.close()
+        for error in sorted(errors, key=lambda error: not isinstance(error, UserError)):
+            if isinstance(error, UserError) or not lost:
+                raise error
+        raise UserError(
+            f"{FLAG} {self.size}: process {', '.join(lost) or '?'} of {self.size} was lost, which is often want of "
+            "memory; the same command goes on from here"
+        )
+
+
+def _member(
+    rank: int,
+    size: int,
+    pipe: Connection,
+    folder: Path,
+    dtype: torch.dtype,
+    kind: str,
+    max_tokens: int | None,
+    threads: int,
+    store: Path,
+) -> None:
+    """A process of a team: scores what comes, until it is ended or the process that asks is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the process that asks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # the GPU that the library takes
+    os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    if kind == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else the library takes GPUs
+        torch.set_num_threads(threads)
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    if rank == 0:
+        console.start()
+    try:
+        network.interface()
+        backend = "nccl" if kind == "cuda" else "gloo"
+        met = dist.FileStore(str(store), size)
+        dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=network.FOREVER)
+        _check_plan(folder, device, size)
+        model = Local(folder, dtype, device, max_tokens, slices=size)
+        _agree(model, device)
+        found = None
+        while True:
+            if rank == 0:
+                pipe.send(found)
+            found = model.score(pickle.loads(pipe.recv_bytes()))
+    except UserError as error:
+        pipe.send(error)
+    except Exception as error:
+        if out_of_memory(error):
+            pipe.send(UserError(f"{FLAG} {size}: no memory for a part of {folder}: {error}; give more devices"))
+        else:  # with where it was raised, which pickling it alone would lose
+            pipe.send(RuntimeError(f"in process {rank} of {FLAG} {size}:\n{traceback.format_exc()}"))
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _agree(model: Local, device: torch.device) -> None:
+    """The smallest budget is everybody's. Raises RuntimeError where only some take trees: they would part."""
+    least = torch.tensor([model.budget.tokens, model.model.share, -model.model.share], device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    tokens, share, unshared = least.tolist()
+    if share != -unshared:
+        raise RuntimeError("some processes found that answers can share their prompt, others that they cannot")
+    model.budget = Budget(tokens, common=True)
+
+
+def _check_plan(folder: Path, device: torch.device, size: int) -> None:
+    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities cut up as whole."""
+    try:
+        parts = LogProbs(load_policy(folder, torch.float32, device, slices=size, first=True), share=False)
+        cut = [p for p in parts.parameters() if getattr(p, "placements", None) and p.to_local().shape != p.shape]
+        apart = "nothing of it is cut" if not cut else None
+        found = probe(parts)
+        if dist.get_rank() == 0 and cut:
+            whole = LogProbs(load_policy(folder, torch.float32, device, first=True), share=False)
+            apart = beyond_rounding(found, probe(whole), torch.float32)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
+        apart = f"{type(error).__name__}: {error}"
+    if apart:
+        raise UserError(
+            f"{FLAG} {size}: the library's plan for {folder} does not give the same model cut up as whole, by a probe "
+            f"of its first layers: {apart}"
+        )
+    parts = whole = None
+    gc.collect()  # a layer that is cut up refers to itself
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""Text to token ids: chat templates, and the prompts that stages add."""
