@@ -29,9 +29,10 @@ setup: ## create .venv and install the requirements (DEVICE=cpu|cuda, PYTHON=...
 setup-bench: setup ## the same, and the peers that benchmarks/ measures against
 	$(python) -m pip install -qq -r requirements-bench.txt
 
-lint: setup ## check the code with ruff
+lint: setup ## check the code with ruff, and that imports go down
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+	.venv/bin/lint-imports --no-logo --no-cache
 
 clean: ## remove outputs and caches; .venv and localdata stay
 	rm -rf outputs .pytest_cache .ruff_cache .hypothesis

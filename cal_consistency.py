@@ -12,7 +12,7 @@ from pathlib import Path
 from config import DATASET_FILES, DATASETS, METHODS, ConsistencyConfig, settings
 from cream.cli import console, names, preflight
 from cream.cli.console import log
-from cream.cli.flags import as_dict, parse
+from cream.cli.flags import parse
 from cream.consistency import margin_cap, shuffled
 from cream.errors import UserError
 from cream.evaluation.tasks import Question
@@ -47,7 +47,7 @@ def main(argv=None):
     policy = about.get("policy")
     if c.file2 and about.get("reward") == "likelihood":
         log.info("note: --file1 was rewarded by likelihood; CREAM's current ranking is a DPO reward. Swapped?")
-    flat = settings(as_dict(config) | {"rank": rank, "method": method}, *sources, "beta")
+    flat = settings(config) | {"rank": rank, "method": method}
     output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite)
     if c.register:
         names.check_free(DATASETS, c.register, target, overwrite=config.run.overwrite, known=DATASET_FILES)

@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 
 from cream.cli import names
-from cream.cli.flags import flag, spelled
+from cream.cli.flags import deciding, flag, spelled
 from cream.cli.names import ROOT
 from cream.engines import ENGINES
 from cream.errors import UserError
@@ -80,6 +80,7 @@ class Device:
     device: str = flag(
         "auto",
         "comma list of GPU ids, or cpu (cpu,cpu works in two processes); auto: GPU 0 where there is one, else cpu",
+        decides=False,
     )
     bf16: bool | None = flag(
         None, "bfloat16 matrix products; none: where the device has it. Weights always train in float32"
@@ -111,12 +112,19 @@ class Cluster:
     ray_address: str | None = flag(
         None,
         "auto, or ray://HOST:PORT: replicas on all nodes of a running Ray cluster, on its GPUs or (--device cpu) CPUs",
+        decides=False,
     )
     num_replicas: int | None = flag(
-        None, "with --ray_address, models side by side; none: as many as the GPUs carry, or one a node of CPUs", low=1
+        None,
+        "with --ray_address, models side by side; none: as many as the GPUs carry, or one a node of CPUs",
+        low=1,
+        decides=False,
     )
     tensor_parallel_size: int = flag(
-        1, "devices that hold one model together, each a part of every layer; infer.py: with vLLM, on GPUs", low=1
+        1,
+        "devices that hold one model together, each a part of every layer; infer.py: with vLLM, on GPUs",
+        low=1,
+        decides=False,
     )
 
     def pool(self, device: Device) -> Pool:
@@ -161,13 +169,16 @@ class Model:
     """Model"""
 
     model: str | None = flag(
-        None, "llama3, llama2, tiny, a Hugging Face id or a folder; none: llama3 with a GPU, tiny without"
+        None,
+        "llama3, llama2, tiny, a Hugging Face id or a folder; none: llama3 with a GPU, tiny without",
+        decides=False,
     )
     checkpoint: str | None = flag(
         None,
         "weights in place of the base model's: a name in configs/checkpoint.json or a folder; none: the base model M0",
+        decides=False,
     )
-    chat_template: str | None = flag(None, "Jinja file used in place of the tokenizer's chat template")
+    chat_template: str | None = flag(None, "Jinja file used in place of the tokenizer's chat template", decides=False)
     trust_remote_code: bool = flag(
         False, "run Python files that come with a model: they can do whatever you can; only for sources that you trust"
     )
@@ -209,17 +220,20 @@ class Model:
 class Run:
     """Run"""
 
-    overwrite: bool = flag(False, "replace an output (or a registered name) that stands; interrupted, it goes on")
+    overwrite: bool = flag(
+        False, "replace an output (or a registered name) that stands; interrupted, it goes on", decides=False
+    )
     force: bool = flag(
         False,
         "go on where an input is not what its sidecar says, or belongs to something else; the output's sidecar says so",
+        decides=False,
     )
     on_bad_record: str = flag(
         "fail",
         "fail: a malformed record ends the stage; skip: it is left out, and written to OUTPUT.rejected.jsonl",
         choices=("fail", "skip"),
     )
-    dry_run: bool = flag(False, "say what would be read, computed and written, and stop")
+    dry_run: bool = flag(False, "say what would be read, computed and written, and stop", decides=False)
 
     @property
     def skip(self) -> bool:
@@ -256,6 +270,7 @@ class TrainData:
     name: str | None = flag(
         None,
         "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file; none: oasst_sft, with the tiny model tiny_sft",
+        decides=False,
     )
     limit_size: int | None = flag(None, "records read at most; none: all", low=1)
     max_length: int = flag(
@@ -271,18 +286,22 @@ class Optimisation:
 
     train_stage: str | None = flag(None, "none: as the data and --method say", choices=("sft", "dpo"))
     epoch: int = flag(1, "passes over the data", low=1)
-    train_bsz: int = flag(2, "examples (DPO: pairs); global batch = train_bsz x processes x grad_accum", low=1)
+    train_bsz: int = flag(
+        2, "examples (DPO: pairs); global batch = train_bsz x processes x grad_accum", low=1, decides=False
+    )
     grad_accum: int = flag(
         1,
         "factor of the global batch; how much of it is computed at once is --max_tokens_per_batch's alone",
         aliases=("gradient_accumulation_steps",),
         low=1,
+        decides=False,
     )
     max_tokens_per_batch: int | None = flag(
         None,
         "tokens of a forward and backward pass, a pair's prompt counted once; none: what the memory carries, at most "
         "512 on a CPU and 65536 on a GPU (more is no faster)",
         low=1,
+        decides=False,
     )
     lr: float = flag(1e-6, "peak learning rate of AdamW; cosine to 0 after the warm-up", above=0)
     weight_decay: float = flag(0.01, "AdamW's decoupled weight decay", low=0)
@@ -298,11 +317,19 @@ class Optimisation:
     )
     grad_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
     deepspeed: str | None = flag(
-        None, "DeepSpeed configuration: gradients and optimiser states in shards (ZeRO-2), weights too (ZeRO-3)"
+        None,
+        "DeepSpeed configuration: gradients and optimiser states in shards (ZeRO-2), weights too (ZeRO-3)",
+        decides=False,
     )
-    compile: bool = flag(False, "torch.compile the layers: pays on GPUs and long runs (needs a C++ compiler on CPU)")
-    log_every: int = flag(10, "steps between two log lines (the first and last step are always logged)", low=1)
-    resume: bool = flag(True, "go on from the last saved state of an interrupted run; no: start it afresh")
+    compile: bool = flag(
+        False, "torch.compile the layers: pays on GPUs and long runs (needs a C++ compiler on CPU)", decides=False
+    )
+    log_every: int = flag(
+        10, "steps between two log lines (the first and last step are always logged)", low=1, decides=False
+    )
+    resume: bool = flag(
+        True, "go on from the last saved state of an interrupted run; no: start it afresh", decides=False
+    )
 
 
 @dataclass
@@ -335,18 +362,22 @@ class TrainOutput:
     """Output"""
 
     output_dir: str | None = flag(
-        None, "run folder; none: outputs/<stage>/<dataset>-ckpt_<name>[-<method>]-<hash of the settings>"
+        None, "run folder; none: outputs/<stage>/<dataset>-ckpt_<name>[-<method>]-<hash of the settings>", decides=False
     )
     run_name: str | None = flag(None, "put in front of the run folder's name")
-    register: str | None = flag(None, "name under which the last checkpoint enters configs/checkpoint.json")
-    report_to: str | None = flag(None, "tracker of the metrics, beside log.jsonl", choices=("tensorboard", "wandb"))
-    wandb_project_name: str = flag("CREAM", "project of --report_to wandb")
-    wandb_entity_name: str | None = flag(None, "entity of --report_to wandb")
-    show_example: bool = flag(True, "print the first example with its trained tokens marked")
-    master_address: str = flag("localhost", "address at which several processes meet")
-    master_port: int | None = flag(None, "its port; none: a free one", low=1, high=65535)
+    register: str | None = flag(
+        None, "name under which the last checkpoint enters configs/checkpoint.json", decides=False
+    )
+    report_to: str | None = flag(
+        None, "tracker of the metrics, beside log.jsonl", choices=("tensorboard", "wandb"), decides=False
+    )
+    wandb_project_name: str = flag("CREAM", "project of --report_to wandb", decides=False)
+    wandb_entity_name: str | None = flag(None, "entity of --report_to wandb", decides=False)
+    show_example: bool = flag(True, "print the first example with its trained tokens marked", decides=False)
+    master_address: str = flag("localhost", "address at which several processes meet", decides=False)
+    master_port: int | None = flag(None, "its port; none: a free one", low=1, high=65535, decides=False)
     local_rank: int | None = flag(
-        None, "given by the deepspeed launcher; LOCAL_RANK, which it sets, is what counts", low=0
+        None, "given by the deepspeed launcher; LOCAL_RANK, which it sets, is what counts", low=0, decides=False
     )
 
 
@@ -378,8 +409,10 @@ class Generation:
         "sampling: answers for training; evaluation: answers to questions, graded; rescore: grade such a file again",
         choices=("sampling", "evaluation", "rescore"),
     )
-    name: str | None = flag(None, "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file")
-    input_file: str | None = flag(None, "rescore: the evaluation results to grade again")
+    name: str | None = flag(
+        None, "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file", decides=False
+    )
+    input_file: str | None = flag(None, "rescore: the evaluation results to grade again", decides=False)
     limit_size: int | None = flag(None, "records read at most; none: all", low=1)
     gen_n: int | None = flag(
         None,
@@ -398,7 +431,9 @@ class Generation:
     )
     few_shot: int = flag(0, "evaluation: solved examples in front of each question, the same for all of a task", low=0)
     few_shot_file: str | None = flag(
-        None, "questions with labels that they are drawn from; none: train.json beside the task's test.json"
+        None,
+        "questions with labels that they are drawn from; none: train.json beside the task's test.json",
+        decides=False,
     )
     extraction: str = flag(
         "default",
@@ -435,16 +470,20 @@ class EngineFlags:
         "auto: vLLM where it is installed and can run the model, hf elsewhere and for tiny models",
         choices=("auto", *ENGINES),
     )
-    max_tokens_per_batch: int = flag(16384, "hf engine: rows x (prompt + answer) tokens of a batch", low=1)
-    gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory", above=0, high=1)
+    max_tokens_per_batch: int = flag(
+        16384, "hf engine: rows x (prompt + answer) tokens of a batch", low=1, decides=False
+    )
+    gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory", above=0, high=1, decides=False)
 
 
 @dataclass
 class InferOutput:
     """Output"""
 
-    output_dir: str | None = flag(None, "file or folder; none: below outputs/sampling or outputs/evaluation")
-    show_example: bool = flag(True, "print the first prompt as the model sees it")
+    output_dir: str | None = flag(
+        None, "file or folder; none: below outputs/sampling or outputs/evaluation", decides=False
+    )
+    show_example: bool = flag(True, "print the first prompt as the model sees it", decides=False)
 
 
 @dataclass
@@ -464,16 +503,18 @@ class InferConfig:
 class Rewarding:
     """Rewarding"""
 
-    input_file: str | None = flag(None, "samples, as infer.py --mode sampling writes them")
+    input_file: str | None = flag(None, "samples, as infer.py --mode sampling writes them", decides=False)
     reward: str | None = flag(
         None,
         "dpo: policy minus reference; likelihood: the policy alone; none: dpo, or as --enable_ref_model says",
         choices=tuple(REWARDS),
     )
     enable_ref_model: bool | None = flag(
-        None, "the method's name for --reward: yes is dpo, no is likelihood", aliases=("enable_ref",)
+        None, "the method's name for --reward: yes is dpo, no is likelihood", aliases=("enable_ref",), decides=False
     )
-    ref_model_ckpt: str | None = flag(None, "dpo: the reference, a name or a folder; none: the base model M0")
+    ref_model_ckpt: str | None = flag(
+        None, "dpo: the reference, a name or a folder; none: the base model M0", decides=False
+    )
     normalize: str | None = flag(
         None, "of log-likelihoods over answer tokens; none: sum for dpo, mean for likelihood", choices=("sum", "mean")
     )
@@ -484,17 +525,23 @@ class Rewarding:
         "tokens of a batch, a prompt counted once for its answers; none: what the memory carries, at most 4096 on a "
         "CPU and 65536 on a GPU (more is no faster)",
         low=1,
+        decides=False,
     )
-    batch_size: int | None = flag(None, "the method's way to bound a batch: rows of --max_length tokens", low=1)
+    batch_size: int | None = flag(
+        None, "the method's way to bound a batch: rows of --max_length tokens", low=1, decides=False
+    )
     score_from: str = flag(
         "model",
         "the policy's log-probabilities: model computes them (or takes those kept beside the samples); sampling takes the sampler's own where the tokens match",
         choices=("model", "sampling"),
     )
     output: str | None = flag(
-        None, "file; none: <input>.rewarding.<model>-<reward>-policy_<ckpt>-ref_<ckpt>.json", aliases=("output_dir",)
+        None,
+        "file; none: <input>.rewarding.<model>-<reward>-policy_<ckpt>-ref_<ckpt>.json",
+        aliases=("output_dir",),
+        decides=False,
     )
-    show_example: bool = flag(True, "print the first answer with its scored tokens marked")
+    show_example: bool = flag(True, "print the first answer with its scored tokens marked", decides=False)
 
 
 @dataclass
@@ -512,9 +559,9 @@ class RewardConfig:
 class Consistency:
     """Consistency and pairs"""
 
-    file1: str | None = flag(None, "rewards by the current model; its ranking gives the pairs")
+    file1: str | None = flag(None, "rewards by the current model; its ranking gives the pairs", decides=False)
     file2: str | None = flag(
-        None, "rewards by the previous model; none: consistency 1 everywhere (plain self-rewarding)"
+        None, "rewards by the previous model; none: consistency 1 everywhere (plain self-rewarding)", decides=False
     )
     method: str | None = flag(
         None,
@@ -525,14 +572,15 @@ class Consistency:
     labels: str | None = flag(
         None,
         "evaluation-layout file matched by uuid: pairs as the Oracle chooses them, best-rewarded correct against worst-rewarded wrong",
+        decides=False,
     )
     shuffle_consistency: int | None = flag(
         None, "seed: deal the c's out to other prompts (control)", low=0, high=MAX_SEED
     )
     keep_truncated: bool = flag(False, "let answers that were cut at the length limit into pairs")
-    beta: float = flag(0.1, "for the printed margin cap logit(C) / beta only", above=0)
-    output: str | None = flag(None, "file; none: <file1>.<rank>.dpo.json", aliases=("output_dir",))
-    register: str | None = flag(None, "name under which the pairs enter configs/dataset.json")
+    beta: float = flag(0.1, "for the printed margin cap logit(C) / beta only", above=0, decides=False)
+    output: str | None = flag(None, "file; none: <file1>.<rank>.dpo.json", aliases=("output_dir",), decides=False)
+    register: str | None = flag(None, "name under which the pairs enter configs/dataset.json", decides=False)
 
 
 @dataclass
@@ -549,29 +597,8 @@ SCRIPTS = {
     "rewarding.py": RewardConfig,
     "cal_consistency.py": ConsistencyConfig,
 }
-NEUTRAL = (
-    "device",
-    "ray_address",
-    "num_replicas",
-    "tensor_parallel_size",
-    "master_address",
-    "master_port",
-    "local_rank",
-    "overwrite",
-    "force",
-    "dry_run",
-    "resume",
-    "register",
-    "show_example",
-    "log_every",
-    "output",
-    "output_dir",
-    "report_to",
-    "wandb_project_name",
-    "wandb_entity_name",
-)
 
 
-def settings(flat: dict, *names: str) -> dict:
-    """What of a script's flat flags decides its output; `names` are left out besides those that decide where and how."""
-    return {key: value for key, value in flat.items() if key not in NEUTRAL and key not in names}
+def settings(config, *idle: str) -> dict:
+    """What of a script's flags decides its output, but for those that are `idle` in this run."""
+    return {name: value for name, value in deciding(config).items() if name not in idle}

@@ -15,7 +15,7 @@ from pathlib import Path
 from config import DATASET_FILES, DATASETS, Generation, InferConfig, settings
 from cream.cli import console, names, preflight
 from cream.cli.console import log
-from cream.cli.flags import as_dict, parse
+from cream.cli.flags import parse
 from cream.engines import Sampling
 from cream.errors import UserError
 from cream.evaluation import choices, grading, summary
@@ -299,8 +299,6 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *idle: str, exam
     """The output and the policy's chat format; says what will be done. `idle` flags do not decide this output."""
     folder = config.model.folder(config.model.checkpoint)
     check_folder(folder)
-    named = ("name", "input_file", "model", "checkpoint")  # the hashes below stand for them
-    batching = ("max_tokens_per_batch", "gpu_memory_utilization")
     provenance = config.run.provenance()
     for number, path in enumerate(data):
         provenance.file(f"data.{number}" if number else "data", path)
@@ -308,7 +306,7 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *idle: str, exam
         provenance.file(f"examples.{number}" if number else "examples", path)
     provenance.model("policy", folder)
     config.model.add_template(provenance)
-    flat = settings(as_dict(config), *named, "chat_template", *batching, *idle)
+    flat = settings(config, *idle)
     beside = [summary.path_of(target)] if config.generation.mode == "evaluation" else []
     output = journal.Output(target, flat, provenance, overwrite=config.run.overwrite, beside=beside)
     log.info("%s of %s by %s -> %s", config.generation.mode, ", ".join(map(str, data)), folder, target)

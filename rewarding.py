@@ -17,14 +17,15 @@ from msgspec import structs
 from config import RewardConfig, settings
 from cream.cli import console, names, preflight
 from cream.cli.console import log
-from cream.cli.flags import as_dict, parse
+from cream.cli.flags import parse
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.files.folders import check_folder
 from cream.files.provenance import Provenance, fingerprint, place_of, read_kind
 from cream.records import Samples
-from cream.rewards import REWARDS, Group, likelihood, passes
+from cream.rewards import REWARDS, likelihood, passes
 from cream.scoring import cache as scores
+from cream.scoring.logprobs import Group, encode
 
 EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
@@ -113,10 +114,6 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
             from cream.model.load import check_slices
 
             check_slices(folder, config.cluster.tensor_parallel_size)
-    flat = as_dict(config) | {"reward": reward, "normalize": normalize}
-    # the hashes below stand for what these name
-    named = ("input_file", "model", "checkpoint", "ref_model_ckpt", "enable_ref_model", "chat_template")
-    batching = ("max_tokens_per_batch", "batch_size")
     provenance = config.run.provenance()
     made = provenance.output("input_file", source)
     config.model.add_template(provenance)
@@ -132,7 +129,12 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
         )
     if target.resolve() == scores.beside(source).resolve():
         raise UserError(f"{target}: log-probabilities are kept there, beside {source}; give another --output")
-    return journal.Output(target, settings(flat, *named, *batching), provenance, overwrite=config.run.overwrite)
+    return journal.Output(
+        target,
+        settings(config) | {"reward": reward, "normalize": normalize},
+        provenance,
+        overwrite=config.run.overwrite,
+    )
 
 
 def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
@@ -199,7 +201,7 @@ def _score(
 
 
 def _show(chat, groups: Iterator[Group], limit: int) -> None:
-    tokens = next((tokens for group in groups for tokens in likelihood.encode(group, chat, limit)[0] if tokens), None)
+    tokens = next((tokens for group in groups for tokens in encode(group, chat, limit)[0] if tokens), None)
     if tokens:
         log.info("first answer, what is scored marked:\n%s", chat.show(tokens))
 

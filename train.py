@@ -111,7 +111,6 @@ def _stage_and_method(config: TrainConfig, data: Path) -> tuple[str, str]:
 def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Path, provenance: Provenance) -> dict:
     """What decides the run: settings and the hashes of what it starts from."""
     check_folder(start)
-    flat = as_dict(config) | {"train_stage": stage, "method": method, "global_batch": _global_batch(config)}
     if stage == "dpo":
         made = provenance.output("data", data)
     else:
@@ -122,9 +121,7 @@ def _header(config: TrainConfig, stage: str, method: str, data: Path, start: Pat
         _check_policy(config, data, made.get("policy"), provenance)
     if config.optimisation.deepspeed is not None:
         provenance.file("deepspeed", config.optimisation.deepspeed)
-    named = ("name", "model", "checkpoint", "chat_template", "deepspeed")  # the hashes above stand for them
-    parts = ("train_bsz", "grad_accum")  # of the global batch
-    decides = settings(flat, *named, *parts, "max_tokens_per_batch", "compile")
+    decides = settings(config) | {"train_stage": stage, "method": method, "global_batch": _global_batch(config)}
     return {"settings": decides, "inputs": provenance.inputs}
 
 

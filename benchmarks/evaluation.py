@@ -28,8 +28,7 @@ from cream.evaluation.loglikelihood import CHUNK
 from cream.model.checkpoint import length_limit
 from cream.model.load import load_tokenizer
 from cream.records import Message
-from cream.rewards import Group
-from cream.rewards.likelihood import scorer
+from cream.scoring.logprobs import Group, scorer
 from cream.text.chat import Plain
 
 WORDS = 32000  # of Mistral's tokenizer

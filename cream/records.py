@@ -14,6 +14,7 @@ from cream.errors import UserError
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # sums of some of them stay finite, too
+Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Text = Annotated[str, msgspec.Meta(pattern=r"\S")]  # not blank
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -78,34 +79,62 @@ class Prompt(Record, kw_only=True):
 
 
 class Samples(Record, kw_only=True):
-    """Sampling output. The lists run parallel to `responses`; an absent `finish_reason` means all stopped."""
+    """Sampling output. The lists run parallel to `responses`; an absent `finish_reason` means all stopped.
+
+    `source_prompt` is the prompt before --sysprompt added to it, absent where it is `prompt`. `logprob` is the
+    sampler's own, summed over the response, in nats.
+    """
 
     prompt: list[Message]
     responses: list[str]
     finish_reason: list[FinishReason] | None = None
     num_tokens: list[Count] | None = None
     logprob: list[Finite | None] | None = None
+    source_prompt: list[Message] | None = None
 
     def __post_init__(self):
         _check_prompt(self.prompt)
+        if self.source_prompt is not None:
+            _check_prompt(self.source_prompt)
         _check_parallel(self, "responses", ("finish_reason", "num_tokens", "logprob"))
 
 
 class Rewards(Record, kw_only=True):
-    """Rewarding output. `response` holds full conversations; the other lists run parallel to it, null = no reward."""
+    """Rewarding output. `response` holds full conversations; the other lists run parallel to it, null = no reward.
+
+    `score` and `ref_score` are log-probabilities, of rewards that are made of them; what any other source measures
+    stands in `parts` (name -> per response a number, or a list of numbers), its words in `texts`, and `preferences`
+    [i][j] is the probability that response i is better than j, null where none was asked for. `logprob` is the
+    sampler's, carried along: the behaviour policy of a policy gradient, and never the reference of DPO.
+    """
 
     prompt: list[Message]
     response: list[list[Message]]
-    score: list[Finite | None]
-    ref_score: list[Finite | None]
+    score: list[Finite | None] | None = None
+    ref_score: list[Finite | None] | None = None
     reward: list[Finite | None]
     reason: list[str | None] | None = None
     finish_reason: list[FinishReason] | None = None
     num_tokens: list[Count] | None = None
+    logprob: list[Finite | None] | None = None
+    source_prompt: list[Message] | None = None
+    parts: dict[str, list[Finite | list[Finite | None] | None]] = {}
+    texts: dict[str, list[str | None]] = {}
+    preferences: list[list[Probability | None]] | None = None
 
     def __post_init__(self):
         _check_prompt(self.prompt)
-        _check_parallel(self, "response", ("score", "ref_score", "reward", "reason", "finish_reason", "num_tokens"))
+        if self.source_prompt is not None:
+            _check_prompt(self.source_prompt)
+        own = ("score", "ref_score", "reward", "reason", "finish_reason", "num_tokens", "logprob", "preferences")
+        _check_parallel(self, "response", own)
+        count = len(self.response)
+        for name in ("parts", "texts"):
+            if odd := [key for key, values in getattr(self, name).items() if len(values) != count]:
+                raise ValueError(f"`{name}.{odd[0]}` has another number of entries than `response`, {count}")
+        for i, row in enumerate(self.preferences or ()):
+            if len(row) != count or row[i] is not None:
+                raise ValueError(f"`preferences` should be {count} x {count}, null on its diagonal")
         for index, conversation in enumerate(self.response):
             if conversation[:-1] != self.prompt or conversation[-1].role != "assistant":
                 raise ValueError(f"response {index} is not this prompt followed by one assistant's turn")
@@ -116,7 +145,10 @@ class Rewards(Record, kw_only=True):
 
 
 class Pair(Record, kw_only=True):
-    """A preference pair; `selected` is the chosen answer. `consistency` is the prompt's own c in [0, 1], or null.
+    """A preference pair; `selected` is the chosen answer.
+
+    `consistency` is the confidence in [0, 1] that `selected` is the better one: a prompt's own c, the probability of a
+    pseudo-label, 1/2 for "equally good"; null where nothing is known of it.
 
     A truncated answer was cut at the length limit: no end-of-turn token is scored or trained on after it.
     """
@@ -124,7 +156,7 @@ class Pair(Record, kw_only=True):
     prompt: list[Message]
     selected: list[Message]
     rejected: list[Message]
-    consistency: Annotated[float, msgspec.Meta(ge=0, le=1)] | None
+    consistency: Probability | None = msgspec.field(default_factory=lambda: None)  # a null is written, too
     tau: Annotated[float, msgspec.Meta(ge=-1.000001, le=1.000001)] | None = None  # of τ or ρ, by their rounding
     selected_index: Count | None = None
     rejected_index: Count | None = None

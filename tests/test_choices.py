@@ -21,7 +21,7 @@ from cream.files.raw import sealed
 from cream.files.store import read
 from cream.model.load import load_policy, load_tokenizer
 from cream.records import Answer, Item, Message
-from cream.rewards.likelihood import Scored, Scorer, scorer
+from cream.scoring.logprobs import Scored, Scorer, scorer
 from cream.scoring.pool import Pool
 from cream.text.chat import Plain
 

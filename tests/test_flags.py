@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import SCRIPTS
-from cream.cli.flags import as_dict, flag, parse, problems_of
+from cream.cli.flags import as_dict, chosen, deciding, flag, one_of, parse, problems_of
 from cream.errors import UserError
 
 
@@ -641,3 +641,59 @@ def test_sysprompt_none_is_a_word_of_its_own():
     assert cls().generation.sysprompt == "auto"
     for word in ("none", "task", "auto"):
         assert run("--sysprompt", word, cls=cls).generation.sysprompt == word
+
+
+# Flags of a choice by name ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Judge:
+    """The judge's"""
+
+    samples: int = flag(3, "judgements of a response", low=1)
+    seed: int = flag(0, "seed of what is random", low=0)
+
+
+@dataclasses.dataclass
+class Human:
+    """The human's"""
+
+    file: str | None = flag(None, "their ratings", decides=False)
+    seed: int = flag(0, "seed of what is random", low=0)
+
+
+@dataclasses.dataclass
+class Choosing:
+    """Choosing"""
+
+    source: str = flag("judge", "who rates", choices=("judge", "human"))
+    options: one_of({"judge": Judge, "human": Human}) = field(default_factory=one_of({"judge": Judge, "human": Human}))
+
+
+def test_a_flag_that_two_choices_share_is_one_and_reaches_both():
+    config = run("--seed", "7", "--samples", "2", cls=Choosing)
+    assert (config.options.judge, config.options.human) == (Judge(2, 7), Human(None, 7))
+    assert chosen(config.options, "judge", "--source") == Judge(2, 7)
+
+
+def test_a_flag_of_another_choice_is_refused():
+    config = run("--source", "human", "--samples", "2", cls=Choosing)
+    with pytest.raises(UserError, match="--source human: --samples belongs to --source judge"):
+        chosen(config.options, "human", "--source")
+
+
+def test_a_flag_that_two_choices_define_otherwise_is_a_mistake_of_ours():
+    @dataclasses.dataclass
+    class Other:
+        """Another's"""
+
+        seed: int = flag(1, "another seed", low=0)
+
+    cls = one_of({"judge": Judge, "other": Other})
+    with pytest.raises(TypeError, match="defined twice"):
+        run(cls=cls)
+
+
+def test_what_decides_an_output_is_a_property_of_its_flag():
+    config = run("--source", "human", "--file", "f.json", "--seed", "7", cls=Choosing)
+    assert deciding(config) == {"source": "human", "samples": 3, "seed": 7}

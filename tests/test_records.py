@@ -118,9 +118,24 @@ def test_lists_of_several_answers_belong_together(keys, named):
     assert named in str(error.value)
 
 
-def test_a_null_consistency_is_written():
+def test_a_null_consistency_is_written_and_an_absent_one_is_null():
     record = decode(Pair, "u1", changed(Pair, consistency=None), "f.json")
     assert encode(record)["consistency"] is None
+    absent = {key: v for key, v in LAYOUTS[Pair].items() if key != "consistency"}
+    assert decode(Pair, "u1", absent, "f.json") == record
+
+
+def test_rewards_of_a_judge_have_parts_texts_and_preferences_but_no_log_probabilities():
+    plain = {key: v for key, v in LAYOUTS[Rewards].items() if key not in ("score", "ref_score")}
+    judged = {
+        "parts": {"judge": [[4.0, 3.0, None], None]},
+        "texts": {"judge": ["Score: 4", None]},
+        "preferences": [[None, 0.9], [0.1, None]],
+        "logprob": [-3.5, None],
+        "source_prompt": [USER],
+    }
+    record = decode(Rewards, "u1", plain | judged, "f.json")
+    assert record.score is None and encode(record) == {"uuid": "u1", **plain, **judged}
 
 
 @given(st.lists(st.sampled_from("sua"), max_size=6).map("".join))
@@ -156,7 +171,12 @@ def test_turns_alternate_after_an_optional_system_message(roles):
         (Rewards, changed(Rewards, response=[[USER, RIGHT], []]), "response 1"),
         (Pair, changed(Pair, rejected=[{**USER, "content": "Other?"}, WRONG]), "`rejected`"),
         (Pair, changed(Pair, consistency=1.5), "1.5"),
-        (Pair, {key: v for key, v in LAYOUTS[Pair].items() if key != "consistency"}, "consistency"),
+        (Rewards, changed(Rewards, parts={"judge": [4.0]}), "`parts.judge` has another number of entries"),
+        (Rewards, changed(Rewards, texts={"judge": ["4"]}), "`texts.judge` has another number of entries"),
+        (Rewards, changed(Rewards, parts={"judge": [4.0, "high"]}), "$.parts[...][1]"),
+        (Rewards, changed(Rewards, preferences=[[None, 0.5]]), "`preferences` has 1 entries for 2"),
+        (Rewards, changed(Rewards, preferences=[[None, 0.5], [0.5, 0.5]]), "null on its diagonal"),
+        (Rewards, changed(Rewards, source_prompt=[RIGHT]), "turn 0"),
         (Item, {"question": "2 + 3?"}, "label"),
         (Item, None, "null"),
         (Question, changed(Item, label="Z"), "label 'Z' is none of its options A, B"),

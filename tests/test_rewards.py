@@ -17,8 +17,9 @@ from cream.model.checkpoint import save_policy
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.records import Message, Rewards, Samples
 from cream.rewards import dpo, likelihood, passes
-from cream.rewards.likelihood import Scored
+from cream.scoring import logprobs
 from cream.scoring.cache import Scores, Source
+from cream.scoring.logprobs import Scored
 from cream.text.chat import NOT_A_PREFIX
 
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ def trained(tiny_folder, tmp_path_factory):
 
 
 def scorer(folder, max_tokens=300, limit=LIMIT, chunk=256):
-    return likelihood.scorer(folder, load_chat(folder), torch.float32, limit, max_tokens, chunk, 1, "cpu")
+    return logprobs.scorer(folder, load_chat(folder), torch.float32, limit, max_tokens, chunk, 1, "cpu")
 
 
 def one_pass(path, role, score, samples, chunk=256, progress=lambda: None):

@@ -28,9 +28,9 @@ from cream.model.hardware import Budget
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.model.logprobs import LogProbs, score
 from cream.records import Message, Pair, Rewards, Samples
-from cream.rewards import Group, likelihood
 from cream.scoring import team as scoring
 from cream.scoring.cache import Scores, Source, beside
+from cream.scoring.logprobs import Group, scorer
 from cream.text.chat import Tokens
 from cream.training import dpo, reference
 from cream.training.loop import global_batches
@@ -211,7 +211,7 @@ class Rewarding:
     def __init__(self, folder, path=None):
         source = Source(fingerprint(folder), "float32", "cpu")
         self.kept = path and Scores(path, source)
-        self.score = likelihood.scorer(folder, load_chat(folder), torch.float32, 128, 500, 256, 1, "cpu")
+        self.score = scorer(folder, load_chat(folder), torch.float32, 128, 500, 256, 1, "cpu")
         self.counts = Counter()
 
     def __call__(self, groups):

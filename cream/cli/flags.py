@@ -23,6 +23,7 @@ INF = math.inf
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "yes or no"}
 BOOLEANS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "false": False, "0": False, "off": False}
 NULLS = ("none", "null")
+OWN = "Configuration"  # the group of the parser's own flags
 
 
 def is_plain(text: str) -> bool:
@@ -53,15 +54,57 @@ class _Range:
         return f"{'at most' if top == self.high else 'below'} {top}" if top < INF else ""
 
 
-def flag(default, help: str, *, aliases: Iterable[str] = (), choices: Iterable | None = None, **limits: float):
+def flag(
+    default,
+    help: str,
+    *,
+    aliases: Iterable[str] = (),
+    choices: Iterable | None = None,
+    decides: bool = True,
+    **limits: float,
+):
     """A dataclass field with its help text; `dataclasses.MISSING` as default makes the flag required.
 
     aliases: further spellings, without dashes; one letter is a short flag ("r" is -r).
     choices: the allowed values of a str, int or float, matched whatever the case, returned as spelled here.
+    decides: whether the value decides what the output holds, so that another value makes another output (`deciding`).
+        False where it says only where or how the work is done, or names an input whose hash stands for it.
     limits: the range of an int or float: low and high, which belong to it, above and below, which do not.
     """
-    metadata = {"help": help, "aliases": tuple(aliases), "choices": tuple(choices or ()), "range": _Range(**limits)}
+    metadata = {
+        "help": help,
+        "aliases": tuple(aliases),
+        "choices": tuple(choices or ()),
+        "range": _Range(**limits),
+        "decides": decides,
+    }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def one_of(options: dict[str, type]) -> type:
+    """A group of flags for a choice by name: a dataclass with one group for each of `options`, name -> its flags.
+
+    Several of them may have the same flag, defined alike: it is one on the command line, and each of them gets its
+    value. `chosen` gives the flags of the one that was chosen.
+    """
+    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in options.items()]
+    return dataclasses.make_dataclass("Options", fields)
+
+
+def chosen(options, name: str, flag_name: str):
+    """The flags of the choice `name`, of an instance of `one_of`. Raises UserError where a flag of another choice was
+    given, which would decide nothing; `flag_name` is the flag that chooses, as "--reward"."""
+    own = getattr(options, name)
+    known = {field.name for field in _fields(own)}
+    owners: dict[str, list[str]] = {}
+    for other in _fields(options):
+        for field in _fields(group := getattr(options, other.name)):
+            if field.name not in known and getattr(group, field.name) != field.default:
+                owners.setdefault(field.name, []).append(other.name)
+    if owners:
+        told = "; ".join(f"--{each} belongs to {flag_name} {' or '.join(of)}" for each, of in owners.items())
+        raise UserError(f"{flag_name} {name}: {told}")
+    return own
 
 
 def parse(
@@ -114,6 +157,21 @@ def problems_of(cls, argv: list[str]) -> list[str]:
     from_file = _from_file(cls, given.get("config"), problems)
     _build(cls, flags, {f.name: f.default for f in flags} | from_file | given, problems)
     return problems
+
+
+def deciding(config) -> dict:
+    """What of a config decides its output: {flag name: value} of the flags that do (`flag`'s `decides`), as `as_dict`
+    has them."""
+    flat = as_dict(config)
+    return {name: flat[name] for name in _deciding(config)}
+
+
+def _deciding(config) -> Iterator[str]:
+    for field in _fields(config):
+        if dataclasses.is_dataclass(value := getattr(config, field.name)):
+            yield from _deciding(value)
+        elif field.metadata.get("decides", True):
+            yield field.name
 
 
 def as_dict(config) -> dict:
@@ -226,8 +284,13 @@ def _flags(cls, group: str | None = None, defaults=None) -> Iterator[_Flag]:
 
 
 def _all_flags(cls, files: bool) -> list[_Flag]:
-    """The flags of a script: those of `cls`, and the parser's own."""
-    return [*_flags(cls), *_flags(_Source if files else _Help, "Configuration")]
+    """The flags of a script: those of `cls`, and the parser's own. One that several groups define alike stands once."""
+    found: dict[str, _Flag] = {}
+    for each in [*_flags(cls), *_flags(_Source if files else _Help, OWN)]:
+        first = found.setdefault(each.name, each)
+        if dataclasses.replace(first, group=each.group) != each:
+            raise TypeError(f"the flag {_dashed(each.name)} is defined twice, in {first.group} and in {each.group}")
+    return list(found.values())
 
 
 def _dashed(name: str) -> str:
@@ -314,7 +377,8 @@ def _from_file(cls, path: str | None, problems: list[str]) -> dict:
     except ValueError as error:
         problems.append(f"--config {path}: {error}")
         return {}
-    return _assign(pairs, _by_spelling(_flags(cls), dashes=False), f"{path}: ", problems)
+    known = _by_spelling((f for f in _all_flags(cls, files=True) if f.group != OWN), dashes=False)
+    return _assign(pairs, known, f"{path}: ", problems)
 
 
 def _build(cls, flags: list[_Flag], values: dict, problems: list[str]):

@@ -23,8 +23,7 @@ from cream.errors import UserError
 from cream.evaluation.grading import table_rows
 from cream.evaluation.tasks import grade, options_of, split_question
 from cream.records import Answer, Item, Message
-from cream.rewards import Group
-from cream.rewards.likelihood import Scored
+from cream.scoring.logprobs import Group, Scored
 from cream.text.prompts import apply
 
 log = logging.getLogger("cream")

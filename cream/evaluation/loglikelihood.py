@@ -7,9 +7,8 @@ from pathlib import Path
 
 from cream.cli import console
 from cream.files.journal import Output
-from cream.rewards import Group
-from cream.rewards.likelihood import Scored, scorer
 from cream.scoring.completions import unfinished
+from cream.scoring.logprobs import Group, Scored, scorer
 from cream.scoring.pool import Pool
 from cream.text.chat import Chat, Plain
 

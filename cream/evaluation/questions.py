@@ -11,7 +11,7 @@ from cream.evaluation.items import item_files, prompt_of, read_items
 from cream.evaluation.tasks import Question
 from cream.files import store
 from cream.records import Item, Prompt
-from cream.rewards import Group
+from cream.scoring.logprobs import Group
 
 log = logging.getLogger("cream")
 

@@ -11,20 +11,6 @@ REWARDS = {"likelihood": "cream.rewards.likelihood", "dpo": "cream.rewards.dpo"}
 
 
 @dataclass(slots=True)
-class Group:
-    """A prompt's answers. `complete` is false for an answer that was cut at the length limit; `sampled` may hold the
-    sampler's own (log π, tokens) of each, None where its text does not give the sampled tokens back. `known`: what is
-    kept of this prompt's answers under the model that scores, digest of an answer's tokens -> log π."""
-
-    uuid: str
-    prompt: list
-    answers: list[str]
-    complete: list[bool]
-    sampled: list[tuple[float, int] | None] | None = None
-    known: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class GroupReward:
     """Per answer: its reward or None, named parts (numbers or lists), why it has none, texts (a judge's words);
     optionally an N x N matrix of preferences."""

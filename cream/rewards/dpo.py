@@ -2,7 +2,8 @@
 the partition function: neither changes a prompt's ranking). CREAM's reference is M0 in every round."""
 
 from cream.rewards import GroupReward
-from cream.rewards.likelihood import Scored, normalized
+from cream.rewards.likelihood import normalized
+from cream.scoring.logprobs import Scored
 
 PASSES = ("policy", "reference")
 NORMALIZE = "sum"

@@ -10,9 +10,8 @@ from types import ModuleType
 from cream.errors import UserError
 from cream.files.journal import Keys, Output
 from cream.records import Message, Rewards, Samples, encode
-from cream.rewards import Group
-from cream.rewards.likelihood import Found, Scored
 from cream.scoring.cache import Scores, Source
+from cream.scoring.logprobs import Found, Group, Scored
 
 KEPT_AT_ONCE = 256  # groups
 
