@@ -23,9 +23,9 @@ from cream.files import journal, store
 from cream.files.folders import check_folder
 from cream.files.provenance import Provenance, fingerprint, place_of, read_kind
 from cream.records import Samples
-from cream.rewards import REWARDS, likelihood, passes
+from cream.rewards import REWARDS, passes
 from cream.scoring import cache as scores
-from cream.scoring.logprobs import Group, encode
+from cream.scoring.logprobs import Group, encode, scorer
 
 EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
@@ -190,7 +190,7 @@ def _score(
     chunk = pool.batch(count)
     todo = partial(passes.todo, _read(config), role, done, kept, chunk, sampled)
     folder = folder.absolute()  # as the input: a replica works in a folder of its own
-    make = partial(likelihood.scorer, folder, chat, precision.dtype, limit, budget, chunk, pool.group)
+    make = partial(scorer, folder, chat, precision.dtype, limit, budget, chunk, pool.group)
     make = partial(verified, folder, source.policy, make)
     with console.bar(count, f"scoring, {role}", "prompts") as bar:
         found = passes.run(output, role, done, pool.run(todo, make, count), scores.Scores(*kept), bar.update)
