@@ -25,7 +25,7 @@ RULES = {  # a pattern, of which a space is any white space -> what to write
     r"afresh|anew": "from scratch, again",
     r"whence": "source",
     r"kept (beside|scores|log-probabilities)|scores kept": "cached",
-    r"cut at (the|its) (length )?limit|(answer|response)s? (that )?(was|were|is|are) cut|cut short": "truncated",
+    r"cut at (the|its) (length )?limit|(answer|response)s? (that )?(was|were|is|are) cut": "truncated",
     r"cut up": "split; tensor-parallel",
     r"(reads?|takes?|taking|reading) an answer": "extracts, parses",
     r"want of memory|the memory carries|devices? carr(y|ies)": "out of memory; as many as fit in memory",

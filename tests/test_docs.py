@@ -178,7 +178,7 @@ def test_every_entry_of_the_tree_is_explained():
 
 def test_the_documentation_keeps_to_the_word_list():
     done = subprocess.run(
-        [sys.executable, "scripts/lint_words.py", "README.md", "docs", "scripts"],
+        [sys.executable, "scripts/lint_words.py", "README.md", "docs", "findings", "scripts"],
         cwd=REPO,
         capture_output=True,
         text=True,
