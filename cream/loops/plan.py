@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from cream.cli.flags import is_plain, spelled
+from cream.cli.flags import as_dict, is_plain, spelled
 from cream.cli.names import NAME
 from cream.errors import nearest
 from cream.files import store
@@ -109,17 +109,18 @@ class Command:
 
 def plan(
     loop: Loop,
-    known: Mapping[str, Collection[str]],
+    configs: Mapping[str, type],
     device: str,
     record_device: str | None = None,
     bf16: bool | None = None,
 ) -> tuple[list[Command], list[str]]:
     """The commands of a loop, and what is wrong with it, one message each.
 
-    `known`: script -> its flags. Those of model, device and seed get the loop's values unless the step has its own.
-    `device` goes to training, `record_device` (default: the same) to the other stages; `bf16`, where it is not None, to
-    every stage that runs a model, in place of what the loop says.
+    `configs`: script -> dataclass of its flags. --model, --seed and --device get the loop's model and seed and `device`
+    (in stages other than training `record_device`, if given) unless the step has its own; `bf16`, where it is not None,
+    goes to every stage that runs a model, in place of what the loop says.
     """
+    known = {script: as_dict(config()).keys() for script, config in configs.items()}
     problems = dict.fromkeys(_structure(loop, known))
     commands, results = [], {}
     for step, t in _schedule(loop):
@@ -174,7 +175,9 @@ def _structure(loop: Loop, known: Mapping[str, Collection[str]]) -> Iterator[str
     yield from (f"two steps have the id {name}" for name in dict.fromkeys(ids) if ids.count(name) > 1)
     for where, names, own in (("flags", loop.flags, ids), ("start", loop.start, repeated)):
         kind = "" if where == "flags" else " of `repeat`"
-        yield from (f"{where}: no step{kind} has the id {name}{nearest(name, own)}" for name in names if name not in own)
+        yield from (
+            f"{where}: no step{kind} has the id {name}{nearest(name, own)}" for name in names if name not in own
+        )
     needs = {}
     for step in steps:
         flags = loop.flags_of(step)
@@ -184,6 +187,8 @@ def _structure(loop: Loop, known: Mapping[str, Collection[str]]) -> Iterator[str
             yield f"{step.id}: unknown script {step.script}{nearest(step.script, known)} Known: {', '.join(known)}"
         elif (name := _output_flag(known[step.script])) in flags:
             yield f"{step.id}: --{name} follows from the id; `output` gives another name"
+        if step.shared and loop.base_dir is None:
+            yield f"{step.id}: shared outputs lie in base_dir, which the loop does not give"
         texts = [value for given in flags.values() for value in _all_values(given) if isinstance(value, str)]
         needs[step.id] = {name for text in texts for name in REFERENCE.findall(text) if name in ids}
     try:

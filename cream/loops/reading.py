@@ -25,13 +25,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_loop(path: Path) -> Loop:
-    """The loop in a YAML file, or the one that a recipe in it stands for. Raises UserError naming the file and the
-    key."""
+def read_loop(path: Path, seed: int | None = None, output_root: str | None = None) -> Loop:
+    """The loop in a YAML file, or the one that a recipe in it stands for. `seed`, if given, replaces the loop's;
+    `output_root` is put in front of its folders. Raises UserError naming the file and the key."""
     value = _merged(path)
     if isinstance(value, dict) and value.keys() & {"before", "repeat", "after"}:
-        return _convert(path, value, Loop)
-    return as_loop(_convert(path, value, Recipe), read_loop(CREAM))
+        loop = _convert(path, value, Loop)
+    else:
+        loop = as_loop(_convert(path, value, Recipe), read_loop(CREAM))
+    folders = {
+        name: str(Path(output_root or "", of)) for name in ("output_dir", "base_dir") if (of := getattr(loop, name))
+    }
+    return msgspec.structs.replace(loop, **folders, seed=loop.seed if seed is None else seed)
 
 
 def _merged(path: Path, extending: tuple[Path, ...] = ()) -> object:
