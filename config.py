@@ -591,6 +591,14 @@ class ConsistencyConfig:
     run: Run = group(Run)
 
 
+SCRIPTS = {
+    "train.py": TrainConfig,
+    "infer.py": InferConfig,
+    "rewarding.py": RewardConfig,
+    "cal_consistency.py": ConsistencyConfig,
+}
+
+
 def settings(config, *idle: str) -> dict:
     """What of a script's flags decides its output, but for those that are `idle` in this run."""
     return {name: value for name, value in deciding(config).items() if name not in idle}

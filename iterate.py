@@ -26,7 +26,7 @@ from cream.cli import console, interrupts, names
 from cream.cli.console import log
 from cream.cli.flags import flag, parse
 from cream.errors import UserError
-from cream.loops.checks import look_ups, check_commands
+from cream.loops.checks import check_commands, look_ups
 from cream.loops.plan import Command, Loop, plan
 from cream.loops.reading import read_loop
 

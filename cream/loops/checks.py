@@ -7,7 +7,6 @@ from pathlib import Path
 from cream.cli import names
 from cream.cli.flags import NULLS, problems_of, spelled
 from cream.errors import UserError
-from cream.evaluation.tasks import TASKS
 from cream.loops.plan import Command
 
 FILES = ("input_file", "file1", "file2", "labels", "few_shot_file", "chat_template", "deepspeed")  # flags that name one
@@ -18,6 +17,7 @@ LookUps = Mapping[str, Callable[[str], Path | None]]
 def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints: Path, dataset_names: Path) -> LookUps:
     """Flag -> the function that gives the path of its value (None: on a hub) or raises UserError. `models`, `datasets`:
     built-in names; `checkpoints`, `dataset_names`: the registries."""
+    from cream.evaluation.tasks import TASKS
 
     def dataset(name: str) -> Path:
         path, per_task = names.dataset(name, datasets, dataset_names), [datasets[f"{task}_test"] for task in TASKS]
