@@ -190,11 +190,13 @@ def _structure(loop: Loop, known: Mapping[str, Collection[str]]) -> Iterator[str
         if step.shared and loop.base_dir is None:
             yield f"{step.id}: shared outputs lie in base_dir, which the loop does not give"
         texts = [value for given in flags.values() for value in _all_values(given) if isinstance(value, str)]
-        needs[step.id] = {name for text in texts for name in REFERENCE.findall(text) if name in ids}
+        needs[step.id] = [name for text in texts for name in REFERENCE.findall(text) if name in ids]
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as error:
-        yield f"these steps wait for each other: {' -> '.join(error.args[1])}"
+        cycle = error.args[1][1:]
+        at = cycle.index(min(cycle, key=ids.index))
+        yield f"these steps wait for each other: {' -> '.join([*cycle[at:], *cycle[: at + 1]])}"
 
 
 def _all_values(value) -> list[Value]:

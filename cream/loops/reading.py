@@ -69,5 +69,6 @@ def _convert(path: Path, value: object, kind, where: str = ""):
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        keys = f"; known keys: {', '.join(kind.__struct_fields__)}" if str(error).endswith("unknown field") else ""
+        top = "unknown field" in str(error) and "$" not in str(error)
+        keys = f"; known keys: {', '.join(kind.__struct_fields__)}" if top else ""
         raise UserError(f"{path}: {where}{error}{keys}") from None
