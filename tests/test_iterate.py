@@ -357,7 +357,7 @@ def changed(step, **flags):
 @pytest.mark.parametrize(
     ("loop", "problem"),
     [
-        (one_step(script="train.sh"), "test: unknown script train.sh; did you mean train.py, "),
+        (one_step(script="train.sh"), "test: unknown script train.sh (known: train.py, infer.py, "),
         (one_step(id="a b"), "'a b' is not an id"),
         (one_step(id="round"), "'round' is not an id"),
         (one_step(output="../x"), "test: output: '../x.json' is not a file name"),
@@ -403,7 +403,7 @@ def test_wrong_loops(loop, problem):
         ({"title": ""}, "'' is no text"),
         ({"base_dir": "a\0b"}, "is no text"),
         ({"extends": 7}, "extends: Expected `str`, got `int`"),
-        ({"extends": "none.yaml"}, "none.yaml: no such file"),
+        ({"extends": "none.yaml"}, "none.yaml, which is not a file"),
         ({"extends": "loop.yaml"}, "which extends this file"),
     ],
 )

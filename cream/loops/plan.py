@@ -63,7 +63,7 @@ class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     output_dir: str
     base_dir: str | None = None
     seed: int = 0
-    rounds: Annotated[int, msgspec.Meta(ge=1)] = 1
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     before: list[Step] = []
     repeat: list[Step] = []
     after: list[Step] = []
@@ -184,7 +184,7 @@ def _structure(loop: Loop, known: Mapping[str, Collection[str]]) -> Iterator[str
         if not NAME.fullmatch(step.id) or step.id == "round":
             yield f"{step.id!r} is not an id: letters, digits, '.', '_' and '-' only, and not `round`"
         if step.script not in known:
-            yield f"{step.id}: unknown script {step.script}{nearest(step.script, known)} Known: {', '.join(known)}"
+            yield f"{step.id}: unknown script {step.script} (known: {', '.join(known)}){nearest(step.script, known)}"
         elif (name := _output_flag(known[step.script])) in flags:
             yield f"{step.id}: --{name} follows from the id; `output` gives another name"
         if step.shared and loop.base_dir is None:

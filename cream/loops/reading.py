@@ -49,6 +49,8 @@ def _merged(path: Path, extending: tuple[Path, ...] = ()) -> object:
     base = path.parent / _convert(path, value.pop("extends"), str, "extends: ")
     if base.resolve() in extending:
         raise UserError(f"{path}: extends {base}, which extends this file")
+    if not base.is_file():
+        raise UserError(f"{path}: extends {base}, which is not a file")
     below = _merged(base, extending)
     if not isinstance(below, dict):
         raise UserError(f"{base}: holds no loop for {path} to extend")
