@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# One iteration of CREAM with the four stage commands: M_t answers prompts, M_t and M_{t-1} rank the answers, how far
-# the two rankings agree becomes the consistency C, and M_t is trained on best against worst into M_{t+1}.
+# One iteration of CREAM with the four stage commands: M_t responds to prompts, M_t and M_{t-1} rank the responses, the
+# agreement of the two rankings becomes the consistency C, and M_t is trained on best against worst into M_{t+1}.
 #
 #     scripts/cream_iteration.sh MODEL CURRENT PREVIOUS PROMPTS NEXT
 #
 #     MODEL     the base model M0: tiny, llama3, llama2, a Hugging Face id or a folder
 #     CURRENT   M_t, a name in configs/checkpoint.json or a folder
 #     PREVIOUS  M_{t-1}, likewise; none in round 1, where M_{t-1} is M0
-#     PROMPTS   prompts that no earlier round has used: a data set's name or a file
+#     PROMPTS   prompts that no earlier round has used: a dataset's name or a file
 #     NEXT      the name under which M_{t+1} enters configs/checkpoint.json; files go to outputs/NEXT
 #
 # From the environment:
-#     DEVICE    cpu, a GPU, or several (0,1,2,3): training takes all of them, the other stages the first; default auto
+#     DEVICE    cpu, a GPU, or several (0,1,2,3), all of which every stage uses; default auto
 #     METHOD    consistency_avg (default), consistency_dyn, or original (C = 1: plain self-rewarding)
 #     BETA      beta of DPO, default 0.1
-#     SAMPLING  further flags of infer.py;  DPO  further flags of train.py
+#     SAMPLING  more flags for infer.py;  DPO  more flags for train.py
 #
 # Two rounds of the tiny model on a CPU, M1 being registered as tiny_m1 (README.md trains it); half a minute each:
 #
@@ -23,7 +23,7 @@
 #     scripts/cream_iteration.sh tiny tiny_m1 none    tiny_prompt_1 tiny_m2
 #     scripts/cream_iteration.sh tiny tiny_m2 tiny_m1 tiny_prompt_2 tiny_m3
 #
-# Run again after an interruption, it passes over the stages that are finished and goes on inside the one that is not.
+# Run again after an interruption, it skips the finished stages and resumes the interrupted one.
 set -euo pipefail
 
 if [[ $# -ne 5 ]]; then
@@ -39,18 +39,18 @@ read -ra sampling <<< "${SAMPLING:-}"
 read -ra dpo <<< "${DPO:-}"
 out=outputs/$next
 mapping=$device
-[[ $device != cpu,* ]] || mapping=cpu # a process has all cores
-one=(--device "$mapping" --model "$model") # what sampling and rewarding share
+[[ $device != cpu,* ]] || mapping=cpu # one process uses all cores
+one=(--device "$mapping" --model "$model") # flags of sampling and rewarding
 
-# 1. Sampling: N answers to each prompt by M_t (by default N = 5, temperature 0.8, top-p 0.95, as released).
+# 1. Sampling: N responses of M_t to each prompt (by default N = 5, temperature 0.8, top-p 0.95, as released).
 python infer.py "${one[@]}" --mode sampling --checkpoint "$current" --name "$prompts" \
     --output_dir "$out/samples.json" "${sampling[@]}"
 
-# 2. Rewarding by M_t: log M_t(y|x) - log M0(y|x), summed over the answer. The reference is M0 in every round.
+# 2. Rewarding by M_t: log M_t(y|x) - log M0(y|x), summed over the response. The reference is M0 in every round.
 python rewarding.py "${one[@]}" --input_file "$out/samples.json" \
     --reward dpo --checkpoint "$current" --ref_model_ckpt none --output "$out/rewards.current.json"
 
-# 3. Rewarding by M_{t-1}, the same way. M0 against itself would be 0 for every answer: round 1 takes M0's likelihood.
+# 3. Rewarding by M_{t-1}, likewise. M0 against itself would be 0 for every response: round 1 takes M0's likelihood.
 if [[ $previous == none ]]; then
     by_previous=(--reward likelihood --checkpoint none)
 else
