@@ -7,10 +7,10 @@ A loop file (configs/loops) lists steps {id, script, flags}: `before` the rounds
   ${round}             the number of the round, from 1; ${round+1}, ${round-1}
   [a, b, c]            one value for each round
   {first: a, then: b}  one value for round 1, one for all later rounds
-Other keys: title, model, seed, flags (id -> flags put over the step's; null removes one), extends (a file, over whose
-keys these are put). A recipe file (configs/recipes) has only settings for the steps of configs/loops/cream.yaml: title,
-model, iterations, prompts (a set for each round), base_dir (shared by recipes), output_dir, seed, and flags for sft,
-sampling, rewarding, consistency, dpo and evaluation.
+Other keys: title, model, seed, flags (id -> flags put over the step's; null removes one), extends (a file over whose
+keys these are put). A recipe file (configs/recipes) has only the settings for configs/loops/cream.yaml: title, model,
+iterations, prompts (a set per round), base_dir (shared by recipes), output_dir, seed, and flags of sft, sampling,
+rewarding, consistency, dpo and evaluation, where all but sft and evaluation may have a list, one value for each round.
 """
 
 import shlex
@@ -98,8 +98,8 @@ def run(loop: Loop, commands: list[Command], *, dry_run: bool = False) -> None:
     for number, command in enumerate(commands, 1):
         log.info("\n[%s %d/%d] %s", loop.title, number, len(commands), command.title)
         log.info("$ %s", shlex.join(["python", command.script, *command.argv()]))
-        if not dry_run:
-            _run(command, loop.model)
+        if not dry_run and (code := _run(command, loop.model)):
+            sys.exit(code)
 
 
 def config_of(script: str) -> type:
@@ -109,8 +109,8 @@ def config_of(script: str) -> type:
     return config
 
 
-def _run(command: Command, model: str) -> None:
-    """One stage; one that fails ends the loop with its exit code."""
+def _run(command: Command, model: str) -> int | None:
+    """Run one stage; its exit code, None or 0 where it succeeded."""
     folder = names.model(str(command.flags.get("model", model)), MODEL_FILES)
     if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < IN_PROCESS:
         try:
@@ -124,8 +124,7 @@ def _run(command: Command, model: str) -> None:
         interrupts.check()
     if code and code not in interrupts.CODES:  # else the stage has said how to resume
         print(f"{command.title} ended with {code}; {RESUME}{CHANGED if code == 2 else ''}", file=sys.stderr)
-    if code:
-        sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from cream.cli.flags import NULLS, problems_of, spelled
 from cream.errors import UserError
 from cream.loops.plan import Command
 
-FILES = ("input_file", "file1", "file2", "labels", "few_shot_file", "chat_template", "deepspeed")  # flags that name one
+FILES = ("input_file", "file1", "file2", "rewards", "previous", "labels")  # flags that name a file
+FILES += ("few_shot_file", "chat_template", "deepspeed")
 WITH_DATA = ("train.py", "infer.py")  # they read what --name says, or --input_file
 LookUps = Mapping[str, Callable[[str], Path | None]]
 

@@ -19,6 +19,7 @@ from cream.files import store
 from cream.files.provenance import LAST
 
 TRAIN = "train.py"
+SEEDED = (TRAIN, "infer.py")  # every run of theirs has a seed; elsewhere a seed belongs to one choice, a step's own
 Value = str | int | float | bool | None
 Flags = dict[str, Value]
 REFERENCE = re.compile(r"\$\{([^}]*)\}?")
@@ -71,7 +72,7 @@ class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     flags: dict[str, RoundFlags] = {}
 
     def __post_init__(self):
-        check_texts(self.title, self.model, self.output_dir, self.base_dir or self.output_dir)
+        check_texts(self.title, self.model, self.output_dir, *([] if self.base_dir is None else [self.base_dir]))
 
     def steps(self) -> list[Step]:
         """All steps, each once."""
@@ -85,7 +86,7 @@ class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 def check_texts(*texts: str) -> None:
     """Raises ValueError for a text that cannot be part of a path and of a JSON file."""
     if odd := [text for text in texts if not is_plain(text)]:
-        raise ValueError(f"{odd[0]!r} is no text: it is empty, or has a NUL or half of a character")
+        raise ValueError(f"{odd[0]!r} is not a text: it is empty, or has a NUL or half of a character")
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def plan(
 ) -> tuple[list[Command], list[str]]:
     """The commands of a loop, and what is wrong with it, one message each.
 
-    `configs`: script -> dataclass of its flags. --model, --seed and --device get the loop's model and seed and `device`
-    (in stages other than training `record_device`, if given) unless the step has its own; `bf16`, where it is not None,
+    `configs`: script -> dataclass of its flags. --model, --device and --seed are the loop's model, `device` (outside
+    training `record_device`, if given) and the loop's seed unless the step has its own; `bf16`, where it is not None,
     goes to every stage that runs a model, in place of what the loop says.
     """
     known = {script: as_dict(config()).keys() for script, config in configs.items()}
@@ -140,7 +141,8 @@ def plan(
             problems[f"{step.id}: output: {name!r} is not a file name of letters, digits, '.', '_' and '-'"] = None
         output = Path((value("shared", step.shared) and loop.base_dir) or loop.output_dir, name)
         own = {"model": loop.model, "device": device if step.script == TRAIN else record_device or device}
-        flags = {each: of for each, of in (own | {"seed": loop.seed}).items() if each in has}
+        own |= {"seed": loop.seed} if step.script in SEEDED else {}
+        flags = {each: of for each, of in own.items() if each in has}
         flags |= {each: value(f"--{each}", given) for each, given in loop.flags_of(step).items()}
         flags[_output_flag(has)] = str(output)
         if bf16 is not None and "bf16" in has:
