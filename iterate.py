@@ -65,11 +65,10 @@ def main(argv=None):
     config = parse(IterateConfig, argv, description=__doc__, example=EXAMPLE, files=False)
     from cream.loops.results import results, table
 
-    if config.loop.config is None:
-        raise UserError("--config is missing: a loop or recipe file, for example configs/loops/tiny_cream.yaml")
-    paths = [path.strip() for path in config.loop.config.split(",")]
+    paths = [path.strip() for path in (config.loop.config or "").split(",")]
     if not all(paths):
-        raise UserError(f"--config {config.loop.config}: a name is missing before or after a comma")
+        example = "expected FILE or FILE,FILE, for example configs/loops/tiny_cream.yaml"
+        raise UserError(f"--config {config.loop.config or 'is missing'}: {example}")
     loops = {path: read_loop(Path(path), config.loop.seed, config.loop.output_root) for path in paths}
     devices, problems, commands, made = config.device.devices(), [], {}, set()
     for path, loop in loops.items():

@@ -273,7 +273,7 @@ def test_what_config_cannot_name(capsys, tmp_path, monkeypatch):
     Path("small.yaml").write_text(yaml.safe_dump(SMALL))
     assert "is a folder where a file is expected" in refused(capsys, ["--config", str(tmp_path)])
     for value in ("small.yaml,", ",small.yaml", "small.yaml,,small.yaml"):
-        assert "a name is missing before or after a comma" in refused(capsys, ["--config", value])
+        assert "expected FILE or FILE,FILE, for example" in refused(capsys, ["--config", value])
     assert "--config is missing" in refused(capsys, [])
     assert "--seed: '-1' is not a whole number in [0, " in refused(capsys, ["--config", "small.yaml", "--seed", "-1"])
 
