@@ -487,6 +487,7 @@ def test_rows_of_loops_stand_by_the_names_of_their_models():
         ["M1", "100.0"],
     ]
     assert len({len(line.rstrip()) for line in lines.splitlines()[:2]}) == 1
+    assert table([("one", []), ("two", [])]) == "no evaluation, hence no table"
 
 
 # Results ------------------------------------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ def table(columns: Sequence[tuple[str, list[dict]]]) -> str:
     width = max(24, *(len(title) + 2 for title, _ in columns))
     blocks = [{row["model"]: row for row in rows} for _, rows in columns]
     models = list(dict.fromkeys(model for block in blocks for model in block))
+    if not models:
+        return "no evaluation, hence no table"
     first = max(5, *(len(model) + 1 for model in models))
     lines = [f"{'model':<{first}}" + "".join(f"{title:>{width}}" for title, _ in columns)]
     lines.append(" " * first + "".join(f"{'accuracy %':>{width - 10}}{'mean C':>10}" for _ in columns))
