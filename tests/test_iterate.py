@@ -362,6 +362,7 @@ def changed(step, **flags):
         (one_step(id="round"), "'round' is not an id"),
         (one_step(output="../x"), "test: output: '../x.json' is not a file name"),
         (one_step(shared=True), "test: shared outputs lie in base_dir"),
+        (one_step(shared={"first": True, "then": "no"}) | {"base_dir": "b"}, "test: shared: yes or no is expected"),
         (one_step() | {"before": []}, "no steps; "),
         (one_step() | {"before": [EVALUATE, EVALUATE]}, "two steps have the id test"),
         (one_step() | {"after": [EVALUATE | {"id": "b", "output": "test"}]}, "two outputs have the name test.json"),

@@ -175,11 +175,9 @@ def _structure(loop: Loop, known: Mapping[str, Collection[str]]) -> Iterator[str
     if not ids:
         yield "no steps; `before`, `repeat` and `after` list them"
     yield from (f"two steps have the id {name}" for name in dict.fromkeys(ids) if ids.count(name) > 1)
-    for where, names, own in (("flags", loop.flags, ids), ("start", loop.start, repeated)):
-        kind = "" if where == "flags" else " of `repeat`"
-        yield from (
-            f"{where}: no step{kind} has the id {name}{nearest(name, own)}" for name in names if name not in own
-        )
+    yield from (f"flags: no step has the id {name}{nearest(name, ids)}" for name in loop.flags if name not in ids)
+    for name in (name for name in loop.start if name not in repeated):
+        yield f"start: no step of `repeat` has the id {name}{nearest(name, repeated)}"
     needs = {}
     for step in steps:
         flags = loop.flags_of(step)
@@ -191,6 +189,8 @@ def _structure(loop: Loop, known: Mapping[str, Collection[str]]) -> Iterator[str
             yield f"{step.id}: --{name} follows from the id; `output` gives another name"
         if step.shared and loop.base_dir is None:
             yield f"{step.id}: shared outputs lie in base_dir, which the loop does not give"
+        if not all(isinstance(each, bool) for each in _all_values(step.shared)):
+            yield f"{step.id}: shared: yes or no is expected"
         texts = [value for given in flags.values() for value in _all_values(given) if isinstance(value, str)]
         needs[step.id] = [name for text in texts for name in REFERENCE.findall(text) if name in ids]
     try:
