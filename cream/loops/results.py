@@ -50,7 +50,7 @@ def results(commands: Sequence[Command]) -> list[dict]:
     """
     makers, rows = {command.result: command for command in commands}, []
     for command in commands:
-        if command.script != "infer.py" or command.flags.get("mode") not in ("evaluation", "rescore"):
+        if command.script != "infer.py" or command.flags.get("mode") != "evaluation":
             continue
         made = _read(summary.path_of(command.output), Summary)
         tasks = {row.task: row.accuracy for row in made.tasks}
