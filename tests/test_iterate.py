@@ -36,6 +36,7 @@ SMALL = {
     "evaluation": {"name": "tiny_test", "limit_size": 30, "gen_max_tokens": 48},
 }
 PLAIN = SMALL | {"title": "plain", "output_dir": "outputs/plain", "consistency": {"method": "original"}}
+OWN_POLICY = {"first": "none", "then": "${tuned@-1}"}  # the same rewards and trains: M0, later the round before's
 LOOP = {  # two samplings a round, ranked by likelihood, the pairs of both in turn; one evaluation at the end
     "title": "own",
     "model": "tiny",
@@ -61,14 +62,14 @@ LOOP = {  # two samplings a round, ranked by likelihood, the pairs of both in tu
             "flags": {
                 "input_file": ["${more}", "${samples}"],
                 "reward": "likelihood",
-                "checkpoint": {"first": "none", "then": "${tuned@-1}"},
+                "checkpoint": OWN_POLICY,
             },
         },
         {"id": "pairs", "script": "cal_consistency.py", "flags": {"file1": "${rewards}"}},
         {
             "id": "tuned",
             "script": "train.py",
-            "flags": {"checkpoint": "${tuned@-1}", "name": "${pairs}", "lr": [3e-4, 2e-4], "train_bsz": 4},
+            "flags": {"checkpoint": OWN_POLICY, "name": "${pairs}", "lr": [3e-4, 2e-4], "train_bsz": 4},
         },
     ],
     "after": [
@@ -313,7 +314,7 @@ def test_a_loop_s_references_and_values_per_round():
                     "output": f"outputs/own/round{t}.pairs.json",
                 },
                 "tuned": {
-                    "checkpoint": start,
+                    "checkpoint": "none" if t == 1 else start,
                     "lr": lr,
                     "name": f"outputs/own/round{t}.pairs.json",
                     "output_dir": f"outputs/own/round{t}.tuned",
