@@ -91,18 +91,22 @@ def _cell(job: tuple) -> list[dict]:
 
 
 def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -> list[dict]:
-    from cream.loops.recipes import results
+    from cream.loops.reading import CREAM, read_loop
+    from cream.loops.recipes import as_loop
+    from cream.loops.results import results
     from cream.tiny.problems import write_world
-    from iterate import run
+    from iterate import prepare, run
 
     world = folder / "world"
     if not (world / "test.json").exists():
         write_world(world, seed)
     rows = []
     for arm in arms:
-        recipe = _recipe(base, arm, seed, world, folder)
-        run(recipe, ["cpu"])
-        rows += [{"base": base_name, "seed": seed, "arm": arm, **row} for row in results(recipe)]
+        loop = as_loop(_recipe(base, arm, seed, world, folder), read_loop(CREAM))
+        commands, problems = prepare(loop, ["cpu"], None, set())
+        assert not problems, problems
+        run(loop, commands)
+        rows += [{"base": base_name, "seed": seed, "arm": arm, **row} for row in results(commands)]
     return rows
 
 

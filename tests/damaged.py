@@ -254,6 +254,27 @@ def recipes() -> Iterator[Damage]:
         "colour": ("red",),
     }.items():
         values |= {f"{key}: {value}": good | {key: value} for value in wrong}
+    step = {"id": "test", "script": "infer.py", "flags": {"mode": "evaluation", "name": "tiny_test"}}
+    loop = {"title": "t", "model": "tiny", "output_dir": "outputs/r", "before": [step]}
+    for key, wrong in {
+        "before": (
+            7,
+            None,
+            [],
+            [7],
+            [[step]],
+            {"id": "x"},
+            [step, step],
+            [step | {"script": "rm"}],
+            [step | {"id": "../x"}],
+        ),
+        "repeat": (7, [None], [step | {"shared": "maybe"}], [step | {"output": "a\0b"}], [step | {"flags": {"x": {}}}]),
+        "rounds": (0, 10**30, "two", None),
+        "start": ([], {"test": 7}, {"nobody": "none"}),
+        "flags": ([], {"test": []}, {"nobody": {}}, {"test": {"seed": "${test}"}}, {"test": {"name": "${" * 9}}),
+        "extends": ([], "", "recipe.yaml", ".", "none.yaml"),
+    }.items():
+        values |= {f"loop, {key}: {value}": loop | {key: value} for value in wrong}
     for name, value in (texts | values).items():
         make = _put("localdata/damaged/recipe.yaml", value)
         said = "no-such-model" if name.endswith("no-such-model") else "recipe.yaml"

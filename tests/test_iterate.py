@@ -1,22 +1,27 @@
-"""The loop from a recipe: what is shipped binds to its scripts' flags, and a small one runs to its table, once."""
+"""Loops and recipes: what is shipped binds to its scripts' flags, mistakes are listed before anything runs, and small
+ones run to their table, once."""
 
 import json
 import shlex
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
 from safetensors.torch import load_file
 
 import iterate
-from config import SCRIPTS
 from cream.cli.flags import as_dict, parse
 from cream.errors import UserError
-from cream.loops.recipes import Recipe, plan, read_recipe, results
+from cream.loops import plan as planning
+from cream.loops.reading import read_loop
+from cream.loops.results import results, table
 
-RECIPES = sorted((Path(__file__).parents[1] / "configs/recipes").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES, LOOPS = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("recipes", "loops"))
+SCRIPTS = {script: iterate.config_of(script) for script in iterate.STAGES if (CONFIGS.parent / script).exists()}
 SMALL = {
     "title": "small",
     "model": "tiny",
@@ -31,6 +36,66 @@ SMALL = {
     "evaluation": {"name": "tiny_test", "limit_size": 30, "gen_max_tokens": 48},
 }
 PLAIN = SMALL | {"title": "plain", "output_dir": "outputs/plain", "consistency": {"method": "original"}}
+OWN_POLICY = {"first": "none", "then": "${tuned@-1}"}  # the same rewards and trains: M0, later the round before's
+LOOP = {  # two samplings a round, ranked by likelihood, the pairs of both in turn; one evaluation at the end
+    "title": "own",
+    "model": "tiny",
+    "output_dir": "outputs/own",
+    "rounds": 2,
+    "before": [{"id": "m1", "script": "train.py", "flags": SMALL["sft"]}],
+    "start": {"tuned": "${m1}"},
+    "repeat": [
+        {
+            "id": "samples",
+            "script": "infer.py",
+            "flags": {"checkpoint": "${tuned@-1}", "name": ["tiny_prompt_1", "tiny_prompt_2"], **SMALL["sampling"]},
+        },
+        {
+            "id": "more",
+            "script": "infer.py",
+            "output": "more${round}.jsonl",
+            "flags": {"checkpoint": "${m1}", "name": "tiny_prompt_3", "seed": [7, 8], **SMALL["sampling"]},
+        },
+        {
+            "id": "rewards",
+            "script": "rewarding.py",
+            "flags": {
+                "input_file": ["${more}", "${samples}"],
+                "reward": "likelihood",
+                "checkpoint": OWN_POLICY,
+            },
+        },
+        {"id": "pairs", "script": "cal_consistency.py", "flags": {"file1": "${rewards}"}},
+        {
+            "id": "tuned",
+            "script": "train.py",
+            "flags": {"checkpoint": OWN_POLICY, "name": "${pairs}", "lr": [3e-4, 2e-4], "train_bsz": 4},
+        },
+    ],
+    "after": [
+        {
+            "id": "test",
+            "script": "infer.py",
+            "flags": {"mode": "evaluation", "checkpoint": "${tuned}", **SMALL["evaluation"]},
+        }
+    ],
+}
+
+
+def plan(config, *args, **kwargs):
+    """The commands of a loop or recipe, given as a file or as what a file holds; without problems."""
+    commands, problems = planning.plan(load(config), SCRIPTS, *(args or ["cpu"]), **kwargs)
+    assert problems == []
+    return commands
+
+
+def load(config):
+    if isinstance(config, Path):
+        return read_loop(config)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "x.yaml")
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return read_loop(path)
 
 
 def stages(out):
@@ -46,20 +111,30 @@ def write(world, name, recipe):
 # Recipes ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_shipped_recipes_bind_to_their_scripts(path):
-    """Every flag exists, takes its value, and arrives as the recipe has it."""
-    recipe = read_recipe(path)
-    commands = plan(recipe, "cpu")
-    assert len(commands) == 3 + 6 * recipe.iterations
+@pytest.mark.parametrize("path", [*RECIPES, *LOOPS], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_files_bind_to_their_scripts(path):
+    """Every flag exists, takes its value, and arrives as the file has it."""
+    loop = read_loop(path)
+    commands = plan(path)
+    assert len(commands) == 3 + 6 * loop.rounds
     for command in commands:
         values = as_dict(parse(SCRIPTS[command.script], command.argv(), description="", example=""))
         for name, value in command.flags.items():
-            assert values[name] == (str(value) if isinstance(value, Path) else value)
+            assert values[name] == (None if value == "none" else value)
+
+
+def test_shipped_loops_are_the_shipped_recipes():
+    """The same commands with the same outputs, word for word."""
+    recipes = {path.name.replace("llama3_", ""): path for path in RECIPES if path.stem != "llama2_cream"}
+    loops = {path.name: path for path in LOOPS}
+    assert loops.keys() == recipes.keys()
+    for name in loops:
+        assert plan(loops[name]) == plan(recipes[name])
+        assert read_loop(loops[name]).title == read_loop(recipes[name]).title
 
 
 def test_the_fixed_recipe_is_plain_self_rewarding_but_for_its_constant():
-    fixed, plain = (plan(read_recipe(path), "cpu") for path in RECIPES if path.stem in ("tiny_fixed", "tiny_srlm"))
+    fixed, plain = (plan(path) for path in RECIPES if path.stem in ("tiny_fixed", "tiny_srlm"))
     for one, other in zip(fixed, plain, strict=True):
         flags = {name: str(value).replace("tiny/srlm", "tiny/fixed") for name, value in other.flags.items()}
         only = {"fixed_consistency": "0.8"} if flags.get("train_stage") == "dpo" else {}
@@ -67,40 +142,61 @@ def test_the_fixed_recipe_is_plain_self_rewarding_but_for_its_constant():
 
 
 def test_the_loop_s_flags_reach_the_stages_that_have_them():
-    recipe = Recipe(**SMALL | {"seed": 5, "sft": SMALL["sft"] | {"bf16": True}})
+    recipe = SMALL | {"seed": 5, "sft": SMALL["sft"] | {"bf16": True}}
     wanted = {"train.py": {"seed": 5, "bf16": False}, "infer.py": {"seed": 5, "bf16": False}}
     wanted |= {"rewarding.py": {"bf16": False}, "cal_consistency.py": {}}
     for command in plan(recipe, "cpu", bf16=False):  # the command line wins over the recipe
         assert {name: command.flags[name] for name in ("seed", "bf16") if name in command.flags} == wanted[
             command.script
         ]
-    assert [c.title for c in plan(recipe, "cpu") if "bf16" in c.flags] == ["train M1"]
+    assert [c.title for c in plan(recipe) if "bf16" in c.flags] == ["train M1"]
+    devices = {command.script: command.flags.get("device") for command in plan(recipe, "cpu,cpu", "cpu")}
+    assert devices == {"train.py": "cpu,cpu", "infer.py": "cpu", "rewarding.py": "cpu", "cal_consistency.py": None}
 
 
 def test_every_stage_reads_what_an_earlier_one_made():
     made = set()
-    for command in plan(Recipe(**SMALL), "cpu"):
+    for command in plan(SMALL):
         flags = command.flags
         paths = [flags.get(name) for name in ("checkpoint", "ref_model_ckpt", "input_file", "file1", "file2", "name")]
         for path in map(str, filter(None, paths)):
-            assert path.startswith("tiny_") or path.removesuffix("/checkpoint-last") in made, command.title
+            assert path.startswith("tiny_") or path == "none" or path.removesuffix("/checkpoint-last") in made
         made.add(str(command.output))
 
 
 def test_rounds_rank_by_the_models_of_the_paper():
     """Current ranking: M_t against M0. Previous: M0's likelihood, later M_{t-1} against M0. DPO starts from M_t."""
-    by_title = {command.title: command.flags for command in plan(Recipe(**SMALL), "cpu")}
-    m1, m2 = "outputs/base/M1/checkpoint-last", "outputs/cream/M2/checkpoint-last"
+    by_title = {command.title: command.flags for command in plan(SMALL | {"iterations": 3, "prompts": ["a", "b", "c"]})}
+    m1, m2, m3 = (f"outputs/{root}/checkpoint-last" for root in ("base/M1", "cream/M2", "cream/M3"))
     expected = {
-        "round 1: rank by M1": ("dpo", m1),
-        "round 1: rank by M0": ("likelihood", "None"),
-        "round 2: rank by M2": ("dpo", m2),
-        "round 2: rank by M1": ("dpo", m1),
+        "round 1: rank by M1": ("dpo", m1, "none"),
+        "round 1: rank by M0": ("likelihood", "none", None),
+        "round 2: rank by M2": ("dpo", m2, "none"),
+        "round 2: rank by M1": ("dpo", m1, "none"),
+        "round 3: rank by M3": ("dpo", m3, "none"),
+        "round 3: rank by M2": ("dpo", m2, "none"),
     }
-    for title, (reward, policy) in expected.items():
+    for title, told in expected.items():
         flags = by_title[title]
-        assert (flags["reward"], str(flags["checkpoint"]), flags.get("ref_model_ckpt")) == (reward, policy, None)
-    assert [str(by_title[f"train {m}"].get("checkpoint")) for m in ("M1", "M2", "M3")] == ["None", m1, m2]
+        assert (flags["reward"], flags["checkpoint"], flags.get("ref_model_ckpt")) == told
+    assert [by_title[f"train M{t}"].get("checkpoint") for t in range(1, 5)] == [None, m1, m2, m3]
+    assert [by_title[f"round {t}: sample from M{t}"]["name"] for t in (1, 2, 3)] == ["a", "b", "c"]
+
+
+def test_recipes_of_a_family_share_what_does_not_depend_on_the_pairs():
+    outputs = [str(command.output.relative_to("outputs")) for command in plan(SMALL)]
+    assert outputs == [
+        *("base/M0.evaluation.json", "base/M1", "base/M1.evaluation.json"),
+        *("base/round1.samples.json", "base/round1.rewards.current.json", "base/round1.rewards.previous.json"),
+        *("cream/round1.pairs.json", "cream/M2", "cream/M2.evaluation.json"),
+        *("cream/round2.samples.json", "cream/round2.rewards.current.json", "cream/round2.rewards.previous.json"),
+        *("cream/round2.pairs.json", "cream/M3", "cream/M3.evaluation.json"),
+    ]
+
+
+def test_recipes_have_values_per_round():
+    commands = {command.title: command.flags for command in plan(SMALL | {"dpo": {"lr": [2e-4, 1e-4], "beta": 1.0}})}
+    assert [commands[f"train M{t}"]["lr"] for t in (2, 3)] == [2e-4, 1e-4]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +213,7 @@ def test_wrong_recipes_are_refused(tmp_path, change, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(SMALL | change))
     with pytest.raises(UserError, match="recipe.yaml") as caught:
-        read_recipe(path)
+        read_loop(path)
     assert message in str(caught.value)
 
 
@@ -139,7 +235,7 @@ def test_unreadable_recipes_are_refused(tmp_path, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match="recipe.yaml: ") as caught:
-        read_recipe(path)
+        read_loop(path)
     assert message in str(caught.value)
 
 
@@ -163,9 +259,11 @@ def test_every_flag_is_checked_before_the_first_stage(capsys, tmp_path, monkeypa
     assert first == "error: nothing was started:"
     assert sorted(problems) == [
         f"one.yaml: {accuracies} (infer.py): --gen_max_tokens: '0' is not a whole number at least 1",
+        f"one.yaml: {accuracies} (infer.py): --name is missing: the data that the step reads",
         f"one.yaml: {pairs} (cal_consistency.py): --seed: unknown flag; did you mean --method, --register, --help?",
         "one.yaml: train M1 (train.py): --epoch: '0' is not a whole number at least 1",
         "one.yaml: train M1 (train.py): --lrr: unknown flag; did you mean --lr, --lora_r, --lora?",
+        "one.yaml: train M1 (train.py): --name is missing: the data that the step reads",
         "two.yaml: train M2, train M3 (train.py): --beta: '0' is not a number above 0",
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"one.yaml", "two.yaml", "right.yaml"}
@@ -176,10 +274,225 @@ def test_what_config_cannot_name(capsys, tmp_path, monkeypatch):
     Path("small.yaml").write_text(yaml.safe_dump(SMALL))
     assert "is a folder where a file is expected" in refused(capsys, ["--config", str(tmp_path)])
     for value in ("small.yaml,", ",small.yaml", "small.yaml,,small.yaml"):
-        assert "no name stands before or after a comma" in refused(capsys, ["--config", value])
+        assert "expected FILE or FILE,FILE, for example" in refused(capsys, ["--config", value])
     assert "--config is missing" in refused(capsys, [])
     assert "--seed: '-1' is not a whole number in [0, " in refused(capsys, ["--config", "small.yaml", "--seed", "-1"])
 
+
+# Loops --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_s_references_and_values_per_round():
+    """Written out by hand: what each step of LOOP reads, and where its output goes."""
+    m1, tuned = "outputs/own/m1/checkpoint-last", "outputs/own/round{}.tuned/checkpoint-last"
+    own = {"checkpoint", "name", "input_file", "file1", "seed", "lr", "output", "output_dir"}
+    assert [(c.title, {name: c.flags[name] for name in sorted(own & c.flags.keys())}) for c in plan(LOOP)] == [
+        ("m1", {"lr": 2e-4, "name": "tiny_sft", "output_dir": "outputs/own/m1", "seed": 0}),
+        *(
+            (f"round {t}: {name}", dict(sorted(flags.items())))
+            for t, start, more, rewarded, lr in ((1, m1, 7, "more1.jsonl", 3e-4), (2, tuned.format(1), 8, None, 2e-4))
+            for name, flags in {
+                "samples": {
+                    "checkpoint": start,
+                    "name": f"tiny_prompt_{t}",
+                    "output_dir": f"outputs/own/round{t}.samples.json",
+                    "seed": 0,
+                },
+                "more": {
+                    "checkpoint": m1,
+                    "name": "tiny_prompt_3",
+                    "output_dir": f"outputs/own/more{t}.jsonl",
+                    "seed": more,
+                },
+                "rewards": {
+                    "checkpoint": "none" if t == 1 else start,
+                    "input_file": f"outputs/own/{rewarded or 'round2.samples.json'}",
+                    "output": f"outputs/own/round{t}.rewards.json",
+                },
+                "pairs": {
+                    "file1": f"outputs/own/round{t}.rewards.json",
+                    "output": f"outputs/own/round{t}.pairs.json",
+                },
+                "tuned": {
+                    "checkpoint": "none" if t == 1 else start,
+                    "lr": lr,
+                    "name": f"outputs/own/round{t}.pairs.json",
+                    "output_dir": f"outputs/own/round{t}.tuned",
+                    "seed": 0,
+                },
+            }.items()
+        ),
+        (
+            "test",
+            {
+                "checkpoint": tuned.format(2),
+                "name": "tiny_test",
+                "output_dir": "outputs/own/test.json",
+                "seed": 0,
+            },
+        ),
+    ]
+
+
+EVALUATE = {"id": "test", "script": "infer.py", "flags": {"mode": "evaluation", "name": "tiny_test"}}
+
+
+def one_step(**change):
+    """A loop that evaluates M0, with a step changed."""
+    return {"title": "t", "model": "tiny", "output_dir": "outputs/t", "before": [EVALUATE | change]}
+
+
+def test_a_loop_of_one_evaluation():
+    (command,) = plan(one_step(flags={"mode": "evaluation", "name": "tiny_test", "seed": None, "checkpoint": "none"}))
+    assert command.argv() == (
+        "--model tiny --device cpu --mode evaluation --name tiny_test --checkpoint none "
+        "--output_dir outputs/t/test.json"
+    ).split(" ")
+
+
+def changed(step, **flags):
+    """LOOP with flags put over a step's."""
+    return LOOP | {"flags": {step: flags}}
+
+
+@pytest.mark.parametrize(
+    ("loop", "problem"),
+    [
+        (one_step(script="train.sh"), "test: unknown script train.sh (known: train.py, infer.py, "),
+        (one_step(id="a b"), "'a b' is not an id"),
+        (one_step(id="round"), "'round' is not an id"),
+        (one_step(output="../x"), "test: output: '../x.json' is not a file name"),
+        (one_step(shared=True), "test: shared outputs lie in base_dir"),
+        (one_step(shared={"first": True, "then": "no"}) | {"base_dir": "b"}, "test: shared: yes or no is expected"),
+        (one_step() | {"before": []}, "no steps; "),
+        (one_step() | {"before": [EVALUATE, EVALUATE]}, "two steps have the id test"),
+        (one_step() | {"after": [EVALUATE | {"id": "b", "output": "test"}]}, "two outputs have the name test.json"),
+        (changed("tuned", lr=[1e-4]), "tuned: --lr: 1 values for 2 rounds"),
+        (changed("m1", lr=[1e-4, 1e-4]), "m1: --lr: has values per round, but the step is not in `repeat`"),
+        (changed("m1", lr={"first": 1e-4, "then": 1e-5}), "m1: --lr: has values per round"),
+        (changed("tuned", name="${pears}"), "tuned: --name: ${pears}: no step has the id pears; did you mean pairs, "),
+        (changed("tuned", name="${pairs"), "tuned: --name: ${pairs is not a reference"),
+        (changed("tuned", name="${pairs@last}"), "tuned: --name: ${pairs@last} is not a reference"),
+        (changed("tuned", name="${pairs@-1}"), "${pairs@-1}: round 1 has no output 1 rounds before it; `start` gives"),
+        (changed("tuned", checkpoint="${tuned@-2}"), "${tuned@-2}: round 1 has no output 2 rounds before it; give"),
+        (changed("test", checkpoint="${tuned@-1}"), "${tuned@-1}: an earlier round exists only between steps of"),
+        (changed("tuned", checkpoint="${m1@-1}"), "${m1@-1}: an earlier round exists only between steps of `repeat`"),
+        (changed("m1", name="${test}"), "m1: --name: ${test}: that step runs later"),
+        (changed("m1", name="${round}"), "m1: --name: ${round}: no step has the id round"),
+        (changed("samples", name="${pairs}"), "wait for each other: samples -> rewards -> pairs -> samples"),
+        (changed("pairs", file2="${pairs}"), "these steps wait for each other: pairs -> pairs"),
+        (changed("pairs", output="x.json"), "pairs: --output follows from the id"),
+        (changed("pear", beta=1), "flags: no step has the id pear"),
+        (LOOP | {"start": {"m1": "none"}}, "start: no step of `repeat` has the id m1"),
+        (LOOP | {"start": {"tuned": "${pairs}"}}, "${pairs}: that step runs later"),
+    ],
+)
+def test_wrong_loops(loop, problem):
+    _, problems = planning.plan(load(loop), SCRIPTS, "cpu")
+    assert any(problem in told for told in problems), problems
+    assert len(problems) == len(set(problems)) <= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounds": 0}, "Expected `int` >= 1 - at `$.rounds`"),
+        ({"round": 2}, "unknown field `round`; known keys: title, model, output_dir, base_dir, seed, rounds, before"),
+        ({"repeat": [EVALUATE | {"flag": {}}]}, "unknown field `flag` - at `$.repeat[0]`"),
+        ({"repeat": [{"id": "x"}]}, "missing required field `script` - at `$.repeat[0]`"),
+        ({"flags": {"test": {"lr": {"first": 1}}}}, "missing required field `then`"),
+        ({"flags": {"test": {"lr": [[1]]}}}, "at `$.flags"),
+        ({"title": ""}, "'' is not a text"),
+        ({"base_dir": "a\0b"}, "is not a text"),
+        ({"extends": 7}, "extends: Expected `str`, got `int`"),
+        ({"extends": "none.yaml"}, "none.yaml, which is not a file"),
+        ({"extends": "loop.yaml"}, "which extends this file"),
+    ],
+)
+def test_malformed_loops_are_refused(tmp_path, change, message):
+    path = tmp_path / "loop.yaml"
+    path.write_text(yaml.safe_dump(one_step() | change))
+    with pytest.raises(UserError) as caught:
+        read_loop(path)
+    assert str(tmp_path) in str(caught.value) and message in str(caught.value)
+
+
+def test_a_file_extends_another(tmp_path):
+    """Keys replace keys, flags of a step go over its flags one by one, null removes one; over several files."""
+    files = {
+        "a": one_step() | {"flags": {"test": {"gen_n": 4, "top_p": 0.5, "limit_size": 9}}},
+        "b": {"extends": "a.yaml", "title": "b", "flags": {"test": {"gen_n": 8, "name": "tiny_val"}}},
+        "sub/c": {"extends": "../b.yaml", "output_dir": "outputs/c", "flags": {"test": {"top_p": None, "seed": 3}}},
+        "lost": {"extends": "list.yaml"},
+        "odd": {"extends": "a.yaml", "flags": {"test": 7}},
+    }
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "list.yaml").write_text("[]")
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    loop = read_loop(tmp_path / "sub/c.yaml")
+    assert (loop.title, loop.model, loop.output_dir) == ("b", "tiny", "outputs/c")
+    (command,) = plan(tmp_path / "sub/c.yaml")
+    assert command.flags == {
+        **{"model": "tiny", "device": "cpu", "seed": 3, "mode": "evaluation", "name": "tiny_val", "gen_n": 8},
+        **{"limit_size": 9, "output_dir": "outputs/c/test.json"},
+    }
+    for name, message in {"lost": "list.yaml: holds no loop", "odd": "odd.yaml: flags: Expected `object`"}.items():
+        with pytest.raises(UserError, match=message):
+            read_loop(tmp_path / f"{name}.yaml")
+
+
+def test_inputs_are_looked_for_before_the_first_stage(capsys, tmp_path, monkeypatch):
+    """Each file, name and model that no step makes, and that is not there; an earlier loop's outputs will be."""
+    monkeypatch.chdir(tmp_path)
+    flags = {
+        "m1": {"name": "tiny_sftt", "deepspeed": "zero.json"},
+        "samples": {"name": ["tiny_prompt_1", "mine.json"], "chat_template": "t.jinja"},
+        "rewards": {"ref_model_ckpt": "m0", "checkpoint": "outputs/first/test"},
+        "pairs": {"labels": "labels.json", "file2": "outputs/other/rewards.json"},
+        "tuned": {"model": "no-such-model"},
+        "test": {"few_shot_file": "shots.json"},
+    }
+    Path("first.yaml").write_text(yaml.safe_dump(one_step() | {"output_dir": "outputs/first"}))
+    Path("bad.yaml").write_text(yaml.safe_dump(LOOP | {"flags": flags}))
+    first, *problems = refused(capsys, ["--config", "first.yaml,bad.yaml", "--dry_run"]).splitlines()
+    assert first == "error: nothing was started:" and all(line.startswith("bad.yaml: ") for line in problems)
+    for text in (
+        "m1 (train.py): --name tiny_sftt: neither a file, ",
+        "m1 (train.py): --deepspeed zero.json: zero.json does not exist, and no earlier step makes it",
+        "round 2: samples (infer.py): --name mine.json: neither a file, ",
+        "round 1: samples, round 2: samples (infer.py): --chat_template t.jinja: ",
+        "round 1: rewards, round 2: rewards (rewarding.py): --ref_model_ckpt m0: neither a folder ",
+        "round 1: rewards, round 2: rewards (rewarding.py): --checkpoint outputs/first/test: neither a folder ",
+        "round 1: pairs, round 2: pairs (cal_consistency.py): --labels labels.json: ",
+        "round 1: pairs, round 2: pairs (cal_consistency.py): --file2 outputs/other/rewards.json: ",
+        "round 1: tuned, round 2: tuned (train.py): --model no-such-model: neither a folder, ",
+        "test (infer.py): --few_shot_file shots.json: ",
+    ):
+        (problem,) = [line for line in problems if line.startswith(f"bad.yaml: {text}")]
+        problems.remove(problem)
+    assert problems == [] and {path.name for path in tmp_path.iterdir()} == {"first.yaml", "bad.yaml"}
+    reader = one_step(script="cal_consistency.py", flags={"file1": "outputs/first/test.json"}) | {"title": "reader"}
+    Path("reader.yaml").write_text(yaml.safe_dump(reader))
+    iterate.main(["--device", "cpu", "--config", "first.yaml,reader.yaml", "--dry_run"])
+    assert len(stages(capsys.readouterr().out)) == 2
+
+
+def test_rows_of_loops_stand_by_the_names_of_their_models():
+    rows = [{"model": "M0", "accuracy": 0.5}, {"model": "round1.test", "accuracy": 0.625, "consistency": 0.75}]
+    lines = table([("one", rows), ("a title longer than a column", [{"model": "M1", "accuracy": 1.0}, rows[0]])])
+    assert [line.split() for line in lines.splitlines()] == [
+        ["model", "one", "a", "title", "longer", "than", "a", "column"],
+        ["accuracy", "%", "mean", "C", "accuracy", "%", "mean", "C"],
+        ["M0", "50.0", "50.0"],
+        ["round1.test", "62.5", "0.75"],
+        ["M1", "100.0"],
+    ]
+    assert len({len(line.rstrip()) for line in lines.splitlines()[:2]}) == 1
+    assert table([("one", []), ("two", [])]) == "no evaluation, hence no table"
+
+
+# Results ------------------------------------------------------------------------------------------------------------
 
 DAMAGED = [
     ("M1.evaluation.summary.json", value)
@@ -197,12 +510,12 @@ def test_results_of_damaged_files_are_refused(tmp_path, name, value):
     good["round1.pairs.json.meta.json"] = {"counts": {"out": 7}, "mean_consistency": None}
     for file, content in good.items():
         (tmp_path / file).write_text(json.dumps(content))
-    recipe = Recipe(**SMALL | {"iterations": 1, "base_dir": str(tmp_path), "output_dir": str(tmp_path)})
+    commands = plan(SMALL | {"iterations": 1, "base_dir": str(tmp_path), "output_dir": str(tmp_path)})
     last = {"model": "M2", "accuracy": 0.2, "tasks": {"x": 0.2}, "pairs": 7, "consistency": None}
-    assert results(recipe)[-1] == last
+    assert results(commands)[-1] == last
     (tmp_path / name).write_text(json.dumps(value))
     with pytest.raises(UserError, match=f"{name}: damaged"):
-        results(recipe)
+        results(commands)
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
@@ -245,7 +558,7 @@ def test_the_loop(workspace):
     assert len(printed) == 30 and workspace.state() == before
     first = workspace.run(loop)
     assert stages(first.out) == printed
-    assert first.out.count("stands already") == 6  # of the second recipe: M0, M1 and its training, round 1's rankings
+    assert first.out.count("same settings") == 6  # of the second recipe: M0, M1 and its training, round 1's rankings
     check_table(workspace, first.out)
     for made in (
         "base/M1/meta.json",
@@ -257,7 +570,7 @@ def test_the_loop(workspace):
 
     before = workspace.state()
     again = workspace.run(loop)
-    assert again.out.count("stands already") == 30 and workspace.state() == before
+    assert again.out.count("same settings") == 30 and workspace.state() == before
     check_table(workspace, again.out)
 
     for command in stages(workspace.run(loop + " --dry_run --output_root alone").out)[:15]:
@@ -272,13 +585,47 @@ def test_the_loop(workspace):
 
 
 @pytest.mark.slow
+def test_a_loop_of_one_s_own(workspace):
+    """A stage that fails ends it; repaired, the same command resumes; run again, all is up to date; the table has the
+    one evaluation. A changed flag is refused with what to do in a loop."""
+    loop = write(workspace, "own.yaml", LOOP)
+    blocked = workspace.folder / "outputs/own/round1.tuned"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("in the way")
+    failed = workspace.run(loop, code=2)
+    assert len(stages(failed.out)) == 6
+    assert "round 1: tuned ended with 2; the same command resumes from there; for a changed setting" in failed.err
+    blocked.unlink()
+    done = workspace.run(loop)
+    assert len(stages(done.out)) == 12 and done.out.count("same settings") == 5
+    (row,) = [line.split() for line in done.out.splitlines() if line.startswith("test ")]
+    pairs = workspace.read("outputs/own/round2.pairs.json.meta.json")
+    accuracy = macro_accuracy(workspace, "outputs/own/test.json")
+    assert row == ["test", f"{accuracy:.1f}", f"{pairs['mean_consistency']:.2f}"]
+    settings = [workspace.read(f"outputs/own/round{t}.tuned/meta.json")["settings"] for t in (1, 2)]
+    assert [each["lr"] for each in settings] == [3e-4, 2e-4]
+
+    before = workspace.state()
+    again = workspace.run(loop)
+    assert again.out.count("same settings") == 12 and workspace.state() == before
+    write(workspace, "own.yaml", LOOP | {"flags": {"more": {"gen_n": 3}}})
+    assert "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "give the loop another output_dir" in told
+
+
+@pytest.mark.slow
 def test_stages_of_big_models_are_processes(workspace):
     """Beyond IN_PROCESS each stage is started; one that fails ends the loop with its exit code."""
-    recipe = SMALL | {"base_dir": "outputs/other", "sft": SMALL["sft"] | {"name": "tiny_sftt"}}
+    recipe = SMALL | {"base_dir": "outputs/other"}
+    (workspace.folder / "outputs/other").mkdir(parents=True)
+    (workspace.folder / "outputs/other/M1").write_text("in the way")
     argv = shlex.split(write(workspace, "broken.yaml", recipe))[1:]
     code = f"import iterate; iterate.IN_PROCESS = 0; iterate.main({argv})"
     process = workspace.start(f"-c {shlex.quote(code)}")
     out, _ = process.communicate()
     assert process.returncode == 2
     assert (workspace.folder / "outputs/other/M0.evaluation.json").exists()
-    assert "did you mean tiny_sft" in out and "train M1 ended with 2" in out and "rank by M1" not in out
+    assert (
+        "is a file where the run's folder is to be" in out
+        and "train M1 ended with 2" in out
+        and "rank by M1" not in out
+    )

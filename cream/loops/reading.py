@@ -1,0 +1,76 @@
+"""Loop and recipe files: YAML, plain data only."""
+
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from cream.cli.names import ROOT
+from cream.errors import UserError
+from cream.files import store
+from cream.loops.plan import Loop
+from cream.loops.recipes import Recipe, as_loop
+
+CREAM = ROOT / "configs" / "loops" / "cream.yaml"
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only, and no key twice: YAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in keys.items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_loop(path: Path, seed: int | None = None, output_root: str | None = None) -> Loop:
+    """The loop in a YAML file, or the one that a recipe in it stands for. `seed`, if given, replaces the loop's;
+    `output_root` is put in front of its folders. Raises UserError naming the file and the key."""
+    value = _merged(path)
+    if isinstance(value, dict) and value.keys() & {"before", "repeat", "after"}:
+        loop = _convert(path, value, Loop)
+    else:
+        loop = as_loop(_convert(path, value, Recipe), read_loop(CREAM))
+    folders = {
+        name: str(Path(output_root or "", of)) for name in ("output_dir", "base_dir") if (of := getattr(loop, name))
+    }
+    return msgspec.structs.replace(loop, **folders, seed=loop.seed if seed is None else seed)
+
+
+def _merged(path: Path, extending: tuple[Path, ...] = ()) -> object:
+    """What a file holds; `extends: OTHER` puts its keys over those of another file, beside it or by its path from
+    there, and its `flags` over the other's flags, step by step and flag by flag."""
+    value = _read_yaml(path)
+    if not isinstance(value, dict) or "extends" not in value:
+        return value
+    extending = (*extending, path.resolve())
+    base = path.parent / _convert(path, value.pop("extends"), str, "extends: ")
+    if base.resolve() in extending:
+        raise UserError(f"{path}: extends {base}, which extends this file")
+    if not base.is_file():
+        raise UserError(f"{path}: extends {base}, which is not a file")
+    below = _merged(base, extending)
+    if not isinstance(below, dict):
+        raise UserError(f"{base}: holds no loop for {path} to extend")
+    kinds = ((base, below), (path, value))
+    old, new = (_convert(file, held.get("flags", {}), dict[str, dict], "flags: ") for file, held in kinds)
+    return below | value | {"flags": {step: {**old.get(step, {}), **new.get(step, {})} for step in {**old, **new}}}
+
+
+def _read_yaml(path: Path) -> object:
+    with store.open_file(path) as file:
+        try:
+            return yaml.load(file, _Loader)
+        except Exception as error:  # it raises what it will: a KeyError on `!!bool x`, an IndexError on `!!int ""`
+            raise UserError(f"{path}: not valid YAML: {error or type(error).__name__}") from None
+
+
+def _convert(path: Path, value: object, kind, where: str = ""):
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        top = "unknown field" in str(error) and "$" not in str(error)
+        keys = f"; known keys: {', '.join(kind.__struct_fields__)}" if top else ""
+        raise UserError(f"{path}: {where}{error}{keys}") from None

@@ -1,0 +1,95 @@
+"""What a loop has measured: accuracy of each evaluated model, consistency of the pairs it was trained on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from cream.errors import UserError
+from cream.evaluation import summary
+from cream.files import store
+from cream.files.provenance import meta_path
+from cream.loops.plan import TRAIN, Command
+
+T = TypeVar("T")
+PAIRS = ("cal_consistency.py", "make_pairs.py")
+
+
+class Task(msgspec.Struct):
+    """The fields that are read of a task's row in an evaluation's summary."""
+
+    task: str
+    accuracy: float
+
+
+class Summary(msgspec.Struct):
+    """The fields that are read of an evaluation's summary."""
+
+    tasks: Annotated[list[Task], msgspec.Meta(min_length=1)]
+
+
+class Counts(msgspec.Struct):
+    """The fields that are read of the counts in a sidecar."""
+
+    out: int
+
+
+class Pairs(msgspec.Struct):
+    """The fields that are read of the sidecar of pairs."""
+
+    counts: Counts
+    mean_consistency: float | None
+
+
+def results(commands: Sequence[Command]) -> list[dict]:
+    """One row for each evaluation: its name, the accuracy per task and overall (the macro average where there is one),
+    and, where the model was trained on pairs that the loop made, their number and mean consistency.
+
+    Raises UserError where a summary or sidecar is damaged.
+    """
+    makers, rows = {command.result: command for command in commands}, []
+    for command in commands:
+        if command.script != "infer.py" or command.flags.get("mode") != "evaluation":
+            continue
+        made = _read(summary.path_of(command.output), Summary)
+        tasks = {row.task: row.accuracy for row in made.tasks}
+        name = command.output.name.partition(".json")[0].removesuffix(".evaluation")
+        rows.append({"model": name, "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks})
+        training = makers.get(command.flags.get("checkpoint"))
+        data = makers.get(training.flags.get("name")) if training and training.script == TRAIN else None
+        if data and data.script in PAIRS:
+            pairs = _read(meta_path(data.output), Pairs)
+            rows[-1] |= {"pairs": pairs.counts.out, "consistency": pairs.mean_consistency}
+    return rows
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    """A file that a stage wrote beside its output. Raises UserError where it is damaged."""
+    try:
+        return msgspec.convert(store.read_json(path), kind)
+    except msgspec.ValidationError as error:
+        raise UserError(
+            f"{path}: damaged, or another kind of file: {error}; run its stage again with --overwrite"
+        ) from None
+
+
+def table(columns: Sequence[tuple[str, list[dict]]]) -> str:
+    """Accuracy (macro average, %) and mean consistency per model: one line for each model, one block of columns for
+    each loop, (title, its results)."""
+    width = max(24, *(len(title) + 2 for title, _ in columns))
+    blocks = [{row["model"]: row for row in rows} for _, rows in columns]
+    models = list(dict.fromkeys(model for block in blocks for model in block))
+    if not models:
+        return "no evaluation, hence no table"
+    first = max(5, *(len(model) + 1 for model in models))
+    lines = [f"{'model':<{first}}" + "".join(f"{title:>{width}}" for title, _ in columns)]
+    lines.append(" " * first + "".join(f"{'accuracy %':>{width - 10}}{'mean C':>10}" for _ in columns))
+    for model in models:
+        cells = []
+        for row in (block.get(model) for block in blocks):
+            accuracy = f"{100 * row['accuracy']:.1f}" if row else ""
+            c = row.get("consistency") if row else None
+            cells.append(f"{accuracy:>{width - 10}}{'' if c is None else f'{c:.2f}':>10}")
+        lines.append(f"{model:<{first}}" + "".join(cells))
+    return "\n".join(lines)
