@@ -193,3 +193,8 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def format_percent(accuracies: Mapping[str, float]) -> str:
+    """Task -> accuracy in [0, 1] as one line, in percent."""
+    return ", ".join(f"{task} {_percent(accuracy)}" for task, accuracy in accuracies.items())
