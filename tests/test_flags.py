@@ -640,7 +640,7 @@ def test_sysprompt_none_is_a_word_of_its_own():
     cls = SCRIPTS["infer.py"]
     assert cls().sampling.sysprompt == "auto"
     for word in ("none", "task", "auto"):
-        assert run("--sysprompt", word, cls=cls).generation.sysprompt == word
+        assert run("--sysprompt", word, cls=cls).sampling.sysprompt == word
 
 
 # Flags of a choice by name ------------------------------------------------------------------------------------------
