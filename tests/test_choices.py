@@ -68,6 +68,8 @@ def test_examples_stand_before_in_the_same_form():
     shot = item("Hot?\nA. fire\nB. ice", "A", "siqa")
     plain = choices.group(item(task="siqa"), "plain", shots=[shot])
     assert plain.prompt[0].content == "Q: Hot?\nA: fire\n\nQ: Which gas do plants take in?\nA:"
+    unnamed = item("Hot?\nA. fire\nB. ice", "A")  # as a training file's that does not name its task
+    assert choices.group(item(task="siqa"), "plain", shots=[unnamed]) == plain
     chat = choices.group(item(), "chat", shots=[shot])
     turns = [("user", shot.question), ("assistant", "fire"), ("user", GAS)]
     assert [(message.role, message.content) for message in chat.prompt] == turns

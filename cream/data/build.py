@@ -140,8 +140,8 @@ def _check_unique(tables: Iterable[Table], what: str) -> None:
             if record.uuid in seen:
                 other = seen[record.uuid].place
                 raise UserError(
-                    f"{table.place}: uuid {record.uuid!r} is repeated there, or in {other}; in all {what} data together "
-                    "uuids must be unique"
+                    f"{table.place}: uuid {record.uuid!r} is repeated there, or in {other}; in all {what} data "
+                    "together uuids must be unique"
                 )
             seen[record.uuid] = table
 
