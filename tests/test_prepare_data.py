@@ -243,7 +243,9 @@ def test_validate_tells_of_each_file(workspace):
     done = workspace.run(f"prepare_data.py validate {files}", code=2)
     (workspace.folder / "localdata/loop.jsonl").unlink()
     assert "loop.jsonl: Too many levels of symbolic links" in done.out and "xxx.json: File name too long" in done.out
-    assert "items.json: 1 Item records, 0 answers, 1 bad" in done.out and "label 'Z' is none of its options" in done.out
+    assert (
+        "items.json: 1 Item records, 0 responses, 1 bad" in done.out and "label 'Z' is none of its options" in done.out
+    )
     assert "sft.json: " in done.out and "3 of 4 files have bad records" in done.err
 
 

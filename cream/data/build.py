@@ -89,7 +89,7 @@ def localdata(
 
     Prompts and conversations that share words with a test question of these tables, or are (nearly) equal to an earlier
     one, are skipped; labelled train items only where they share words with a test question. `count` subsets; of each
-    task at most `task_limit` prompts. Raises UserError where a uuid stands in two tables.
+    task at most `task_limit` prompts. Raises UserError where a uuid is in two tables.
     """
     made = [table for table in tables.values() if table.found.items or table.found.prompts]
     tests = [table for table in made if table.split == "test"]

@@ -128,7 +128,7 @@ def likeliest(options: Mapping[str, str], logprob: Mapping[str, float], tokens: 
 
 def picked(item: Item, scored: Scored, norm: str) -> Answer:
     """The item with the option that the model prefers. Where an option has no log-likelihood (`scored` says why), there
-    is no answer, which is wrong."""
+    is no prediction, which is wrong."""
     why = next(filter(None, scored.reason), None)
     labels = options_of(item.question)
     record = Answer(

@@ -41,8 +41,8 @@ class Joined:
 
 
 def join(a: Iterable[Answer], b: Iterable[Answer]) -> Joined:
-    """Two evaluations by uuid. An item's task is the one its answers name; "all" where neither does (the method's own
-    files).
+    """Two evaluations by uuid. An item's task is the one its records name; "all" where neither does (files of the
+    released code).
 
     Raises UserError where an item's labels differ, or its questions by more than text around them (--sysprompt), and
     where no item is in both.
