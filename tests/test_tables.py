@@ -219,7 +219,7 @@ def test_what_the_messages_make_needless_travels_along():
         ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool' is none of"),
         ({"messages": [user("q"), user("q")]}, "is the user's where the assistant's is due"),
         ({"messages": "q"}, None),
-        ({"prompt": [user(["q"])]}, "no text"),
+        ({"prompt": [user(["q"])]}, "turn is not text"),
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "lacks chosen and rejected"),
         ({"chosen": [user("q"), said("a")], "rejected": [user("other"), said("b")]}, "after the same prompt"),
         ({"prompt": [user("q"), said("b")], "chosen": [said("c")], "rejected": [said("d")]}, "is not the chosen one"),

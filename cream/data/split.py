@@ -13,8 +13,8 @@ def shuffled(uuids: Iterable[str], seed: int) -> list[str]:
 def subsets(tasks: Mapping[str, Iterable[str]], count: int, seed: int) -> list[list[str]]:
     """`count` disjoint lists that hold every uuid once, of uuids by task (unique over all tasks).
 
-    A task's uuids go round the subsets like cards, in shuffled order, and the next task's from where that stopped: per task,
-    and in all, sizes differ by at most one. Within a subset tasks are mixed, so that its beginning is a fair sample of it.
+    A task's uuids go round the subsets in shuffled order, and the next task's from where that stopped: per task, and
+    in all, sizes differ by at most one. Within a subset tasks are mixed, so that its beginning is a fair sample of it.
     """
     parts: list[list[str]] = [[] for _ in range(count)]
     turn = 0
