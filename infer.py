@@ -6,6 +6,7 @@ Departures from the released code: engines get token ids (one BOS), prompts are 
 one response a question is always greedy, --output_dir is honoured, and every response keeps why it ended.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from cream.cli.console import log
 from cream.cli.flags import parse
 from cream.engines import EngineFlags, SamplingFlags
 from cream.evaluation import evaluate as evaluation
-from cream.evaluation import rescore as rescoring
 from cream.evaluation.options import EvaluationFlags, InferOutput, Task
 from cream.evaluation.questions import read_questions
+from cream.evaluation.rescore import rescore
 from cream.files import journal
 from cream.files.folders import check_folder
 from cream.records import Item, Prompt
@@ -50,20 +51,26 @@ class InferConfig:
 @console.stage
 def main(argv=None):
     config = parse(InferConfig, argv, description=__doc__, example=EXAMPLE)
-    config.evaluation.check(config.task.mode)
-    config.sampling.fill(config.task.mode)
-    {"sampling": sample, "evaluation": evaluate, "rescore": rescore}[config.task.mode](config)
+    mode = config.task.mode
+    config.evaluation.check(mode)
+    config.sampling.fill(mode)
+    if mode == "rescore":
+        return rescore(config.task.input_file, config.evaluation, config.output.output_dir, config.run)
+    return sample(config) if mode == "sampling" else evaluate(config)
 
 
 def sample(config: InferConfig) -> None:
     """Responses to every prompt, for training."""
+    from cream.model.load import load_chat
+
     model, run, task = config.model, config.run, config.task
     path = task.dataset(Prompt, DATASET_FILES, DATASETS, skip=run.skip)
     prompts = sampling.open_prompts(path, task.limit(run.debug), skip=run.skip)
     plan = sampling.plan_sampling(config.sampling, config.engine.options(), run.seed)
     folder = plan.folder(names.short(task.name), names.short(model.name()), names.label(model.checkpoint))
     target = names.choose_output(config.output.output_dir, run.outputs() / "sampling" / folder / "results.json")
-    output, chat = _begin(config, plan, {"data": path}, target)
+    output, policy = _begin(config, {"data": path}, target, sampling.UNUSED)
+    chat = load_chat(policy, model.template())
     if not (run.dry_run or output.stands):
         sampling.sample(plan, output, chat, prompts, **_where(config))
     if not run.dry_run:
@@ -81,42 +88,38 @@ def evaluate(config: InferConfig) -> None:
     policy = names.label(model.checkpoint) if model.checkpoint else names.short(model.name())
     name = f"{plan.folder(policy, names.short(task.name))}/results.json"
     target = names.choose_output(config.output.output_dir, run.outputs() / "evaluation" / name, name)
-    output, chat = _begin(config, plan, questions.inputs(), target)
+    output, policy = _begin(config, questions.inputs(), target, plan.unused_flags(), evaluation.summary_path(target))
+    chat = plan.load_format(policy, model.template(), config.cluster.tensor_parallel_size)
     if not (run.dry_run or output.stands):
         evaluation.evaluate(plan, output, chat, **_where(config))
     if not run.dry_run:
         log.info(evaluation.summarise(plan, output, chat))
 
 
-def rescore(config: InferConfig) -> None:
-    """The responses of an evaluation's file, graded again."""
-    rescoring.rescore(config.task.input_file, config.evaluation, config.output.output_dir, config.run)
-
-
-def _begin(config: InferConfig, plan, inputs: dict[str, Path], target: Path):
-    """The output, and the policy's chat format; says what will be done."""
-    model, run, mode = config.model, config.run, config.task.mode
+def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: Iterable[str], *beside: Path):
+    """The output, and the policy's folder; says what will be done."""
+    model, run = config.model, config.run
     check_folder(policy := model.folder(model.checkpoint))
     provenance = run.provenance()
     for name, path in inputs.items():
         provenance.file(name, path)
     provenance.model("policy", policy)
     model.add_template(provenance)
-    flat = settings(config, *plan.unused_flags())
-    output = journal.Output(target, flat, provenance, overwrite=run.overwrite, beside=plan.beside(target))
-    log.info("%s of %s by %s -> %s", mode, ", ".join(map(str, inputs.values())), policy, target)
+    output = journal.Output(target, settings(config, *unused), provenance, overwrite=run.overwrite, beside=beside)
+    data = ", ".join(str(path) for name, path in inputs.items() if name.startswith("data"))
+    log.info("%s of %s by %s -> %s", config.task.mode, data, policy, target)
     if output.stands:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     if run.dry_run:
         log.info("dry run: nothing was written")
-    return output, plan.load_format(policy, model.template(), config.cluster.tensor_parallel_size)
+    return output, policy
 
 
 def _where(config: InferConfig) -> dict:
     """Where and how the policy works."""
     return {
         "pool": config.cluster.pool(config.device),
-        "policy": config.model.folder(config.model.checkpoint).absolute(),  # a replica works in a folder of its own
+        "policy": config.model.folder(config.model.checkpoint).absolute(),  # replicas work in other folders
         "max_length": config.sampling.max_length,
         "bf16": config.device.bf16,
         "show": config.output.show_example,

@@ -14,7 +14,7 @@ from config import Model, Run, group
 from cream.cli import console
 from cream.cli.flags import parse
 from cream.data import commands
-from cream.data.options import Build, Lengths, Table
+from cream.data.commands import Build, Lengths, Table
 from cream.errors import UserError
 
 EXAMPLE = """\

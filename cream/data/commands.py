@@ -1,19 +1,63 @@
-"""The commands of prepare_data.py. `run`: the script's flags of that name (overwrite, dry_run, skip, provenance())."""
+"""The commands of prepare_data.py, and their flags.
+
+`run`: the script's flags of that name (overwrite, dry_run, skip, provenance()).
+"""
 
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from cream.data.options import Build, Table
+from cream.cli.flags import flag
+from cream.data.forms import FORMS
+from cream.data.forms import export as make_row
 from cream.errors import UserError, mendable
 from cream.files import journal, store
 from cream.files.provenance import Provenance
 from cream.records import Record, encode
 
 log = logging.getLogger("cream")
+
+
+@dataclass
+class Build:
+    """Build"""
+
+    from_folder: str | None = flag(
+        None, "a folder with copies of the hub's data sets, or files named for them; none: the hub", aliases=("from",)
+    )
+    output_dir: str = flag("localdata", "folder of what is written")
+    subsets: int = flag(3, "parts into which the unlabelled prompts are split at random, one for each round", low=1)
+    task_limit: int | None = flag(None, "unlabelled prompts of a source at most, drawn by the seed; none: all", low=1)
+    multi_turn: bool = flag(False, "oasst1: whole threads along the best-ranked replies; no: the first turn")
+    seed: int = flag(0, "seed of the subsets", low=0, high=2**32 - 1)
+    list: bool = flag(False, "the same as the command list")
+
+
+@dataclass
+class Table:
+    """Import and export"""
+
+    columns: str | None = flag(
+        None, "what columns hold, field=column,…; a+b joins two, a.b looks into one; none: as they are commonly called"
+    )
+    subset: str | None = flag(None, "configuration of a data set on the hub or of a folder like it")
+    split: str = flag("train", "split of these")
+    first_answer: int | None = flag(None, "number of the first choice where answers are numbers", choices=(0, 1))
+    form: str | None = flag(None, "export: whose form", choices=FORMS)
+    output: str | None = flag(
+        None, "file; none: import localdata/<name>.<sft|prompt|dpo|test>.json, export <file>.<form>.jsonl"
+    )
+
+
+@dataclass
+class Lengths:
+    """Lengths"""
+
+    max_length: int = flag(2048, "tokens of prompt and response together; longer ones are counted", low=2)
 
 
 def list_sources() -> None:
@@ -133,11 +177,9 @@ def _to_write(output: journal.Output, run) -> bool:
 
 def export(word: str, flags: Table, run) -> None:
     """Rows for other tools, of a file of ours."""
-    from cream.data import forms
-
     path, form = Path(word), flags.form
     if form is None:
-        raise UserError(f"--form is missing: one of {', '.join(forms.FORMS)}")
+        raise UserError(f"--form is missing: one of {', '.join(FORMS)}")
     target = Path(flags.output or path.with_name(f"{path.name.partition('.json')[0]}.{form}.jsonl"))
     if ".jsonl" not in target.suffixes:
         raise UserError(f"--output {target}: rows are written one a line, to a name that ends in .jsonl")
@@ -152,7 +194,7 @@ def export(word: str, flags: Table, run) -> None:
     with output:
         if run.skip:
             output.reject(store.rejected(path, kind))
-        count = output.finish(forms.export(record, form) for record in chain([first], records))
+        count = output.finish(make_row(record, form) for record in chain([first], records))
     log.info("%s: %d rows in the form of %s", target, count, form)
 
 

@@ -37,7 +37,6 @@ from cream.text.prompts import apply
 
 if TYPE_CHECKING:
     from cream.evaluation.evaluate import Plan
-    from cream.evaluation.questions import Questions
 
 log = logging.getLogger("cream")
 
@@ -171,16 +170,6 @@ def accuracies(records: Sequence[Answer]) -> dict[str, dict[str, float]]:
 
 
 # As one of evaluate.SCORINGS ------------------------------------------------------------------------------------------
-
-
-def build_prompts(questions: Questions, prompt_format: str, sysprompt: str) -> list[Group]:
-    """Each question with the options that are compared."""
-    return questions.groups(prompt_format, sysprompt)
-
-
-def first_prompt(groups: list[Group]) -> list[Message]:
-    """The messages of the first one."""
-    return groups[0].prompt
 
 
 def suffix(plan: Plan) -> str:

@@ -38,13 +38,14 @@ SCORINGS: dict[str, ModuleType] = {"generate": generation, "loglikelihood": choi
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked, and how it is answered and graded; `sampling` is None where options are compared."""
+    """What is asked, and how it is answered and graded; nothing is sampled where options are compared."""
 
     questions: Questions
     flags: EvaluationFlags
     asked: dict[str, Prompt] | list[Group]
-    sampling: Sampling | None
-    engine: dict  # its name, and arguments of engines.load
+    first: list[Message]  # the first prompt
+    sampling: Sampling | None = None
+    engine: dict | None = None  # its name, and arguments of engines.load
 
     @property
     def scoring(self) -> ModuleType:
@@ -65,10 +66,6 @@ class Plan:
         shots = f"-{self.flags.few_shot}shot" if self.flags.few_shot else ""
         return f"{policy}-{data}{shots}{self.scoring.suffix(self)}"
 
-    def beside(self, target: Path) -> list[Path]:
-        """What else is written with the output `target`."""
-        return [summary_path(target)]
-
     def load_format(self, policy: Path, template: Path | None, group: int) -> Chat | Plain:
         """How a prompt becomes tokens for the policy in this folder. Raises UserError where options are compared, and
         `group` devices cannot hold the policy together."""
@@ -86,12 +83,12 @@ def plan_evaluation(
     questions: Questions, flags: EvaluationFlags, generation: SamplingFlags, engine: dict, seed: int
 ) -> Plan:
     """Raises UserError for an example without options where options are compared; says which flags do not apply."""
-    scoring = SCORINGS[flags.scoring]
-    sampling = None if scoring.NEEDS_OPTIONS else generation.plan("evaluation", seed)
-    asked = scoring.build_prompts(questions, flags.prompt_format, generation.sysprompt)
-    if scoring.NEEDS_OPTIONS:
+    if SCORINGS[flags.scoring].NEEDS_OPTIONS:
+        groups = questions.groups(flags.prompt_format, generation.sysprompt)
         log.info("options are compared, nothing is generated: flags of sampling, engine and extraction do not apply")
-    return Plan(questions, flags, asked, sampling, engine)
+        return Plan(questions, flags, groups, groups[0].prompt)
+    prompts, sampling = questions.prompts(generation.sysprompt), generation.plan("evaluation", seed)
+    return Plan(questions, flags, prompts, next(iter(prompts.values())).messages, sampling, engine)
 
 
 def evaluate(plan: Plan, output: Output, chat: Chat | Plain, **where) -> None:
@@ -109,7 +106,7 @@ def evaluate(plan: Plan, output: Output, chat: Chat | Plain, **where) -> None:
 def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
     """Write the summary beside the records, unless it is there and the same; returns it as text."""
     facts, text = plan.scoring.summarise(plan, list(store.read(output.path, Answer)))
-    facts |= _format_facts(chat, plan.scoring.first_prompt(plan.asked)) | {"few_shot": plan.questions.shots}
+    facts |= _format_facts(chat, plan.first) | {"few_shot": plan.questions.shots}
     path = summary_path(output.path)
     store.renew_json(path, facts)
     wrong = [

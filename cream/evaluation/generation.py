@@ -10,25 +10,14 @@ from cream.cli import preflight
 from cream.evaluation import results
 from cream.evaluation.statistics import format_percent, format_table
 from cream.files.journal import Output
-from cream.records import Answer, Message, Prompt
+from cream.records import Answer
 from cream.scoring.completions import answered
 from cream.text.chat import Chat
 
 if TYPE_CHECKING:
     from cream.evaluation.evaluate import Plan
-    from cream.evaluation.questions import Questions
 
 NEEDS_OPTIONS = False
-
-
-def build_prompts(questions: Questions, prompt_format: str, sysprompt: str) -> dict[str, Prompt]:
-    """What is asked, by uuid."""
-    return questions.prompts(sysprompt)
-
-
-def first_prompt(prompts: dict[str, Prompt]) -> list[Message]:
-    """The messages of the first one."""
-    return next(iter(prompts.values())).messages
 
 
 def suffix(plan: Plan) -> str:

@@ -21,6 +21,8 @@ from cream.text.chat import Chat
 
 log = logging.getLogger("cream")
 
+UNUSED = ("few_shot", "scoring", "prompt_format", "length_norm")  # flags that decide nothing of samples
+
 
 class Prompts(NamedTuple):
     """The first `limit` prompts of a file (None: all), `total` of which are good; `skip`: the others are skipped."""
@@ -55,25 +57,11 @@ class Plan(NamedTuple):
     sysprompt: str
     engine: dict  # its name, and arguments of engines.load
 
-    def unused_flags(self) -> list[str]:
-        """Flags that decide nothing of the output."""
-        return ["few_shot", "scoring", "prompt_format", "length_norm"]
-
     def folder(self, data: str, model: str, checkpoint: str) -> str:
         """The output's folder below outputs/sampling, spelled as the released code does."""
         how, s = f"-sys_{self.sysprompt}", self.sampling
         how = f"_n-{s.n}_temp-{s.temperature:g}_GenMaxT-{s.max_tokens}{how}"
         return f"{data}-{model}-ckpt_{checkpoint}-{'Greedy' if s.greedy else 'Sample'}{how}"
-
-    def beside(self, target: Path) -> list[Path]:
-        """What else is written with the output `target`."""
-        return []
-
-    def load_format(self, policy: Path, template: Path | None, group: int) -> Chat:
-        """How a prompt becomes tokens for the policy in this folder; `group`: devices that hold it together."""
-        from cream.model.load import load_chat
-
-        return load_chat(policy, template)
 
 
 def plan_sampling(flags: SamplingFlags, engine: dict, seed: int) -> Plan:
