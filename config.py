@@ -13,15 +13,13 @@ from pathlib import Path
 from cream.cli import names
 from cream.cli.flags import deciding, flag, spelled
 from cream.cli.names import ROOT
-from cream.engines import ENGINES
 from cream.errors import UserError
-from cream.evaluation.choices import FORMATS, NORMS, SCORINGS
+from cream.evaluation.tasks import data_files
 from cream.files.folders import REMOTE_CODE
 from cream.files.provenance import Provenance
 from cream.records import METHODS, RANKS
 from cream.rewards import REWARDS
 from cream.scoring.pool import Pool
-from cream.text.prompts import SYSPROMPTS
 
 CHECKPOINTS = ROOT / "configs" / "checkpoint.json"
 DATASETS = ROOT / "configs" / "dataset.json"
@@ -36,34 +34,23 @@ class ModelEnum(Enum):
     tiny = "assets/tiny_m0"
 
 
-class DatasetEnum(Enum):
-    """Datasets by name, files relative to the repository root; configs/dataset.json holds more, and any file works."""
-
-    oasst_sft = "localdata/oasst1.sft.json"
-    all_prompt = "localdata/prompt.json"
-    prompt_1 = "localdata/prompt.1.json"
-    prompt_2 = "localdata/prompt.2.json"
-    prompt_3 = "localdata/prompt.3.json"
-    arc_easy_test = "localdata/arc-easy/test.json"
-    arc_challenge_test = "localdata/arc-challenge/test.json"
-    openbookqa_test = "localdata/openbookqa/test.json"
-    siqa_test = "localdata/siqa/test.json"
-    gsm8k_test = "localdata/gsm8k/test.json"
-    all_test = "localdata/all_test.json"
-    arc_easy_train = "localdata/arc-easy/train.json"
-    arc_challenge_train = "localdata/arc-challenge/train.json"
-    openbookqa_train = "localdata/openbookqa/train.json"
-    siqa_train = "localdata/siqa/train.json"
-    gsm8k_train = "localdata/gsm8k/train.json"
-    dpo_1 = "localdata/dpo.1.json"
-    tiny_sft = "localdata/tiny/sft.json"
-    tiny_prompt_1 = "localdata/tiny/prompt.1.json"
-    tiny_prompt_2 = "localdata/tiny/prompt.2.json"
-    tiny_prompt_3 = "localdata/tiny/prompt.3.json"
-    tiny_val = "localdata/tiny/val.json"
-    tiny_test = "localdata/tiny/test.json"
-
-
+DatasetEnum = Enum(
+    "DatasetEnum",
+    {  # name -> file, relative to the repository root; configs/dataset.json holds more, and any file works
+        "oasst_sft": "localdata/oasst1.sft.json",
+        "all_prompt": "localdata/prompt.json",
+        "prompt_1": "localdata/prompt.1.json",
+        "prompt_2": "localdata/prompt.2.json",
+        "prompt_3": "localdata/prompt.3.json",
+        **data_files(),  # all_test, and of every evaluation task its test and its train file
+        "dpo_1": "localdata/dpo.1.json",
+        "tiny_sft": "localdata/tiny/sft.json",
+        "tiny_prompt_1": "localdata/tiny/prompt.1.json",
+        "tiny_prompt_2": "localdata/tiny/prompt.2.json",
+        "tiny_prompt_3": "localdata/tiny/prompt.3.json",
+        "tiny_val": "localdata/tiny/val.json",
+    },
+)
 MODEL_FILES = {m.name: m.value for m in ModelEnum}
 DATASET_FILES = {d.name: d.value for d in DatasetEnum}
 
@@ -401,105 +388,6 @@ class TrainConfig:
 
 
 @dataclass
-class Generation:
-    """Generation"""
-
-    mode: str = flag(
-        "sampling",
-        "sampling: answers for training; evaluation: answers to questions, graded; rescore: grade such a file again",
-        choices=("sampling", "evaluation", "rescore"),
-    )
-    name: str | None = flag(
-        None, "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file", decides=False
-    )
-    input_file: str | None = flag(None, "rescore: the evaluation results to grade again", decides=False)
-    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
-    gen_n: int | None = flag(
-        None,
-        "answers per prompt; none: 5 in sampling, 1 in evaluation, which is greedy; more are sampled there, and vote",
-        low=1,
-    )
-    gen_temperature: float = flag(0.8, "sampling temperature; below 0.001: greedy", low=0)
-    top_p: float = flag(0.95, "nucleus: the smallest set of tokens with this probability", above=0, high=1)
-    gen_max_tokens: int = flag(768, "tokens of an answer at most", low=1)
-    do_sample: bool = flag(True, "no: one greedy answer per prompt")
-    max_length: int = flag(2048, "tokens of a prompt at most; longer ones are dropped, never cut", low=2)
-    sysprompt: str = flag(
-        "auto",
-        "text appended to the user's; none: nothing; auto: none in sampling, the task's own in evaluation",
-        choices=("auto", *SYSPROMPTS),
-    )
-    few_shot: int = flag(0, "evaluation: solved examples in front of each question, the same for all of a task", low=0)
-    few_shot_file: str | None = flag(
-        None,
-        "questions with labels that they are drawn from; none: train.json beside the task's test.json",
-        decides=False,
-    )
-    extraction: str = flag(
-        "default",
-        "how an answer is read: default, or strict (the method's released rules)",
-        choices=("default", "strict"),
-    )
-    scoring: str = flag(
-        "generate",
-        "evaluation: generate an answer and read it, or compare the options' log-likelihoods, nothing to be read",
-        choices=SCORINGS,
-    )
-    prompt_format: str = flag(
-        "plain",
-        "loglikelihood: plain, options as continuations of a text, lm-evaluation-harness's; chat, as an assistant's answers",
-        choices=FORMATS,
-    )
-    length_norm: str = flag(
-        "chars",
-        "loglikelihood: what an option's is divided by before the largest wins (the summary has all); none is the harness's acc, chars its acc_norm",
-        choices=tuple(NORMS),
-    )
-
-    def answers(self) -> int:
-        """Answers per prompt, as asked for or as the mode has it."""
-        return self.gen_n or (5 if self.mode == "sampling" else 1)
-
-
-@dataclass
-class EngineFlags:
-    """Engine"""
-
-    engine: str = flag(
-        "auto",
-        "auto: vLLM where it is installed and can run the model, hf elsewhere and for tiny models",
-        choices=("auto", *ENGINES),
-    )
-    max_tokens_per_batch: int = flag(
-        16384, "hf engine: rows x (prompt + answer) tokens of a batch", low=1, decides=False
-    )
-    gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory", above=0, high=1, decides=False)
-
-
-@dataclass
-class InferOutput:
-    """Output"""
-
-    output_dir: str | None = flag(
-        None, "file or folder; none: below outputs/sampling or outputs/evaluation", decides=False
-    )
-    show_example: bool = flag(True, "print the first prompt as the model sees it", decides=False)
-
-
-@dataclass
-class InferConfig:
-    """infer.py"""
-
-    device: Device = group(Device)
-    cluster: Cluster = group(Cluster)
-    model: Model = group(Model)
-    generation: Generation = group(Generation)
-    engine: EngineFlags = group(EngineFlags)
-    output: InferOutput = group(InferOutput)
-    run: RandomRun = group(RandomRun)
-
-
-@dataclass
 class Rewarding:
     """Rewarding"""
 
@@ -591,12 +479,20 @@ class ConsistencyConfig:
     run: Run = group(Run)
 
 
-SCRIPTS = {
-    "train.py": TrainConfig,
-    "infer.py": InferConfig,
-    "rewarding.py": RewardConfig,
-    "cal_consistency.py": ConsistencyConfig,
-}
+def __getattr__(name: str):
+    """SCRIPTS: the flags of every stage script; one that defines its own is imported when they are asked for."""
+    if name == "InferConfig":
+        from infer import InferConfig
+
+        return InferConfig
+    if name == "SCRIPTS":
+        return {
+            "train.py": TrainConfig,
+            "infer.py": __getattr__("InferConfig"),
+            "rewarding.py": RewardConfig,
+            "cal_consistency.py": ConsistencyConfig,
+        }
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def settings(config, *idle: str) -> dict:

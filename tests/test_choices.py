@@ -68,6 +68,8 @@ def test_examples_stand_before_in_the_same_form():
     shot = item("Hot?\nA. fire\nB. ice", "A", "siqa")
     plain = choices.group(item(task="siqa"), "plain", shots=[shot])
     assert plain.prompt[0].content == "Q: Hot?\nA: fire\n\nQ: Which gas do plants take in?\nA:"
+    unnamed = item("Hot?\nA. fire\nB. ice", "A")  # as a training file's that does not name its task
+    assert choices.group(item(task="siqa"), "plain", shots=[unnamed]) == plain
     chat = choices.group(item(), "chat", shots=[shot])
     turns = [("user", shot.question), ("assistant", "fire"), ("user", GAS)]
     assert [(message.role, message.content) for message in chat.prompt] == turns
@@ -76,7 +78,7 @@ def test_examples_stand_before_in_the_same_form():
         choices.group(item(), "plain", shots=[item("How many?", "3", uuid="bad")])
 
 
-def test_items_without_options_are_passed_over_and_wrong_labels_are_not(tmp_path):
+def test_items_without_options_are_skipped_and_wrong_labels_are_not(tmp_path):
     items = {"a": item(), "b": item("How many?", "12"), "c": item("Which?\n1. x\n2. y", 2)}
     assert choices.with_options(items, tmp_path) == ({"a": items["a"], "c": items["c"]}, 1)
     with pytest.raises(UserError, match="no question of .* has any"):
@@ -270,11 +272,11 @@ def world(workspace):
 
 
 @pytest.mark.parametrize("prompt_format", choices.FORMATS)
-def test_options_are_compared_and_numbers_passed_over(world, prompt_format):
+def test_options_are_compared_and_numbers_skipped(world, prompt_format):
     target = f"outputs/{prompt_format}.json"
     command = f"{COMMAND}mixed.json --prompt_format {prompt_format} --max_length 500 --output_dir {target}"
     done = world.run(command)
-    assert "1 of 4 questions are passed over: no options to compare" in done.out
+    assert "1 of 4 questions are skipped: no options to compare" in done.out
     assert "1 of 3 questions count as wrong: longer than 500 tokens" in done.out
     assert world.read(target + ".meta.json")["counts"]["dropped"] == {
         "longer than 500 tokens": 1,
@@ -288,7 +290,7 @@ def test_options_are_compared_and_numbers_passed_over(world, prompt_format):
     assert [row["task"] for row in summary["tasks"]] == ["siqa", "mixed", "macro"]
     assert summary["by_length_norm"]["chars"] == {row["task"]: row["accuracy"] for row in summary["tasks"]}
     assert (summary["chat_template"] is None) == (prompt_format == "plain")
-    assert "stands already" in world.run(command).out
+    assert "is up to date" in world.run(command).out
     if prompt_format == "chat":
         return
     assert "length_norm: chars -> none" in world.run(command + " --length_norm none", code=2).err

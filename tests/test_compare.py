@@ -169,7 +169,7 @@ def test_one_task_has_one_row_and_files_without_tasks_are_one():
     assert task == "siqa"
 
 
-def test_items_of_one_file_only_are_named_and_left_out():
+def test_items_of_one_file_only_are_named_and_skipped():
     joined = join([answer("x", True), answer("y", True)], [answer("z", True), answer("y", False)])
     assert [a.uuid for _, a, _ in joined.items] == ["y"]
     assert (joined.only_a, joined.only_b, joined.reworded) == (["x"], ["z"], 0)
@@ -245,7 +245,7 @@ def test_two_evaluations_are_compared(runs):
     assert f"only A right: {only_a} items" in done.out and f"only B right: {only_b} items" in done.out
     sidecar = json.loads((runs.folder / "outputs/flips.jsonl.meta.json").read_text())
     assert sidecar["comparison"][-1]["n"] == 60 and {*sidecar["inputs"]} == {"a", "b"}
-    assert "stands already" in runs.run(f"report.py compare {A} {B} --output outputs/flips.jsonl").out
+    assert "is up to date" in runs.run(f"report.py compare {A} {B} --output outputs/flips.jsonl").out
     assert "other settings or inputs" in runs.refused(f"report.py compare {B} {A} --output outputs/flips.jsonl")
     assert "all of it is as it was recorded" in runs.run("report.py verify outputs/flips.jsonl").out
 
@@ -271,7 +271,7 @@ def test_a_file_of_the_released_code_is_compared(runs):
     (runs.folder / "outputs/released.json").write_text(json.dumps(released))
     done = runs.run(f"report.py compare outputs/released.json {B}")
     assert "released.json.meta.json: it is taken as it is, unverified" in done.out
-    assert "1 items are only in A and left out: extra" in done.out and "tiny_sub" in done.out
+    assert "1 items are only in A and skipped: extra" in done.out and "tiny_sub" in done.out
     released[first]["label"] = "none"
     (runs.folder / "outputs/released.json").write_text(json.dumps(released))
     assert f"'{first}' has the label 'none' in A" in runs.refused(f"report.py compare outputs/released.json {B}")
@@ -307,7 +307,7 @@ def test_mistakes_are_refused(runs):
     before = runs.state()
     skipping = f"report.py compare outputs/damaged.json {B} --on_bad_record skip --output outputs/part.jsonl"
     done = runs.run(f"{skipping} --dry_run")
-    assert "1 malformed records are left out" in done.out and "1 items are only in B" in done.out
+    assert "1 malformed records are skipped" in done.out and "1 items are only in B" in done.out
     assert runs.state() == before
     runs.run(skipping)
     assert "correct" in (runs.folder / "outputs/part.jsonl.rejected.jsonl").read_text()

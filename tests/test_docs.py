@@ -15,7 +15,7 @@ import pytest
 from config import ConsistencyConfig, InferConfig, RewardConfig, TrainConfig
 from cream.cli.flags import parse
 from cream.evaluation.choices import accuracies, chosen
-from cream.evaluation.grading import regraded, table_rows
+from cream.evaluation.results import regrade, table_rows
 from cream.evaluation.tasks import grade
 from cream.files import store
 from cream.pairs.build import build
@@ -250,7 +250,7 @@ def test_the_examples_follow_from_each_other(documented):
 @pytest.mark.parametrize(("results", "summary"), [("results.json", "summary.json"), VOTES])
 def test_the_graded_examples_are_graded_as_shown(documented, results, summary):
     answers = list(store.read(documented / results, Answer))
-    assert [regraded(answer, strict=False) for answer in answers] == answers
+    assert [regrade(answer, strict=False) for answer in answers] == answers
     for made, shown in zip(table_rows(answers), json.loads(examples()[summary])["tasks"], strict=True):
         assert made == {k: _about(v) for k, v in shown.items()}
 

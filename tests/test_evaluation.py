@@ -75,12 +75,12 @@ def test_their_summary(world, votes):
     assert 0 < macro["pass_at"]["1"] < macro["pass_at"]["4"] < 1
     facts = world.read("outputs/votes.summary.json")
     assert (facts["gen_n"], facts["greedy"], facts["few_shot"]) == (4, False, 0)
-    assert "accuracy of vote %" in votes and "pass@4 %" in votes and "majority vote of 4 answers" in votes
+    assert "accuracy of vote %" in votes and "pass@4 %" in votes and "majority vote of 4 responses" in votes
 
 
 def test_the_same_votes_again_stand_and_other_settings_are_refused(world, votes):
     before = world.state()
-    assert "stands already" in world.run(VOTE + "votes.json").out
+    assert "is up to date" in world.run(VOTE + "votes.json").out
     assert world.state() == before
     for flags, difference in (("--seed 1", "seed: 0 -> 1"), ("--gen_max_tokens 41", "gen_max_tokens: 40 -> 41")):
         assert difference in world.refused((VOTE + "votes.json").replace("--gen_max_tokens 40 ", "") + f" {flags}")
@@ -105,14 +105,14 @@ def test_a_killed_vote_goes_on(world, votes):
 def test_one_answer_is_greedy_whatever_else_is_asked_for(world):
     """The spec's trap: --gen_n 1 kept the sampling temperature. Flags that do not apply decide nothing."""
     done = world.run(ON)
-    assert "one answer a question, greedy: --gen_temperature, --top_p, --do_sample do not apply" in done.out
+    assert "one response a question, greedy: --gen_temperature, --top_p, --do_sample do not apply" in done.out
     for flags in (
         "--gen_n 1 --gen_temperature 1.5",
         "--seed 3",
         "--gen_n 4 --gen_temperature 0",
         "--gen_n 4 --do_sample no",
     ):
-        assert "stands already" in world.run(f"{ON} {flags}").out, flags
+        assert "is up to date" in world.run(f"{ON} {flags}").out, flags
     assert "all_responses" not in next(iter(world.read(f"{FOLDER}/results.json").values()))
     assert world.read(f"{FOLDER}/summary.json")["greedy"]
     assert f"{FOLDER}-n4/results.json" in world.run(f"{ON} --gen_n 4 --dry_run").out  # beside the greedy one
@@ -166,13 +166,13 @@ def test_two_examples_stand_in_front_of_every_question(world, shots):
     assert records[first["uuid"]]["question"] == first["question"]
     assert world.read("outputs/shots.summary.json")["few_shot"] == 2
     for task, uuids in drawn.items():
-        assert f"{task}: 2 examples of " in shots and ", ".join(uuids) in shots
+        assert f"{task}: 2 examples from " in shots and ", ".join(uuids) in shots
 
 
 @pytest.mark.slow
 def test_the_examples_file_and_the_seed_decide(world, shots):
-    assert "stands already" in world.run(SHOTS + "shots.json").out
-    assert "stands already" in world.run(SHOTS + "shots.json --few_shot_file localdata/tiny/train.json").out
+    assert "is up to date" in world.run(SHOTS + "shots.json").out
+    assert "is up to date" in world.run(SHOTS + "shots.json --few_shot_file localdata/tiny/train.json").out
     assert "seed: 0 -> 1" in world.refused(SHOTS + "shots.json --seed 1")
     assert "few_shot: 2 -> 3" in world.refused((SHOTS + "shots.json").replace("few_shot 2", "few_shot 3"))
     world.write("localdata/other.json", world.read("localdata/tiny/train.json")[1:])
@@ -184,7 +184,7 @@ def test_the_examples_file_and_the_seed_decide(world, shots):
 def test_a_question_is_never_its_own_example(world):
     """With the questions themselves as examples none is left, and the message says so."""
     error = world.refused(f"{ON} --few_shot 2 --few_shot_file localdata/tiny/test.json --output_dir outputs/x.json")
-    assert "has 0 examples for tiny_add (besides 5 that are asked, or stand there twice)" in error
+    assert "has 0 examples for tiny_add (besides 5 that are asked or repeated)" in error
 
 
 REFUSED = {
@@ -205,7 +205,7 @@ def test_an_example_with_a_label_that_is_no_answer_is_refused(world):
     rows = [{"uuid": f"e{i}", "question": f"What is {i} + 1?", "label": "oxygen"} for i in range(3)]
     world.write("localdata/labels.json", rows)
     error = world.refused(f"{ON} --few_shot 2 --few_shot_file localdata/labels.json")
-    assert "label 'oxygen' is no number" in error
+    assert "label 'oxygen' is not a number" in error
 
 
 def test_examples_of_each_task_lie_beside_its_questions(world):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream.errors import UserError
-from cream.evaluation.few_shot import draw, places, worked
-from cream.evaluation.items import prompt_of
+from cream.evaluation.few_shot import draw, places, write_solution
+from cream.evaluation.questions import build_prompt
 from cream.evaluation.tasks import TASKS
 from cream.files import store
 from cream.records import Item, Message
@@ -49,7 +49,7 @@ def test_neither_the_questions_nor_copies_nor_other_tasks(tmp_path):
     store.write(path, [*rows, item("d", task="difference"), item("e", task=None)])
     drawn = draw({"sum": path}, [item("q", "What is 1 + 4? ")], 2, 0)["sum"]
     assert {e.uuid for e in drawn} == {"a", "e"}
-    with pytest.raises(UserError, match=r"has 2 examples for sum \(besides 2 that are asked, or stand there twice\)"):
+    with pytest.raises(UserError, match=r"has 2 examples for sum \(besides 2 that are asked or repeated\)"):
         draw({"sum": path}, [item("q", "What is 1 + 4?")], 3, 0)
 
 
@@ -60,7 +60,7 @@ def test_all_that_is_missing_is_told_at_once(file, tmp_path):
     assert "for sum" not in str(error.value)
 
 
-def test_malformed_examples_are_passed_over_only_if_asked(tmp_path):
+def test_malformed_examples_are_skipped_only_if_asked(tmp_path):
     path = tmp_path / "train.jsonl"
     good = '{"uuid": "b", "question": "What is 2 + 3?", "label": 5}\n'
     unlabelled = good.replace('"b"', '"a"').replace("5", '"x"')
@@ -94,18 +94,18 @@ def test_where_examples_lie():
     ],
 )
 def test_worked(example, turn):
-    assert worked(example) == turn
+    assert write_solution(example) == turn
 
 
 def test_examples_are_asked_as_the_question_is():
     asked = item("q", task="gsm8k")
-    turns = prompt_of(asked, "auto", [item("a", label="12", task="gsm8k", solution="3 * 4 = 12")])
+    turns = build_prompt(asked, "auto", [item("a", label="12", task="gsm8k", solution="3 * 4 = 12")])
     assert turns == [
         Message("user", f"How many are a?\n\n{SYSPROMPTS['task']}"),
         Message("assistant", "3 * 4 = 12\nAnswer: 12"),
-        *prompt_of(asked, "auto"),
+        *build_prompt(asked, "auto"),
     ]
-    assert [m.content for m in prompt_of(item("q", task="tiny_add"), "auto", [item("a")])] == [
+    assert [m.content for m in build_prompt(item("q", task="tiny_add"), "auto", [item("a")])] == [
         "How many are a?",
         "Answer: 5",
         "How many are q?",

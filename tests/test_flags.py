@@ -638,9 +638,9 @@ def test_a_script_has_no_flag_that_it_does_not_use():
 
 def test_sysprompt_none_is_a_word_of_its_own():
     cls = SCRIPTS["infer.py"]
-    assert cls().generation.sysprompt == "auto"
+    assert cls().sampling.sysprompt == "auto"
     for word in ("none", "task", "auto"):
-        assert run("--sysprompt", word, cls=cls).generation.sysprompt == word
+        assert run("--sysprompt", word, cls=cls).sampling.sysprompt == word
 
 
 # Flags of a choice by name ------------------------------------------------------------------------------------------

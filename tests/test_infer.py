@@ -31,7 +31,7 @@ def test_samples_follow_the_prompts(world, limit):
         flags = f"localdata/asked.{form} --output_dir {output}" + (f" --limit_size {limit}" if limit else "")
         done = world.run(COMMAND + flags)
         kept, asked = (limit or 8) - 1, limit or 8
-        assert f"{kept} prompts, {2 * kept} answers" in done.out
+        assert f"{kept} prompts, {2 * kept} responses" in done.out
         assert f"  1 of {asked} prompts dropped: prompt longer than 60 tokens" in done.out
         assert world.read(output + ".meta.json")["counts"]["out"] == kept
         found[form] = list(read(world.folder / output, Samples))
@@ -88,7 +88,7 @@ def test_the_summary_is_always_of_the_answers_that_stand(world, left):
         left = right.replace('"correct": ', '"correct": 1')
     assert left != right
     path.unlink() if left is None else path.write_text(left)
-    assert "stands already" in world.run(EVALUATION).out
+    assert "is up to date (same settings and inputs)" in world.run(EVALUATION).out
     assert path.read_text() == right
     before = world.state()
     world.run(EVALUATION)

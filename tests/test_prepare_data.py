@@ -63,7 +63,7 @@ def test_the_prompts_are_questions_as_tested_in_disjoint_balanced_subsets(built,
     assert sum(map(len, parts)) == len(whole) == 15825
     meta = workspace.read("localdata/prompt.json.meta.json")
     for task, counts in meta["tasks"].items():
-        assert sum(counts.values()) == (63 if task == "oasst1" else ROWS[task])  # kept, and left out for each reason
+        assert sum(counts.values()) == (63 if task == "oasst1" else ROWS[task])  # kept, and skipped for each reason
         sizes = [workspace.read(f"localdata/prompt.{n}.json.meta.json")["tasks"][task]["kept"] for n in (1, 2, 3)]
         assert sum(sizes) == counts["kept"] and max(sizes) - min(sizes) <= 1
     questions = {item.uuid: item.question for task in TASKS if (folder / task / "train.json").exists()
@@ -79,7 +79,7 @@ def test_a_second_run_stands_and_another_process_gives_the_same_bytes(workspace,
     command = f"prepare_data.py build all --from {slices(shared, tmp_path, 150, 60)} --output_dir outputs"
     workspace.run(f"{command}/first")
     before = workspace.state()
-    assert workspace.run(f"{command}/first").out.count("stands already") == 15
+    assert workspace.run(f"{command}/first").out.count("(up to date; skipping)") == 15
     assert workspace.state() == before
     workspace.spawn(f"{command}/second")  # with another seed of Python's hashes
     first, second = (digests(workspace.folder / "outputs" / name) for name in ("first", "second"))
@@ -136,7 +136,7 @@ def test_a_mirror_of_the_hub_is_read_as_the_hub_is(mirror, workspace, shared, mo
     out = workspace.run(f"{command} --from {mirror}").out
     assert f"arc_easy, train: 400 rows of {mirror}/allenai/ai2_arc (ARC-Easy, train)" in out
     assert f"siqa, test: 400 rows of {mirror}/lighteval/siqa (validation)" in out
-    assert f"arc_challenge, train: not in {mirror}, passed over" in out
+    assert f"arc_challenge, train: not in {mirror}, skipped" in out
     for task in ("arc-easy", "arc-challenge"):
         expected = json.loads((shared / f"data/eval_cream_layout/{task}/test.json").read_text())[:400]
         assert workspace.read(f"outputs/mirrored/{task}/test.json") == expected
@@ -145,7 +145,7 @@ def test_a_mirror_of_the_hub_is_read_as_the_hub_is(mirror, workspace, shared, mo
         made = workspace.read(f"outputs/mirrored/{task}/test.json")
         assert [item["uuid"] for item in made] == [f"{prefix}-{i:04d}" for i in range(len(expected))]
         assert [(i["question"], i["label"]) for i in made] == [(i["question"], i["label"]) for i in expected]
-    assert "stands already" in workspace.run(f"{command} --from {mirror}").out
+    assert "(up to date; skipping)" in workspace.run(f"{command} --from {mirror}").out
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_without_a_network_the_hub_is_one_clear_message(workspace):
 def test_whole_threads_and_fewer_prompts_when_asked(workspace, shared):
     command = f"prepare_data.py build oasst1 --from {shared / 'data'} --output_dir outputs/threads"
     out = workspace.run(f"{command} --multi_turn --task_limit 10 --subsets 4").out
-    assert "53 left out: more than --task_limit of its task" in out
+    assert "53 skipped: more than --task_limit of its task" in out
     threads = list(store.read(workspace.folder / "outputs/threads/oasst1.sft.json", Conversation))
     assert max(len(thread.messages) for thread in threads) > 2
     sizes = [len(workspace.read(f"outputs/threads/prompt.{n}.json")) for n in (1, 2, 3, 4)]
@@ -188,9 +188,11 @@ def test_sources_that_leave_a_standing_file_are_named(workspace, tmp_path):
     told = workspace.refused(f"prepare_data.py build gsm8k {command}")
     assert "Give another --output_dir, or --overwrite" in told and "say " not in told
     done = workspace.run(f"prepare_data.py build gsm8k {command} --overwrite")
-    assert re.search(r"all_test.json: 4 records\n.*what stands there is of arc_easy too", done.out + done.err)
+    assert re.search(
+        r"all_test.json: 4 records\n.*the file that is replaced has records of arc_easy too", done.out + done.err
+    )
     again = workspace.run(f"prepare_data.py build gsm8k {command} --overwrite")
-    assert "what stands there" not in again.out + again.err
+    assert "is replaced" not in again.out + again.err
 
 
 @pytest.mark.parametrize(
@@ -210,13 +212,13 @@ def test_sources_that_leave_a_standing_file_are_named(workspace, tmp_path):
         ("export nothing.json --form trl", "no such file"),
         (
             "build all --columns prompt=q --split test",
-            "build has no use for --columns, --split; it takes --from",
+            "build does not use --columns, --split; it takes --from",
         ),
-        ("import x.jsonl --form trl --subsets 4", "import has no use for --subsets, --form"),
-        ("export x.json --form trl --columns prompt=q", "export has no use for --columns"),
-        ("validate x.json --overwrite", "validate has no use for --overwrite"),
-        ("list --seed 1", "list has no use for --seed"),
-        ("build all --list", "build has no use for --list"),
+        ("import x.jsonl --form trl --subsets 4", "import does not use --subsets, --form"),
+        ("export x.json --form trl --columns prompt=q", "export does not use --columns"),
+        ("validate x.json --overwrite", "validate does not use --overwrite"),
+        ("list --seed 1", "list does not use --seed"),
+        ("build all --list", "build does not use --list"),
         ("import localdata/tiny/sft.json --split test", "this is one file"),
         ("import localdata/tiny/sft.json", "a file of this project already"),
     ],
@@ -241,7 +243,9 @@ def test_validate_tells_of_each_file(workspace):
     done = workspace.run(f"prepare_data.py validate {files}", code=2)
     (workspace.folder / "localdata/loop.jsonl").unlink()
     assert "loop.jsonl: Too many levels of symbolic links" in done.out and "xxx.json: File name too long" in done.out
-    assert "items.json: 1 Item records, 0 answers, 1 bad" in done.out and "label 'Z' is none of its options" in done.out
+    assert (
+        "items.json: 1 Item records, 0 responses, 1 bad" in done.out and "label 'Z' is none of its options" in done.out
+    )
     assert "sft.json: " in done.out and "3 of 4 files have bad records" in done.err
 
 
@@ -282,13 +286,13 @@ def test_one_table_in_every_form_gives_the_same_pairs(workspace, tmp_path, suffi
     target = f"outputs/imported{suffix[1:]}.json"
     columns = "prompt=instruction,chosen=better,rejected=worse"
     out = workspace.run(f"prepare_data.py import {path} --columns {columns} --output {target}").out
-    assert "5 Pair records, 0 bad rows left out" in out
+    assert "5 Pair records, 0 bad rows skipped" in out
     pairs = list(store.read(workspace.folder / target, Pair))
     assert [(p.uuid, p.prompt[0].content, p.selected[1].content) for p in pairs] == [
         (f"mine-{i:06d}", f"Say {i}.", f"{i}!") for i in range(5)
     ]
     assert pairs[3].extra == {"response": "3!", "score": "1.5" if suffix == ".csv" else 1.5}
-    assert "stands already" in workspace.run(f"prepare_data.py import {path} --columns {columns} --output {target}").out
+    assert "is up to date" in workspace.run(f"prepare_data.py import {path} --columns {columns} --output {target}").out
 
 
 def test_a_folder_laid_out_as_the_hubs_is_imported(workspace, tmp_path):
@@ -332,11 +336,11 @@ def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):
     path = put(tmp_path / "chats.jsonl", [{"prompt": "q", "response": "a"}, {"prompt": " ", "response": "a"}])
     told = workspace.refused(f"prepare_data.py import {path}")
     assert "chats.jsonl, row 1: " in told and "a user's turn is empty" in told
-    assert "1 bad rows left out" in workspace.run(f"prepare_data.py import {path} --on_bad_record skip").out
+    assert "1 bad rows skipped" in workspace.run(f"prepare_data.py import {path} --on_bad_record skip").out
     assert "on_bad_record: skip -> None" in workspace.refused(f"prepare_data.py import {path}")
     assert len(workspace.read("localdata/chats.sft.json")) == 1
     checked = workspace.run("prepare_data.py validate localdata/chats.sft.json localdata/chats.sft.json.meta.json").out
-    assert "1 sidecars passed over" in checked and "1 Conversation records" in checked
+    assert "1 sidecars skipped" in checked and "1 Conversation records" in checked
     for name, text in {"x": "{", "deep": f'{{"prompt": {"[" * 100_000}{"]" * 100_000}}}'}.items():
         path = _written(tmp_path / f"{name}.jsonl", text)
         assert f"{path}, line 1: not valid JSON" in workspace.refused(f"prepare_data.py import {path}")
@@ -347,7 +351,7 @@ def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):
 def test_pairs_that_prefer_nothing_are_left_out(workspace, tmp_path):
     pairs = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b" if i else "a"} for i in range(3)]
     told = "the rejected answer is the chosen one"
-    assert f"1 left out: {told}" in workspace.run(f"prepare_data.py import {put(tmp_path / 'even.jsonl', pairs)}").out
+    assert f"1 skipped: {told}" in workspace.run(f"prepare_data.py import {put(tmp_path / 'even.jsonl', pairs)}").out
     assert workspace.read("localdata/even.dpo.json.meta.json")["counts"] == {"out": 2, "dropped": {told: 1}}
     assert told in workspace.refused(f"prepare_data.py import {put(tmp_path / 'all.jsonl', pairs[:1])}")
 

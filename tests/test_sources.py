@@ -11,9 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from cream.data.reading import Place, find
 
 from cream.data import SOURCES, oasst, reading, source, sources
+from cream.data.reading import Place, find
 from cream.errors import UserError
 from cream.records import encode
 

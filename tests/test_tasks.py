@@ -1,4 +1,4 @@
-"""Options, prompts, grading and votes, on the forms that real items have."""
+"""Options, prompts, grading and votes, on the forms that real items have; a task that is added."""
 
 import json
 from decimal import Decimal
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream.errors import UserError
-from cream.evaluation.tasks import TASKS, grade, majority, options_of
+from cream.evaluation.tasks import TASKS, data_files, find_task, grade, majority, options_of
 from cream.text.prompts import SYSPROMPTS, apply
 
 DATA = Path(__file__).parents[1] / "../shared/data/eval_cream_layout"
@@ -135,17 +135,118 @@ def test_nobody_no_vote():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.exists(), reason="the five tasks are not here")
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.IN_ALL_TEST])
 def test_every_real_item_can_be_answered(task):
     folder = task.replace("_", "-")
     items = json.loads((DATA / folder / "test.json").read_text())
     for item in items:
         question, label = item["question"], item["label"]
         options = options_of(question)
-        assert len(options) in OPTIONS[folder]
+        assert len(options) in OPTIONS[folder] and TASKS[task].grade(question, label, "") == ("none", False)
         for answer in {label, f"({label})", options.get(label, label)}:
             assert grade(apply("task", question), label, f"Let me think.\nAnswer: {answer}")[1], (item, answer)
         for other, text in options.items():
             if other != label:
                 assert not grade(question, label, f"Answer: {other}")[1]
                 assert not grade(question, label, f"Answer: {other}. {text}")[1]
+
+
+# Tasks as data --------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_is_found_by_its_name_and_by_those_of_its_parts():
+    for name in ("arc_easy", "arc-easy", "arc_easy_hard"):
+        assert find_task(name) is TASKS["arc_easy"]
+    assert find_task("tiny_add") is find_task("tiny") is TASKS["tiny"]
+    assert find_task("tinted") is find_task("mine") is find_task(None) and find_task("mine") not in TASKS.values()
+
+
+def test_the_rule_of_a_task_decides():
+    """Where the data fits another rule only, its label is refused rather than taken for something else."""
+    listed = "Which step is second?\n1. heat\n2. cool"
+    assert grade(listed, "2", "Answer: cool") == grade(listed, "2", "Answer: cool", task="siqa") == ("2", True)
+    assert grade(listed, "2", "Answer: cool", task="gsm8k") == ("none", False)
+    with pytest.raises(UserError, match="label '61' is given, but the question has no options"):
+        grade(SUM, "61", "", task="siqa")
+    with pytest.raises(UserError, match="label 'A' is not a number"):
+        grade(GAS, "A", "", task="gsm8k")
+
+
+def test_their_files_are_data_sets_by_name():
+    files = data_files()
+    assert files["all_test"] == "localdata/all_test.json" and files["gsm8k_train"] == "localdata/gsm8k/train.json"
+    assert {name for name in files if name.endswith("_test")} == {"all_test", *(f"{name}_test" for name in TASKS)}
+    assert "tiny_train" not in files
+
+
+OPPOSITES = '''
+"""A made-up task."""
+
+from cream.errors import UserError
+
+TEST = "localdata/opposites/test.json"
+TRAIN = "localdata/opposites/solved.json"
+IN_ALL_TEST = False
+SYSPROMPT = "none"
+CONTEXT = "The opposite of {} is"
+
+
+def grade(question, label, response, strict=False):
+    if label not in ("A", "B"):
+        raise UserError(f"label {label!r} is not A or B")
+    return "strictly any" if strict else "any", True
+'''
+
+
+@pytest.fixture(scope="module")
+def opposites(workspace):
+    """The workspace with one more task: its file, and its line in TASKS (with the import); and its data."""
+    folder = workspace.folder / "cream/evaluation/tasks"
+    (folder / "opposites.py").write_text(OPPOSITES)
+    listing = folder / "__init__.py"
+    text = listing.read_text().replace("import arc_challenge", "import opposites, arc_challenge")
+    text = text.replace(
+        "TASKS: dict[str, ModuleType] = {\n", 'TASKS: dict[str, ModuleType] = {\n    "opposites": opposites,\n'
+    )
+    listing.write_text(text)
+    words = {"wet": ("dry", "red"), "old": ("six", "new"), "up": ("down", "in")}
+    items = [
+        {"uuid": word, "question": f"{word}\nA. {a}\nB. {b}", "label": "B" if word == "old" else "A"}
+        for word, (a, b) in words.items()
+    ]
+    workspace.write("localdata/opposites/test.json", items[:2])
+    workspace.write("localdata/opposites/solved.json", items[2:])
+    return workspace
+
+
+EVALUATE = "infer.py --device cpu --model tiny --mode evaluation --name opposites_test --output_dir outputs/"
+
+
+def test_a_new_task_is_evaluated_by_generation(opposites):
+    """By its own rule, its own examples and no suffix, though its items do not name their task."""
+    opposites.run(f"{EVALUATE}generated.json --gen_max_tokens 4 --few_shot 1")
+    records = opposites.read("outputs/generated.json")
+    assert [*records] == ["wet", "old"]
+    assert {(r["task"], r["final_prediction"], r["correct"]) for r in records.values()} == {("opposites", "any", True)}
+    asked = opposites.read("outputs/generated.summary.json")["first_prompt"]
+    assert asked.endswith(
+        "<user>up\nA. down\nB. in<end><assistant>Answer: A<end><user>wet\nA. dry\nB. red<end><assistant>"
+    )
+    opposites.run("infer.py --mode rescore --input_file outputs/generated.json --extraction strict")
+    again = opposites.read("outputs/generated.rescored-strict.json")
+    assert {r["final_prediction"] for r in again.values()} == {"strictly any"}
+
+
+def test_a_new_task_is_evaluated_by_log_likelihood(opposites):
+    opposites.run(f"{EVALUATE}compared.json --scoring loglikelihood --few_shot 1")
+    records = opposites.read("outputs/compared.json")
+    assert [r["task"] for r in records.values()] == ["opposites"] * 2
+    assert all(r["option_logprob"].keys() == {"A", "B"} for r in records.values())
+    asked = opposites.read("outputs/compared.summary.json")["first_prompt"]
+    assert asked.endswith("The opposite of up is down\n\nThe opposite of wet is")
+
+
+def test_a_label_that_a_new_task_cannot_grade_is_refused(opposites):
+    items = opposites.read("localdata/opposites/test.json")
+    opposites.write("localdata/opposites/test.json", [items[0] | {"label": 7}])
+    assert "record 'wet': label 7 is not A or B" in opposites.refused(f"{EVALUATE}refused.json")

@@ -197,3 +197,23 @@ def _has_weights(folder: Path) -> bool:
     except UserError:
         return False
     return True
+
+
+def canonical(name: str, known: Mapping[str, str]) -> str:
+    """A built-in name as it is spelled there, whatever its case; of any other name or path what stands for it."""
+    return {key.lower(): key for key in known}.get(name.lower(), short(name))
+
+
+def short(name: str | None) -> str:
+    """What stands for a name or path in an output's name; of a file test.json or results.json its folder's name."""
+    if not name:
+        return "none"
+    stem = Path(name).name.partition(".")[0]
+    return Path(name).parent.name if stem in ("test", "results") and Path(name).parent.name else stem
+
+
+def choose_output(given: str | None, default: Path, inside: str = "results.json") -> Path:
+    """The file that a flag gives, the file `inside` the folder that it gives, or the default without it."""
+    if given is None:
+        return default
+    return Path(given) if store.is_record_file(Path(given)) else Path(given) / inside

@@ -36,7 +36,7 @@ class Split(NamedTuple):
 
 @dataclass
 class Found:
-    """What the rows of one split gave: records, counts of what was left out and why, and malformed rows."""
+    """What the rows of one split gave: records, counts of what was skipped and why, and malformed rows."""
 
     rows: int = 0
     items: list[Item] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A public data set. `read(rows, prefix, …)` makes records of a split's rows, `prefix` stands in the uuid of those
+    """A public data set. `read(rows, prefix, …)` makes records of a split's rows, `prefix` begins the uuid of those
     that have none; it looks at `columns` only, and takes those flags of the build command that are named in `flags`."""
 
     name: str

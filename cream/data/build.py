@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 def gathered(names: Collection[str], folder: Path | None, *, skip: bool, **flags) -> dict[str, Table]:
     """The splits of some sources ("gsm8k.train" -> table), of the hub or of a folder, where those that it lacks are
-    passed over; a line of the log for each. `flags`: each source takes its own.
+    skipped; a line of the log for each. `flags`: each source takes its own.
 
     Raises UserError where there is none, one cannot be read, or, without `skip`, a row of it makes no record.
     """
@@ -46,7 +46,7 @@ def gathered(names: Collection[str], folder: Path | None, *, skip: bool, **flags
         for split, about in source.splits.items():
             place = Place(source.hub, source.subset, about.hub) if folder is None else find(folder, source, split)
             if place is None:
-                log.info("%s, %s: not in %s, passed over", source.name, split, folder)
+                log.info("%s, %s: not in %s, skipped", source.name, split, folder)
                 continue
             table = read(source, split, place, **{name: flags[name] for name in source.flags})
             if (bad := table.found.rejected) and not skip:
@@ -71,7 +71,7 @@ def read(source: Source, split: str, place: Place, **flags) -> Table:
 @dataclass
 class File:
     """One file of localdata/: its name there, its records, which tables they were made of ("gsm8k.train"), and the
-    settings that decided them. `tasks`: per task, what was read, kept and left out."""
+    settings that decided them. `tasks`: per task, what was read, kept and skipped."""
 
     name: str
     records: list[Record]
@@ -88,8 +88,8 @@ def localdata(
     """The files, in a fixed order, of the tables that are there ("gsm8k.train" -> table).
 
     Prompts and conversations that share words with a test question of these tables, or are (nearly) equal to an earlier
-    one, are left out; labelled train items only where they share words with a test question. `count` subsets; of each
-    task at most `task_limit` prompts. Raises UserError where a uuid stands in two tables.
+    one, are skipped; labelled train items only where they share words with a test question. `count` subsets; of each
+    task at most `task_limit` prompts. Raises UserError where a uuid is in two tables.
     """
     made = [table for table in tables.values() if table.found.items or table.found.prompts]
     tests = [table for table in made if table.split == "test"]
@@ -121,7 +121,7 @@ def check_subsets(folder: Path, files: Iterable[File], count: int) -> None:
 
 
 def lost(path: Path, inputs: Iterable[str]) -> list[str]:
-    """The sources of what stands at a path, made by an earlier command, that none of the `inputs` is of."""
+    """The sources of the file at a path, written by an earlier command, that none of the `inputs` is of."""
     with suppress(UserError):  # a damaged sidecar: nobody can tell
         meta = read_meta(path) or {"inputs": {}}
         held, own = ({name.partition(".")[0] for name in names} for names in (meta["inputs"], inputs))
@@ -140,7 +140,7 @@ def _check_unique(tables: Iterable[Table], what: str) -> None:
             if record.uuid in seen:
                 other = seen[record.uuid].place
                 raise UserError(
-                    f"{table.place}: uuid {record.uuid!r} stands there twice, or in {other} too; in all {what} data "
+                    f"{table.place}: uuid {record.uuid!r} is repeated there, or in {other}; in all {what} data "
                     "together uuids must be unique"
                 )
             seen[record.uuid] = table
@@ -158,7 +158,7 @@ def _asked(table: Table) -> list[Prompt]:
 
 
 def _reasons(trains: Iterable[Table], known: set[int]) -> dict[str, str]:
-    """uuid -> why that prompt is left out, over all tables in their order."""
+    """uuid -> why that prompt is skipped, over all tables in their order."""
     prompts = [prompt for table in trains for prompt in _asked(table)]
     told = sift((_text(prompt.messages) for prompt in prompts), known)
     return {prompt.uuid: reason for prompt, reason in zip(prompts, told, strict=True) if reason}

@@ -54,7 +54,7 @@ def opened(place: Place) -> "Iterator[Dataset | plain.FileRows]":
     """The rows of a place, open within `with`. Raises UserError where it is not there, cannot be reached or read."""
     local = Path(place.path).exists()
     if not local and not HUB_ID.fullmatch(place.path):
-        raise UserError(f"{place.path}: no such file or folder, and no id of a data set on the hub (owner/name)")
+        raise UserError(f"{place.path}: no such file or folder, and not an id of a data set on the hub (owner/name)")
     with tempfile.TemporaryDirectory() as cache:
         yield _file(place, cache) if place.file else _load(place, cache if local else None)
 
@@ -102,7 +102,7 @@ def _told_of_guesses(place: Place, found: "Dataset") -> "Dataset":
     if found.info.builder_name == "csv" and guessed:
         log.warning(
             "%s: its files are .csv; in %s texts such as 009 may have become numbers. A downloaded copy of the file, "
-            "imported by its path, is read as it stands",
+            "imported by its path, is read as it is",
             place,
             ", ".join(guessed),
         )

@@ -1,4 +1,4 @@
-"""Prompts dealt out to the rounds: disjoint, seeded subsets in each of which every task has its share."""
+"""Prompts split over the rounds: disjoint, seeded subsets in each of which every task has its share."""
 
 from collections.abc import Iterable, Mapping
 
@@ -13,13 +13,13 @@ def shuffled(uuids: Iterable[str], seed: int) -> list[str]:
 def subsets(tasks: Mapping[str, Iterable[str]], count: int, seed: int) -> list[list[str]]:
     """`count` disjoint lists that hold every uuid once, of uuids by task (unique over all tasks).
 
-    A task's uuids are dealt out like cards, in shuffled order, and the next task's where that stopped: per task, and in
-    all, sizes differ by at most one. Within a subset tasks are mixed, so that its beginning is a fair sample of it.
+    A task's uuids go round the subsets in shuffled order, and the next task's from where that stopped: per task, and
+    in all, sizes differ by at most one. Within a subset tasks are mixed, so that its beginning is a fair sample of it.
     """
-    dealt: list[list[str]] = [[] for _ in range(count)]
+    parts: list[list[str]] = [[] for _ in range(count)]
     turn = 0
     for task in sorted(tasks):
         for uuid in shuffled(tasks[task], seed):
-            dealt[turn % count].append(uuid)
+            parts[turn % count].append(uuid)
             turn += 1
-    return [shuffled(subset, seed) for subset in dealt]
+    return [shuffled(subset, seed) for subset in parts]

@@ -106,7 +106,7 @@ def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[s
 
 
 def fields_of(row: Mapping, names: Mapping[str, str]) -> dict[str, object]:
-    """field -> value of a row by a map; what is null is left out, and an empty system or history."""
+    """field -> value of a row by a map; what is null is skipped, and an empty system or history."""
     found = {name: _value(row, name, column) for name, column in names.items()}
     return {name: v for name, v in found.items() if v is not None and (v or name not in ("system", "history"))}
 
@@ -181,7 +181,7 @@ def records(
 
 
 def kept(found: Iterable[Record | Bad], rejected: list[dict], dropped: Counter[str], skip: bool) -> Iterator[Record]:
-    """The records but for pairs that prefer nothing, which are counted in `dropped`; what is no record is added to
+    """The records but for pairs that prefer nothing, which are counted in `dropped`; what is not a record is added to
     `rejected`, as journal.Output takes it. Raises UserError for the first of those unless `skip`."""
     for each in found:
         if isinstance(each, Pair) and each.selected == each.rejected:
@@ -221,7 +221,7 @@ def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first
 
 def _numbers(extra: Mapping, own: Mapping) -> dict:
     """What travels along with a pair, where cells of a .csv file hold the layout's own numbers as texts, these as
-    numbers; an empty one is left out. Raises ValueError for a text that is no number of that field."""
+    numbers; an empty one is skipped. Raises ValueError for a text that is not a number of that field."""
     types = {field.name: field.type for field in msgspec.structs.fields(Pair) if field.name not in (*own, "extra")}
     found = {}
     for name, value in extra.items():
@@ -290,7 +290,7 @@ def _turn(value: object) -> dict:
 
 def _message(role: str, text: object) -> dict:
     if not isinstance(text, str):
-        raise ValueError(f"the {role}'s turn is no text: {text!r:.60}")
+        raise ValueError(f"the {role}'s turn is not text: {text!r:.60}")
     return {"role": role, "content": text}
 
 

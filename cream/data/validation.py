@@ -16,7 +16,7 @@ from cream.files.provenance import fingerprint, read_meta
 from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Record, Rewards, Samples
 from cream.text.chat import Chat
 
-SHOWN = 10  # bad records that are told one by one
+SHOWN = 10  # bad records that are listed one by one
 
 
 @dataclass
@@ -25,9 +25,9 @@ class Summary:
 
     kind: type[Record]
     records: int = 0
-    answers: int = 0
+    responses: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # what is legal and worth knowing
-    prompts: array = field(default_factory=lambda: array("Q"))  # lengths; of prompts, and with each answer
+    prompts: array = field(default_factory=lambda: array("Q"))  # lengths; of prompts, and with each response
     wholes: array = field(default_factory=lambda: array("Q"))
     bad: list[str] = field(default_factory=list)  # place and reason of the first SHOWN
     bad_count: int = 0
@@ -35,7 +35,7 @@ class Summary:
 
 
 def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
-    """Read a file as stages do, and count. `limit`: tokens of prompt and answer that a stage would let pass.
+    """Read a file as stages do, and count. `limit`: tokens of prompt and response that a stage would let pass.
 
     Raises UserError where the file cannot be read at all, or follows no known layout.
     """
@@ -44,12 +44,12 @@ def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
     kind = Question if kind is Item else kind
     seen = array("Q")
     for record in store.read(path, kind, skip=True):
-        prompt, answers = _parts(record)
+        prompt, responses = _parts(record)
         found.records += 1
-        found.answers += len(answers)
+        found.responses += len(responses)
         seen.append(xxhash.xxh3_64_intdigest(msgspec.json.encode(prompt)))
-        found.notes.update(_notes(record, answers))
-        for length in _lengths(prompt, answers, chat, limit, found):
+        found.notes.update(_notes(record, responses))
+        for length in _lengths(prompt, responses, chat, limit, found):
             found.notes["longer than --max_length"] += length > limit and chat is not None
     found.notes["prompts that equal an earlier one"] = len(seen) - len(np.unique(np.asarray(seen)))
     for row in store.rejected(path, kind):
@@ -67,9 +67,9 @@ def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
 
 
 def report(path: Path, found: Summary, unit: str) -> Iterator[str]:
-    """The lines that tell a user."""
-    yield f"{path}: {found.records} {found.kind.__name__} records, {found.answers} answers, {found.bad_count} bad"
-    for what, lengths in (("prompts", found.prompts), ("prompts with an answer", found.wholes)):
+    """What was found, as lines to read."""
+    yield f"{path}: {found.records} {found.kind.__name__} records, {found.responses} responses, {found.bad_count} bad"
+    for what, lengths in (("prompts", found.prompts), ("prompts with a response", found.wholes)):
         if lengths:
             low, middle, high, most = np.percentile(np.asarray(lengths), (0, 50, 95, 100))
             yield f"  {what}: {low:.0f} to {most:.0f} {unit}, median {middle:.0f}, 95 % within {high:.0f}"
@@ -81,7 +81,7 @@ def report(path: Path, found: Summary, unit: str) -> Iterator[str]:
 
 
 def _parts(record: Record) -> tuple[list[Message], list[str]]:
-    """A record's prompt, and its answers."""
+    """A record's prompt, and its responses."""
     match record:
         case Conversation():
             return record.messages[:-1], [record.messages[-1].content]
@@ -100,29 +100,29 @@ def _parts(record: Record) -> tuple[list[Message], list[str]]:
     raise TypeError(f"a layout that validate does not know: {type(record).__name__}")
 
 
-def _notes(record: Record, answers: list[str]) -> dict[str, int]:
+def _notes(record: Record, responses: list[str]) -> dict[str, int]:
     return {
-        "empty answers": sum(not answer.strip() for answer in answers),
-        "answers that equal another to the same prompt": len(answers) - len({*answers}),
-        "answers cut at the length limit": (getattr(record, "finish_reason", None) or []).count("length"),
-        "answers without a reward": (getattr(record, "reward", None) or []).count(None),
+        "empty responses": sum(not response.strip() for response in responses),
+        "responses that equal another to the same prompt": len(responses) - len({*responses}),
+        "truncated responses": (getattr(record, "finish_reason", None) or []).count("length"),
+        "responses without a reward": (getattr(record, "reward", None) or []).count(None),
         "pairs without a consistency": isinstance(record, Pair) and record.consistency is None,
     }
 
 
-def _lengths(prompt: list[Message], answers: list[str], chat: Chat | None, limit: int, found: Summary) -> list[int]:
-    """The lengths that a stage's limit is for: of the prompt with each answer, or of the prompt alone."""
+def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, limit: int, found: Summary) -> list[int]:
+    """The lengths that a stage's limit is for: of the prompt with each response, or of the prompt alone."""
     if chat is None:
         start = sum(len(message.content) for message in prompt)
-        wholes = [start + len(answer) for answer in answers]
+        wholes = [start + len(response) for response in responses]
     else:
-        if any(chat.exceeds([*prompt, Message("assistant", answer)], limit) for answer in answers or [""]):
+        if any(chat.exceeds([*prompt, Message("assistant", text)], limit) for text in responses or [""]):
             return [limit + 1]  # it is not counted how much longer it is
         ids = chat.prompt(prompt)
         start = len(ids)
-        rows = chat.answers(prompt, answers, [True] * len(answers), ids)
+        rows = chat.answers(prompt, responses, [True] * len(responses), ids)
         wholes = [len(row) for row in rows if row is not None]
-        found.notes["answers whose prompt is no prefix under this template"] += rows.count(None)
+        found.notes["responses whose prompt is not a prefix under this template"] += rows.count(None)
     found.prompts.append(start)
     found.wholes.extend(wholes)
     return wholes or [start]

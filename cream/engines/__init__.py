@@ -1,11 +1,12 @@
 """Text generation behind one small protocol; adding an engine is one file here and its lines in ENGINES and `load`.
 
 Engines take token ids and never text, so no second BOS can creep in, and give token ids, text and log-probability back.
-Which prompts fit is settled before: an engine shortens the answer to what the context leaves, never the prompt.
+Which prompts fit is settled before: an engine shortens the response to what the context leaves, never the prompt.
 """
 
 import importlib.metadata
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,25 +15,90 @@ from typing import Literal, Protocol
 
 import xxhash
 
+from cream.cli.flags import flag
 from cream.errors import UserError, nearest
 from cream.files.folders import parameter_count
+from cream.text.prompts import SYSPROMPTS
+
+log = logging.getLogger("cream")
 
 ENGINES = ("hf", "vllm")
-TINY = 50_000_000  # parameters; below, transformers has answered before vLLM is up
+TINY = 50_000_000  # parameters; below, transformers is done before vLLM is up
+GREEDY = 0.001  # temperature; below, the most probable token is taken at every step
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM 0.32, CPUAttentionBackend
+
+
+@dataclass
+class EngineFlags:
+    """Engine"""
+
+    engine: str = flag(
+        "auto",
+        "auto: vLLM where it is installed and can run the model, hf elsewhere and for tiny models",
+        choices=("auto", *ENGINES),
+    )
+    max_tokens_per_batch: int = flag(
+        16384, "hf engine: rows x (prompt + response) tokens of a batch", low=1, decides=False
+    )
+    gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory", above=0, high=1, decides=False)
+
+    def options(self) -> dict[str, object]:
+        """The engine's name (or auto), and arguments of `load`."""
+        memory = self.gpu_memory_utilization
+        return {"name": self.engine, "batch_tokens": self.max_tokens_per_batch, "gpu_memory_utilization": memory}
+
+
+@dataclass
+class SamplingFlags:
+    """Sampling"""
+
+    gen_n: int | None = flag(
+        None,
+        "responses per prompt; none: 5 in sampling, 1 in evaluation, which is greedy; more are sampled there, and vote",
+        low=1,
+    )
+    gen_temperature: float = flag(0.8, "sampling temperature; below 0.001: greedy", low=0)
+    top_p: float = flag(0.95, "nucleus: the smallest set of tokens with this probability", above=0, high=1)
+    gen_max_tokens: int = flag(768, "tokens of a response at most", low=1)
+    do_sample: bool = flag(True, "no: one greedy response per prompt")
+    max_length: int = flag(2048, "tokens of a prompt at most; longer ones are dropped, never cut", low=2)
+    sysprompt: str = flag(
+        "auto",
+        "text appended to the user's; none: nothing; auto: none in sampling, the task's own in evaluation",
+        choices=("auto", *SYSPROMPTS),
+    )
+
+    def fill(self, mode: str) -> None:
+        """The default of --gen_n in `mode`. Raises UserError where it does not apply."""
+        if mode == "rescore" and self.gen_n:
+            raise UserError("--mode rescore grades every response of the file: --gen_n does not apply")
+        self.gen_n = self.gen_n or (5 if mode == "sampling" else 1)
+
+    def plan(self, mode: str, seed: int) -> "Sampling":
+        """How to respond in `mode`, sampling or evaluation: one response if it is greedy, as an evaluation with one is.
+        Says which flags do not apply."""
+        greedy = not self.do_sample or self.gen_temperature < GREEDY
+        if mode == "evaluation" and self.gen_n == 1:
+            greedy = True
+            log.info("one response a question, greedy: --gen_temperature, --top_p, --do_sample do not apply")
+        elif greedy and self.gen_n > 1:
+            log.info("greedy: one response a prompt, --gen_n %d does not apply", self.gen_n)
+        n, temperature = (1, 0.0) if greedy else (self.gen_n, self.gen_temperature)
+        how = {"max_tokens": self.gen_max_tokens, "seed": seed, "logprobs": mode == "sampling"}
+        return Sampling(n=n, temperature=temperature, top_p=self.top_p, **how)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to sample: temperature, then nucleus (top-p), nothing else. Raises UserError on senseless values."""
 
-    n: int = 1  # answers per prompt
+    n: int = 1  # responses per prompt
     temperature: float = 0.8  # below 0.001: greedy
     top_p: float = 0.95  # in (0, 1]
-    max_tokens: int = 768  # per answer, its end-of-turn token included
+    max_tokens: int = 768  # per response, its end-of-turn token included
     seed: int = 0
-    stop_token_ids: tuple[int, ...] = ()  # these end an answer, and nothing else but its length does
-    logprobs: bool = True  # no: answers come without their log-probability, which costs a softmax at every step
+    stop_token_ids: tuple[int, ...] = ()  # these end a response, and nothing else but its length does
+    logprobs: bool = True  # no: responses come without their log-probability, which costs a softmax at every step
 
     def __post_init__(self):
         problems = []
@@ -43,22 +109,24 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p ({self.top_p}) must lie in (0, 1]; 1 keeps every token")
         if self.greedy and self.n > 1:
-            problems.append(f"temperature {self.temperature} is greedy: {self.n} answers would be equal; ask for n = 1")
+            problems.append(
+                f"temperature {self.temperature} is greedy: {self.n} responses would be equal; ask for n = 1"
+            )
         if problems:
             raise UserError("sampling: " + "; ".join(problems))
 
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is taken at every step."""
-        return self.temperature < 0.001
+        return self.temperature < GREEDY
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to answer; the uuid names its answers and seeds their sampling.
+    """One prompt to respond to; the uuid names its responses and seeds their sampling.
 
-    `kept`: it has its answers from an earlier run. It gets none, but has its place in an engine's batches, so that the
-    others are in the same company as in a run without interruption.
+    `kept`: it has its responses from an earlier run. It gets none, but has its place in an engine's batches, so that
+    the others are in the same company as in a run without interruption.
     """
 
     uuid: str
@@ -66,7 +134,7 @@ class Request:
     kept: bool = False
 
     def room(self, sampling: Sampling, max_model_len: int) -> int:
-        """Tokens an answer may have: `max_tokens`, or what the context leaves. Raises ValueError when that is none."""
+        """Tokens a response may have: `max_tokens`, or what the context leaves. Raises ValueError when that is none."""
         if len(self.prompt_ids) >= max_model_len:
             raise ValueError(f"{self.uuid}: {len(self.prompt_ids)} prompt tokens leave no room in {max_model_len}")
         return min(sampling.max_tokens, max_model_len - len(self.prompt_ids))
@@ -74,7 +142,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer. `token_ids` and `logprob` include the stop token of an answer that stopped; `text` does not."""
+    """One response. `token_ids` and `logprob` include the stop token of one that stopped; `text` does not."""
 
     text: str
     token_ids: list[int]
@@ -83,7 +151,7 @@ class Completion:
 
     @classmethod
     def of(cls, token_ids: list[int], logprob: float | None, sampling: Sampling, tokenizer) -> "Completion":
-        """The answer in these sampled ids, which end with the first stop token or at the length limit."""
+        """The response in these sampled ids, which end with the first stop token or at the length limit."""
         stopped = token_ids[-1] in sampling.stop_token_ids
         # No tidying of spaces: the text should tokenise back to the sampled ids.
         spoken = token_ids[:-1] if stopped else token_ids
@@ -92,12 +160,12 @@ class Completion:
 
 
 class Engine(Protocol):
-    """A loaded model that answers prompts."""
+    """A loaded model that responds to prompts."""
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
-        """(uuid, its n answers) of each prompt as it is finished, in any order; requests are taken as they are needed.
+        """(uuid, its n responses) of each prompt as it is finished, in any order; requests are taken as needed.
 
-        An answer depends on (seed, uuid, index of the answer) alone, up to rounding that varies with the batch.
+        A response depends on (seed, uuid, index of the response) alone, up to rounding that varies with the batch.
         """
 
     def close(self) -> None:
@@ -105,7 +173,7 @@ class Engine(Protocol):
 
 
 def row_seed(seed: int, uuid: str, index: int) -> int:
-    """Seed of answer `index` to prompt `uuid`, in [0, 2^63): hashed, so that neighbours share no part of a stream."""
+    """Seed of response `index` to prompt `uuid`, in [0, 2^63): hashed, so that neighbours share no part of a stream."""
     return xxhash.xxh3_64_intdigest(f"{seed} {index} {uuid}".encode()) >> 1
 
 
@@ -146,13 +214,13 @@ def load(
 ) -> Engine:
     """The engine `name` (from `choose`) with the model in `model_folder` on `device` ("cpu", "cuda", "cuda:1"…).
 
-    dtype: "float32", "bfloat16"… max_model_len: tokens of prompt and answer together, at most the model's context.
+    dtype: "float32", "bfloat16"… max_model_len: tokens of prompt and response together, at most the model's context.
     batch_tokens: hf, cells of the key-value cache of a batch. gpu_memory_utilization: vllm, share of a GPU's memory.
     tensor_parallel_size: vllm on CUDA, GPUs that hold the model together. Raises UserError where an engine has no such.
     """
     if tensor_parallel_size > 1 and (name, device) != ("vllm", "cuda"):
         raise UserError(
-            f"--tensor_parallel_size {tensor_parallel_size}: only vLLM on GPUs samples from a model that is cut up"
+            f"--tensor_parallel_size {tensor_parallel_size}: only vLLM on GPUs samples from a tensor-parallel model"
         )
     if name == "hf":
         from cream.engines.hf import HfEngine

@@ -147,7 +147,7 @@ def extract_choice_strict(text: str) -> str | None:
 def numbers_equal(a: str, b: str) -> bool:
     """Whether two numbers, as `extract_number` writes them, are equal as decimals: "18.00" equals "18".
 
-    Raises decimal.InvalidOperation when one of them is no number.
+    Raises decimal.InvalidOperation when one of them is not a number.
     """
     return Decimal(a.replace(",", "")) == Decimal(b.replace(",", ""))
 

@@ -13,26 +13,36 @@ words for the task; its options are not shown. chat: the question with its optio
 as the assistant's, up to and including the end of turn: what the model is trained to see.
 """
 
+from __future__ import annotations
+
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from cream.cli import preflight
 from cream.errors import UserError
-from cream.evaluation.grading import table_rows
-from cream.evaluation.tasks import grade, options_of, split_question
+from cream.evaluation.grade import is_option
+from cream.evaluation.multiple_choice import options_of, split_question
+from cream.evaluation.results import table_rows
+from cream.evaluation.statistics import format_percent, format_table
+from cream.evaluation.tasks import find_task, grade
+from cream.files.journal import Output
 from cream.records import Answer, Item, Message
 from cream.scoring.logprobs import Group, Scored
+from cream.text.chat import Chat, Plain
 from cream.text.prompts import apply
+
+if TYPE_CHECKING:
+    from cream.evaluation.evaluate import Plan
 
 log = logging.getLogger("cream")
 
-# lm-evaluation-harness 0.4.13, doc_to_text of arc_easy (arc_challenge includes it), openbookqa and social_iqa
-CONTEXTS = {"openbookqa": "{}", "siqa": "Q: {}\nA:"}
-CONTEXT = "Question: {}\nAnswer:"
+NEEDS_OPTIONS = True
 DELIMITER = " "
-SCORINGS = ("generate", "loglikelihood")
+RECORD = 256  # tokens of text that a record of compared options takes, besides its question, at most
 FORMATS = ("plain", "chat")
 WITHOUT = "no options to compare"
 
@@ -45,27 +55,26 @@ NORMS: dict[str, Callable[[str, int], int]] = {
 
 
 def with_options(items: Mapping[str, Item], source: Path) -> tuple[dict[str, Item], int]:
-    """(The items that are multiple choice, how many are not), which a line of the log says.
+    """(The items that are multiple choice, how many are not), which the log says.
 
     Raises UserError where none is, and for a label that is neither an option nor a number.
     """
     found = {uuid: item for uuid, item in items.items() if is_choice(item)}
     if not found:
         raise UserError(
-            f"--scoring loglikelihood compares options, and no question of {source} has any; leave it out, and answers "
-            "are generated"
+            f"--scoring loglikelihood compares options, and no question of {source} has any; use --scoring generate"
         )
-    if passed_over := len(items) - len(found):
-        log.info("%d of %d questions are passed over: %s", passed_over, len(items), WITHOUT)
+    if skipped := len(items) - len(found):
+        log.info("%d of %d questions are skipped: %s", skipped, len(items), WITHOUT)
     return found, len(items) - len(found)
 
 
 def is_choice(item: Item) -> bool:
-    """Whether an item is multiple choice: its label is one of its options. Raises UserError for a label that is neither
-    an option nor a number."""
-    if _gold(item) in options_of(item.question):
+    """Whether an item is multiple choice: its label is one of its options. Raises UserError for a label that its task
+    cannot grade."""
+    if is_option(item.question, item.label):
         return True
-    grade(item.question, item.label, "")
+    grade(item.question, item.label, "", task=item.task)
     return False
 
 
@@ -73,9 +82,9 @@ def _gold(item: Item) -> str:
     return str(item.label).strip().upper()
 
 
-def context_of(item: Item) -> str:
-    """What the plain format's options continue."""
-    return CONTEXTS.get(item.task, CONTEXT).format(split_question(item.question)[0])
+def context_of(item: Item, task: str | None = None) -> str:
+    """What the plain format's options continue, in the words of a task, its own unless another is given."""
+    return find_task(task or item.task).CONTEXT.format(split_question(item.question)[0])
 
 
 def group(item: Item, prompt_format: str, sysprompt: str = "auto", shots: Sequence[Item] = ()) -> Group:
@@ -91,8 +100,8 @@ def group(item: Item, prompt_format: str, sysprompt: str = "auto", shots: Sequen
 
 
 def plain_group(item: Item, shots: Sequence[Item] = ()) -> Group:
-    """The options as continuations of the question; an empty line stands between examples."""
-    solved = [context_of(shot) + DELIMITER + options_of(shot.question)[_gold(shot)] for shot in shots]
+    """The options as continuations of the question; an empty line separates examples, which are in its task's words."""
+    solved = [context_of(shot, item.task) + DELIMITER + options_of(shot.question)[_gold(shot)] for shot in shots]
     text = "\n\n".join([*solved, context_of(item)])
     return _group(item, [Message("user", text)] if text.strip() else [], DELIMITER)
 
@@ -118,7 +127,7 @@ def likeliest(options: Mapping[str, str], logprob: Mapping[str, float], tokens: 
 
 def picked(item: Item, scored: Scored, norm: str) -> Answer:
     """The item with the option that the model prefers. Where an option has no log-likelihood (`scored` says why), there
-    is no answer, which is wrong."""
+    is no prediction, which is wrong."""
     why = next(filter(None, scored.reason), None)
     labels = options_of(item.question)
     record = Answer(
@@ -158,3 +167,48 @@ def accuracies(records: Sequence[Answer]) -> dict[str, dict[str, float]]:
     """Norm -> task -> accuracy, in [0, 1]."""
     by_norm = {norm: table_rows(chosen(record, norm) for record in records) for norm in NORMS}
     return {norm: {row["task"]: row["accuracy"] for row in rows} for norm, rows in by_norm.items()}
+
+
+# As one of evaluate.SCORINGS ------------------------------------------------------------------------------------------
+
+
+def suffix(plan: Plan) -> str:
+    """What the name of an output says of the scoring."""
+    return f"-loglikelihood-{plan.flags.prompt_format}"
+
+
+def unused_flags(plan: Plan) -> list[str]:
+    """Flags that decide nothing of this output."""
+    unused = ["gen_n", "gen_temperature", "top_p", "do_sample", "gen_max_tokens", "extraction", "engine"]
+    unused += [] if plan.flags.few_shot else ["seed"]
+    return unused + (["sysprompt"] if plan.flags.prompt_format == "plain" else [])
+
+
+def size(plan: Plan) -> float:
+    """Bytes that the output and its journal take, about."""
+    questions = sum(len(item.question) for item in plan.questions.items.values())
+    return preflight.answers(len(plan.asked), questions, 1, RECORD)
+
+
+def evaluate(plan: Plan, output: Output, chat: Chat | Plain, **where) -> Iterator[Answer]:
+    """The record of each question that the journal does not hold yet. `where`: as `compared` takes it."""
+    from cream.evaluation.loglikelihood import compared
+
+    for uuid, scored in compared(output, chat, plan.asked, **where):
+        yield picked(plan.questions.items[uuid], scored, plan.flags.length_norm)
+
+
+def complete(plan: Plan, rows: Iterator[dict], output: Output) -> Iterator[dict]:
+    """The records of all questions; those without log-likelihoods are counted as dropped."""
+    from cream.evaluation.loglikelihood import unanswered
+
+    return unanswered(rows, output)
+
+
+def summarise(plan: Plan, answers: Sequence[Answer]) -> tuple[dict, str]:
+    """(What the summary says, the same as text)."""
+    rows, by_norm, flags = table_rows(answers), accuracies(answers), plan.flags
+    lines = [format_table(rows), "accuracy % by what the log-likelihood is divided by:"]
+    lines += [f"  {norm:<6}  {format_percent(each)}" for norm, each in by_norm.items()]
+    facts = {"tasks": rows, "by_length_norm": by_norm, "scoring": flags.scoring}
+    return facts | {"prompt_format": flags.prompt_format, "length_norm": flags.length_norm}, "\n".join(lines)

@@ -4,19 +4,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.evaluation.statistics import aligned, bootstrap_difference, mcnemar
+from cream.files.journal import differences
 from cream.records import Answer
 
 COLUMNS = ("task", "n", "accuracy_a", "accuracy_b", "difference", "low", "high", "only_a", "only_b", "p")
 FEW = 5  # flipped items; with fewer the bootstrap interval is too narrow
-SHORT = 200  # characters of a question or an answer beside another
+SHORT = 200  # characters of a question or a response beside another
 ONE_DATA = "only evaluations of the same data can be compared"
+
+
+@dataclass
+class CompareFlags:
+    """compare"""
+
+    show: int = flag(5, "flipped items that are printed, of each direction", low=0)
+    output: str | None = flag(None, "file for all flipped items with both responses, .jsonl or .json", aliases=("o",))
+    seed: int = flag(0, "of the bootstrap intervals", low=0)
 
 
 @dataclass(frozen=True)
 class Joined:
-    """The items that both evaluations hold, in A's order, each with its task and both answers; the uuids that only one
+    """The items that both evaluations hold, in A's order, each with its task and both records; the uuids that only one
     of them holds; how many questions were put differently."""
 
     items: list[tuple[str, Answer, Answer]]
@@ -30,8 +41,8 @@ class Joined:
 
 
 def join(a: Iterable[Answer], b: Iterable[Answer]) -> Joined:
-    """Two evaluations by uuid. An item's task is the one its answers name; "all" where neither does (the method's own
-    files).
+    """Two evaluations by uuid. An item's task is the one its records name; "all" where neither does (files of the
+    released code).
 
     Raises UserError where an item's labels differ, or its questions by more than text around them (--sysprompt), and
     where no item is in both.
@@ -53,6 +64,23 @@ def join(a: Iterable[Answer], b: Iterable[Answer]) -> Joined:
     if not items:
         raise UserError(f"no uuid is in both files (A has {len(only_a)} items, B {len(others)}); {ONE_DATA}")
     return Joined(items, only_a, list(others), reworded)
+
+
+def describe_settings(joined: Joined, settings_a: dict | None, settings_b: dict | None) -> list[str]:
+    """In what two evaluations differ beside the model: a reader should know before the numbers. Settings are those of
+    their sidecars, None without one."""
+    notes = [
+        f"{len(only)} items are only in {name} and skipped: {', '.join(only[:3])}{' …' if len(only) > 3 else ''}"
+        for name, only in (("A", joined.only_a), ("B", joined.only_b))
+        if only
+    ]
+    if joined.reworded:
+        notes.append(f"{joined.reworded} questions were put with another text around them (--sysprompt)")
+    a, b = settings_a or {}, settings_b or {}
+    both = a.keys() & b.keys()  # a file that was graded again has none of its generation's
+    if differing := differences(*({key: made[key] for key in both} for made in (a, b))):
+        notes.append(f"made by other settings, A -> B: {differing}")
+    return notes
 
 
 def compare(joined: Joined, seed: int = 0) -> list[dict]:
@@ -104,7 +132,7 @@ def format_comparison(rows: Sequence[Mapping]) -> str:
 
 
 def format_flips(flipped: Sequence[tuple[str, Answer, Answer]], show: int) -> str:
-    """The first `show` items that only A has right, then those that only B has, both answers below each question."""
+    """The first `show` items that only A has right, then those that only B has, both responses below each question."""
     lines = []
     for name, right in (("A", lambda a, b: a.correct), ("B", lambda a, b: b.correct)):
         found = [(task, a, b) for task, a, b in flipped if right(a, b)]
@@ -137,7 +165,7 @@ def _voting(answer: Answer) -> str:
 
 
 def _short(text: str, end: bool = False) -> str:
-    """A text on one line; of a long one its beginning, or its `end`, where answers stand."""
+    """A text on one line; of a long one its beginning, or its `end`, where its answer is."""
     words = " ".join(text.split())
     if len(words) <= SHORT:
         return words

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import xxhash
 
+from cream.cli.names import in_root
 from cream.errors import UserError
-from cream.evaluation.tasks import Question
+from cream.evaluation.tasks import TASKS, Question, questions_of
 from cream.files import store
 from cream.records import Item
 
@@ -15,43 +16,59 @@ log = logging.getLogger("cream")
 
 
 def places(tasks: Iterable[str], given: str | None, path: Path, task_files: Mapping[str, Path]) -> dict[str, Path]:
-    """Task -> the file of its examples: the one `given`, else train.json beside its own file, else beside `path`."""
-    return {task: Path(given) if given else task_files.get(task, path).with_name("train.json") for task in tasks}
+    """Task -> the file of its examples: the one `given`, else its own training file where its own test file is asked,
+    else train.json beside that of its questions, one of `task_files` or `path`."""
+    return {task: Path(given) if given else _place(task, task_files.get(task, path)) for task in tasks}
+
+
+def _place(task: str, asked: Path) -> Path:
+    own = TASKS.get(task)
+    if own and own.TRAIN and asked.resolve() == in_root(own.TEST).resolve():
+        return in_root(own.TRAIN)
+    return asked.with_name("train.json")
+
+
+def files(places: Mapping[str, Path]) -> dict[Path, type[Question]]:
+    """The files of examples, each with the type of its records: one that serves a single task is of that task."""
+    tasks: dict[Path, list[str]] = {}
+    for task, path in places.items():
+        tasks.setdefault(path, []).append(task)
+    return {path: questions_of(of[0]) if len(of) == 1 and of[0] else Question for path, of in tasks.items()}
 
 
 def draw(
-    files: Mapping[str, Path], asked: Collection[Item], k: int, seed: int, *, skip: bool = False
+    places: Mapping[str, Path], asked: Collection[Item], k: int, seed: int, *, skip: bool = False
 ) -> dict[str, list[Item]]:
-    """`k` examples for each task, from its file: those of the task, or of none, that are no question of `asked`.
+    """`k` examples for each task, from its file: those of the task, or of none, that are not a question of `asked`.
 
     Questions are compared word by word, whatever the case. The draw depends on the seed and the examples' uuids alone,
-    and with a larger `k` goes on from the same ones. `skip`: malformed examples are passed over.
-    Raises UserError where a file is missing or has fewer examples; all that is wrong is told at once.
+    and a larger `k` begins with the same ones. `skip`: malformed examples are skipped.
+    Raises UserError where a file is missing or has fewer examples; all problems are listed at once.
     """
     problems, drawn = [], {}
-    held = {path: list(store.read(path, Question, skip=skip)) for path in {*files.values()} if path.exists()}
+    held = {path: list(store.read(path, kind, skip=skip)) for path, kind in files(places).items() if path.exists()}
     known = {_words(item.question) for item in asked}
-    for task, path in files.items():
+    for task, path in places.items():
         if path not in held:
-            problems.append(f"{path} does not exist, of which {task} would take its examples")
+            problems.append(f"{path} does not exist, from which the examples of {task} would be drawn")
             continue
         of_task = [item for item in held[path] if item.task in (None, task)]
         fresh = list({_words(item.question): item for item in reversed(of_task)}.items())
         fresh = [item for words, item in fresh if words not in known]
         drawn[task] = sorted(fresh, key=lambda item: xxhash.xxh3_64_intdigest(f"{seed} {item.uuid}".encode()))[:k]
         if len(drawn[task]) < k:
-            left_out = len(of_task) - len(fresh)
+            others = len(of_task) - len(fresh)
             problems.append(
-                f"{path} has {len(fresh)} examples for {task} (besides {left_out} that are asked, or stand there twice)"
+                f"{path} has {len(fresh)} examples for {task} (besides {others} that are asked or repeated)"
             )
     if problems:
         raise UserError(f"--few_shot {k}: {'; '.join(problems)}. Give another --few_shot_file FILE, or fewer")
     for task, examples in drawn.items():
-        log.info("%s: %d examples of %s: %s", task, k, files[task], ", ".join(example.uuid for example in examples))
+        log.info("%s: %d examples from %s: %s", task, k, places[task], ", ".join(example.uuid for example in examples))
     return drawn
 
 
-def worked(example: Item) -> str:
+def write_solution(example: Item) -> str:
     """The assistant's turn of an example: its `solution`, if it has one (GSM8K's without its last line, "#### 12"),
     and the answer as the question's suffix asks for it."""
     solution = example.extra.get("solution")

@@ -1,19 +1,25 @@
-"""What an evaluation asks: its items, the solved examples in front of them, and the files that all come from."""
+"""What an evaluation asks: its items, each with its task, the solved examples in front of them, and their files."""
+
+from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from cream.cli.names import in_root
 from cream.errors import UserError
 from cream.evaluation import choices, few_shot
-from cream.evaluation.items import item_files, prompt_of, read_items
-from cream.evaluation.tasks import Question
+from cream.evaluation.tasks import TASKS, Question, find_task, is_all_test, questions_of
 from cream.files import store
-from cream.records import Item, Prompt
+from cream.records import Item, Message, Prompt
 from cream.scoring.logprobs import Group
+from cream.text.prompts import apply
 
 log = logging.getLogger("cream")
+
+if TYPE_CHECKING:
+    from cream.evaluation.options import EvaluationFlags
 
 
 class Questions(NamedTuple):
@@ -23,22 +29,28 @@ class Questions(NamedTuple):
     examples: dict[str, list[Item]]
     files: list[Path]
     example_files: list[Path]
-    passed_over: int  # items without options, where options are compared
+    skipped: int  # items without options, where options are compared
     rejected: list[dict]  # malformed items and examples, as `store.rejected` has them
     shots: int  # examples in front of a question
 
     def prompts(self, sysprompt: str) -> dict[str, Prompt]:
         """Each item as it is put to the policy, by uuid."""
-        examples = self.examples
-        asked = {uuid: prompt_of(item, sysprompt, examples.get(item.task, ())) for uuid, item in self.items.items()}
-        return {uuid: Prompt(uuid=uuid, messages=messages) for uuid, messages in asked.items()}
+        return {
+            uuid: Prompt(uuid=uuid, messages=build_prompt(item, sysprompt, self.examples.get(item.task, ())))
+            for uuid, item in self.items.items()
+        }
 
     def groups(self, prompt_format: str, sysprompt: str) -> list[Group]:
         """The options of each item, to be compared. Raises UserError for an example that has none."""
-        examples = self.examples
         return [
-            choices.group(item, prompt_format, sysprompt, examples.get(item.task, ())) for item in self.items.values()
+            choices.group(item, prompt_format, sysprompt, self.examples.get(item.task, ()))
+            for item in self.items.values()
         ]
+
+    def inputs(self) -> dict[str, Path]:
+        """The files, each under its name among an output's inputs: data, data.1 …, examples, examples.1 …"""
+        named = (("data", self.files), ("examples", self.example_files))
+        return {f"{name}.{i}" if i else name: file for name, files in named for i, file in enumerate(files)}
 
     def facts(self) -> dict:
         """What a sidecar says of the examples: the uuids of each task's."""
@@ -47,37 +59,71 @@ class Questions(NamedTuple):
 
 
 def read_questions(
-    name: str,
-    path: Path,
-    task_files: Mapping[str, Path],
-    *,
-    options: bool = False,
-    limit: int | None = None,
-    shots: int = 0,
-    shots_file: str | None = None,
-    seed: int = 0,
-    skip: bool = False,
+    name: str, path: Path, flags: EvaluationFlags, *, limit: int | None = None, seed: int = 0, skip: bool = False
 ) -> Questions:
-    """The first `limit` items of a data set, with `shots` examples for each of their tasks, drawn by `seed`.
+    """The first `limit` items of a data set, with --few_shot examples for each of their tasks, drawn by `seed`.
 
-    `name`, `path`, `task_files`: as `read_items` takes them. `options`: only multiple choice is kept. `skip`: malformed
-    items and examples are passed over, and `rejected`. Logs which tasks are missing, and what is passed over.
-    Raises UserError where no item is left, and what `read_items`, `with_options` and `few_shot.draw` raise.
+    `path` may be the file of all_test, whose tasks' own files count as well. Where options are compared only multiple
+    choice is kept. `skip`: malformed items and examples are skipped, and `rejected`. Logs which tasks are missing, and
+    what is skipped. Raises UserError where no item is left, a uuid is in two tasks, and as `with_options` and
+    `few_shot.draw` do.
     """
-    found, missing = read_items(name, path, task_files, skip=skip)
-    for task, why in missing.items():
+    task_files = {t: in_root(task.TEST) for t, task in TASKS.items() if task.IN_ALL_TEST} if is_all_test(path) else {}
+    files = _files(name, path, task_files)
+    found = _all_tasks(path, task_files, files, skip) if task_files else list(store.read(path, files[path], skip=skip))
+    present = {item.task for item in found}
+    for task, file in ((task, file) for task, file in task_files.items() if task not in present):
+        why = f"{path} has none of its questions" if file.exists() else f"{file} does not exist"
         log.info("task %s is not evaluated: %s", task, why)
     items = {item.uuid: item for item in found[:limit]}
     if not items:
         raise UserError(f"{path}: no question is left to ask")
-    items, passed_over = choices.with_options(items, path) if options else (items, 0)
-    tasks = dict.fromkeys(item.task for item in items.values()) if shots else ()
-    places = few_shot.places(tasks, shots_file, path, task_files)
-    examples = few_shot.draw(places, found, shots, seed, skip=skip)
-    files, example_files = item_files(path, task_files), list(dict.fromkeys(places.values()))
-    rejected = _malformed([*files, *example_files]) if skip else []
-    return Questions(items, examples, files, example_files, passed_over, rejected, shots)
+    items, skipped = choices.with_options(items, path) if flags.scoring == "loglikelihood" else (items, 0)
+    tasks = dict.fromkeys(item.task for item in items.values()) if flags.few_shot else {}
+    places = few_shot.places(tasks, flags.few_shot_file, path, task_files)
+    examples = few_shot.draw(places, found, flags.few_shot, seed, skip=skip)
+    example_files = few_shot.files(places)
+    kinds = files | example_files
+    rejected = [row for file, kind in kinds.items() for row in store.rejected(file, kind)] if skip else []
+    return Questions(items, examples, [*files], [*example_files], skipped, rejected, flags.few_shot)
 
 
-def _malformed(files: Sequence[Path]) -> list[dict]:
-    return [row for file in dict.fromkeys(files) for row in store.rejected(file, Question)]
+def _files(name: str, path: Path, task_files: Mapping[str, Path]) -> dict[Path, type[Question]]:
+    """The files that a data set's items are read from, each with the type of its records."""
+    if not task_files:
+        return {path: questions_of(name.removesuffix("_test"))}
+    files = {path: Question} | {file: questions_of(task) for task, file in task_files.items()}
+    if not any(file.exists() for file in files):
+        raise UserError(f"--name all_test: none of its files exists ({', '.join(map(str, files))})")
+    return {file: kind for file, kind in files.items() if file.exists()}
+
+
+def _all_tasks(
+    path: Path, task_files: Mapping[str, Path], files: Mapping[Path, type[Question]], skip: bool
+) -> list[Item]:
+    """The items of all tasks: those of `path`, or where it does not exist those of all per-task files. One of `path`
+    that names no task is of the task whose file has its uuid."""
+    by_uuid: dict[str, Item] = {}
+    for file in filter(files.__contains__, task_files.values()):
+        for item in store.read(file, files[file], skip=skip):
+            if item.uuid in by_uuid:
+                other = by_uuid[item.uuid].task
+                raise UserError(f"{file}: uuid {item.uuid!r} is in {other} too; uuids must be unique over all tasks")
+            by_uuid[item.uuid] = item
+    if path not in files:
+        return list(by_uuid.values())
+    items = list(store.read(path, files[path], skip=skip))
+    for item in items:
+        item.task = item.task or (by_uuid[item.uuid].task if item.uuid in by_uuid else "all_test")
+    return items
+
+
+def build_prompt(item: Item, sysprompt: str, examples: Iterable[Item] = ()) -> list[Message]:
+    """The item as a user's turn, after earlier turns with solved `examples`, which are asked in the same way. `auto` is
+    the task's own suffix."""
+    suffix = find_task(item.task).SYSPROMPT if sysprompt == "auto" else sysprompt
+    turns = []
+    for example in examples:
+        turns.append(Message("user", apply(suffix, example.question)))
+        turns.append(Message("assistant", few_shot.write_solution(example)))
+    return [*turns, Message("user", apply(suffix, item.question))]

@@ -16,7 +16,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     0 <= successes <= n and n > 0.
     """
     if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"{successes} successes of {n} is no proportion")
+        raise ValueError(f"{successes} successes of {n} is not a proportion")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     p, shrink = successes / n, 1 + z * z / n
     centre = (p + z * z / (2 * n)) / shrink
@@ -193,3 +193,8 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def format_percent(accuracies: Mapping[str, float]) -> str:
+    """Task -> accuracy in [0, 1] as one line, in percent."""
+    return ", ".join(f"{task} {_percent(accuracy)}" for task, accuracy in accuracies.items())

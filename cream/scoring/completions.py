@@ -1,7 +1,6 @@
 """Prompts -> answers through any engine: what is asked, which prompts fit, and what is kept of an answer."""
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -176,13 +175,3 @@ def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequ
         logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
         extra=prompt.extra,
     )
-
-
-def counted(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:
-    """The same samples, encoded; once they are through, `counts` says what was in them."""
-    for row in rows:
-        counts["prompts"] += 1
-        counts["answers"] += len(row["responses"])
-        counts["distinct"] += len(set(row["responses"]))
-        counts["cut"] += row["finish_reason"].count("length")
-        yield row

@@ -1,0 +1,230 @@
+"""The commands of prepare_data.py, and their flags.
+
+`run`: the script's flags of that name (overwrite, dry_run, skip, provenance()).
+"""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from cream.cli.flags import flag
+from cream.data.forms import FORMS
+from cream.data.forms import export as make_row
+from cream.errors import UserError, mendable
+from cream.files import journal, store
+from cream.files.provenance import Provenance
+from cream.records import Record, encode
+
+log = logging.getLogger("cream")
+
+
+@dataclass
+class Build:
+    """Build"""
+
+    from_folder: str | None = flag(
+        None, "a folder with copies of the hub's data sets, or files named for them; none: the hub", aliases=("from",)
+    )
+    output_dir: str = flag("localdata", "folder of what is written")
+    subsets: int = flag(3, "parts into which the unlabelled prompts are split at random, one for each round", low=1)
+    task_limit: int | None = flag(None, "unlabelled prompts of a source at most, drawn by the seed; none: all", low=1)
+    multi_turn: bool = flag(False, "oasst1: whole threads along the best-ranked replies; no: the first turn")
+    seed: int = flag(0, "seed of the subsets", low=0, high=2**32 - 1)
+    list: bool = flag(False, "the same as the command list")
+
+
+@dataclass
+class Table:
+    """Import and export"""
+
+    columns: str | None = flag(
+        None, "what columns hold, field=column,…; a+b joins two, a.b looks into one; none: as they are commonly called"
+    )
+    subset: str | None = flag(None, "configuration of a data set on the hub or of a folder like it")
+    split: str = flag("train", "split of these")
+    first_answer: int | None = flag(None, "number of the first choice where answers are numbers", choices=(0, 1))
+    form: str | None = flag(None, "export: whose form", choices=FORMS)
+    output: str | None = flag(
+        None, "file; none: import localdata/<name>.<sft|prompt|dpo|test>.json, export <file>.<form>.jsonl"
+    )
+
+
+@dataclass
+class Lengths:
+    """Lengths"""
+
+    max_length: int = flag(2048, "tokens of prompt and response together; longer ones are counted", low=2)
+
+
+def list_sources() -> None:
+    """Print what sources there are."""
+    from cream.data import sources
+
+    for source in sources(["all"]):
+        rows = ", ".join(f"{split} {about.rows}" for split, about in source.splits.items())
+        log.info("%-14s %s\n%15s%s rows; %s; %s", source.name, source.gives, "", rows, source.licence, source.hub)
+
+
+def build(names: Sequence[str], flags: Build, run) -> None:
+    """Write the files of some sources; nothing before all are read, and none is refused."""
+    from cream.data.build import check_subsets, gathered, localdata
+
+    folder, how = Path(flags.output_dir), {"seed": flags.seed, "task_limit": flags.task_limit}
+    copies = None if flags.from_folder is None else Path(flags.from_folder)
+    tables = gathered(names, copies, skip=run.skip, multi_turn=flags.multi_turn)
+    files = localdata(tables, count=flags.subsets, multi_turn=flags.multi_turn, **how)
+    check_subsets(folder, files, flags.subsets)
+    outputs = [_built_output(folder / file.name, file, tables, run) for file in files]
+    for file, output in zip(files, outputs, strict=True):
+        _describe(file, output)
+        if not run.dry_run and not output.stands:
+            with output:
+                output.dropped += file.dropped
+                output.reject(file.rejected)
+                places = {name: str(tables[name].place) for name in file.inputs}
+                output.finish(map(encode, file.records), tables=places, tasks=file.tasks)
+    if run.dry_run:
+        log.info("dry run: nothing was written")
+
+
+def _built_output(path: Path, file, tables: dict, run) -> journal.Output:
+    provenance, instead = run.provenance(), "another --output_dir"
+    for name in file.inputs:
+        _add_input(provenance, name, tables[name].place, tables[name].digest)
+    return journal.Output(path, file.settings, provenance, overwrite=run.overwrite, instead=instead)
+
+
+def _add_input(provenance: Provenance, name: str, place, digest: str) -> None:
+    if place.file:
+        provenance.file(name, place.file)
+    else:
+        provenance.content(name, digest)
+
+
+def _describe(file, output: journal.Output) -> None:
+    """Say what a file holds, and what was skipped of its sources."""
+    from cream.data.build import lost
+
+    log.info("%s: %d records%s", output.path, len(file.records), " (up to date; skipping)" if output.stands else "")
+    if names := lost(output.path, output.provenance.inputs):
+        log.warning("  the file that is replaced has records of %s too, which this command skips", ", ".join(names))
+    for task, counts in file.tasks.items():
+        skipped = "".join(f"; {count} skipped: {why}" for why, count in counts.items() if why != "kept")
+        log.info("  %s: %d%s", task, counts["kept"], skipped)
+    _describe_dropped({} if file.tasks else file.dropped)
+
+
+def _describe_dropped(dropped: dict[str, int]) -> None:
+    for reason, count in dropped.items():
+        log.info("  %d skipped: %s", count, reason)
+
+
+def import_table(word: str, flags: Table, folder: Path, run) -> None:
+    """A file of ours in `folder` from any table; its first good row says of which layout."""
+    from cream.data import reading, table
+
+    place = reading.Place(word, flags.subset, flags.split)
+    if place.file and (flags.subset, flags.split) != (Table.subset, Table.split):
+        raise UserError(f"{place}: --subset and --split are of a folder like the hub's, or a hub id; this is one file")
+    stem = Path(os.path.abspath(word)).name.partition(".")[0]
+    with reading.opened(place) as rows:
+        kind, names = table.plan(table.columns(flags.columns or ""), rows.column_names, str(place))
+        log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
+        rejected, dropped = [], Counter()
+        found = table.records(rows, kind, names, stem, flags.first_answer, str(place))
+        records = table.kept(found, rejected, dropped, run.skip)
+        if (first := next(records, None)) is None:
+            why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
+            raise UserError(f"{place}: no row makes a record; the first: {why}")
+        target = Path(flags.output or folder / f"{stem}.{table.WORDS[type(first)]}.json")
+        provenance = run.provenance()
+        _add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
+        settings = {"columns": flags.columns, "first_answer": flags.first_answer}
+        settings |= {} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split}
+        output = journal.Output(target, settings | _skips(run), provenance, overwrite=run.overwrite)
+        if _to_write(output, run):
+            with output:
+                count = output.finish(_encode(chain([first], records), output, rejected, dropped))
+            log.info("%s: %d %s records, %d bad rows skipped", target, count, type(first).__name__, len(rejected))
+            _describe_dropped(dropped)
+    log.info("next: python prepare_data.py validate %s", target)
+
+
+def _encode(
+    records: Iterable[Record], output: journal.Output, rejected: list[dict], dropped: Counter[str]
+) -> Iterator[dict]:
+    yield from map(encode, records)
+    output.dropped += dropped  # all of them are known now
+    output.reject(rejected)
+
+
+def _skips(run) -> dict[str, str]:
+    return {"on_bad_record": "skip"} if run.skip else {}
+
+
+def _to_write(output: journal.Output, run) -> bool:
+    """Whether an output is to be written; says why not."""
+    if output.stands:
+        log.info("%s is up to date (same settings and inputs); skipping", output.path)
+    elif run.dry_run:
+        log.info("dry run: would write %s; nothing was written", output.path)
+    return not (output.stands or run.dry_run)
+
+
+def export(word: str, flags: Table, run) -> None:
+    """Rows for other tools, of a file of ours."""
+    path, form = Path(word), flags.form
+    if form is None:
+        raise UserError(f"--form is missing: one of {', '.join(FORMS)}")
+    target = Path(flags.output or path.with_name(f"{path.name.partition('.json')[0]}.{form}.jsonl"))
+    if ".jsonl" not in target.suffixes:
+        raise UserError(f"--output {target}: rows are written one a line, to a name that ends in .jsonl")
+    kind, provenance = store.detect(path, skip=run.skip), run.provenance()
+    provenance.output("file", path)
+    output = journal.Output(target, {"form": form} | _skips(run), provenance, overwrite=run.overwrite)
+    if not _to_write(output, run):
+        return
+    records = store.read(path, kind, skip=run.skip)
+    if (first := next(records, None)) is None:
+        raise store.nothing_left(path, kind, "record is left to export")
+    with output:
+        if run.skip:
+            output.reject(store.rejected(path, kind))
+        count = output.finish(make_row(record, form) for record in chain([first], records))
+    log.info("%s: %d rows in the form of %s", target, count, form)
+
+
+def validate(words: Sequence[str], model: Path | None, template: Path | None, max_length: int) -> None:
+    """Print what each file holds; raises UserError if anything in one of them is bad. Lengths are in tokens by the
+    tokenizer in the folder `model` and its chat template, or another `template`; without it in characters."""
+    from cream.data.validation import report
+    from cream.data.validation import validate as look
+
+    chat, bad = None, []
+    paths = [Path(word) for word in words if not word.endswith(".meta.json")]
+    if len(paths) < len(words):
+        log.info("%d sidecars skipped: they hold no records", len(words) - len(paths))
+    if model is not None:
+        from cream.files.folders import check_folder
+        from cream.model.load import load_chat
+
+        check_folder(model)
+        chat = load_chat(model, template)
+    for path in paths:
+        try:
+            found = look(path, chat, max_length)
+        except (UserError, OSError) as error:
+            if (message := mendable(error)) is None:
+                raise
+            bad.append(path)
+            log.info("%s", message)
+            continue
+        if found.bad_count:
+            bad.append(path)
+        log.info("%s", "\n".join(report(path, found, "tokens" if chat else "characters")))
+    if bad:
+        raise UserError(f"{len(bad)} of {len(paths)} files have bad records: {', '.join(map(str, bad))}")

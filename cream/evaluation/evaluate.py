@@ -1,0 +1,129 @@
+"""An evaluation from its questions to its summary. SCORINGS says how an answer is found; each is a module with
+
+NEEDS_OPTIONS                             whether only multiple choice can be asked
+build_prompts(questions, format, suffix)  what is asked; first_prompt(asked) -> the messages of the first
+suffix(plan), unused_flags(plan), size(plan)
+evaluate(plan, output, chat, **where)     records that the journal does not hold yet
+complete(plan, rows, output)              the records of all questions, in their order
+summarise(plan, answers)                  what the summary says, and the same as text
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from cream.cli import preflight
+from cream.engines import Sampling, SamplingFlags
+from cream.evaluation import choices, generation
+from cream.evaluation.questions import Questions
+from cream.files import store
+from cream.files.journal import Output
+from cream.files.provenance import fingerprint_text
+from cream.records import Answer, Message, Prompt
+from cream.scoring.completions import shown
+from cream.scoring.logprobs import Group
+from cream.text.chat import Chat, Plain
+
+if TYPE_CHECKING:
+    from cream.evaluation.options import EvaluationFlags
+
+log = logging.getLogger("cream")
+
+SCORINGS: dict[str, ModuleType] = {"generate": generation, "loglikelihood": choices}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, and how it is answered and graded; nothing is sampled where options are compared."""
+
+    questions: Questions
+    flags: EvaluationFlags
+    asked: dict[str, Prompt] | list[Group]
+    first: list[Message]  # the first prompt
+    sampling: Sampling | None = None
+    engine: dict | None = None  # its name, and arguments of engines.load
+
+    @property
+    def scoring(self) -> ModuleType:
+        """How answers are found, one of SCORINGS."""
+        return SCORINGS[self.flags.scoring]
+
+    @property
+    def strict(self) -> bool:
+        """Whether answers are extracted by the released code's rules."""
+        return self.flags.extraction == "strict"
+
+    def unused_flags(self) -> list[str]:
+        """Flags that decide nothing of the output."""
+        return [*([] if self.flags.few_shot else ["few_shot"]), *self.scoring.unused_flags(self)]
+
+    def folder(self, policy: str, data: str) -> str:
+        """The output's folder below outputs/evaluation."""
+        shots = f"-{self.flags.few_shot}shot" if self.flags.few_shot else ""
+        return f"{policy}-{data}{shots}{self.scoring.suffix(self)}"
+
+    def load_format(self, policy: Path, template: Path | None, group: int) -> Chat | Plain:
+        """How a prompt becomes tokens for the policy in this folder. Raises UserError where options are compared, and
+        `group` devices cannot hold the policy together."""
+        from cream.model.load import check_slices, load_chat, load_tokenizer
+
+        if self.scoring.NEEDS_OPTIONS:
+            if group > 1:
+                check_slices(policy, group)
+            if self.flags.prompt_format == "plain":
+                return Plain(load_tokenizer(policy))
+        return load_chat(policy, template)
+
+
+def plan_evaluation(
+    questions: Questions, flags: EvaluationFlags, generation: SamplingFlags, engine: dict, seed: int
+) -> Plan:
+    """Raises UserError for an example without options where options are compared; says which flags do not apply."""
+    if SCORINGS[flags.scoring].NEEDS_OPTIONS:
+        groups = questions.groups(flags.prompt_format, generation.sysprompt)
+        log.info("options are compared, nothing is generated: flags of sampling, engine and extraction do not apply")
+        return Plan(questions, flags, groups, groups[0].prompt)
+    prompts, sampling = questions.prompts(generation.sysprompt), generation.plan("evaluation", seed)
+    return Plan(questions, flags, prompts, next(iter(prompts.values())).messages, sampling, engine)
+
+
+def evaluate(plan: Plan, output: Output, chat: Chat | Plain, **where) -> None:
+    """Write the records of all questions. `where`: the pool, the policy's folder and limits, as scorings take them."""
+    preflight.room(output.path, plan.scoring.size(plan), "evaluation")
+    with output:
+        for record in plan.scoring.evaluate(plan, output, chat, **where):
+            output.append(record)
+        output.reject(plan.questions.rejected)
+        if plan.questions.skipped:
+            output.drop(choices.WITHOUT, plan.questions.skipped)
+        output.finish(plan.scoring.complete(plan, output.rows(plan.questions.items), output), **plan.questions.facts())
+
+
+def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
+    """Write the summary beside the records, unless it is there and the same; returns it as text."""
+    facts, text = plan.scoring.summarise(plan, list(store.read(output.path, Answer)))
+    facts |= _format_facts(chat, plan.first) | {"few_shot": plan.questions.shots}
+    path = summary_path(output.path)
+    store.renew_json(path, facts)
+    wrong = [
+        f"{count} of {len(plan.questions.items)} questions count as wrong: {reason}"
+        for reason, count in output.dropped.items()
+        if reason not in (store.MALFORMED, choices.WITHOUT)  # which were never asked
+    ]
+    return "\n".join([*wrong, text, f"results: {output.path}", f"summary: {path}"])
+
+
+def summary_path(results: Path) -> Path:
+    """The file of the summary of an evaluation's results."""
+    stem = results.name.removesuffix(".json")
+    return results.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
+
+
+def _format_facts(chat: Chat | Plain, first: list[Message]) -> dict:
+    """How questions are put: the first prompt as the model sees it, the chat template's hash (None without one)."""
+    template = chat.tokenizer.chat_template if isinstance(chat, Chat) else None
+    return {"first_prompt": shown(chat, first), "chat_template": template and fingerprint_text(template)}

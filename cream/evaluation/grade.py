@@ -1,0 +1,87 @@
+"""Grading rules: whether a response gives the right label, or the right number; and what several responses agree on.
+
+A rule maps (question, label, response, strict) to (prediction in lower case, or "none"; whether it is correct).
+`strict` grades as the released CREAM code does: its extraction rules, and equality of strings. A rule raises UserError
+for a label that it cannot grade.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+from cream.errors import UserError
+from cream.evaluation.answers import (
+    extract_choice,
+    extract_choice_strict,
+    extract_number,
+    extract_number_strict,
+    numbers_equal,
+)
+from cream.evaluation.multiple_choice import options_of
+
+Label = str | int | float
+
+
+def is_option(question: str, label: Label) -> bool:
+    """Whether a label is one of the question's options, in any case."""
+    return str(label).strip().upper() in options_of(question)
+
+
+def grade_choice(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
+    """Multiple choice: the option that the response answers with, against the label."""
+    gold, options = str(label).strip().upper(), options_of(question)
+    if gold not in options:
+        known = f"none of its options {', '.join(options)}" if options else "given, but the question has no options"
+        raise _ungradable(question, label, known)
+    answer = extract_choice_strict(response) if strict else extract_choice(response, options)
+    return (answer or "none").lower(), answer == gold
+
+
+def grade_number(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
+    """A number, compared as a decimal: "18.00" equals "18"."""
+    gold = extract_number(str(label).strip())
+    if gold is None:
+        raise _ungradable(question, label, "not a number")
+    if strict:
+        answer = extract_number_strict(response)
+        return (answer or "none").lower(), answer == str(label).strip()
+    answer = extract_number(response)
+    return (answer or "none").lower(), answer is not None and numbers_equal(answer, gold)
+
+
+def grade_item(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
+    """As the item itself says: multiple choice where the label is one of the question's options, else a number."""
+    if is_option(question, label):
+        return grade_choice(question, label, response, strict)
+    if extract_number(str(label).strip()) is None:
+        options = options_of(question)
+        known = f"none of its options {', '.join(options)}" if options else "not a number, and it has no option lines"
+        raise _ungradable(question, label, known)
+    return grade_number(question, label, response, strict)
+
+
+def _ungradable(question: str, label: Label, why: str) -> UserError:
+    text = str(label).strip()
+    return UserError(f"question {question[:80]!r}: label {text[:80]!r} is {why}; fix the label or the question")
+
+
+def majority(predictions: Sequence[str]) -> int:
+    """Index of the first prediction of those that most answers give; `predictions` as `grade` writes them.
+
+    Numbers are compared as decimals: "18" and "18.00" are one vote. "none" never wins over an answer; a tie goes to the
+    prediction that came first. X. Wang et al., "Self-consistency", arXiv 2203.11171. Raises ValueError for none at all.
+    """
+    if not predictions:
+        raise ValueError("a vote needs a prediction")
+    keys = [_ballot(prediction) for prediction in predictions]
+    votes = Counter(key for key in keys if key != "none")  # in the order in which they came, as max takes them
+    return keys.index(max(votes, key=votes.get)) if votes else 0
+
+
+def _ballot(prediction: str) -> str | Decimal:
+    """What equal predictions have in common."""
+    try:
+        value = Decimal(prediction.replace(",", ""))
+    except InvalidOperation:
+        return prediction
+    return value if value.is_finite() else prediction

@@ -1,0 +1,112 @@
+"""The flags of infer.py, but for those that steer generation (cream/engines)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cream.cli import names
+from cream.cli.flags import flag
+from cream.errors import UserError
+from cream.evaluation.choices import FORMATS, NORMS
+from cream.evaluation.evaluate import SCORINGS
+from cream.evaluation.tasks import is_all_test
+from cream.files import store
+from cream.records import Item, Prompt
+
+TAKES = {
+    Prompt: "sampling takes unlabelled prompts: test questions must not enter training",
+    Item: "evaluation takes questions with labels",
+}
+
+
+@dataclass
+class Task:
+    """Task"""
+
+    mode: str = flag(
+        "sampling",
+        "sampling: for training; evaluation: of questions, graded; rescore: grade such a file again",
+        choices=("sampling", "evaluation", "rescore"),
+    )
+    name: str | None = flag(
+        None, "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file", decides=False
+    )
+    input_file: str | None = flag(None, "rescore: the evaluation results to grade again", decides=False)
+    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
+
+    def __post_init__(self):
+        if self.mode == "rescore" and self.limit_size:
+            raise UserError("--mode rescore grades every response of the file: --limit_size does not apply")
+
+    def dataset(self, kind: type[Prompt | Item], known: Mapping[str, str], registry: Path, *, skip: bool) -> Path:
+        """The data set's file; `known` and `registry` as names.dataset takes them. Raises UserError unless it holds
+        records of this kind. The file of all tasks may be missing: those of each task stand for it."""
+        if self.name is None:
+            raise UserError(f"--mode {self.mode} needs --name, a data set's name or file")
+        path = names.dataset(self.name, known, registry)
+        if not path.exists():
+            if is_all_test(path):
+                return path
+            raise UserError(f"--name {self.name}: {path} does not exist; put the data there, or give a file")
+        if (found := store.detect(path, skip=skip)) is not kind:
+            holds = f"{path} holds {found.__name__} records"
+            raise UserError(f"--mode {self.mode} --name {self.name}: {holds}; {TAKES[kind]}")
+        return path
+
+    def limit(self, debug: bool) -> int | None:
+        """The records that are read at most."""
+        return self.limit_size or (97 if debug else None)
+
+
+@dataclass
+class EvaluationFlags:
+    """Evaluation"""
+
+    few_shot: int = flag(0, "solved examples in front of each question, the same for all of a task", low=0)
+    few_shot_file: str | None = flag(
+        None,
+        "questions with labels that they are drawn from; none: train.json beside the task's test.json",
+        decides=False,
+    )
+    extraction: str = flag(
+        "default",
+        "how an answer is extracted from a response: default, or strict (the released code's rules)",
+        choices=("default", "strict"),
+    )
+    scoring: str = flag(
+        "generate",
+        "generate a response and extract its answer, or compare the options' log-likelihoods (nothing to extract)",
+        choices=tuple(SCORINGS),
+    )
+    prompt_format: str = flag(
+        "plain",
+        "loglikelihood: plain, options continue a text, as in lm-evaluation-harness; chat, as an assistant's turns",
+        choices=FORMATS,
+    )
+    length_norm: str = flag(
+        "chars",
+        "loglikelihood: an option's log-likelihood is divided by this before the largest wins (the summary has all); "
+        "none is the harness's acc, chars its acc_norm",
+        choices=tuple(NORMS),
+    )
+
+    def check(self, mode: str) -> None:
+        """Raises UserError for a flag that does not apply in `mode`."""
+        if self.scoring != "generate" and mode != "evaluation":
+            raise UserError(f"--scoring {self.scoring}: options are those of questions, in --mode evaluation")
+        if self.few_shot and mode != "evaluation":
+            raise UserError(f"--few_shot {self.few_shot}: examples go in front of questions, in --mode evaluation")
+        if self.few_shot_file and not self.few_shot:
+            raise UserError(
+                f"--few_shot_file {self.few_shot_file}: --few_shot K says how many of its examples are shown"
+            )
+
+
+@dataclass
+class InferOutput:
+    """Output"""
+
+    output_dir: str | None = flag(
+        None, "file or folder; none: below outputs/sampling or outputs/evaluation", decides=False
+    )
+    show_example: bool = flag(True, "print the first prompt as the model sees it", decides=False)

@@ -1,0 +1,98 @@
+"""The records of an evaluation's file graded again: by another extraction of answers, or another length of options."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from cream.cli import names
+from cream.errors import UserError
+from cream.evaluation import choices, results
+from cream.evaluation.options import EvaluationFlags
+from cream.evaluation.statistics import format_table
+from cream.files import store
+from cream.files.journal import Output
+from cream.records import Answer, encode
+
+log = logging.getLogger("cream")
+
+
+class Rescored(NamedTuple):
+    """The records of a file (`before`), the same graded by the rule `by` (flag -> value): `now`. `rejected`: those that
+    cannot be graded, as `store.rejected` has malformed records."""
+
+    by: dict[str, str]
+    before: list[Answer]
+    now: list[Answer]
+    rejected: list[dict]
+
+
+def rescore(input_file: str | None, flags: EvaluationFlags, output_dir: str | None, run) -> None:
+    """Write the records of --input_file graded again, and say what changed. `run`: the script's flags of that name."""
+    if input_file is None:
+        raise UserError("--mode rescore needs --input_file, the results of an evaluation")
+    source, skip = Path(input_file), run.skip
+    found = regrade_file(source, flags, skip=skip)
+    (rule,) = found.by.values()
+    default = source.with_name(f"{source.name.partition('.json')[0]}.rescored-{rule}.json")
+    provenance = run.provenance()
+    provenance.output("input_file", source)
+    settings = {**found.by, "on_bad_record": run.on_bad_record}
+    output = Output(names.choose_output(output_dir, default), settings, provenance, overwrite=run.overwrite)
+    log.info(report(found, names.short(input_file)))
+    if not run.dry_run and not output.stands:
+        with output:
+            if skip:
+                output.reject(chain(store.rejected(source, Answer), found.rejected))
+            output.finish(map(encode, found.now))
+    log.info("results: %s", output.path)
+
+
+def regrade_file(source: Path, flags: EvaluationFlags, *, skip: bool) -> Rescored:
+    """Raises UserError for a flag that does not apply to the file, for a record that cannot be graded unless these are
+    to be skipped (`skip`), and where no other is left."""
+    records = list(store.read(source, Answer, skip=skip))
+    if not records:
+        raise store.nothing_left(source, Answer, "record is left to grade")
+    compared = any(record.option_logprob for record in records)  # nothing to extract, but an option to choose again
+    rule, unused = ("length_norm", "extraction") if compared else ("extraction", "length_norm")
+    if getattr(flags, unused) != getattr(EvaluationFlags, unused):
+        how = "compared options" if compared else "generated responses"
+        raise UserError(f"--{unused} {getattr(flags, unused)}: {source} has {how}, to which it does not apply")
+    if compared:
+        grade = partial(choices.chosen, norm=flags.length_norm)
+    else:
+        grade = partial(results.regrade, strict=flags.extraction == "strict")
+    return Rescored({rule: getattr(flags, rule)}, *_regrade(records, grade, source, skip))
+
+
+def _regrade(
+    records: list[Answer], grade: Callable[[Answer], Answer], source: Path, skip: bool
+) -> tuple[list[Answer], list[Answer], list[dict]]:
+    before, now, bad = [], [], []
+    for record in records:
+        try:
+            now.append(grade(record))
+            before.append(record)
+        except UserError as error:
+            if not skip:
+                raise UserError(f"{source}: record {record.uuid!r}: {error}. {store.SKIP}") from None
+            text = msgspec.json.encode(encode(record)).decode()
+            bad.append({"uuid": record.uuid, "where": str(source), "reason": str(error), "record": text})
+    if not now:
+        raise UserError(f"{source}: no record can be graded; {bad[0]['uuid']!r}: {bad[0]['reason']}")
+    return before, now, bad
+
+
+def report(found: Rescored, task: str) -> str:
+    """Old and new accuracies, and the first of the predictions that changed. `task` is that of records without one."""
+    lines = []
+    for title, some in (("before", found.before), (f"now, {' '.join(*found.by.items())}", found.now)):
+        lines += [title, format_table(results.table_rows(some, task=task))]
+    changed = results.changes(found.before, found.now)
+    lines += [f"{len(changed)} of {len(found.now)} predictions changed", *(f"  {line}" for line in changed[:20])]
+    return "\n".join(lines)

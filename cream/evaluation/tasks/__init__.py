@@ -1,0 +1,95 @@
+"""Evaluation tasks. One file per task, a module of data, and one line for it in TASKS. A task's file says
+
+    TEST, TRAIN   its files, relative to the repository root (TRAIN, which few-shot examples are drawn from: or None)
+    IN_ALL_TEST   whether the data set all_test covers it
+    SYSPROMPT     the name in cream/text/prompts.py of the text that its questions end with, unless --sysprompt says so
+    CONTEXT       its question as plain text, which options continue with --scoring loglikelihood: the words of
+                  lm-evaluation-harness
+    grade         its grading rule, of cream/evaluation/grade.py or its own
+
+`--name <task>_test` and `--name <task>_train` are its files. A task's item without a `task` key is of its file's task.
+"""
+
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
+
+from cream.cli.names import in_root
+from cream.errors import UserError
+from cream.evaluation.grade import Label, majority
+from cream.evaluation.multiple_choice import options_of, split_question
+from cream.evaluation.tasks import arc_challenge, arc_easy, gsm8k, openbookqa, other, siqa, tiny
+from cream.records import Item
+
+__all__ = ["majority", "options_of", "split_question"]  # from here, too, with what is defined below
+
+TASKS: dict[str, ModuleType] = {
+    "arc_easy": arc_easy,
+    "arc_challenge": arc_challenge,
+    "openbookqa": openbookqa,
+    "siqa": siqa,
+    "gsm8k": gsm8k,
+    "tiny": tiny,
+}
+ALL_TEST = "localdata/all_test.json"
+
+
+def find_task(name: str | None) -> ModuleType:
+    """The task of an item's `task` or of a data set's name: the one of this name, or that it is a part or variant of
+    (tiny_add of tiny; a folder is spelled arc-easy); tasks/other.py for any other."""
+    spelled = (name or "").replace("-", "_")
+    parts = (known for known in TASKS if spelled.startswith(f"{known}_"))
+    return TASKS.get(spelled) or TASKS.get(max(parts, key=len, default=""), other)
+
+
+def data_files() -> dict[str, str]:
+    """Data set name -> file, from the repository root: all_test, and <task>_test and <task>_train of each task."""
+    files = {"all_test": ALL_TEST}
+    for split in ("test", "train"):
+        files |= {f"{name}_{split}": getattr(task, split.upper()) for name, task in TASKS.items()}
+    return {name: file for name, file in files.items() if file is not None}
+
+
+def is_all_test(path: Path) -> bool:
+    """Whether this is the file of all_test, in whose place its tasks' files may be, and not another of that name."""
+    return path.resolve() == in_root(ALL_TEST).resolve()
+
+
+def grade(
+    question: str, label: Label, response: str, strict: bool = False, task: str | None = None
+) -> tuple[str, bool]:
+    """(prediction in lower case, or "none"; whether it is correct) of one response, by the rule of its task.
+
+    Without a known task: multiple choice where the label is one of the question's options, else a number. `strict`
+    grades as the released code does. Raises UserError for a label that cannot be graded.
+    """
+    return find_task(task).grade(question, label, response, strict)
+
+
+class Question(Item, kw_only=True):
+    """Evaluation data: a question with the lettered options inside it, and the label (a letter or a number).
+
+    An Item whose label can be graded: what stages read of evaluation data. Raises ValueError as `grade` raises
+    UserError.
+    """
+
+    file_task: ClassVar[str | None] = None  # of the items of a file that do not name theirs
+
+    def __post_init__(self):
+        self.task = self.task or self.file_task
+        try:
+            grade(self.question, self.label, "", task=self.task)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+@cache
+def questions_of(name: str) -> type[Question]:
+    """Question for the file of one task: an item that names no task is of this one, and graded by its rule."""
+
+    class TaskQuestion(Question, kw_only=True):
+        __doc__ = Question.__doc__
+        file_task = name
+
+    return TaskQuestion
