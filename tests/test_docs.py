@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from config import ConsistencyConfig, InferConfig, RewardConfig, TrainConfig
+import cal_consistency
+import make_pairs
+from config import InferConfig, RewardConfig, TrainConfig
 from cream.cli.flags import parse
 from cream.evaluation.choices import accuracies, chosen
 from cream.evaluation.grading import regraded, table_rows
@@ -32,12 +34,19 @@ SCRIPTS = {
     "train.py": TrainConfig,
     "infer.py": InferConfig,
     "rewarding.py": RewardConfig,
-    "cal_consistency.py": ConsistencyConfig,
+    "cal_consistency.py": cal_consistency.Config,
+    "make_pairs.py": make_pairs.Config,
     "iterate.py": IterateConfig,
     "prepare_data.py": PrepareConfig,
     "report.py": ReportConfig,
 }
-WITH_FILES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py")  # whose flags may stand in a file
+WITH_FILES = (
+    "train.py",
+    "infer.py",
+    "rewarding.py",
+    "cal_consistency.py",
+    "make_pairs.py",
+)  # whose flags may stand in a file
 WITH_WORDS = ("prepare_data.py", "report.py")  # that take commands and paths
 VOTES = ("results.votes.json", "summary.votes.json")
 LAYOUTS = {

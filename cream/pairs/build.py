@@ -176,7 +176,7 @@ def _draw(
                 )
         made.lengths.add(block.records, block.usable, chosen)
         stated = [nan if pair.confidence is None else pair.confidence for pairs in chosen for pair in pairs]
-        made.consistency.add(c if rules.ranked else stated)
+        made.c.add(c if rules.ranked else stated)
         for i, pairs in enumerate(chosen):
             for number, pair in enumerate(pairs, 1):
                 made.count += 1
@@ -202,7 +202,9 @@ def _best(reward: list[float], pairs: list[Choice], rules: Rules) -> list[Choice
     if rules.ranked and any(pair.confidence is not None for pair in pairs):
         raise ValueError(f"{rules.strategy.__name__} reads `previous`, whose c is the confidence, and states its own")
     kept = [pair for pair in pairs if rules.margin is None or margin(pair) >= rules.margin]
-    kept.sort(key=lambda pair: (-(pair.confidence or 0), -margin(pair)))
+    kept.sort(  # the rewards themselves tell equal differences, which may be rounded, apart
+        key=lambda p: (-(p.confidence or 0), -margin(p), -reward[p.chosen], reward[p.rejected])
+    )
     return kept[: rules.most] or (NO_MARGIN if pairs else NONE_CHOSEN)
 
 

@@ -156,6 +156,6 @@ def _rows(inputs: Inputs, made: PairSet, output: journal.Output, beta: float, me
         by_default = "consistency_dyn"
     output.facts = {
         "method": method or by_default,
-        "mean_consistency": made.consistency.description.mean,
+        "mean_consistency": made.consistency.mean,
         "without_consistency": made.without_c,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cream.consistency import Tally, margin_cap
+from cream.consistency import Description, Tally, margin_cap
 from cream.pairs.block import Choice
 from cream.ranking import Array, padded
 from cream.records import Pair, Rewards
@@ -62,10 +62,15 @@ class PairSet:
     dropped: Counter[str] = field(default_factory=Counter)  # prompts without a pair, by reason
     unmatched: Counter[str] = field(default_factory=Counter)  # records of one file only: no prompts here
     responses: Counter[str] = field(default_factory=Counter)  # in all (""), and those that enter no pair, by reason
-    consistency: Tally = field(default_factory=Tally)  # of the prompts' c; of the pairs' confidences, if `own`
+    c: Tally = field(default_factory=Tally)  # of the prompts; of the confidences of the pairs, if `own`
     own: bool = False  # whether the strategy states confidences of its own
     without_c: int = 0  # prompts with a constant previous ranking
     lengths: Lengths = field(default_factory=Lengths)
+
+    @property
+    def consistency(self) -> Description:
+        """Statistics of `c`."""
+        return self.c.description
 
     def report(self, beta: float) -> None:
         """Log it; `beta` is that of the margin cap."""
@@ -84,7 +89,7 @@ class PairSet:
         self._report_consistency(beta)
 
     def _report_consistency(self, beta: float) -> None:
-        c, of = self.consistency.description, "pairs" if self.own else "prompts"
+        c, of = self.consistency, "pairs" if self.own else "prompts"
         if c.mean is None:
             log.info("no %s has a consistency", of[:-1])
             return
