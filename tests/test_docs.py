@@ -40,13 +40,7 @@ SCRIPTS = {
     "prepare_data.py": PrepareConfig,
     "report.py": ReportConfig,
 }
-WITH_FILES = (
-    "train.py",
-    "infer.py",
-    "rewarding.py",
-    "cal_consistency.py",
-    "make_pairs.py",
-)  # whose flags may stand in a file
+WITH_FILES = [*SCRIPTS][:5]  # whose flags may stand in a file
 WITH_WORDS = ("prepare_data.py", "report.py")  # that take commands and paths
 VOTES = ("results.votes.json", "summary.votes.json")
 LAYOUTS = {

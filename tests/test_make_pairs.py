@@ -1,26 +1,25 @@
-"""make_pairs.py by its command line: any strategy over any file of rewards, its mistakes, and a strategy of one's own."""
+"""make_pairs.py by its command line: any strategy over any file of rewards, mistakes, a strategy of one's own."""
 
 import json
 import math
 
 import pytest
+from test_pairs import record
 
 from cream.files import store
 from cream.files.provenance import fingerprint, meta_path
 from cream.records import Item, Pair
-from test_pairs import record
 
 COUNT = 12
 SCORED = {"policy": "0" * 32, "dtype": "float32", "device": "cpu", "scorer": "test", "from": "model"}
-REWARDS, PREVIOUS, LABELS, JUDGE = (
-    f"localdata/p/{name}" for name in ("r.json", "p.jsonl", "labels.json", "judge.json")
-)
+REWARDS, PREVIOUS, LABELS, JUDGE = (f"localdata/p/{name}.json" for name in ("r", "p", "labels", "judge"))
 
 
 def rewards(i, shift=0.0):
     """Three responses, the second graded correct, with rewards that rank them differently from prompt to prompt."""
     values = [math.sin(3 * i + j + shift) for j in range(3)]
-    one = record(f"p{i}", values, [f"{i}. Answer: {i}", f"Answer: {i + 1}", "Answer: none"], num_tokens=[7, 5, 3])
+    texts = [f"{i} and no more. Answer: {i}", f"Answer: {i + 1}", "Answer: none"]
+    one = record(f"p{i}", values, texts, num_tokens=[7, 5, 3])
     one.score, one.ref_score = [v - 9 for v in values], [-9.0] * 3
     return one
 
@@ -118,7 +117,7 @@ def test_pairs_by_a_judges_preferences(world):
         ({"settings": {}, "scored": SCORED}, False),
         ({}, False),
     ],
-    ids=["summed", "mean", "not scored", "a judge's", "unsaid", "no sidecar"],
+    ids=["summed", "mean", "not scored", "a judge", "unsaid", "no sidecar"],
 )
 @pytest.mark.parametrize("script", ["make_pairs.py --strategy extremes --rewards", "cal_consistency.py --file1"])
 def test_only_summed_log_probabilities_become_dpos_reference(world, request, about, kept, script):
