@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from cream.consistency import consistency  # noqa: E402
-from cream.files.raw import store  # noqa: E402
+from cream.files import store  # noqa: E402
 
 # A process of its own starts the command: the peak counted for a child includes that of the process it was forked from.
 LAUNCHER = """
