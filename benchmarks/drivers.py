@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import machine  # noqa: E402
 from workload import ROOT  # noqa: E402
 
-from cream.files.raw import store  # noqa: E402
+from cream.files import store  # noqa: E402
 
 STAGES = ("sampling", "rewarding", "consistency")
 LAUNCHER = """

@@ -142,7 +142,7 @@ def test_another_seed_makes_another_output_and_no_flag_of_another_strategy_does(
     out, pairs, about = make(world, command, "random.json")
     assert about["settings"]["seed"] == 3 and "threshold" not in about["settings"]
     before = world.state()
-    world.run(f"make_pairs.py {command} --output outputs/random.json")
+    assert "is up to date" in world.run(f"make_pairs.py {command} --output outputs/random.json").out
     assert world.state() == before
     error = world.refused(f"make_pairs.py {command.replace('3', '4')} --output outputs/random.json")
     assert "seed: 3 -> 4" in error

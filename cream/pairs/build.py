@@ -83,8 +83,7 @@ def build(
 
     Going through the pairs raises UserError (uuid) where a label is missing, a prompt has the uuid of another's further
     pair, or both do not hold the same responses; for the reasons in `allow` (MISSING, OTHER) such records are skipped.
-    Uuids of `current` are unique; where one of `previous` may stand there twice, because not all of its records match,
-    `check` is called: it raises if so.
+    Uuids of `current` are unique; `check` is called where `previous` may have one twice: it raises if so.
     """
     made = PairSet(own=not rules.ranked)
     blocks = _blocks(matched(current, previous, allow, check, made.unmatched), rules, made.responses, size)

@@ -24,7 +24,7 @@ def matched(
 
     Both are read in step. A record of `previous` that comes before its turn waits for it: none where both have one
     order. Those without a match for a reason in `allow` are skipped, and counted in `unmatched`. Raises UserError for
-    another; calls `check` where a uuid of `previous` may stand there twice, because not all of its records match.
+    another; calls `check` where `previous` may have a uuid twice, because not all of its records match.
     """
     if previous is None:
         yield from ((record, record.reward) for record in current)
@@ -46,7 +46,7 @@ def matched(
         elif reason in allow:
             unmatched[reason] += 1
         else:
-            _count_rest(current)  # a uuid that stands there twice would be the true reason, and is named by the end
+            _count_rest(current)  # a duplicate uuid would be the true reason, and is named by the end
             check()
             said = "is missing" if reason == MISSING else "has other responses"
             raise UserError(f"record {record.uuid!r} {said} in the previous ranking; both must rank the same samples")

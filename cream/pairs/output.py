@@ -81,7 +81,7 @@ class Inputs:
         """The pairs of these files; with the seed `shuffle` their c's are reassigned among the prompts."""
 
         def check():
-            if not self.run.skip:  # what stands there twice is skipped otherwise
+            if not self.run.skip:  # duplicates are skipped otherwise
                 store.check_unique(self.paths["previous"])
 
         def files():
@@ -125,7 +125,7 @@ def write(
         log.info("dry run: would read %s and write %s; nothing was written", read, target)
         return
     if output.stands:
-        log.info("%s stands already, made by the same settings from the same inputs", target)
+        log.info("%s is up to date (same settings and inputs); skipping", target)
     else:
         preflight.room(target, 0.2 * inputs.paths["rewards"].stat().st_size, "the pairs")
         with output:
@@ -139,7 +139,7 @@ def write(
 
 
 def _rows(inputs: Inputs, made: PairSet, output: journal.Output, beta: float, method: str | None) -> Iterator[dict]:
-    """The pairs as they are made; what only their end tells is then reported, and given to the sidecar."""
+    """The pairs as they are made; then the report on them, and their part of the sidecar."""
     yield from map(encode, made.pairs)
     made.report(beta)
     if not made.count:

@@ -81,8 +81,8 @@ class PairSet:
         for reason, count in (self.dropped + self.unmatched).items():
             log.info("  no pair from %d prompts: %s", count, reason)
         if self.without_c:
-            told = "  %d prompts without c (the previous ranking is constant): training takes the mean"
-            log.info(told, self.without_c)
+            text = "  %d prompts without c (the previous ranking is constant): training takes the mean"
+            log.info(text, self.without_c)
         if (longer_by := self.lengths.longer_by) is not None:
             bias = "undefined" if self.lengths.bias is None else f"{self.lengths.bias:+.2f}"
             log.info("chosen responses are %+.1f tokens longer; reward and length correlate by %s", longer_by, bias)
@@ -95,10 +95,10 @@ class PairSet:
             return
         spread = "undefined" if c.std is None else f"{c.std:.3f}"
         below = 100 * c.below_half
-        told = "C of %d %s: mean %.3f, standard deviation %s, below 1/2: %.1f %%"
-        log.info(told, c.n, of, c.mean, spread, below)
+        text = "C of %d %s: mean %.3f, standard deviation %s, below 1/2: %.1f %%"
+        log.info(text, c.n, of, c.mean, spread, below)
         for i, count in enumerate(c.histogram):
             log.info("  %.1f  %6d  %s", i / 10, count, "#" * round(40 * count / max(c.histogram)))
         cap = float(margin_cap(c.mean, beta))
-        told = "with beta %g the mean C lets a pair's log-ratio margin grow to logit(C) / beta = %.3g nats"
-        log.info(told, beta, cap)
+        text = "with beta %g the mean C lets a pair's log-ratio margin grow to logit(C) / beta = %.3g nats"
+        log.info(text, beta, cap)
