@@ -156,6 +156,14 @@ def test_the_default_name_and_the_registry(world):
     assert done.commands() == ["python train.py --checkpoint CHECKPOINT --name drawn"]
 
 
+def test_what_is_up_to_date_is_not_made_again(world):
+    """Not even its first pass, which --shuffle_consistency needs."""
+    command = f"cal_consistency.py --file1 {REWARDS} --file2 {PREVIOUS} --shuffle_consistency 1 --output outputs/s.json"
+    assert "responses" in world.run(command).out
+    again = world.run(command).out
+    assert "outputs/s.json is up to date" in again and "responses" not in again
+
+
 def test_a_dry_run_reports_and_writes_nothing(world):
     before = world.state()
     out = world.run(f"make_pairs.py --strategy all_pairs --rewards {REWARDS} --register dry --dry_run").out

@@ -118,7 +118,7 @@ def write(
     output = journal.Output(target, settings, inputs.provenance, overwrite=run.overwrite)
     if flags.register:
         names.check_free(registry[0], flags.register, target, overwrite=run.overwrite, known=registry[1])
-    rows = _rows(inputs, inputs.pairs(rules, shuffle), output, flags.beta, method)
+    rows = _rows(inputs, rules, shuffle, output, flags.beta, method)
     if run.dry_run:
         deque(rows, maxlen=0)
         read = ", ".join(map(str, inputs.paths.values()))
@@ -138,8 +138,11 @@ def write(
     log.info("  %s", console.command("train.py", **start, name=flags.register or target, method=method))
 
 
-def _rows(inputs: Inputs, made: PairSet, output: journal.Output, beta: float, method: str | None) -> Iterator[dict]:
+def _rows(
+    inputs: Inputs, rules: Rules, shuffle: int | None, output: journal.Output, beta: float, method: str | None
+) -> Iterator[dict]:
     """The pairs as they are made; then the report on them, and their part of the sidecar."""
+    made = inputs.pairs(rules, shuffle)
     yield from map(encode, made.pairs)
     made.report(beta)
     if not made.count:
