@@ -49,7 +49,7 @@ class Consistency:
 
 
 @dataclass
-class Config:
+class ConsistencyConfig:
     """cal_consistency.py"""
 
     consistency: Consistency = group(Consistency)
@@ -59,7 +59,7 @@ class Config:
 
 @console.stage
 def main(argv=None):
-    config = parse(Config, argv, description=__doc__, example=EXAMPLE)
+    config = parse(ConsistencyConfig, argv, description=__doc__, example=EXAMPLE)
     c = config.consistency
     if c.file1 is None:
         raise UserError("--file1 is missing: the current model's rewards, as rewarding.py writes them")
@@ -80,7 +80,7 @@ def main(argv=None):
     )
 
 
-def _method_and_rank(config: Config) -> tuple[str, str]:
+def _method_and_rank(config: ConsistencyConfig) -> tuple[str, str]:
     """--method says which C training uses; a rank's name there is the released scripts' spelling of --rank."""
     method, rank, file2 = config.consistency.method, config.pairs.rank, config.consistency.file2
     default = "consistency_avg" if file2 else "original"

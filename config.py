@@ -555,19 +555,19 @@ class RewardConfig:
     run: TrialRun = group(TrialRun)
 
 
-def __getattr__(name: str):
-    """SCRIPTS: script -> its flags. Made when asked for, since the scripts import this module."""
+def __getattr__(name: str) -> dict:
+    """SCRIPTS: script -> the class of its flags; a script defines its own, and imports this module."""
     if name != "SCRIPTS":
         raise AttributeError(name)
-    import cal_consistency
-    import make_pairs
+    from cal_consistency import ConsistencyConfig
+    from make_pairs import PairsConfig
 
     return {
         "train.py": TrainConfig,
         "infer.py": InferConfig,
         "rewarding.py": RewardConfig,
-        "cal_consistency.py": cal_consistency.Config,
-        "make_pairs.py": make_pairs.Config,
+        "cal_consistency.py": ConsistencyConfig,
+        "make_pairs.py": PairsConfig,
     }
 
 

@@ -49,7 +49,7 @@ class Choosing:
 
 
 @dataclass
-class Config:
+class PairsConfig:
     """make_pairs.py"""
 
     choosing: Choosing = group(Choosing)
@@ -60,7 +60,7 @@ class Config:
 
 @console.stage
 def main(argv=None):
-    config = parse(Config, argv, description=__doc__, example=EXAMPLE)
+    config = parse(PairsConfig, argv, description=__doc__, example=EXAMPLE)
     c, p = config.choosing, config.pairs
     if c.strategy is None:
         raise UserError(f"--strategy is missing: one of {', '.join(PAIRS)}")

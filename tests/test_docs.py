@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import cal_consistency
-import make_pairs
+from cal_consistency import ConsistencyConfig
 from config import InferConfig, RewardConfig, TrainConfig
 from cream.cli.flags import parse
 from cream.evaluation.choices import accuracies, chosen
@@ -23,6 +22,7 @@ from cream.files import store
 from cream.pairs.build import build
 from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples, encode
 from iterate import IterateConfig
+from make_pairs import PairsConfig
 from prepare_data import PrepareConfig
 from report import ReportConfig
 
@@ -34,8 +34,8 @@ SCRIPTS = {
     "train.py": TrainConfig,
     "infer.py": InferConfig,
     "rewarding.py": RewardConfig,
-    "cal_consistency.py": cal_consistency.Config,
-    "make_pairs.py": make_pairs.Config,
+    "cal_consistency.py": ConsistencyConfig,
+    "make_pairs.py": PairsConfig,
     "iterate.py": IterateConfig,
     "prepare_data.py": PrepareConfig,
     "report.py": ReportConfig,

@@ -588,7 +588,7 @@ def test_a_script_ends_without_traceback_and_imports_nothing_heavy(tmp_path):
 # The scripts' own flags -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", SCRIPTS.values(), ids=SCRIPTS)
+@pytest.mark.parametrize("cls", SCRIPTS.values(), ids=lambda cls: cls.__name__)
 def test_every_number_has_a_range(cls):
     """No number may be negative, and each refusal says what it may be. Which flags are numbers, their refusals tell."""
     numbers = 0
