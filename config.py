@@ -17,7 +17,7 @@ from cream.errors import UserError
 from cream.evaluation.tasks import data_files
 from cream.files.folders import REMOTE_CODE
 from cream.files.provenance import Provenance
-from cream.records import METHODS, RANKS
+from cream.records import METHODS
 from cream.rewards import REWARDS
 from cream.scoring.pool import Pool
 
@@ -443,56 +443,21 @@ class RewardConfig:
     run: TrialRun = group(TrialRun)
 
 
-@dataclass
-class Consistency:
-    """Consistency and pairs"""
+def __getattr__(name: str) -> dict:
+    """SCRIPTS: script -> the class of its flags; a script defines its own, and imports this module."""
+    if name != "SCRIPTS":
+        raise AttributeError(name)
+    from cal_consistency import ConsistencyConfig
+    from infer import InferConfig
+    from make_pairs import PairsConfig
 
-    file1: str | None = flag(None, "rewards by the current model; its ranking gives the pairs", decides=False)
-    file2: str | None = flag(
-        None, "rewards by the previous model; none: consistency 1 everywhere (plain self-rewarding)", decides=False
-    )
-    method: str | None = flag(
-        None,
-        "which C training is to use, recorded for train.py (a rank's name is taken as --rank)",
-        choices=(*METHODS, *RANKS),
-    )
-    rank: str | None = flag(None, "agreement of two rankings; none: kendall", choices=RANKS)
-    labels: str | None = flag(
-        None,
-        "evaluation-layout file matched by uuid: pairs as the Oracle chooses them, best-rewarded correct against worst-rewarded wrong",
-        decides=False,
-    )
-    shuffle_consistency: int | None = flag(
-        None, "seed: deal the c's out to other prompts (control)", low=0, high=MAX_SEED
-    )
-    keep_truncated: bool = flag(False, "let answers that were cut at the length limit into pairs")
-    beta: float = flag(0.1, "for the printed margin cap logit(C) / beta only", above=0, decides=False)
-    output: str | None = flag(None, "file; none: <file1>.<rank>.dpo.json", aliases=("output_dir",), decides=False)
-    register: str | None = flag(None, "name under which the pairs enter configs/dataset.json", decides=False)
-
-
-@dataclass
-class ConsistencyConfig:
-    """cal_consistency.py"""
-
-    consistency: Consistency = group(Consistency)
-    run: Run = group(Run)
-
-
-def __getattr__(name: str):
-    """SCRIPTS: the flags of every stage script; one that defines its own is imported when they are asked for."""
-    if name == "InferConfig":
-        from infer import InferConfig
-
-        return InferConfig
-    if name == "SCRIPTS":
-        return {
-            "train.py": TrainConfig,
-            "infer.py": __getattr__("InferConfig"),
-            "rewarding.py": RewardConfig,
-            "cal_consistency.py": ConsistencyConfig,
-        }
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return {
+        "train.py": TrainConfig,
+        "infer.py": InferConfig,
+        "rewarding.py": RewardConfig,
+        "cal_consistency.py": ConsistencyConfig,
+        "make_pairs.py": PairsConfig,
+    }
 
 
 def settings(config, *idle: str) -> dict:

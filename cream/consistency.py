@@ -1,6 +1,6 @@
-"""How far two rankings of the same answers agree: the consistency rate of CREAM (arXiv 2410.12735).
+"""How far two rankings of the same responses agree: the consistency rate of CREAM (arXiv 2410.12735).
 
-The current model M_t and the previous one M_{t-1} each rank the N answers to a prompt; their agreement, mapped to
+The current model M_t and the previous one M_{t-1} each rank the N responses to a prompt; their agreement, mapped to
 c in [0, 1], says how much the pair drawn from the current ranking may be trusted. Random rankings average 1/2.
 """
 
@@ -31,7 +31,7 @@ def consistency(current: ArrayLike, previous: ArrayLike, rank: str = "kendall") 
 
 
 def shuffled(c: ArrayLike, seed: int) -> Array:
-    """The control: the defined values of c (P,) dealt out again to the prompts that have one; NaN stays in its place.
+    """The control: the defined values of c (P,) reassigned among the prompts that have one; NaN stays in its place.
 
     What still works with shuffled consistency is due to its distribution, not to its knowing which pairs to trust.
     """

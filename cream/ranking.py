@@ -1,9 +1,9 @@
-"""Ranks of the N answers to each of P prompts, and how well two rankings of the same answers agree.
+"""Ranks of the N responses to each of P prompts, and how well two rankings of the same responses agree.
 
-Every array is (P, N) float64: one row a prompt, one column an answer, the higher the better, NaN where a prompt has no
-such answer or the answer no reward. An answer that is NaN in either of two arrays leaves both rankings.
+Every array is (P, N) float64: one row a prompt, one column a response, the higher the better, NaN where a prompt has no
+such response or the response no reward. A response that is NaN in either of two arrays leaves both rankings.
 
-Kendall and Spearman are one formula over different scores of a pair of answers i, j (H. E. Daniels, Biometrika 33,
+Kendall and Spearman are one formula over different scores of a pair of responses i, j (H. E. Daniels, Biometrika 33,
 1944): gamma = sum a_ij b_ij / sqrt(sum a_ij^2 sum b_ij^2), with a_ij = sign(a_i - a_j) for Kendall's tau-b and
 a_ij = rank(a_i) - rank(a_j) for Spearman's rho. Ties score 0, so they are ties and no invented order.
 """
@@ -31,32 +31,32 @@ def shared(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
     """Both (P, N) arrays with NaN wherever either is NaN. Raises ValueError unless both are (P, N)."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(f"two (prompts, answers) arrays of one shape are needed, got {a.shape} and {b.shape}")
+        raise ValueError(f"two (prompts, responses) arrays of one shape are needed, got {a.shape} and {b.shape}")
     missing = np.isnan(a) | np.isnan(b)
     return np.where(missing, np.nan, a), np.where(missing, np.nan, b)
 
 
 def best(x: Array) -> NDArray[np.bool_]:
-    """(P, N) bool: which answers have their prompt's highest value; several when they tie, none when all are NaN."""
+    """(P, N) bool: which responses have their prompt's highest value; several when they tie, none when all are NaN."""
     return x == np.fmax.reduce(x, axis=1, keepdims=True, initial=np.nan)
 
 
 def worst(x: Array) -> NDArray[np.bool_]:
-    """(P, N) bool: which answers have their prompt's lowest value; several when they tie, none when all are NaN."""
+    """(P, N) bool: which responses have their prompt's lowest value; several when they tie, none when all are NaN."""
     return x == np.fmin.reduce(x, axis=1, keepdims=True, initial=np.nan)
 
 
 def constant(x: Array) -> NDArray[np.bool_]:
-    """(P,) bool: no two answers differ, so there is no ranking. True with fewer than two answers."""
+    """(P,) bool: no two responses differ, so there is no ranking. True with fewer than two responses."""
     return ~np.any(best(x) & ~worst(x), axis=1)
 
 
 def average_ranks(x: ArrayLike) -> Array:
-    """(P, N) ranks from 1 (lowest) to N; tied answers share the mean of their ranks; NaN stays NaN."""
+    """(P, N) ranks from 1 (lowest) to N; tied responses share the mean of their ranks; NaN stays NaN."""
     x = np.asarray(x, dtype=np.float64)
     ranks = np.empty_like(x)
     for rows in _chunks(*x.shape):
-        ranks[rows] = _signs(x[rows]).sum(axis=1, dtype=np.float64).T  # lower minus higher answers = 2 rank - (n + 1)
+        ranks[rows] = _signs(x[rows]).sum(axis=1, dtype=np.float64).T  # lower minus higher responses = 2 rank - (n + 1)
     present = ~np.isnan(x)
     return np.where(present, (ranks + present.sum(axis=1, keepdims=True) + 1) / 2, np.nan)
 
@@ -64,7 +64,7 @@ def average_ranks(x: ArrayLike) -> Array:
 def kendall(a: ArrayLike, b: ArrayLike) -> Array:
     """(P,) Kendall's tau-b in [-1, 1] (M. G. Kendall, Biometrika 33, 1945; CREAM, arXiv 2410.12735, where no ties are).
 
-    NaN where a prompt has fewer than two shared answers or either ranking is constant. Raises ValueError on shapes.
+    NaN where a prompt has fewer than two shared responses or either ranking is constant. Raises ValueError on shapes.
     """
     return _gamma(a, b, lambda signs: signs)
 
@@ -75,9 +75,9 @@ def spearman(a: ArrayLike, b: ArrayLike) -> Array:
 
 
 def top_order(current: ArrayLike, previous: ArrayLike) -> Array:
-    """(P,) 1.0 where both rankings name the same best and the same worst answer, else 0.0 (CREAM's TopOrder).
+    """(P,) 1.0 where both rankings name the same best and the same worst response, else 0.0 (CREAM's TopOrder).
 
-    With ties, every best answer of `current` must be among the best of `previous`, and likewise the worst, so that
+    With ties, every best response of `current` must be among the best of `previous`, and likewise the worst, so that
     the value holds for whichever of them becomes the preference pair. NaN and ValueError as `kendall`.
     """
     current, previous = shared(current, previous)
@@ -85,16 +85,16 @@ def top_order(current: ArrayLike, previous: ArrayLike) -> Array:
     return np.where(constant(current) | constant(previous), np.nan, agree)
 
 
-def _chunks(prompts: int, answers: int) -> Iterator[slice]:
+def _chunks(prompts: int, responses: int) -> Iterator[slice]:
     """Slices of prompts whose N x N comparisons fit into COMPARISONS_AT_ONCE."""
-    step = max(1, COMPARISONS_AT_ONCE // max(1, answers**2))
+    step = max(1, COMPARISONS_AT_ONCE // max(1, responses**2))
     return (slice(start, start + step) for start in range(0, prompts, step))
 
 
 def _signs(x: Array) -> NDArray[np.int8]:
     """(P, N) -> (N, N, P) int8, entry [i, j, p] = sign(x[p, i] - x[p, j]), 0 where either is NaN.
 
-    Prompts come last so that sums over answers run along contiguous memory; comparing instead of subtracting keeps
+    Prompts come last so that sums over responses run along contiguous memory; comparing instead of subtracting keeps
     infinite rewards in order.
     """
     columns = np.ascontiguousarray(x.T)
@@ -108,8 +108,8 @@ def _gamma(a: ArrayLike, b: ArrayLike, score: Callable[[NDArray[np.int8]], NDArr
     gamma = np.empty(len(a))
     for rows in _chunks(*a.shape):
         u, v = score(_signs(a[rows])), score(_signs(b[rows]))
-        answers = tuple(range(u.ndim - 1))
-        uv, uu, vv = (np.sum(product, axis=answers, dtype=np.float64) for product in (u * v, u * u, v * v))
+        responses = tuple(range(u.ndim - 1))
+        uv, uu, vv = (np.sum(product, axis=responses, dtype=np.float64) for product in (u * v, u * u, v * v))
         with np.errstate(invalid="ignore"):  # a constant ranking is 0 / 0 = NaN, as promised
             gamma[rows] = uv / np.sqrt(uu * vv)
     return gamma

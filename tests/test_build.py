@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from cream.consistency import describe, shuffled
 from cream.errors import UserError
 from cream.files import store
-from cream.pairs.build import MISSING, build, consistencies
+from cream.pairs import PAIRS
+from cream.pairs.build import FEWER_THAN_TWO, Rules, build, consistencies
+from cream.pairs.match import MISSING
 from cream.records import RANKS, Item, Message, Rewards
 
 
@@ -53,8 +55,8 @@ def files(draw):
     return current, draw(st.permutations(previous))
 
 
-def pairs_of(*files, **options):
-    return list(build(*files, **options).pairs)
+def pairs_of(current, previous, rules=None, **options):
+    return list(build(current, previous, rules or Rules(), **options).pairs)
 
 
 def expected(current, previous, keep_truncated):
@@ -76,7 +78,7 @@ def expected(current, previous, keep_truncated):
 @given(files(), st.booleans(), st.sampled_from([1, 3, 1024]))
 def test_pairs_equal_scipy_and_a_loop(pair_of_files, keep_truncated, size):
     current, previous = pair_of_files
-    made = build(current, previous, keep_truncated=keep_truncated, size=size)
+    made = build(current, previous, Rules(keep_truncated=keep_truncated), size=size)
     pairs = list(made.pairs)
     by_uuid = {r.uuid: r for r in previous}
     wanted = {r.uuid: expected(r, by_uuid[r.uuid], keep_truncated) for r in current}
@@ -92,7 +94,7 @@ def test_pairs_equal_scipy_and_a_loop(pair_of_files, keep_truncated, size):
         assert (pair.tau is None) == (c is None)
     assert made.count == len(pairs) == len(current) - made.dropped.total()
     assert made.without_c == sum(pair is not None and pair[2] is None for pair in wanted.values())
-    assert made.answers["answers"] == sum(len(r.response) for r in current)
+    assert made.responses[""] == sum(len(r.response) for r in current)
 
 
 @given(files(), st.data())
@@ -113,25 +115,26 @@ def test_blocks_leave_no_seam(pair_of_files, rank, alone, keep_truncated, oracle
     """Whatever is asked for, blocks of 1 and of 3 prompts give what the whole file at once gives."""
     current, previous = pair_of_files
     previous = None if alone else previous
-    ranking = {"rank": rank, "keep_truncated": keep_truncated}
+    rules = Rules(PAIRS["oracle" if oracle else "extremes"], rank=rank, keep_truncated=keep_truncated)
     labels = {record.uuid: Item(uuid=record.uuid, question="?\nA. x\nB. y", label="A") for record in current}
     outcomes = []
     for size in (1, 3, 1024):
-        own = consistencies(current, previous, **ranking, size=size)
-        dealt = None if seed is None else shuffled(own, seed)
-        made = build(current, previous, **ranking, dealt=dealt, labels=labels if oracle else None, size=size)
+        own = consistencies(current, previous, rules, size=size)
+        reassigned = None if seed is None else shuffled(own, seed)
+        made = build(current, previous, rules, reassigned=reassigned, labels=labels if oracle else None, size=size)
         pairs = list(made.pairs)
-        found, expected = made.consistency, describe(own if seed is None else dealt)
+        found, expected = made.consistency, describe(own if seed is None else reassigned)
         assert (found.n, found.nulls, found.histogram) == (expected.n, expected.nulls, expected.histogram)
         for name in ("mean", "std", "below_half"):
             assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-12)
-        counts = made.count, made.prompts, made.answers, made.dropped, made.without_c, made.lengths.longer_by
+        counts = made.count, made.prompts, made.responses, made.dropped, made.without_c, made.lengths.longer_by
         outcomes.append((pairs, counts, pytest.approx(made.lengths.bias, abs=1e-9)))
     assert outcomes[0][:2] == outcomes[1][:2] == outcomes[2][:2]
     assert made.lengths.bias == outcomes[0][2] == outcomes[1][2]
 
 
-def test_few_records_are_held_at_a_time():
+@pytest.mark.parametrize("name", ["extremes", "all_pairs", "threshold", "random"])
+def test_few_records_are_held_at_a_time(name):
     """Those of the block that is gone through and of the one that is being ranked, however many prompts there are."""
 
     class Watched(Rewards, weakref=True):
@@ -140,13 +143,14 @@ def test_few_records_are_held_at_a_time():
     watched = []
 
     def file(seed):
-        for i, rewards in enumerate(np.random.default_rng(seed).random((200, 3)).tolist()):
+        for i, rewards in enumerate(np.random.default_rng(seed).uniform(0, 9, (200, 3)).tolist()):
             whole = Watched(**msgspec.structs.asdict(record(f"p{i}", rewards)))
             watched.append(weakref.ref(whole))
             yield whole
 
-    held = [sum(w() is not None for w in watched) for _ in build(file(0), file(1), size=4).pairs]
-    assert len(watched) == 400 and len(held) == 200 and max(held) < 3 * 4
+    rules = Rules(PAIRS[name], PAIRS[name].Options())
+    held = [sum(w() is not None for w in watched) for _ in build(file(0), file(1), rules, size=4).pairs]
+    assert len(watched) == 400 and len(held) >= 200 - 20 * (name == "threshold") and max(held) < 3 * 4
 
 
 def test_what_leaves_the_rankings_is_counted():
@@ -154,15 +158,15 @@ def test_what_leaves_the_rankings_is_counted():
     previous = [record("p", [1.0, 7.0, 0.0, 5.0, 9.0, None], ["a", "b", "c", "d", "a", "e"])]
     made = build(current, previous)
     (pair,) = made.pairs  # what is left are a and d
-    assert made.answers == {
-        "answers": 6,
+    assert made.responses == {
+        "": 6,
         "without a reward": 1,
-        "cut at the length limit": 1,
+        "truncated": 1,
         "repeat another": 1,
         "without a reward by the previous model": 1,
     }
     assert (pair.selected_index, pair.rejected_index, pair.consistency) == (3, 0, 1.0)
-    (kept,) = pairs_of(current, previous, keep_truncated=True)
+    (kept,) = pairs_of(current, previous, Rules(keep_truncated=True))
     assert (kept.selected_index, kept.selected_truncated, kept.consistency) == (2, True, pytest.approx(1 / 3))
 
 
@@ -209,8 +213,8 @@ def test_mean_log_probabilities_are_no_reference():
 def test_shuffling_moves_c_and_nothing_else():
     current = [record(f"p{i}", [1.0, 2.0, 3.0]) for i in range(20)]
     previous = [record(f"p{i}", [1.0, 2.0, 3.0] if i < 10 else [3.0, 2.0, 1.0]) for i in range(20)]
-    dealt = shuffled(consistencies(current, previous), seed=1)
-    plain, control = pairs_of(current, previous), pairs_of(current, previous, dealt=dealt, size=3)
+    reassigned = shuffled(consistencies(current, previous), seed=1)
+    plain, control = pairs_of(current, previous), pairs_of(current, previous, reassigned=reassigned, size=3)
     assert [p.consistency for p in plain] == [1.0] * 10 + [0.0] * 10 != [p.consistency for p in control]
     assert sorted(p.consistency for p in control) == [0.0] * 10 + [1.0] * 10
     assert [(p.selected, p.rejected) for p in plain] == [(p.selected, p.rejected) for p in control]
@@ -220,17 +224,17 @@ def test_the_oracle_asks_the_labels():
     texts = ["Answer: 12", "Answer: 7", "So it is 12. Answer: 12", "Answer: 9"]
     labels = {uuid: Item(uuid=uuid, question="3 x 4?", label="12") for uuid in "pq"}
     current = [record("p", [1.0, 9.0, 2.0, 8.0], texts), record("q", [1.0, 2.0], texts[1::2])]
-    made = build(current, current, labels=labels)
+    made = build(current, current, Rules(PAIRS["oracle"]), labels=labels)
     (pair,) = made.pairs
     assert (pair.selected_index, pair.rejected_index, pair.margin) == (2, 3, -6.0)
     assert list(made.dropped.values()) == [1]
     with pytest.raises(UserError, match="'q'"):
-        pairs_of(current, current, labels={"p": labels["p"]})
+        pairs_of(current, current, Rules(PAIRS["oracle"]), labels={"p": labels["p"]})
 
 
 @pytest.mark.parametrize("other", [[], [record("p", [1.0, 2.0], ["a", "other"])], [record("p", [1.0])]])
 def test_other_answers_are_refused_by_uuid(other):
-    with pytest.raises(UserError, match="'p'.*--file2"):
+    with pytest.raises(UserError, match="'p'.*in the previous ranking"):
         pairs_of([record("p", [1.0, 2.0])], other)
 
 
@@ -275,7 +279,7 @@ BAD_ENDS = {
     "malformed and unmatched": ("file2", '{"uuid": "last"\n', "line 1501"),
     "doubled": ("file1", "{first}\n", "'p0' stands there twice"),
     "doubled by the previous model": ("file2", "{first}\n", "'p0' stands there twice"),
-    "missing": ("file1", "{last}\n", "'last' is missing in --file2"),
+    "missing": ("file1", "{last}\n", "'last' is missing in the previous ranking"),
 }
 
 
@@ -304,7 +308,7 @@ def test_what_is_malformed_after_other_answers_does_not_hide_them(tmp_path, stag
     done = stage(file1="file1.jsonl", file2="file2.jsonl", output="pairs.jsonl", **more)
     assert "Traceback" not in done.stderr
     if more:
-        assert done.returncode == 0 and "1 prompts: other answers in --file2" in done.stdout
+        assert done.returncode == 0 and "1 prompts: other responses in the previous ranking" in done.stdout
     else:
         assert done.returncode == 2 and "'q' stands there twice" in done.stderr
 
@@ -344,7 +348,7 @@ def test_the_sidecar_tells_what_only_the_end_knows(tmp_path, stage):
     assert done.returncode == 0, done.stderr
     meta = store.read_json(tmp_path / "pairs.jsonl.meta.json")
     assert (meta["mean_consistency"], meta["without_consistency"]) == (0.0, 1)
-    assert meta["counts"] == {"out": 2, "dropped": {"fewer than two answers": 1}}
+    assert meta["counts"] == {"out": 2, "dropped": {FEWER_THAN_TWO: 1}}
 
 
 def test_results_do_not_depend_on_the_hash_seed(tmp_path, repo):

@@ -56,14 +56,14 @@ def test_an_unknown_rank_names_the_known_ones():
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=30), st.integers(0, 2**32))
 def test_shuffling_keeps_the_values_and_the_nulls_in_place(values, seed):
     c = np.array(values, dtype=float)
-    dealt = shuffled(c, seed)
-    np.testing.assert_array_equal(np.isnan(dealt), np.isnan(c))
-    np.testing.assert_array_equal(np.sort(dealt), np.sort(c))
-    np.testing.assert_array_equal(shuffled(c, seed), dealt)
+    reassigned = shuffled(c, seed)
+    np.testing.assert_array_equal(np.isnan(reassigned), np.isnan(c))
+    np.testing.assert_array_equal(np.sort(reassigned), np.sort(c))
+    np.testing.assert_array_equal(shuffled(c, seed), reassigned)
     np.testing.assert_array_equal(c, np.array(values, dtype=float))  # the argument is left alone
 
 
-def test_shuffling_deals_anew_per_seed():
+def test_each_seed_shuffles_otherwise():
     c = np.linspace(0, 1, 50)
     assert len({tuple(shuffled(c, seed)) for seed in range(5)} | {tuple(c)}) == 6
 

@@ -616,6 +616,9 @@ def test_every_number_has_a_range(cls):
         ("infer.py", "--gpu_memory_utilization 1", "--gpu_memory_utilization 1.01"),
         ("rewarding.py", "--limit_size 1", "--limit_size 0"),
         ("cal_consistency.py", "--shuffle_consistency 0", "--beta 0"),
+        ("make_pairs.py", "--threshold 1 --margin 0", "--threshold 1.01"),
+        ("make_pairs.py", "--threshold 0.5", "--threshold 0.49"),
+        ("make_pairs.py", "--max_pairs_per_prompt 1", "--max_pairs_per_prompt 0"),
     ],
 )
 def test_ranges_of_the_scripts(script, inside, outside):
@@ -633,6 +636,7 @@ def test_a_script_has_no_flag_that_it_does_not_use():
         "infer.py": {"seed", "debug", "overwrite", "dry_run"},
         "rewarding.py": {"debug", "overwrite", "dry_run"},
         "cal_consistency.py": {"overwrite", "dry_run"},
+        "make_pairs.py": {"seed", "overwrite", "dry_run"},
     }
 
 

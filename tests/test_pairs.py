@@ -1,100 +1,300 @@
-"""Pair choice against a plain loop over the definition, one prompt at a time."""
+"""Pair strategies against a plain loop over their definition, one prompt at a time."""
+
+import itertools
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream.pairs import PAIRS, admissible, distinct, extremes, oracle
+from cream.errors import UserError
+from cream.pairs import PAIRS, all_pairs, extremes, oracle, random, threshold
+from cream.pairs.block import Block
+from cream.pairs.build import FEWER_THAN_TWO, NO_MARGIN, Rules, build, usable
+from cream.records import Item, Message, Rewards
 
-NAN = float("nan")
+LABEL = Item(question="Which?\nA. oxygen\nB. neon", label="A")
+VALUE = st.one_of(st.sampled_from([-1.0, 0.0, 2.5, None]), st.floats(-9, 9))
+UUID = st.sampled_from(["p", "p#1", "q", "r", "a long one", "é"])
+
+
+def record(uuid, reward, texts=None, truncated=(), preferences=None, num_tokens=None):
+    prompt = [Message("user", f"Question {uuid}?")]
+    texts = texts or [chr(ord("a") + i) for i in range(len(reward))]
+    return Rewards(
+        uuid=uuid,
+        prompt=prompt,
+        response=[[*prompt, Message("assistant", text)] for text in texts],
+        reward=reward,
+        preferences=preferences,
+        num_tokens=num_tokens,
+        finish_reason=["length" if i in truncated else "stop" for i in range(len(reward))],
+    )
 
 
 @st.composite
-def groups(draw):
-    """P prompts of N answers: rewards (NaN for none), texts, truncated, correct. Ties and equal texts are common."""
-    prompts, answers = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+def prompts(draw, value=VALUE, most=6):
+    """Prompts of up to six responses, graded by the label A: ties, nulls, truncated and equal texts are common."""
+    made = []
+    for uuid in draw(st.lists(UUID, unique=True, min_size=1, max_size=4)):
+        count = draw(st.integers(0, most))
+        rewards, letters = (draw(st.lists(each, min_size=count, max_size=count)) for each in (value, LETTERS))
+        texts = [f"Because {letter}. Answer: {letter[0]}" for letter in letters]
+        made.append(record(uuid, rewards, texts, draw(st.sets(st.integers(0, 5), max_size=2))))
+    return made
 
-    def table(entry):
-        return draw(st.lists(st.lists(entry, min_size=answers, max_size=answers), min_size=prompts, max_size=prompts))
 
-    rewards = table(st.one_of(st.sampled_from([-1.0, 0.0, 2.5, NAN]), st.floats(-9, 9)))
-    return np.array(rewards), table(st.sampled_from("abcde")), table(st.booleans()), table(st.booleans())
+LETTERS = st.sampled_from(["A1", "A2", "A3", "B1", "B2", "B3"])
 
 
-def usable(rewards, texts, truncated):
-    """Indices that may enter a pair, by the definition: rewarded, not truncated, first such answer of its text."""
+@st.composite
+def matrices(draw):
+    """One prompt's rewards and preferences: probabilities that a model states, not always the same in both orders."""
+    count = draw(st.integers(2, 5))
+    p = st.one_of(st.none(), st.sampled_from([0.0, 0.5, 0.7, 1.0]), st.floats(0, 1))
+    rows = [[None if i == j else draw(p) for j in range(count)] for i in range(count)]
+    return record("p", draw(st.lists(st.floats(-9, 9), min_size=count, max_size=count)), preferences=rows)
+
+
+def kept_of(one):
+    """Indices that may enter a pair, by the definition: rewarded, not truncated, first such response of its text."""
     kept = []
-    for i, reward in enumerate(rewards):
-        if reward == reward and not truncated[i] and texts[i] not in [texts[j] for j in kept]:
+    for i, text in enumerate(one.answers()):
+        complete = one.finish_reason[i] == "stop"
+        if one.reward[i] is not None and complete and text not in [one.answers()[j] for j in kept]:
             kept.append(i)
     return kept
 
 
-@given(groups())
-def test_extremes_equal_the_loop(group):
-    rewards, texts, truncated, _ = group
-    choice = PAIRS["extremes"](admissible(rewards, texts, truncated))
-    for p, row in enumerate(rewards.tolist()):
-        kept = usable(row, texts[p], truncated[p])
+def chosen(name, records, options=None, **rules):
+    """{uuid: [(chosen, rejected, confidence), …], or why there is none}, as the strategy's pairs are written."""
+    labels = {one.uuid: LABEL for one in records}
+    found = {}
+    for one in records:  # alone, since a reason has no uuid
+        made = build([one], None, Rules(PAIRS[name], options or PAIRS[name].Options(), **rules), labels=labels)
+        pairs = [(p.selected_index, p.rejected_index, p.consistency) for p in made.pairs]
+        assert made.count == len(pairs) and made.dropped.total() == (not pairs)
+        found[one.uuid] = pairs or next(iter(made.dropped))
+    return found
+
+
+def indices(pairs):
+    return pairs if isinstance(pairs, str) else [pair[:2] for pair in pairs]
+
+
+@given(prompts())
+def test_extremes_equal_the_loop(records):
+    found = chosen("extremes", records)
+    for one in records:
+        kept, reward = kept_of(one), one.reward
         if len(kept) < 2:
-            expected = (-1, -1, extremes.FEWER_THAN_TWO)
-        elif len({row[i] for i in kept}) == 1:
-            expected = (-1, -1, extremes.ALL_EQUAL)
+            expected = FEWER_THAN_TWO
+        elif len({reward[i] for i in kept}) == 1:
+            expected = extremes.ALL_EQUAL
         else:
-            expected = (max(kept, key=row.__getitem__), min(kept, key=row.__getitem__), None)
-        assert (choice.chosen[p], choice.rejected[p], choice.reason[p]) == expected
+            expected = [(max(kept, key=reward.__getitem__), min(kept, key=reward.__getitem__))]
+        assert indices(found[one.uuid]) == expected
 
 
-@given(groups())
-def test_oracle_equals_the_loop(group):
-    rewards, texts, truncated, correct = group
-    choice = PAIRS["oracle"](admissible(rewards, texts, truncated), np.array(correct))
-    for p, row in enumerate(rewards.tolist()):
-        kept = usable(row, texts[p], truncated[p])
-        right, wrong = [i for i in kept if correct[p][i]], [i for i in kept if not correct[p][i]]
+@given(prompts())
+def test_oracle_equals_the_loop(records):
+    found = chosen("oracle", records)
+    for one in records:
+        kept, reward = kept_of(one), one.reward
+        right = [i for i in kept if one.answers()[i].endswith("A")]
+        wrong = [i for i in kept if one.answers()[i].endswith("B")]
         if len(kept) < 2:
-            expected = (-1, -1, extremes.FEWER_THAN_TWO)
+            expected = FEWER_THAN_TWO
         elif not right:
-            expected = (-1, -1, oracle.NONE_CORRECT)
+            expected = oracle.NONE_CORRECT
         elif not wrong:
-            expected = (-1, -1, oracle.NONE_WRONG)
+            expected = oracle.NONE_WRONG
         else:
-            expected = (max(right, key=row.__getitem__), min(wrong, key=row.__getitem__), None)
-        assert (choice.chosen[p], choice.rejected[p], choice.reason[p]) == expected
+            expected = [(max(right, key=reward.__getitem__), min(wrong, key=reward.__getitem__))]
+        assert indices(found[one.uuid]) == expected
 
 
-@given(groups(), st.booleans())
-def test_a_pair_never_has_equal_texts(group, keep_truncated):
-    rewards, texts, truncated, correct = group
-    kept = admissible(rewards, texts, None if keep_truncated else truncated)
-    for choice in (PAIRS["extremes"](kept), PAIRS["oracle"](kept, np.array(correct))):
-        for p in range(len(rewards)):
-            assert choice.reason[p] or texts[p][choice.chosen[p]] != texts[p][choice.rejected[p]]
+def test_the_oracle_overrules_the_reward():
+    texts = ["Answer: B", "Answer: A", "It is B.", "It is A."]
+    (pair,) = oracle.choose(Block([record("p", [5.0, -5.0, 9.0, -9.0], texts)], [[0, 1, 2, 3]], [LABEL]), None)[0]
+    assert pair == (1, 0, None)
+
+
+@given(prompts(), st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.5]), st.floats(0, 9)))
+def test_all_pairs_equal_the_loop(records, margin):
+    found = chosen("all_pairs", records, margin=margin)
+    for one in records:
+        kept, reward = kept_of(one), one.reward
+        pairs = [(i, j) for i in kept for j in kept if reward[i] > reward[j]]
+        wide = [(i, j) for i, j in pairs if margin is None or reward[i] - reward[j] >= margin]
+        if wide:
+            assert sorted(indices(found[one.uuid])) == sorted(wide)
+        else:
+            reasons = (FEWER_THAN_TWO, len(kept) < 2), (all_pairs.ALL_EQUAL, not pairs), (NO_MARGIN, True)
+            assert found[one.uuid] == next(reason for reason, holds in reasons if holds)
+
+
+@given(prompts(), st.floats(0.5, 1))
+def test_threshold_by_rewards_equals_the_loop(records, least):
+    found = chosen("threshold", records, threshold.Options(least))
+    for one in records:
+        kept, pairs = kept_of(one), {}
+        for i, j in itertools.permutations(kept, 2):
+            p = 1 / (1 + math.exp(one.reward[j] - one.reward[i]))
+            if one.reward[i] != one.reward[j] and p > 0.5 and p >= least:
+                pairs[i, j] = pytest.approx(p)
+        if pairs:
+            assert {(i, j): p for i, j, p in found[one.uuid]} == pairs
+        else:
+            assert found[one.uuid] == (FEWER_THAN_TWO if len(kept) < 2 else threshold.NONE_SURE)
+
+
+@given(matrices(), st.floats(0.5, 1))
+def test_threshold_by_preferences_equals_the_loop(one, least):
+    pairs = {}
+    for i, j in itertools.permutations(range(len(one.reward)), 2):
+        there, back = one.preferences[i][j], one.preferences[j][i]
+        known = np.array([np.nan if there is None else there, np.nan if back is None else 1 - back])
+        if not np.isnan(known).all() and (p := np.nanmean(known)) > 0.5 and (p >= least or abs(p - least) < 1e-12):
+            pairs[i, j] = p
+    found = chosen("threshold", [one], threshold.Options(least))["p"]
+    found = {} if isinstance(found, str) else {(i, j): p for i, j, p in found}
+    on_the_edge = {pair for pair, p in pairs.items() if abs(p - least) < 1e-12 or p - 0.5 < 1e-12}
+    assert found.keys() - on_the_edge == pairs.keys() - on_the_edge
+    assert all(p == pytest.approx(pairs[pair]) and p >= least for pair, p in found.items())
+
+
+def test_a_preference_is_the_mean_of_both_orders():
+    """Always the first one shown is no preference; whom the rewards favour is not asked."""
+    biased, sure = [[None, 0.9], [0.9, None]], [[None, 0.2], [0.9, None]]
+    assert chosen("threshold", [record("p", [9.0, 0.0], preferences=biased)]) == {"p": threshold.NONE_SURE}
+    ((i, j, p),) = chosen("threshold", [record("p", [9.0, 0.0], preferences=sure)])["p"]
+    assert (i, j, p) == (1, 0, pytest.approx(0.85))
+    one_order = [[None, 0.2], [None, None]]
+    assert chosen("threshold", [record("p", [9.0, 0.0], preferences=one_order)])["p"] == [(1, 0, 0.8)]
+    unasked = [[None, None], [None, None]]
+    assert chosen("threshold", [record("p", [9.0, 0.0], preferences=unasked)]) == {"p": threshold.NONE_SURE}
+
+
+def test_far_rewards_are_certain_and_no_overflow():
+    assert chosen("threshold", [record("p", [-1e300, 1e300])])["p"] == [(1, 0, 1.0)]
+
+
+@given(prompts(), st.integers(0, 2**32 - 1), st.randoms())
+def test_random_pairs_do_not_depend_on_order_or_company(records, seed, shuffler):
+    def pairs(some):
+        return {p.uuid: (p.selected, p.rejected) for p in build(some, None, Rules(random, random.Options(seed))).pairs}
+
+    whole = pairs(records)
+    assert whole.keys() == {one.uuid for one in records if len(kept_of(one)) > 1}
+    mixed = list(records)
+    shuffler.shuffle(mixed)
+    assert pairs(mixed) == whole == {uuid: pair for one in records for uuid, pair in pairs([one]).items()}
+
+
+def test_random_pairs_are_as_likely_in_each_order_and_change_with_the_seed():
+    records = [record(f"p{i}", [1.0, 2.0, 2.0]) for i in range(3000)]
+    draws = [
+        [(p.selected_index, p.rejected_index) for p in build(records, None, Rules(random, random.Options(seed))).pairs]
+        for seed in (0, 1)
+    ]
+    counts = Counter(draws[0])
+    assert counts.keys() == {*itertools.permutations(range(3), 2)}
+    assert sum((n - 500) ** 2 / 500 for n in counts.values()) < 20.5  # chi-squared of 5 degrees, p = 0.001
+    assert 0.1 < np.mean([a == b for a, b in zip(*draws, strict=True)]) < 0.24  # 1/6 by chance
+
+
+@given(prompts(), st.sampled_from([*PAIRS]), st.one_of(st.none(), st.integers(1, 3)), st.booleans())
+def test_what_holds_of_all_pairs(records, name, most, keep_truncated):
+    rules = Rules(PAIRS[name], PAIRS[name].Options(), most=most, keep_truncated=keep_truncated)
+    made = build(records, None, rules, labels={one.uuid: LABEL for one in records}, size=2)
+    pairs, by_uuid = list(made.pairs), {one.uuid: one for one in records}
+    assert len({pair.uuid for pair in pairs}) == len(pairs) == made.count
+    assert made.dropped.total() + len({pair.prompt[0].content for pair in pairs}) == made.prompts == len(records)
+    found = {}
+    for pair in pairs:
+        source = next(one for one in records if one.prompt == pair.prompt)
+        found.setdefault(source.uuid, []).append(pair)
+        assert pair.selected[-1].content != pair.rejected[-1].content
+        assert pair.selected == source.response[pair.selected_index]
+        assert pair.rejected == source.response[pair.rejected_index]
+        assert pair.margin == source.reward[pair.selected_index] - source.reward[pair.rejected_index]
+        if name in ("extremes", "all_pairs", "threshold"):
+            assert pair.margin > 0
+        assert keep_truncated or not (pair.selected_truncated or pair.rejected_truncated)
+    for uuid, some in found.items():
+        assert [p.uuid for p in some] == [uuid, *(f"{uuid}#{n}" for n in range(2, len(some) + 1))]
+        assert len(some) <= (most or math.inf)
+        order = [(p.consistency if name == "threshold" else 1, p.margin) for p in some]
+        assert order == sorted(order, reverse=True)
+        assert uuid in by_uuid
+
+
+@given(prompts(), st.sampled_from(["all_pairs", "threshold"]), st.integers(1, 3))
+def test_fewer_pairs_of_a_prompt_are_the_first_of_all(records, name, most):
+    """So that a uuid names the same pair, however many are kept; all_pairs' first is that of extremes."""
+    every, few = chosen(name, records), chosen(name, records, most=most)
+    assert few == {uuid: pairs if isinstance(pairs, str) else pairs[:most] for uuid, pairs in every.items()}
+    if name == "all_pairs":
+        one = {uuid: pairs if isinstance(pairs, str) else pairs[:1] for uuid, pairs in every.items()}
+        assert one == chosen("extremes", records)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_prompt_that_is_named_as_a_further_pair_is_refused(order):
+    records = [record("p", [1.0, 2.0, 3.0]), record("p#2", [1.0, 2.0])][::order]
+    for size in (1, 1024):
+        with pytest.raises(UserError, match="'p#2'.*UUID#2"):
+            list(build(records, None, Rules(all_pairs), size=size).pairs)
+    assert [p.uuid for p in build(records, None, Rules(all_pairs, most=1)).pairs] == ["p", "p#2"][::order]
+    assert [p.uuid for p in build(records, None).pairs] == ["p", "p#2"][::order]
+
+
+def test_a_margin_leaves_wide_pairs():
+    one = record("p", [0.0, 1.0, 3.0])
+    assert indices(chosen("all_pairs", [one], margin=2.0)["p"]) == [(2, 0), (2, 1)]
+    assert chosen("extremes", [one], margin=3.5)["p"] == NO_MARGIN
+    lower = record("p", [5.0, 1.0], ["Answer: B", "Answer: A"])
+    assert (
+        indices(chosen("oracle", [lower])["p"]) == [(1, 0)] and chosen("oracle", [lower], margin=0.0)["p"] == NO_MARGIN
+    )
+
+
+def test_a_strategy_states_confidences_or_reads_a_previous_ranking():
+    class Both:
+        __name__, INPUTS = "both", {"rewards": True, "previous": False}
+
+        def choose(self, block, options):
+            return [[(extremes.best_against_worst([2.0, 1.0], [0, 1], [0, 1]))._replace(confidence=0.9)]]
+
+    with pytest.raises(ValueError, match="both reads `previous`.*states its own"):
+        list(build([record("p", [2.0, 1.0])], None, Rules(Both())).pairs)
 
 
 def test_an_equal_text_with_another_reward_does_not_pair_with_itself():
     """Padding noise gives one text two rewards; unfiltered, it was both best and worst."""
-    kept = admissible([[1.0001, 0.5, 1.0]], [["same", "other", "same"]])
-    np.testing.assert_array_equal(kept, [[1.0001, 0.5, NAN]])
-    assert admissible([[1.0001, 1.0]], [["same", "same"]]).tolist()[0][0] == 1.0001
-    assert PAIRS["extremes"](admissible([[1.0001, 1.0]], [["same", "same"]])).reason[0] == extremes.FEWER_THAN_TWO
+    one = record("p", [1.0001, 0.5, 1.0], ["same", "other", "same"])
+    assert usable(one, one.reward, False, Counter()) == [0, 1]
+    assert chosen("extremes", [record("p", [1.0001, 1.0], ["same", "same"])]) == {"p": FEWER_THAN_TWO}
 
 
-def test_the_oracle_overrules_the_reward():
-    choice = oracle.choose(np.array([[5.0, -5.0, 9.0, -9.0]]), np.array([[False, True, False, True]]))
-    assert (choice.chosen[0], choice.rejected[0]) == (1, 0)
+def test_a_repeated_text_counts_where_it_is_first_rewarded_and_whole():
+    one, counts = record("p", [None, 1.0, 2.0, 3.0, 4.0], list("aaaba"), truncated=[1]), Counter()
+    assert usable(one, one.reward, False, counts) == [2, 3]
+    assert counts == {"": 5, "without a reward": 1, "truncated": 1, "repeat another": 1}
+    assert usable(one, one.reward, True, Counter()) == [1, 3]
 
 
-def test_a_repeated_text_counts_where_it_is_first_usable():
-    assert distinct(["a", "a", "b", "a"], [False, True, True, True]) == [False, True, True, False]
-    assert distinct([], []) == []
+def test_what_the_previous_model_did_not_reward_leaves_and_so_do_its_repetitions():
+    one, counts = record("p", [1.0, 2.0, 3.0], list("aab")), Counter()
+    assert usable(one, [None, 5.0, 6.0], False, counts) == [2]
+    assert counts == {"": 3, "without a reward by the previous model": 1, "repeat another": 1}
 
 
-def test_ragged_rows_and_no_prompts():
-    kept = admissible([[1.0, 2.0, NAN], [3.0, NAN, NAN]], [["x", "y"], ["x"]])
-    assert PAIRS["extremes"](kept).reason.tolist() == [None, extremes.FEWER_THAN_TWO]
-    assert PAIRS["extremes"](np.empty((0, 5))).chosen.shape == (0,)
-    assert PAIRS["extremes"](np.empty((2, 0))).reason.tolist() == [extremes.FEWER_THAN_TWO] * 2
-    with pytest.raises(ValueError):
-        admissible([[1.0, 2.0]], [])
+def test_lengths_of_several_pairs_are_of_all_of_them():
+    made = build([record("p", [1.0, 2.0, 4.0], num_tokens=[5, 9, 8])], None, Rules(all_pairs))
+    assert len(list(made.pairs)) == 3
+    assert made.lengths.longer_by == ((8 - 5) + (8 - 9) + (9 - 5)) / 3
+    assert made.lengths.bias == pytest.approx(np.corrcoef([1, 2, 4], [5, 9, 8])[0, 1])

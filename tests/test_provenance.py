@@ -10,6 +10,7 @@ import xxhash
 from cream.errors import UserError
 from cream.files import provenance
 from cream.files.provenance import Provenance
+from cream.pairs.match import MISSING, OTHER
 
 
 def test_fingerprints_are_those_of_xxhash(tmp_path):
@@ -275,18 +276,18 @@ def test_pairs_of_another_policy_are_refused_unless_forced(chain):
     assert "rewarded by --checkpoint" in chain.read("outputs/M4/meta.json")["forced"][0]
 
 
-def test_rankings_of_other_answers_are_refused_unless_forced(chain):
-    """Forced, they are left out, and counted."""
+def test_rankings_of_other_responses_are_refused_unless_forced(chain):
+    """Forced, they are skipped, and counted."""
     previous = chain.read("outputs/p.json")
     first, second = list(previous)[:2]
     previous[first]["response"][0][-1]["content"] += " or so"
     del previous[second]
     chain.write("outputs/other.json", previous)
     command = STAGES[4].replace("p.json", "other.json").replace("pairs.json", "few.json")
-    assert f"record '{first}' has other answers in --file2" in chain.refused(command)
+    assert f"record '{first}' has other responses in the previous ranking" in chain.refused(command)
     out = chain.run(command + " --force").out
-    assert "other answers in --file2" in out and "not in --file2" in out
+    assert OTHER in out and MISSING in out
     meta = chain.read("outputs/few.json.meta.json")
-    assert meta["counts"]["dropped"]["other answers in --file2"] == 1 == meta["counts"]["dropped"]["not in --file2"]
+    assert meta["counts"]["dropped"][OTHER] == 1 == meta["counts"]["dropped"][MISSING]
     assert "2 records of --file1 and --file2 do not match" in meta["forced"]
     assert {first, second}.isdisjoint(chain.read("outputs/few.json"))

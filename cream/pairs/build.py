@@ -1,282 +1,235 @@
-"""Rewarded answers, ranked by the current and the previous model, into preference pairs with their consistency.
+"""Rewarded responses, matched with the previous model's ranking of them, into preference pairs with their consistency.
 
-Prompts go through in blocks. What stays of them is a few sums.
+Prompts go through in blocks; only sums are kept of them.
 """
 
+import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from math import isnan, nan
+from types import ModuleType
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
-import xxhash
 
-from cream.consistency import Description, Tally, consistency
+from cream.consistency import consistency
 from cream.errors import UserError
-from cream.evaluation.tasks import grade
-from cream.files.index import Waiting
-from cream.pairs import PAIRS, admissible
-from cream.pairs.extremes import Choice
-from cream.ranking import Array, constant, padded, shared
+from cream.pairs import extremes
+from cream.pairs.block import Block, Choice
+from cream.pairs.match import matched
+from cream.pairs.report import PairSet
+from cream.ranking import Array, constant, padded
 from cream.records import Item, Pair, Rewards
 
 BLOCK = 1024  # prompts at a time: enough to compute with as arrays, few enough to hold
-MISSING, OTHER = "not in --file2", "other answers in --file2"  # why a record of --file1 has no match
+FEWER_THAN_TWO = "fewer than two responses"
+NO_MARGIN = "no reward difference of --margin"
+NONE_CHOSEN = "the strategy chose none"
+NUMBERED = re.compile(r"#([2-9]|[1-9][0-9]+)\Z")  # how the uuids of a prompt's second and further pairs end
 
 
-class Block(NamedTuple):
-    """P prompts, and both rankings of their answers: rewards (P, N), NaN for an answer that is in neither."""
+@dataclass(frozen=True)
+class Rules:
+    """How pairs are chosen: by a strategy (a module of cream.pairs) with its options; the rank statistic behind c; what
+    may be a pair (`margin`: reward difference of at least this) and how many of a prompt (`most`)."""
+
+    strategy: ModuleType = extremes
+    options: object = None
+    rank: str = "kendall"
+    keep_truncated: bool = False
+    margin: float | None = None
+    most: int | None = None
+
+    @property
+    def ranked(self) -> bool:
+        """Whether a pair has its prompt's c, not a confidence that the strategy states."""
+        return "previous" in self.strategy.INPUTS
+
+
+CREAM = Rules()
+
+
+class Ranked(NamedTuple):
+    """P prompts with their usable responses (indices; in both rankings), and how far the rankings of these agree."""
 
     records: list[Rewards]
-    first: Array  # by the current model
-    second: Array  # by the previous model
+    usable: list[list[int]]
     c: Array  # (P,), and the statistic behind it
     statistic: Array
-    answers: dict[str, int]  # in all, and left out of the rankings by reason
-
-
-@dataclass
-class Lengths:
-    """What rewards have to do with lengths in scored tokens, over the ranked answers to prompts that have a pair."""
-
-    known: bool = True  # no record without them so far
-    pairs: int = 0
-    longer: float = 0.0  # tokens, chosen minus rejected, summed over pairs
-    products: Array = field(default_factory=lambda: np.zeros(3))  # sums of xx, xy, yy: reward x and length y, centred
-
-    def add(self, block: Block, choice: Choice) -> None:
-        """Count in a block; rewards and lengths are centred per prompt."""
-        self.known &= all(record.num_tokens is not None for record in block.records)
-        rows = np.flatnonzero(choice.chosen >= 0)
-        if not self.known or not len(rows):
-            return
-        rewards, lengths = shared(block.first, padded([record.num_tokens for record in block.records]))
-        self.pairs += len(rows)
-        self.longer += float((lengths[rows, choice.chosen[rows]] - lengths[rows, choice.rejected[rows]]).sum())
-        x, y = (a[rows] - np.nanmean(a[rows], axis=1, keepdims=True) for a in (rewards, lengths))
-        self.products += [np.nansum(x * x), np.nansum(x * y), np.nansum(y * y)]
-
-    @property
-    def longer_by(self) -> float | None:
-        """Tokens by which chosen answers are longer than rejected ones on average; None where lengths are unknown."""
-        return self.longer / self.pairs if self.known and self.pairs else None
-
-    @property
-    def bias(self) -> float | None:
-        """Pearson's r of reward and length within prompts; None where lengths are unknown or do not vary."""
-        xx, xy, yy = self.products
-        return float(xy / np.sqrt(xx * yy)) if self.known and xx * yy > 0 else None
-
-
-@dataclass
-class PairSet:
-    """Pairs in the order of the prompts, and what became of every answer and prompt.
-
-    `pairs` makes them as it is gone through, once. All else tells of the prompts that it has been through, so of the
-    whole when it has ended: `prompts`, how many; `c`, sums of theirs; `answers`, in all and left out of the rankings by
-    reason; `dropped`, prompts without a pair by reason; `unmatched`, records of only one file, which are no prompts
-    here; `without_c`, prompts whose previous ranking is constant.
-    """
-
-    pairs: Iterator[Pair] = iter(())
-    prompts: int = 0
-    c: Tally = field(default_factory=Tally)
-    unmatched: Counter[str] = field(default_factory=Counter)
-    answers: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)
-    without_c: int = 0
-    lengths: Lengths = field(default_factory=Lengths)
-
-    @property
-    def consistency(self) -> Description:
-        """Statistics of `c`."""
-        return self.c.description
-
-    @property
-    def count(self) -> int:
-        """Prompts with a pair."""
-        return self.prompts - self.dropped.total()
+    without_c: int  # prompts whose previous ranking alone is constant
 
 
 def build(
     current: Iterable[Rewards],
     previous: Iterable[Rewards] | None,
+    rules: Rules = CREAM,
     *,
-    rank: str = "kendall",
     labels: Mapping[str, Item] | None = None,
-    dealt: Array | None = None,
-    keep_truncated: bool = False,
+    reassigned: Array | None = None,
     summed: bool = True,
     allow: Container[str] = (),
     check: Callable[[], object] = lambda: None,
     size: int = BLOCK,
 ) -> PairSet:
-    """Pairs drawn from `current`'s ranking, each with c from its agreement with `previous` (None: c = 1 everywhere).
+    """Pairs of `current`'s responses; of a prompt those with the highest confidence first, then of the largest margin.
 
-    Answers without a reward in either, cut at the length limit, or repeating another, leave both rankings. `labels`
-    (by uuid) chooses as the Oracle does; `dealt` (P,) stands in place of the prompts' own c's; `summed` says that
-    `score` holds summed log-probabilities. Going through the pairs raises UserError (uuid) unless both hold the same
-    answers, but for the reasons in `allow` (MISSING, OTHER), for which records are left out. Uuids of `current` are
-    unique; where one of `previous` may stand there twice, because not all of its records match, `check` is called: it
-    raises if so.
+    `consistency` is the prompt's c, from the agreement with `previous` (None: c = 1 everywhere), or what the strategy
+    states (`Rules.ranked`). A prompt's second pair has the uuid `<uuid>#2`, and so on. Responses without a reward in
+    either ranking, truncated, or repeating another, are in neither. `labels` (by uuid) for a strategy that reads them;
+    `reassigned` (P,) in place of the prompts' own c's; `summed`: `score` holds summed log-probabilities.
+
+    Going through the pairs raises UserError (uuid) where a label is missing, a prompt has the uuid of another's further
+    pair, or both do not hold the same responses; for the reasons in `allow` (MISSING, OTHER) such records are skipped.
+    Uuids of `current` are unique; `check` is called where `previous` may have one twice: it raises if so.
     """
-    made = PairSet()
-    blocks = _ranked(_matched(current, previous, allow, check, made.unmatched), rank, keep_truncated, size)
-    made.pairs = _draw(made, blocks, labels, dealt, summed)
+    made = PairSet(own=not rules.ranked)
+    blocks = _blocks(matched(current, previous, allow, check, made.unmatched), rules, made.responses, size)
+    made.pairs = _draw(made, blocks, rules, labels, reassigned, summed)
     return made
 
 
 def consistencies(
     current: Iterable[Rewards],
     previous: Iterable[Rewards] | None,
+    rules: Rules = CREAM,
     *,
-    rank: str = "kendall",
-    keep_truncated: bool = False,
     allow: Container[str] = (),
     check: Callable[[], object] = lambda: None,
     size: int = BLOCK,
 ) -> Array:
     """The prompts' own c's (P,), NaN where there is none, as `build` has them: a pass without pairs."""
     values = array("d")
-    for block in _ranked(_matched(current, previous, allow, check, Counter()), rank, keep_truncated, size):
+    for block in _blocks(matched(current, previous, allow, check, Counter()), rules, Counter(), size):
         values.extend(block.c)
     return np.asarray(values)
 
 
-def _ranked(
-    matched: Iterator[tuple[Rewards, list[float | None]]], rank: str, keep_truncated: bool, size: int
-) -> Iterator[Block]:
-    while both := list(islice(matched, size)):
-        records, others = map(list, zip(*both, strict=True))
-        rewards = padded([record.reward for record in records])
-        cut = None if keep_truncated else _truncated(records, rewards.shape)
-        usable = admissible(rewards, [record.answers() for record in records], cut)
-        first, second = shared(usable, padded(others))
-        answers = _count(records, rewards, usable, first, cut)
-        yield Block(records, first, second, *consistency(first, second, rank), answers)
-
-
-def _matched(
-    current: Iterable[Rewards],
-    previous: Iterable[Rewards] | None,
-    allow: Container[str],
-    check: Callable[[], object],
-    unmatched: Counter[str],
-) -> Iterator[tuple[Rewards, list[float | None]]]:
-    """Each current record, and the previous model's rewards of the same answers (None: the current ones again).
-
-    Both are gone through in step. A record of `previous` that comes before its turn waits for it: none where both have
-    one order. Those that have no match for a reason in `allow` are left out, and counted in `unmatched`.
-    """
-    if previous is None:
-        yield from ((record, record.reward) for record in current)
-        return
-    current, previous, waiting = iter(current), iter(previous), Waiting()
-    spare = 0  # records of `previous` without a match. If there are none, its uuids are those of `current`: each once
-    for record in current:
-        match = waiting.take(record.uuid)
-        spare -= match is not None
-        while match is None and (other := next(previous, None)):
-            if other.uuid == record.uuid:
-                match = _answers(other), other.reward
-            else:
-                waiting.add(other.uuid, [_answers(other), other.reward])
-                spare += 1
-        reason = MISSING if match is None else OTHER if match[0] != _answers(record) else None
-        if reason is None:
-            yield record, match[1]
-        elif reason in allow:
-            unmatched[reason] += 1
+def usable(record: Rewards, previous: Sequence[float | None], keep_truncated: bool, counts: Counter[str]) -> list[int]:
+    """Indices of a record's responses that may enter a pair: rewarded by both models (`previous`: the other's rewards),
+    complete, each text once, where it is first rewarded. `counts` gets all (""), and the others by reason."""
+    ended = record.finish_reason or ["stop"] * len(record.response)
+    kept, texts = [], set()
+    for i, text in enumerate(record.answers()):
+        if record.reward[i] is None:
+            reason = "without a reward"
+        elif ended[i] == "length" and not keep_truncated:
+            reason = "truncated"
+        elif text in texts:
+            reason = "repeat another"
         else:
-            _count_rest(current)  # a uuid that stands there twice would be the true reason, and is told by the end
-            check()
-            said = "is missing" if reason == MISSING else "has other answers"
-            raise UserError(f"record {record.uuid!r} {said} in --file2; both files must rank the same samples")
-    spare += _count_rest(previous)  # further records are no mistake, malformed ones are
-    if spare:
-        check()
+            texts.add(text)
+            if previous[i] is not None:
+                kept.append(i)
+                continue
+            reason = "without a reward by the previous model"
+        counts[reason] += 1
+    counts[""] += len(record.response)
+    return kept
 
 
-def _answers(record: Rewards) -> str:
-    """Stands for the answers that a record ranks."""
-    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(record.response))
-
-
-def _count_rest(records: Iterator[Rewards]) -> int:
-    return sum(1 for _ in records)
+def _blocks(
+    both: Iterator[tuple[Rewards, list[float | None]]], rules: Rules, counts: Counter[str], size: int
+) -> Iterator[Ranked]:
+    while some := list(islice(both, size)):
+        records = [record for record, _ in some]
+        kept = [usable(record, other, rules.keep_truncated, counts) for record, other in some]
+        if not rules.ranked:
+            yield Ranked(records, kept, *np.full((2, len(some)), nan), 0)
+            continue
+        first, second = (
+            padded([rewards[i] for i in indices] for rewards, indices in zip(side, kept, strict=True))
+            for side in ([record.reward for record in records], [other for _, other in some])
+        )
+        without = int((constant(second) & ~constant(first)).sum())
+        yield Ranked(records, kept, *consistency(first, second, rules.rank), without)
 
 
 def _draw(
-    made: PairSet, blocks: Iterable[Block], labels: Mapping[str, Item] | None, dealt: Array | None, summed: bool
+    made: PairSet,
+    blocks: Iterable[Ranked],
+    rules: Rules,
+    labels: Mapping[str, Item] | None,
+    reassigned: Array | None,
+    summed: bool,
 ) -> Iterator[Pair]:
+    numbered, several = None, False  # the uuid of a prompt that may be that of a further pair; whether there are any
     for block in blocks:
-        c = block.c if dealt is None else dealt[made.prompts :][: len(block.c)]
-        if labels is None:
-            choice = PAIRS["extremes"](block.first)
-        else:
-            choice = PAIRS["oracle"](block.first, _correct(block.records, labels, block.first.shape))
+        c = block.c if reassigned is None else reassigned[made.prompts :][: len(block.c)]
         made.prompts += len(c)
-        made.c.add(c)
-        made.answers.update(block.answers)
-        made.dropped.update(reason for reason in choice.reason if reason)
-        made.without_c += int((constant(block.second) & ~constant(block.first)).sum())
-        made.lengths.add(block, choice)
-        for i in np.flatnonzero(choice.chosen >= 0):
-            chosen, rejected = int(choice.chosen[i]), int(choice.rejected[i])
-            yield _pair(block.records[i], chosen, rejected, c[i], block.statistic[i], summed)
+        made.without_c += block.without_c
+        chosen = []
+        for record, found in zip(block.records, _choose(block, rules, labels), strict=True):
+            if isinstance(found, str):
+                made.dropped[found] += 1
+                found = []
+            chosen.append(found)
+            several |= len(found) > 1
+            numbered = numbered or (NUMBERED.search(record.uuid) and record.uuid)
+            if numbered and several:
+                raise UserError(
+                    f"record {numbered!r}: a prompt's second and further pairs are named UUID#2, UUID#3 …, so no "
+                    "prompt may have such a uuid; give it another one, or --max_pairs_per_prompt 1"
+                )
+        made.lengths.add(block.records, block.usable, chosen)
+        stated = [nan if pair.confidence is None else pair.confidence for pairs in chosen for pair in pairs]
+        made.c.add(c if rules.ranked else stated)
+        for i, pairs in enumerate(chosen):
+            for number, pair in enumerate(pairs, 1):
+                made.count += 1
+                confidence = float(c[i]) if rules.ranked else pair.confidence
+                yield _pair(block.records[i], number, pair, confidence, float(block.statistic[i]), summed)
 
 
-def _truncated(records: list[Rewards], shape: tuple[int, int]) -> Array:
-    cut = np.zeros(shape, dtype=bool)
-    for i, record in enumerate(records):
-        if record.finish_reason and "length" in record.finish_reason:
-            cut[i, : len(record.finish_reason)] = [reason == "length" for reason in record.finish_reason]
-    return cut
+def _choose(block: Ranked, rules: Rules, labels: Mapping[str, Item] | None) -> Iterator[list[Choice] | str]:
+    """Per prompt its pairs, in the order in which they are written, or why it has none."""
+    items = None if labels is None else [_label(labels, record.uuid) for record in block.records]
+    rows = [i for i, kept in enumerate(block.usable) if len(kept) > 1]
+    parts = ([part[i] for i in rows] if part else None for part in (block.records, block.usable, items))
+    found = iter(rules.strategy.choose(Block(*parts), rules.options))
+    for record, kept in zip(block.records, block.usable, strict=True):
+        pairs = next(found) if len(kept) > 1 else FEWER_THAN_TWO
+        yield pairs if isinstance(pairs, str) else _best(record.reward, pairs, rules)
 
 
-def _correct(records: list[Rewards], labels: Mapping[str, Item], shape: tuple[int, int]) -> Array:
-    correct = np.zeros(shape, dtype=bool)
-    for i, record in enumerate(records):
-        if (item := labels.get(record.uuid)) is None:
-            raise UserError(f"--labels: there is no item {record.uuid!r}; every prompt needs its label")
-        for j, text in enumerate(record.answers()):
-            correct[i, j] = grade(item.question, item.label, text)[1]
-    return correct
+def _best(reward: list[float], pairs: list[Choice], rules: Rules) -> list[Choice] | str:
+    def margin(pair: Choice) -> float:
+        return reward[pair.chosen] - reward[pair.rejected]
+
+    if rules.ranked and any(pair.confidence is not None for pair in pairs):
+        raise ValueError(f"{rules.strategy.__name__} reads `previous`, whose c is the confidence, and states its own")
+    kept = [pair for pair in pairs if rules.margin is None or margin(pair) >= rules.margin]
+    kept.sort(  # the rewards themselves tell equal differences, which may be rounded, apart
+        key=lambda p: (-(p.confidence or 0), -margin(p), -reward[p.chosen], reward[p.rejected])
+    )
+    return kept[: rules.most] or (NO_MARGIN if pairs else NONE_CHOSEN)
 
 
-def _count(records: list[Rewards], rewards: Array, usable: Array, ranked: Array, cut: Array | None) -> dict[str, int]:
-    answers = sum(len(record.response) for record in records)
-    rewarded = ~np.isnan(rewards)
-    cut_count = 0 if cut is None else int((cut & rewarded).sum())
-    left = int((~np.isnan(usable)).sum())
-    repeated = int(rewarded.sum()) - cut_count - left
-    return {
-        "answers": answers,
-        "without a reward": answers - int(rewarded.sum()),
-        "cut at the length limit": cut_count,
-        "repeat another": repeated,
-        "without a reward by the previous model": left - int((~np.isnan(ranked)).sum()),
-    }
+def _label(labels: Mapping[str, Item], uuid: str) -> Item:
+    if uuid not in labels:
+        raise UserError(f"--labels: there is no item {uuid!r}; every prompt needs its label")
+    return labels[uuid]
 
 
-def _pair(record: Rewards, chosen: int, rejected: int, c: float, statistic: float, summed: bool) -> Pair:
-    cut = record.finish_reason or ["stop"] * len(record.response)
+def _pair(record: Rewards, number: int, pair: Choice, c: float | None, statistic: float, summed: bool) -> Pair:
+    chosen, rejected, _ = pair
+    ended = record.finish_reason or ["stop"] * len(record.response)
+    logps = record.score if summed else None
     return Pair(
-        uuid=record.uuid,
+        uuid=record.uuid if number == 1 else f"{record.uuid}#{number}",
         prompt=record.prompt,
         selected=record.response[chosen],
         rejected=record.response[rejected],
-        consistency=None if np.isnan(c) else float(c),
-        tau=None if np.isnan(statistic) else float(statistic),
+        consistency=None if c is None or isnan(c) else c,
+        tau=None if isnan(statistic) else statistic,
         selected_index=chosen,
         rejected_index=rejected,
         margin=record.reward[chosen] - record.reward[rejected],
-        selected_logp=record.score[chosen] if summed else None,
-        rejected_logp=record.score[rejected] if summed else None,
-        selected_truncated=cut[chosen] == "length",
-        rejected_truncated=cut[rejected] == "length",
+        selected_logp=logps and logps[chosen],
+        rejected_logp=logps and logps[rejected],
+        selected_truncated=ended[chosen] == "length",
+        rejected_truncated=ended[rejected] == "length",
         extra=record.extra,
     )

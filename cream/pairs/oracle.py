@@ -1,29 +1,34 @@
-"""The Oracle baseline: labels say which answers are right, rewards only choose among the right and among the wrong.
+"""The Oracle baseline: labels say which responses are correct, rewards only choose among the correct and the wrong.
 
-The paper's Oracle ranks with an external reward model (arXiv 2410.12735); here the label itself is asked, the upper
+The paper's Oracle ranks with an external reward model (arXiv 2410.12735); here the label itself decides, the upper
 bound of such a model.
 """
 
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
-from cream.pairs.extremes import FEWER_THAN_TWO, Choice, best_against_worst
-from cream.ranking import Array
+from cream.evaluation.tasks import grade
+from cream.pairs.block import Block, Choice, best_against_worst
 
-NONE_CORRECT = "no correct answer"
-NONE_WRONG = "no wrong answer"
+INPUTS = {"rewards": True, "previous": False, "labels": True}
+NONE_CORRECT = "no correct response"
+NONE_WRONG = "no wrong response"
 
 
-def choose(rewards: Array, correct: NDArray[np.bool_]) -> Choice:
-    """The best-rewarded correct answer against the worst-rewarded wrong one; the first of ties wins.
+@dataclass
+class Options:
+    """--strategy oracle"""
 
-    rewards (P, N), NaN marks answers that may not be chosen; correct (P, N) bool. A pair stands even when the wrong
-    answer has the higher reward: that is what the Oracle knows better.
-    """
-    right, wrong = np.where(correct, rewards, np.nan), np.where(correct, np.nan, rewards)
-    reasons = {
-        NONE_WRONG: np.isnan(wrong).all(axis=1),
-        NONE_CORRECT: np.isnan(right).all(axis=1),
-        FEWER_THAN_TWO: np.sum(~np.isnan(rewards), axis=1) < 2,
-    }
-    return best_against_worst(right, wrong, reasons)
+
+def choose(block: Block, options: Options) -> list[list[Choice] | str]:
+    """The highest-rewarded correct response against the lowest-rewarded wrong one, even where that has the higher
+    reward: the Oracle knows better. The first of ties wins."""
+    found = []
+    for record, usable, item in zip(block.records, block.usable, block.labels, strict=True):
+        texts = record.answers()
+        correct = [i for i in usable if grade(item.question, item.label, texts[i])[1]]
+        wrong = [i for i in usable if i not in correct]
+        if correct and wrong:
+            found.append([best_against_worst(record.reward, correct, wrong)])
+        else:
+            found.append(NONE_WRONG if correct else NONE_CORRECT)
+    return found

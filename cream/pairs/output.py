@@ -1,0 +1,164 @@
+"""Files of rewards -> a file of pairs: what cal_consistency.py and make_pairs.py have in common."""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cream.cli import console, names, preflight
+from cream.cli.flags import flag
+from cream.consistency import shuffled
+from cream.errors import UserError
+from cream.evaluation.tasks import Question
+from cream.files import journal, store
+from cream.pairs.build import Rules, build, consistencies
+from cream.pairs.match import MISSING, OTHER
+from cream.pairs.report import PairSet
+from cream.records import RANKS, Rewards, encode
+
+log = logging.getLogger("cream")
+KINDS = {"rewards": Rewards, "previous": Rewards, "labels": Question}
+
+
+@dataclass
+class PairOutput:
+    """Pairs"""
+
+    rank: str | None = flag(None, "agreement of two rankings; none: kendall", choices=RANKS)
+    keep_truncated: bool = flag(False, "let truncated responses into pairs")
+    beta: float = flag(0.1, "for the printed margin cap logit(C) / beta only", above=0, decides=False)
+    output: str | None = flag(
+        None,
+        "file; none: beside the rewards, their name with .<rank>.dpo.json (make_pairs.py: .<strategy>.dpo.json)",
+        aliases=("output_dir",),
+        decides=False,
+    )
+    register: str | None = flag(None, "name under which the pairs enter configs/dataset.json", decides=False)
+
+    def path(self, rewards: Path, suffix: str) -> Path:
+        """The output's file."""
+        return Path(self.output or rewards.with_name(f"{rewards.name.partition('.json')[0]}.{suffix}.dpo.json"))
+
+
+class Inputs:
+    """The files that pairs are made of: `paths` by role (rewards, previous, labels; those that are given), `flags` how
+    the script calls them, `about` the sidecar of the rewards ({} without one).
+
+    `run` is the script's group of that name. Raises UserError where a file is not what its sidecar describes, or
+    current and previous rewards are the same.
+    """
+
+    def __init__(self, run, flags: Mapping[str, str], files: Mapping[str, str | None]):
+        self.run, self.flags = run, flags
+        self.paths = {role: Path(files[role]) for role in flags if files[role] is not None}
+        self.provenance = run.provenance()
+        for role, path in self.paths.items():
+            add = self.provenance.file if role == "labels" else self.provenance.output
+            about = add(flags[role], path)
+            if role == "rewards":
+                self.about = about
+        hashes = self.provenance.inputs
+        if "previous" in self.paths and hashes[flags["previous"]] == hashes[flags["rewards"]]:
+            first, second = flags["rewards"], flags["previous"]
+            raise UserError(f"--{second} is --{first}: every C would be 1; give no --{second} for plain self-rewarding")
+
+    @property
+    def summed(self) -> bool:
+        """Whether `score` holds log-probabilities, summed over a response: only these may become DPO's reference."""
+        return bool(self.about.get("scored")) and self.about["settings"].get("normalize") == "sum"
+
+    def read(self, role: str, **how) -> Iterator | None:
+        """The records of a role's file; None where there is none."""
+        path = self.paths.get(role)
+        return path and store.read(path, KINDS[role], skip=self.run.skip, **how)
+
+    def rejected(self) -> Iterator[dict]:
+        """The malformed records of all files."""
+        return (bad for role, path in self.paths.items() for bad in store.rejected(path, KINDS[role]))
+
+    def pairs(self, rules: Rules, shuffle: int | None) -> PairSet:
+        """The pairs of these files; with the seed `shuffle` their c's are reassigned among the prompts."""
+
+        def check():
+            if not self.run.skip:  # duplicates are skipped otherwise
+                store.check_unique(self.paths["previous"])
+
+        def files():
+            return self.read("rewards"), self.read("previous", unique=False)
+
+        allow = (MISSING, OTHER) if self.run.force else (MISSING,) if self.run.skip else ()
+        reassigned = None
+        if shuffle is not None:  # a pass of its own: every c must be known before the first is reassigned
+            reassigned = shuffled(consistencies(*files(), rules, allow=allow, check=check), shuffle)
+        labels = {item.uuid: item for item in self.read("labels")} if "labels" in self.paths else None
+        how = {"labels": labels, "reassigned": reassigned, "summed": self.summed}
+        return build(*files(), rules, **how, allow=allow, check=check)
+
+
+def write(
+    inputs: Inputs,
+    rules: Rules,
+    target: Path,
+    settings: dict,
+    flags: PairOutput,
+    registry: tuple[Path, Mapping[str, str]],
+    *,
+    method: str | None,
+    shuffle: int | None = None,
+    **facts,
+) -> None:
+    """Make the pairs, report on them, register them, and say how training goes on.
+
+    `settings` are those of the output, `registry` its file and the built-in names beside it. `method`: which C training
+    is to use; None: the strategy's own confidences, else the mean of the c's, 1 without a previous ranking. `facts`
+    join the sidecar. Raises UserError where there is not one pair.
+    """
+    run, policy = inputs.run, inputs.about.get("policy")
+    output = journal.Output(target, settings, inputs.provenance, overwrite=run.overwrite)
+    if flags.register:
+        names.check_free(registry[0], flags.register, target, overwrite=run.overwrite, known=registry[1])
+    rows = _rows(inputs, rules, shuffle, output, flags.beta, method)
+    if run.dry_run:
+        deque(rows, maxlen=0)
+        read = ", ".join(map(str, inputs.paths.values()))
+        log.info("dry run: would read %s and write %s; nothing was written", read, target)
+        return
+    if output.stands:
+        log.info("%s is up to date (same settings and inputs); skipping", target)
+    else:
+        preflight.room(target, 0.2 * inputs.paths["rewards"].stat().st_size, "the pairs")
+        with output:
+            output.finish(rows, policy=policy, scored=inputs.about.get("scored"), **facts)
+    if flags.register:
+        names.register(registry[0], flags.register, target, overwrite=run.overwrite)
+        log.info("registered as %s in %s", flags.register, registry[0].name)
+    log.info("pairs: %s\nnext, training on them, from the policy that the rewards are of:", target)
+    start = {"model": policy["model"], "checkpoint": policy["checkpoint"]} if policy else {"checkpoint": "CHECKPOINT"}
+    log.info("  %s", console.command("train.py", **start, name=flags.register or target, method=method))
+
+
+def _rows(
+    inputs: Inputs, rules: Rules, shuffle: int | None, output: journal.Output, beta: float, method: str | None
+) -> Iterator[dict]:
+    """The pairs as they are made; then the report on them, and their part of the sidecar."""
+    made = inputs.pairs(rules, shuffle)
+    yield from map(encode, made.pairs)
+    made.report(beta)
+    if not made.count:
+        rewards = inputs.paths["rewards"]
+        raise UserError(f"{rewards}: no pair can be made of it, for the reasons above; nothing was written")
+    if inputs.run.skip:
+        output.reject(inputs.rejected())
+    output.dropped += made.dropped + made.unmatched
+    if made.unmatched and inputs.run.force:
+        files = " and ".join(f"--{inputs.flags[role]}" for role in ("rewards", "previous"))
+        output.provenance.object(f"{made.unmatched.total()} records of {files} do not match")
+    by_default = "consistency_avg" if "previous" in inputs.paths else "original"
+    if made.own and made.consistency.n:
+        by_default = "consistency_dyn"
+    output.facts = {
+        "method": method or by_default,
+        "mean_consistency": made.consistency.mean,
+        "without_consistency": made.without_c,
+    }

@@ -1,0 +1,104 @@
+"""What became of prompts and responses while pairs were made, and what the pairs are like."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cream.consistency import Description, Tally, margin_cap
+from cream.pairs.block import Choice
+from cream.ranking import Array, padded
+from cream.records import Pair, Rewards
+
+log = logging.getLogger("cream")
+
+
+@dataclass
+class Lengths:
+    """How rewards go with lengths in scored tokens, over the usable responses to prompts that have a pair."""
+
+    known: bool = True  # no record without them so far
+    pairs: int = 0
+    longer: float = 0.0  # tokens, chosen minus rejected, summed over pairs
+    products: Array = field(default_factory=lambda: np.zeros(3))  # sums of xx, xy, yy: reward x and length y, centred
+
+    def add(self, records: Sequence[Rewards], usable: Sequence[list[int]], pairs: Sequence[list[Choice]]) -> None:
+        """Count a block of prompts, each with its pairs; rewards and lengths are centred per prompt."""
+        self.known &= all(record.num_tokens is not None for record in records)
+        rows = [row for row in zip(records, usable, pairs, strict=True) if row[2]]
+        if not self.known or not rows:
+            return
+        for record, _, some in rows:
+            self.pairs += len(some)
+            self.longer += sum(record.num_tokens[pair.chosen] - record.num_tokens[pair.rejected] for pair in some)
+        both = (padded([getattr(r, name)[i] for i in kept] for r, kept, _ in rows) for name in ("reward", "num_tokens"))
+        x, y = (values - np.nanmean(values, axis=1, keepdims=True) for values in both)
+        self.products += [np.nansum(x * x), np.nansum(x * y), np.nansum(y * y)]
+
+    @property
+    def longer_by(self) -> float | None:
+        """Tokens by which chosen responses are longer than rejected ones on average; None where lengths are unknown."""
+        return self.longer / self.pairs if self.known and self.pairs else None
+
+    @property
+    def bias(self) -> float | None:
+        """Pearson's r of reward and length within prompts; None where lengths are unknown or do not vary."""
+        xx, xy, yy = self.products
+        return float(xy / np.sqrt(xx * yy)) if self.known and xx * yy > 0 else None
+
+
+@dataclass
+class PairSet:
+    """Pairs in the order of the prompts, and what became of every response and prompt.
+
+    `pairs` yields them once; all else is of the prompts that it has been through, so of all when it has ended.
+    """
+
+    pairs: Iterator[Pair] = iter(())
+    prompts: int = 0
+    count: int = 0  # pairs
+    dropped: Counter[str] = field(default_factory=Counter)  # prompts without a pair, by reason
+    unmatched: Counter[str] = field(default_factory=Counter)  # records of one file only: no prompts here
+    responses: Counter[str] = field(default_factory=Counter)  # in all (""), and those that enter no pair, by reason
+    c: Tally = field(default_factory=Tally)  # of the prompts; of the confidences of the pairs, if `own`
+    own: bool = False  # whether the strategy states confidences of its own
+    without_c: int = 0  # prompts with a constant previous ranking
+    lengths: Lengths = field(default_factory=Lengths)
+
+    @property
+    def consistency(self) -> Description:
+        """Statistics of `c`."""
+        return self.c.description
+
+    def report(self, beta: float) -> None:
+        """Log it; `beta` is that of the margin cap."""
+        reasons = (f"{count} {reason}" for reason, count in self.responses.items() if reason)
+        log.info("%s", ", ".join([f"{self.responses['']} responses", *reasons]))
+        paired = self.prompts - self.dropped.total()
+        log.info("%d pairs%s", self.count, "" if paired == self.count else f" from {paired} prompts")
+        for reason, count in (self.dropped + self.unmatched).items():
+            log.info("  no pair from %d prompts: %s", count, reason)
+        if self.without_c:
+            text = "  %d prompts without c (the previous ranking is constant): training takes the mean"
+            log.info(text, self.without_c)
+        if (longer_by := self.lengths.longer_by) is not None:
+            bias = "undefined" if self.lengths.bias is None else f"{self.lengths.bias:+.2f}"
+            log.info("chosen responses are %+.1f tokens longer; reward and length correlate by %s", longer_by, bias)
+        self._report_consistency(beta)
+
+    def _report_consistency(self, beta: float) -> None:
+        c, of = self.consistency, "pairs" if self.own else "prompts"
+        if c.mean is None:
+            log.info("no %s has a consistency", of[:-1])
+            return
+        spread = "undefined" if c.std is None else f"{c.std:.3f}"
+        below = 100 * c.below_half
+        text = "C of %d %s: mean %.3f, standard deviation %s, below 1/2: %.1f %%"
+        log.info(text, c.n, of, c.mean, spread, below)
+        for i, count in enumerate(c.histogram):
+            log.info("  %.1f  %6d  %s", i / 10, count, "#" * round(40 * count / max(c.histogram)))
+        cap = float(margin_cap(c.mean, beta))
+        text = "with beta %g the mean C lets a pair's log-ratio margin grow to logit(C) / beta = %.3g nats"
+        log.info(text, beta, cap)

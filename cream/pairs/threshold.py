@@ -1,0 +1,54 @@
+"""Pseudo-labels: pairs that the rewarding model is sure of, with its probability as their confidence.
+
+With Bradley-Terry rewards P(i is better than j) = sigmoid(r_i - r_j) (semi-supervised reward modelling, arXiv
+2409.06903, keeps such predictions above a threshold); a model that compared the responses states P itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from math import exp
+
+from cream.cli.flags import flag
+from cream.pairs.block import Block, Choice
+from cream.records import Rewards
+
+INPUTS = {"rewards": True}  # no previous ranking: the confidence is the model's own
+NONE_SURE = "no pair as sure as --threshold"
+
+
+@dataclass
+class Options:
+    """--strategy threshold"""
+
+    threshold: float = flag(
+        0.7, "pairs whose confidence, a probability above 1/2, is at least this are kept", low=0.5, high=1
+    )
+
+
+def choose(block: Block, options: Options) -> list[list[Choice] | str]:
+    """All pairs with a confidence of at least the threshold, chosen being what the model prefers; 1/2 is no pair."""
+    found = []
+    for record, usable in zip(block.records, block.usable, strict=True):
+        pairs = (Choice(i, j, p) for i, j, p in _preferences(record, usable) if p > 0.5 and p >= options.threshold)
+        found.append(list(pairs) or NONE_SURE)
+    return found
+
+
+def _preferences(record: Rewards, usable: list[int]) -> Iterator[tuple[int, int, float]]:
+    """(i, j, P(i is better than j) >= 1/2) of every two responses that the model compared.
+
+    From the record's `preferences` where it has them: the mean over both orders of presentation, or the one that there
+    is. Else from the rewards.
+    """
+    for i, j in combinations(usable, 2):
+        if record.preferences is None:
+            if record.reward[i] < record.reward[j]:
+                i, j = j, i
+            yield i, j, 1 / (1 + exp(min(0.0, record.reward[j] - record.reward[i])))
+            continue
+        orders = [record.preferences[i][j], record.preferences[j][i]]
+        known = [p for p in (orders[0], None if orders[1] is None else 1 - orders[1]) if p is not None]
+        if known:
+            p = sum(known) / len(known)
+            yield (i, j, p) if p >= 0.5 else (j, i, 1 - p)

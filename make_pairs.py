@@ -1,0 +1,102 @@
+"""Rewards -> preference pairs, by any strategy: --strategy extremes, oracle, all_pairs, threshold or random.
+
+A pair's `consistency` is how far training may trust it: the prompt's c from the agreement with --previous, as
+cal_consistency.py has it (1 without a previous ranking); with --strategy threshold the probability of the pseudo-label.
+A prompt's second pair has the uuid UUID#2, and so on: the most confident first, then that of the largest margin.
+"""
+
+from dataclasses import dataclass
+
+from config import DATASET_FILES, DATASETS, METHODS, Run, group, settings
+from cream.cli import console
+from cream.cli.flags import chosen, deciding, flag, one_of, parse
+from cream.errors import UserError
+from cream.pairs import PAIRS
+from cream.pairs.build import Rules
+from cream.pairs.output import Inputs, PairOutput, write
+
+EXAMPLE = """\
+  pseudo-labels  python make_pairs.py --strategy threshold --rewards REWARDS.json --threshold 0.8
+  all of CREAM's python make_pairs.py --strategy all_pairs --rewards CURRENT.json --previous PREVIOUS.json --margin 0.5
+  control        python make_pairs.py --strategy random --rewards REWARDS.json --seed 1"""
+
+Strategies = one_of({name: strategy.Options for name, strategy in PAIRS.items()})
+
+
+@dataclass
+class Choosing:
+    """Choice of pairs"""
+
+    strategy: str | None = flag(
+        None,
+        "extremes: best against worst; oracle: best correct against worst wrong, by --labels; all_pairs: all that "
+        "differ in reward; threshold: all that the model is sure of; random: a control",
+        choices=tuple(PAIRS),
+    )
+    rewards: str | None = flag(None, "rewards, as rewarding.py writes them", decides=False)
+    previous: str | None = flag(None, "rewards of the same responses by the previous model, for c", decides=False)
+    labels: str | None = flag(None, "questions with labels, matched by uuid", decides=False)
+    method: str | None = flag(
+        None,
+        "which C training is to use, recorded for train.py; none: consistency_avg with --previous, consistency_dyn "
+        "where the strategy states confidences, else original",
+        choices=METHODS,
+    )
+    margin: float | None = flag(None, "smallest reward difference, chosen minus rejected; none: any", low=0)
+    max_pairs_per_prompt: int | None = flag(
+        None, "pairs kept of a prompt, the most confident and then those of the largest margin; none: all", low=1
+    )
+
+
+@dataclass
+class PairsConfig:
+    """make_pairs.py"""
+
+    choosing: Choosing = group(Choosing)
+    options: Strategies = group(Strategies)
+    pairs: PairOutput = group(PairOutput)
+    run: Run = group(Run)
+
+
+@console.stage
+def main(argv=None):
+    config = parse(PairsConfig, argv, description=__doc__, example=EXAMPLE)
+    c, p = config.choosing, config.pairs
+    if c.strategy is None:
+        raise UserError(f"--strategy is missing: one of {', '.join(PAIRS)}")
+    options = chosen(config.options, c.strategy, "--strategy")
+    files = {role: getattr(c, role) for role in ("rewards", "previous", "labels")}
+    _check(c, p, {role for role, path in files.items() if path is not None})
+    inputs = Inputs(config.run, {role: role for role in files}, files)
+    rank = p.rank or "kendall"
+    write(
+        inputs,
+        Rules(PAIRS[c.strategy], options, rank, p.keep_truncated, c.margin, c.max_pairs_per_prompt),
+        p.path(inputs.paths["rewards"], c.strategy),
+        settings(config, *deciding(config.options)) | deciding(options),
+        p,
+        (DATASETS, DATASET_FILES),
+        method=c.method,
+        strategy=c.strategy,
+        rank=rank if c.previous else None,
+    )
+
+
+def _check(c: Choosing, p: PairOutput, given: set[str]) -> None:
+    """Raises UserError where files do not fit the strategy, or a flag would decide nothing."""
+    wanted = PAIRS[c.strategy].INPUTS
+    problems = [f"it needs --{role}" for role, needed in wanted.items() if needed and role not in given]
+    problems += [f"it does not read --{role}" for role in sorted(given - wanted.keys())]
+    if "previous" in given - wanted.keys():
+        problems[-1] += ", for it states the confidence of its pairs itself"
+    if "previous" not in given:
+        if p.rank is not None:
+            problems.append("--rank compares two rankings, and needs --previous")
+        if "previous" in wanted and c.method not in (None, "original"):
+            problems.append(f"--method {c.method} needs --previous; without it C is 1 everywhere")
+    if problems:
+        raise UserError(f"--strategy {c.strategy}: {'; '.join(problems)}. It reads --{', --'.join(wanted)}")
+
+
+if __name__ == "__main__":
+    main()
