@@ -245,7 +245,7 @@ def test_the_loop(workspace):
     assert len(printed) == 30 and workspace.state() == before
     first = workspace.run(loop)
     assert stages(first.out) == printed
-    assert first.out.count("stands already") == 6  # of the second recipe: M0, M1 and its training, round 1's rankings
+    assert first.out.count("same settings") == 6  # of the second recipe: M0, M1 and its training, round 1's rankings
     check_table(workspace, first.out)
     for made in (
         "base/M1/meta.json",
@@ -257,7 +257,7 @@ def test_the_loop(workspace):
 
     before = workspace.state()
     again = workspace.run(loop)
-    assert again.out.count("stands already") == 30 and workspace.state() == before
+    assert again.out.count("same settings") == 30 and workspace.state() == before
     check_table(workspace, again.out)
 
     for command in stages(workspace.run(loop + " --dry_run --output_root alone").out)[:15]:

@@ -206,7 +206,7 @@ MISTAKES = {
         f"cal_consistency.py --file1 {REWARDS[0]} --output outputs/x.json --register Tiny_SFT",
         "built-in name of localdata/tiny/sft.json",
     ),
-    "over kept scores": (REWARD + " --output outputs/sampling.scores.jsonl", "log-probabilities are kept there"),
+    "over the score cache": (REWARD + " --output outputs/sampling.scores.jsonl", "log-probabilities are cached there"),
     "unknown checkpoint": (SAMPLE.replace("tiny_m1", "tiny_m9") + " outputs/x.json", "did you mean tiny_m"),
     "unknown model": ("infer.py --device cpu --model tinny --name tiny_prompt_1", "did you mean tiny?"),
     "unknown dataset": (SAMPLE.replace("prompt_1", "promt_1") + " outputs/x.json", "did you mean tiny_prompt_1"),
