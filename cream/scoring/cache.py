@@ -1,9 +1,9 @@
 """The score cache: log-probabilities that a checkpoint once gave, in a file beside the samples or pairs.
 
-`<stem>.scores.jsonl` is only ever appended to: a line holds the responses to one prompt under one checkpoint. A value is
-found again by all that it depends on: the checkpoint's content, the response's token ids, the dtype, the kind of device,
-and SCORER, which stands for the code. A length limit is not among them: no response is ever truncated. Each line carries
-a hash of itself: one that was changed is not believed.
+`<stem>.scores.jsonl` is only ever appended to: a line holds the responses to one prompt under one checkpoint. A value
+is found again by all that it depends on: the checkpoint's content, the response's token ids, the dtype, the kind of
+device, and SCORER, which stands for the code. A length limit is not among them: no response is ever truncated. Each
+line carries a hash of itself: one that was changed is not believed.
 """
 
 import fcntl
@@ -92,7 +92,7 @@ class Scores:
                 file.write(data)
         except OSError as error:  # what was computed is in its output all the same
             if not self._refused:
-                log.warning("%s: scores are not cached, a later pass computes them again: %s", self.path, error.strerror)
+                log.warning("%s: scores are not cached; a later pass computes them: %s", self.path, error.strerror)
             self._refused = True
 
 

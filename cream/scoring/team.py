@@ -175,7 +175,7 @@ def _agree(model: Local, device: torch.device) -> None:
 
 
 def _check_plan(folder: Path, device: torch.device, size: int) -> None:
-    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities tensor-parallel as whole."""
+    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities in parts as whole."""
     try:
         parts = LogProbs(load_policy(folder, torch.float32, device, slices=size, first=True), share=False)
         cut = [p for p in parts.parameters() if getattr(p, "placements", None) and p.to_local().shape != p.shape]
@@ -190,8 +190,8 @@ def _check_plan(folder: Path, device: torch.device, size: int) -> None:
         apart = f"{type(error).__name__}: {error}"
     if apart:
         raise UserError(
-            f"{FLAG} {size}: the library's plan for {folder} does not give the same model in parts as whole, by a probe "
-            f"of its first layers: {apart}"
+            f"{FLAG} {size}: the library's plan for {folder} does not give the same model as one device, by a probe of "
+            f"its first layers: {apart}"
         )
     parts = whole = None
     gc.collect()  # a tensor-parallel layer refers to itself
