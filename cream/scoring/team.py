@@ -175,7 +175,7 @@ def _agree(model: Local, device: torch.device) -> None:
 
 
 def _check_plan(folder: Path, device: torch.device, size: int) -> None:
-    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities in parts as whole."""
+    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities in parts."""
     try:
         parts = LogProbs(load_policy(folder, torch.float32, device, slices=size, first=True), share=False)
         cut = [p for p in parts.parameters() if getattr(p, "placements", None) and p.to_local().shape != p.shape]
