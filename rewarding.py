@@ -111,9 +111,9 @@ def _begin(config: RewardConfig, source: Path, target: Path, reward: str, normal
     for folder in folders.values():
         check_folder(folder)
         if config.cluster.tensor_parallel_size > 1:
-            from cream.model.load import check_slices
+            from cream.model.load import check_tp_size
 
-            check_slices(folder, config.cluster.tensor_parallel_size)
+            check_tp_size(folder, config.cluster.tensor_parallel_size)
     provenance = config.run.provenance()
     made = provenance.output("input_file", source)
     config.model.add_template(provenance)

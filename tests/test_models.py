@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from cream.errors import UserError
 from cream.files import folders
 from cream.files.fingerprints import fingerprint
-from cream.model.checkpoint import context_length, length_limit, save_policy, stored_dtype
+from cream.model.checkpoint import context_length, length_limit, save, stored_dtype
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.model.lora import adapter_merged, add_lora, merged
 from cream.model.precision import choose_precision
@@ -132,7 +132,7 @@ def more_layers(folder):
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected one object"),
         (lambda folder: (folder / "config.json").write_text("{}"), "cannot be loaded"),
-        (shard_outside, "'../model.safetensors' is no file of the folder's own"),
+        (shard_outside, "'../model.safetensors' is not a file in this folder"),
         (tensor_elsewhere, "model.safetensors lacks 1 tensors: a"),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "weight_map"),
     ],
@@ -206,7 +206,7 @@ def test_the_fingerprint_is_of_what_decides_the_output(copied, tiny_folder):
 def test_a_saved_folder_loads_with_any_tool(tiny_folder, tiny_tokenizer, tmp_path, dtype):
     model, folder = load(tiny_folder), tmp_path / "checkpoint-1"
     for step in (1, 2):  # the second replaces the first
-        save_policy(model, tiny_tokenizer, folder, dtype, {"kind": "policy", "step": step})
+        save(model, tiny_tokenizer, folder, dtype, {"step": step})
     assert json.loads((folder / "cream.json").read_text())["step"] == 2
     assert stored_dtype(folder) == (dtype or torch.float32)
     assert len(load_file(folder / "model.safetensors")) == len(load_file(tiny_folder / "model.safetensors"))  # tied

@@ -13,7 +13,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.journal import Output
 from cream.files.provenance import Provenance
-from cream.model.checkpoint import save_policy
+from cream.model.checkpoint import save
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.records import Message, Rewards, Samples
 from cream.rewards import dpo, likelihood, passes
@@ -51,7 +51,7 @@ def trained(tiny_folder, tmp_path_factory):
             parameter += 0.02 * torch.randn_like(parameter)
     folder = tmp_path_factory.mktemp("rewards") / "trained"
     tokenizer = load_tokenizer(tiny_folder)
-    save_policy(model, tokenizer, folder, None, {"kind": "policy"})
+    save(model, tokenizer, folder, None, {})
     return folder
 
 
@@ -209,7 +209,7 @@ def test_broken_weights_give_no_reward(tiny_folder, tmp_path):
     """NaN would win both argmax and argmin."""
     model = load_policy(tiny_folder, torch.float32, CPU)
     model.model.norm.weight.data[:] = float("nan")
-    save_policy(model, load_tokenizer(tiny_folder), tmp_path / "broken", None, {"kind": "policy"})
+    save(model, load_tokenizer(tiny_folder), tmp_path / "broken", None, {})
     found, _ = reward(likelihood, "mean", [tmp_path / "broken"], tmp_path / "x.json", records()[:2])
     assert [record.reward for record in found] == [[None], [None, None]]
     assert found[0].reason == ["not a finite number"]
