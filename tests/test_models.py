@@ -1,6 +1,7 @@
 """Model folders: what is refused, what a saved one holds, and adapters that start, merge and unmerge exactly."""
 
 import json
+import logging
 import os
 import shutil
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from cream.errors import UserError
 from cream.files import folders
 from cream.files.fingerprints import fingerprint
+from cream.files.provenance import fingerprint_text, read_kind
 from cream.model.checkpoint import context_length, length_limit, save, stored_dtype
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.model.lora import adapter_merged, add_lora, merged
@@ -182,6 +184,22 @@ def test_a_chat_template_file_replaces_the_folders(copied, tmp_path):
     assert load_tokenizer(copied, file).chat_template == template
     with pytest.raises(UserError, match="absent.jinja"):
         load_tokenizer(copied, tmp_path / "absent.jinja")
+
+
+def test_a_checkpoint_says_its_text_format_and_another_one_is_warned_of(tiny_folder, tiny_tokenizer, tmp_path, caplog):
+    """By a hash; the template that is saved with it is the one, as a base model's always is."""
+    folder, file = tmp_path / "checkpoint-1", tmp_path / "mine.jinja"
+    save(load(tiny_folder), tiny_tokenizer, folder, None, {})
+    assert read_kind(folder)["chat_template"] == fingerprint_text(tiny_tokenizer.chat_template)
+    file.write_text(tiny_tokenizer.chat_template)
+    logging.getLogger("cream").propagate = True
+    for same in (load_chat(folder), load_chat(folder, file), load_chat(tiny_folder, file)):
+        assert same.tokenizer.chat_template == tiny_tokenizer.chat_template
+    assert not caplog.records
+    file.write_text(tiny_tokenizer.chat_template.replace("+ '>' +", "+ '> ' +"))
+    load_chat(folder, file)
+    (line,) = caplog.messages
+    assert line == f"{folder}: was trained on another chat template than {file}"
 
 
 def test_a_chat_stops_at_the_models_own_ends(copied):

@@ -358,11 +358,17 @@ def test_a_head_that_transformers_does_not_have_is_named(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "about", [{"kind": 7}, {"kind": "critic"}, {"head": {"outputs": "one", "reads": "last_token"}}]
+    "about, message",
+    [
+        ({"kind": 7}, "cream.json: is damaged"),
+        ({"kind": "critic"}, "cream.json: is damaged"),
+        ({"head": {"outputs": "one", "reads": "last_token"}}, "cream.json: is damaged"),
+        ({"head": {"outputs": 1, "reads": "last_token"}}, "its head has 3 outputs, by cream.json 1"),
+    ],
 )
-def test_a_damaged_kind_is_refused(reward_folder, about):
+def test_a_damaged_kind_is_refused(reward_folder, about, message):
     (reward_folder / "cream.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match="cream.json: is damaged"):
+    with pytest.raises(UserError, match=message):
         load(reward_folder, REWARD_MODEL, torch.float32, CPU)
 
 

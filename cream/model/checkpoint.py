@@ -94,5 +94,5 @@ def describe(model, tokenizer) -> dict:
     if kind == REWARD_MODEL:
         about["head"] = {"outputs": model.config.num_labels, "reads": reads}
     if tokenizer.chat_template:
-        about["chat_template"] = fingerprint_text(tokenizer.chat_template)
+        about["chat_template"] = fingerprint_text(tokenizer.get_chat_template())
     return about

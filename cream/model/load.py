@@ -2,6 +2,7 @@
 
 import logging
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ def load_chat(folder: Path, chat_template: Path | None = None):
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
     tokenizer = load_tokenizer(folder, chat_template)
     chat = Chat(tokenizer, [eos] if isinstance(eos, int) else eos or [], chat_template)
-    if read_kind(folder).get("chat_template") not in (None, fingerprint_text(tokenizer.chat_template)):
+    if read_kind(folder).get("chat_template") not in (None, fingerprint_text(tokenizer.get_chat_template())):
         log.warning("%s: was trained on another chat template than %s", folder, chat_template or "the one in it now")
     return chat
 
@@ -74,8 +75,7 @@ def load(
     """A transformers model of this kind, POLICY or REWARD_MODEL, in evaluation mode, every dropout 0 (a policy must
     equal its own reference at the first step). Raises UserError for a folder of another kind, or that it cannot load.
 
-    new_head: a reward model from the folder of a policy, its head drawn from N(0, 1 / (hidden size + 1)) (arXiv
-    2009.01325, appendix B.1) by torch's generator, its bias 0.
+    new_head: a reward model from the folder of a policy, its head drawn by torch's generator as in arXiv 2009.01325.
     tp_size > 1: each of so many processes of torch.distributed gets its part of every layer, by the library's plan
     (`check_tp_size`); the head stays whole. first: the first layers alone, of each kind one at least.
     """
@@ -108,9 +108,15 @@ def load(
         advice = f" ({TRUST})" if "trust_remote_code" in str(error) else ""
         what = "a language model" if kind == POLICY else "a reward model"
         raise UserError(f"{folder}: cannot be loaded as {what}: {error}{advice}") from None
-    missing = set(report["missing_keys"])
     if new_head:
-        missing -= _init_head(model)
+        _init_head(model)
+    _check_loaded(folder, model, kind, report, new_head, first)
+    return model.to(device).eval()
+
+
+def _check_loaded(folder: Path, model, kind: str, report: dict, new_head: Head | None, first: bool) -> None:
+    """Raises UserError unless the weights of a folder were those of the model, as far as it matters."""
+    missing = {name for name in report["missing_keys"] if not (new_head and name.startswith(f"{head_name(model)}."))}
     if missing := sorted(missing):  # the library would go on with random ones
         raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
     if not first and (unused := sorted(report["unexpected_keys"])):
@@ -120,7 +126,9 @@ def load(
         if kind == REWARD_MODEL and any(not name.startswith("lm_head.") for name in unused):
             raise UserError(f"{message}; without them {type(model).__name__} would give other rewards")
         log.warning("%s", message)
-    return model.to(device).eval()
+    recorded = {} if new_head or kind == POLICY else read_kind(folder).get("head", {})
+    if (outputs := recorded.get("outputs", model.config.num_labels)) != model.config.num_labels:
+        raise UserError(f"{folder}: its head has {model.config.num_labels} outputs, by cream.json {outputs}")
 
 
 def _auto_class(folder: Path, config, kind: str, new_head: Head | None):
@@ -135,20 +143,23 @@ def _auto_class(folder: Path, config, kind: str, new_head: Head | None):
     if type(config) not in found._model_mapping and not remote_code():
         raise UserError(
             f"{folder}: transformers has no {found.__name__.removeprefix('AutoModelFor')} for models of type "
-            f"{config.model_type}, so that a reward model on one cannot be read at the {(reads or 'last_token')}"
+            f"{config.model_type}, so that a reward model on one cannot be read at the {reads or 'last_token'}"
         )
     return found
 
 
-def _init_head(model) -> set[str]:
-    """Draw a new head; returns the names of its weights."""
-    name = head_name(model)
-    head = getattr(model, name)
-    with torch.no_grad():
+def _init_head(model) -> None:
+    """Draw a new head: weights from N(0, 1 / (hidden size + 1)), bias 0."""
+    head = getattr(model, head_name(model))
+    whole = nullcontext()
+    if hasattr(head.weight, "ds_id"):  # in shards (ZeRO-3)
+        import deepspeed
+
+        whole = deepspeed.zero.GatheredParameters(list(head.parameters()), modifier_rank=0)
+    with torch.no_grad(), whole:
         head.weight.normal_(0, (head.in_features + 1) ** -0.5)
         if head.bias is not None:
             head.bias.zero_()
-    return {f"{name}.{part}" for part, _ in head.named_parameters()}
 
 
 def _attention(config) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from cream.model.backbone import Backbone, run
 from cream.model.batches import Batch, Group
 from cream.model.hardware import Budget
-from cream.model.head import picked, token_log_probs
+from cream.model.head import target_log_probs, token_log_probs
 
 
 class LogProbs(Backbone):
@@ -45,7 +45,7 @@ class LogProbs(Backbone):
         output = self.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=columns, use_cache=False
         )
-        return picked(output.logits[batch.source // width, place], batch.target)
+        return target_log_probs(output.logits[batch.source // width, place], batch.target)
 
     def per_response(self, batch: Batch) -> Sequence[torch.Tensor]:
         """Each response's summed log π, nats."""
