@@ -314,12 +314,12 @@ def _begin(config: InferConfig, data: list[Path], target: Path, *idle: str, exam
         log.info("%s stands already, made by the same settings from the same inputs", target)
     if config.run.dry_run:
         log.info("dry run: nothing was written")
-    from cream.model.load import check_slices, load_chat, load_tokenizer
+    from cream.model.load import check_tp_size, load_chat, load_tokenizer
 
     g = config.generation
     if g.scoring == "loglikelihood":
-        if (slices := config.cluster.tensor_parallel_size) > 1:
-            check_slices(folder, slices)
+        if (tp_size := config.cluster.tensor_parallel_size) > 1:
+            check_tp_size(folder, tp_size)
         if g.prompt_format == "plain":
             return output, Plain(load_tokenizer(folder))
     return output, load_chat(folder, config.model.template())

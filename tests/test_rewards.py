@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from cream import engines
 from cream.errors import UserError
@@ -17,7 +17,7 @@ from cream.evaluation.tasks import grade
 from cream.files import store
 from cream.files.journal import Output
 from cream.files.provenance import Provenance
-from cream.model.checkpoint import save_policy
+from cream.model.checkpoint import save
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.records import Message, Rewards, Samples
 from cream.rewards import dpo, labels, likelihood, passes
@@ -55,7 +55,7 @@ def trained(tiny_folder, tmp_path_factory):
             parameter += 0.02 * torch.randn_like(parameter)
     folder = tmp_path_factory.mktemp("rewards") / "trained"
     tokenizer = load_tokenizer(tiny_folder)
-    save_policy(model, tokenizer, folder, None, {"kind": "policy"})
+    save(model, tokenizer, folder, None, {})
     return folder
 
 
@@ -230,7 +230,7 @@ def test_broken_weights_give_no_reward(tiny_folder, tmp_path):
     """NaN would win both argmax and argmin."""
     model = load_policy(tiny_folder, torch.float32, CPU)
     model.model.norm.weight.data[:] = float("nan")
-    save_policy(model, load_tokenizer(tiny_folder), tmp_path / "broken", None, {"kind": "policy"})
+    save(model, load_tokenizer(tiny_folder), tmp_path / "broken", None, {})
     found, _ = reward(likelihood, "mean", [tmp_path / "broken"], tmp_path / "x.json", records()[:2])
     assert [record.reward for record in found] == [[None], [None, None]]
     assert found[0].reason == ["not a finite number"]
@@ -432,11 +432,10 @@ class Options(completions.Options):
     """Rewards by a judge (judge)"""
 
     judge: str | None = flag(None, "the judge's folder; none: M0", decides=False)
-    judge_kind: str = flag("policy", "what it must be", choices=("policy", "reward_model"))
 
 
 def passes(options):
-    return [Pass("judge", model="judge", worker="completions", kind=options.judge_kind)]
+    return [Pass("judge", model="judge", worker="completions")]
 
 
 def requests(role, sample, options):
@@ -451,14 +450,45 @@ def combine(sample, results, options):
 '''
 
 
+ATTRIBUTES = '''
+"""The outputs of a reward model with two heads; the first is the reward."""
+
+from dataclasses import dataclass
+
+from cream.cli.flags import flag
+from cream.rewards.base import GroupReward
+from cream.scoring import logprobs
+from cream.scoring.driver import Pass
+
+
+@dataclass
+class Options(logprobs.Options):
+    """Rewards by a reward model (attributes)"""
+
+    reward_model: str | None = flag(None, "its folder", decides=False)
+
+
+def passes(options):
+    return [Pass("judge", model="reward_model", worker="heads", kind="reward_model")]
+
+
+def combine(sample, results, options):
+    (read,) = results["judge"]
+    return GroupReward([o and o[0] for o in read.outputs], read.reason, parts={"outputs": read.outputs})
+'''
+
+
 @pytest.fixture(scope="module")
 def own_sources(world):
     rewards = world.folder / "cream/rewards"
     (rewards / "pairwise.py").write_text(PAIRWISE)
     (rewards / "judge.py").write_text(JUDGE)
+    (rewards / "attributes.py").write_text(ATTRIBUTES)
     listing = (rewards / "__init__.py").read_text()
-    listing = listing.replace("import dpo, ", "import judge, pairwise, dpo, ")
-    listing = listing.replace("REWARDS = {", 'REWARDS = {"pairwise": pairwise, "judge": judge, ')
+    listing = listing.replace("import dpo, ", "import attributes, judge, pairwise, dpo, ")
+    listing = listing.replace(
+        "REWARDS = {", 'REWARDS = {"pairwise": pairwise, "judge": judge, "attributes": attributes, '
+    )
     (rewards / "__init__.py").write_text(listing)
     return world
 
@@ -530,9 +560,30 @@ def test_a_source_that_lets_a_model_write(own_sources):
     assert world.read("outputs/judge.json.meta.json")["inputs"].keys() == {"input_file", "judge"}
 
 
-def test_a_model_of_the_wrong_kind_is_refused(own_sources):
-    world = own_sources
-    shutil.copytree(world.folder / "assets/tiny_m0", world.folder / "outputs/trained")
-    world.write("outputs/trained/cream.json", {"kind": "policy"})
-    command = f"{REWARD} judge --judge outputs/trained --judge_kind reward_model --output outputs/x.json"
-    assert "--judge outputs/trained: is a policy, where a reward_model is needed" in world.refused(command)
+def test_a_source_that_reads_a_reward_model(own_sources):
+    """Its outputs are those of transformers' own forward pass over each response alone."""
+    world, folder = own_sources, own_sources.folder / "outputs/reward_model"
+    shutil.copytree(world.folder / "assets/tiny_m0", folder)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2, dtype=torch.float32)
+    model.score.weight.data.normal_()
+    model.save_pretrained(folder)
+    command = f"{REWARD} attributes --reward_model outputs/reward_model --max_length 36"
+    done = world.run(f"{command} --output outputs/attributes.json")
+    assert "2 have no reward: longer than 36 tokens" in done.out
+    chat, skipped = load_chat(folder), 0
+    for record in store.read(world.folder / "outputs/attributes.json", Rewards):
+        rows = chat.answers(record.prompt, record.answers(), [True] * 3)
+        for row, reward, outputs in zip(rows, record.reward, record.parts["outputs"], strict=True):
+            if len(row) > 36:
+                skipped += 1
+                assert reward is None and outputs is None
+                continue
+            with torch.no_grad():
+                wanted = model(torch.tensor([row.ids])).logits[0].tolist()
+            assert outputs == pytest.approx(wanted, abs=1e-4) and reward == outputs[0]
+    assert skipped == 2
+    assert world.read("outputs/attributes.json.meta.json")["inputs"].keys() == {"input_file", "judge"}
+    error = world.refused(command.replace("outputs/reward_model", "assets/tiny_m0") + " --output outputs/x.json")
+    assert "expected a reward model, found a policy" in error
+    assert "found a reward model" in world.refused(f"{REWARD} dpo --checkpoint outputs/reward_model")

@@ -23,7 +23,7 @@ from cream.errors import UserError
 from cream.files.fingerprints import fingerprint
 from cream.files.raw import unsealed
 from cream.files.store import read
-from cream.model.checkpoint import save_policy
+from cream.model.checkpoint import save
 from cream.model.hardware import Budget
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.model.logprobs import LogProbs, score
@@ -288,7 +288,7 @@ def test_what_is_not_a_finite_number_is_not_kept(folder, tmp_path):
     path = tmp_path / "s.scores.jsonl"
     model = load_policy(folder, torch.float32, CPU)
     model.model.norm.weight.data[:] = float("nan")
-    save_policy(model, load_tokenizer(folder), tmp_path / "broken", None, {"kind": "policy"})
+    save(model, load_tokenizer(folder), tmp_path / "broken", None, {})
     (found,) = Rewarding(tmp_path / "broken", path)([group()])
     assert found.logprob == [None] * 4 and found.reason == ["not a finite number"] * 4
     assert not path.exists() or path.read_bytes() == b""

@@ -16,14 +16,14 @@ from cream.files import store
 from cream.files.journal import Keys, Output
 from cream.records import Message, Rewards, Samples, encode
 from cream.rewards.base import GroupReward
-from cream.scoring import completions, driver, logprobs
+from cream.scoring import completions, driver, heads, logprobs
 from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.driver import Model, Pass
 from cream.scoring.logprobs import Group
 from cream.scoring.pool import Pool
 
 log = logging.getLogger("cream")
-WORKERS = {"logprobs": logprobs, "completions": completions}
+WORKERS = {"logprobs": logprobs, "heads": heads, "completions": completions}
 TOGETHER = 256  # groups whose log-probabilities are cached, then journaled, at once
 SOURCES = {"computed": "computed", "cached": "from the score cache", "sampler": "from the sampler"}
 Read = Callable[[], Iterable[Samples]]

@@ -65,14 +65,11 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], templ
     Raises UserError where one of them is damaged or of the wrong kind, or does not fit the others.
     """
     for p in run.passes:
-        folder = folders[p.role]
-        check_folder(folder)
-        if (kind := read_kind(folder).get("kind", p.kind)) != p.kind:
-            raise UserError(f"--{p.model} {folder}: is a {kind}, where a {p.kind} is needed")
+        check_folder(folders[p.role], p.kind)
         if group > 1:
-            from cream.model.load import check_slices
+            from cream.model.load import check_tp_size
 
-            check_slices(folder, group)
+            check_tp_size(folders[p.role], group)
     made = provenance.output("input_file", run.path)
     if folders:
         template(provenance)

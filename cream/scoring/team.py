@@ -25,24 +25,27 @@ import torch.distributed as dist
 from cream.cli import console
 from cream.errors import UserError, out_of_memory
 from cream.model import hardware
+from cream.model.backbone import beyond_rounding, probe
 from cream.model.batches import Group
 from cream.model.hardware import Budget
 from cream.model.load import load_policy
-from cream.model.logprobs import LogProbs, beyond_rounding, probe, score
+from cream.model.logprobs import LogProbs, score
 from cream.scoring import network
 
 FLAG = "--tensor_parallel_size"
 
 
 class Local:
-    """The model in `folder` on this process's device, or its part of it, of `slices`.
+    """The model in `folder` on this process's device, or its part of it, of `tp_size`.
 
     `max_tokens` bounds a batch; None: as many as fit in memory.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, max_tokens: int | None, slices: int = 1):
-        self.model = LogProbs(load_policy(folder, dtype, device, slices=slices))
-        self.budget = hardware.budget(max_tokens, self.model.policy, device, training=False)
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: torch.device, max_tokens: int | None, tp_size: int = 1
+    ):
+        self.model = LogProbs(load_policy(folder, dtype, device, tp_size=tp_size))
+        self.budget = hardware.budget(max_tokens, self.model.model, device, training=False)
 
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
         """log π of each response of each group."""
@@ -143,7 +146,7 @@ def _member(
         met = dist.FileStore(str(store), size)
         dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=network.FOREVER)
         _check_plan(folder, device, size)
-        model = Local(folder, dtype, device, max_tokens, slices=size)
+        model = Local(folder, dtype, device, max_tokens, tp_size=size)
         _agree(model, device)
         found = None
         while True:
@@ -177,13 +180,13 @@ def _agree(model: Local, device: torch.device) -> None:
 def _check_plan(folder: Path, device: torch.device, size: int) -> None:
     """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities in parts."""
     try:
-        parts = LogProbs(load_policy(folder, torch.float32, device, slices=size, first=True), share=False)
+        parts = LogProbs(load_policy(folder, torch.float32, device, tp_size=size, first=True), share=False)
         cut = [p for p in parts.parameters() if getattr(p, "placements", None) and p.to_local().shape != p.shape]
         apart = "nothing of it is cut" if not cut else None
         found = probe(parts)
         if dist.get_rank() == 0 and cut:
             whole = LogProbs(load_policy(folder, torch.float32, device, first=True), share=False)
-            apart = beyond_rounding(found, probe(whole), torch.float32)
+            apart = beyond_rounding(found, probe(whole), torch.float32, " nats a token")
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         if out_of_memory(error):
             raise
