@@ -139,7 +139,7 @@ def test_what_is_to_be_replaced_stays(world, mounted, stage):
         found = disk.files()
         assert all(found[name] == before[name] for name in ("x.json", "x.json.meta.json"))
         (disk.folder / "x.json.partial").unlink(missing_ok=True)
-    assert "stands already" in world.run(command).out
+    assert "same settings" in world.run(command).out
 
 
 def test_a_full_disk_when_registering(world, mounted):

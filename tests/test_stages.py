@@ -138,7 +138,7 @@ def test_pairs_and_consistency_follow_from_the_rewards(world, files):
 def test_the_same_commands_again_change_nothing(world):
     before = world.state()
     for command in README:
-        assert "stands already" in world.run(command).out, command
+        assert "same settings" in world.run(command).out, command
     assert world.state() == before
 
 
@@ -308,7 +308,7 @@ def test_a_changed_template_is_a_changed_input(world):
     command = SAMPLE + " outputs/templated.json --limit_size 2 --chat_template localdata/own.jinja"
     done = world.run(command)
     assert "--chat_template localdata/own.jinja" in done.commands()[0]
-    assert "stands already" in world.run(command).out
+    assert "same settings" in world.run(command).out
     (world.folder / "localdata/own.jinja").write_text(template + "{# again #}")
     assert "chat_template" in world.refused(command)
 
