@@ -1,6 +1,5 @@
 """The outputs of a reward model's head for the responses to many prompts: the worker of passes with reward models."""
 
-import logging
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,11 +10,10 @@ from pathlib import Path
 from cream.cli import interrupts
 from cream.errors import UserError
 from cream.scoring.driver import Model
-from cream.scoring.logprobs import Group, Options, chunk_of, encode, show_first
+from cream.scoring.logprobs import Group, Options, arguments, chunk_of, encode, show_first
 
 __all__ = ["Options", "chunk_of", "show_first"]  # as the log-probability worker has them, with those below
 
-log = logging.getLogger("cream")
 CACHED = False  # its results do not enter the score cache
 
 
@@ -79,10 +77,7 @@ def setup(model: Model, options: Options, chunk: int, done: Container[str] = ())
     to hold the model."""
     if model.pool.group > 1:
         raise UserError(f"--tensor_parallel_size {model.pool.group}: a reward model is held by one device")
-    limit, dtype = model.limit(options.max_length), model.precision.dtype
-    budget = options.batch_size * limit if options.batch_size else options.max_tokens_per_batch
-    log.info("%s; at most %d tokens of prompt and response together", model.precision.reason, limit)
-    return partial(Reader, model.folder, model.chat, dtype, limit, budget, chunk)
+    return partial(Reader, *arguments(model, options), chunk)
 
 
 def as_row(found: Outputs) -> dict:

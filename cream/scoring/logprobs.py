@@ -130,10 +130,15 @@ def chunk_of(pool: Pool, count: int) -> int:
 
 def setup(model: Model, options: Options, chunk: int, done: Container[str] = ()) -> Callable[[str], Scorer]:
     """What a pool makes a replica's Scorer with, of `chunk` groups at a time, those that are `done` included."""
-    limit, dtype = model.limit(options.max_length), model.precision.dtype
+    return partial(scorer, *arguments(model, options), chunk, model.pool.group)
+
+
+def arguments(model: Model, options: Options) -> tuple:
+    """(folder, chat, dtype, tokens of a row, tokens of a batch or None) of a replica's worker; the log says which."""
+    limit = model.limit(options.max_length)
     budget = options.batch_size * limit if options.batch_size else options.max_tokens_per_batch
     log.info("%s; at most %d tokens of prompt and response together", model.precision.reason, limit)
-    return partial(scorer, model.folder, model.chat, dtype, limit, budget, chunk, model.pool.group)
+    return model.folder, model.chat, model.precision.dtype, limit, budget
 
 
 def scorer(
