@@ -18,7 +18,6 @@ from cream.evaluation.tasks import data_files
 from cream.files.folders import REMOTE_CODE
 from cream.files.provenance import Provenance
 from cream.records import METHODS
-from cream.rewards import REWARDS
 from cream.scoring.pool import Pool
 
 CHECKPOINTS = ROOT / "configs" / "checkpoint.json"
@@ -387,62 +386,6 @@ class TrainConfig:
     run: RandomRun = group(RandomRun)
 
 
-@dataclass
-class Rewarding:
-    """Rewarding"""
-
-    input_file: str | None = flag(None, "samples, as infer.py --mode sampling writes them", decides=False)
-    reward: str | None = flag(
-        None,
-        "dpo: policy minus reference; likelihood: the policy alone; none: dpo, or as --enable_ref_model says",
-        choices=tuple(REWARDS),
-    )
-    enable_ref_model: bool | None = flag(
-        None, "the method's name for --reward: yes is dpo, no is likelihood", aliases=("enable_ref",), decides=False
-    )
-    ref_model_ckpt: str | None = flag(
-        None, "dpo: the reference, a name or a folder; none: the base model M0", decides=False
-    )
-    normalize: str | None = flag(
-        None, "of log-likelihoods over answer tokens; none: sum for dpo, mean for likelihood", choices=("sum", "mean")
-    )
-    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
-    max_length: int = flag(4096, "tokens of prompt and answer together; longer answers are dropped, never cut", low=2)
-    max_tokens_per_batch: int | None = flag(
-        None,
-        "tokens of a batch, a prompt counted once for its answers; none: what the memory carries, at most 4096 on a "
-        "CPU and 65536 on a GPU (more is no faster)",
-        low=1,
-        decides=False,
-    )
-    batch_size: int | None = flag(
-        None, "the method's way to bound a batch: rows of --max_length tokens", low=1, decides=False
-    )
-    score_from: str = flag(
-        "model",
-        "the policy's log-probabilities: model computes them (or takes those kept beside the samples); sampling takes the sampler's own where the tokens match",
-        choices=("model", "sampling"),
-    )
-    output: str | None = flag(
-        None,
-        "file; none: <input>.rewarding.<model>-<reward>-policy_<ckpt>-ref_<ckpt>.json",
-        aliases=("output_dir",),
-        decides=False,
-    )
-    show_example: bool = flag(True, "print the first answer with its scored tokens marked", decides=False)
-
-
-@dataclass
-class RewardConfig:
-    """rewarding.py"""
-
-    device: Device = group(Device)
-    cluster: Cluster = group(Cluster)
-    model: Model = group(Model)
-    rewarding: Rewarding = group(Rewarding)
-    run: TrialRun = group(TrialRun)
-
-
 def __getattr__(name: str) -> dict:
     """SCRIPTS: script -> the class of its flags; a script defines its own, and imports this module."""
     if name != "SCRIPTS":
@@ -450,6 +393,7 @@ def __getattr__(name: str) -> dict:
     from cal_consistency import ConsistencyConfig
     from infer import InferConfig
     from make_pairs import PairsConfig
+    from rewarding import RewardConfig
 
     return {
         "train.py": TrainConfig,

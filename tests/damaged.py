@@ -188,7 +188,8 @@ def models() -> Iterator[Damage]:
 
 
 def _about() -> list[dict]:
-    return [{"settings": 7}, {"fingerprint": 7}, {"fingerprint": "0" * 32}, {"stage": []}, {"unverified": {}}]
+    typed = [{"kind": 7}, {"kind": "nobody's"}, {"kind": "reward_model"}, {"head": []}, {"chat_template": 7}]
+    return [{"settings": 7}, {"fingerprint": 7}, {"fingerprint": "0" * 32}, {"stage": []}, {"unverified": {}}, *typed]
 
 
 def _remove(name: str) -> Callable[[Path], object]:

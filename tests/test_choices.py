@@ -317,7 +317,7 @@ def test_a_killed_comparison_goes_on(world):
     lines = [{"journal": FORMAT, "settings": meta["settings"], "inputs": meta["inputs"]}, kept]
     (world.folder / "outputs/part.json.partial").write_bytes(b"".join(map(sealed, lines)))
     done = world.run(whole.replace("whole.json", "part.json"))
-    assert "going on: 1 of 3 questions" in done.out
+    assert "resuming: 1 of 3 questions are done" in done.out
     part = world.read("outputs/part.json")
     assert part.pop("two") == kept and rows.pop("two") and part == rows
 

@@ -96,7 +96,7 @@ def test_a_killed_vote_goes_on(world, votes):
     signal.pidfd_send_signal(process, signal.SIGKILL)
     os.close(process)
     assert world.stages.end().code == -signal.SIGKILL
-    assert "going on: " in world.run(VOTE + "killed.json").out
+    assert "resuming: " in world.run(VOTE + "killed.json").out
     for name in ("{}.json", "{}.summary.json"):
         assert world.read("outputs/" + name.format("killed")) == world.read("outputs/" + name.format("votes"))
 

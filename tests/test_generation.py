@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from cream import engines
 from cream.engines import Completion, Sampling
-from cream.records import Message, Prompt
-from cream.scoring.completions import Answerer, samples
+from cream.records import Message, Prompt, encode
+from cream.scoring.completions import Answerer, asked, samples
 from cream.text.chat import Chat
 
 LENGTHS = (3, 40, 7, 90, 12)  # words of the prompts
@@ -77,6 +77,17 @@ def test_a_log_probability_is_kept_where_the_text_is_what_was_sampled(engine, ti
             assert logprob == (completion.logprob if same else None)
             kinds[same] += 1
     assert len(kinds) == 2, kinds
+
+
+def test_the_prompt_before_sysprompt_is_kept_beside_it(tiny_chat, prompts):
+    """Only where it is another; and so it reaches the file."""
+    completions = [Completion("28", tiny_chat.tokenizer("28")["input_ids"], "length", -1.0)]
+    for name, changed in (("task", True), ("none", False)):
+        for prompt, put in zip(prompts, asked(lambda: prompts, name), strict=True):
+            record = samples(tiny_chat, put, tiny_chat.prompt(put.messages), completions)
+            assert (record.prompt != prompt.messages) == changed and record.extra == prompt.extra
+            assert record.source_prompt == (prompt.messages if changed else None)
+            assert ("source_prompt" in encode(record)) == changed
 
 
 TEMPLATES = {

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedConfig
 
 from cream.model import head
 from cream.model.batches import pad
-from cream.model.head import HeadLogProb, picked, token_log_probs
+from cream.model.head import HeadLogProb, target_log_probs, token_log_probs
 from cream.model.logprobs import LogProbs
 from cream.text.chat import Tokens
 
@@ -82,7 +82,7 @@ def test_any_number_of_tokens_words_and_words_a_block(tokens, words, block, seed
         hidden, weight = (torch.randn(n, 4, generator=generator) for n in (tokens, words))
         target = torch.randint(words, (tokens,), generator=generator)
         found = HeadLogProb.apply(hidden, weight, None, target, 1.0, None, False, False)
-        torch.testing.assert_close(found, picked(hidden @ weight.T, target), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, target_log_probs(hidden @ weight.T, target), atol=1e-5, rtol=1e-5)
 
 
 def test_words_that_cannot_be(small_blocks):
@@ -109,7 +109,7 @@ def test_under_autocast_values_are_those_of_bfloat16_logits(request, blocks):
     layer, hidden, target, weight = case()
     with torch.autocast("cpu", torch.bfloat16):
         found = token_log_probs(layer, PreTrainedConfig(), hidden, target)
-        wanted = picked(layer(hidden), target)
+        wanted = target_log_probs(layer(hidden), target)
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-6)
     pairs = zip(gradients(found, weight, layer, hidden), gradients(wanted, weight, layer, hidden), strict=True)
     for ours, theirs in pairs:

@@ -558,7 +558,7 @@ def test_the_loop(workspace):
     assert len(printed) == 30 and workspace.state() == before
     first = workspace.run(loop)
     assert stages(first.out) == printed
-    assert first.out.count("same settings") == 6  # of the second recipe: M0, M1 and its training, round 1's rankings
+    assert first.out.count("is up to date") == 6  # of the second recipe: M0, M1 and its training, round 1's rankings
     check_table(workspace, first.out)
     for made in (
         "base/M1/meta.json",
@@ -570,7 +570,7 @@ def test_the_loop(workspace):
 
     before = workspace.state()
     again = workspace.run(loop)
-    assert again.out.count("same settings") == 30 and workspace.state() == before
+    assert again.out.count("is up to date") == 30 and workspace.state() == before
     check_table(workspace, again.out)
 
     for command in stages(workspace.run(loop + " --dry_run --output_root alone").out)[:15]:
@@ -597,7 +597,7 @@ def test_a_loop_of_one_s_own(workspace):
     assert "round 1: tuned ended with 2; the same command resumes from there; for a changed setting" in failed.err
     blocked.unlink()
     done = workspace.run(loop)
-    assert len(stages(done.out)) == 12 and done.out.count("same settings") == 5
+    assert len(stages(done.out)) == 12 and done.out.count("is up to date") == 5
     (row,) = [line.split() for line in done.out.splitlines() if line.startswith("test ")]
     pairs = workspace.read("outputs/own/round2.pairs.json.meta.json")
     accuracy = macro_accuracy(workspace, "outputs/own/test.json")
@@ -607,7 +607,7 @@ def test_a_loop_of_one_s_own(workspace):
 
     before = workspace.state()
     again = workspace.run(loop)
-    assert again.out.count("same settings") == 12 and workspace.state() == before
+    assert again.out.count("is up to date") == 12 and workspace.state() == before
     write(workspace, "own.yaml", LOOP | {"flags": {"more": {"gen_n": 3}}})
     assert "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "give the loop another output_dir" in told
 

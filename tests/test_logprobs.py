@@ -60,7 +60,7 @@ def test_pad_marks_tokens_by_position():
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3]] * 2
     assert batch.source.tolist() == [1, 2, 5] and batch.target.tolist() == [8, 2, 2]  # the end of turn, not the pad
-    assert batch.owner.tolist() == [0, 0, 1] and (batch.answers, batch.tokens) == (2, 7)
+    assert batch.owner.tolist() == [0, 0, 1] and (batch.responses, batch.tokens) == (2, 7)
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 50)), max_size=40), st.integers(1, 200))

@@ -1,6 +1,7 @@
 """Model folders: what is refused, what a saved one holds, and adapters that start, merge and unmerge exactly."""
 
 import json
+import logging
 import os
 import shutil
 
@@ -13,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from cream.errors import UserError
 from cream.files import folders
 from cream.files.fingerprints import fingerprint
-from cream.model.checkpoint import context_length, length_limit, save_policy, stored_dtype
+from cream.files.provenance import fingerprint_text, read_kind
+from cream.model.checkpoint import context_length, length_limit, save, stored_dtype
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.model.lora import adapter_merged, add_lora, merged
 from cream.model.precision import choose_precision
@@ -132,7 +134,7 @@ def more_layers(folder):
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected one object"),
         (lambda folder: (folder / "config.json").write_text("{}"), "cannot be loaded"),
-        (shard_outside, "'../model.safetensors' is no file of the folder's own"),
+        (shard_outside, "'../model.safetensors' is not a file in this folder"),
         (tensor_elsewhere, "model.safetensors lacks 1 tensors: a"),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "weight_map"),
     ],
@@ -184,6 +186,22 @@ def test_a_chat_template_file_replaces_the_folders(copied, tmp_path):
         load_tokenizer(copied, tmp_path / "absent.jinja")
 
 
+def test_a_checkpoint_says_its_text_format_and_another_one_is_warned_of(tiny_folder, tiny_tokenizer, tmp_path, caplog):
+    """By a hash; the template that is saved with it is the one, as a base model's always is."""
+    folder, file = tmp_path / "checkpoint-1", tmp_path / "mine.jinja"
+    save(load(tiny_folder), tiny_tokenizer, folder, None, {})
+    assert read_kind(folder)["chat_template"] == fingerprint_text(tiny_tokenizer.chat_template)
+    file.write_text(tiny_tokenizer.chat_template)
+    logging.getLogger("cream").propagate = True
+    for same in (load_chat(folder), load_chat(folder, file), load_chat(tiny_folder, file)):
+        assert same.tokenizer.chat_template == tiny_tokenizer.chat_template
+    assert not caplog.records
+    file.write_text(tiny_tokenizer.chat_template.replace("+ '>' +", "+ '> ' +"))
+    load_chat(folder, file)
+    (line,) = caplog.messages
+    assert line == f"{folder}: was trained on another chat template than {file}"
+
+
 def test_a_chat_stops_at_the_models_own_ends(copied):
     (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     assert load_chat(copied).stop_ids == (2, 7)
@@ -206,7 +224,7 @@ def test_the_fingerprint_is_of_what_decides_the_output(copied, tiny_folder):
 def test_a_saved_folder_loads_with_any_tool(tiny_folder, tiny_tokenizer, tmp_path, dtype):
     model, folder = load(tiny_folder), tmp_path / "checkpoint-1"
     for step in (1, 2):  # the second replaces the first
-        save_policy(model, tiny_tokenizer, folder, dtype, {"kind": "policy", "step": step})
+        save(model, tiny_tokenizer, folder, dtype, {"step": step})
     assert json.loads((folder / "cream.json").read_text())["step"] == 2
     assert stored_dtype(folder) == (dtype or torch.float32)
     assert len(load_file(folder / "model.safetensors")) == len(load_file(tiny_folder / "model.safetensors"))  # tied

@@ -87,7 +87,7 @@ def a_replica_that_is_killed_is_replaced_and_its_items_are_done_again(marker):
 
 
 def a_replica_that_dies_again_and_again_ends_the_pass():
-    with pytest.raises(UserError, match="a replica died 6 times.*memory; the same command goes on"):
+    with pytest.raises(UserError, match="a replica died 6 times.*memory; the same command resumes"):
         list(Pool("cpu", 2).run(partial(items, 41), partial(Square, dies_at=12), 41))
 
 
@@ -150,7 +150,7 @@ def test_two_replicas_sample_and_reward_as_one_process_does(workspace):
     for name, device in ways.items():
         (workspace.folder / "outputs/cpu.scores.jsonl").unlink(missing_ok=True)
         out = workspace.spawn(f"{REWARD} --device {device} --output outputs/{name}.json")
-        assert "answers computed" in out and "kept" not in out
+        assert " computed" in out and "from the score cache" not in out
     one, *others = (list(read(workspace.folder / f"outputs/{name}.json", Rewards)) for name in ways)
     for name, other in zip([*ways][1:], others, strict=True):
         assert [a.uuid for a in other] == [a.uuid for a in one]
@@ -158,4 +158,4 @@ def test_two_replicas_sample_and_reward_as_one_process_does(workspace):
         print(f"rewards of one process and of {ways[name]}: at most {max(apart):.1g} apart")
         assert max(apart) <= 1e-5
     out = workspace.spawn(f"{REWARD} --device cpu --output outputs/again.json")
-    assert "kept from earlier passes" in out and "computed" not in out
+    assert "from the score cache" in out and " computed" not in out

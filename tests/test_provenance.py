@@ -266,7 +266,7 @@ def test_other_prompts_than_those_answered_are_refused(chain):
     prompts.write_text(before.replace("eggs", "ideas"))
     error = chain.refused(STAGES[2].replace("c.json", "other.json"))
     prompts.write_text(before)
-    assert "outputs/s.json answers other prompts than" in error and "prompt.1.json" in error
+    assert "outputs/s.json is of other prompts than" in error and "prompt.1.json" in error
 
 
 def test_pairs_of_another_policy_are_refused_unless_forced(chain):

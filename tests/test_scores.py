@@ -23,7 +23,7 @@ from cream.errors import UserError
 from cream.files.fingerprints import fingerprint
 from cream.files.raw import unsealed
 from cream.files.store import read
-from cream.model.checkpoint import save_policy
+from cream.model.checkpoint import save
 from cream.model.hardware import Budget
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.model.logprobs import LogProbs, score
@@ -166,7 +166,7 @@ def test_damaged_lines_are_passed_over_with_one_warning(tmp_path, said, damage):
 def test_a_file_of_another_kind_is_not_added_to(tmp_path, content):
     path = tmp_path / "x.jsonl"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="x.jsonl: holds no kept scores"):
+    with pytest.raises(UserError, match="x.jsonl: is not a score cache"):
         Scores(path, SOURCE)
     assert path.read_bytes() == content
 
@@ -221,7 +221,7 @@ class Rewarding:
         assert [uuid for uuid, _ in found] == [one.uuid for one in groups]
         if self.kept:
             self.kept.keep((uuid, one.computed) for uuid, one in found)
-        self.counts += sum((one.whence for _, one in found), Counter())
+        self.counts += sum((one.sources for _, one in found), Counter())
         return [one.scored for _, one in found]
 
 
@@ -231,7 +231,7 @@ def test_a_pass_over_kept_scores_needs_no_model(folder, tmp_path):
     found = first(groups)
     again = Rewarding(folder, path)
     (folder / "model.safetensors").unlink()
-    assert again(groups) == found and again.counts == {"kept": 5}
+    assert again(groups) == found and again.counts == {"cached": 5}
     with pytest.raises(UserError, match="model.safetensors"):
         again([group("a", ["Answer: 8"])])
     other = group("a")  # kept for other prompts only: a uuid that was given to another question
@@ -288,7 +288,7 @@ def test_what_is_not_a_finite_number_is_not_kept(folder, tmp_path):
     path = tmp_path / "s.scores.jsonl"
     model = load_policy(folder, torch.float32, CPU)
     model.model.norm.weight.data[:] = float("nan")
-    save_policy(model, load_tokenizer(folder), tmp_path / "broken", None, {"kind": "policy"})
+    save(model, load_tokenizer(folder), tmp_path / "broken", None, {})
     (found,) = Rewarding(tmp_path / "broken", path)([group()])
     assert found.logprob == [None] * 4 and found.reason == ["not a finite number"] * 4
     assert not path.exists() or path.read_bytes() == b""
@@ -439,13 +439,13 @@ def second(world, first):
     return {name: world.run(command).out for name, command in ROUND_2.items()}
 
 
-def whence(out):
+def sources(out):
     """{role: {where its log-probabilities came from: how many}} as rewarding.py says it."""
-    lines = dict(re.findall(r"^(policy|reference): log-probabilities of (.*)$", out, re.MULTILINE))
+    lines = dict(re.findall(r"^(policy|reference): log-probabilities of responses: (.*)$", out, re.MULTILINE))
     return {role: {words: int(n) for n, words in re.findall(r"(\d+) ([a-z ]+)", line)} for role, line in lines.items()}
 
 
-COMPUTED, KEPT, SAMPLED = "answers computed", "kept from earlier passes", "taken from the sampler"
+COMPUTED, KEPT, SAMPLED = "computed", "from the score cache", "from the sampler"
 
 
 def distinct(world, samples):
@@ -456,22 +456,22 @@ def distinct(world, samples):
 def test_round_1_takes_two_passes(world, first):
     """M1's and M0's over the answers; the previous ranking, by M0, finds all of its values."""
     answers = distinct(world, "outputs/s1.json")
-    assert whence(first["current"]) == {"policy": {COMPUTED: answers}, "reference": {COMPUTED: answers}}
-    assert whence(first["previous"]) == {"policy": {KEPT: answers}}
+    assert sources(first["current"]) == {"policy": {COMPUTED: answers}, "reference": {COMPUTED: answers}}
+    assert sources(first["previous"]) == {"policy": {KEPT: answers}}
 
 
 def test_later_rounds_take_three_passes(world, second):
     """M2's, M1's and M0's, which serves both rankings."""
     answers = distinct(world, "outputs/s2.json")
-    assert whence(second["current"]) == {"policy": {COMPUTED: answers}, "reference": {COMPUTED: answers}}
-    assert whence(second["previous"]) == {"policy": {COMPUTED: answers}, "reference": {KEPT: answers}}
+    assert sources(second["current"]) == {"policy": {COMPUTED: answers}, "reference": {COMPUTED: answers}}
+    assert sources(second["previous"]) == {"policy": {COMPUTED: answers}, "reference": {KEPT: answers}}
 
 
 def test_kept_scores_are_those_that_would_be_computed(world, first):
     """The previous ranking again, from a copy of the samples that has none."""
     shutil.copy(world.folder / "outputs/s1.json", world.folder / "outputs/copy.json")
     out = world.run(ROUND_1["previous"].replace("s1.json", "copy.json").replace("p1.json", "fresh.json")).out
-    assert whence(out) == {"policy": {COMPUTED: distinct(world, "outputs/s1.json")}}
+    assert sources(out) == {"policy": {COMPUTED: distinct(world, "outputs/s1.json")}}
     for kept, fresh in zip(
         *(read(world.folder / f"outputs/{name}.json", Rewards) for name in ("p1", "fresh")), strict=True
     ):
@@ -555,7 +555,7 @@ def own(world, first):
 
 def test_the_samplers_values_differ_from_the_models_by_rounding(world, own):
     """Of the hf engine in float32: less than 1e-3 nats an answer."""
-    found = whence(own)
+    found = sources(own)
     usable = sum(value is not None for s in read(world.folder / "outputs/own.json", Samples) for value in s.logprob)
     assert usable > 50 and 0.5 * usable < found["policy"][SAMPLED] <= usable and SAMPLED not in found["reference"]
     for ours, exact in zip(*(read(world.folder / f"outputs/{n}.json", Rewards) for n in ("own-c", "c1")), strict=True):

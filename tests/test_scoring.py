@@ -11,7 +11,7 @@ from test_trees import END, GROUPS, MODELS, difference
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cream.errors import UserError
-from cream.model.load import check_slices
+from cream.model.load import check_tp_size
 from cream.scoring.team import Local, Team
 
 CPU = torch.device("cpu")
@@ -108,13 +108,13 @@ def test_an_error_in_a_process_comes_with_its_traceback(make, team):
 
 
 @pytest.mark.parametrize(
-    "name, changes, slices, message",
+    "name, changes, tp_size, message",
     [
-        ("llama", {}, 3, "4 attention heads, 2 heads of keys and values"),
-        ("llama", {}, 4, "4 attention heads, 2 heads of keys and values"),
-        ("gpt2", {}, 2, "no plan for cutting up models of type gpt2"),
+        ("llama", {}, 3, "4 attention heads, 2 key-value heads"),
+        ("llama", {}, 4, "4 attention heads, 2 key-value heads"),
+        ("gpt2", {}, 2, "no tensor-parallel plan for models of type gpt2"),
     ],
 )
-def test_what_cannot_be_cut_up_is_said_at_once(make, name, changes, slices, message):
-    with pytest.raises(UserError, match=f"--tensor_parallel_size {slices}: .*{message}"):
-        check_slices(make(name, **changes), slices)
+def test_what_cannot_be_cut_up_is_said_at_once(make, name, changes, tp_size, message):
+    with pytest.raises(UserError, match=f"--tensor_parallel_size {tp_size}: .*{message}"):
+        check_tp_size(make(name, **changes), tp_size)

@@ -16,7 +16,7 @@ COMMANDS = {
     "rewarding": f"{REWARD}rewarding/rewards.jsonl --reward likelihood --checkpoint none",
     "training": f"{TRAIN}training/run --name tiny_sft --epoch 5 --train_bsz 8",
 }
-GOES_ON = {"sampling": "going on: ", "rewarding": "", "training": "resuming after step "}  # rewarding does not say so
+GOES_ON = {"sampling": "resuming: ", "rewarding": "resuming: ", "training": "resuming after step "}
 
 
 @pytest.fixture(scope="module")

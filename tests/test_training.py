@@ -312,7 +312,7 @@ def test_each_pair_weighs_its_two_directions_by_its_own_c(tiny_folder, tiny_chat
     def plain(example):
         """-log sigma of the margin, written out."""
         batch = pad([[example.chosen, example.rejected]])
-        chosen, rejected = batch.answer_sums(padded(batch))
+        chosen, rejected = batch.response_sums(padded(batch))
         margin = (chosen - example.reference_chosen) - (rejected - example.reference_rejected)
         return F.softplus(-0.5 * margin), F.softplus(0.5 * margin)
 

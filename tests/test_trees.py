@@ -221,16 +221,16 @@ def check_padded(model, policy, said):
 PACK, SEEN = trees.pack, trees._seen
 
 
-def without_siblings_apart(groups, multiple=1):
+def without_siblings_apart(groups, *others):
     """Each answer sees the ones before it."""
-    batch = PACK(groups, multiple)
+    batch = PACK(groups, *others)
     batch.layout.trees = [(start, prompt, branches[-1:]) for start, prompt, branches in batch.layout.trees]
     return batch
 
 
-def with_running_positions(groups, multiple=1):
+def with_running_positions(groups, *others):
     """A token's position is its place in the row."""
-    batch = PACK(groups, multiple)
+    batch = PACK(groups, *others)
     batch.position_ids = torch.arange(batch.input_ids.shape[1])[None]
     return batch
 
@@ -357,7 +357,7 @@ def test_spans_decide_what_is_scored(groups):
     inside = [any(start <= t < end for start, end in rows[a].spans) for a, t in places]
     batch = trees.pack(groups)
     assert scored(batch) == [entry for entry, is_in in zip(whole, inside, strict=True) if is_in]
-    assert batch.answers == len(rows)
+    assert batch.responses == len(rows)
     assert scored(pad(groups)) == sorted(scored(pad(groups))) and len(batch.target) == len(pad(groups).target)
 
 

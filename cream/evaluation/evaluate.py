@@ -69,11 +69,11 @@ class Plan:
     def load_format(self, policy: Path, template: Path | None, group: int) -> Chat | Plain:
         """How a prompt becomes tokens for the policy in this folder. Raises UserError where options are compared, and
         `group` devices cannot hold the policy together."""
-        from cream.model.load import check_slices, load_chat, load_tokenizer
+        from cream.model.load import check_tp_size, load_chat, load_tokenizer
 
         if self.scoring.NEEDS_OPTIONS:
             if group > 1:
-                check_slices(policy, group)
+                check_tp_size(policy, group)
             if self.flags.prompt_format == "plain":
                 return Plain(load_tokenizer(policy))
         return load_chat(policy, template)

@@ -1,20 +1,16 @@
-"""The options of multiple choice questions, scored by a model: what choices.py chooses by."""
+"""Log-likelihoods of the options of multiple choice questions, by which choices.py chooses."""
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from cream.cli import console
 from cream.files.journal import Output
-from cream.scoring.completions import unfinished
-from cream.scoring.logprobs import Group, Scored, scorer
+from cream.scoring import driver, logprobs
+from cream.scoring.logprobs import Group, Options, Scored
 from cream.scoring.pool import Pool
 from cream.text.chat import Chat, Plain
 
-log = logging.getLogger("cream")
-
-CHUNK = 32  # questions that a CPU computes together, which a kill loses; a GPU carries a pool's batch of them at once
+CHUNK = 32  # questions that a CPU computes together, lost if the process is killed; a GPU takes a pool's batch at once
 
 
 def compared(
@@ -28,37 +24,24 @@ def compared(
     bf16: bool | None,
     show: bool,
 ) -> Iterator[tuple[str, Scored]]:
-    """(uuid, what its options score) of each group that the journal does not hold yet, as they are finished.
+    """(uuid, the scores of its options) of each group that the journal does not hold yet, as they are finished.
 
     `policy` is the model's folder; question and option have `max_length` tokens together at most. `show`: print the
-    first group's first option, what is scored marked.
+    first group's first option with its scored tokens marked.
     """
-    import torch
-
-    from cream.files.fingerprints import verified
-    from cream.model.checkpoint import length_limit
-    from cream.model.precision import choose_precision
-
-    done = output.resume()
-    if done:
-        log.info("going on: %d of %d questions are answered already", len(done), len(groups))
-    if all(group.uuid in done for group in groups):
-        return
-    precision = choose_precision(bf16, torch.device(pool.kind), training=False)
-    limit, chunk = length_limit(max_length, policy), pool.batch(len(groups))
+    model, options = driver.Model(policy, output.header["inputs"]["policy"], chat, pool, bf16), Options(max_length)
+    chunk = pool.batch(len(groups))
     if pool.alone and pool.kind == "cpu":
         chunk = min(chunk, CHUNK)
-    log.info("%s; at most %d tokens of question and option together", precision.reason, limit)
-    if show and (first := chat.answers(groups[0].prompt, groups[0].answers[:1], [True])[0]):
-        log.info("first option as the model sees it, what is scored marked:\n%s", chat.show(first))
-    todo = partial(unfinished, partial(list, groups), done, chunk)
-    make = partial(scorer, policy, chat, precision.dtype, limit, None, chunk, pool.group)
-    make = partial(verified, policy, output.header["inputs"]["policy"], make)
-    with console.bar(len(groups) - len(done), "comparing options", "questions") as bar:
-        for uuid, found in pool.run(todo, make, len(groups)):
-            if uuid not in done:
-                yield uuid, found.scored
-                bar.update()
+
+    def setup():
+        if show:
+            logprobs.show_first(model, groups[:1], options)
+        return logprobs.setup(model, options, chunk)
+
+    how = {"count": len(groups), "chunk": chunk, "doing": "comparing options", "unit": "questions"}
+    for uuid, found in driver.run(model, partial(list, groups), output.resume(), setup, **how):
+        yield uuid, found.scored
 
 
 def unanswered(rows: Iterable[dict], output: Output) -> Iterator[dict]:

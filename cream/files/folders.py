@@ -1,4 +1,4 @@
-"""What a model's folder holds, whole or not: read from its headers, nothing is loaded."""
+"""What a model's folder holds, of which kind, whole or not: read from its headers, nothing is loaded."""
 
 import math
 import os
@@ -8,6 +8,7 @@ import msgspec
 
 from cream.errors import UserError
 from cream.files import store
+from cream.files.provenance import KIND, POLICY, REWARD_MODEL, read_kind
 
 REMOTE_CODE = "CREAM_TRUST_REMOTE_CODE"  # "yes": a stage was given --trust_remote_code, here or where it was started
 CONVERT = (
@@ -17,6 +18,14 @@ CONVERT = (
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # as configs spell the number
 MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
+KINDS = {POLICY: "a policy (a language model that generates text)", REWARD_MODEL: "a reward model"}
+CLASSES = {  # how the classes in config.json end: the kind, and where a head reads
+    "ForSequenceClassification": (REWARD_MODEL, "last_token"),
+    "RewardModel": (REWARD_MODEL, "last_token"),
+    "ForTokenClassification": (REWARD_MODEL, "step_token"),
+    "ForCausalLM": (POLICY, None),
+    "LMHeadModel": (POLICY, None),
+}
 
 
 def remote_code() -> bool:
@@ -35,15 +44,33 @@ class Tensor(msgspec.Struct):
 TENSOR = msgspec.json.Decoder(Tensor)
 
 
-def check_folder(folder: Path) -> None:
-    """Raises UserError when a model folder misses a part, the tokenizer included, or holds pickled weights only."""
-    check_weights(folder)
+def kind_of(classes: list[str]) -> tuple[str | None, str | None]:
+    """(kind, where its head reads) of a model by the names of its classes; None where they do not say."""
+    ends = (known for name in classes for end, known in CLASSES.items() if name.endswith(end))
+    return next(ends, (None, None))
+
+
+def check_kind(folder: Path, config: dict, kind: str) -> None:
+    """Raises UserError where a folder holds a model of another kind, by its cream.json, else by its config.json."""
+    classes = [name for name in config.get("architectures") or [] if isinstance(name, str)]
+    recorded = read_kind(folder).get("kind")
+    found = recorded or kind_of(classes)[0]
+    if found not in (None, kind):
+        source = KIND if recorded else f"config.json: {', '.join(classes)}"
+        raise UserError(f"{folder}: expected {KINDS[kind]}, found {KINDS[found]} ({source})")
+
+
+def check_folder(folder: Path, kind: str = POLICY) -> None:
+    """Raises UserError when a model folder holds another kind of model, misses a part, the tokenizer included, or holds
+    pickled weights only."""
+    check_weights(folder, kind)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{folder}: the tokenizer's files are missing")
 
 
-def check_weights(folder: Path) -> None:
-    """Raises UserError unless config.json and all safetensors shards are there, the latter as long as they say."""
+def check_weights(folder: Path, kind: str = POLICY) -> None:
+    """Raises UserError unless the model is of this kind, and config.json and all safetensors shards are there, the
+    latter as long as they say."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: not a model folder, it has no config.json")
     config = store.read_json(folder / "config.json")
@@ -52,16 +79,19 @@ def check_weights(folder: Path) -> None:
     for name in ("text_config", "rope_parameters", "rope_scaling"):
         if not isinstance(config.get(name), dict | None):
             raise UserError(f"{folder / 'config.json'}: `{name}` should be an object")
+    if not isinstance(config.get("architectures"), list | None):
+        raise UserError(f"{folder / 'config.json'}: `architectures` should be a list")
+    check_kind(folder, config, kind)
     if not (folder / INDEX).exists() and not (folder / WEIGHTS).exists():
         pickles = sorted(p.name for form in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(form))
-        found = f"; {pickles[0]} is a pickle, which is never loaded. {CONVERT}" if pickles else ""
-        raise UserError(f"{folder}: no model.safetensors{found}")
-    _check_layers(folder, config, sum(map(len, _held(folder).values())))
+        pickle = f"; {pickles[0]} is a pickle, which is never loaded. {CONVERT}" if pickles else ""
+        raise UserError(f"{folder}: no model.safetensors{pickle}")
+    _check_layers(folder, config, sum(map(len, _tensors_by_file(folder).values())))
 
 
 def _check_layers(folder: Path, config: dict, count: int) -> None:
-    """Raises UserError where config.json tells of more layers than there are tensors (`count`): to build 10¹² would
-    take for ever."""
+    """Raises UserError where config.json has more layers than there are tensors (`count`): to build 10¹² would take for
+    ever."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name in LAYERS:
             if isinstance(layers := part.get(name), int) and layers > count:
@@ -70,9 +100,9 @@ def _check_layers(folder: Path, config: dict, count: int) -> None:
                 )
 
 
-def _held(folder: Path) -> dict[str, dict[str, Tensor]]:
+def _tensors_by_file(folder: Path) -> dict[str, dict[str, Tensor]]:
     """The tensors of each of a folder's weight files, of its shards where it has an index. Raises UserError where one
-    is missing or not whole."""
+    is missing or incomplete."""
     index = folder / INDEX
     if not index.exists():
         return {WEIGHTS: tensors(folder / WEIGHTS)}
@@ -83,13 +113,13 @@ def _held(folder: Path) -> dict[str, dict[str, Tensor]]:
         raise UserError(f"{index}: damaged: it should say in `weight_map` which file has which tensor") from None
     names = sorted({*shards.values()})
     if outside := [name for name in names if Path(name).name != name]:
-        raise UserError(f"{index}: {outside[0]!r} is no file of the folder's own")
+        raise UserError(f"{index}: {outside[0]!r} is not a file in this folder")
     if missing := [name for name in names if not (folder / name).exists()]:
         raise UserError(f"{folder}: weights are missing: {', '.join(missing)}")
-    held = {name: tensors(folder / name) for name in names}
-    if lacking := sorted(tensor for tensor, name in shards.items() if tensor not in held[name]):
+    files = {name: tensors(folder / name) for name in names}
+    if lacking := sorted(tensor for tensor, name in shards.items() if tensor not in files[name]):
         raise UserError(f"{folder}: {shards[lacking[0]]} lacks {len(lacking)} tensors: {', '.join(lacking[:3])}")
-    return held
+    return files
 
 
 def tensors(file: Path) -> dict[str, Tensor]:
@@ -103,21 +133,21 @@ def tensors(file: Path) -> dict[str, Tensor]:
             opened.seek(0)
             length = int.from_bytes(opened.read(8), "little")
             header = opened.read(length) if length <= min(size - 8, MOST_HEADER) else b""
-        found = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-        held = {name: TENSOR.decode(raw) for name, raw in found.items() if name != "__metadata__"}
-        end = 8 + length + max([tensor.data_offsets[1] for tensor in held.values()], default=0)
+        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
+        by_name = {name: TENSOR.decode(raw) for name, raw in entries.items() if name != "__metadata__"}
+        end = 8 + length + max([tensor.data_offsets[1] for tensor in by_name.values()], default=0)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise UserError(f"{file}: its safetensors header is damaged or cut short; fetch or make it again") from None
+        raise UserError(f"{file}: its safetensors header is damaged or truncated; download or save it again") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     if end != size:
         raise UserError(
-            f"{file}: has {size} bytes where its header says {end}: it is not whole; fetch or make it again"
+            f"{file}: has {size} bytes where its header says {end}: it is incomplete; download or save it again"
         )
-    return held
+    return by_name
 
 
 def parameter_count(folder: Path) -> int:
-    """Parameters of a folder's model; weights of another form that stand beside it (consolidated.safetensors) are not
-    of it."""
-    return sum(math.prod(tensor.shape) for held in _held(folder).values() for tensor in held.values())
+    """Parameters of a folder's model; weights in another form beside it (consolidated.safetensors) do not
+    count."""
+    return sum(math.prod(tensor.shape) for file in _tensors_by_file(folder).values() for tensor in file.values())

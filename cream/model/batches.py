@@ -1,25 +1,31 @@
-"""Batches of token rows under a token budget, and the plain layout: one padded row an answer.
+"""Batches of token rows under a token budget, and the plain layout: one padded row per response.
 
-A batch holds groups: answers that share a prompt. trees.py lays a group out with its prompt once; `pad` here, which any
-model takes, is the reference that trees must equal. Rows are padded on the right: positions count from 0 in every row,
-so that rotary and learned positions are both exact, and what stands after an answer cannot be seen by it.
+A batch holds groups: responses that share a prompt. trees.py lays a group out with its prompt once; `pad` here, which
+any model takes, is the reference that trees must equal. Rows are padded on the right: positions count from 0 in every
+row, so that rotary and learned positions are both exact, and padding cannot be seen by the response before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
 
 from cream.text.chat import Tokens
 
-Group = Sequence[Tokens]  # answers after one prompt, each as a whole conversation
+Group = Sequence[Tokens]  # responses to one prompt, each as a whole conversation
+Places = Callable[[Tokens], list[int]]  # indices of a row's tokens whose hidden states a head reads
+
+
+def predicting(row: Tokens) -> list[int]:
+    """The places that predict the row's scored tokens: each one before them."""
+    return [t - 1 for t in row.predicted()]
 
 
 @dataclass(slots=True)
 class Layout:
-    """Where the trees of a row of T tokens stand.
+    """The trees of a row of T tokens: who sees whom.
 
     ends, positions (T,) int64; trees: per tree its start, the end of its prompt, and the end of each of its branches.
     """
@@ -54,13 +60,13 @@ class Layout:
 
 @dataclass(slots=True)
 class Batch:
-    """B rows of T tokens, and where in them the K scored tokens of A answers are predicted.
+    """B rows of T tokens, and the K places in them that a head reads, of R responses.
 
-    input_ids, position_ids (B, T) int64; source (K,) int64: the place, row x T + column, whose output predicts a scored
-    token; target (K,) int64: that token; owner (K,) int64: its answer in [0, A), counted through the groups. Padded
-    rows have an attention_mask (B, T) int64, 0 on padding; rows of trees a `layout`.
-    The rows [1, 7, 8, 2] (answer 8, 2) and [1, 9, 2] (answer 2) padded with 0: input_ids [[1, 7, 8, 2], [1, 9, 2, 0]],
-    source [1, 2, 5], target [8, 2, 2], owner [0, 0, 1].
+    input_ids, position_ids (B, T) int64; source (K,) int64: each place as row x T + column; target (K,) int64: the
+    token after it in its conversation, -1 after the last; owner (K,) int64: its response in [0, R), counted through the
+    groups. Padded rows have an attention_mask (B, T) int64, 0 on padding; rows of trees a `layout`.
+    The rows [1, 7, 8, 2] (response 8, 2) and [1, 9, 2] (response 2), padded with 0, where they predict: input_ids
+    [[1, 7, 8, 2], [1, 9, 2, 0]], source [1, 2, 5], target [8, 2, 2], owner [0, 0, 1].
     """
 
     input_ids: torch.Tensor
@@ -68,7 +74,7 @@ class Batch:
     source: torch.Tensor
     target: torch.Tensor
     owner: torch.Tensor
-    answers: int
+    responses: int
     tokens: int  # padding not counted
     attention_mask: torch.Tensor | None = None
     layout: Layout | None = None
@@ -81,9 +87,9 @@ class Batch:
                 parts[name] = send(part, device)
         return Batch(**parts | {"layout": self.layout and self.layout.to(device)})
 
-    def answer_sums(self, values: torch.Tensor) -> torch.Tensor:
-        """(K,) values of scored tokens -> (A,) their sums over each answer."""
-        return torch.zeros(self.answers, dtype=values.dtype, device=values.device).index_add(0, self.owner, values)
+    def response_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """(K,) values at the places -> (R,) their sums over each response."""
+        return torch.zeros(self.responses, dtype=values.dtype, device=values.device).index_add(0, self.owner, values)
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -91,30 +97,36 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def pad(groups: Iterable[Group], pad_id: int = 0) -> Batch:
-    """One row an answer. `pad_id` decides nothing: padding is masked by position."""
+def pad(groups: Iterable[Group], pad_id: int = 0, places: Places = predicting) -> Batch:
+    """One row per response. `pad_id` decides nothing: padding is masked by position."""
     rows = [tokens for group in groups for tokens in group]
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    source, owner = [], []
+    source, target, owner = [], [], []
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row.ids, dtype=torch.int64)
         mask[i, : len(row)] = 1
-        predicted = row.predicted()
-        source += [i * width + t - 1 for t in predicted]
-        owner += [i] * len(predicted)
-    source = torch.tensor(source, dtype=torch.int64)
+        read = places(row)
+        source += [i * width + place for place in read]
+        target += tokens_after(row, read)
+        owner += [i] * len(read)
     return Batch(
         input_ids=ids,
         position_ids=torch.arange(width).expand(len(rows), -1),
-        source=source,
-        target=ids.flatten()[source + 1],
+        source=torch.tensor(source, dtype=torch.int64),
+        target=torch.tensor(target, dtype=torch.int64),
         owner=torch.tensor(owner, dtype=torch.int64),
-        answers=len(rows),
+        responses=len(rows),
         tokens=int(mask.sum()),
         attention_mask=mask,
     )
+
+
+def tokens_after(row: Tokens, places: list[int]) -> list[int]:
+    """The token after each place, -1 after the row's last."""
+    end = len(row) - 1
+    return [row.ids[place + 1] if place < end else -1 for place in places]
 
 
 def padded_shape(group: Group) -> tuple[int, int]:
@@ -126,7 +138,7 @@ def by_tokens(shapes: Sequence[tuple[int, int]], max_tokens: int) -> list[list[i
     """Indices of (rows, width) shapes in batches whose size, all rows x the widest, stays within `max_tokens`.
 
     Largest first, so that rows are alike and a batch too large for the device fails at once. A shape larger than the
-    budget stands alone.
+    budget is a batch by itself.
     """
     batches: list[list[int]] = []
     rows = width = 0

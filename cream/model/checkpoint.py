@@ -1,4 +1,8 @@
-"""A model's folder: what its files say of it, and writing one that any Hugging Face tool loads."""
+"""A model's folder: what its files say of the model, and writing one that any Hugging Face tool loads.
+
+cream.json in it is typed (provenance.Sidecar): `kind`, policy or reward_model; `head` of the latter; `chat_template`,
+the hash of the text format that it was trained on; its lineage (`started_from`, `merged_from`).
+"""
 
 import shutil
 from pathlib import Path
@@ -8,8 +12,8 @@ import torch
 from cream.errors import UserError
 from cream.files import store
 from cream.files.fingerprints import fingerprint
-from cream.files.folders import tensors
-from cream.files.provenance import KIND
+from cream.files.folders import kind_of, tensors
+from cream.files.provenance import KIND, POLICY, REWARD_MODEL, fingerprint_text
 from cream.files.raw import named
 
 
@@ -25,10 +29,10 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 def context_length(folder: Path) -> int | None:
-    """How many tokens a model was made for (prompt and answer together); None when its config does not say.
+    """How many tokens a model was made for (prompt and response together); None when its config does not say.
 
     With LongRoPE (arXiv 2402.13753) it is the length up to which all have the same frequencies: beyond it the library
-    takes others for a whole batch, so that an answer's log-probability would depend on its company.
+    takes others for a whole batch, so that a response's log-probability would depend on the others in it.
     """
     config = store.read_json(folder / "config.json")
     config = config.get("text_config", config)
@@ -46,19 +50,20 @@ def length_limit(flag: int | None, folder: Path) -> int:
     return min(limits) if limits else 2048
 
 
-def save_policy(
-    model, tokenizer, folder: Path, dtype: torch.dtype | None, kind: dict, state: dict[str, torch.Tensor] | None = None
+def save(
+    model, tokenizer, folder: Path, dtype: torch.dtype | None, about: dict, state: dict[str, torch.Tensor] | None = None
 ) -> None:
-    """A folder that any Hugging Face tool loads: weights (as `dtype`, None = as they are), tokenizer, chat template.
+    """A folder that any Hugging Face tool loads: weights (as `dtype`, None = as they are), tokenizer, chat template;
+    and cream.json, with the model's kind and head, the chat template's hash, and `about`.
 
     `state` are the weights where the model itself does not have them, or not as float32 (ZeRO).
-    It is written beside its place and renamed into it, so that a folder of this name is always whole.
+    It is written under another name and renamed, so that a folder of this name is always complete.
     """
     staged, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
     for left in (staged, old):
         shutil.rmtree(left, ignore_errors=True)
     with named(folder):
-        _write_policy(model, tokenizer, staged, dtype, kind, state)
+        _write(model, tokenizer, staged, dtype, about, state)
         if folder.exists():
             folder.rename(old)
         staged.rename(folder)
@@ -66,7 +71,7 @@ def save_policy(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_policy(model, tokenizer, staged: Path, dtype, kind: dict, state: dict[str, torch.Tensor] | None) -> None:
+def _write(model, tokenizer, staged: Path, dtype, about: dict, state: dict[str, torch.Tensor] | None) -> None:
     state = model.state_dict() if state is None else state
     if dtype is not None:
         cast = {(v.data_ptr(), v.shape): v.to(dtype) for v in state.values() if v.is_floating_point()}
@@ -76,6 +81,18 @@ def _write_policy(model, tokenizer, staged: Path, dtype, kind: dict, state: dict
         config = store.read_json(staged / "config.json")
         store.write_json(staged / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     tokenizer.save_pretrained(staged)
-    store.write_json(staged / KIND, kind | {"fingerprint": fingerprint(staged, cached=False)})
+    about = describe(model, tokenizer) | about | {"fingerprint": fingerprint(staged, cached=False)}
+    store.write_json(staged / KIND, about)
     for path in staged.iterdir():
         store.sync(path)
+
+
+def describe(model, tokenizer) -> dict:
+    """What cream.json says of any model: its kind, a reward model's head, and the text format."""
+    kind, reads = kind_of([type(model).__name__])
+    about = {"kind": kind or POLICY}
+    if kind == REWARD_MODEL:
+        about["head"] = {"outputs": model.config.num_labels, "reads": reads}
+    if tokenizer.chat_template:
+        about["chat_template"] = fingerprint_text(tokenizer.get_chat_template())
+    return about

@@ -1,4 +1,4 @@
-"""What a device carries: tokens of a batch, memory, the rate of its matrix products."""
+"""What fits on a device and how fast it is: tokens of a batch, free memory, the rate of matrix products."""
 
 import logging
 import resource
@@ -26,7 +26,7 @@ class Budget:
         self.first: int | None = None
 
     def halve(self, error: RuntimeError) -> None:
-        """Take half from now on. Raises `error` itself if it is no want of memory, UserError if half is no help."""
+        """Take half from now on. Raises `error` itself if it is not out of memory, UserError if half does not help."""
         if not out_of_memory(error):
             raise error
         if self.common:
@@ -36,16 +36,16 @@ class Budget:
         if self.first is not None:
             raise UserError(
                 f"out of memory with {self.first} tokens a batch, and with {self.tokens} as well; give a smaller "
-                "--max_tokens_per_batch, or shorter answers (--max_length)"
+                "--max_tokens_per_batch, or shorter responses (--max_length)"
             ) from None
         self.first, self.tokens = self.tokens, max(1, self.tokens // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        log.warning("out of memory with %d tokens a batch: going on with %d", self.first, self.tokens)
+        log.warning("out of memory with %d tokens a batch: continuing with %d", self.first, self.tokens)
 
 
 def budget(given: int | None, model, device: torch.device, *, training: bool, shards: int = 1) -> Budget:
-    """`given` tokens a batch, or as many as the device's free memory carries, estimated from the model's config.
+    """`given` tokens a batch, or as many as fit in the device's free memory, estimated from the model's config.
 
     A token keeps, in each layer that a backward pass has yet to visit, about 16 vectors of the hidden size and 4 of the
     feed-forward's; scoring, and recomputing layers, hold one layer at a time. Gradients and optimiser states lie in
@@ -64,9 +64,9 @@ def budget(given: int | None, model, device: torch.device, *, training: bool, sh
     if training:  # gradients and AdamW's two moments come on top of the weights
         free -= 3 * size * sum(numel(p) for p in model.parameters() if p.requires_grad) // shards
     tokens = int(SHARE * free / (numbers * size)) // 256 * 256
-    chosen = Budget(min(MOST[device.type][training], max(LEAST, tokens)))
-    log.info("at most %d tokens a batch (%.1f GB of memory are free)", chosen.tokens, free / 1e9)
-    return chosen
+    fitting = Budget(min(MOST[device.type][training], max(LEAST, tokens)))
+    log.info("at most %d tokens a batch (%.1f GB of memory are free)", fitting.tokens, free / 1e9)
+    return fitting
 
 
 def free_memory(device: torch.device) -> int:
@@ -84,16 +84,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def flops_per_token(model) -> tuple[int, int]:
-    """Floating-point operations of a forward pass: (a token in the layers, a token that the head predicts).
-
-    Two per weight of a matrix product (arXiv 2204.02311, appendix B); attention itself is not counted.
-    """
-    head = model.get_output_embeddings().weight
-    apart = {id(p): numel(p) for p in (head, model.get_input_embeddings().weight)}
-    return 2 * (sum(map(numel, model.parameters())) - sum(apart.values())), 2 * numel(head)
 
 
 def numel(parameter: torch.nn.Parameter) -> int:

@@ -1,7 +1,7 @@
 """log softmax of a language model's head at the tokens that count, without its logits in memory.
 
 The head's matrix is taken in blocks of words: the logits of one block stay in the cache while they are made, summed and
-(in the backward pass, which makes them anew where they are many) turned into gradients. Memory grows neither with the
+(in the backward pass, which recomputes them where they are many) turned into gradients. Memory grows neither with the
 vocabulary nor with the tokens.
 """
 
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits made at a time: on a CPU what its cache holds
 LEAST_WORDS = 512  # of a block, whatever the tokens: with fewer the matrix products are slow
-KEEP = {"cpu": 1 << 25, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them it makes anew
+KEEP = {"cpu": 1 << 25, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them are recomputed
 MULTIPLE = 32  # of tokens, so that sizes recur: oneDNN keeps some MB of compiled bfloat16 products for each new one
 ROWS = 512  # tokens at a time through a head that is called as a module
 
@@ -32,13 +32,13 @@ def token_log_probs(head, config, hidden: torch.Tensor, target: torch.Tensor, in
         return HeadLogProb.apply(hidden, head.weight, head.bias, target, scale, cap, keep, in_place)[:count]
 
     def some(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return picked(_scaled(head(h), scale, cap), t)
+        return target_log_probs(_scaled(head(h), scale, cap), t)
 
     parts = zip(hidden.split(ROWS), target.split(ROWS), strict=True)
     return torch.cat([checkpoint(some, h, t, use_reentrant=False) for h, t in parts])
 
 
-def picked(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def target_log_probs(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """log softmax(logits)[target], (K,) float32, of logits (K, V): over float32 logits whatever their dtype, for a
     bfloat16 one errs by 0.025 nat per token over 128 k words."""
     return -F.cross_entropy(logits.float(), target, reduction="none")
@@ -68,17 +68,17 @@ class HeadLogProb(torch.autograd.Function):
         ctx.scale, ctx.cap, ctx.in_place = scale, cap, in_place
         ctx.kept = [] if keep else None
         norm = torch.full(target.shape, float("-inf"), device=hidden.device)
-        found = torch.zeros_like(norm)
+        at_target = torch.zeros_like(norm)
         h = hidden.to(ctx.dtype)
         for words in _blocks(hidden, weight):
             logits = _scaled(F.linear(h, *_part(words, ctx.dtype, weight, bias)), scale, cap)
             if ctx.kept is not None:
                 ctx.kept.append(logits)
             place, inside = _place(target, words)
-            found = torch.where(inside, logits.gather(1, place).squeeze(1), found)
+            at_target = torch.where(inside, logits.gather(1, place).squeeze(1), at_target)
             norm = torch.logaddexp(norm, logits.float().logsumexp(1))
         ctx.save_for_backward(hidden, weight, bias, target, norm)
-        return found - norm
+        return at_target - norm
 
     @staticmethod
     @torch.autograd.function.once_differentiable

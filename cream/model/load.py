@@ -1,7 +1,8 @@
-"""Loading a language model and its tokenizer: the folder checked, every dropout off, attention chosen."""
+"""Loading a model and its tokenizer: the folder checked, its kind too, every dropout off, attention chosen."""
 
 import logging
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -9,13 +10,15 @@ import torch
 from cream.cli import preflight
 from cream.errors import UserError, out_of_memory
 from cream.files import store
-from cream.files.folders import check_weights, parameter_count, remote_code
+from cream.files.folders import check_weights, kind_of, parameter_count, remote_code
+from cream.files.provenance import POLICY, REWARD_MODEL, Head, fingerprint_text, read_kind
 from cream.model.hardware import free_memory
+from cream.model.reward_head import head_name
 
 log = logging.getLogger("cream")
 TRUST = "here: --trust_remote_code yes, if you trust where it comes from"
 LAYER = re.compile(r"\b(?:layers|h|blocks)\.\d+\.")  # in a weight's name
-FIRST = 4  # layers that stand for all when a plan for cutting a model up is tried
+FIRST = 4  # layers that a tensor-parallel plan is tried on
 
 
 def load_tokenizer(folder: Path, chat_template: Path | None = None):
@@ -47,27 +50,48 @@ def load_chat(folder: Path, chat_template: Path | None = None):
         if not isinstance(store.read_json(folder / "generation_config.json"), dict):
             raise UserError(f"{folder / 'generation_config.json'}: expected one object of settings")
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
-    return Chat(load_tokenizer(folder, chat_template), [eos] if isinstance(eos, int) else eos or [], chat_template)
+    tokenizer = load_tokenizer(folder, chat_template)
+    chat = Chat(tokenizer, [eos] if isinstance(eos, int) else eos or [], chat_template)
+    if read_kind(folder).get("chat_template") not in (None, fingerprint_text(tokenizer.get_chat_template())):
+        log.warning("%s: was trained on another chat template than %s", folder, chat_template or "the one in it now")
+    return chat
 
 
-def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slices: int = 1, first: bool = False):
-    """A causal language model in evaluation mode, every dropout 0 (a policy must equal its own
-    reference at the first step). Raises UserError for a folder it cannot load.
+def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, tp_size: int = 1, first: bool = False):
+    """`load` of a policy."""
+    return load(folder, POLICY, dtype, device, tp_size=tp_size, first=first)
 
-    slices > 1: each of so many processes of torch.distributed gets its part of every layer, by the library's plan
-    (`check_slices`); the head stays whole. first: the first layers alone, of each kind one at least.
+
+def load(
+    folder: Path,
+    kind: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    new_head: Head | None = None,
+    tp_size: int = 1,
+    first: bool = False,
+):
+    """A transformers model of this kind, POLICY or REWARD_MODEL, in evaluation mode, every dropout 0 (a policy must
+    equal its own reference at the first step). Raises UserError for a folder of another kind, or that it cannot load.
+
+    new_head: a reward model from the folder of a policy, its head drawn by torch's generator as in arXiv 2009.01325.
+    tp_size > 1: each of so many processes of torch.distributed gets its part of every layer, by the library's plan
+    (`check_tp_size`); the head stays whole. first: the first layers alone, of each kind one at least.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    check_weights(folder)
+    check_weights(folder, POLICY if new_head else kind)
     if not first:
-        need = parameter_count(folder) * dtype.itemsize / slices
+        need = parameter_count(folder) * dtype.itemsize / tp_size
         preflight.memory(need, free_memory(device), f"the weights of {folder}")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code())
         for name in [name for name in config.to_dict() if name.endswith(("dropout", "_pdrop"))]:
             setattr(config, name, 0.0)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        if new_head:
+            config.num_labels = new_head["outputs"]
+        model, report = _auto_class(folder, config, kind, new_head).from_pretrained(
             folder,
             config=_first(config) if first else config,
             dtype=dtype,
@@ -76,26 +100,71 @@ def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, slice
             local_files_only=True,
             trust_remote_code=remote_code(),
             output_loading_info=True,
-            distributed_config=_slicing(config, slices) if slices > 1 else None,
+            distributed_config=_tensor_parallel(config, tp_size) if tp_size > 1 else None,
         )
     except Exception as error:  # the library raises all kinds on a damaged config
-        if isinstance(error, RuntimeError) and out_of_memory(error):
+        if isinstance(error, UserError) or isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         advice = f" ({TRUST})" if "trust_remote_code" in str(error) else ""
-        raise UserError(f"{folder}: cannot be loaded as a language model: {error}{advice}") from None
-    if missing := sorted(found["missing_keys"]):  # the library would go on with random ones
-        raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
-    if not first and (unused := sorted(found["unexpected_keys"])):
-        told = f"{folder}: {len(unused)} of its weights are not part of the model: {', '.join(unused[:3])}"
-        if any(LAYER.search(name) for name in unused):
-            raise UserError(f"{told}; its config.json has fewer layers than its weights")
-        log.warning("%s", told)
+        what = "a language model" if kind == POLICY else "a reward model"
+        raise UserError(f"{folder}: cannot be loaded as {what}: {error}{advice}") from None
+    if new_head:
+        _init_head(model)
+    _check_loaded(folder, model, kind, report, new_head, first)
     return model.to(device).eval()
 
 
+def _check_loaded(folder: Path, model, kind: str, report: dict, new_head: Head | None, first: bool) -> None:
+    """Raises UserError unless the weights of a folder were those of the model, as far as it matters."""
+    missing = {name for name in report["missing_keys"] if not (new_head and name.startswith(f"{head_name(model)}."))}
+    if missing := sorted(missing):  # the library would go on with random ones
+        raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
+    if not first and (unused := sorted(report["unexpected_keys"])):
+        message = f"{folder}: {len(unused)} of its weights are not part of the model: {', '.join(unused[:3])}"
+        if any(LAYER.search(name) for name in unused):
+            raise UserError(f"{message}; its config.json has fewer layers than its weights")
+        if kind == REWARD_MODEL and any(not name.startswith("lm_head.") for name in unused):
+            raise UserError(f"{message}; without them {type(model).__name__} would give other rewards")
+        log.warning("%s", message)
+    recorded = {} if new_head or kind == POLICY else read_kind(folder).get("head", {})
+    if (outputs := recorded.get("outputs", model.config.num_labels)) != model.config.num_labels:
+        raise UserError(f"{folder}: its head has {model.config.num_labels} outputs, by cream.json {outputs}")
+
+
+def _auto_class(folder: Path, config, kind: str, new_head: Head | None):
+    """The library's class that loads a model of this kind."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    if kind == POLICY:
+        return AutoModelForCausalLM
+    head = new_head or read_kind(folder).get("head")
+    reads = head["reads"] if head else kind_of(config.architectures or [])[1]
+    found = AutoModelForTokenClassification if reads == "step_token" else AutoModelForSequenceClassification
+    if type(config) not in found._model_mapping and not remote_code():
+        raise UserError(
+            f"{folder}: transformers has no {found.__name__.removeprefix('AutoModelFor')} for models of type "
+            f"{config.model_type}, so that a reward model on one cannot be read at the {reads or 'last_token'}"
+        )
+    return found
+
+
+def _init_head(model) -> None:
+    """Draw a new head: weights from N(0, 1 / (hidden size + 1)), bias 0."""
+    head = getattr(model, head_name(model))
+    whole = nullcontext()
+    if hasattr(head.weight, "ds_id"):  # in shards (ZeRO-3)
+        import deepspeed
+
+        whole = deepspeed.zero.GatheredParameters(list(head.parameters()), modifier_rank=0)
+    with torch.no_grad(), whole:
+        head.weight.normal_(0, (head.in_features + 1) ** -0.5)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
 def _attention(config) -> str | None:
-    """sdpa where the model has it; eager where attention scores are capped, which sdpa would leave out unsaid; None is
-    the library's choice for a model that has neither."""
+    """sdpa where the model has it; eager where attention scores are capped, which sdpa would silently drop; None is the
+    library's choice for a model that has neither."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if getattr(config, "attn_logit_softcapping", None):
@@ -116,7 +185,7 @@ def _first(config):
     return config
 
 
-def _slicing(config, slices: int):
+def _tensor_parallel(config, tp_size: int):
     """The library's plan but for the head, and embeddings that are its weights: those stay whole."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.distributed import DistributedConfig
@@ -125,11 +194,11 @@ def _slicing(config, slices: int):
     text.base_model_tp_plan = {k: style for k, style in text.base_model_tp_plan.items() if k != "embed_tokens"}
     head = getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "_tp_plan", None) or {}
     # of the library's styles the one that leaves weights and outputs alone, where there is no backward pass
-    return DistributedConfig(tp_size=slices, tp_plan=dict.fromkeys(head, "replicated_with_grad_allreduce"))
+    return DistributedConfig(tp_size=tp_size, tp_plan=dict.fromkeys(head, "replicated_with_grad_allreduce"))
 
 
-def check_slices(folder: Path, slices: int) -> None:
-    """Raises UserError where a model cannot be cut into so many parts."""
+def check_tp_size(folder: Path, tp_size: int) -> None:
+    """Raises UserError where a model cannot be tensor-parallel over so many devices."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(
@@ -137,16 +206,16 @@ def check_slices(folder: Path, slices: int) -> None:
     ).get_text_config()
     if not getattr(config, "base_model_tp_plan", None):
         raise UserError(
-            f"--tensor_parallel_size {slices}: the library has no plan for cutting up models of type "
+            f"--tensor_parallel_size {tp_size}: transformers has no tensor-parallel plan for models of type "
             f"{config.model_type} ({folder})"
         )
     sizes = {
         "attention heads": config.num_attention_heads,
-        "heads of keys and values": getattr(config, "num_key_value_heads", None),
+        "key-value heads": getattr(config, "num_key_value_heads", None),
         "numbers within a feed-forward": getattr(config, "intermediate_size", None),
         "within an expert": getattr(config, "moe_intermediate_size", None),
     }
-    known = {what: size for what, size in sizes.items() if isinstance(size, int)}
-    if any(size % slices for size in known.values()):
-        said = ", ".join(f"{size} {what}" for what, size in known.items())
-        raise UserError(f"--tensor_parallel_size {slices}: {folder} has {said}; it must divide them all")
+    sizes = {name: size for name, size in sizes.items() if isinstance(size, int)}
+    if any(size % tp_size for size in sizes.values()):
+        text = ", ".join(f"{size} {name}" for name, size in sizes.items())
+        raise UserError(f"--tensor_parallel_size {tp_size}: {folder} has {text}; it must divide them all")

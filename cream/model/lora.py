@@ -10,18 +10,34 @@ from filelock import FileLock
 from cream.errors import UserError
 from cream.files import store
 from cream.files.fingerprints import fingerprint
-from cream.files.folders import tensors
-from cream.model.checkpoint import save_policy
+from cream.files.folders import KINDS, kind_of, tensors
+from cream.files.provenance import POLICY
+from cream.model.checkpoint import save
 from cream.model.load import load_policy, load_tokenizer
+from cream.model.reward_head import head_name
 
 log = logging.getLogger("cream")
 
 
 def add_lora(model, r: int, alpha: float, dropout: float):
-    """Low-rank adapters on every linear layer but the head; B = 0, so the model starts as it was (2106.09685 §4.1)."""
+    """Low-rank adapters on every linear layer but the head; B = 0, so the model starts as it was (2106.09685 §4.1).
+
+    A reward model's head is trained whole, and saved with the adapters.
+    """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
+    _, reads = kind_of([type(model).__name__])
+    task = {None: "CAUSAL_LM", "last_token": "SEQ_CLS", "step_token": "TOKEN_CLS"}[reads]
+    head = [head_name(model)] if reads else None
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        exclude_modules=head,
+        modules_to_save=head,
+        task_type=task,
+    )
     return get_peft_model(model, config)
 
 
@@ -53,7 +69,10 @@ def adapter_base(folder: Path, name: str, base: Path) -> Path:
     if not (folder / "adapter_model.safetensors").exists():
         raise UserError(f"{folder}: no adapter_model.safetensors; pickled adapters are never loaded, convert it")
     tensors(folder / "adapter_model.safetensors")
-    trained_on = store.read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""
+    config = store.read_json(folder / "adapter_config.json")
+    if (task := config.get("task_type")) in ("SEQ_CLS", "TOKEN_CLS"):
+        raise UserError(f"{folder}: expected {KINDS[POLICY]}, found the adapter of a reward model (task_type {task})")
+    trained_on = config.get("base_model_name_or_path") or ""
     if trained_on and Path(trained_on).is_dir():
         return Path(trained_on)
     if trained_on == name:
@@ -74,6 +93,5 @@ def adapter_merged(folder: Path, base: Path, cache: Path) -> Path:
         if target.exists():
             return target
         model = PeftModel.from_pretrained(load_policy(base, torch.float32, torch.device("cpu")), folder)
-        about = {"kind": "policy", "merged_from": str(folder)}
-        save_policy(merged(model), load_tokenizer(base), target, None, about)
+        save(merged(model), load_tokenizer(base), target, None, {"merged_from": str(folder)})
     return target

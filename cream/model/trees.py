@@ -1,6 +1,6 @@
-"""Trees: the answers to one prompt as one sequence [prompt, answer_1 … answer_N] that computes the prompt once.
+"""Trees: the responses to one prompt as one sequence [prompt, response_1 … response_N] that computes the prompt once.
 
-Many trees stand one after the other in a single row, without padding. A token sees its own branch and the prompt before
+Many trees follow one another in a single row, without padding. A token sees its own branch and the prompt before
 it: token j is seen from j up to the end of what grows out of it, so one number per token, `ends`, is the whole mask:
 
     i sees j  iff  j <= i < ends[j]     (and, in a layer with a sliding window W, position[i] - position[j] < W)
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cream.model.batches import Batch, Group, Layout
+from cream.model.batches import Batch, Group, Layout, Places, predicting, tokens_after
 
 ATTENTION = "cream_trees"  # the name under which transformers finds `attend`
 # A row's length is a multiple of this: on CUDA of FlexAttention's block; on a CPU for lengths to recur, since oneDNN
@@ -40,7 +40,7 @@ def tree_shape(group: Group) -> tuple[int, int]:
 
 
 def split(group: Group, max_tokens: int) -> list[list[int]]:
-    """Indices of a group's answers, in runs that each fit a row with their prompt; one too long for it stands alone."""
+    """Indices of a group's responses, in runs that each fit a row with their prompt; a longer one is alone."""
     prompt = shared(group)
     runs: list[list[int]] = []
     size = 0
@@ -53,11 +53,11 @@ def split(group: Group, max_tokens: int) -> list[list[int]]:
     return runs
 
 
-def pack(groups: Sequence[Group], multiple: int = 1) -> Batch:
+def pack(groups: Sequence[Group], multiple: int = 1, places: Places = predicting) -> Batch:
     """All groups as trees in one row, B = 1, its length rounded up to a `multiple`."""
     ids, positions, ends, trees = [], [], [], []
     source, target, owner = [], [], []
-    answers = 0
+    responses = 0
     for group in groups:
         start, prompt = len(ids), shared(group)
         size = tree_shape(group)[0]
@@ -71,11 +71,11 @@ def pack(groups: Sequence[Group], multiple: int = 1) -> Batch:
             positions += range(prompt, len(row))
             ends += [len(ids)] * (len(row) - prompt)
             branches.append(len(ids))
-            predicted = row.predicted()
-            source += [start + t - 1 if t <= prompt else branch + t - 1 - prompt for t in predicted]
-            target += [row.ids[t] for t in predicted]
-            owner += [answers] * len(predicted)
-            answers += 1
+            read = places(row)
+            source += [start + place if place < prompt else branch + place - prompt for place in read]
+            target += tokens_after(row, read)
+            owner += [responses] * len(read)
+            responses += 1
         trees.append((start, start + prompt, branches))
     tokens = len(ids)
     for i in range(tokens, tokens + -tokens % multiple):  # each padding token sees itself alone
@@ -86,7 +86,7 @@ def pack(groups: Sequence[Group], multiple: int = 1) -> Batch:
         torch.from_numpy(np.array(x, dtype=np.int64)) for x in (ids, positions, ends, source, target, owner)
     )
     layout = Layout(ends, positions, trees)
-    return Batch(ids[None], positions[None], source, target, owner, answers, tokens, layout=layout)
+    return Batch(ids[None], positions[None], source, target, owner, responses, tokens, layout=layout)
 
 
 # Attention ------------------------------------------------------------------------------------------------------------
@@ -143,12 +143,12 @@ def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> t
     query, key, value = query.float(), key.float(), value.float()
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    found = []
+    parts = []
 
     def over(start: int, end: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         with torch.autocast(query.device.type, enabled=False):
             part = _causal(query[:, :, start:end], keys, values, scaling, window, softcap)
-        found.append(part.transpose(1, 2).to(dtype))
+        parts.append(part.transpose(1, 2).to(dtype))
 
     for start, prompt_end, branches in layout.trees:
         prompt_keys, prompt_values = key[:, :, start:prompt_end], value[:, :, start:prompt_end]
@@ -161,8 +161,8 @@ def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> t
             over(at, end, keys, values)
             at = end
     if at < query.shape[2]:
-        found.append(query.new_zeros(1, query.shape[2] - at, query.shape[1], value.shape[3], dtype=dtype))
-    return torch.cat(found, dim=1)
+        parts.append(query.new_zeros(1, query.shape[2] - at, query.shape[1], value.shape[3], dtype=dtype))
+    return torch.cat(parts, dim=1)
 
 
 def _causal(query, key, value, scaling, window, softcap) -> torch.Tensor:

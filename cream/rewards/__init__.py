@@ -1,22 +1,21 @@
-"""Reward sources. One file each, listed here.
+"""Reward sources: one module each, and a line here.
 
-A source gets groups (a prompt with its answers) and gives every answer a reward, named parts, and a reason where it has
-none. It works in passes, each of which holds one model: `PASSES` names them, `combine` makes the rewards from what the
-passes found. Passes over log-likelihoods share likelihood.py's scorer.
+A source gives each response of a prompt a reward, or the reason why it has none. Its module has
+
+    Options                             dataclass of its own flags, composed into rewarding.py --help; it extends the
+                                        Options of its passes' worker (scoring.logprobs, heads, completions)
+    passes(options)                     the models that look at the samples (scoring.driver.Pass), [] for none
+    combine(sample, results, options)   GroupReward; results: role -> one result for each request, in their order
+
+and where it needs them
+
+    requests(role, sample, options)     what a model is given: groups of responses (logprobs, heads) or prompts
+                                        (completions); without it, one group of the sample's responses
+    files(options)                      {flag: (path, kind of record)} of the files it reads beside the samples
+    prepare(options, samples, skip)     reads these, and refuses what can be refused before anything is computed
+    DEFAULTS                            flags of its Options that are none by default -> their value for this source
 """
 
-from dataclasses import dataclass, field
+from cream.rewards import dpo, labels, likelihood
 
-REWARDS = {"likelihood": "cream.rewards.likelihood", "dpo": "cream.rewards.dpo"}
-
-
-@dataclass(slots=True)
-class GroupReward:
-    """Per answer: its reward or None, named parts (numbers or lists), why it has none, texts (a judge's words);
-    optionally an N x N matrix of preferences."""
-
-    reward: list[float | None]
-    parts: dict[str, list] = field(default_factory=dict)
-    reason: list[str | None] = field(default_factory=list)
-    texts: dict[str, list[str | None]] = field(default_factory=dict)
-    preferences: list[list[float | None]] | None = None
+REWARDS = {"likelihood": likelihood, "dpo": dpo, "labels": labels}

@@ -1,26 +1,21 @@
 """The likelihood reward: log π(y|x) / |y| under the policy alone (CREAM's ranking by M0 in the first round)."""
 
-from cream.rewards import GroupReward
-from cream.scoring.logprobs import Scored
+from cream.records import Samples
+from cream.rewards.base import GroupReward, LogProbOptions, normalized
+from cream.scoring.driver import Pass
 
-PASSES = ("policy",)
-NORMALIZE = "mean"  # over the answer's tokens; the method's default for this reward
-
-
-def normalized(scored: Scored, normalize: str) -> list[float | None]:
-    """Summed log-probabilities, or their mean over the answer's tokens; None stays None."""
-    if normalize == "sum":
-        return scored.logprob
-    return [None if v is None else v / n for v, n in zip(scored.logprob, scored.num_tokens, strict=True)]
+Options = LogProbOptions
+DEFAULTS = {"normalize": "mean"}  # over the response's tokens; CREAM's default for this reward
 
 
-def combine(passes: dict[str, Scored], normalize: str) -> GroupReward:
-    """score = reward, ref_score = 0, as the method's files have it."""
-    policy = passes["policy"]
-    reward = normalized(policy, normalize)
-    parts = {
-        "score": reward,
-        "ref_score": [None if r is None else 0.0 for r in reward],
-        "num_tokens": policy.num_tokens,
-    }
-    return GroupReward(reward, parts, policy.reason)
+def passes(options: Options) -> list[Pass]:
+    """One, of the policy."""
+    return [Pass("policy")]
+
+
+def combine(sample: Samples, results: dict[str, list], options: Options) -> GroupReward:
+    """score = reward, ref_score = 0, as in the released code's files."""
+    (policy,) = results["policy"]
+    reward = normalized(policy, options.normalize)
+    reference = [None if r is None else 0.0 for r in reward]
+    return GroupReward(reward, policy.reason, score=reward, ref_score=reference, num_tokens=policy.num_tokens)

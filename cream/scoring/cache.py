@@ -1,9 +1,9 @@
-"""Kept log-probabilities: what a checkpoint once gave an answer stands beside the samples and is not computed again.
+"""The score cache: log-probabilities that a checkpoint once gave, in a file beside the samples or pairs.
 
-`<stem>.scores.jsonl` is only ever appended to: a line holds the answers of one prompt under one checkpoint. A value is
-found again by all that it depends on: the checkpoint's content, the answer's token ids, the dtype, the kind of device,
-and SCORER, which stands for the code. A length limit is not among them: no answer is ever cut. Each line carries a hash
-of itself: one that was changed is not believed.
+`<stem>.scores.jsonl` is only ever appended to: a line holds the responses to one prompt under one checkpoint. A value
+is found again by all that it depends on: the checkpoint's content, the response's token ids, the dtype, the kind of
+device, and SCORER, which stands for the code. A length limit is not among them: no response is ever truncated. Each
+line carries a hash of itself: one that was changed is not believed.
 """
 
 import fcntl
@@ -19,11 +19,11 @@ from cream.files.index import Index
 from cream.files.raw import sealed, unsealed
 
 log = logging.getLogger("cream")
-SCORER = "log-softmax in float32, 1"  # counted on when the same tokens would get another number
+SCORER = "log-softmax in float32, 1"  # increased when the same tokens would get another number
 
 
 class Source(msgspec.Struct, frozen=True):
-    """What log-probabilities are of: the checkpoint's fingerprint, the weights' dtype, cpu or cuda, the code."""
+    """Where log-probabilities come from: the checkpoint's fingerprint, the weights' dtype, cpu or cuda, the code."""
 
     policy: str
     dtype: str
@@ -32,7 +32,7 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Line(msgspec.Struct):
-    """One prompt's answers under one source: digest of an answer's tokens -> log π in nats, summed over the answer."""
+    """One prompt's responses under one source: digest of a response's tokens -> log π in nats, summed over them."""
 
     uuid: str
     source: Source
@@ -40,9 +40,9 @@ class Line(msgspec.Struct):
 
 
 class Scores:
-    """The kept log-probabilities of one source in one file. Several processes may add to a file at once.
+    """The cached log-probabilities of one source in one file. Several processes may add to a file at once.
 
-    Raises UserError where the file that stands there was never one of these: it would be added to.
+    Raises UserError where the file is not a score cache: it would be added to.
     """
 
     def __init__(self, path: Path, source: Source):
@@ -63,14 +63,14 @@ class Scores:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 damaged += bool(raw.strip())
             offset += len(raw)
-        if damaged > ours == 0 and raw.endswith(b"\n"):  # else the very first line was cut short by a kill
-            raise UserError(f"{self.path}: holds no kept scores, and they would be added to it; rename or remove it")
+        if damaged > ours == 0 and raw.endswith(b"\n"):  # else a kill left half of the very first line
+            raise UserError(f"{self.path}: is not a score cache, and scores would be added to it; rename or remove it")
         if damaged:
-            told = "%s: %d damaged lines (or of an earlier version) are passed over; what they held is computed again"
-            log.warning(told, self.path, damaged)
+            message = "%s: %d damaged lines (or of an earlier version) are skipped; their scores are computed again"
+            log.warning(message, self.path, damaged)
 
     def find(self, uuid: str) -> dict[str, float]:
-        """digest of its tokens -> log π, of the answers of a prompt that are kept."""
+        """digest of its tokens -> log π, of each response to a prompt that is cached."""
         known: dict[str, float] = {}
         for offset in self._index.find(uuid):
             self._file.seek(offset)
@@ -78,7 +78,7 @@ class Scores:
         return known
 
     def keep(self, found: Iterable[tuple[str, dict[str, float]]]) -> None:
-        """Add (uuid, digest -> log π) to the file. What is added is found by whoever opens the file next."""
+        """Add (uuid, digest -> log π) to the file, for those who open it after this."""
         data = b"".join(sealed(Line(uuid, self.source, values)) for uuid, values in found if values)
         if not data:
             return
@@ -92,7 +92,7 @@ class Scores:
                 file.write(data)
         except OSError as error:  # what was computed is in its output all the same
             if not self._refused:
-                log.warning("%s: scores are not kept, a later pass computes them again: %s", self.path, error.strerror)
+                log.warning("%s: scores are not cached; a later pass computes them: %s", self.path, error.strerror)
             self._refused = True
 
 
@@ -102,5 +102,5 @@ def _ends_line(file, end: int) -> bool:
 
 
 def beside(path: Path) -> Path:
-    """The file of kept scores that belongs to a file of samples or pairs."""
+    """The score cache of a file of samples or pairs."""
     return path.with_name(f"{path.name.partition('.json')[0]}.scores.jsonl")

@@ -1,41 +1,65 @@
-"""Prompts -> answers through any engine: what is asked, which prompts fit, and what is kept of an answer."""
+"""Prompts -> responses through any engine: the worker of generation, which prompts fit, and the record of a sample."""
 
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from msgspec import structs
 
-from cream.cli import console
-from cream.engines import Completion, Engine, Request, Sampling
-from cream.files.journal import Output
+from cream.cli.flags import flag
+from cream.engines import ENGINES, Completion, Engine, Request, Sampling
+from cream.files.journal import Keys, Output
 from cream.records import Message, Prompt, Samples
+from cream.scoring import driver
+from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
 from cream.text.chat import Chat, Plain
 from cream.text.prompts import apply
 
 log = logging.getLogger("cream")
 
-Answered = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its answers: none if it is too long
+Answered = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its responses: none if it is too long
+CACHED = False  # its results do not enter the score cache
 SHOWN = 50_000  # characters of a text
-KEPT = None  # stands for the answers of a prompt that has them from an earlier run
+DONE = None  # stands for the responses of a prompt that an earlier run has finished
+
+
+@dataclass
+class Options:
+    """Texts of a reward's model"""
+
+    max_length: int = flag(
+        4096, "tokens of prompt and response together; longer responses are skipped, never truncated", low=2
+    )
+    gen_n: int = flag(1, "texts for each prompt that a reward's model is given", low=1)
+    gen_max_tokens: int = flag(768, "tokens of such a text at most", low=1)
+    gen_temperature: float = flag(0.0, "sampling temperature of such a text; below 0.001: greedy", low=0)
+    seed: int = flag(0, "seed of the sampling of such a text", low=0, high=2**32 - 1)
+    engine: str = flag("auto", "engine that generates them, as infer.py has it", choices=("auto", *ENGINES))
+
+
+@dataclass(slots=True)
+class Texts:
+    """The texts that a model wrote to one prompt, and why each ended; none where the prompt does not fit."""
+
+    text: list[str]
+    finish_reason: list[str]
 
 
 class Answerer:
-    """A pool's worker: an engine that answers prompts of at most `max_prompt` tokens; longer ones get no answer, nor do
-    those of the uuids in `done`, which have them already."""
+    """A pool's worker: an engine that responds to prompts of at most `max_prompt` tokens; longer ones get no response,
+    nor do those of the uuids in `done`, which have theirs already."""
 
     def __init__(self, engine: Engine, chat: Chat, sampling: Sampling, max_prompt: int, done: Container[str] = ()):
         self.engine, self.chat, self.sampling, self.max_prompt, self.done = engine, chat, sampling, max_prompt, done
 
     def __call__(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, Answered | None]]:
-        """(uuid, (prompt, its ids, its answers)) of each prompt, KEPT for one of `done`, in any order, as they are
+        """(uuid, (prompt, its ids, its responses)) of each prompt, DONE for one of `done`, in any order, as they are
         finished; of a huge one that is too long no ids.
 
-        Prompts are taken as the engine needs them, and held until they are answered.
+        Prompts are taken as the engine needs them, and held until they have their responses.
         """
         asked: dict[str, tuple[Prompt, list[int]]] = {}
         aside: list[tuple[str, Answered | None]] = []
@@ -47,7 +71,7 @@ class Answerer:
                 if exceeds or len(ids) > self.max_prompt:
                     aside.append((prompt.uuid, (prompt, ids, [])))
                 elif prompt.uuid in self.done:
-                    aside.append((prompt.uuid, KEPT))
+                    aside.append((prompt.uuid, DONE))
                     yield Request(prompt.uuid, ids, kept=True)
                 else:
                     asked[prompt.uuid] = prompt, ids
@@ -74,11 +98,62 @@ def answerer(
     return Answerer(loaded, chat, sampling, max_prompt, done)
 
 
-def asked(read: Callable[[], Iterable[Prompt]], sysprompt: str) -> Iterator[Prompt]:
+def engine_setup(
+    model: Model, sampling: Sampling, engine: dict, max_length: int, max_prompt: int, done: Keys
+) -> Callable[[str], Answerer]:
+    """What a pool makes a replica's Answerer with. `engine` has `name` (or auto) and what `engines.load` takes besides
+    the lengths; prompt and response have `max_length` tokens together at most."""
+    from cream import engines
+
+    name, why = engines.choose(engine["name"], model.folder, model.pool.kind)
+    stops = model.chat.tokenizer.convert_ids_to_tokens(list(model.chat.stop_ids))
+    log.info("engine %s (%s); %s", name, why, model.precision.reason)
+    log.info(
+        "at most %d tokens of prompt and response together; a response stops at %s", max_length, " or ".join(stops)
+    )
+    dtype = str(model.precision.dtype).removeprefix("torch.")
+    options = engine | {"name": name, "model_folder": model.folder, "dtype": dtype, "max_model_len": max_length}
+    stopping = replace(sampling, stop_token_ids=model.chat.stop_ids)
+    return partial(answerer, model.chat, stopping, max_prompt, options, done)
+
+
+def chunk_of(pool: Pool, count: int) -> int | None:
+    """Prompts of `count` that a resumed run skips together; None: one process gives its engine all, and which are done,
+    so that the others are in the same company as in a run without interruption."""
+    return None if pool.alone else pool.batch(count)
+
+
+def setup(model: Model, options: Options, chunk: int | None, done: Keys) -> Callable[[str], Answerer]:
+    """`engine_setup` for a pass of a reward source, by its flags."""
+    n, tokens, temperature = options.gen_n, options.gen_max_tokens, options.gen_temperature
+    sampling = Sampling(n, temperature, top_p=1.0, max_tokens=tokens, seed=options.seed, logprobs=False)
+    engine, limit = {"name": options.engine, "tensor_parallel_size": model.pool.group}, model.limit(options.max_length)
+    return engine_setup(model, sampling, engine, limit, limit - 1, done)
+
+
+def as_row(found: Answered) -> dict:
+    """A result as the journal has it."""
+    return asdict(Texts([c.text for c in found[2]], [c.finish_reason for c in found[2]]))
+
+
+def from_row(row: dict, prompt: Prompt) -> Texts:
+    """The texts in a journal's row."""
+    return Texts(**row)
+
+
+class Asked(Prompt, kw_only=True):
+    """A prompt as it is put to the policy; `source_prompt` is what it was before --sysprompt, None where it is that."""
+
+    source_prompt: list[Message] | None = None
+
+
+def asked(read: Callable[[], Iterable[Prompt]], sysprompt: str) -> Iterator[Asked]:
     """The prompts of a file, as they are put to the policy."""
     for prompt in read():
         *before, last = prompt.messages
-        yield structs.replace(prompt, messages=[*before, Message("user", apply(sysprompt, last.content))])
+        messages = [*before, Message("user", apply(sysprompt, last.content))]
+        source = prompt.messages if messages != prompt.messages else None
+        yield Asked(uuid=prompt.uuid, messages=messages, extra=prompt.extra, source_prompt=source)
 
 
 def answered(
@@ -95,57 +170,33 @@ def answered(
     bf16: bool | None,
     show: bool,
 ) -> Iterator[Answered]:
-    """The prompts that the journal does not hold yet, each with its ids and its answers, as they are finished. One that
-    does not fit is counted as dropped.
+    """The prompts that the journal does not hold yet, each with its ids and its responses, as they are finished. One
+    that does not fit is counted as dropped.
 
-    `prompts` gives them all, `total` in number. `policy` is the model's folder; `engine` has `name` (or auto) and what
-    `engines.load` takes besides the lengths; a prompt has `max_length` tokens at most. `show`: print the first one.
+    `prompts` gives them all, `total` in number. `policy` is the model's folder; `engine`: see `engine_setup`; a prompt
+    has `max_length` tokens at most. `show`: print the first one.
     """
-    import torch
-
-    from cream import engines
-    from cream.files.fingerprints import verified
-    from cream.model.checkpoint import length_limit
-    from cream.model.precision import choose_precision
-
-    done = output.resume()
-    if done:
-        log.info("going on: %d of %d prompts are answered already", len(done), total)
-    first = next(iter(prompts()))
-    if all(prompt.uuid in done for prompt in prompts()):
-        return
-    todo = prompts if pool.alone else partial(unfinished, prompts, done, pool.batch(total))
-    name, why = engines.choose(engine["name"], policy, pool.kind)
-    precision = choose_precision(bf16, torch.device(pool.kind), training=False)
-    limit = length_limit(max_length + sampling.max_tokens, policy)
+    model, done = driver.Model(policy, output.header["inputs"]["policy"], chat, pool, bf16), output.resume()
+    limit = model.limit(max_length + sampling.max_tokens)
     max_prompt = min(max_length, limit - 1)
-    stops = chat.tokenizer.convert_ids_to_tokens(list(chat.stop_ids))
-    log.info("engine %s (%s); %s", name, why, precision.reason)
-    log.info("at most %d tokens of prompt and answer together; an answer stops at %s", limit, " or ".join(stops))
-    if show:
-        log.info("first prompt as the model sees it:\n%s", shown(chat, first.messages))
-    dtype = str(precision.dtype).removeprefix("torch.")
-    options = engine | {"name": name, "model_folder": policy, "dtype": dtype, "max_model_len": limit}
-    make = partial(answerer, chat, replace(sampling, stop_token_ids=chat.stop_ids), max_prompt, options, done)
-    make = partial(verified, policy, output.header["inputs"]["policy"], make)
-    with console.bar(total - len(done), "answering", "prompts") as bar:
-        for _, found in pool.run(todo, make, total):
-            if found is KEPT:
-                continue
-            prompt, ids, completions = found
-            if completions:
-                yield prompt, ids, completions
-            else:
-                output.drop(f"prompt longer than {max_prompt} tokens")
-            bar.update()
+
+    def setup():
+        if show:
+            show_first(model, prompts())
+        return engine_setup(model, sampling, engine, limit, max_prompt, done)
+
+    how = {"count": total, "chunk": chunk_of(pool, total), "doing": "generating"}
+    for _, found in driver.run(model, prompts, done, setup, **how):
+        if found[2]:
+            yield found
+        else:
+            output.drop(f"prompt longer than {max_prompt} tokens")
 
 
-def unfinished(prompts: Callable[[], Iterable[Prompt]], done: Container[str], batch: int) -> Iterator[Prompt]:
-    """The prompts (or groups), but for a replica's batches of which every one is in `done`."""
-    rest = iter(prompts())
-    while some := list(islice(rest, batch)):
-        if any(prompt.uuid not in done for prompt in some):
-            yield from some
+def show_first(model: Model, prompts: Iterable[Prompt], options: Options | None = None) -> None:
+    """Print the first prompt."""
+    if first := next(iter(prompts), None):
+        log.info("first prompt as the model sees it:\n%s", shown(model.chat, first.messages))
 
 
 def shown(chat: Chat | Plain, messages: Iterable[Message]) -> str:
@@ -158,10 +209,10 @@ def shown(chat: Chat | Plain, messages: Iterable[Message]) -> str:
 
 
 def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:
-    """The record of a prompt's answers; keys that the prompt's record has beside its messages are carried along.
+    """The record of a prompt's responses; keys that the prompt's record has beside its messages are carried along.
 
-    `logprob` is null where the answer's text does not tokenise back to the sampled ids: what will be scored and trained
-    on is then another sequence than the one sampled.
+    `logprob` is null where the response's text does not tokenise back to the sampled ids: the sequence that will be
+    scored and trained on is then another than the one sampled.
     """
     complete = [c.finish_reason == "stop" for c in completions]
     again = chat.answers(prompt.messages, [c.text for c in completions], complete, prompt_ids)
@@ -173,5 +224,6 @@ def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequ
         finish_reason=[c.finish_reason for c in completions],
         num_tokens=[len(c.token_ids) for c in completions],
         logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
+        source_prompt=getattr(prompt, "source_prompt", None),
         extra=prompt.extra,
     )

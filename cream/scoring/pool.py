@@ -24,10 +24,10 @@ from cream.cli import interrupts
 from cream.errors import UserError
 from cream.files.folders import REMOTE_CODE
 
-BATCH = 256  # items that a replica takes at a time: what is done again if it is lost
+BATCH = 256  # items that a replica takes at a time, computed again if it is lost
 CLIENT = "ray://"
 ATTEMPTS = 3  # to join a cluster
-RESTARTS = 5  # of a replica that dies, alone or with its node; more often it is no accident
+RESTARTS = 5  # of a replica that dies, alone or with its node; more often is not an accident
 ROW = 16  # items, or results, that go through Ray together: for each such row it takes some hundredths of a second
 
 
@@ -214,7 +214,7 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
         raise _mistake(error) or error from None
     except RayActorError:
         raise UserError(
-            f"a replica died {RESTARTS + 1} times, which is often want of memory; the same command goes on from here"
+            f"a replica died {RESTARTS + 1} times, often for lack of memory; the same command resumes from here"
         ) from None
     except RayError as error:
         raise UserError(f"Ray: {error}") from error

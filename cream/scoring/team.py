@@ -1,9 +1,9 @@
-"""A loaded model that scores answers: in this process or, where one device is too small for it, in a team of several.
+"""A loaded model that scores responses: in this process or, where one device is too small, in a team of several.
 
-Each of a team has a device and a part of every layer (Megatron-LM, arXiv 1909.08053, §3), as the library's plan for the
-architecture cuts it; embeddings and head are whole. All get the same answers and plan the same batches; what the parts
-of a layer give is added up between them. A plan is not believed: the first layers, cut up, must give a probe the
-numbers that they give whole.
+Each of a team has a device and a part of every layer (tensor parallelism: Megatron-LM, arXiv 1909.08053, §3), by
+transformers' plan for the architecture; embeddings and head are whole. All get the same responses and plan the same
+batches; the results of a layer's parts are summed between them. A plan is checked: the first layers, tensor-parallel,
+must give a probe the same numbers as on one device.
 """
 
 import gc
@@ -25,27 +25,30 @@ import torch.distributed as dist
 from cream.cli import console
 from cream.errors import UserError, out_of_memory
 from cream.model import hardware
+from cream.model.backbone import beyond_rounding, probe
 from cream.model.batches import Group
 from cream.model.hardware import Budget
 from cream.model.load import load_policy
-from cream.model.logprobs import LogProbs, beyond_rounding, probe, score
+from cream.model.logprobs import LogProbs, score
 from cream.scoring import network
 
 FLAG = "--tensor_parallel_size"
 
 
 class Local:
-    """The model in `folder` on this process's device, or its part of it, of `slices`.
+    """The model in `folder` on this process's device, or its part of it, of `tp_size`.
 
-    `max_tokens` bounds a batch; None: what the memory carries.
+    `max_tokens` bounds a batch; None: as many as fit in memory.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, max_tokens: int | None, slices: int = 1):
-        self.model = LogProbs(load_policy(folder, dtype, device, slices=slices))
-        self.budget = hardware.budget(max_tokens, self.model.policy, device, training=False)
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: torch.device, max_tokens: int | None, tp_size: int = 1
+    ):
+        self.model = LogProbs(load_policy(folder, dtype, device, tp_size=tp_size))
+        self.budget = hardware.budget(max_tokens, self.model.model, device, training=False)
 
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
-        """log π of each answer of each group."""
+        """log π of each response of each group."""
         return score(self.model, groups, self.budget)
 
     def close(self) -> None:
@@ -55,7 +58,7 @@ class Local:
 class Team:
     """The same in `size` processes, on the CPU's cores in even parts or on the GPUs 0 to size - 1 that are visible.
 
-    Raises UserError where the model is another one when it is cut up, or has no room.
+    Raises UserError where the tensor-parallel model gives other numbers, or does not fit in memory.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, kind: str, max_tokens: int | None, size: int):
@@ -76,7 +79,7 @@ class Team:
         self._hear()
 
     def score(self, groups: Sequence[Group]) -> list[list[float]]:
-        """log π of each answer of each group."""
+        """log π of each response of each group."""
         work = pickle.dumps(groups)
         for pipe in self.pipes:
             with suppress(OSError):  # one that is gone is found out below
@@ -110,8 +113,8 @@ class Team:
             if isinstance(error, UserError) or not lost:
                 raise error
         raise UserError(
-            f"{FLAG} {self.size}: process {', '.join(lost) or '?'} of {self.size} was lost, which is often want of "
-            "memory; the same command goes on from here"
+            f"{FLAG} {self.size}: process {', '.join(lost) or '?'} of {self.size} was lost, often for lack of "
+            "memory; the same command resumes from here"
         )
 
 
@@ -143,7 +146,7 @@ def _member(
         met = dist.FileStore(str(store), size)
         dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=network.FOREVER)
         _check_plan(folder, device, size)
-        model = Local(folder, dtype, device, max_tokens, slices=size)
+        model = Local(folder, dtype, device, max_tokens, tp_size=size)
         _agree(model, device)
         found = None
         while True:
@@ -175,25 +178,25 @@ def _agree(model: Local, device: torch.device) -> None:
 
 
 def _check_plan(folder: Path, device: torch.device, size: int) -> None:
-    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities cut up as whole."""
+    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities in parts."""
     try:
-        parts = LogProbs(load_policy(folder, torch.float32, device, slices=size, first=True), share=False)
+        parts = LogProbs(load_policy(folder, torch.float32, device, tp_size=size, first=True), share=False)
         cut = [p for p in parts.parameters() if getattr(p, "placements", None) and p.to_local().shape != p.shape]
         apart = "nothing of it is cut" if not cut else None
         found = probe(parts)
         if dist.get_rank() == 0 and cut:
             whole = LogProbs(load_policy(folder, torch.float32, device, first=True), share=False)
-            apart = beyond_rounding(found, probe(whole), torch.float32)
+            apart = beyond_rounding(found, probe(whole), torch.float32, " nats a token")
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         if out_of_memory(error):
             raise
         apart = f"{type(error).__name__}: {error}"
     if apart:
         raise UserError(
-            f"{FLAG} {size}: the library's plan for {folder} does not give the same model cut up as whole, by a probe "
-            f"of its first layers: {apart}"
+            f"{FLAG} {size}: the library's plan for {folder} does not give the same model as one device, by a probe of "
+            f"its first layers: {apart}"
         )
     parts = whole = None
-    gc.collect()  # a layer that is cut up refers to itself
+    gc.collect()  # a tensor-parallel layer refers to itself
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -98,7 +98,7 @@ class Stage:
 
     def loss(self, model, batch: Batch, chunk: Sequence[Example]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Summed over the chunk's pairs; log-probabilities are sums over answer tokens, end-of-turn included."""
-        chosen, rejected = batch.answer_sums(model(batch)).view(-1, 2).unbind(1)
+        chosen, rejected = batch.response_sums(model(batch)).view(-1, 2).unbind(1)
         known = torch.tensor([(e.reference_chosen, e.reference_rejected, e.consistency) for e in chunk])
         reference_chosen, reference_rejected, consistency = send(known, chosen.device).unbind(1)
         losses, margins = preference_loss(

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from cream.cli import interrupts
 from cream.model.batches import by_tokens
-from cream.model.hardware import Budget, budget, flops_per_token, numel
+from cream.model.hardware import Budget, budget, numel
 from cream.training import state
 from cream.training.log import Log
 from cream.training.parallel import Replicas, Shards
@@ -79,7 +79,7 @@ def common_budget(accelerator: Accelerator, weights: Replicas | Shards, max_toke
     """Tokens of a micro-batch: `max_tokens`, or what the memory of each process carries; the same for all, so that all
     plan the same micro-batches."""
     device = accelerator.device
-    found = budget(max_tokens, weights.whole.policy, device, training=True, shards=weights.shards)
+    found = budget(max_tokens, weights.whole.model, device, training=True, shards=weights.shards)
     tokens = int(accelerator.gather(torch.tensor([found.tokens], device=device)).min())
     return Budget(tokens, common=accelerator.num_processes > 1 or isinstance(weights, Shards))
 
@@ -161,7 +161,7 @@ class GlobalBatches:
         self.budget, model = tokens, weights.whole
         self.shapes = [model.shape(stage.group(example)) for example in examples]
         self.scored = [sum(t.num_answer_tokens for t in stage.group(example)) for example in examples]
-        self.flops = flops_per_token(model.policy)
+        self.flops = model.flops()
         trained = sum(numel(p) for p in model.parameters() if p.requires_grad)
         self.passes = 2 + trained / sum(map(numel, model.parameters()))  # forward; of inputs; of weights
 

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 
 from cream.errors import UserError
-from cream.model.logprobs import LogProbs
+from cream.model.backbone import Backbone
 from cream.training.state import UNIVERSAL
 
 log = logging.getLogger("cream")
@@ -28,7 +28,7 @@ class Replicas:
 
     shards = 1
 
-    def __init__(self, accelerator: Accelerator, model: LogProbs, lr: float, weight_decay: float):
+    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float):
         if accelerator.distributed_type == DistributedType.NO:
             model.accumulate_in_place()
         self.accelerator, self.whole = accelerator, model
@@ -77,14 +77,14 @@ class Shards:
     Under bfloat16 the weights are bfloat16, their float32 masters part of the optimiser's shards.
     """
 
-    def __init__(self, accelerator: Accelerator, model: LogProbs, lr: float, weight_decay: float):
+    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float):
         import deepspeed
 
         self.accelerator, self.whole = accelerator, model
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, lr, weight_decay))
         self.shards, self.stage = accelerator.num_processes, self.model.zero_optimization_stage()
         if self.stage == 3:
-            for parameter in model.policy.get_output_embeddings().parameters():
+            for parameter in model.head_parameters():
                 deepspeed.zero.register_external_parameter(model, parameter)  # read without the head being called
             model.choose_layout()
 
@@ -134,13 +134,13 @@ class Shards:
             )
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The policy's whole weights by name, float32 masters where they are trained, on the CPU: for the first
+        """The model's whole weights by name, float32 masters where they are trained, on the CPU: for the first
         process, which alone gets them; all must call."""
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
         found = {}
-        for name, parameter in self.whole.policy.named_parameters():
+        for name, parameter in self.whole.model.named_parameters():
             value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
             with deepspeed.zero.GatheredParameters([parameter], enabled=value is None and self.stage == 3):
                 value = parameter if value is None else value
@@ -148,11 +148,11 @@ class Shards:
                     found[name] = value.detach().to("cpu", copy=True)
         if not self.accelerator.is_main_process:
             return None
-        kept = self.whole.policy.state_dict().keys()
-        return found | {n: b.detach().cpu() for n, b in self.whole.policy.named_buffers() if n in kept}
+        kept = self.whole.model.state_dict().keys()
+        return found | {n: b.detach().cpu() for n, b in self.whole.model.named_buffers() if n in kept}
 
 
-def _optimizer(model: LogProbs, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def _optimizer(model: Backbone, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW on what is trained."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)

@@ -116,7 +116,7 @@ def _score(accelerator: Accelerator, model: LogProbs, groups: list, tokens: int)
     for chunk in micro_batches([model.shape(group) for group in groups], tokens, world, rank):
         batch = model.pack([groups[i] for i in chunk or [0]]).to(accelerator.device)
         with accelerator.autocast():
-            found = batch.answer_sums(model(batch))
+            found = batch.response_sums(model(batch))
         indices += chunk
         sums.append(found[: 2 * len(chunk)])
     return [(i, *pair) for i, pair in zip(indices, torch.cat(sums).view(-1, 2).tolist(), strict=True)]

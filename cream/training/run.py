@@ -20,7 +20,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.provenance import LAST, Provenance, origin, read_kind, read_meta
 from cream.files.store import MALFORMED
-from cream.model.checkpoint import length_limit, save_policy, stored_dtype
+from cream.model.checkpoint import length_limit, save, stored_dtype
 from cream.model.hardware import free_memory
 from cream.model.load import load_chat, load_policy
 from cream.model.logprobs import LogProbs
@@ -256,7 +256,7 @@ def _policy(job: Job, dtype: torch.dtype, device: torch.device):
 
 
 def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dtype: torch.dtype) -> None:
-    state, model = weights.weights(), weights.whole.policy
+    state, model = weights.weights(), weights.whole.model
     if not accelerator.is_main_process:
         return
     if job.lora and state is not None:
@@ -269,9 +269,9 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
             raise RuntimeError(f"the adapter's weights have other names than the model's: {found}")
         state = None
     folder = job.run / f"checkpoint-{step}"
-    kind = {"kind": "policy", "stage": job.stage, "step": step, "started_from": str(job.start), **job.header}
-    kind |= job.provenance.record(folder)
-    save_policy(merged(model) if job.lora else model, tokenizer, folder, dtype, kind, state)
+    about = {"stage": job.stage, "step": step, "started_from": str(job.start), **job.header}
+    about |= job.provenance.record(folder)
+    save(merged(model) if job.lora else model, tokenizer, folder, dtype, about, state)
     if job.lora:
         model.save_pretrained(folder / "adapter")
     link = job.run / ".checkpoint-last"

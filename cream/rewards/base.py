@@ -1,0 +1,52 @@
+"""What reward sources share: the reward of a group, and the flags of those that compare log-probabilities."""
+
+from dataclasses import dataclass, field
+
+from cream.cli.flags import flag
+from cream.scoring import logprobs
+from cream.scoring.logprobs import Scored
+
+
+@dataclass(slots=True)
+class GroupReward:
+    """The rewards of one prompt's N responses.
+
+    reward: a number or None for each, reason: why it has none. score, ref_score: summed or mean log-probabilities in
+    nats, num_tokens: the tokens they are over, only of sources that compute them. parts: anything else measured, name
+    -> per response a number or a list of them; texts: name -> per response a text, a judge's words say; preferences:
+    N x N, [i][j] the probability that i is better than j, None on the diagonal and where none is known.
+    """
+
+    reward: list[float | None]
+    reason: list[str | None] = field(default_factory=list)
+    score: list[float | None] | None = None
+    ref_score: list[float | None] | None = None
+    num_tokens: list[int] | None = None
+    parts: dict[str, list] = field(default_factory=dict)
+    texts: dict[str, list[str | None]] = field(default_factory=dict)
+    preferences: list[list[float | None]] | None = None
+
+
+@dataclass
+class LogProbOptions(logprobs.Options):
+    """Rewards by log-probabilities (likelihood, dpo)"""
+
+    normalize: str | None = flag(
+        None, "of log-probabilities over tokens; none: sum for dpo, mean for likelihood", choices=("sum", "mean")
+    )
+    ref_model_ckpt: str | None = flag(
+        None, "dpo: the reference, a name or a folder; none: the base model M0", decides=False
+    )
+    score_from: str = flag(
+        "model",
+        "source of the policy's log-probabilities: model computes them, or takes cached ones; sampling takes the "
+        "sampler's own where the tokens match",
+        choices=("model", "sampling"),
+    )
+
+
+def normalized(scored: Scored, normalize: str) -> list[float | None]:
+    """Summed log-probabilities, or their mean over the response's tokens; None stays None."""
+    if normalize == "sum":
+        return scored.logprob
+    return [None if v is None else v / n for v, n in zip(scored.logprob, scored.num_tokens, strict=True)]

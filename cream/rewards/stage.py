@@ -1,0 +1,169 @@
+"""What rewarding.py needs beside the rewards: the source, the output's name and inputs, the commands that follow."""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec import structs
+
+from cream.cli import console, names
+from cream.cli.flags import chosen, deciding
+from cream.errors import UserError
+from cream.files.folders import check_folder
+from cream.files.journal import Output
+from cream.files.provenance import Provenance, fingerprint, place_of, read_kind
+from cream.files.store import MALFORMED
+from cream.rewards import REWARDS
+from cream.rewards.passes import Run
+from cream.scoring.cache import Source, beside
+
+log = logging.getLogger("cream")
+SHORT = {"reference": "ref"}  # of roles in a file's name
+
+
+def choose(options, reward: str | None, enable_ref_model: bool | None) -> tuple[str, object]:
+    """(The reward's name, its flags), of all rewards' `options`; --enable_ref_model is the released scripts' way to say
+    dpo or likelihood. Raises UserError where the two differ, or a flag of another reward is given."""
+    implied = None if enable_ref_model is None else ("dpo" if enable_ref_model else "likelihood")
+    if reward and implied and reward != implied:
+        raise UserError(f"--reward {reward} contradicts --enable_ref_model {'yes' if enable_ref_model else 'no'}")
+    reward = reward or implied or "dpo"
+    own = chosen(options, reward, "--reward")
+    for name, value in getattr(REWARDS[reward], "DEFAULTS", {}).items():
+        if getattr(own, name) is None:
+            setattr(own, name, value)
+    return reward, own
+
+
+def default_output(path: Path, reward: str, model: str, checkpoints: dict[str, str | None]) -> Path:
+    """The output beside the samples in `path`, named by --model and the checkpoint of each role, if there are any."""
+    stem = f"{path.name.partition('.json')[0]}.rewarding"
+    if not checkpoints:
+        return path.with_name(f"{stem}.{reward}.json")
+    if [*checkpoints] == ["policy"]:  # the released scripts name the absent reference, too
+        checkpoints = checkpoints | {"reference": None}
+    of = "".join(f"-{SHORT.get(role, role)}_{names.label(name)}" for role, name in checkpoints.items())
+    return path.with_name(f"{stem}.{Path(model).name}-{reward}{of}.json")
+
+
+def deciding_flags(config, own, passes: list) -> dict[str, object]:
+    """The flags that decide the output: of the rewards' flags (config.options) only the chosen one's, `own`; a model's
+    only where one looks at the samples."""
+    idle = deciding(config.options).keys() - deciding(own).keys()
+    if not passes:
+        idle |= deciding(config.device).keys() | deciding(config.model).keys()
+        if config.model.model or config.model.checkpoint:
+            log.info("no model is loaded: --model and --checkpoint do not apply")
+    return {name: value for name, value in deciding(config).items() if name not in idle} | deciding(own)
+
+
+def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], template: Callable, group: int) -> None:
+    """Add the samples, the model of each role, and the source's own files. `template(provenance)` adds the chat
+    template's; `group` devices hold a model together.
+
+    Raises UserError where one of them is damaged or of the wrong kind, or does not fit the others.
+    """
+    for p in run.passes:
+        check_folder(folders[p.role], p.kind)
+        if group > 1:
+            from cream.model.load import check_tp_size
+
+            check_tp_size(folders[p.role], group)
+    made = provenance.output("input_file", run.path)
+    if folders:
+        template(provenance)
+    for role, folder in folders.items():
+        provenance.model(role, folder)
+    for name, (path, _) in run.files.items():
+        provenance.file(name, path)
+    _check_prompts(provenance, run.path, made)
+    if getattr(run.options, "score_from", None) == "sampling":
+        _check_sampler(run.path, made, provenance.inputs)
+    if "policy" in folders and provenance.inputs["policy"] == provenance.inputs.get("reference"):
+        raise UserError(
+            "--reward dpo: policy and reference are the same model, so that every reward is 0; give --checkpoint and "
+            "--ref_model_ckpt two different ones, or --reward likelihood"
+        )
+
+
+def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
+    """The prompts that the samples respond to are still those of their file."""
+    data = made.get("sources", {}).get("data")
+    prompts = data and place_of(path.parent, data)
+    if prompts and prompts.is_file() and fingerprint(prompts) != made["inputs"].get("data"):
+        provenance.object(f"{path} is of other prompts than {prompts.resolve()} holds now: that was changed since")
+
+
+def _check_sampler(path: Path, made: dict, inputs: dict) -> None:
+    """--score_from sampling: the sampler's log-probabilities are the policy's only if it was the sampler."""
+    if made.get("output") not in (None, inputs["input_file"]):
+        raise UserError(f"--score_from sampling: {path} was changed since it was sampled; leave --score_from out")
+    if any(made.get("inputs", {}).get(name) != inputs.get(name) for name in ("policy", "chat_template")):
+        raise UserError(
+            f"--score_from sampling: by its sidecar {path} was not sampled by this policy with this chat template; "
+            "leave it out, and the model computes the log-probabilities"
+        )
+
+
+def check_output(target: Path, path: Path) -> None:
+    """Raises UserError where an output would replace the score cache."""
+    if target.resolve() == beside(path).resolve():
+        raise UserError(f"{target}: log-probabilities are cached there, beside {path}; give another --output")
+
+
+def facts(run: Run, output: Output, reward: str, model, scored: dict[str, Source | None]) -> dict:
+    """What the sidecar says besides: which policy these rewards are of, as the pairs drawn from them are for training
+    that one, and what its log-probabilities were scored by, if `score` has them: it may then serve as DPO's reference.
+
+    model: --model and --checkpoint; scored: by role.
+    """
+    told: dict[str, object] = {"reward": reward}
+    inputs = output.header["inputs"]
+    if "policy" in scored:
+        told["policy"] = {"model": model.name(), "checkpoint": model.checkpoint, "fingerprint": inputs["policy"]}
+    if scored.get("policy") and not hasattr(run.source, "requests"):
+        template = {name: digest for name, digest in inputs.items() if name == "chat_template"}
+        source = {**structs.asdict(scored["policy"]), "from": getattr(run.options, "score_from", "model")}
+        told["scored"] = source | template
+    return told
+
+
+def report(output: Output, responses: int) -> None:
+    """How many responses have a reward, and why the others have none."""
+    dropped = {reason: count for reason, count in output.dropped.items() if reason != MALFORMED}  # of responses
+    log.info("%d of %d responses rewarded", responses - sum(dropped.values()), responses)
+    for reason, count in dropped.items():
+        log.info("  %d have no reward: %s", count, reason)
+
+
+def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str, Path], where: Callable) -> None:
+    """Print the literal commands of the previous model's ranking and of the consistency step. model: --model,
+    --checkpoint and --chat_template; where() gives the flags of the devices that the next stage works on."""
+    if reward not in ("dpo", "likelihood"):
+        log.info("next, the pairs:\n  %s", console.command("cal_consistency.py", file1=target))
+        return
+    if reward == "likelihood" or model.checkpoint is None:
+        log.info("next, with the current model's rewards as CURRENT:")
+        log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))
+        return
+    about, previous = read_kind(folders["policy"]), {"reward": "likelihood", "checkpoint": "none"}
+    if about.get("stage") == "dpo":
+        reference = run.options.ref_model_ckpt or "none"
+        previous = {"reward": "dpo", "checkpoint": _started_from(about), "ref_model_ckpt": reference}
+    checkpoints = {"policy": previous["checkpoint"], "reference": previous.get("ref_model_ckpt")}
+    other = default_output(run.path, previous["reward"], model.name(), checkpoints)
+    flags = where() | {"model": model.name(), "input_file": run.path, "chat_template": model.chat_template}
+    log.info("next, the previous model's ranking:")
+    log.info("  %s", console.command("rewarding.py", **flags, **previous))
+    log.info("then, how far the two agree, and the pairs:")
+    log.info("  %s", console.command("cal_consistency.py", file1=target, file2=other, method="consistency_avg"))
+
+
+def _started_from(about: dict) -> str:
+    """The checkpoint before a policy, as its folder names it; CHECKPOINT where there is no model of that name."""
+    place = about.get("started_from", "")
+    with suppress(OSError, ValueError):
+        if place and (Path(place) / "config.json").is_file():
+            return place
+    return "CHECKPOINT"
