@@ -176,6 +176,7 @@ def models() -> Iterator[Damage]:
         "max_position_embeddings": ("x",),
         "rope_parameters": ("x", {"rope_type": "nobody's"}),
         "hidden_act": ("nobody's", 7),
+        "architectures": ("x", 7),
         "dtype": ("nobody's",),
         "text_config": (7,),
     }.items():

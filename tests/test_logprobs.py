@@ -170,20 +170,20 @@ def test_out_of_memory_halves_the_batch_once(model, monkeypatch, said, call):
     assert max(tried[call:]) <= 40
 
 
-def test_out_of_memory_with_the_half_is_the_users_to_mend(model, monkeypatch):
+def test_out_of_memory_with_the_half_is_the_users_to_fix(model, monkeypatch):
     no_memory_at(monkeypatch, 1, 4)
     with pytest.raises(UserError, match=r"80 tokens.* 40 as well.*--max_tokens_per_batch"):
         score(model, GROUPS * 6, Budget(80))
 
 
-def test_out_of_memory_of_one_of_several_processes_is_the_users_to_mend(model, monkeypatch):
+def test_out_of_memory_of_one_of_several_processes_is_the_users_to_fix(model, monkeypatch):
     """The others would wait for a batch that this one does in halves."""
     no_memory_at(monkeypatch, 1)
     with pytest.raises(UserError, match="80 tokens a batch; give a smaller --max_tokens_per_batch"):
         score(model, GROUPS, Budget(80, common=True))
 
 
-def test_other_errors_are_no_want_of_memory(model, monkeypatch):
+def test_other_errors_are_not_out_of_memory(model, monkeypatch):
     def broken(self, batch):
         raise RuntimeError("shapes differ")
 

@@ -1,4 +1,4 @@
-"""A model cut up over processes: the scores of one process, or a clear end."""
+"""A tensor-parallel model: the scores of one process, or a clear end."""
 
 import json
 import os
@@ -115,6 +115,6 @@ def test_an_error_in_a_process_comes_with_its_traceback(make, team):
         ("gpt2", {}, 2, "no tensor-parallel plan for models of type gpt2"),
     ],
 )
-def test_what_cannot_be_cut_up_is_said_at_once(make, name, changes, tp_size, message):
+def test_a_size_that_cannot_be_is_refused_at_once(make, name, changes, tp_size, message):
     with pytest.raises(UserError, match=f"--tensor_parallel_size {tp_size}: .*{message}"):
         check_tp_size(make(name, **changes), tp_size)

@@ -117,7 +117,7 @@ def load(
 def _check_loaded(folder: Path, model, kind: str, report: dict, new_head: Head | None, first: bool) -> None:
     """Raises UserError unless the weights of a folder were those of the model, as far as it matters."""
     missing = {name for name in report["missing_keys"] if not (new_head and name.startswith(f"{head_name(model)}."))}
-    if missing := sorted(missing):  # the library would go on with random ones
+    if missing := sorted(missing):  # the library would continue with random ones
         raise UserError(f"{folder}: {len(missing)} weights are missing: {', '.join(missing[:3])}")
     if not first and (unused := sorted(report["unexpected_keys"])):
         message = f"{folder}: {len(unused)} of its weights are not part of the model: {', '.join(unused[:3])}"
