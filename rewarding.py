@@ -20,8 +20,9 @@ from cream.cli.console import log
 from cream.cli.flags import parse
 from cream.errors import UserError
 from cream.files import journal, store
+from cream.files.fingerprints import fingerprint_file
 from cream.files.folders import check_folder
-from cream.files.provenance import Provenance, fingerprint, place_of, read_kind
+from cream.files.provenance import Provenance, place_of, read_kind
 from cream.records import Samples
 from cream.rewards import REWARDS, passes
 from cream.scoring import cache as scores
@@ -141,7 +142,7 @@ def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
     """The prompts that the samples answer are still those of their file."""
     data = made.get("sources", {}).get("data")
     prompts = data and place_of(path.parent, data)
-    if prompts and prompts.is_file() and fingerprint(prompts) != made["inputs"].get("data"):
+    if prompts and prompts.is_file() and fingerprint_file(prompts) != made["inputs"].get("data"):
         provenance.object(f"{path} answers other prompts than {prompts.resolve()} holds now: that was changed since")
 
 

@@ -8,10 +8,12 @@ import pytest
 import xxhash
 
 from cream.errors import UserError
-from cream.files import journal, store
+from cream.files import store
+from cream.files.append_log import add_checksum
+from cream.files.fingerprints import fingerprint_file
+from cream.files.identity import find_free_path
 from cream.files.journal import Output
-from cream.files.provenance import Provenance, fingerprint, read_meta
-from cream.files.raw import sealed
+from cream.files.provenance import Provenance, read_meta
 
 SETTINGS, INPUTS = {"seed": 0, "top_p": 0.95}, {"input_file": "c0ffee"}
 ROWS = [{"uuid": f"u{i}", "question": "é" * i, "label": str(i)} for i in range(4)]
@@ -54,7 +56,7 @@ def test_a_finished_output_stands_with_its_sidecar(tmp_path):
     meta = read_meta(path)
     assert (meta["settings"], meta["inputs"], meta["mean"]) == (SETTINGS, INPUTS, 0.5)
     assert meta["counts"] == {"out": 4, "dropped": {"too long": 3}}
-    assert meta["output"] == fingerprint(path) == xxhash.xxh3_128_hexdigest(path.read_bytes())
+    assert meta["output"] == fingerprint_file(path) == xxhash.xxh3_128_hexdigest(path.read_bytes())
     assert {file.name for file in path.parent.iterdir()} == {"x.jsonl", "x.jsonl.meta.json"}
     assert begin(path).stands
 
@@ -69,7 +71,8 @@ def test_an_interrupted_run_goes_on_wherever_it_was_killed(tmp_path, zeros):
     header, *lines = data.splitlines(keepends=True)
     for cut in range(len(header) if zeros else 0, len(data) + 1):
         path = tmp_path / f"{cut}.jsonl"
-        kept = [row["uuid"] for i, row in enumerate(ROWS) if len(header) + sum(map(len, lines[: i + 1])) <= cut]
+        end = cut + (not zeros)  # a line that lacks only its newline is whole
+        kept = [row["uuid"] for i, row in enumerate(ROWS) if len(header) + sum(map(len, lines[: i + 1])) <= end]
         with begin(path) as output:
             output.partial.write_bytes(data[:cut] + zeros)
             assert held(output) == kept
@@ -88,7 +91,7 @@ def test_an_interrupted_run_goes_on_wherever_it_was_killed(tmp_path, zeros):
         lambda line: line.replace(b'"u1"', b'"u9"'),
         lambda line: b'{"uuid":"u1"}\n',
         lambda line: line.partition(b"\t")[0] + b"\n",
-        lambda line: sealed({"label": "1"}),
+        lambda line: add_checksum({"label": "1"}),
     ],
     ids=["another label", "another uuid", "a uuid alone", "without its hash", "a later version's"],
 )
@@ -187,7 +190,7 @@ def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path):
     path = tmp_path / "new" / "x.jsonl"
     with begin(path) as output:
         output.append(ROWS[0])
-        with pytest.raises(UserError, match=rf"x\.jsonl: process {os.getpid()} on .* writes it"), begin(path):
+        with pytest.raises(UserError, match=rf"x\.jsonl: process {os.getpid()} on .* is writing it"), begin(path):
             pass
         waiting = begin(path)
         output.finish(ROWS)
@@ -254,9 +257,9 @@ def test_free_paths_count_up(tmp_path):
     for name in ("pairs.1.json", "pairs.1.2.json"):
         (tmp_path / name).touch()
     (tmp_path / "run").mkdir()
-    assert journal.free_path(tmp_path / "pairs.1.json").name == "pairs.1.3.json"
-    assert journal.free_path(tmp_path / "a.jsonl.zst").name == "a.2.jsonl.zst"
-    assert journal.free_path(tmp_path / "run").name == "run-2"
+    assert find_free_path(tmp_path / "pairs.1.json").name == "pairs.1.3.json"
+    assert find_free_path(tmp_path / "a.jsonl.zst").name == "a.2.jsonl.zst"
+    assert find_free_path(tmp_path / "run").name == "run-2"
 
 
 def test_a_sidecar_that_does_not_say_what_it_is_of_is_not_believed(tmp_path):
@@ -337,7 +340,7 @@ def test_an_output_never_changes_a_model_by_lying_in_its_folder(tmp_path):
     (tmp_path / "checkpoint-last").symlink_to("checkpoint-2")
     provenance = Provenance()
     provenance.model("policy", tmp_path / "checkpoint-last")
-    with pytest.raises(UserError, match="lies in the folder of .*checkpoint-last"):
+    with pytest.raises(UserError, match="is in the folder of .*checkpoint-last"):
         Output(tmp_path / "checkpoint-2" / "x.json", SETTINGS, provenance)
     Output(tmp_path / "checkpoint-2" / "below" / "x.json", SETTINGS, provenance)
 

@@ -9,16 +9,17 @@ import xxhash
 
 from cream.errors import UserError
 from cream.files import provenance
+from cream.files.fingerprints import fingerprint_file, fingerprint_text
 from cream.files.provenance import Provenance
 
 
 def test_fingerprints_are_those_of_xxhash(tmp_path):
     data = bytes(range(256)) * 10_000  # more than one block
     (tmp_path / "x").write_bytes(data)
-    assert provenance.fingerprint_of(str(tmp_path / "x")) == xxhash.xxh3_128_hexdigest(data)
-    assert provenance.fingerprint_text("é") == xxhash.xxh3_128_hexdigest("é".encode())
+    assert fingerprint_file(str(tmp_path / "x")) == xxhash.xxh3_128_hexdigest(data)
+    assert fingerprint_text("é") == xxhash.xxh3_128_hexdigest("é".encode())
     with pytest.raises(UserError, match="absent"):
-        provenance.fingerprint_of(tmp_path / "absent")
+        fingerprint_file(tmp_path / "absent")
 
 
 def put(path, value):
@@ -31,7 +32,7 @@ def test_an_input_is_believed_as_far_as_its_sidecar_goes(tmp_path, caplog):
     made = put(tmp_path / "a.json", {})
     found = Provenance()
     assert found.output("input", made) == {} and found.unverified == ["a.json"]
-    about = {"settings": {}, "inputs": {}, "output": provenance.fingerprint(made), "unverified": ["raw.json"]}
+    about = {"settings": {}, "inputs": {}, "output": fingerprint_file(made), "unverified": ["raw.json"]}
     put(tmp_path / "a.json.meta.json", about)
     found = Provenance()
     assert found.output("input", made)["output"] == found.inputs["input"]
@@ -140,7 +141,7 @@ def test_a_sidecar_from_elsewhere_only_says_what_it_says(workspace):
     folder = workspace.folder / "localdata/liar"
     made = put(folder / "a.json", {})
     os.mkfifo(folder / "pipe")
-    hashes = {"output": provenance.fingerprint(made), "inputs": dict.fromkeys(("data", "more"), "0" * 32)}
+    hashes = {"output": fingerprint_file(made), "inputs": dict.fromkeys(("data", "more"), "0" * 32)}
     places = {"data": "/dev/zero", "more": "pipe"}
     put(folder / "a.json.meta.json", {**hashes, "sources": places, "command": ["\x1b]0;x\x07"], "forced": ["\x1b[2J"]})
     out = workspace.run("report.py lineage localdata/liar/a.json").out

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
-
 from cream.errors import UserError, nearest
 from cream.files import store
 from cream.files.folders import check_weights, remote_code
+from cream.files.lock import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -39,7 +38,7 @@ def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) 
         return
     registry = registry.resolve()  # clones may share one by a link
     registry.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(registry.with_name(f".{registry.name}.lock")):
+    with Lock(registry, timeout=-1):
         check_free(registry, name, path, overwrite=overwrite)
         entries = {**read_registry(registry), name: _entry(path)}
         store.write_json(registry, dict(sorted(entries.items())))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cream.evaluation import choices, grading
 from cream.evaluation.statistics import format_table
-from cream.files.provenance import fingerprint_text
+from cream.files.fingerprints import fingerprint_text
 from cream.records import Answer, Message
 from cream.scoring.completions import shown
 from cream.text.chat import Chat, Plain

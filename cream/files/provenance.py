@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
 import msgspec
-import xxhash
 
 from cream.errors import UserError
-from cream.files import fingerprints, store
+from cream.files import store
 from cream.files.command import running
+from cream.files.fingerprints import State, fingerprint_file, fingerprint_folder, fingerprint_text, states  # noqa: F401 (fingerprint_text: alias until the branches are merged)
 from cream.records import METHODS
 
 log = logging.getLogger("cream")
@@ -61,24 +61,7 @@ class Sidecar(TypedDict, total=False):
     forced: list[str]
 
 
-def fingerprint(path: Path) -> str:
-    """xxh3-128 of a file's bytes, 32 hex digits."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def fingerprint_text(text: str) -> str:
-    """xxh3-128 of a text, 32 hex digits."""
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def fingerprint_of(path: str | Path) -> str:
-    """`fingerprint` of a file that a flag names. Raises UserError when it is not there, or no file."""
-    with store.open_file(Path(path)):
-        return fingerprint(Path(path))
+fingerprint, fingerprint_of = fingerprint_file, fingerprint_file  # alias until the branches are merged
 
 
 def meta_path(output: Path) -> Path:
@@ -140,7 +123,7 @@ class Provenance:
         self.force = force
         self.inputs: dict[str, str] = {}
         self.sources: dict[str, Path] = {}
-        self._states: dict[str, dict[str, fingerprints.State]] = {}
+        self._states: dict[str, dict[str, State]] = {}
         self._hashes: dict[str, Callable[[Path], str]] = {}
         self.unverified: list[str] = []
         self.forced: list[str] = []
@@ -150,7 +133,7 @@ class Provenance:
 
         Raises UserError when the file is not there, or was changed since a stage made it.
         """
-        self._add(name, path, fingerprint_of)
+        self._add(name, path, fingerprint_file)
         about = read_meta(Path(path))
         if about is None or "output" not in about:
             return None
@@ -177,7 +160,7 @@ class Provenance:
 
         Raises UserError where its weights were changed.
         """
-        self._add(name, folder, fingerprints.fingerprint)
+        self._add(name, folder, fingerprint_folder)
         about = read_kind(folder)
         if "fingerprint" in about and about["fingerprint"] != self.inputs[name]:
             self.object(f"{folder}: its files were changed since it was saved: they are not what {KIND} describes")
@@ -203,7 +186,7 @@ class Provenance:
     def check_unchanged(self) -> None:
         """Raises UserError where an input is not what it was when it was added; to be asked once all of it is read."""
         for name, path in self.sources.items():
-            if fingerprints.states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
+            if states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
                 raise UserError(
                     f"{path} was changed while this ran, so that nothing is made of it. With what it held before, the "
                     "same command goes on from here; for what it holds now, give another output, or --overwrite"
@@ -211,7 +194,7 @@ class Provenance:
 
     def _add(self, name: str, path: str | Path, digest: Callable[[Path], str]) -> None:
         self.sources[name], self._hashes[name] = Path(path).absolute(), digest
-        self._states[name] = fingerprints.states(self.sources[name])  # first: it may be changed while it is read
+        self._states[name] = states(self.sources[name])  # first: it may be changed while it is read
         self.inputs[name] = digest(Path(path))
 
     def _unverified(self, path: Path, sidecar: Path, short: str) -> None:
@@ -290,7 +273,7 @@ def wrong(step: Step) -> str | None:
             return f"has no {LAST} any more"
     if not path.is_dir() and not path.is_file():
         return "is no regular file, and is not read"
-    found = fingerprints.fingerprint(path, cached=False) if path.is_dir() else fingerprint(path)
+    found = fingerprint_folder(path, cached=False) if path.is_dir() else fingerprint_file(path)
     if step.recorded not in (None, found):
         return "is not what it was when it was used"
     if step.proof not in (None, found):

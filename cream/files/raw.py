@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
-import xxhash
 
 from cream.errors import UserError
 
@@ -129,20 +128,8 @@ def read_json(path: Path) -> object:
     return parse(read_whole(path), path)
 
 
-def sealed(value: object) -> bytes:
-    """A line of a file that grows: a JSON value, a tab, and 16 hex digits, xxh3-64 of the value's bytes."""
-    data = msgspec.json.encode(value)
-    return data + b"\t" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n"
-
-
-def unsealed(line: bytes) -> bytes | None:
-    """The JSON text of a line by `sealed`, with or without its end; None of a line that is not as it was written."""
-    data, _, digest = line.removesuffix(b"\n").rpartition(b"\t")
-    return data if data and digest == xxhash.xxh3_64_hexdigest(data).encode() else None
-
-
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def with_filename(path: Path) -> Iterator[None]:
     """An OSError within it names the file, which one of writing to an open file does not by itself; what libraries
     raise where there is no space left becomes one."""
     try:
@@ -157,6 +144,9 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
+named = with_filename  # alias until the branches are merged
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
@@ -167,7 +157,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     made = [folder for folder in path.parents if not folder.exists()]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with named(path):
+        with with_filename(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as plain:
                 with _packer(plain, path.suffix) as file:

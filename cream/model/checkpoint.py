@@ -7,7 +7,7 @@ import torch
 
 from cream.errors import UserError
 from cream.files import store
-from cream.files.fingerprints import fingerprint
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.folders import tensors
 from cream.files.provenance import KIND
 from cream.files.raw import named
@@ -76,6 +76,6 @@ def _write_policy(model, tokenizer, staged: Path, dtype, kind: dict, state: dict
         config = store.read_json(staged / "config.json")
         store.write_json(staged / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     tokenizer.save_pretrained(staged)
-    store.write_json(staged / KIND, kind | {"fingerprint": fingerprint(staged, cached=False)})
+    store.write_json(staged / KIND, kind | {"fingerprint": fingerprint_folder(staged, cached=False)})
     for path in staged.iterdir():
         store.sync(path)
