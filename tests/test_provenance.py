@@ -147,7 +147,7 @@ def test_a_sidecar_from_elsewhere_only_says_what_it_says(workspace):
     out = workspace.run("report.py lineage localdata/liar/a.json").out
     assert "\x1b" not in out and "\x07" not in out and r"<- \x1b]0;x\x07" in out and r"overrode: \x1b[2J" in out
     out = workspace.run("report.py verify localdata/liar/a.json", code=1).out
-    assert "/dev/zero: is no regular file" in out and "liar/pipe: is no regular file" in out and "\x1b" not in out
+    assert "/dev/zero: is not a regular file" in out and "liar/pipe: is not a regular file" in out and "\x1b" not in out
     put(folder / "a.json.meta.json", {**hashes, "sources": {"data": "a\0b"}})
     assert "a.json.meta.json: is damaged" in workspace.refused("report.py lineage localdata/liar/a.json")
 
@@ -178,10 +178,10 @@ def test_a_chain_may_be_long(tmp_path):
 @pytest.mark.parametrize(
     "path, said",
     [
-        ("outputs/s.json", "outputs/s.json: is not what it was when it was used"),
-        ("outputs/M1/checkpoint-last/model.safetensors", "checkpoint-last: is not what it was when it was used"),
+        ("outputs/s.json", "outputs/s.json: changed since it was used"),
+        ("outputs/M1/checkpoint-last/model.safetensors", "checkpoint-last: changed since it was used"),
         ("outputs/M2/checkpoint-last/model.safetensors", "checkpoint-last: is not what its sidecar describes"),
-        ("localdata/tiny/sft.json", "sft.json: is not what it was when it was used"),
+        ("localdata/tiny/sft.json", "sft.json: changed since it was used"),
     ],
 )
 def test_a_changed_file_is_found(chain, path, said):
@@ -232,7 +232,7 @@ def test_a_finished_run_stands_as_long_as_its_last_checkpoint(chain, harm):
     harm(chain.folder / RUN)
     assert "last checkpoint is not what was saved" in chain.refused(STAGES[0] + " --register gone")
     said = chain.run(f"report.py verify {RUN}", code=1).out
-    assert "has no checkpoint-last any more" in said or "is not what its sidecar describes" in said
+    assert "no longer has checkpoint-last" in said or "is not what its sidecar describes" in said
 
 
 @pytest.mark.slow
