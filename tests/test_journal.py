@@ -1,4 +1,4 @@
-"""Outputs in the making: finished ones stand, interrupted ones go on, and other settings never mix in."""
+"""Outputs: finished ones are up to date, interrupted ones resume, and other settings never mix in."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def interrupted(path, rows):
             output.append(row)
 
 
-def test_a_finished_output_stands_with_its_sidecar(tmp_path):
+def test_a_finished_output_is_up_to_date_and_has_its_sidecar(tmp_path):
     path = tmp_path / "new" / "x.jsonl"
     with begin(path) as output:
         output.resume()
@@ -58,11 +58,11 @@ def test_a_finished_output_stands_with_its_sidecar(tmp_path):
     assert meta["counts"] == {"out": 4, "dropped": {"too long": 3}}
     assert meta["output"] == fingerprint_file(path) == xxhash.xxh3_128_hexdigest(path.read_bytes())
     assert {file.name for file in path.parent.iterdir()} == {"x.jsonl", "x.jsonl.meta.json"}
-    assert begin(path).stands
+    assert begin(path).up_to_date
 
 
 @pytest.mark.parametrize("zeros", [b"", bytes(7), bytes(3) + b"\n"])
-def test_an_interrupted_run_goes_on_wherever_it_was_killed(tmp_path, zeros):
+def test_an_interrupted_run_resumes_wherever_it_was_killed(tmp_path, zeros):
     """The journal cut at every byte, then zeros as a power cut may leave them: what was whole before is kept, and the
     end is the same."""
     whole = tmp_path / "whole.jsonl"
@@ -139,8 +139,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_overwrite_goes_on_with_its_own_journal(tmp_path):
-    """What it replaces is what stands; one that was interrupted is gone on with by the same command."""
+def test_overwrite_resumes_from_its_own_journal(tmp_path):
+    """It replaces what is finished; an interrupted one is resumed by the same command."""
     path, other = tmp_path / "x.json", {**SETTINGS, "seed": 7}
     with begin(path) as output:
         output.finish(ROWS[:1])
@@ -153,12 +153,12 @@ def test_overwrite_goes_on_with_its_own_journal(tmp_path):
         assert held(output) == ORDER[:3]
         output.append(ROWS[3])
         output.finish(output.rows(ORDER))
-    assert list(store.read_rows(path)) == ROWS and begin(path, other).stands
+    assert list(store.read_rows(path)) == ROWS and begin(path, other).up_to_date
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_what_stands_leaves_the_journal_of_a_command_that_is_to_replace_it(tmp_path, own):
-    """It is removed only where it is of the command whose output stands."""
+def test_an_up_to_date_output_leaves_the_journal_of_a_command_that_is_to_replace_it(tmp_path, own):
+    """It is removed only where the command that made the output wrote it."""
     path = tmp_path / "x.jsonl"
     with begin(path) as output:
         output.finish(iter(ROWS))
@@ -166,24 +166,24 @@ def test_what_stands_leaves_the_journal_of_a_command_that_is_to_replace_it(tmp_p
     with begin(path, settings, overwrite=True) as output:
         output.resume()
         output.append(ROWS[0])
-    assert begin(path).stands and output.partial.exists() is not own
+    assert begin(path).up_to_date and output.partial.exists() is not own
     if not own:
         with begin(path, settings, overwrite=True) as output:
             assert held(output) == ORDER[:1]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data, lambda data: data.replace(b"seed", b"deed"), lambda data: b"{"])
-def test_overwrite_starts_afresh(tmp_path, damage):
+def test_overwrite_starts_from_scratch(tmp_path, damage):
     path = tmp_path / "x.json"
     interrupted(path, ROWS[:2])
     partial = begin(path).partial
     partial.write_bytes(damage(partial.read_bytes()))
     with begin(path, {**SETTINGS, "seed": 7}, overwrite=True) as output:
-        assert not output.stands and not held(output)
+        assert not output.up_to_date and not held(output)
         output.append(ROWS[3])
         output.finish(output.rows(ORDER))
     assert list(store.read_rows(path)) == ROWS[3:]
-    assert begin(path, {**SETTINGS, "seed": 7}).stands
+    assert begin(path, {**SETTINGS, "seed": 7}).up_to_date
 
 
 def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path):
@@ -197,7 +197,7 @@ def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path):
     assert {file.name for file in path.parent.iterdir()} == {"x.jsonl", "x.jsonl.meta.json"}
     with pytest.raises(UserError, match="has just finished it"), waiting:
         pass
-    assert begin(path).stands
+    assert begin(path).up_to_date
     with begin(tmp_path / "other" / "x.jsonl"):
         pass
     assert not (tmp_path / "other").exists()
@@ -244,10 +244,10 @@ def test_a_failure_while_finishing_keeps_the_journal(tmp_path):
 def test_settings_that_json_respells_are_the_same(tmp_path):
     """A tuple comes back from the sidecar as a list."""
     path = tmp_path / "x.jsonl"
-    for stands in (False, True):
+    for finished in (False, True):
         output = begin(path, {"tasks": ("a", "b")})
-        assert output.stands is stands
-        if not stands:
+        assert output.up_to_date is finished
+        if not finished:
             with output:
                 output.finish([])
     assert json.loads((tmp_path / "x.jsonl.meta.json").read_text())["settings"]["tasks"] == ["a", "b"]
@@ -365,7 +365,7 @@ def test_a_name_that_is_accepted_is_short_enough_to_the_end(tmp_path, ending):
     assert accepted == set(range(226, max(accepted) + 1))
 
 
-def test_the_lock_is_let_go_of_whatever_fails(tmp_path, monkeypatch):
+def test_the_lock_is_released_whatever_fails(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     waiting = begin(path)
     path.write_text("{}")  # from elsewhere, in between
@@ -386,7 +386,7 @@ def test_the_lock_is_let_go_of_whatever_fails(tmp_path, monkeypatch):
         assert held(output) == ORDER[:1]
 
 
-def test_rejected_records_go_with_the_output_that_left_them_out(tmp_path):
+def test_rejected_records_belong_to_the_output_that_skipped_them(tmp_path):
     path, rejected = tmp_path / "x.json", tmp_path / "x.json.rejected.jsonl"
     with begin(path) as output:
         output.reject([{"uuid": "bad"}])
@@ -404,14 +404,14 @@ def test_what_a_killed_run_staged_goes(tmp_path):
         for path in left:
             path.write_text("{}")
         output = begin(tmp_path / "x.json")
-        assert output.stands == finished
+        assert output.up_to_date == finished
         if not finished:
             with output:
                 output.finish(ROWS)
         assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x.json.meta.json"}
 
 
-def test_what_fails_leaves_the_rejected_records_of_what_stands(tmp_path):
+def test_what_fails_leaves_the_rejected_records_of_a_finished_output(tmp_path):
     with begin(tmp_path / "x.json") as output:
         output.reject([{"uuid": "bad"}])
         output.finish(ROWS)

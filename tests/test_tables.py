@@ -275,7 +275,7 @@ def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
     good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", None, "rows")
     assert isinstance(good, Conversation) and good.uuid == "x"
     assert prompt.reason == "it is a Prompt, those before it are Conversation records"
-    assert double.reason == "uuid 'x' occurs twice"
+    assert double.reason == "uuid 'x' stands there twice"
 
 
 @pytest.mark.parametrize(
