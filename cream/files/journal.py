@@ -19,7 +19,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.append_log import AppendLog, strip_checksum
 from cream.files.fingerprints import fingerprint_file
-from cream.files.identity import check_same, describe_difference
+from cream.files.identity import check_same, describe_difference, find_free_path, list_differences
 from cream.files.index import Index, Keys
 from cream.files.lock import Lock
 from cream.files.provenance import Provenance, meta_path, origin, read_meta
@@ -32,6 +32,7 @@ LONGEST = 250  # bytes of a name: most file systems take 255, and a temporary fi
 SYNC = 1.0  # seconds after which what was appended to a journal is forced to disk
 
 same, difference = check_same, describe_difference  # alias until the branches are merged
+differences, free_path = list_differences, find_free_path  # alias until the branches are merged
 
 
 class Line(msgspec.Struct):
