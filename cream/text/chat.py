@@ -16,14 +16,8 @@ from cream.text.templates import check_numbers, limit_rendering, probe_in_subpro
 from cream.text.tokens import Tokens, describe_length, show_spans
 
 NOT_A_PREFIX = "the template or tokenizer merges the prompt's last token with the response"
-WRONG = (
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    AttributeError,
-    RecursionError,
-)  # what a template may raise
+# what a template may raise
+WRONG = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
 longer = describe_length  # alias until the branches are merged
 HUGE = 1 << 20  # characters; of a longer text the beginning alone shows that it has too many tokens
