@@ -50,7 +50,7 @@ def parse(
     the words that belong to no flag; without it they are problems.
     A later source wins over an earlier one. Fields are str, int, float, bool, an Enum (given by member name), `| None`
     of these, or a dataclass: a group, titled in --help by the first line of its docstring.
-    Raises SystemExit: 0 after --help and --print_config, 2 after printing every problem of the user's on stderr, a
+    Raises SystemExit: 0 after --help and --print_config, 2 after printing every problem on stderr, a
     UserError from `__post_init__` included. Raises TypeError when `cls` itself is wrong (a flag defined twice, say).
     """
     flags, problems = _all_flags(cls, files), []

@@ -20,7 +20,7 @@ def add_checksum(value: object) -> bytes:
 
 
 def strip_checksum(line: bytes) -> bytes | None:
-    """The JSON text of a line by `add_checksum`, with or without its newline; None if it was cut short or changed."""
+    """The JSON text of a line by `add_checksum`, with or without its newline; None if it was truncated or changed."""
     data, _, digest = line.removesuffix(b"\n").rpartition(b"\t")
     return data if data and digest == xxhash.xxh3_64_hexdigest(data).encode() else None
 
@@ -28,8 +28,8 @@ def strip_checksum(line: bytes) -> bytes | None:
 class AppendLog:
     """One such file, open. `writable` creates it where it is missing.
 
-    A process that is killed leaves its last line cut short; the next one to append starts a new line, so that no more
-    than the cut one is lost. Several processes may append at once: each locks the file for that moment, and where the
+    A process that is killed leaves its last line truncated; the next one to append starts a new line, so that no more
+    than that one is lost. Several processes may append at once: each locks the file for that moment, and where the
     file system has no locks the checksums show which lines ran into each other.
     """
 

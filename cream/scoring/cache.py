@@ -63,7 +63,7 @@ class Scores:
             valid += 1
             if line.source == self.source:
                 yield line.uuid, offset
-        if damaged > valid == 0 and raw.endswith(b"\n"):  # else the very first line was cut short by a kill
+        if damaged > valid == 0 and raw.endswith(b"\n"):  # else a kill truncated the very first line
             raise UserError(f"{self.path}: is not a score cache, and scores would be added to it; rename or remove it")
         if damaged:
             log.warning(
