@@ -22,7 +22,7 @@ from cream.cli import console, names, preflight
 from cream.cli.flags import as_dict, parse
 from cream.errors import UserError
 from cream.files import journal, store
-from cream.files.fingerprints import fingerprint
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.folders import check_folder
 from cream.files.lock import Lock
 from cream.files.provenance import LAST, Provenance, read_kind, read_meta
@@ -180,7 +180,7 @@ def _check_last(run: Path, saved: str | None) -> None:
     """Raises UserError unless the last checkpoint of a finished run is there as it was saved, with this fingerprint;
     runs of earlier versions have that in the checkpoint only."""
     last = run / LAST
-    if not last.is_dir() or fingerprint(last) != (saved or read_kind(last).get("fingerprint")):
+    if not last.is_dir() or fingerprint_folder(last) != (saved or read_kind(last).get("fingerprint")):
         raise UserError(
             f"{run}: a finished run stands here, but its last checkpoint is not what was saved, or not there: put it "
             "back, or --overwrite to train again"

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see: what was wrong, where, and what to do about it."""
+"""UserError, the one exception that a user is meant to see: what was wrong, where, and what to do about it."""
 
 import difflib
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake the user can mend. Scripts print its message on stderr and exit with 2; nothing was written."""
+    """An error that the user can fix. Scripts print its message on stderr and exit with 2; nothing was written."""
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
@@ -16,25 +16,29 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-def mendable(error: Exception) -> UserError | None:
-    """What a user can mend of an error: a UserError is one, a file that cannot be read or written, no memory left."""
+def user_error(error: Exception) -> UserError | None:
+    """The error as a UserError, if the user can fix it: a file that cannot be read or written, out of memory; else
+    None."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.filename is not None:  # no space, no permission, a file for a folder
         return UserError(f"{error.filename}: {error.strerror}")
     if isinstance(error, MemoryError):
-        return UserError("this machine has no memory left for what is being read or made")
+        return UserError("this machine is out of memory")
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, of a path
-        return UserError(f"{error}: it leads nowhere; give another path, or remove the link")
+        return UserError(f"{error}; give another path, or remove the link")
     if isinstance(error, RuntimeError):
         if out_of_memory(error):
-            advice = "another program may hold it; else --bf16 yes, a smaller --max_tokens_per_batch, or more devices"
-            return UserError(f"the device has no memory left: {str(error).splitlines()[0]}; {advice}")
+            advice = "another program may use it; else --bf16 yes, a smaller --max_tokens_per_batch, or more devices"
+            return UserError(f"the device is out of memory: {str(error).splitlines()[0]}; {advice}")
     return None
 
 
+mendable = user_error  # alias until the branches are merged
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or this machine, has no memory left."""
+    """Whether an error says that a device, or this machine, is out of memory."""
     torch = sys.modules.get("torch")  # where it was never imported, nothing can have raised its error
     text = str(error)
     return (

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from layouts import GOOD, ON, put
 
+from cream.files.append_log import add_checksum
+from cream.files.fingerprints import fingerprint_file
 from cream.files.journal import FORMAT
-from cream.files.provenance import fingerprint
-from cream.files.raw import sealed
 from cream.records import Conversation, Pair, Prompt, Rewards, Samples
 
 NO_JSON = {"no JSON": b"{", "a list": b"[]", "a number": b"7", "no UTF-8": b"\xff\xfe{}", "brackets": b"[" * 200_000}
@@ -83,7 +83,7 @@ def _liars(commands: dict[type, str]) -> Iterator[Damage]:
     def beside(kind: type, **about):
         def make(root: Path):
             path = put(root / f"localdata/damaged/{kind.__name__}.json", kind)
-            _put(f"{path}.meta.json", {"output": fingerprint(path)} | about)(root)
+            _put(f"{path}.meta.json", {"output": fingerprint_file(path)} | about)(root)
 
         return make
 
@@ -112,7 +112,7 @@ def journals() -> Iterator[Damage]:
         file = f"localdata/damaged/{kind.__name__}.json"
         for name, value in headers.items():
             data = (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n"
-            first = data if isinstance(value, bytes) else sealed({"journal": FORMAT} | value)
+            first = data if isinstance(value, bytes) else add_checksum({"journal": FORMAT} | value)
             valid = lambda root, file=file, kind=kind: put(root / file, kind)  # noqa: E731
             make = _all(valid, _put(f"{OUT}.partial", first))
             yield Damage(f"journal of {kind.__name__}, {name}", make, f"{command} {file}", "out.json")

@@ -277,8 +277,8 @@ def stage(tmp_path, repo):
 BAD_ENDS = {
     "malformed": ("file1", '{"uuid": "last", "prompt": 3}\n', "'last'.*prompt"),
     "malformed and unmatched": ("file2", '{"uuid": "last"\n', "line 1501"),
-    "doubled": ("file1", "{first}\n", "'p0' stands there twice"),
-    "doubled by the previous model": ("file2", "{first}\n", "'p0' stands there twice"),
+    "doubled": ("file1", "{first}\n", "'p0' occurs twice"),
+    "doubled by the previous model": ("file2", "{first}\n", "'p0' occurs twice"),
     "missing": ("file1", "{last}\n", "'last' is missing in the previous ranking"),
 }
 
@@ -310,7 +310,7 @@ def test_what_is_malformed_after_other_answers_does_not_hide_them(tmp_path, stag
     if more:
         assert done.returncode == 0 and "1 prompts: other responses in the previous ranking" in done.stdout
     else:
-        assert done.returncode == 2 and "'q' stands there twice" in done.stderr
+        assert done.returncode == 2 and "'q' occurs twice" in done.stderr
 
 
 @pytest.mark.parametrize("line", ["", "garbage\n"], ids=["good", "bad"])

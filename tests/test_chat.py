@@ -42,29 +42,29 @@ def chat(request, tiny_tokenizer):
 
 
 def test_the_span_is_the_answer_and_its_end_of_turn(chat):
-    (tokens,) = chat.answers(QUESTION, ["He has 28."], [True])
+    (tokens,) = chat.encode_responses(QUESTION, ["He has 28."], [True])
     ((start, end),) = tokens.spans
     decode = chat.tokenizer.decode
-    assert tokens.ids[:start] == chat.prompt(QUESTION)
+    assert tokens.ids[:start] == chat.encode_prompt(QUESTION)
     assert decode(tokens.ids[:start]).endswith("<assistant>")
     assert decode(tokens.ids[start:end]) == "He has 28.<end>"
     assert end == len(tokens) and tokens.ids[-1] == chat.end_of_turn == chat.tokenizer.eos_token_id
-    assert tokens.num_answer_tokens == end - start
+    assert tokens.num_response_tokens == end - start
 
 
 def test_a_truncated_answer_gets_no_end_of_turn(chat):
-    whole, cut = chat.answers(QUESTION, ["He has 28."] * 2, [True, False])
+    whole, cut = chat.encode_responses(QUESTION, ["He has 28."] * 2, [True, False])
     assert cut.ids == whole.ids[:-1]
-    (nothing,) = chat.answers(QUESTION, [""], [False])
-    assert nothing.num_answer_tokens == 0
+    (nothing,) = chat.encode_responses(QUESTION, [""], [False])
+    assert nothing.num_response_tokens == 0
 
 
 def test_every_assistant_turn_has_its_span(chat):
     turns = [*QUESTION, Message("assistant", "28."), Message("user", "And now?"), Message("assistant", "Still 28.")]
-    tokens = chat.conversation(turns)
+    tokens = chat.encode_conversation(turns)
     assert [chat.tokenizer.decode(tokens.ids[a:b]) for a, b in tokens.spans] == ["28.<end>", "Still 28.<end>"]
     assert tokens.ids[-1] == chat.end_of_turn
-    assert chat.conversation(turns[:2]) == chat.answers(QUESTION, ["28."], [True])[0]
+    assert chat.encode_conversation(turns[:2]) == chat.encode_responses(QUESTION, ["28."], [True])[0]
 
 
 def test_bos_stands_only_where_the_template_puts_it(tiny_tokenizer):
@@ -76,14 +76,14 @@ def test_bos_stands_only_where_the_template_puts_it(tiny_tokenizer):
     assert eager("2")["input_ids"][0] == bos
     for template, count in (("bos", 1), ("no bos", 0)):
         eager.chat_template = GOOD[template]
-        (tokens,) = Chat(eager).answers(QUESTION, ["5"], [True])
+        (tokens,) = Chat(eager).encode_responses(QUESTION, ["5"], [True])
         assert tokens.ids.count(bos) == count
 
 
 @pytest.mark.parametrize("pad", ["<end>", None])
 def test_pad_decides_nothing(tiny_tokenizer, pad):
     usual, other = (Chat(with_template(tiny_tokenizer, GOOD["bos"], **change)) for change in ({}, {"pad_token": pad}))
-    assert other.answers(QUESTION, ["5"], [True]) == usual.answers(QUESTION, ["5"], [True])
+    assert other.encode_responses(QUESTION, ["5"], [True]) == usual.encode_responses(QUESTION, ["5"], [True])
     assert other.end_of_turn in other.stop_ids
 
 
@@ -99,7 +99,7 @@ def test_it_stops_at_every_end_the_model_knows(tiny_tokenizer):
     [
         (None, "--chat_template"),
         ("{{ bos_token }}" + GOOD["bos"], "two BOS"),
-        (TURNS.replace("<end>", "\n") + HEADER, "no special token"),
+        (TURNS.replace("<end>", "\n") + HEADER, "not end a response with a special token"),
         (TURNS + "{% if add_generation_prompt %}<assistant>Think:{% endif %}", "not a prefix.*'T', 'h'"),
         ("{{ raise_exception('only Latin') }}", "only Latin"),
     ],
@@ -111,19 +111,19 @@ def test_templates_that_would_train_the_wrong_thing_are_refused(tiny_tokenizer, 
 
 
 def test_a_template_of_ones_own_is_named(tiny_tokenizer):
-    with pytest.raises(UserError, match="^mine.jinja: the chat template ends an answer with no special token"):
+    with pytest.raises(UserError, match="^mine.jinja: the chat template does not end a response with a special token"):
         Chat(with_template(tiny_tokenizer, TURNS.replace("<end>", "\n") + HEADER), template=Path("mine.jinja"))
 
 
 def test_a_tokenizer_that_takes_no_text_is_refused(tiny_tokenizer):
     tokenizer = with_template(tiny_tokenizer, GOOD["bos"], name_or_path="my/model", model_max_length={})
-    with pytest.raises(UserError, match="my/model: its tokenizer takes no text"):
+    with pytest.raises(UserError, match="my/model: its tokenizer cannot encode text"):
         Chat(tokenizer)
 
 
 def test_a_refused_conversation_is_a_users_error(tiny_chat):
     with pytest.raises(UserError, match="system message must be the first"):
-        tiny_chat.prompt([*QUESTION, Message("system", "Be brief.")])
+        tiny_chat.encode_prompt([*QUESTION, Message("system", "Be brief.")])
 
 
 def test_an_answer_that_merges_into_the_prompt_is_left_out():
@@ -135,9 +135,9 @@ def test_an_answer_that_merges_into_the_prompt_is_left_out():
     template = "{% for m in messages %}{{ 'A:' if m.role == 'assistant' }}{{ m.content }}<end>{% endfor %}"
     template += "{% if add_generation_prompt %}A:{% endif %}"
     chat = Chat(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template))
-    separate, merged = chat.answers(QUESTION, ["8", "7"], [True, True])
-    assert separate.num_answer_tokens == 2 and merged is None
-    assert chat.conversation([*QUESTION, Message("assistant", "7")]) is None
+    separate, merged = chat.encode_responses(QUESTION, ["8", "7"], [True, True])
+    assert separate.num_response_tokens == 2 and merged is None
+    assert chat.encode_conversation([*QUESTION, Message("assistant", "7")]) is None
 
 
 def test_a_template_that_rewrites_earlier_turns_is_left_out(tiny_tokenizer):
@@ -145,19 +145,19 @@ def test_a_template_that_rewrites_earlier_turns_is_left_out(tiny_tokenizer):
     shortened = "{{ m.content if loop.last or m.role == 'user' else '...' }}"
     chat = Chat(with_template(tiny_tokenizer, TURNS.replace("{{ m.content }}", shortened) + HEADER))
     turns = [*QUESTION, Message("assistant", "28."), Message("user", "And now?"), Message("assistant", "28.")]
-    assert chat.conversation(turns) is None
-    assert chat.conversation(turns[:2]) is not None
+    assert chat.encode_conversation(turns) is None
+    assert chat.encode_conversation(turns[:2]) is not None
 
 
 @given(st.text(), st.text(min_size=1).filter(str.strip))
 def test_any_answer_comes_back_from_its_span(tiny_chat, answer, question):
-    (tokens,) = tiny_chat.answers([Message("user", question)], [answer], [True])
+    (tokens,) = tiny_chat.encode_responses([Message("user", question)], [answer], [True])
     ((start, end),) = tokens.spans
     assert tiny_chat.tokenizer.decode(tokens.ids[start:end]) == answer + "<end>"
 
 
 def test_show_marks_what_is_scored(tiny_chat):
-    shown = tiny_chat.show(tiny_chat.conversation([*QUESTION, Message("assistant", "28.")]))
+    shown = tiny_chat.show(tiny_chat.encode_conversation([*QUESTION, Message("assistant", "28.")]))
     assert "<assistant>⟦28.<end>⟧" in shown and "4 of them scored" in shown
 
 
@@ -165,7 +165,7 @@ def test_show_marks_what_is_scored(tiny_chat):
 def test_real_tokenizers(shared, folder, end):
     tokenizer = AutoTokenizer.from_pretrained(shared / "data" / folder)
     chat = Chat(tokenizer)
-    (tokens,) = chat.answers(QUESTION, ["It is 28."], [True])
+    (tokens,) = chat.encode_responses(QUESTION, ["It is 28."], [True])
     ((start, stop),) = tokens.spans
     assert tokenizer.convert_ids_to_tokens(tokens.ids[stop - 1]) == end
     assert tokenizer.decode(tokens.ids[start:stop]).strip() == f"It is 28.{end}"

@@ -15,9 +15,9 @@ from cream.errors import UserError
 from cream.evaluation import choices
 from cream.evaluation.loglikelihood import compared
 from cream.evaluation.tasks import options_of, split_question
+from cream.files.append_log import add_checksum
 from cream.files.journal import FORMAT, Output
 from cream.files.provenance import Provenance
-from cream.files.raw import sealed
 from cream.files.store import read
 from cream.model.load import load_policy, load_tokenizer
 from cream.records import Answer, Item, Message
@@ -315,7 +315,7 @@ def test_a_killed_comparison_goes_on(world):
     rows = world.read("outputs/whole.json")
     kept = {**rows["two"], "final_prediction": "kept"}
     lines = [{"journal": FORMAT, "settings": meta["settings"], "inputs": meta["inputs"]}, kept]
-    (world.folder / "outputs/part.json.partial").write_bytes(b"".join(map(sealed, lines)))
+    (world.folder / "outputs/part.json.partial").write_bytes(b"".join(map(add_checksum, lines)))
     done = world.run(whole.replace("whole.json", "part.json"))
     assert "resuming: 1 of 3 questions are done" in done.out
     part = world.read("outputs/part.json")

@@ -1,4 +1,4 @@
-"""How a stage ends: what a user can mend is one message and exit code 2, all else keeps its traceback."""
+"""How a stage ends: what a user can fix is one message and exit code 2, all else keeps its traceback."""
 
 import os
 import signal
@@ -28,12 +28,12 @@ def ends(error):
     [
         (UserError("a.json: no such file"), 2, "error: a.json: no such file\n"),
         (OSError(28, "No space left on device", "a.json"), 2, "error: a.json: No space left on device\n"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"), 2, "no memory left: CUDA out"),
-        (MemoryError(), 2, "no memory left"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "no memory left"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore"), 2, "out of memory: CUDA out"),
+        (MemoryError(), 2, "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 2, "out of memory"),
     ],
 )
-def test_what_a_user_can_mend_ends_in_one_line(capsys, error, code, said):
+def test_what_a_user_can_fix_ends_in_one_line(capsys, error, code, said):
     assert ends(error) == code
     printed = capsys.readouterr().err
     assert said in printed and printed.count("\n") == 1 and "Traceback" not in printed
@@ -42,11 +42,11 @@ def test_what_a_user_can_mend_ends_in_one_line(capsys, error, code, said):
 @pytest.mark.parametrize(
     "error, code", [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGINT), 130), (Interrupted(signal.SIGTERM), 143)]
 )
-def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch, error, code):
+def test_an_interrupt_says_how_to_resume(capsys, monkeypatch, error, code):
     monkeypatch.setattr("sys.argv", ["/somewhere/infer.py", "--name", "a file.json"])
     assert ends(error) == code
     printed = capsys.readouterr().err
-    assert "what is finished is kept" in printed and "\n  python infer.py --name 'a file.json'\n" in printed
+    assert "finished work is kept" in printed and "\n  python infer.py --name 'a file.json'\n" in printed
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError("no file of the user's"), KeyError("x")])

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from workspace import Done, Stages
 
-from cream.files.raw import unsealed
+from cream.files.append_log import strip_checksum
 
 pytestmark = pytest.mark.slow
 KILLS = 10  # of a stage, at least
@@ -217,7 +217,7 @@ class Disturbed:
         for journal in self.stage.folder.rglob("*.partial"):
             lines, before = whole(journal), self.held.setdefault(journal.name, [[]])
             self.expect(lines[: len(before[-1])] == before[-1], f"{journal.name} has lost records")
-            uuids = [json.loads(unsealed(line))["uuid"] for line in lines]
+            uuids = [json.loads(strip_checksum(line))["uuid"] for line in lines]
             self.expect(len({*uuids}) == len(uuids), f"{journal.name} has records twice")
             before.append(lines)
         for logged, saved in progress(self.stage.folder):
@@ -301,7 +301,9 @@ class Redrawn(Disturbed):
         self.expect(found.keys() == made.keys(), f"files: {sorted(found)}")
         rows, ours = (contents["samples.jsonl"].splitlines(keepends=True) for contents in (made, found))
         held = [
-            [unsealed(line) + b"\n" for line in lines] for lines in self.held.get("samples.jsonl.partial", []) if lines
+            [strip_checksum(line) + b"\n" for line in lines]
+            for lines in self.held.get("samples.jsonl.partial", [])
+            if lines
         ]
         self.expect(not held or {*held[-1]} <= {*ours}, "finished records are not kept")
         first = {json.loads(line)["uuid"] for line in held[0]} if held else {}

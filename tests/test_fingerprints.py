@@ -11,7 +11,7 @@ import pytest
 
 from cream.errors import UserError
 from cream.files import fingerprints
-from cream.files.fingerprints import fingerprint
+from cream.files.fingerprints import fingerprint_folder
 
 FILES = ("chat_template.jinja", "config.json", "merges.txt", "model.safetensors", "tokenizer.model", "vocab.tiktoken")
 
@@ -56,32 +56,32 @@ def tick():
 
 
 def test_names_and_contents_decide_and_nothing_else(folder, cache):
-    first = fingerprint(folder)
+    first = fingerprint_folder(folder)
     assert len(first) == 32 and int(first, 16)
     for name in ("cream.json", "args.json", "README.md"):
         (folder / name).write_text("a note")
     (folder / "original.model").mkdir()
     folder = folder.rename(folder.with_name("moved"))
-    assert fingerprint(folder) == first
+    assert fingerprint_folder(folder) == first
     seen = {first}
     for name in FILES:
         tick()
         (folder / name).write_text(f"That is {name}"[: len(f"this is {name}")])
-        seen.add(fingerprint(folder))
+        seen.add(fingerprint_folder(folder))
     (folder / "config.json").rename(folder / "other.json")
-    seen.add(fingerprint(folder))
+    seen.add(fingerprint_folder(folder))
     (folder / "more.json").write_text("")
-    seen.add(fingerprint(folder))
+    seen.add(fingerprint_folder(folder))
     assert len(seen) == 1 + len(FILES) + 2
 
 
 def test_files_are_read_once(folder, cache, read):
-    first = fingerprint(folder)
+    first = fingerprint_folder(folder)
     assert sorted(read) == sorted(FILES)
     read.clear()
-    assert fingerprint(folder) == first and not read
+    assert fingerprint_folder(folder) == first and not read
     (folder / "more.json").write_text("")
-    fingerprint(folder)
+    fingerprint_folder(folder)
     assert read == ["more.json"]
 
 
@@ -97,19 +97,19 @@ def replaced(path, text):
 @pytest.mark.parametrize("change", [in_place, replaced])
 def test_a_change_that_keeps_size_and_mtime_is_noticed(folder, cache, change):
     path = folder / "model.safetensors"
-    first, before = fingerprint(folder), path.stat()
+    first, before = fingerprint_folder(folder), path.stat()
     tick()
     change(path, path.read_text().upper())
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-    assert fingerprint(folder) != first
+    assert fingerprint_folder(folder) != first
 
 
 def test_a_young_file_is_read_again(folder, cache, monkeypatch):
     """Two writes within one tick of the clock leave the same size, times and inode."""
     monkeypatch.setattr(fingerprints, "SETTLED", 10**12)
     os.utime(folder / "config.json", ns=(0, 0))  # its ctime stays young
-    fingerprint(folder)
+    fingerprint_folder(folder)
     assert not cache.exists()
 
 
@@ -124,26 +124,26 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(folder, cache, monkeyp
         return state
 
     monkeypatch.setattr(fingerprints, "_state", then_changed)
-    fingerprint(folder)
+    fingerprint_folder(folder)
     assert {Path(name).name for name in json.loads(cache.read_bytes())["files"]} == {*FILES} - {"config.json"}
 
 
 def test_links_are_followed(folder, cache, read, tmp_path):
     """checkpoint-last is a link to a folder; a hub snapshot is a folder of links to blobs."""
-    first = fingerprint(folder)
+    first = fingerprint_folder(folder)
     (tmp_path / "last").symlink_to(folder)
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     for name in FILES:
         (snapshot / name).symlink_to(Path("../model") / name)
     read.clear()
-    assert fingerprint(tmp_path / "last") == fingerprint(snapshot) == first and not read
+    assert fingerprint_folder(tmp_path / "last") == fingerprint_folder(snapshot) == first and not read
     tick()
     (folder / "config.json").write_text("something else")
-    assert fingerprint(tmp_path / "last") == fingerprint(snapshot) != first
+    assert fingerprint_folder(tmp_path / "last") == fingerprint_folder(snapshot) != first
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="snapshot/config.json: cannot be read: No such file"):
-        fingerprint(snapshot)
+        fingerprint_folder(snapshot)
 
 
 def altered(data: bytes) -> bytes:
@@ -163,18 +163,18 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_cache_decides_nothing(folder, cache, read, damage):
-    first = fingerprint(folder)
+    first = fingerprint_folder(folder)
     cache.write_bytes(DAMAGE[damage](cache.read_bytes()))
     read.clear()
-    assert fingerprint(folder) == first and sorted(read) == sorted(FILES)
+    assert fingerprint_folder(folder) == first and sorted(read) == sorted(FILES)
     read.clear()
-    assert fingerprint(folder) == first and not read  # it was mended
+    assert fingerprint_folder(folder) == first and not read  # it was mended
 
 
 def test_it_works_where_nothing_can_be_kept(folder, cache, monkeypatch):
-    first = fingerprint(folder)
+    first = fingerprint_folder(folder)
     monkeypatch.setenv("CREAM_CACHE", str(folder / "config.json"))  # a file where a folder is due
-    assert fingerprint(folder) == first
+    assert fingerprint_folder(folder) == first
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
@@ -187,24 +187,24 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 
 def test_files_that_are_gone_are_forgotten(folder, cache, tmp_path):
-    fingerprint(folder)
+    fingerprint_folder(folder)
     other = fill(tmp_path / "other")
     for name in FILES:
         (folder / name).unlink()
-    fingerprint(other)
+    fingerprint_folder(other)
     assert {Path(name).parent for name in json.loads(cache.read_bytes())["files"]} == {other}
 
 
 def test_processes_share_the_cache(cache, tmp_path):
     folders = [fill(tmp_path / f"model-{i}") for i in range(4)]
     code = "import sys, pathlib; from cream.files import fingerprints as f; f.SETTLED = -(10**18); "
-    code += "print(f.fingerprint(pathlib.Path(sys.argv[1])))"
+    code += "print(f.fingerprint_folder(pathlib.Path(sys.argv[1])))"
     started = [
         subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
         for folder in folders
     ]
     printed = {process.communicate()[0].strip() for process in started}
-    assert printed == {fingerprint(folders[0])}  # they hold the same
+    assert printed == {fingerprint_folder(folders[0])}  # they hold the same
     kept = json.loads(cache.read_bytes())["files"]
     assert {Path(name) for name in kept} == {folder / name for folder in folders for name in FILES}
 

@@ -162,12 +162,12 @@ def test_words_for_false(word, spelled):
         ("--enable_ref no --enable_ref_model no", "--enable_ref_model: given twice, first as --enable_ref\n"),
         ("--gen_n", "--gen_n: needs a value: a whole number"),
         ("--stage --lora", "--stage: needs a value: one of sft, DPO\n"),
-        ("stray", "stray: stray word"),
-        ("--gen_n 3 4", "4: stray word"),
+        ("stray", "stray: belongs to no flag"),
+        ("--gen_n 3 4", "4: belongs to no flag"),
         ("--gen_n 3.5", "--gen_n: '3.5' is not a whole number"),
-        ("--checkpoint=", "--checkpoint: '' is no text: it is empty"),
-        ("--device a\0b", r"--device: 'a\x00b' is no text"),
-        ("--device \udcff.json", r"--device: '\udcff.json' is no text"),
+        ("--checkpoint=", "--checkpoint: '' is not text: it is empty"),
+        ("--device a\0b", r"--device: 'a\x00b' is not text"),
+        ("--device \udcff.json", r"--device: '\udcff.json' is not text"),
         ("--gen_n=", "--gen_n: '' is not a whole number"),
         ("--top_p high", "--top_p: 'high' is not a number"),
         ("--top_p nan", "--top_p: 'nan' is not a number"),
@@ -192,7 +192,7 @@ def test_all_problems_are_told_at_once(capsys, tmp_path):
     path = write(tmp_path, "top_p: high\nbeta: 1\n")
     err = refused(capsys, "--gen_m", "3", "--rank", "x", "--gen_n", "--lora", "1", "2", "--config", path)
     problems = (
-        "2: stray word",
+        "2: belongs to no flag",
         "--gen_m: unknown",
         "--rank: 'x'",
         "--gen_n: needs",
@@ -412,9 +412,9 @@ def test_command_line_wins_over_the_file_and_only_what_came_from_it_is_listed(ca
         ("a.yaml", "device: [0, 1]", "{path}: device: needs a single value: text"),
         ("a.yaml", "device: {a: 1}", "{path}: device: needs a single value: text"),
         ("a.json", '{"device": [0]}', "{path}: device: needs a single value: text"),
-        ("a.json", r'{"device": "a\u0000b"}', r"{path}: device: 'a\x00b' is no text"),
-        ("a.json", r'{"device": "\ud800"}', r"{path}: device: '\ud800' is no text"),
-        ("a.yaml", 'device: ""', "{path}: device: '' is no text"),
+        ("a.json", r'{"device": "a\u0000b"}', r"{path}: device: 'a\x00b' is not text"),
+        ("a.json", r'{"device": "\ud800"}', r"{path}: device: '\ud800' is not text"),
+        ("a.yaml", 'device: ""', "{path}: device: '' is not text"),
         ("a.yaml", r'device: "\UFFFFFFFF"', "--config {path}: is not YAML"),
         ("a.json", '{"lora": {}}', "{path}: lora: needs a single value: yes or no"),
         ("a.json", '{"top_p": NaN}', "{path}: top_p: 'NaN' is not a number"),
@@ -445,7 +445,7 @@ def test_unreadable_config_files(capsys, tmp_path):
     assert "cannot be read: Is a directory" in refused(capsys, "--config", str(tmp_path / "folder.json"))
     (tmp_path / "bytes.yaml").write_bytes(b"device: \xff")
     assert "bytes.yaml: 'utf-8' codec" in refused(capsys, "--config", str(tmp_path / "bytes.yaml"))
-    assert "--config: '' is no text" in refused(capsys, "--config", "")
+    assert "--config: '' is not text" in refused(capsys, "--config", "")
 
 
 def test_the_file_that_a_run_keeps_holds_its_flags(capsys, tmp_path):

@@ -45,7 +45,7 @@ def test_a_bad_record_is_found_before_anything_is_spent(world):
     lines = (world.folder / "localdata/asked.jsonl").read_text().splitlines()
     (world.folder / "localdata/doubled.jsonl").write_text("\n".join([*lines, lines[6]]))
     error = world.refused(COMMAND + "localdata/doubled.jsonl --limit_size 2 --output_dir outputs/doubled.jsonl")
-    assert "uuid 'q6' stands there twice" in error
+    assert "uuid 'q6' occurs twice" in error
 
 
 def test_prompts_of_which_none_fits_are_refused(world):
@@ -72,7 +72,7 @@ def test_a_summary_replaces_nothing_else(world):
     """Neither a file of the user's own, nor the answers of another evaluation, though that be called a summary."""
     world.write("outputs/own/summary.json", {"mine": 1})
     refused = world.refused(EVALUATION.replace("x.json", "own/results.json"))
-    assert "summary.json stands already" in refused and "or --overwrite" in refused
+    assert "summary.json exists" in refused and "or --overwrite" in refused
     world.run(EVALUATION.replace("x.json", "y.summary.json"))
     assert "y.summary.json is an output of its own" in world.refused(EVALUATION.replace("x.json", "y.json --overwrite"))
 

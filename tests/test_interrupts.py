@@ -18,7 +18,7 @@ def listening(monkeypatch):
     with interrupts.listening():
         yield
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
-    assert not interrupts.asked()
+    assert not interrupts.received()
 
 
 @pytest.mark.parametrize("number", interrupts.SIGNALS)
@@ -31,13 +31,13 @@ def test_a_signal_ends_at_once_where_nothing_is_in_flight(number):
 def test_what_is_in_flight_is_finished_first(capfd):
     taken = []
     with interrupts.deferred():
-        for item in interrupts.until_asked(range(10)):
+        for item in interrupts.until_interrupted(range(10)):
             taken.append(item)
             if item == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)  # a launcher's copy of the same
     assert taken == [0, 1, 2, 3]
-    assert "finishing what is in flight" in capfd.readouterr().err
+    assert "finishing the work in flight" in capfd.readouterr().err
     with pytest.raises(Interrupted, match="SIGTERM"):
         interrupts.check()
 
@@ -46,7 +46,7 @@ def test_a_second_signal_ends_at_once(monkeypatch):
     monkeypatch.setattr(interrupts, "ONE", 0.0)
     with pytest.raises(Interrupted), interrupts.deferred():
         os.kill(os.getpid(), signal.SIGINT)
-        assert interrupts.asked()
+        assert interrupts.received()
         time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -56,4 +56,4 @@ def test_a_signal_is_sent_on_to_those_who_do_the_work():
     with interrupts.deferred([child.pid]):
         os.kill(os.getpid(), signal.SIGTERM)
         assert child.wait() == -signal.SIGTERM
-    assert interrupts.asked()
+    assert interrupts.received()

@@ -1,4 +1,4 @@
-"""Outputs in the making: finished ones stand, interrupted ones go on, and other settings never mix in."""
+"""Outputs: finished ones are up to date, interrupted ones resume, and other settings never mix in."""
 
 import json
 import os
@@ -8,10 +8,12 @@ import pytest
 import xxhash
 
 from cream.errors import UserError
-from cream.files import journal, store
+from cream.files import store
+from cream.files.append_log import add_checksum
+from cream.files.fingerprints import fingerprint_file
+from cream.files.identity import find_free_path
 from cream.files.journal import Output
-from cream.files.provenance import Provenance, fingerprint, read_meta
-from cream.files.raw import sealed
+from cream.files.provenance import Provenance, read_meta
 
 SETTINGS, INPUTS = {"seed": 0, "top_p": 0.95}, {"input_file": "c0ffee"}
 ROWS = [{"uuid": f"u{i}", "question": "é" * i, "label": str(i)} for i in range(4)]
@@ -40,7 +42,7 @@ def interrupted(path, rows):
             output.append(row)
 
 
-def test_a_finished_output_stands_with_its_sidecar(tmp_path):
+def test_a_finished_output_is_up_to_date_and_has_its_sidecar(tmp_path):
     path = tmp_path / "new" / "x.jsonl"
     with begin(path) as output:
         output.resume()
@@ -54,13 +56,13 @@ def test_a_finished_output_stands_with_its_sidecar(tmp_path):
     meta = read_meta(path)
     assert (meta["settings"], meta["inputs"], meta["mean"]) == (SETTINGS, INPUTS, 0.5)
     assert meta["counts"] == {"out": 4, "dropped": {"too long": 3}}
-    assert meta["output"] == fingerprint(path) == xxhash.xxh3_128_hexdigest(path.read_bytes())
+    assert meta["output"] == fingerprint_file(path) == xxhash.xxh3_128_hexdigest(path.read_bytes())
     assert {file.name for file in path.parent.iterdir()} == {"x.jsonl", "x.jsonl.meta.json"}
-    assert begin(path).stands
+    assert begin(path).up_to_date
 
 
 @pytest.mark.parametrize("zeros", [b"", bytes(7), bytes(3) + b"\n"])
-def test_an_interrupted_run_goes_on_wherever_it_was_killed(tmp_path, zeros):
+def test_an_interrupted_run_resumes_wherever_it_was_killed(tmp_path, zeros):
     """The journal cut at every byte, then zeros as a power cut may leave them: what was whole before is kept, and the
     end is the same."""
     whole = tmp_path / "whole.jsonl"
@@ -69,7 +71,8 @@ def test_an_interrupted_run_goes_on_wherever_it_was_killed(tmp_path, zeros):
     header, *lines = data.splitlines(keepends=True)
     for cut in range(len(header) if zeros else 0, len(data) + 1):
         path = tmp_path / f"{cut}.jsonl"
-        kept = [row["uuid"] for i, row in enumerate(ROWS) if len(header) + sum(map(len, lines[: i + 1])) <= cut]
+        end = cut + (not zeros)  # a line that lacks only its newline is whole
+        kept = [row["uuid"] for i, row in enumerate(ROWS) if len(header) + sum(map(len, lines[: i + 1])) <= end]
         with begin(path) as output:
             output.partial.write_bytes(data[:cut] + zeros)
             assert held(output) == kept
@@ -88,7 +91,7 @@ def test_an_interrupted_run_goes_on_wherever_it_was_killed(tmp_path, zeros):
         lambda line: line.replace(b'"u1"', b'"u9"'),
         lambda line: b'{"uuid":"u1"}\n',
         lambda line: line.partition(b"\t")[0] + b"\n",
-        lambda line: sealed({"label": "1"}),
+        lambda line: add_checksum({"label": "1"}),
     ],
     ids=["another label", "another uuid", "a uuid alone", "without its hash", "a later version's"],
 )
@@ -136,8 +139,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_overwrite_goes_on_with_its_own_journal(tmp_path):
-    """What it replaces is what stands; one that was interrupted is gone on with by the same command."""
+def test_overwrite_resumes_from_its_own_journal(tmp_path):
+    """It replaces what is finished; an interrupted one is resumed by the same command."""
     path, other = tmp_path / "x.json", {**SETTINGS, "seed": 7}
     with begin(path) as output:
         output.finish(ROWS[:1])
@@ -150,12 +153,12 @@ def test_overwrite_goes_on_with_its_own_journal(tmp_path):
         assert held(output) == ORDER[:3]
         output.append(ROWS[3])
         output.finish(output.rows(ORDER))
-    assert list(store.read_rows(path)) == ROWS and begin(path, other).stands
+    assert list(store.read_rows(path)) == ROWS and begin(path, other).up_to_date
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_what_stands_leaves_the_journal_of_a_command_that_is_to_replace_it(tmp_path, own):
-    """It is removed only where it is of the command whose output stands."""
+def test_an_up_to_date_output_leaves_the_journal_of_a_command_that_is_to_replace_it(tmp_path, own):
+    """It is removed only where the command that made the output wrote it."""
     path = tmp_path / "x.jsonl"
     with begin(path) as output:
         output.finish(iter(ROWS))
@@ -163,38 +166,38 @@ def test_what_stands_leaves_the_journal_of_a_command_that_is_to_replace_it(tmp_p
     with begin(path, settings, overwrite=True) as output:
         output.resume()
         output.append(ROWS[0])
-    assert begin(path).stands and output.partial.exists() is not own
+    assert begin(path).up_to_date and output.partial.exists() is not own
     if not own:
         with begin(path, settings, overwrite=True) as output:
             assert held(output) == ORDER[:1]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data, lambda data: data.replace(b"seed", b"deed"), lambda data: b"{"])
-def test_overwrite_starts_afresh(tmp_path, damage):
+def test_overwrite_starts_from_scratch(tmp_path, damage):
     path = tmp_path / "x.json"
     interrupted(path, ROWS[:2])
     partial = begin(path).partial
     partial.write_bytes(damage(partial.read_bytes()))
     with begin(path, {**SETTINGS, "seed": 7}, overwrite=True) as output:
-        assert not output.stands and not held(output)
+        assert not output.up_to_date and not held(output)
         output.append(ROWS[3])
         output.finish(output.rows(ORDER))
     assert list(store.read_rows(path)) == ROWS[3:]
-    assert begin(path, {**SETTINGS, "seed": 7}).stands
+    assert begin(path, {**SETTINGS, "seed": 7}).up_to_date
 
 
 def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path):
     path = tmp_path / "new" / "x.jsonl"
     with begin(path) as output:
         output.append(ROWS[0])
-        with pytest.raises(UserError, match=rf"x\.jsonl: process {os.getpid()} on .* writes it"), begin(path):
+        with pytest.raises(UserError, match=rf"x\.jsonl: process {os.getpid()} on .* is writing it"), begin(path):
             pass
         waiting = begin(path)
         output.finish(ROWS)
     assert {file.name for file in path.parent.iterdir()} == {"x.jsonl", "x.jsonl.meta.json"}
     with pytest.raises(UserError, match="has just finished it"), waiting:
         pass
-    assert begin(path).stands
+    assert begin(path).up_to_date
     with begin(tmp_path / "other" / "x.jsonl"):
         pass
     assert not (tmp_path / "other").exists()
@@ -241,10 +244,10 @@ def test_a_failure_while_finishing_keeps_the_journal(tmp_path):
 def test_settings_that_json_respells_are_the_same(tmp_path):
     """A tuple comes back from the sidecar as a list."""
     path = tmp_path / "x.jsonl"
-    for stands in (False, True):
+    for finished in (False, True):
         output = begin(path, {"tasks": ("a", "b")})
-        assert output.stands is stands
-        if not stands:
+        assert output.up_to_date is finished
+        if not finished:
             with output:
                 output.finish([])
     assert json.loads((tmp_path / "x.jsonl.meta.json").read_text())["settings"]["tasks"] == ["a", "b"]
@@ -254,9 +257,9 @@ def test_free_paths_count_up(tmp_path):
     for name in ("pairs.1.json", "pairs.1.2.json"):
         (tmp_path / name).touch()
     (tmp_path / "run").mkdir()
-    assert journal.free_path(tmp_path / "pairs.1.json").name == "pairs.1.3.json"
-    assert journal.free_path(tmp_path / "a.jsonl.zst").name == "a.2.jsonl.zst"
-    assert journal.free_path(tmp_path / "run").name == "run-2"
+    assert find_free_path(tmp_path / "pairs.1.json").name == "pairs.1.3.json"
+    assert find_free_path(tmp_path / "a.jsonl.zst").name == "a.2.jsonl.zst"
+    assert find_free_path(tmp_path / "run").name == "run-2"
 
 
 def test_a_sidecar_that_does_not_say_what_it_is_of_is_not_believed(tmp_path):
@@ -337,7 +340,7 @@ def test_an_output_never_changes_a_model_by_lying_in_its_folder(tmp_path):
     (tmp_path / "checkpoint-last").symlink_to("checkpoint-2")
     provenance = Provenance()
     provenance.model("policy", tmp_path / "checkpoint-last")
-    with pytest.raises(UserError, match="lies in the folder of .*checkpoint-last"):
+    with pytest.raises(UserError, match="is in the folder of .*checkpoint-last"):
         Output(tmp_path / "checkpoint-2" / "x.json", SETTINGS, provenance)
     Output(tmp_path / "checkpoint-2" / "below" / "x.json", SETTINGS, provenance)
 
@@ -362,7 +365,7 @@ def test_a_name_that_is_accepted_is_short_enough_to_the_end(tmp_path, ending):
     assert accepted == set(range(226, max(accepted) + 1))
 
 
-def test_the_lock_is_let_go_of_whatever_fails(tmp_path, monkeypatch):
+def test_the_lock_is_released_whatever_fails(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     waiting = begin(path)
     path.write_text("{}")  # from elsewhere, in between
@@ -383,7 +386,7 @@ def test_the_lock_is_let_go_of_whatever_fails(tmp_path, monkeypatch):
         assert held(output) == ORDER[:1]
 
 
-def test_rejected_records_go_with_the_output_that_left_them_out(tmp_path):
+def test_rejected_records_belong_to_the_output_that_skipped_them(tmp_path):
     path, rejected = tmp_path / "x.json", tmp_path / "x.json.rejected.jsonl"
     with begin(path) as output:
         output.reject([{"uuid": "bad"}])
@@ -401,14 +404,14 @@ def test_what_a_killed_run_staged_goes(tmp_path):
         for path in left:
             path.write_text("{}")
         output = begin(tmp_path / "x.json")
-        assert output.stands == finished
+        assert output.up_to_date == finished
         if not finished:
             with output:
                 output.finish(ROWS)
         assert {path.name for path in tmp_path.iterdir()} == {"x.json", "x.json.meta.json"}
 
 
-def test_what_fails_leaves_the_rejected_records_of_what_stands(tmp_path):
+def test_what_fails_leaves_the_rejected_records_of_a_finished_output(tmp_path):
     with begin(tmp_path / "x.json") as output:
         output.reject([{"uuid": "bad"}])
         output.finish(ROWS)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from cream.errors import UserError
 from cream.files import folders
-from cream.files.fingerprints import fingerprint
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import fingerprint_text, read_kind
 from cream.model.checkpoint import context_length, length_limit, save, stored_dtype
 from cream.model.load import load_chat, load_policy, load_tokenizer
@@ -208,15 +208,15 @@ def test_a_chat_stops_at_the_models_own_ends(copied):
 
 
 def test_the_fingerprint_is_of_what_decides_the_output(copied, tiny_folder):
-    first = fingerprint(tiny_folder)
+    first = fingerprint_folder(tiny_folder)
     (copied / "cream.json").write_text("{}")
     (copied / "args.json").write_text("{}")
-    assert fingerprint(copied) == first  # neither the place nor our notes count
+    assert fingerprint_folder(copied) == first  # neither the place nor our notes count
     seen = {first}
     for name in ("chat_template.jinja", "tokenizer.json", "generation_config.json", "model.safetensors"):
         path = copied / name
         path.write_bytes(path.read_bytes()[:-1] + b" ")
-        seen.add(fingerprint(copied))
+        seen.add(fingerprint_folder(copied))
     assert len(seen) == 5
 
 

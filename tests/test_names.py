@@ -107,7 +107,7 @@ def test_a_name_is_not_taken_twice(tmp_path, registry):
 
 def test_a_built_in_name_is_taken_where_its_file_is(tmp_path, registry, repo):
     known = {"here": str(repo / "README.md"), "not_here": str(tmp_path / "absent")}
-    with pytest.raises(UserError, match="--register Here: that is the built-in name of .*README.md.*--overwrite"):
+    with pytest.raises(UserError, match="--register Here: is the built-in name of .*README.md.*--overwrite"):
         names.check_free(registry, "Here", tmp_path / "a", known=known)
     names.check_free(registry, "Here", tmp_path / "a", known=known, overwrite=True)
     names.check_free(registry, "not_here", tmp_path / "a", known=known)

@@ -9,6 +9,7 @@ import xxhash
 
 from cream.errors import UserError
 from cream.files import provenance
+from cream.files.fingerprints import fingerprint_file, fingerprint_text
 from cream.files.provenance import Provenance
 from cream.pairs.match import MISSING, OTHER
 
@@ -16,10 +17,10 @@ from cream.pairs.match import MISSING, OTHER
 def test_fingerprints_are_those_of_xxhash(tmp_path):
     data = bytes(range(256)) * 10_000  # more than one block
     (tmp_path / "x").write_bytes(data)
-    assert provenance.fingerprint_of(str(tmp_path / "x")) == xxhash.xxh3_128_hexdigest(data)
-    assert provenance.fingerprint_text("é") == xxhash.xxh3_128_hexdigest("é".encode())
+    assert fingerprint_file(str(tmp_path / "x")) == xxhash.xxh3_128_hexdigest(data)
+    assert fingerprint_text("é") == xxhash.xxh3_128_hexdigest("é".encode())
     with pytest.raises(UserError, match="absent"):
-        provenance.fingerprint_of(tmp_path / "absent")
+        fingerprint_file(tmp_path / "absent")
 
 
 def put(path, value):
@@ -32,7 +33,7 @@ def test_an_input_is_believed_as_far_as_its_sidecar_goes(tmp_path, caplog):
     made = put(tmp_path / "a.json", {})
     found = Provenance()
     assert found.output("input", made) == {} and found.unverified == ["a.json"]
-    about = {"settings": {}, "inputs": {}, "output": provenance.fingerprint(made), "unverified": ["raw.json"]}
+    about = {"settings": {}, "inputs": {}, "output": fingerprint_file(made), "unverified": ["raw.json"]}
     put(tmp_path / "a.json.meta.json", about)
     found = Provenance()
     assert found.output("input", made)["output"] == found.inputs["input"]
@@ -141,13 +142,13 @@ def test_a_sidecar_from_elsewhere_only_says_what_it_says(workspace):
     folder = workspace.folder / "localdata/liar"
     made = put(folder / "a.json", {})
     os.mkfifo(folder / "pipe")
-    hashes = {"output": provenance.fingerprint(made), "inputs": dict.fromkeys(("data", "more"), "0" * 32)}
+    hashes = {"output": fingerprint_file(made), "inputs": dict.fromkeys(("data", "more"), "0" * 32)}
     places = {"data": "/dev/zero", "more": "pipe"}
     put(folder / "a.json.meta.json", {**hashes, "sources": places, "command": ["\x1b]0;x\x07"], "forced": ["\x1b[2J"]})
     out = workspace.run("report.py lineage localdata/liar/a.json").out
     assert "\x1b" not in out and "\x07" not in out and r"<- \x1b]0;x\x07" in out and r"overrode: \x1b[2J" in out
     out = workspace.run("report.py verify localdata/liar/a.json", code=1).out
-    assert "/dev/zero: is no regular file" in out and "liar/pipe: is no regular file" in out and "\x1b" not in out
+    assert "/dev/zero: is not a regular file" in out and "liar/pipe: is not a regular file" in out and "\x1b" not in out
     put(folder / "a.json.meta.json", {**hashes, "sources": {"data": "a\0b"}})
     assert "a.json.meta.json: is damaged" in workspace.refused("report.py lineage localdata/liar/a.json")
 
@@ -178,10 +179,10 @@ def test_a_chain_may_be_long(tmp_path):
 @pytest.mark.parametrize(
     "path, said",
     [
-        ("outputs/s.json", "outputs/s.json: is not what it was when it was used"),
-        ("outputs/M1/checkpoint-last/model.safetensors", "checkpoint-last: is not what it was when it was used"),
+        ("outputs/s.json", "outputs/s.json: changed since it was used"),
+        ("outputs/M1/checkpoint-last/model.safetensors", "checkpoint-last: changed since it was used"),
         ("outputs/M2/checkpoint-last/model.safetensors", "checkpoint-last: is not what its sidecar describes"),
-        ("localdata/tiny/sft.json", "sft.json: is not what it was when it was used"),
+        ("localdata/tiny/sft.json", "sft.json: changed since it was used"),
     ],
 )
 def test_a_changed_file_is_found(chain, path, said):
@@ -232,7 +233,7 @@ def test_a_finished_run_stands_as_long_as_its_last_checkpoint(chain, harm):
     harm(chain.folder / RUN)
     assert "last checkpoint is not what was saved" in chain.refused(STAGES[0] + " --register gone")
     said = chain.run(f"report.py verify {RUN}", code=1).out
-    assert "has no checkpoint-last any more" in said or "is not what its sidecar describes" in said
+    assert "no longer has checkpoint-last" in said or "is not what its sidecar describes" in said
 
 
 @pytest.mark.slow

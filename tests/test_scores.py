@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from cream.cli import interrupts
 from cream.cli.interrupts import Interrupted
 from cream.errors import UserError
-from cream.files.fingerprints import fingerprint
-from cream.files.raw import unsealed
+from cream.files.append_log import strip_checksum
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.store import read
 from cream.model.checkpoint import save
 from cream.model.hardware import Budget
@@ -110,7 +110,7 @@ def test_two_processes_add_to_a_file_at_once(tmp_path, repo):
     started = [subprocess.Popen([sys.executable, "-c", adding, str(path), *who], cwd=repo) for who in ("ab", "ba")]
     assert [process.wait() for process in started] == [0, 0]
     lines = path.read_bytes().splitlines()
-    writers = [json.loads(unsealed(line))["uuid"][0] for line in lines]
+    writers = [json.loads(strip_checksum(line))["uuid"][0] for line in lines]
     assert len(lines) == 300 and "ab" in "".join(writers) and "ba" in "".join(writers)  # they did take turns
     found = Scores(path, SOURCE)
     for who in "ab":
@@ -209,7 +209,7 @@ class Rewarding:
     """A scorer with the kept scores at `path`, if any, as rewarding.py puts them together."""
 
     def __init__(self, folder, path=None):
-        source = Source(fingerprint(folder), "float32", "cpu")
+        source = Source(fingerprint_folder(folder), "float32", "cpu")
         self.kept = path and Scores(path, source)
         self.score = scorer(folder, load_chat(folder), torch.float32, 128, 500, 256, 1, "cpu")
         self.counts = Counter()
@@ -493,7 +493,9 @@ def test_training_takes_its_reference_from_the_pairs(world, first):
     count = len(list(read(world.folder / "outputs/pairs1.json", Pair)))
     scored = world.read("outputs/c1.json.meta.json")["scored"]
     assert scored == {
-        **msgspec.structs.asdict(Source(fingerprint(world.folder / "outputs/m1/checkpoint-last"), "float32", "cpu")),
+        **msgspec.structs.asdict(
+            Source(fingerprint_folder(world.folder / "outputs/m1/checkpoint-last"), "float32", "cpu")
+        ),
         "from": "model",
     }
     assert world.read("outputs/pairs1.json.meta.json")["scored"] == scored

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a stage ends by 130 or 143 with what was in flight kept, and names the command that goes on."""
+"""SIGINT and SIGTERM: a stage ends by 130 or 143 with what was in flight kept, and names the command that resumes."""
 
 import os
 import select
@@ -59,10 +59,10 @@ def test_an_interrupted_stage_keeps_what_is_in_flight(undisturbed, name, signum)
     stage = undisturbed[name]
     done, before = interrupted(stage, signum)
     assert done.code == CODES[signum] and "Traceback" not in done.err
-    assert "finishing what is in flight" in done.err
+    assert "finishing the work in flight" in done.err
     assert kept(stage.folder) == finished(stage.folder) >= before  # equal: it came when a step had just ended
     *_, told, command = done.err.splitlines()
-    assert told == "interrupted: what is finished is kept; the same command goes on from here:"
+    assert told == "interrupted: finished work is kept; the same command resumes from here:"
     assert shlex.split(command) == ["python", *shlex.split(stage.command)]
     done = stage.world.run(command.strip())
     assert GOES_ON[name] in done.out
@@ -70,8 +70,8 @@ def test_an_interrupted_stage_keeps_what_is_in_flight(undisturbed, name, signum)
 
 
 @pytest.mark.parametrize("name", ["sampling", "training"])
-def test_an_interrupted_overwrite_goes_on(undisturbed, name):
-    """It replaces what stood, not what it has done itself; --resume no, which begins anew, is told to be left out."""
+def test_an_interrupted_overwrite_resumes(undisturbed, name):
+    """It replaces what stood, not what it has done itself; --resume no, which trains from scratch, is to be left out."""
     stage = undisturbed[name]
     stage.begin()
     stage.world.run(stage.command)
@@ -81,5 +81,5 @@ def test_an_interrupted_overwrite_goes_on(undisturbed, name):
     assert GOES_ON[name] in stage.world.run(other).out
     if name == "training":
         done, _ = cut_short(stage, f"{stage.command} --overwrite --resume no", signal.SIGINT)
-        assert "the same command, but for --resume no, goes on" in done.err
+        assert "the same command, but for --resume no, resumes" in done.err
         assert GOES_ON[name] in stage.world.run(f"{stage.command} --overwrite").out

@@ -211,10 +211,10 @@ MISTAKES = {
     "unknown model": ("infer.py --device cpu --model tinny --name tiny_prompt_1", "did you mean tiny?"),
     "unknown dataset": (SAMPLE.replace("prompt_1", "promt_1") + " outputs/x.json", "did you mean tiny_prompt_1"),
     "unknown flag": (SAMPLE + " outputs/x.json --gen_temp 1", "write --gen_temperature"),
-    "name taken, checkpoint": (TRAIN + " outputs/x --register tiny_m1", "has that name already"),
+    "name taken, checkpoint": (TRAIN + " outputs/x --register tiny_m1", "registered in"),
     "name taken, pairs": (
         f"cal_consistency.py --file1 {REWARDS[0]} --output outputs/x.json --register dpo_1",
-        "has that name already",
+        "registered in",
     ),
     "nothing fits": (TRAIN + " outputs/x --max_length 8", "no record is left to train on"),
     "overwrite for nothing": (SFT + " --max_length 8 --output_dir {run} --overwrite", "no record is left to train on"),
@@ -477,7 +477,7 @@ def test_killed_sampling_goes_on(world):
     output = world.folder / "outputs/killed.json"
     kill(world, command.format("killed"), lambda: lines(output.with_name("killed.json.partial")) > 3)
     assert not output.exists()
-    assert "an unfinished run stands" in world.refused(command.format("killed") + " --seed 1")
+    assert "found an interrupted run" in world.refused(command.format("killed") + " --seed 1")
     assert "going on: " in world.run(command.format("killed")).out
     world.run(command.format("undisturbed"))
     killed, undisturbed = (world.read(f"outputs/{name}.json") for name in ("killed", "undisturbed"))

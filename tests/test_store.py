@@ -153,9 +153,9 @@ def test_a_doubled_uuid_is_named_wherever_it_stands(tmp_path_factory, form, data
     uuids = [f"u{i}" for i in range(count)]
     uuids[second] = uuids[first]
     store.write(path, [prompt(uuid) for uuid in uuids])
-    with pytest.raises(UserError, match=f"'{uuids[first]}' stands there twice"):
+    with pytest.raises(UserError, match=f"'{uuids[first]}' occurs twice"):
         list(store.read(path, Prompt))
-    with pytest.raises(UserError, match=f"'{uuids[first]}' stands there twice"):
+    with pytest.raises(UserError, match=f"'{uuids[first]}' occurs twice"):
         list(store.read(path, Prompt, limit=second + 1))
     assert len(list(store.read(path, Prompt, limit=second))) == second
 
@@ -165,7 +165,7 @@ def test_doubles_are_looked_for_among_what_is_malformed(tmp_path):
     path.write_text('{"uuid": "a"}\ngarbage\n{"uuid": "b"}\n{}\n{"uuid": "c"}\n')
     store.check_unique(path)
     path.write_text(path.read_text() + '{"uuid": "b"}\n')
-    with pytest.raises(UserError, match="line 6: uuid 'b' stands there twice"):
+    with pytest.raises(UserError, match="line 6: uuid 'b' occurs twice"):
         store.check_unique(path)
 
 
@@ -175,7 +175,7 @@ def test_uuids_of_one_hash_are_told_apart(tmp_path, monkeypatch):
     store.write(path, [prompt(f"u{i}") for i in range(9)])
     assert len(list(store.read(path, Prompt))) == 9
     store.write(path, [*store.read(path, Prompt), prompt("u4")])
-    with pytest.raises(UserError, match="'u4' stands there twice"):
+    with pytest.raises(UserError, match="'u4' occurs twice"):
         list(store.read(path, Prompt))
 
 
@@ -214,7 +214,7 @@ def test_detect_refuses_what_no_stage_writes(tmp_path, content):
         (A_LINE.replace(b"[", b"[NaN, "), "line 1: not valid JSON"),
         (A_LINE.replace(b'"x"', b'"\\ud800"'), "line 1: not valid JSON: a lone surrogate"),
         (A_LINE.replace(b'"x"', b'"\xff"'), "line 1: not valid UTF-8"),
-        (b'{"uuid": "a"}\n[]', "line 1: record 'a' follows no known layout"),
+        (b'{"uuid": "a"}\n[]', "line 1: record 'a' has no known layout"),
         (b"", "x.jsonl: the file holds no records$"),
     ],
 )
@@ -274,5 +274,7 @@ def test_a_duplicate_is_found_wherever_it_lies_among_the_hashes(monkeypatch, blo
     for count in range(9):
         for at in range(count):
             hashes = array("Q", [*range(count), at])
-            assert store._ordered(hashes).tolist() == [at] and hashes.tolist() == sorted([*range(count), at])
-        assert store._ordered(array("Q", range(count))).tolist() == []
+            assert store._sort_and_find_doubles(hashes).tolist() == [at] and hashes.tolist() == sorted(
+                [*range(count), at]
+            )
+        assert store._sort_and_find_doubles(array("Q", range(count))).tolist() == []

@@ -38,8 +38,8 @@ def tokenizer(tiny_folder):
         ("{{ 1 // 0 }}", "refuses a conversation"),
         ("{{ messages[7].content.x.y }}", "refuses a conversation"),
         ("{% for %}", "refuses a conversation"),
-        ("\ud800", "no Unicode"),
-        ("the same whatever is asked", "leaves out the assistant's answer"),
+        ("\ud800", "not valid Unicode"),
+        ("the same whatever is asked", "does not render the assistant's response"),
     ],
 )
 def test_a_hostile_template_is_one_message(tokenizer, template, said):
@@ -51,15 +51,15 @@ def test_a_hostile_template_is_one_message(tokenizer, template, said):
 
 
 @pytest.mark.slow
-def test_one_that_waits_for_its_victim_is_ended_in_time(tokenizer):
+def test_one_that_waits_for_a_certain_conversation_is_ended_in_time(tokenizer):
     tokenizer.chat_template = "{% if messages[0].content == 'now' %}" + SPIN + "{% endif %}" + tokenizer.chat_template
     chat = Chat(tokenizer)
     with pytest.raises(UserError, match="takes more than 2 s"):
-        chat.prompt([Message("user", "now")])
-    assert chat.prompt([Message("user", "later")])
+        chat.encode_prompt([Message("user", "now")])
+    assert chat.encode_prompt([Message("user", "later")])
 
 
-def test_one_that_waits_for_its_victim_cannot_fill_the_memory(tokenizer, monkeypatch):
+def test_one_that_waits_for_a_certain_conversation_cannot_fill_the_memory(tokenizer, monkeypatch):
     monkeypatch.setattr(templates, "ROOM", 64 << 20)
     bombs = {"once": "{{ 'x' * 300000000 }}", "again": DOUBLING, "wide": "{{ '%300000000d' % 7 }}"}
     tests = "".join(
@@ -70,8 +70,8 @@ def test_one_that_waits_for_its_victim_cannot_fill_the_memory(tokenizer, monkeyp
     chat = Chat(tokenizer)
     for word in bombs:
         with pytest.raises(UserError, match="takes too much memory"):
-            chat.prompt([Message("user", word)])
-    assert chat.prompt([Message("user", "later")])
+            chat.encode_prompt([Message("user", word)])
+    assert chat.encode_prompt([Message("user", "later")])
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
@@ -84,6 +84,8 @@ def test_one_that_waits_for_its_victim_cannot_fill_the_memory(tokenizer, monkeyp
         ("{{ 2 // messages|length }}", "//"),
         ("{{ 2 / messages|length }}", "/"),
         ("{{ 1001 * messages|length }}", "*"),
+        ("{{ messages|length|round(999999999, 'ceil') }}", "round"),
+        ("{{ 1|round(method='floor', precision=messages|length) }}", "round"),
     ],
 )
 def test_numbers_that_may_be_huge_are_refused(tokenizer, text, sign):
@@ -94,6 +96,7 @@ def test_numbers_that_may_be_huge_are_refused(tokenizer, text, sign):
 
 def test_small_numbers_and_repeated_texts_are_fine():
     good = "{{ '-' * 10 }}{{ ' ' * n }}{{ n * 2 }}{{ n * -1 }}{{ n % 2 }}{{ '%d' % n }}{{ n / 2 // 3 }}{{ 10 ** 3 }}"
+    good += "{{ n|round }}{{ n|round(2, 'ceil') }}"
     templates.check_numbers(good + "{% generation %}{{ n % 7 }}{% endgeneration %}", "it")
 
 
@@ -108,14 +111,14 @@ def test_templates_that_are_in_use_are_fine():
 
 def test_time_that_others_took_does_not_count(monkeypatch):
     monkeypatch.setattr(templates, "LIMIT", 0.05)
-    with templates.limited("it"):
+    with templates.limit_rendering("it"):
         time.sleep(0.2)
-    with pytest.raises(UserError, match="it takes more"), templates.limited("it"):
+    with pytest.raises(UserError, match="it takes more"), templates.limit_rendering("it"):
         while True:
             pass
 
 
 def test_a_copy_that_only_waits_is_ended(monkeypatch):
     monkeypatch.setattr(templates, "PATIENCE", 0.3)
-    with pytest.raises(UserError, match="it was not tried within 0.3 s"):
-        templates.tried(signal.pause, "it")
+    with pytest.raises(UserError, match="it did not render a test conversation within 0.3 s"):
+        templates.probe_in_subprocess(signal.pause, "it")

@@ -24,7 +24,7 @@ from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
 from cream.errors import UserError, mendable
 from cream.files import store
-from cream.files.fingerprints import fingerprint
+from cream.files.fingerprints import fingerprint_folder
 from cream.model.batches import by_tokens, pad
 from cream.model.checkpoint import stored_dtype
 from cream.model.hardware import Budget
@@ -487,7 +487,7 @@ def job(tiny_folder, tmp_path):
 
     def make(stage, name, **options):
         start = options.setdefault("start", tiny_folder)
-        header = {"settings": {}, "inputs": {"start": fingerprint(start)}}
+        header = {"settings": {}, "inputs": {"start": fingerprint_folder(start)}}
         known = {"schedule": SCHEDULE, "header": header, "cpu": True, "show_example": False}
         known |= {"beta": 0.5, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
         return Job(stage=stage, **{**known, **options})

@@ -108,7 +108,7 @@ def test_a_mistake_of_one_ends_all(start):
     "first, second, words",
     [
         ({"about": "{'lr': 1e-4, 'seed': 0}"}, {"about": "{'lr': 3e-4, 'seed': 0}"}, ["lr: 0.0003 here, 0.0001 there"]),
-        ({"world": 2}, {"world": 3}, ["was told of 3 processes", "of 2", "WORLD_SIZE"]),
+        ({"world": 2}, {"world": 3}, ["expects 3 processes", " 2: WORLD_SIZE", "WORLD_SIZE"]),
         ({}, {"rank": 0}, []),
     ],
     ids=["other settings", "other world sizes", "the same rank"],
@@ -126,7 +126,7 @@ def test_what_is_not_the_same_is_named(start, first, second, words):
 
 @pytest.mark.slow
 def test_missing_processes_are_named(start):
-    assert "rank 1, 2 of 3 did not come" in ended(start(0, world=3), 2)
+    assert "rank 1, 2 of 3 did not join" in ended(start(0, world=3), 2)
     assert "no process answers at 127.0.0.1" in ended(start(1, world=2), 2)
 
 

@@ -1,1 +1,1 @@
-"""Command lines: flags, messages, signals, names, and the checks made before anything is spent."""
+"""Command lines: flags, messages, signals, names, and checks of disk and memory before the work starts."""

@@ -1,4 +1,4 @@
-"""How a stage talks to the person who runs it: log lines on stdout, one message and exit code 2 for their mistakes."""
+"""Messages to the user: log lines on stdout; one message and exit code 2 for an error that the user can fix."""
 
 import logging
 import os
@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from cream.cli import interrupts
-from cream.errors import mendable
-from cream.files.command import RUNNING, typed
+from cream.errors import user_error
+from cream.files.command import RUNNING, typed_command
 
 log = logging.getLogger("cream")
 QUIET = {
@@ -21,15 +21,15 @@ QUIET = {
 
 
 class Handler(logging.StreamHandler):
-    """Lines that nobody reads any more (`| head`, a full disk) are lost; the work goes on."""
+    """Lines that cannot be written (`| head` has ended, a full disk) are lost; the work continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
-def start() -> None:
-    """Log lines go to stdout as they are; the libraries keep to themselves unless the environment says otherwise."""
+def set_up_logging() -> None:
+    """Log lines go to stdout as they are; libraries log errors only, unless the environment says otherwise."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not log.handlers:
@@ -42,26 +42,29 @@ def start() -> None:
     log.setLevel(logging.INFO)
 
 
+start = set_up_logging  # alias until the branches are merged
+
+
 def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], None]:
-    """A script's main, with the ways it may end early: what a user can mend exits with 2, SIGINT with 130, SIGTERM with
-    143."""
+    """A script's main, with the exit codes of its early ends: 2 for an error that the user can fix, 130 after SIGINT,
+    143 after SIGTERM."""
 
     def wrapped(argv: Sequence[str] | None = None) -> None:
-        start()
-        RUNNING.append(typed() if argv is None else [f"{main.__module__}.py", *argv])
+        set_up_logging()
+        RUNNING.append(typed_command() if argv is None else [f"{main.__module__}.py", *argv])
         try:
             with interrupts.listening():
                 main(argv)
         except Exception as error:
-            if (told := mendable(error)) is None:
+            if (fixable := user_error(error)) is None:
                 raise
-            _tell(f"error: {told}")
+            _print_last(f"error: {fixable}")
             sys.exit(2)
         except KeyboardInterrupt as error:
-            script, *words = typed()
+            script, *words = typed_command()
             again = f"  {command(script)} {shlex.join(words)}".rstrip()
             but = "".join(f", {note}," for note in getattr(error, "__notes__", ()))
-            _tell(f"interrupted: what is finished is kept; the same command{but} goes on from here:\n{again}")
+            _print_last(f"interrupted: finished work is kept; the same command{but} resumes from here:\n{again}")
             sys.exit(error.code if isinstance(error, interrupts.Interrupted) else 130)
         finally:
             RUNNING.pop()
@@ -69,9 +72,9 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
     return wrapped
 
 
-def _tell(text: str) -> None:
-    """The last words on stderr. Where nobody reads a stream any more (a pipe is broken), it is closed off, so that the
-    exit code stays what it is to be."""
+def _print_last(text: str) -> None:
+    """Print the last message on stderr. A stream that nobody reads any more (a broken pipe) is replaced by the null
+    device, so that flushing it at exit does not change the exit code."""
     for stream, words in ((sys.stdout, ""), (sys.stderr, f"{text}\n")):
         try:
             stream.write(words)
@@ -79,18 +82,18 @@ def _tell(text: str) -> None:
         except OSError:
             with open(os.devnull, "wb") as nowhere, suppress(OSError):  # a test's stream has no number
                 os.dup2(nowhere.fileno(), stream.fileno())
-        except (AttributeError, ValueError):  # it was none, or closed, from the start
+        except (AttributeError, ValueError):  # there was none, or it was closed, from the start
             pass
 
 
 def command(script: str, **flags: object) -> str:
-    """A literal command line; flags whose value is None are left out."""
+    """A literal command line; flags whose value is None are omitted."""
     words = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None]
     return " ".join(["python", script, *words])
 
 
 def bar(total: int, what: str, unit: str):
-    """A progress bar on stderr that closes itself when full; nothing where stderr is no terminal."""
+    """A progress bar on stderr that closes itself when full; nothing where stderr is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=what, unit=f" {unit}", disable=None, leave=False, file=sys.stderr)

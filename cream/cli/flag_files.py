@@ -1,6 +1,6 @@
-"""Files of flags, as --config takes them: one flat map in YAML or JSON, read as it is written.
+"""Files of flags for --config: one flat map in YAML or JSON, read as it is written.
 
-Of a map that holds a map `flags`, as args.json does beside a checkpoint, that is the one.
+If the map holds a map `flags`, as the args.json of a training run does, that one is read.
 """
 
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def read_pairs(path: Path) -> list[tuple[str, object]]:
-    """(key, text as written, 'null' for a null) of the map's entries, repeated keys included; what is nested in it
-    stays a list or a tuple. Raises ValueError, whose message says what is wrong with the file."""
+    """(key, text as written, 'null' for a null) of the map's entries, repeated keys included; a nested value stays a
+    list or a tuple. Raises ValueError that says what is wrong with the file."""
     readers = {".yaml": _yaml_pairs, ".yml": _yaml_pairs, ".json": _json_pairs}
     read: Callable | None = readers.get(path.suffix.lower())
     if read is None:
@@ -25,7 +25,7 @@ def read_pairs(path: Path) -> list[tuple[str, object]]:
 
 def _yaml_pairs(text: str) -> list[tuple[str, object]]:
     """Nodes rather than objects: a repeated key is seen, and `1e-6`, which YAML 1.1 takes for a string, or `device: 0`
-    are read by the flag's type and not by YAML's guess.
+    are read by the flag's type and not as YAML guesses.
     """
     import yaml
 
@@ -33,7 +33,7 @@ def _yaml_pairs(text: str) -> list[tuple[str, object]]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except RecursionError:
         raise
-    except Exception as error:  # it raises what it will on what it cannot read: an OverflowError on "\UFFFFFFFF"
+    except Exception as error:  # of any kind: it raises an OverflowError on "\UFFFFFFFF"
         raise ValueError(f"is not YAML: {error}") from None
     if isinstance(node, yaml.MappingNode):
         inner = (value for key, value in node.value if key.value == "flags" and isinstance(value, yaml.MappingNode))

@@ -1,110 +1,38 @@
 """Command-line flags from dataclasses: one flat flag per field, one group per nested dataclass.
 
-The words of the command line and of a --config file take the same way: spelling -> flag -> value, and every problem
-is collected before the script exits with 2. argparse only lays out --help: it stops at the first problem, lets a
-repeated flag win silently, takes `-1e-5` for a flag and knows no config file. simple_parsing inherits all of that,
-reads enums by exact case, and costs 0.14 s of the 0.5 s that --help may take.
+The command line and a --config file are read in the same way: spelling -> flag -> value, and all problems are collected
+before the script exits with 2. argparse only formats --help: it stops at the first problem, lets a repeated flag win
+silently, takes `-1e-5` for a flag and has no config file. simple_parsing inherits all of that, reads enums by exact
+case, and costs 0.14 s of the 0.5 s that --help may take.
 """
 
 import argparse
 import dataclasses
-import enum
-import math
 import sys
-import types
 import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cream.cli.flag_fields import (
+    Flag,
+    as_dict,
+    chosen,
+    dashed,
+    deciding,
+    fields_of,
+    flag,
+    flags_of,
+    is_plain,
+    one_of,
+    spell,
+)
 from cream.cli.flag_files import read_pairs
 from cream.errors import UserError, nearest
 
-INF = math.inf
-KINDS = {str: "text", int: "a whole number", float: "a number", bool: "yes or no"}
-BOOLEANS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "false": False, "0": False, "off": False}
-NULLS = ("none", "null")
+__all__ = ["as_dict", "chosen", "deciding", "flag", "is_plain", "one_of", "spell"]  # as flags' own, with those below
+spelled = spell  # alias until the branches are merged
+
 OWN = "Configuration"  # the group of the parser's own flags
-
-
-def is_plain(text: str) -> bool:
-    """Whether a text can be part of a path and of a JSON file: it is not empty, has no NUL and no lone surrogate (which
-    stand for bytes of a command line that are not UTF-8)."""
-    return text.encode(errors="ignore").decode() == text != "" and "\0" not in text
-
-
-@dataclasses.dataclass(frozen=True)
-class _Range:
-    """The numbers that a flag may be: `low` and `high` belong to them, `above` and `below` do not; never inf or nan."""
-
-    low: float = -INF
-    high: float = INF
-    above: float = -INF
-    below: float = INF
-
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and self.above < value < self.below
-
-    def __str__(self) -> str:
-        """As --help and refusals have it; nothing where any number will do."""
-        bottom, top = max(self.low, self.above), min(self.high, self.below)
-        if bottom > -INF and top < INF:
-            return f"in {'[' if bottom == self.low else '('}{bottom}, {top}{']' if top == self.high else ')'}"
-        if bottom > -INF:
-            return f"{'at least' if bottom == self.low else 'above'} {bottom}"
-        return f"{'at most' if top == self.high else 'below'} {top}" if top < INF else ""
-
-
-def flag(
-    default,
-    help: str,
-    *,
-    aliases: Iterable[str] = (),
-    choices: Iterable | None = None,
-    decides: bool = True,
-    **limits: float,
-):
-    """A dataclass field with its help text; `dataclasses.MISSING` as default makes the flag required.
-
-    aliases: further spellings, without dashes; one letter is a short flag ("r" is -r).
-    choices: the allowed values of a str, int or float, matched whatever the case, returned as spelled here.
-    decides: whether the value decides what the output holds, so that another value makes another output (`deciding`).
-        False where it says only where or how the work is done, or names an input whose hash stands for it.
-    limits: the range of an int or float: low and high, which belong to it, above and below, which do not.
-    """
-    metadata = {
-        "help": help,
-        "aliases": tuple(aliases),
-        "choices": tuple(choices or ()),
-        "range": _Range(**limits),
-        "decides": decides,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def one_of(options: dict[str, type]) -> type:
-    """A group of flags for a choice by name: a dataclass with one group for each of `options`, name -> its flags.
-
-    Several of them may have the same flag, defined alike: it is one on the command line, and each of them gets its
-    value. `chosen` gives the flags of the one that was chosen.
-    """
-    fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in options.items()]
-    return dataclasses.make_dataclass("Options", fields)
-
-
-def chosen(options, name: str, flag_name: str):
-    """The flags of the choice `name`, of an instance of `one_of`. Raises UserError where a flag of another choice was
-    given, which would decide nothing; `flag_name` is the flag that chooses, as "--reward"."""
-    own = getattr(options, name)
-    known = {field.name for field in _fields(own)}
-    owners: dict[str, list[str]] = {}
-    for other in _fields(options):
-        for field in _fields(group := getattr(options, other.name)):
-            if field.name not in known and getattr(group, field.name) != field.default:
-                owners.setdefault(field.name, []).append(other.name)
-    if owners:
-        told = "; ".join(f"--{each} belongs to {flag_name} {' or '.join(of)}" for each, of in owners.items())
-        raise UserError(f"{flag_name} {name}: {told}")
-    return own
 
 
 def parse(
@@ -122,7 +50,7 @@ def parse(
     the words that belong to no flag; without it they are problems.
     A later source wins over an earlier one. Fields are str, int, float, bool, an Enum (given by member name), `| None`
     of these, or a dataclass: a group, titled in --help by the first line of its docstring.
-    Raises SystemExit: 0 after --help and --print_config, 2 after printing every problem of the user's on stderr, a
+    Raises SystemExit: 0 after --help and --print_config, 2 after printing every problem on stderr, a
     UserError from `__post_init__` included. Raises TypeError when `cls` itself is wrong (a flag defined twice, say).
     """
     flags, problems = _all_flags(cls, files), []
@@ -140,7 +68,7 @@ def parse(
         print(*lines, f"{prog} --help lists every flag", sep="\n", file=sys.stderr)
         sys.exit(2)
     if path is not None:
-        inherited = (f"{name}={spelled(value)}" for name, value in from_file.items() if name not in given)
+        inherited = (f"{name}={spell(value)}" for name, value in from_file.items() if name not in given)
         print(f"from {path}: {', '.join(inherited) or 'nothing'}", file=sys.stderr)
     if files and values["print_config"]:
         import yaml
@@ -150,8 +78,8 @@ def parse(
     return config
 
 
-def problems_of(cls, argv: list[str]) -> list[str]:
-    """What `parse` would refuse a command line for, one message each, [] when nothing; prints nothing, never exits."""
+def find_problems(cls, argv: list[str]) -> list[str]:
+    """The problems for which `parse` would refuse a command line, one message each; prints nothing, never exits."""
     flags, problems = _all_flags(cls, files=True), []
     given = _given(flags, argv, problems)
     from_file = _from_file(cls, given.get("config"), problems)
@@ -159,43 +87,19 @@ def problems_of(cls, argv: list[str]) -> list[str]:
     return problems
 
 
-def deciding(config) -> dict:
-    """What of a config decides its output: {flag name: value} of the flags that do (`flag`'s `decides`), as `as_dict`
-    has them."""
-    flat = as_dict(config)
-    return {name: flat[name] for name in _deciding(config)}
-
-
-def _deciding(config) -> Iterator[str]:
-    for field in _fields(config):
-        if dataclasses.is_dataclass(value := getattr(config, field.name)):
-            yield from _deciding(value)
-        elif field.metadata.get("decides", True):
-            yield field.name
-
-
-def as_dict(config) -> dict:
-    """{flag name: str | int | float | bool | None}, flat, an enum as its member's name: what a --config file holds."""
-    flat = {}
-    for field in _fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= as_dict(value)
-        else:
-            flat[field.name] = value.name if isinstance(value, enum.Enum) else value
-    return flat
+problems_of = find_problems  # alias until the branches are merged
 
 
 @dataclasses.dataclass
 class _Help:
-    """The flag that every script has."""
+    """The flag of every script."""
 
     help: bool = flag(False, "show this help message and exit", aliases=("h",))
 
 
 @dataclasses.dataclass
 class _Source(_Help):
-    """Those of a script whose flags may stand in a file."""
+    """The flags of a script that reads flags from a file."""
 
     config: str | None = flag(
         None,
@@ -205,111 +109,29 @@ class _Source(_Help):
     print_config: bool = flag(False, "print every value as YAML, in the form that --config reads, and exit")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Flag:
-    """One flag. `words` maps the spellings of a closed set of values to the values; text and numbers have none."""
-
-    name: str
-    aliases: tuple[str, ...]
-    group: str | None
-    help: str
-    kind: type
-    optional: bool
-    default: object
-    words: dict[str, object]
-    range: _Range
-
-    @property
-    def expected(self) -> str:
-        if self.words and self.kind is not bool:
-            return f"one of {', '.join(self.words)}"
-        return f"{KINDS[self.kind]} {self.range}".rstrip()
-
-    def read(self, text) -> object:
-        """The value that `text` stands for, None being a flag without a value; ValueError says what was expected."""
-        if text is None and self.kind is bool:
-            return True
-        if text is None or not isinstance(text, str):
-            raise ValueError(f"needs {'a' if text is None else 'a single'} value: {self.expected}")
-        words = {word.lower(): value for word, value in self.words.items()}
-        if text.lower() in words:  # before the nulls: 'none' may be a member's name
-            return words[text.lower()]
-        if text.lower() in NULLS:
-            if self.optional:
-                return None
-            raise ValueError(f"cannot be {text}, it needs {self.expected}")
-        if self.kind is str and not self.words and not is_plain(text):
-            raise ValueError(f"{text!r} is no text: it is empty, or has a NUL or bytes that are not UTF-8")
-        if not self.words:
-            try:
-                value = self.kind(text)
-                if self.kind is str or value in self.range:
-                    return value
-            except ValueError:
-                pass
-        raise ValueError(f"{text!r} is not {self.expected}{nearest(text, self.words)}")
-
-
-def _fields(cls) -> Iterator[dataclasses.Field]:
-    return (field for field in dataclasses.fields(cls) if field.init)
-
-
-def _flags(cls, group: str | None = None, defaults=None) -> Iterator[_Flag]:
-    """The flags of a dataclass and its groups; `defaults` is an instance whose values replace the fields' defaults."""
-    hints = typing.get_type_hints(cls)
-    for field in _fields(cls):
-        hint, default = hints[field.name], getattr(defaults, field.name, field.default)
-        if default is dataclasses.MISSING and field.default_factory not in (dataclasses.MISSING, hint):
-            default = field.default_factory()  # for a group: an instance with defaults of its own
-        if dataclasses.is_dataclass(hint):
-            yield from _flags(hint, hint.__doc__.strip().splitlines()[0], default)
-            continue
-        union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        kinds = typing.get_args(hint) if union else (hint,)
-        kind, *others = (each for each in kinds if each is not type(None))
-        if others:
-            raise TypeError(f"{cls.__name__}.{field.name}: a flag cannot be {hint}")
-        if isinstance(kind, enum.EnumType):
-            words = dict(kind.__members__)
-        elif kind in KINDS:
-            words = BOOLEANS if kind is bool else {str(choice): choice for choice in field.metadata.get("choices", ())}
-        else:
-            raise TypeError(f"{cls.__name__}.{field.name}: a flag cannot be {hint}")
-        aliases, text = field.metadata.get("aliases", ()), field.metadata.get("help", "")
-        limits = field.metadata.get("range", _Range())
-        fits = kind in (int, float) and (not isinstance(default, int | float) or default in limits)
-        if limits != _Range() and not fits:
-            raise TypeError(f"{cls.__name__}.{field.name}: {default!r} is no number {limits}")
-        yield _Flag(field.name, aliases, group, text, kind, type(None) in kinds, default, words, limits)
-
-
-def _all_flags(cls, files: bool) -> list[_Flag]:
-    """The flags of a script: those of `cls`, and the parser's own. One that several groups define alike stands once."""
-    found: dict[str, _Flag] = {}
-    for each in [*_flags(cls), *_flags(_Source if files else _Help, OWN)]:
+def _all_flags(cls, files: bool) -> list[Flag]:
+    """The flags of a script: those of `cls`, and the parser's own. One that several groups define alike is one flag."""
+    found: dict[str, Flag] = {}
+    for each in [*flags_of(cls), *flags_of(_Source if files else _Help, OWN)]:
         first = found.setdefault(each.name, each)
         if dataclasses.replace(first, group=each.group) != each:
-            raise TypeError(f"the flag {_dashed(each.name)} is defined twice, in {first.group} and in {each.group}")
+            raise TypeError(f"the flag {dashed(each.name)} is defined twice, in {first.group} and in {each.group}")
     return list(found.values())
 
 
-def _dashed(name: str) -> str:
-    return f"-{name}" if len(name) == 1 else f"--{name}"
-
-
-def _by_spelling(flags: Iterable[_Flag], dashes: bool = True) -> dict[str, _Flag]:
+def _by_spelling(flags: Iterable[Flag], dashes: bool = True) -> dict[str, Flag]:
     """{spelling: flag}, aliases included."""
-    known: dict[str, _Flag] = {}
+    known: dict[str, Flag] = {}
     for each in flags:
         for name in (each.name, *each.aliases):
-            spelling = _dashed(name) if dashes else name
+            spelling = dashed(name) if dashes else name
             if spelling in known:
                 raise TypeError(f"the flag {spelling} is defined twice, by {known[spelling].name} and {each.name}")
             known[spelling] = each
     return known
 
 
-def _given(flags: list[_Flag], argv: Iterable[str], problems: list[str], words: list[str] | None = None) -> dict:
+def _given(flags: list[Flag], argv: Iterable[str], problems: list[str], words: list[str] | None = None) -> dict:
     """{flag name: value} of a command line; what is wrong with it is added to `problems`."""
     return _assign(_words(argv, problems, words), _by_spelling(flags), "", problems)
 
@@ -326,7 +148,7 @@ def _words(argv: Iterable[str], problems: list[str], words: list[str] | None) ->
                 problems.append(f"{word!r} is empty, or has bytes that are not UTF-8")
             continue
         if not _is_flag(word):
-            problems.append(f"{word}: stray word; a value stands right after its flag, one word for each flag")
+            problems.append(f"{word}: belongs to no flag; a value follows its flag, one word for each flag")
             continue
         spelling, equals, text = word.partition("=")
         if not equals and rest and not _is_flag(rest[-1]):
@@ -344,7 +166,7 @@ def _is_flag(word: str) -> bool:
     return False
 
 
-def _assign(pairs: Iterable[tuple[str, object]], known: dict[str, _Flag], where: str, problems: list[str]) -> dict:
+def _assign(pairs: Iterable[tuple[str, object]], known: dict[str, Flag], where: str, problems: list[str]) -> dict:
     """{flag name: value} of (spelling, text) pairs; what is wrong with a pair is added to `problems`."""
     values, spelled = {}, {}
     for spelling, text in pairs:
@@ -360,7 +182,7 @@ def _assign(pairs: Iterable[tuple[str, object]], known: dict[str, _Flag], where:
     return values
 
 
-def _look_up(spelling: str, known: dict[str, _Flag]) -> _Flag:
+def _look_up(spelling: str, known: dict[str, Flag]) -> Flag:
     if spelling in known:
         return known[spelling]
     if longer := [name for name in known if spelling.strip("-") and name.startswith(spelling)]:
@@ -381,16 +203,16 @@ def _from_file(cls, path: str | None, problems: list[str]) -> dict:
     return _assign(pairs, known, f"{path}: ", problems)
 
 
-def _build(cls, flags: list[_Flag], values: dict, problems: list[str]):
+def _build(cls, flags: list[Flag], values: dict, problems: list[str]):
     """The instance of `cls` from the values of all its flags; None where there are problems, new ones being added."""
-    problems += [f"{_dashed(f.name)} is required: {f.help}" for f in flags if values[f.name] is dataclasses.MISSING]
+    problems += [f"{dashed(f.name)} is required: {f.help}" for f in flags if values[f.name] is dataclasses.MISSING]
     return None if problems else _instance(cls, values, problems)
 
 
 def _instance(cls, values: dict, problems: list[str]):
     """The instance of `cls`, groups first; a UserError of any `__post_init__` is added to `problems`."""
     hints, before, arguments = typing.get_type_hints(cls), len(problems), {}
-    for field in _fields(cls):
+    for field in fields_of(cls):
         group = dataclasses.is_dataclass(hints[field.name])
         arguments[field.name] = _instance(hints[field.name], values, problems) if group else values[field.name]
     try:
@@ -399,14 +221,7 @@ def _instance(cls, values: dict, problems: list[str]):
         problems.append(str(error))
 
 
-def spelled(value) -> str:
-    """A flag's value as one would type it."""
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return value.name if isinstance(value, enum.Enum) else str(value)
-
-
-def _help(flags: list[_Flag], description: str, words: bool) -> str:
+def _help(flags: list[Flag], description: str, words: bool) -> str:
     """The text of --help, without the example."""
     parser = argparse.ArgumentParser(
         usage=f"%(prog)s {'COMMAND PATH ... ' * words}[--flag value ...]",
@@ -420,7 +235,7 @@ def _help(flags: list[_Flag], description: str, words: bool) -> str:
         group = groups.get(each.group) or groups.setdefault(each.group, parser.add_argument_group(each.group))
         metavar = {bool: "yes|no", int: "N", float: "X"}.get(each.kind, "NAME" if each.words else "TEXT")
         values = each.expected if each.words and each.kind is not bool else str(each.range)
-        default = "required" if each.default is dataclasses.MISSING else f"default {spelled(each.default)}"
+        default = "required" if each.default is dataclasses.MISSING else f"default {spell(each.default)}"
         text = f"{each.help} ({'; '.join(filter(None, (values, default)))})".replace("%", "%%")
-        group.add_argument(*map(_dashed, (each.name, *each.aliases)), metavar=metavar, help=text)
+        group.add_argument(*map(dashed, (each.name, *each.aliases)), metavar=metavar, help=text)
     return parser.format_help()

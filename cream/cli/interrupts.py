@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM: what is in flight is finished before a stage ends.
+"""SIGINT and SIGTERM: the batch or step in flight is finished before a stage ends.
 
-Within `deferred` a first signal only asks, and the work looks with `asked` or `check` between two batches. A second
-one, and any elsewhere, ends the work where it stands, as Ctrl-C does in Python.
+Within `deferred` a first signal is only noted, and the work checks for it between two batches (`received`, `check`). A
+second one, and any outside `deferred`, ends the work at once, as Ctrl-C does in Python.
 """
 
 import os
@@ -15,12 +15,12 @@ from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-CODES = tuple(128 + number for number in SIGNALS)  # exit codes: 130 after SIGINT, 143 after SIGTERM, as shells have it
-ONE = 1.0  # seconds within which several are one: a terminal sends it to all, a launcher sends it on
+CODES = tuple(128 + number for number in SIGNALS)  # exit codes: 130 after SIGINT, 143 after SIGTERM, as in shells
+ONE = 1.0  # seconds within which several signals count as one: a terminal signals all processes, a launcher forwards it
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised by a signal. `agreed`: all processes that train together have come to end after the same step."""
+    """Raised by a signal. `agreed`: all processes that train together end after the same step."""
 
     def __init__(self, signum: int, agreed: bool = False):
         super().__init__(signal.Signals(signum).name)
@@ -44,12 +44,12 @@ _state = _State()
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Within it signals are taken as this module says; in another thread than the main one nothing changes."""
+    """Within it signals are handled as this module says; in another thread than the main one nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    if before[signal.SIGINT] is _take:  # a stage that another one runs in its process
+    if before[signal.SIGINT] is _handle:  # a stage that another one runs in its process
         yield
         return
     listen()
@@ -62,13 +62,13 @@ def listening() -> Iterator[None]:
 
 
 def listen() -> None:
-    """Take signals from now on: also after a library has put its own handlers in place."""
+    """Handle signals from now on; called again after a library has installed its own handlers."""
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # of a job in a shell's background
-            signal.signal(number, _take)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a background job of a shell
+            signal.signal(number, _handle)
 
 
-def _take(signum: int, _frame) -> None:
+def _handle(signum: int, _frame) -> None:
     first, now = _state.signum is None, time.monotonic()
     if not first and now - _state.since < ONE:
         return
@@ -81,12 +81,15 @@ def _take(signum: int, _frame) -> None:
         raise Interrupted(_state.signum)
     if not _state.children:
         with suppress(OSError, ValueError, AttributeError):  # nobody reads it any more: `| tee log` got the signal, too
-            os.write(sys.__stderr__.fileno(), b"\ninterrupted: finishing what is in flight; once more ends at once\n")
+            os.write(
+                sys.__stderr__.fileno(),
+                b"\ninterrupted: finishing the work in flight; a second signal ends it at once\n",
+            )
 
 
 @contextmanager
 def deferred(children: Iterable[int] = ()) -> Iterator[None]:
-    """Within it a first signal only asks; it is also sent on to these processes, which do the work."""
+    """Within it a first signal is only noted, and forwarded to these processes, which do the work."""
     before = _state.children
     _state.deferred += 1
     _state.children = (*before, *children)
@@ -97,26 +100,29 @@ def deferred(children: Iterable[int] = ()) -> Iterator[None]:
         _state.children = before
 
 
-def asked() -> bool:
+def received() -> bool:
     """Whether a signal has come."""
     return _state.signum is not None
 
 
 def check() -> None:
     """Raises Interrupted if a signal has come."""
-    if asked():
-        stop()
+    if received():
+        raise_interrupted()
 
 
-def stop(agreed: bool = False) -> NoReturn:
-    """Raises Interrupted by the signal that has come, here or in a process that works with this one."""
+def raise_interrupted(agreed: bool = False) -> NoReturn:
+    """Raises Interrupted, by the signal that has come here or in a process that works with this one."""
     raise Interrupted(_state.signum or signal.SIGTERM, agreed)
 
 
-def until_asked(items: Iterable[T]) -> Iterator[T]:
-    """The items, as long as no signal has come."""
+def until_interrupted(items: Iterable[T]) -> Iterator[T]:
+    """The items, until a signal comes."""
     items = iter(items)
     for item in items:
         yield item
-        if asked():
+        if received():
             return
+
+
+asked, stop, until_asked = received, raise_interrupted, until_interrupted  # alias until the branches are merged

@@ -1,7 +1,7 @@
 """Models, datasets and checkpoints by name or path.
 
 A registry is a flat JSON file, name -> path (relative paths from the repository root): configs/checkpoint.json and
-configs/dataset.json. Only the entry asked for is looked at, so a stale one never breaks another.
+configs/dataset.json. Only the entry asked for is checked, so a stale one never breaks another.
 """
 
 import os
@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
-
 from cream.errors import UserError, nearest
 from cream.files import store
 from cream.files.folders import check_weights, remote_code
+from cream.files.lock import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -35,65 +34,70 @@ def read_registry(registry: Path) -> dict[str, str]:
 
 def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) -> None:
     """Write name -> path, under a lock, atomically. Raises UserError as check_free does."""
-    if read_registry(registry).get(name) == _entry(path):
+    if read_registry(registry).get(name) == _spell_path(path):
         return
     registry = registry.resolve()  # clones may share one by a link
     registry.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(registry.with_name(f".{registry.name}.lock")):
+    with Lock(registry, timeout=-1):
         check_free(registry, name, path, overwrite=overwrite)
-        entries = {**read_registry(registry), name: _entry(path)}
+        entries = {**read_registry(registry), name: _spell_path(path)}
         store.write_json(registry, dict(sorted(entries.items())))
 
 
 def check_free(
     registry: Path, name: str, path: Path, *, overwrite: bool = False, known: Mapping[str, str] | None = None
 ) -> None:
-    """Raises UserError when `name` cannot be a name, stands in the registry for another path, or is a built-in one
-    (`known`, case-insensitive) of a file that is there."""
+    """Raises UserError when `name` is not a valid name, is registered for another path, or is a built-in name (`known`,
+    case-insensitive) of a file that exists."""
     if not NAME.fullmatch(name) or name.lower() == "none":
         raise UserError(
             f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only, neither '.' nor '-' first"
         )
-    entry = read_registry(registry).get(name)  # damage is told before any work
+    entry = read_registry(registry).get(name)  # a damaged registry is reported before any work
     if overwrite:
         return
-    if entry not in (None, _entry(path)):
-        raise UserError(f"--register {name}: {registry} has that name already, for {entry}; {ANOTHER}")
-    built_in = _built_in(name, known or {})
-    if entry is None and built_in and in_root(built_in).exists() and _entry(in_root(built_in)) != _entry(path):
-        raise UserError(f"--register {name}: that is the built-in name of {built_in}; {ANOTHER}")
+    if entry not in (None, _spell_path(path)):
+        raise UserError(f"--register {name}: is registered in {registry} already, for {entry}; {ANOTHER}")
+    built_in = _look_up_built_in(name, known or {})
+    if (
+        entry is None
+        and built_in
+        and in_root(built_in).exists()
+        and _spell_path(in_root(built_in)) != _spell_path(path)
+    ):
+        raise UserError(f"--register {name}: is the built-in name of {built_in}; {ANOTHER}")
 
 
-def _built_in(name: str, known: Mapping[str, str]) -> str | None:
-    """What a built-in name, however it is capitalised, stands for."""
+def _look_up_built_in(name: str, known: Mapping[str, str]) -> str | None:
+    """The path or id of a built-in name, however it is capitalised."""
     return {key.lower(): value for key, value in known.items()}.get(name.lower())
 
 
-def _entry(path: Path) -> str:
-    """How a registry spells a path: from the repository root where it lies below it."""
+def _spell_path(path: Path) -> str:
+    """A path as a registry has it: relative to the repository root where it is below it."""
     absolute = path.parent.resolve() / path.name
     return str(absolute.relative_to(ROOT)) if absolute.is_relative_to(ROOT) else str(absolute)
 
 
 def in_root(path: str) -> Path:
-    """A registry's or an enum's path: relative ones start at the repository root."""
+    """A registry's or an enum's path; a relative one starts at the repository root."""
     return Path(path) if os.path.isabs(path) else ROOT / path
 
 
 def _is_path(name: str) -> bool:
-    """Whether a value is spelled as a path; else a name that is known wins over a file that happens to lie here."""
+    """Whether a value is written as a path; otherwise a known name wins over a file of that name."""
     return os.sep in name or store.is_record_file(Path(name))
 
 
 def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
     """The file of a dataset: a path, a name in the registry, or a built-in name (`known`, case-insensitive).
 
-    A name wins over a file of that name, unless it is spelled as a path: with a separator, or a record file's suffix.
+    A name wins over a file of that name, unless it is written as a path: with a separator, or a record file's suffix.
     """
     if _is_path(name) and Path(name).is_file():
         return Path(name)
     entries = read_registry(registry)
-    entry = entries.get(name) or _built_in(name, known)
+    entry = entries.get(name) or _look_up_built_in(name, known)
     if entry is None:
         if Path(name).is_file():
             return Path(name)
@@ -105,7 +109,7 @@ def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
 
 
 def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
-    """The folder of a checkpoint: a path, or a name in the registry, which wins unless there is a separator in it."""
+    """The folder of a checkpoint: a path, or a name in the registry, which wins unless the value has a separator."""
     if _is_path(name) and Path(name).is_dir():
         return Path(name)
     entries = read_registry(registry)
@@ -123,7 +127,7 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
 
 
 def label(checkpoint: str | Path | None) -> str:
-    """What stands for a checkpoint in a file's name; of a folder checkpoint-N, which every run has, also the run's."""
+    """A checkpoint's part of an output's name; for a folder checkpoint-N, which every run has, with the run's name."""
     path = Path(checkpoint or "none")
     return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") and path.parent.name else path.name
 
@@ -132,9 +136,9 @@ def model(name: str, known: Mapping[str, str]) -> Path:
     """The folder of a base model: a built-in name (`known`, case-insensitive), a path, or a Hugging Face id.
 
     A built-in name wins over a folder of that name: ./tiny is a folder, tiny the model. The hub is asked only for an id
-    that is on no disk, or not whole; HF_HUB_OFFLINE is honoured.
+    that is not on disk, or incomplete there; HF_HUB_OFFLINE is respected.
     """
-    source = _built_in(name, known)
+    source = _look_up_built_in(name, known)
     if source is None and Path(name).is_dir():
         return Path(name)
     source = source or name
@@ -170,7 +174,7 @@ def _from_hub(hub_id: str) -> Path:
     try:
         with suppress(LocalEntryNotFoundError):
             folder = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
-            if _has_weights(folder):  # another program may have fetched the tokenizer alone
+            if _has_weights(folder):  # another program may have downloaded the tokenizer alone
                 return folder
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
     except HFValidationError as error:
@@ -184,7 +188,7 @@ def _from_hub(hub_id: str) -> Path:
         raise UserError(
             f"--model {hub_id}: not on disk, and the hub cannot be reached ({reason}). {HUB_HELP}"
         ) from None
-    if not _has_weights(folder):  # what the cache has of it, where the hub does not answer
+    if not _has_weights(folder):  # the cache has a part of it, and the hub does not answer
         raise UserError(
             f"--model {hub_id}: {folder} lacks safetensors weights; the hub cannot be reached, or has none. {HUB_HELP}"
         )

@@ -1,4 +1,4 @@
-"""Whether there is room, asked before a model is loaded: what is told here is the least that a stage needs."""
+"""Checks of disk and memory before a model is loaded, by the least that a stage needs."""
 
 import os
 import shutil
@@ -9,15 +9,15 @@ from cream.errors import UserError
 from cream.files.folders import parameter_count
 from cream.records import Samples
 
-TOKEN = 2  # bytes of an answer's token in a file, for certain no more than it takes on average
+TOKEN = 2  # bytes of a response's token in a file: fewer than the average
 
 
-def room(output: Path, need: float, what: str) -> None:
-    """Raises UserError when the disk of an output, or of its nearest folder that exists, has less than `need` bytes, or
-    may not be written."""
+def check_disk(output: Path, need: float, what: str) -> None:
+    """Raises UserError when the disk of an output (of its nearest folder that exists) has less than `need` bytes free,
+    or may not be written."""
     folder = next(place for place in (output.absolute(), *output.absolute().parents) if place.is_dir())
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: no permission to write there, where {output.name} is to stand")
+        raise UserError(f"{folder}: no permission to write {output.name} there")
     free = shutil.disk_usage(folder).free
     if free < need:
         raise UserError(
@@ -26,31 +26,31 @@ def room(output: Path, need: float, what: str) -> None:
         )
 
 
-def answers(prompts: int, size: int, n: int, max_tokens: int) -> float:
-    """Bytes of `n` answers to each of `prompts` (of `size` bytes in all), in the output and in its journal: answers are
-    taken to be a quarter of `max_tokens` long."""
+def size_of_samples(prompts: int, size: int, n: int, max_tokens: int) -> float:
+    """Bytes of `n` responses to each of `prompts` (of `size` bytes in all), in the output and in its journal, if
+    responses have a quarter of `max_tokens` tokens."""
     return 2 * (size + prompts * n * max_tokens / 4 * TOKEN)
 
 
-def rewards(samples: Iterable[Samples]) -> tuple[int, int, int]:
-    """(prompts, answers, bytes of their rewards: the prompt stands there again with each answer)."""
+def size_of_rewards(samples: Iterable[Samples]) -> tuple[int, int, int]:
+    """(prompts, responses, bytes of their rewards, which repeat the prompt with each response)."""
     prompts = count = size = 0
     for sample in samples:
-        asked = sum(len(message.content) for message in sample.prompt)
+        prompt = sum(len(message.content) for message in sample.prompt)
         prompts, count = prompts + 1, count + len(sample.responses)
-        size += asked + sum(asked + len(text) for text in sample.responses)
+        size += prompt + sum(prompt + len(text) for text in sample.responses)
     return prompts, count, size
 
 
-def run(start: Path, saves: int, saved_bytes: int) -> float:
-    """Bytes of a training run: its checkpoints, in so many bytes a weight, and, between two, a state with AdamW's
-    moments, the next of which is whole before one goes."""
+def size_of_run(start: Path, saves: int, saved_bytes: int) -> float:
+    """Bytes of a training run on disk: checkpoints of `saved_bytes` a weight, and two states with AdamW's moments (an
+    older one is removed when the next one is whole)."""
     return parameter_count(start) * (saves * saved_bytes + (24 if saves > 1 else 0))
 
 
-def training(start: Path, trained: bool, processes: int, stage: int, size: int, offload: bool) -> float:
-    """Bytes that one device needs at least for weights, gradients and AdamW's moments; `trained` false: LoRA, whose own
-    are few. `stage` of ZeRO, 0 without it; `size`: bytes of a weight in the forward pass under ZeRO.
+def memory_of_training(start: Path, trained: bool, processes: int, stage: int, size: int, offload: bool) -> float:
+    """Bytes that one device needs at least for weights, gradients and AdamW's moments; `trained` false: LoRA, whose
+    trained weights are few. `stage` of ZeRO, 0 without it; `size`: bytes of a weight in the forward pass under ZeRO.
 
     Replicas hold 16 bytes a weight; ZeRO has the gradients and float32 states (16) in shards, stage 3 the weights too
     (arXiv 1910.02054, §3). On a CPU all processes of a machine share its memory.
@@ -61,13 +61,18 @@ def training(start: Path, trained: bool, processes: int, stage: int, size: int, 
     return weights * (held + states)
 
 
-def memory(need: float, free: float, what: str) -> None:
+def check_memory(need: float, free: float, what: str) -> None:
     """Raises UserError when less than `need` bytes are free on a device."""
     if free < need:
         raise UserError(
-            f"no memory for {what}: {_size(free)} are free on the device, and it takes at least {_size(need)}; another "
-            "program may hold some; else --bf16 yes, --lora yes, more devices (--deepspeed, --tensor_parallel_size)"
+            f"out of memory for {what}: {_size(free)} are free on the device, it takes at least {_size(need)}; another "
+            "program may use some; else --bf16 yes, --lora yes, more devices (--deepspeed, --tensor_parallel_size)"
         )
+
+
+# aliases until the branches are merged
+room, memory, training, run = check_disk, check_memory, memory_of_training, size_of_run
+answers, rewards = size_of_samples, size_of_rewards
 
 
 def _size(count: float) -> str:

@@ -12,7 +12,8 @@ import xxhash
 
 from cream.evaluation.tasks import Question
 from cream.files import store
-from cream.files.provenance import fingerprint, read_meta
+from cream.files.fingerprints import fingerprint_file
+from cream.files.provenance import read_meta
 from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Record, Rewards, Samples
 from cream.text.chat import Chat
 
@@ -57,7 +58,7 @@ def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
         if len(found.bad) < SHOWN:
             found.bad.append(f"{row['where']}: {row['reason']}")
     if (about := read_meta(path)) is not None:
-        same = about["output"] == fingerprint(path) if "output" in about else None
+        same = about["output"] == fingerprint_file(path) if "output" in about else None
         found.sidecar = {
             True: "as its sidecar describes it",
             False: "changed since it was made: stages refuse it",

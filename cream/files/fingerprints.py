@@ -1,7 +1,7 @@
-"""What a model folder holds, as one hash: each file is read once, then known by its size, times and inode.
+"""Hashes of texts, files and model folders. A folder's files are read once, then recognised by size, times and inode.
 
-The hashes of files are kept in `fingerprints.json`, in the folder $CREAM_CACHE or else in `cream` in the user's caches.
-That file saves time and decides nothing: where it is missing, damaged or cannot be written, every file is read again.
+Their hashes are cached in `fingerprints.json`, in the folder $CREAM_CACHE or else in `cream` in the user's cache
+folder. It saves time and decides nothing: where it is missing, damaged or cannot be written, every file is read again.
 """
 
 import os
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 import xxhash
-from filelock import FileLock
 
 from cream.errors import UserError
 from cream.files import store
+from cream.files.lock import Lock
 
 # weights, configs and tokenizer, template, vocabularies (merges.txt, vocab.txt), own code
 SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
@@ -27,7 +27,7 @@ BLOCK = 1 << 22  # bytes read at a time
 State = tuple[int, int, int, int]  # size, st_mtime_ns, st_ctime_ns, inode
 
 
-class Known(msgspec.Struct):
+class Cached(msgspec.Struct):
     """The state that a file was in when it had this hash."""
 
     state: State
@@ -35,16 +35,30 @@ class Known(msgspec.Struct):
 
 
 class Cache(msgspec.Struct):
-    """The cache file: files by resolved path; `check`, the hash of `files`, says that it is as it was written."""
+    """The cache file: files by resolved path; `check`, the hash of `files`, shows that it is as it was written."""
 
     check: str
-    files: dict[str, Known]
+    files: dict[str, Cached]
 
 
-def fingerprint(folder: Path, *, cached: bool = True) -> str:
-    """xxh3-128, 32 hex digits, over names and contents of what decides a model's output; links are followed.
+def fingerprint_text(text: str) -> str:
+    """xxh3-128 of a text, 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
-    `cached` false reads every file again, whatever is known of it. Raises UserError on one that cannot be read.
+
+def fingerprint_file(path: str | Path) -> str:
+    """xxh3-128 of a file's bytes, 32 hex digits. Raises UserError when there is no such file."""
+    digest = xxhash.xxh3_128()
+    with store.open_file(Path(path)), open(path, "rb") as file:  # the former checks, the latter does not unpack
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_folder(folder: Path, *, cached: bool = True) -> str:
+    """xxh3-128, 32 hex digits, over names and contents of the files that decide a model's output; links are followed.
+
+    `cached` false reads every file again, whatever the cache has. Raises UserError on one that cannot be read.
     """
     paths, file = _deciding(folder), _cache_file()
     known = _read(file) if cached else {}
@@ -57,12 +71,15 @@ def fingerprint(folder: Path, *, cached: bool = True) -> str:
     return xxhash.xxh3_128_hexdigest(names.encode())
 
 
+fingerprint = fingerprint_folder  # alias until the branches are merged
+
+
 def _deciding(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name not in NOTES and not p.is_dir())
 
 
 def states(path: Path) -> dict[str, State]:
-    """The state by name of a file, if it is there, or of those that decide a model's folder."""
+    """The states, by name, of a file, if it is there, or of the files that decide a model's output in its folder."""
     found = {}
     for each in _deciding(path) if path.is_dir() else [path]:
         with suppress(OSError):
@@ -71,19 +88,21 @@ def states(path: Path) -> dict[str, State]:
 
 
 def verified(folder: Path, expected: str, make: Callable[[str], object], device: str) -> object:
-    """make(device), if the folder, at this path of this machine, is there and has the expected fingerprint."""
+    """make(device), if this machine has the folder at this path, with the expected fingerprint."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder here; every node must have the model at this path")
-    if (found := fingerprint(folder)) != expected:
-        raise UserError(f"{folder}: another model here (fingerprint {found[:8]}) than where the command runs")
+        raise UserError(f"{folder}: no such folder here; every node needs the model at this path")
+    if (found := fingerprint_folder(folder)) != expected:
+        raise UserError(
+            f"{folder}: this node has another model (fingerprint {found[:8]}) than the node where the command runs"
+        )
     return make(device)
 
 
-def _hash(path: Path, known: Known | None) -> tuple[Known, bool]:
-    """A file's hash, `known` if it is in that state still, and whether a later change would show in its state."""
-    begun = time.time_ns()
+def _hash(path: Path, known: Cached | None) -> tuple[Cached, bool]:
+    """A file's hash (`known` while its state is the same), and whether a later change would show in its state."""
+    started = time.time_ns()
     if path.exists() and not path.is_file():
-        raise UserError(f"{path}: is no regular file (a pipe or device)")
+        raise UserError(f"{path}: is not a regular file (a pipe or device)")
     try:
         with open(path, "rb", buffering=0) as file:
             state = _state(file)
@@ -92,10 +111,10 @@ def _hash(path: Path, known: Known | None) -> tuple[Known, bool]:
             digest, block = xxhash.xxh3_128(), memoryview(bytearray(min(BLOCK, state[0] + 1)))
             while count := file.readinto(block):
                 digest.update(block[:count])
-            settled = begun - max(state[1:3]) > SETTLED and _state(file) == state
+            settled = started - max(state[1:3]) > SETTLED and _state(file) == state
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    return Known(state, digest.hexdigest()), settled
+    return Cached(state, digest.hexdigest()), settled
 
 
 def _state(file) -> State:
@@ -116,8 +135,8 @@ def _cache_file() -> Path | None:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cream/fingerprints.json"
 
 
-def _read(file: Path | None) -> dict[str, Known]:
-    """What the cache file knows; nothing where it is not as it was written."""
+def _read(file: Path | None) -> dict[str, Cached]:
+    """The cache file's entries; none where it is not as it was written."""
     with suppress(UserError, OSError, msgspec.ValidationError):
         if file is not None and file.exists():
             cache = msgspec.convert(store.read_json(file), Cache)
@@ -125,16 +144,16 @@ def _read(file: Path | None) -> dict[str, Known]:
     return {}
 
 
-def _keep(file: Path | None, new: dict[str, Known]) -> None:
-    """Add entries to the cache file if that can be written, and drop those whose files are gone."""
+def _keep(file: Path | None, new: dict[str, Cached]) -> None:
+    """Add entries to the cache file if it can be written, and drop those whose files are gone."""
     if file is None:
         return
-    with suppress(OSError):
+    with suppress(OSError, UserError):  # the disk is full, read-only, or another process takes too long
         file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_name(f".{file.name}.lock"), timeout=10):  # its Timeout is an OSError
+        with Lock(file, timeout=10):
             files = {path: entry for path, entry in (_read(file) | new).items() if os.path.exists(path)}
             store.write_json(file, Cache(_check(files), files))
 
 
-def _check(files: dict[str, Known]) -> str:
+def _check(files: dict[str, Cached]) -> str:
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(files))

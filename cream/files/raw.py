@@ -1,4 +1,4 @@
-"""Files as bytes and as JSON: opened whatever packs them, read with every reason named, written whole or not at all."""
+"""Files as bytes and as JSON: unpacked by suffix, read with clear errors, written whole or not at all."""
 
 import errno
 import gzip
@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
-import xxhash
 
 from cream.errors import UserError
 
 PACKED = {".gz", ".zst"}
-BLOCK = 1 << 20  # bytes of a packed file that are kept at a time, once unpacked
+BLOCK = 1 << 20  # bytes of a packed file, once unpacked, that are in memory at a time
 FEED = 1 << 10  # packed bytes that are unpacked at a time: into 32 MB at most
-MOST = 1 << 30  # bytes of a line, and of a packed file that is read as a whole; what has more was made to do harm
+MOST = 1 << 30  # bytes of a line, and of a packed file that is read as a whole; more is taken for hostile
 BOM = b"\xef\xbb\xbf"
 LONE = re.compile(
     rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)"
 )  # a surrogate without its other half
 
-AT_BYTE, NO_NUMBER = re.compile(r"\(byte (\d+)\)"), re.compile(rb".?(?:NaN|Infinity)\b", re.DOTALL)
+AT_BYTE, NOT_A_NUMBER = re.compile(r"\(byte (\d+)\)"), re.compile(rb".?(?:NaN|Infinity)\b", re.DOTALL)
 
 
 @contextmanager
@@ -34,7 +33,9 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
     """A file open for reading bytes, unpacked by its suffix. Raises UserError when it cannot be opened or unpacked."""
     try:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-            raise UserError(f"{path}: is no regular file (a pipe or device); it is read more than once: give a file")
+            raise UserError(
+                f"{path}: is not a regular file (but a pipe or device); it is read more than once: give a file"
+            )
         with open(path, "rb") as plain:
             if path.suffix == ".gz":
                 yield io.BufferedReader(gzip.GzipFile(fileobj=plain))
@@ -53,7 +54,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Zstd(io.RawIOBase):
-    """Unpacks frame by frame. The library's own reader takes the end of a truncated file for the end of its data."""
+    """Unpacks frame by frame. The library's own reader takes the end of a truncated file for the end of the data."""
 
     def __init__(self, packed: IO[bytes]):
         self._packed, self._unpacked, self._rest, self._frame = packed, memoryview(b""), b"", None
@@ -82,7 +83,7 @@ class _Zstd(io.RawIOBase):
 
 
 def read_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
-    """The lines of an open file. Raises UserError on one of more than MOST bytes, before it is held."""
+    """The lines of an open file. Raises UserError on one of more than MOST bytes, before it is read as a whole."""
     number = 0
     while line := file.readline(MOST + 1):
         number += 1
@@ -108,10 +109,10 @@ def parse(data: bytes, where: object, kind: type = object, hook=None) -> object:
     except RecursionError:
         raise UserError(f"{where}: not valid JSON: nested too deeply") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: {_why(data, error)}") from None
+        raise UserError(f"{where}: {_explain(data, error)}") from None
 
 
-def _why(data: bytes, error: Exception) -> str:
+def _explain(data: bytes, error: Exception) -> str:
     if data.startswith(BOM):
         return "begins with a byte-order mark; save it as UTF-8 without one"
     if isinstance(error, UnicodeDecodeError):
@@ -119,8 +120,8 @@ def _why(data: bytes, error: Exception) -> str:
     if LONE.search(data):
         return "not valid JSON: a lone surrogate, half of a character (\\uD800 to \\uDFFF)"
     at = AT_BYTE.search(str(error))
-    if at and NO_NUMBER.match(data, max(0, int(at[1]) - 1)):
-        return f"not valid JSON: {error}; NaN and Infinity are none: write null"
+    if at and NOT_A_NUMBER.match(data, max(0, int(at[1]) - 1)):
+        return f"not valid JSON: {error}; NaN and Infinity are not JSON: write null"
     return f"not valid JSON: {error}"
 
 
@@ -129,22 +130,10 @@ def read_json(path: Path) -> object:
     return parse(read_whole(path), path)
 
 
-def sealed(value: object) -> bytes:
-    """A line of a file that grows: a JSON value, a tab, and 16 hex digits, xxh3-64 of the value's bytes."""
-    data = msgspec.json.encode(value)
-    return data + b"\t" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n"
-
-
-def unsealed(line: bytes) -> bytes | None:
-    """The JSON text of a line by `sealed`, with or without its end; None of a line that is not as it was written."""
-    data, _, digest = line.removesuffix(b"\n").rpartition(b"\t")
-    return data if data and digest == xxhash.xxh3_64_hexdigest(data).encode() else None
-
-
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """An OSError within it names the file, which one of writing to an open file does not by itself; what libraries
-    raise where there is no space left becomes one."""
+def with_filename(path: Path) -> Iterator[None]:
+    """Within it an OSError names the file, which an error of writing to an open file does not by itself; a library's
+    own error on a full disk becomes an OSError."""
     try:
         yield
     except UserError:
@@ -157,17 +146,20 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
+named = with_filename  # alias until the branches are merged
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
 
-    On an error nothing stays behind, nor do folders that were made for it; what a kill leaves, the next writer takes
-    over. One process at a time may write a file: cream.files.lock sees to it.
+    On an error nothing stays behind, nor do folders that were made for it; the file that a kill leaves is overwritten
+    by the next writer. Only one process at a time may write a file: see cream.files.lock.
     """
-    made = [folder for folder in path.parents if not folder.exists()]
+    missing = [folder for folder in path.parents if not folder.exists()]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with named(path):
+        with with_filename(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as plain:
                 with _packer(plain, path.suffix) as file:
@@ -179,7 +171,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         with suppress(OSError):  # another process may have put something there
-            for folder in made:
+            for folder in missing:
                 folder.rmdir()
         raise
 
@@ -213,12 +205,15 @@ def write_json(path: Path, value: object) -> None:
         file.write(_indented(value))
 
 
-def renew_json(path: Path, value: object) -> None:
-    """The same, unless the file holds just that."""
+def update_json(path: Path, value: object) -> None:
+    """`write_json`, unless the file has exactly this content."""
     with suppress(OSError):
         if path.read_bytes() == _indented(value):
             return
     write_json(path, value)
+
+
+renew_json = update_json  # alias until the branches are merged
 
 
 def _indented(value: object) -> bytes:

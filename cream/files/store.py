@@ -1,4 +1,4 @@
-"""Reading and writing record files: streamed in, atomic out. journal.py builds on it what a running stage needs."""
+"""Record files: read as a stream, written atomically. journal.py adds what a running stage needs."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -20,25 +20,26 @@ from cream.files.raw import (
     read_whole,
     renew_json,
     sync,
+    update_json,
     write_json,
 )
 from cream.records import R, Record, decode, encode, kind_of
 
-__all__ = ["atomic", "open_file", "read_json", "renew_json", "sync", "write_json"]  # as store's own, with those below
+__all__ = ["atomic", "open_file", "read_json", "renew_json", "sync", "update_json", "write_json"]  # as store's own
 
 RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
 BLOCK = 1 << 16  # hashes that are compared at once
 DEPTH = 100  # levels of lists and objects in a record
-MALFORMED = "malformed record"  # the reason under which those that are passed over are counted
+MALFORMED = "malformed record"  # the reason under which skipped ones are counted
 NONE = "the file holds no records"
-SKIP = "--on_bad_record skip leaves such records out"
+SKIP = "To skip such records: --on_bad_record skip"
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
 
 
 class Raw(NamedTuple):
-    """A record before validation: the place in its file, its uuid, its plain JSON value."""
+    """A record before validation: its place in the file, its uuid, its plain JSON value."""
 
     where: str
     uuid: str
@@ -46,7 +47,7 @@ class Raw(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """A record that cannot be used: the place in its file, its uuid if it is known, why, its bytes as they stand."""
+    """A record that cannot be used: its place in the file, its uuid if it is known, the reason, its bytes as read."""
 
     where: str
     uuid: str | None
@@ -59,20 +60,20 @@ def read(
 ) -> Iterator[R]:
     """The records of a file, one by one, each of layout `kind`; only its first `limit`, if that is given.
 
-    A `.jsonl` file is streamed, and 8 bytes a record stay in memory; a `.json` file is held as bytes and decoded record
-    by record. Raises UserError (file, line, uuid, JSON path) on a missing or damaged file and, unless they are to be
-    passed over (`skip`), on a malformed record, with the number of those that follow, and a duplicate uuid. That of a
-    duplicate may come after further records, but before the iteration ends. With `unique` False nothing stays in
-    memory: duplicates are the caller's to rule out, or to look for by `check_unique`.
+    A `.jsonl` file is streamed, and 8 bytes a record stay in memory; a `.json` file is read as bytes and decoded record
+    by record. Raises UserError (file, line, uuid, JSON path) on a missing or damaged file and, unless these are skipped
+    (`skip`), on a malformed record, with the number of those that follow, and on a duplicate uuid: the latter perhaps
+    after further records, but before the iteration ends. With `unique` False nothing stays in memory, and the caller
+    rules out duplicates, or calls `check_unique`.
     """
-    unique &= not skip  # otherwise they are among the bad ones
+    unique &= not skip  # skipped duplicates are among the bad records
     hashes = array("Q")
-    found = _checked(path, kind, limit, _doubled(path, limit) if skip else frozenset())
-    for record in found:
+    records = _checked(path, kind, limit, _doubled(path, limit) if skip else frozenset())
+    for record in records:
         if isinstance(record, Bad):
             if skip:
                 continue
-            more = sum(isinstance(other, Bad) for other in found)
+            more = sum(isinstance(other, Bad) for other in records)
             further = f"; {more} more bad records follow" if more else ""
             raise UserError(f"{record.where}: {record.reason}{further}. {SKIP}")
         yield record
@@ -84,12 +85,12 @@ def read(
 
 
 def check_unique(path: Path) -> None:
-    """Raises UserError where two of a file's records have one uuid: a pass of its own, at 8 bytes a record."""
+    """Raises UserError where two of a file's records have one uuid. Reads the whole file, at 8 bytes a record."""
     _refuse_doubles(path, _hashes(path))
 
 
 def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[dict]:
-    """What `read` passes over with `skip`: {"uuid" (or the place), "where", "reason", "record" (its text)} of each."""
+    """The records that `read` skips with `skip`: {"uuid" (or the place), "where", "reason", "record" (its text)}."""
     for bad in _checked(path, kind, limit, _doubled(path, limit)):
         if isinstance(bad, Bad):
             text = bad.data.decode(errors="backslashreplace")
@@ -97,13 +98,13 @@ def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[di
 
 
 def nothing_left(path: Path, kind: type[Record], what: str, limit: int | None = None) -> UserError:
-    """The error where all of a file's records are passed over: it tells why the first is."""
+    """The error where all of a file's records are skipped: it says why the first one is."""
     bad = next(rejected(path, kind, limit), None)
     return UserError(f"{path}: " + (f"no {what}; the first: {bad['where']}: {bad['reason']}" if bad else NONE))
 
 
 def _checked(path: Path, kind: type[R], limit: int | None, doubled: frozenset[int]) -> Iterator[R | Bad]:
-    """Each record of a file, or what is wrong with it. `doubled`: hashes of uuids of which only the first may pass."""
+    """Each record of a file, as Bad if it cannot be used. `doubled`: hashes of uuids that may occur more than once."""
     seen = set()
     for raw in islice(_entries(path), limit):
         if isinstance(raw, Bad):
@@ -111,7 +112,7 @@ def _checked(path: Path, kind: type[R], limit: int | None, doubled: frozenset[in
             continue
         if _hash(raw.uuid) in doubled:
             if raw.uuid in seen:
-                yield Bad(raw.where, raw.uuid, f"uuid {raw.uuid!r} stands there twice", msgspec.json.encode(raw.value))
+                yield Bad(raw.where, raw.uuid, f"uuid {raw.uuid!r} occurs twice", msgspec.json.encode(raw.value))
                 continue
             seen.add(raw.uuid)
         try:
@@ -125,14 +126,14 @@ def _hash(uuid: str) -> int:
     return xxhash.xxh3_64_intdigest(uuid.encode())
 
 
-def _ordered(hashes: array):
-    """Sorts them in place; returns those that stand there twice, as numpy has them."""
+def _sort_and_find_doubles(hashes: array):
+    """Sorts hashes in place; returns those that occur more than once, as a numpy array."""
     import numpy as np
 
     ordered = np.asarray(hashes)
     ordered.sort()
     twice = [ordered[:0]]
-    for start in range(0, len(ordered), BLOCK):  # of all at once the comparison would take a byte each
+    for start in range(0, len(ordered), BLOCK):  # comparing all at once would take a byte each
         block = ordered[start : start + BLOCK + 1]
         twice.append(block[1:][block[1:] == block[:-1]])
     return np.concatenate(twice)
@@ -143,21 +144,21 @@ def _hashes(path: Path, limit: int | None = None) -> array:
 
 
 def _doubled(path: Path, limit: int | None) -> frozenset[int]:
-    """The hashes that more than one uuid of a file's first records has: a pass of its own."""
-    return frozenset(_ordered(_hashes(path, limit)).tolist())
+    """The hashes that more than one uuid of a file's first `limit` records has. Reads these records."""
+    return frozenset(_sort_and_find_doubles(_hashes(path, limit)).tolist())
 
 
 def _refuse_doubles(path: Path, hashes: array) -> None:
-    """Raises UserError when two of the file's first uuids are equal, whose xxh3-64 hashes these are; sorts them.
+    """Raises UserError when two of the file's first uuids, whose xxh3-64 are `hashes`, are equal; sorts `hashes`.
 
     Where two hashes are equal, that part of the file is read a second time, to compare and to name the uuids.
     """
-    if not len(doubled := _ordered(hashes)):
+    if not len(doubled := _sort_and_find_doubles(hashes)):
         return
     suspects, seen = {*doubled.tolist()}, set()
     for raw in islice((raw for raw in _entries(path) if isinstance(raw, Raw)), len(hashes)):
         if raw.uuid in seen:
-            raise UserError(f"{raw.where}: uuid {raw.uuid!r} stands there twice; uuids must be unique. {SKIP}")
+            raise UserError(f"{raw.where}: uuid {raw.uuid!r} occurs twice; uuids must be unique. {SKIP}")
         if _hash(raw.uuid) in suspects:
             seen.add(raw.uuid)
 
@@ -169,7 +170,7 @@ def read_rows(path: Path) -> Iterator[dict]:
 
 
 def is_record_file(path: Path) -> bool:
-    """Whether a path's suffix says that it is a record file and not a folder."""
+    """Whether a path's suffix is that of a record file."""
     return _form(path) in (".json", ".jsonl")
 
 
@@ -179,14 +180,14 @@ def _form(path: Path) -> str | None:
 
 
 def detect(path: Path, *, skip: bool = False) -> type[Record]:
-    """The layout of a file's first record, with `skip` of the first that has one. Raises UserError when there is none
-    that the stages exchange, which says what is wrong with the first."""
+    """The layout of a file's first record; with `skip`, of the first record that has one. Raises UserError, which says
+    what is wrong with the first record, when it has none of those that stages exchange."""
     first = None
     for raw in _entries(path):
         kind = None if isinstance(raw, Bad) else kind_of(raw.value)
         if kind is not None:
             return kind
-        why = raw.reason if isinstance(raw, Bad) else f"record {raw.uuid!r} follows no known layout"
+        why = raw.reason if isinstance(raw, Bad) else f"record {raw.uuid!r} has no known layout"
         first = first or f"{raw.where}: {why}; docs/formats.md shows them"
         if not skip:
             raise UserError(f"{first}. {SKIP}")
@@ -194,7 +195,7 @@ def detect(path: Path, *, skip: bool = False) -> type[Record]:
 
 
 def _entries(path: Path) -> Iterator[Raw | Bad]:
-    """Each record of a file before validation; what is no JSON, or has no uuid, as Bad."""
+    """Each record of a file before validation; a record that is not JSON, or has no uuid, as Bad."""
     form = _form(path)
     if form == ".jsonl":
         with open_file(path) as file:
@@ -214,14 +215,14 @@ def _entries(path: Path) -> Iterator[Raw | Bad]:
 
 
 class _Key(str):
-    """An object's key; each is another one, so that a dict keeps them all, duplicates included."""
+    """An object's key, equal to no other one, so that a dict keeps duplicates too."""
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
 
 def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
-    """A record by its bytes; its `uuid` is within them unless it is given."""
+    """A record from its bytes; its `uuid` is within them unless it is given."""
     try:
         value = parse(data, where)
         if too_deep(value, data):
@@ -231,14 +232,14 @@ def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
         return Bad(where, uuid, reason if uuid is None else f"record {uuid!r}: {reason}", data)
     if uuid is None:
         if not isinstance(value, dict) or not isinstance(value.get("uuid"), str):
-            return Bad(where, None, "expected an object with its `uuid`, a text", data)
+            return Bad(where, None, "expected an object with a `uuid`, a text", data)
         uuid = value.pop("uuid")
     return Raw(where, uuid, value)
 
 
 def too_deep(value: object, data: bytes) -> bool:
-    """Whether a value, whose JSON text is `data`, has more than DEPTH levels. What Python itself takes depends on how
-    deep the caller stands, so that one pass might read a record and the next one refuse it."""
+    """Whether a value, whose JSON text is `data`, has more than DEPTH levels. Python's own limit depends on the depth
+    of the call stack, so that one pass might read a record and the next one refuse it."""
     if data.count(b"[") + data.count(b"{") <= DEPTH:
         return False
     level, depth = [value], 0
@@ -253,7 +254,7 @@ def too_deep(value: object, data: bytes) -> bool:
 
 
 def write(path: Path, records: Iterable[Record]) -> int:
-    """A record file, atomically, in the form that its suffix names; returns the number of records."""
+    """A record file, atomically, in the form of its suffix; returns the number of records."""
     return write_rows(path, (encode(record) for record in records))
 
 
@@ -263,7 +264,7 @@ def write_rows(path: Path, rows: Iterable[dict]) -> int:
     count = 0
     lines, opening, closing = _form(path) == ".jsonl", b"", b""
     rows = iter(rows)
-    first = list(islice(rows, 1))  # before the file is opened: what fails at its first record touches nothing
+    first = list(islice(rows, 1))  # before the file is opened: an error at the first record writes nothing
     with atomic(path) as file:
         for count, row in enumerate(chain(first, rows), 1):
             if lines:
@@ -282,7 +283,7 @@ def _in_list(row: dict) -> bool:
 
 
 def _keyed(row: dict) -> bytes:
-    """`"uuid": value`, as the method's files have it: evaluation records keep their uuid inside as well."""
+    """`"uuid": value`, as in CREAM's files: evaluation records keep their uuid inside as well."""
     key = msgspec.json.encode(row["uuid"])
     if row.keys() == {"uuid", "messages"}:
         return key + b":" + msgspec.json.encode(row["messages"])

@@ -11,7 +11,7 @@ import torch
 
 from cream.errors import UserError
 from cream.files import store
-from cream.files.fingerprints import fingerprint
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.folders import kind_of, tensors
 from cream.files.provenance import KIND, POLICY, REWARD_MODEL, fingerprint_text
 from cream.files.raw import named
@@ -81,7 +81,7 @@ def _write(model, tokenizer, staged: Path, dtype, about: dict, state: dict[str, 
         config = store.read_json(staged / "config.json")
         store.write_json(staged / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
     tokenizer.save_pretrained(staged)
-    about = describe(model, tokenizer) | about | {"fingerprint": fingerprint(staged, cached=False)}
+    about = describe(model, tokenizer) | about | {"fingerprint": fingerprint_folder(staged, cached=False)}
     store.write_json(staged / KIND, about)
     for path in staged.iterdir():
         store.sync(path)

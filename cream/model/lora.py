@@ -5,11 +5,10 @@ import logging
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from cream.errors import UserError
 from cream.files import store
-from cream.files.fingerprints import fingerprint
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.folders import KINDS, kind_of, tensors
 from cream.files.provenance import POLICY
 from cream.model.checkpoint import save
@@ -87,9 +86,9 @@ def adapter_merged(folder: Path, base: Path, cache: Path) -> Path:
     """A full model folder for an adapter folder from elsewhere: merged into `base`, once, under `cache`."""
     from peft import PeftModel
 
-    target = cache / f"{folder.name}-{fingerprint(folder)[:8]}-on-{fingerprint(base)[:8]}"
+    target = cache / f"{folder.name}-{fingerprint_folder(folder)[:8]}-on-{fingerprint_folder(base)[:8]}"
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):  # the processes of one training all come here
+    with Lock(target, timeout=-1):  # the processes of one training all come here
         if target.exists():
             return target
         model = PeftModel.from_pretrained(load_policy(base, torch.float32, torch.device("cpu")), folder)

@@ -1,4 +1,4 @@
-"""What processes that work together need of the network."""
+"""The network interface through which processes that work together reach each other."""
 
 import os
 import socket
@@ -8,12 +8,12 @@ import psutil
 
 from cream.errors import UserError
 
-FOREVER = timedelta(days=30)  # for a collective: who is lost is told from who is slow by other means
+FOREVER = timedelta(days=30)  # time-out of a collective: a lost process is told from a slow one by other means
 
 
-def interface() -> None:
+def choose_interface() -> None:
     """Gloo and NCCL each take an interface from the environment; without one gloo would guess by the host's name, which
-    is often the loopback. It gets the one that leads to the first process."""
+    is often the loopback. It gets the one that leads to the first process. Raises UserError on an unknown interface."""
     here = psutil.net_if_addrs()
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         given = os.environ.get(name, "")
@@ -23,10 +23,10 @@ def interface() -> None:
     if "GLOO_SOCKET_IFNAME" not in os.environ:
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect((os.environ["MASTER_ADDR"], 1))  # of a datagram: nothing is sent
+                probe.connect((os.environ["MASTER_ADDR"], 1))  # a datagram socket: nothing is sent
                 address = probe.getsockname()[0]
         except OSError:
-            return  # IPv6 alone, say; a name that is not known is told of when the store is looked for
+            return  # IPv6 alone, say; an unknown name is reported when connecting to the store
         found = [name for name, addresses in here.items() if any(a.address == address for a in addresses)]
         if address.startswith("127.") and os.environ["WORLD_SIZE"] != os.environ.get("LOCAL_WORLD_SIZE"):
             # /etc/hosts may give the first host's own name as 127.0.1.1, where no other host finds it
@@ -38,6 +38,9 @@ def interface() -> None:
                 )
         if found:
             os.environ["GLOO_SOCKET_IFNAME"] = found[0]
+
+
+interface = choose_interface  # alias until the branches are merged
 
 
 def _outside(address) -> bool:

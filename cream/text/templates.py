@@ -1,4 +1,10 @@
-"""Templates are programs from elsewhere: they run in a sandbox (transformers' own, of Jinja), and not for long."""
+"""The chat-template sandbox: a template is a program, so it renders under limits of time and memory.
+
+What it may reach is limited by Jinja's sandbox, which transformers uses. What it may spend is limited here, in three
+ways, because none is enough alone: a probe in a forked process, which the kernel ends whatever it does, sees only what
+the template does with the probe; limits around each rendering end one that waits for a certain conversation, but not
+within a single step of Python's; so templates with a step that may be huge are refused by their text.
+"""
 
 import os
 import resource
@@ -12,30 +18,30 @@ from contextlib import contextmanager
 from cream.errors import UserError
 
 LIMIT = 2.0  # seconds of computing that a rendering may take
-ROOM = 1 << 30  # bytes that one may take
-SMALL = 1000  # by such numbers a template may multiply, divide and raise to a power
-PATIENCE = 60.0  # seconds for the same on a machine that is busy with something else
+ROOM = 1 << 30  # bytes that a rendering may take
+SMALL = 1000  # numbers up to this one may stand in a product, quotient or power
+PATIENCE = 60.0  # seconds after which a probe is ended that does not compute, or not fast, on a busy machine
 
 
 @contextmanager
-def limited(what: str) -> Iterator[None]:
-    """Raises UserError once what is within has computed for LIMIT, or takes more than ROOM; another thread than the
-    main one is left alone.
+def limit_rendering(what: str) -> Iterator[None]:
+    """Raises UserError once the code within has computed for LIMIT, or takes more than ROOM. In the main thread only:
+    elsewhere nothing is limited.
 
-    One step of Python's is not interrupted, however long it takes: `tried` and `check_numbers` are for those.
+    A single step of Python's is not interrupted, however long it takes: see `check_numbers`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    began = time.thread_time()
+    started = time.thread_time()
 
-    def late(*_):
-        left = began + LIMIT - time.thread_time()
+    def on_alarm(*_):
+        left = started + LIMIT - time.thread_time()
         if left <= 0:
-            raise UserError(_told(what))
+            raise UserError(_too_slow(what))
         signal.setitimer(signal.ITIMER_REAL, max(left, 0.01))  # the machine was busy with something else
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGALRM, on_alarm)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = _used() + ROOM
     if soft == resource.RLIM_INFINITY or most < soft:
@@ -44,21 +50,21 @@ def limited(what: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise UserError(_greedy(what)) from None
+        raise UserError(_too_big(what)) from None
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def tried(work: Callable[[], object], what: str) -> None:
-    """Do the work in a copy of this process that the kernel ends: raises UserError when it takes too long, or too much
-    memory. What else it raises is not told: it will be raised again."""
+def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
+    """Do the work in a fork of this process, under limits of the kernel's: raises UserError when it takes too long, or
+    too much memory. Other errors are not reported: the caller meets them when it does the work itself."""
     child = os.fork()
     if not child:
         code = 1
         try:
-            _bound()
+            _set_kernel_limits()
             work()
             code = 0
         except MemoryError:
@@ -68,18 +74,20 @@ def tried(work: Callable[[], object], what: str) -> None:
     pidfd = os.pidfd_open(child)
     late = not select.select([pidfd], [], [], PATIENCE)[0]
     os.close(pidfd)
-    if late:  # it waits for something: a lock that another thread held when it was copied, say
+    if late:  # it waits for something: a lock that another thread held when it was forked, say
         os.kill(child, signal.SIGKILL)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if late:
-        raise UserError(f"{what} was not tried within {PATIENCE:g} s; the machine may be busy: try again")
+        raise UserError(
+            f"{what} did not render a test conversation within {PATIENCE:g} s; the machine may be busy: try again"
+        )
     if ended < 0 or ended == 3:
-        raise UserError(_told(what) if ended == -signal.SIGXCPU else _greedy(what))
+        raise UserError(_too_slow(what) if ended == -signal.SIGXCPU else _too_big(what))
 
 
 def check_numbers(template: str, what: str) -> None:
-    """Raises UserError where a template could compute for long within one step: where it multiplies, divides or raises
-    to a power what may be huge numbers. Repeating a text is no such step."""
+    """Raises UserError where a template could compute for long within one step: where it multiplies, divides, raises to
+    a power or rounds numbers that may be huge. Repeating a text is not such a step."""
     from jinja2 import nodes
     from transformers.utils.chat_template_utils import _compile_jinja_template  # with the tags that it knows
 
@@ -97,15 +105,20 @@ def check_numbers(template: str, what: str) -> None:
         nodes.Div: lambda a, b: small(b),
         nodes.FloorDiv: lambda a, b: small(b),
     }
-    for node in _compile_jinja_template(template).environment.parse(template).find_all(tuple(fits)):
-        if not fits[type(node)](node.left, node.right):
+    for node in _compile_jinja_template(template).environment.parse(template).find_all((*fits, nodes.Filter)):
+        if isinstance(node, nodes.Filter):  # round: by ceil and floor it multiplies by 10 to the power of its precision
+            precision = [*node.args, *(each.value for each in node.kwargs if each.key == "precision")][:1]
+            fine, sign = node.name != "round" or all(map(small, precision)), node.name
+        else:
+            fine, sign = fits[type(node)](node.left, node.right), node.operator
+        if not fine:
             raise UserError(
-                f"{what} computes with numbers that may be huge: `{node.operator}` on its line {node.lineno}; give "
-                f"another with --chat_template FILE, in which one of the two is written out, {SMALL} at most"
+                f"{what} computes with numbers that may be huge: `{sign}` on its line {node.lineno}; give another with "
+                f"--chat_template FILE, in which one of the numbers is written out, {SMALL} at most"
             )
 
 
-def _bound() -> None:
+def _set_kernel_limits() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (most := _used() + ROOM, most))
     resource.setrlimit(resource.RLIMIT_CPU, (int(LIMIT), int(LIMIT) + 1))
@@ -121,9 +134,9 @@ def _used() -> int:
         os.close(handle)
 
 
-def _greedy(what: str) -> str:
-    return f"{what} takes too much memory for one conversation; it is not used"
+def _too_big(what: str) -> str:
+    return f"{what} takes too much memory for one conversation; give another with --chat_template FILE"
 
 
-def _told(what: str) -> str:
-    return f"{what} takes more than {LIMIT:g} s for one conversation; it is not used"
+def _too_slow(what: str) -> str:
+    return f"{what} takes more than {LIMIT:g} s for one conversation; give another with --chat_template FILE"

@@ -1,6 +1,6 @@
-"""Several processes on one machine for `--device 0,1,…` or `cpu,cpu`; one process runs in place.
+"""Several processes on one machine for `--device 0,1,…` or `cpu,cpu`; a single process runs in place.
 
-Under torchrun, deepspeed or srun the world is given by the environment: nothing is started, this process joins it.
+Under torchrun, deepspeed or srun the environment describes the world: nothing is started, this process joins it.
 """
 
 import os
@@ -18,7 +18,7 @@ HERE = "LOCAL_WORLD_SIZE"
 
 
 def given_world() -> int | None:
-    """The number of processes that a launcher has set up, None when this process was started by hand."""
+    """The number of processes that a launcher started; None when this process was started by hand."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))  # set by srun alone, not in the batch script itself
@@ -26,7 +26,7 @@ def given_world() -> int | None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that reports: rank 0 of a launcher's world, or started by hand."""
+    """Whether this process reports: rank 0 of a launcher's world, or started by hand."""
     return given_world() is None or os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "0"
 
 
@@ -36,7 +36,7 @@ def run(
     """Call worker(config) once per device, each in its own process when there are several.
 
     `about` is what all processes must agree on; `alone`: a single process needs no process group. A worker that fails
-    ends the others; its UserError is printed by itself and this process exits with 2.
+    ends the others; it prints its UserError itself, and this process exits with 2.
     """
     kind = "cpu" if devices[0] == "cpu" else "cuda"
     if given_world() is not None:
@@ -68,16 +68,16 @@ def run(
         if error.exit_code == 2:
             sys.exit(2)
         if error.exit_code in interrupts.CODES:
-            interrupts.stop()
+            interrupts.raise_interrupted()
         raise UserError(
             f"training process {error.error_index} of {len(devices)} ended with code {error.exit_code}"
             + (f" (signal {error.signal_name})" if error.signal_name else "")
-            + "; the same command goes on from the last checkpoint"
+            + "; the same command resumes from the last saved state"
         ) from None
 
 
 def _take_device(kind: str, devices: list[str]) -> None:
-    """Of the GPUs that a launcher's processes see, those that --device names: as many as there are processes here."""
+    """Let a launcher's processes see the GPUs that --device names: as many as there are processes on this host."""
     if kind == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return
@@ -93,7 +93,7 @@ def _take_device(kind: str, devices: list[str]) -> None:
 
 
 def _place(rank: int, local: int, world: int, here: int, address: str, port: int | str) -> dict[str, str]:
-    """The variables by which a process knows its place."""
+    """The environment variables of a process's place in the world."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(local),
@@ -105,12 +105,12 @@ def _place(rank: int, local: int, world: int, here: int, address: str, port: int
 
 
 def _slurm(port: int | None) -> dict[str, str]:
-    """The place of a task of srun. The first of the step's hosts is where all meet, on a port made of the job's id."""
+    """The place of a task of srun. All meet on the step's first host, at a port made from the job's id."""
     step = os.environ
     address = step.get("MASTER_ADDR")
     if address is None:
         if shutil.which("scontrol") is None:
-            raise UserError("under srun without scontrol at hand: export MASTER_ADDR, the first host's name")
+            raise UserError("srun without scontrol: export MASTER_ADDR, the first host's name")
         hosts = ["scontrol", "show", "hostnames", step["SLURM_STEP_NODELIST"]]
         address = subprocess.run(hosts, check=True, capture_output=True, text=True).stdout.split()[0]
     chosen = step.get("MASTER_PORT") or port or 20000 + int(step["SLURM_JOB_ID"]) % 20000
@@ -141,8 +141,8 @@ def _enter(rank: int, worker: Callable, config, kind: str, world: int, address: 
     try:
         with interrupts.listening():
             _join(worker, config, kind, about)
-    except interrupts.Interrupted as stop:
-        sys.exit(stop.code)
+    except interrupts.Interrupted as interrupted:
+        sys.exit(interrupted.code)
     except UserError as error:  # before all have met
         if rank:  # all may find the same: the first to exit ends the others before they repeat its message
             time.sleep(2)

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 
 from cream.errors import UserError
 from cream.files import store
-from cream.files.provenance import fingerprint
+from cream.files.fingerprints import fingerprint_file
 from cream.files.raw import named
 from cream.model.hardware import numel
 
@@ -90,4 +90,4 @@ def _hashes(folder: Path) -> dict[str, str]:
     names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir()]
     names = [str(name) for name in names if name.parts[0] != UNIVERSAL]
     with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
-        return dict(zip(names, pool.map(lambda name: fingerprint(folder / name), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: fingerprint_file(folder / name), names), strict=True))

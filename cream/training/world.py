@@ -1,8 +1,9 @@
-"""The processes that train together: how they meet, that they agree, and that none is lost unseen.
+"""The processes that train together: they meet, check that they agree, and notice when one is lost.
 
-All speak to one key-value store, the first process's or torchrun's. There each says who it is and what it is about to
-do before any collective starts, and then that it is alive, from a thread of its own: a slow process is waited for
-without end, a lost one ends the others by name.
+All use one key-value store, the first process's or torchrun's. Before any collective each writes there who it is and
+with which settings it was started; then its heartbeats, from a thread of its own. A slow process is waited for without
+end; a lost one ends the others, which name it. Time-outs of the back-end cannot tell one from the other, and their
+errors have no rank; a launcher's error records (torch elastic) stay on the host of the process that failed.
 """
 
 from __future__ import annotations
@@ -25,38 +26,38 @@ import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
 from cream.cli import interrupts
-from cream.errors import UserError, mendable
+from cream.errors import UserError, user_error
 from cream.scoring import network
 from cream.scoring.network import FOREVER
 
 log = logging.getLogger("cream")
-MEET = 300  # seconds in which all processes must have come
-BEAT = 2  # seconds between two signs of life
-SILENT = 10  # seconds without one after which a process counts as lost, once a collective has failed
+MEET = 300  # seconds within which all processes must have joined
+BEAT = 2  # seconds between two heartbeats
+SILENT = 10  # seconds without a heartbeat after which a process counts as lost, once a collective has failed
 LOST = 45  # the same, while nothing else points to it
-AGAIN = "the same command, started everywhere, goes on from the last checkpoint"
+AGAIN = "the same command, started everywhere, resumes from the last saved state"
 
 
 @contextmanager
 def joined(kind: str, about: dict) -> Iterator[None]:
     """Within it torch.distributed is set up over the world of RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 
-    `about` is what must be the same in all processes, name -> value. Raises UserError naming the process where it is
-    not, and where processes are missing after MEET seconds. Once all have met, a mistake found in one, or a lost one,
-    is printed on each host and ends all by SystemExit.
+    `about` must be the same in all processes, name -> value. Raises UserError, naming the process, where it is not, and
+    where processes are missing after MEET seconds. Once all have joined, an error in one, or a lost one, is printed on
+    each host and ends all by SystemExit.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    network.interface()
+    network.choose_interface()
     store = _store(rank)
-    people = _roll_call(store, rank, world, about)
-    watch = Watch(store, rank, people)
+    names = _meet(store, rank, world, about)
+    watch = Watch(store, rank, names)
     try:
         _connect(kind, dist.PrefixStore("group", store), rank, world, watch)
         yield
-    except interrupts.Interrupted as stop:
-        if not stop.agreed:
-            watch.post(stop.code, f"{people[rank]} was interrupted; {AGAIN}")
-            time.sleep(2 * BEAT)  # the others are to see it
+    except interrupts.Interrupted as interrupted:
+        if not interrupted.agreed:
+            watch.post(interrupted.code, f"{names[rank]} was interrupted; {AGAIN}")
+            time.sleep(2 * BEAT)  # so that the others see it
             raise
         watch.done()
         raise
@@ -71,9 +72,9 @@ def joined(kind: str, about: dict) -> Iterator[None]:
 
 
 def _connect(kind: str, store: dist.Store, rank: int, world: int, watch: Watch) -> None:
-    """The process group. The connections between processes are tried for MEET seconds; then a collective may last."""
-    store.set_timeout(FOREVER)  # the first collective may come when one process has loaded long since
-    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = FOREVER  # of the groups that DeepSpeed makes
+    """Set up the process group. Connecting may take MEET seconds; after that a collective may take any time."""
+    store.set_timeout(FOREVER)  # one process may have loaded long before the first collective
+    c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = FOREVER  # for the groups that DeepSpeed makes
     reason = (
         f"the processes cannot connect to each other within {MEET} s, though all reach {os.environ['MASTER_ADDR']}: a "
         "firewall between them, or GLOO_SOCKET_IFNAME / NCCL_SOCKET_IFNAME names the wrong interface"
@@ -101,59 +102,59 @@ def _store(rank: int) -> dist.Store:
 
 
 def _listening(address: str, port: int) -> int | None:
-    """A socket that listens there, at that address alone: the store asks nobody who he is. None, which listens
-    everywhere, where the address is not this host's own (a service's, say)."""
+    """A socket that listens at that address alone, since the store has no authentication. None, with which the store
+    listens everywhere, where the address is not this host's own (a service's, say)."""
     try:
         family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(place[:2], family=family, backlog=1024).detach()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise UserError(
-                f"port {port} is in use on {socket.gethostname()}: another run has it; give another --master_port (or "
-                "MASTER_PORT)"
+                f"port {port} is in use on {socket.gethostname()}, by another run perhaps; give another "
+                "--master_port (or MASTER_PORT)"
             ) from None
         return None
 
 
-def _roll_call(store: dist.Store, rank: int, world: int, about: dict) -> list[str]:
-    """Who all are, in words, by rank; all have come and are about the same."""
+def _meet(store: dist.Store, rank: int, world: int, about: dict) -> list[str]:
+    """Wait for all processes and check that they agree; returns their names (rank, host, process) by rank."""
     me = f"rank {rank} on {socket.gethostname()} (process {os.getpid()})"
     mine = json.dumps({"who": me, "world": world, "about": about}, sort_keys=True)
     found = store.compare_set(f"who/{rank}", "", mine).decode()
     if found != mine:
         raise UserError(f"{me}: the same rank is taken by {json.loads(found)['who']}; each process needs its own RANK")
     try:
-        everybody = _everybody(store, me, world)
+        processes = _wait_for_all(store, me, world)
     except RuntimeError:
         raise UserError(f"{me}: rank 0 ended while the processes were meeting; its own message says why") from None
-    for theirs in everybody:
+    for theirs in processes:
         if theirs["world"] != world:
             raise UserError(
-                f"{me} was told of {world} processes, {theirs['who']} of {theirs['world']}: WORLD_SIZE must be the same"
+                f"{me} expects {world} processes, {theirs['who']} {theirs['world']}: WORLD_SIZE must be the same"
             )
         if theirs["about"] != about:
-            names = [name for name in about if theirs["about"].get(name) != about[name]]
-            said = "; ".join(f"{name}: {about[name]} here, {theirs['about'].get(name)} there" for name in names)
-            raise UserError(f"{me} is not to do what {theirs['who']} is: {said}")
-    return [theirs["who"] for theirs in everybody]
+            other = {name: theirs["about"].get(name) for name in about if theirs["about"].get(name) != about[name]}
+            said = "; ".join(f"{name}: {about[name]} here, {value} there" for name, value in other.items())
+            raise UserError(f"{me} and {theirs['who']} were started with different settings or inputs: {said}")
+    return [theirs["who"] for theirs in processes]
 
 
-def _everybody(store: dist.Store, me: str, world: int) -> list[dict]:
-    """What the processes say of themselves, by rank; of as many as the smallest world that one was told of."""
+def _wait_for_all(store: dist.Store, me: str, world: int) -> list[dict]:
+    """What the processes say about themselves, by rank; of as many as the smallest world any expects."""
     deadline, found = time.monotonic() + MEET, []
     while len(found) < min([world, *(theirs["world"] for theirs in found)]):
         if store.check([f"who/{len(found)}"]):
             found.append(json.loads(store.get(f"who/{len(found)}")))
         elif time.monotonic() > deadline:
             missing = [str(r) for r in range(world) if not store.check([f"who/{r}"])]
-            raise UserError(f"{me}: rank {', '.join(missing)} of {world} did not come within {MEET} s")
+            raise UserError(f"{me}: rank {', '.join(missing)} of {world} did not join within {MEET} s")
         else:
             time.sleep(0.05)
     return found
 
 
 class Verdict(NamedTuple):
-    """Why all are to end, who found out, and the exit code: 2 for a user's mistake, else 1."""
+    """Why all processes end, who found out, and the exit code: 2 for an error that the user can fix, else 1."""
 
     rank: int
     host: str
@@ -162,13 +163,16 @@ class Verdict(NamedTuple):
 
 
 class Watch:
-    """Signs of life: each process gives its own, the first looks at all and the others at the first. A verdict, who was
-    lost or why one failed, stands in the store for all to see; one process of a host prints it, and all end."""
+    """Heartbeats: each process sends its own; the first watches all, the others the first.
 
-    def __init__(self, store: dist.Store, rank: int, people: list[str]):
-        self.store, self.rank, self.people = store.clone(), rank, people
-        watched = [r for r in range(len(people)) if r != rank] if rank == 0 else [0]
-        self.heard = dict.fromkeys(watched, (b"", time.monotonic()))  # by rank: its last sign, and when it came
+    A verdict (who was lost, or why one failed) is put in the store, where all see it; one process of each host prints
+    it, and all end.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, names: list[str]):
+        self.store, self.rank, self.names = store.clone(), rank, names
+        watched = [r for r in range(len(names)) if r != rank] if rank == 0 else [0]
+        self.heard = dict.fromkeys(watched, (b"", time.monotonic()))  # by rank: its last heartbeat, and when it came
         self.contact = time.monotonic()
         self.verdict: Verdict | None = None
         self.ended = threading.Event()
@@ -187,28 +191,28 @@ class Watch:
         self.ended.set()
 
     def failed(self, error: Exception) -> BaseException:
-        """What to end with. An error of this process is told to all; one of a connection becomes whom it was to."""
-        error = mendable(error) or error
+        """The exception to end with. Its own error is posted for all; a broken connection becomes who was lost."""
+        error = user_error(error) or error
         if isinstance(error, UserError):
-            self.post(2, f"{self.people[self.rank]} ended: {error}")
-            self._tell(str(error))
+            self.post(2, f"{self.names[self.rank]} ended: {error}")
+            self._print(str(error))
         elif not _of_a_connection(error):
-            return self._own(error)
+            return self._unexpected(error)
         else:
             until = time.monotonic() + SILENT + 4 * BEAT
             while self.verdict is None:
                 if time.monotonic() > until:
-                    return self._own(error)
+                    return self._unexpected(error)
                 time.sleep(0.2)
                 if lost := self._silent(SILENT):
                     self.post(1, lost)
-            self._tell(f"{self.verdict.text} (here: {str(error).splitlines()[0]})")
-        time.sleep(2 * BEAT)  # the others are to see the verdict: the store may end with this process
+            self._print(f"{self.verdict.text} (here: {str(error).splitlines()[0]})")
+        time.sleep(2 * BEAT)  # so that the others see the verdict: the store may end with this process
         return SystemExit(self.verdict.code)
 
-    def _own(self, error: Exception) -> Exception:
-        """An error that nobody foresaw: its traceback is for here, a line of it for the others."""
-        self.post(1, f"{self.people[self.rank]} ended: {type(error).__name__}: {error}")
+    def _unexpected(self, error: Exception) -> Exception:
+        """An unexpected error: its traceback is printed here, one line of it by the others."""
+        self.post(1, f"{self.names[self.rank]} ended: {type(error).__name__}: {error}")
         self.ended.set()
         time.sleep(2 * BEAT)
         return error
@@ -216,13 +220,13 @@ class Watch:
     def post(self, code: int, text: str) -> None:
         """Make this the verdict, if there is none yet."""
         self.verdict = mine = Verdict(self.rank, socket.gethostname(), code, text)
-        if time.monotonic() - self.contact > 3 * BEAT:  # it is the store that was lost: asking it would take minutes
+        if time.monotonic() - self.contact > 3 * BEAT:  # the store itself was lost: asking it would take minutes
             return
         with suppress(RuntimeError):
             self.verdict = Verdict(*json.loads(self.store.compare_set("verdict", "", json.dumps(mine))))
 
-    def _tell(self, text: str) -> None:
-        """Print the verdict, in these words, where this is the process of its host that does."""
+    def _print(self, text: str) -> None:
+        """Print the verdict, in these words, if this is the process of its host that does."""
         self.ended.set()
         there = self.verdict.host == socket.gethostname()
         if self.verdict.rank == self.rank or (not there and os.environ["LOCAL_RANK"] == "0"):
@@ -242,7 +246,7 @@ class Watch:
                 if self.store.check(["verdict"]):
                     self.verdict = Verdict(*json.loads(self.store.get("verdict")))
             except RuntimeError:
-                return  # the store is gone, which the silence shows
+                return  # the store is gone: `_silent` reports it
             self.contact = time.monotonic()
 
     def _look(self) -> None:
@@ -251,22 +255,22 @@ class Watch:
                 self.post(1, lost)
             if self.verdict is None:
                 continue
-            time.sleep(2)  # a main thread that fails by itself ends by itself, and says more
+            time.sleep(2)  # a main thread that fails by itself ends by itself, with a better message
             if not self.ended.is_set():
-                self._tell(self.verdict.text)
+                self._print(self.verdict.text)
                 time.sleep(2 * BEAT if self.rank == 0 else 0)
                 os._exit(self.verdict.code)
 
     def _silent(self, seconds: float) -> str | None:
-        """Who has not been heard of for so long; None while nobody."""
+        """A message about a process without a heartbeat for so long; None if there is none."""
         now = time.monotonic()
         if now - self.contact > seconds:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            silence = f"{where} does not answer since {now - self.contact:.0f} s"
-            return f"{self.people[0]} was lost, or the way to it: {silence}; {AGAIN}"
+            silence = f"{where} has not answered for {now - self.contact:.0f} s"
+            return f"{self.names[0]} was lost, or the connection to it: {silence}; {AGAIN}"
         for other, (_, since) in self.heard.items():
             if now - since > seconds:
-                return f"{self.people[other]} was lost: not heard of for {now - since:.0f} s; {AGAIN}"
+                return f"{self.names[other]} was lost: no heartbeat for {now - since:.0f} s; {AGAIN}"
         return None
 
 

@@ -1,0 +1,46 @@
+"""Whether an output that is there is the one a command would make: the same settings, from the same inputs."""
+
+from pathlib import Path
+
+from cream.errors import UserError
+from cream.files.store import RECORD_SUFFIXES
+
+
+def list_differences(old: dict, new: dict) -> str:
+    """'name: old -> new' for every key in which two flat maps differ."""
+    return ", ".join(
+        f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
+    )
+
+
+def find_free_path(path: Path) -> Path:
+    """The first of X.2.json, X.3.json … (X-2, X-3 … for a folder) that does not exist."""
+    stem, suffix = path.name, ""
+    if not path.is_dir():
+        while (ending := Path(stem).suffix) in RECORD_SUFFIXES:
+            stem, suffix = stem.removesuffix(ending), ending + suffix
+    number = 2
+    while (candidate := path.with_name(f"{stem}{'.' if suffix else '-'}{number}{suffix}")).exists():
+        number += 1
+    return candidate
+
+
+def describe_difference(found: object, header: dict) -> str | None:
+    """How a `found` header ({"settings": …, "inputs": …}) differs from `header`; None when it does not."""
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
+        return "it was not made by this command in this version, or it is damaged"
+    old, new = ({**h["settings"], **h["inputs"]} for h in (found, header))
+    different = list_differences(old, new)
+    return f"its settings or inputs differ: {different}" if different else None
+
+
+def check_same(
+    path: Path, found: object, header: dict, what: str, advice: str = "", instead: str | None = None
+) -> None:
+    """Raises UserError unless `found`, the header of what is at `path`, equals `header`.
+
+    `what` says what is there; `advice` is added; `instead` says where else the output could go (default: a free path).
+    """
+    if (difference := describe_difference(found, header)) is not None:
+        instead = instead or f"another output, such as {find_free_path(path)}"
+        raise UserError(f"{path}: {what}, but {difference}. {advice}Give {instead}, or --overwrite to replace it")

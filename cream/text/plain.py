@@ -1,0 +1,68 @@
+"""Plain text -> token ids and response spans, for models that complete a text: no chat template."""
+
+from collections.abc import Sequence
+
+from cream.errors import UserError
+from cream.records import Message
+from cream.text.tokens import Tokens, describe_length, show_spans
+
+
+class Plain:
+    """A tokenizer for text as it is, no chat template: a context and continuations of it, for models that complete.
+
+    Ids are those of lm-evaluation-harness (`TemplateLM._encode_pair` of 0.4.13, and its rule for BOS), so that scores
+    equal its own:
+    - whitespace that ends the context is moved in front of the continuation;
+    - the context has the ids that it has alone, n of them, and the continuation the rest of the whole text's;
+    - special tokens as the tokenizer adds them by itself, none where the text starts with BOS already. A context
+      without ids gets BOS (where there is none, EOS).
+    Raises UserError for a tokenizer that ends a text with a special token.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        bare, own = (tokenizer("a b", add_special_tokens=add)["input_ids"] for add in (False, True))
+        if own[len(own) - len(bare) :] != bare:
+            raise UserError(
+                f"{tokenizer.name_or_path}: its tokenizer ends a text with {tokenizer.convert_ids_to_tokens(own[-1])!r}"
+                ", which cannot be continued; switch that off in tokenizer_config.json (add_eos_token)"
+            )
+        bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        self._bos, self._bos_text = bos, None if bos is None else tokenizer.decode([bos])
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the text alone, without the whitespace that ends it."""
+        return self._ids(["".join(message.content for message in messages).rstrip()])[0]
+
+    def encode_responses(
+        self, prompt: Sequence[Message], responses: Sequence[str], complete: Sequence[bool]
+    ) -> list[Tokens]:
+        """Each response as a continuation of the prompt's text, its turns put together. `complete` decides nothing: no
+        token says that a continuation ends."""
+        text = "".join(message.content for message in prompt)
+        context = text.rstrip()
+        alone, *wholes = self._ids([context, *(text + response for response in responses)])
+        if not alone and self._bos is not None:
+            alone, wholes = [self._bos], [ids if ids[:1] == [self._bos] else [self._bos, *ids] for ids in wholes]
+        return [Tokens(alone + ids[len(alone) :], [(len(alone), max(len(alone), len(ids)))]) for ids in wholes]
+
+    def encode_within_limit(
+        self, prompt: Sequence[Message], responses: Sequence[str], complete: Sequence[bool], limit: int
+    ) -> list[Tokens | str]:
+        """As `encode_responses`, with the reason in place of a row that has more than `limit` tokens."""
+        rows = self.encode_responses(prompt, responses, complete)
+        return [describe_length(limit) if len(row) > limit else row for row in rows]
+
+    answers, fitting, prompt = (
+        encode_responses,
+        encode_within_limit,
+        encode_prompt,
+    )  # alias until the branches are merged
+
+    def show(self, tokens: Tokens) -> str:
+        """The tokens as text, the scored ones between ⟦ and ⟧."""
+        return show_spans(self.tokenizer, tokens)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        opens = self._bos_text is not None and texts[0].startswith(self._bos_text)
+        return self.tokenizer(texts, add_special_tokens=not opens, verbose=False)["input_ids"]

@@ -1,0 +1,51 @@
+"""Token ids with the spans of them that are scored or trained on."""
+
+from array import array
+from dataclasses import dataclass
+
+import xxhash
+
+
+@dataclass(slots=True, frozen=True)
+class Tokens:
+    """Ids of a rendered conversation and, per assistant turn, the half-open span [start, end) of its response tokens.
+
+    >>> Tokens(ids=[1, 7, 8, 9, 2], spans=[(3, 5)])  # BOS, two prompt tokens, one response token, end of turn
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def num_response_tokens(self) -> int:
+        """How many tokens are scored or trained on."""
+        return sum(end - start for start, end in self.spans)
+
+    num_answer_tokens = num_response_tokens  # alias until the branches are merged
+
+    def digest(self) -> str:
+        """16 hex digits of xxh3-64 over ids and spans: equal for equal tokens with equal spans."""
+        flat = array("q", [*self.ids, -1, *(end for span in self.spans for end in span)])
+        return xxhash.xxh3_64_hexdigest(flat.tobytes())
+
+    def predicted(self) -> list[int]:
+        """Indices of the tokens that are scored or trained on; the very first token has nothing to predict it."""
+        return [t for start, end in self.spans for t in range(max(start, 1), end)]
+
+
+def describe_length(limit: int) -> str:
+    """The reason for which a row of too many tokens is dropped."""
+    return f"longer than {limit} tokens"
+
+
+def show_spans(tokenizer, tokens: Tokens) -> str:
+    """The tokens as text, the scored ones between ⟦ and ⟧."""
+    parts, at = [], 0
+    for start, end in tokens.spans:
+        scored = tokenizer.decode(tokens.ids[start:end])
+        parts += [tokenizer.decode(tokens.ids[at:start]), "⟦", scored, "⟧"]
+        at = end
+    return "".join(parts) + f"\n({len(tokens)} tokens, {tokens.num_response_tokens} of them scored)"
