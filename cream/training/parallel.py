@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 
 from cream.errors import UserError
+from cream.files import store
 from cream.model.logprobs import LogProbs
 from cream.training.state import UNIVERSAL
 
@@ -176,6 +177,14 @@ OURS = {  # settings that train.py's flags make, and which flag
 
 
 PARTS = ("zero_optimization", "fp16", "bf16", "checkpoint")
+
+
+def read_settings(path: str) -> dict:
+    """The DeepSpeed configuration in a file, checked; from here on DeepSpeed finds the ninja that it compiles with."""
+    settings = store.read_json(Path(path))
+    check_settings(settings, path)
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return settings
 
 
 def check_settings(settings: object, where: str) -> None:
