@@ -31,7 +31,7 @@ from cream.model.hardware import Budget
 from cream.model.load import load_chat, load_policy
 from cream.model.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair
-from cream.training import dpo, launch, loop, parallel, run, sft, state
+from cream.training import launch, loop, parallel, run, state
 from cream.training.log import Log
 from cream.training.loop import (
     Schedule,
@@ -42,8 +42,10 @@ from cream.training.loop import (
     save_steps,
     train,
 )
+from cream.training.options import LoraFlags, Optimisation, TrainOutput
 from cream.training.parallel import Replicas
-from cream.training.run import Job, Lora, work
+from cream.training.run import Job, work
+from cream.training.stages import STAGES, dpo, sft
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(epochs=2, batch_size=4, lr=3e-4, log_every=1)  # 6 steps over 12 examples
@@ -89,18 +91,28 @@ def load(folder, share=True):
     return LogProbs(load_policy(folder, torch.float32, CPU), share)
 
 
+SFT = sft.Stage(sft.Options(), {})
+
+
+def dpo_stage(**options):
+    return dpo.Stage(dpo.Options(**options), {})
+
+
+def stage_of(name):
+    return SFT if name == "sft" else dpo_stage(beta=0.5)
+
+
 def sft_examples(chat):
-    return [tokens for _, tokens in sft.examples(conversations(), chat, 128, Counter())]
+    return [tokens for _, tokens in SFT.prepare(conversations(), chat, 128, Counter())]
 
 
 def dpo_examples(chat, model, method="consistency_dyn"):
     """Examples that know their C and the model's own log-probabilities as reference."""
-    rows = dpo.examples(pairs(), chat, 128, Counter())
-    dpo.weigh(rows, method, None)
-    examples = [example for *_, example in rows]
-    values = score(model, [[example.chosen, example.rejected] for example in examples], Budget(10_000))
-    for example, (chosen, rejected) in zip(examples, values, strict=True):
-        example.reference_chosen, example.reference_rejected = chosen, rejected
+    stage = dpo_stage(method=method)
+    examples = [example for _, example in stage.prepare(pairs(), chat, 128, Counter())]
+    values = score(model, [stage.group(example) for example in examples], Budget(10_000))
+    for example, logps in zip(examples, values, strict=True):
+        example.reference = logps
     return examples
 
 
@@ -196,7 +208,7 @@ def test_the_rate_warms_up_then_follows_the_cosine_of_transformers(steps, ratio)
 
 def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
     model, examples = load(tiny_folder), sft_examples(tiny_chat)
-    loss, _ = sft.Stage().loss(model, model.pack([[tokens] for tokens in examples]), examples)
+    loss, _ = SFT.loss(model, model.pack([[tokens] for tokens in examples]), examples)
     batch, plain = pad([examples]), load(tiny_folder, share=False).policy
     labels = torch.full_like(batch.input_ids, -100)
     for row, tokens in zip(labels, examples, strict=True):
@@ -207,7 +219,7 @@ def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
     wanted = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradient(model, loss), gradient(plain, wanted), rtol=1e-4, atol=1e-3)
-    assert sum(map(sft.Stage().weight, examples)) == (labels != -100).sum()
+    assert sum(map(SFT.weight, examples)) == (labels != -100).sum()
 
 
 class Table(torch.nn.Module):
@@ -227,7 +239,7 @@ def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
     examples = sft_examples(tiny_chat)
     batch = pad([examples])
     model = LogProbs(Table(*batch.input_ids.shape, len(tiny_chat.tokenizer)), share=False)
-    sft.Stage().loss(model, batch, examples)[0].backward()
+    SFT.loss(model, batch, examples)[0].backward()
     touched = model.policy.logits.grad.abs().sum(-1) > 0
     answers = torch.zeros_like(touched)
     for row, tokens in zip(answers, examples, strict=True):
@@ -240,10 +252,8 @@ def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
 def test_the_pad_id_changes_no_gradient(tiny_folder, tiny_chat, stage):
     """Also when it is the end of turn, which the loss must not take for padding."""
     model = load(tiny_folder, share=False)
-    if stage == "sft":
-        stage, examples = sft.Stage(), sft_examples(tiny_chat)
-    else:
-        stage, examples = dpo.Stage(beta=0.1, tolerance=1e-3), dpo_examples(tiny_chat, model)
+    examples = sft_examples(tiny_chat) if stage == "sft" else dpo_examples(tiny_chat, model)
+    stage = stage_of(stage)
     groups = [stage.group(example) for example in examples]
     batches = [pad(groups, pad_id) for pad_id in (0, tiny_chat.end_of_turn)]
     first, second = (gradient(model, stage.loss(model, batch, examples)[0]) for batch in batches)
@@ -254,13 +264,13 @@ def test_what_does_not_fit_is_dropped_and_not_cut(tiny_chat):
     dropped = Counter()
     lengths = {r.uuid: len(tiny_chat.conversation(r.messages)) for r in conversations()}
     limit = sorted(lengths.values())[5]
-    kept = sft.examples(conversations(), tiny_chat, limit, dropped)
+    kept = SFT.prepare(conversations(), tiny_chat, limit, dropped)
     assert {uuid: len(tokens) for uuid, tokens in kept} == {u: n for u, n in lengths.items() if n <= limit}
     assert dropped == {f"longer than {limit} tokens": 12 - len(kept)} and 0 < len(kept) < 12
 
 
 def test_sft_on_pairs_trains_on_the_chosen_answer(tiny_chat):
-    (_, tokens), *_ = sft.examples(pairs(), tiny_chat, 128, Counter())
+    (_, tokens), *_ = SFT.prepare(pairs(), tiny_chat, 128, Counter())
     assert tokens == tiny_chat.conversation(pairs()[0].selected)
 
 
@@ -270,9 +280,9 @@ def test_sft_on_pairs_trains_on_the_chosen_answer(tiny_chat):
 def test_pairs_become_examples_or_are_counted(tiny_chat):
     same = msgspec.structs.replace(pairs()[0], uuid="same", rejected=pairs()[0].selected)
     dropped = Counter()
-    kept = dpo.examples([*pairs(), same], tiny_chat, 40, dropped)
+    kept = dpo_stage().prepare([*pairs(), same], tiny_chat, 40, dropped)
     assert dropped["both answers are the same"] == 1 and dropped["longer than 40 tokens"] == 12 - len(kept) > 0
-    for uuid, _, example in kept:
+    for uuid, example in kept:
         (record,) = (p for p in pairs() if p.uuid == uuid)
         assert example.chosen.ids[-1] == tiny_chat.end_of_turn
         assert (example.rejected.ids[-1] == tiny_chat.end_of_turn) is not record.rejected_truncated
@@ -288,32 +298,32 @@ def test_pairs_become_examples_or_are_counted(tiny_chat):
     ],
 )
 def test_the_method_decides_c(tiny_chat, method, fixed, used):
-    rows = dpo.examples(pairs(4), tiny_chat, 128, Counter())
-    facts = dpo.weigh(rows, method, fixed)
-    assert [example.consistency for *_, example in rows] == pytest.approx(used)
+    stage = dpo_stage(method=method, fixed_consistency=fixed)
+    examples = [example for _, example in stage.prepare(pairs(4), tiny_chat, 128, Counter())]
+    facts = stage.facts(examples)
+    assert [example.consistency for example in examples] == pytest.approx(used)
     assert facts["mean_c_used"] == pytest.approx(sum(used) / 4) and facts["mean_c"] == pytest.approx(0.7)
     assert facts["pairs_without_c"] == 1 and facts["trained_in_reverse"] == sum(c < 0.5 for c in used)
 
 
 def test_a_method_without_any_c_is_refused(tiny_chat):
-    rows = dpo.examples(pairs(1), tiny_chat, 128, Counter())
     with pytest.raises(UserError, match="--method consistency_avg"):
-        dpo.weigh(rows, "consistency_avg", None)
+        dpo_stage(method="consistency_avg").prepare(pairs(1), tiny_chat, 128, Counter())
 
 
 def test_each_pair_weighs_its_two_directions_by_its_own_c(tiny_folder, tiny_chat):
     """∇L = C ∇L_DPO(+, -) + (1 - C) ∇L_DPO(-, +) (Algorithm 1), away from the reference, pair by pair."""
-    model, stage = load(tiny_folder), dpo.Stage(beta=0.5, tolerance=1e-3)
+    model, stage = load(tiny_folder), dpo_stage(beta=0.5)
     padded = load(tiny_folder, share=False)
     examples = dpo_examples(tiny_chat, model)
     for i, example in enumerate(examples):
-        example.reference_chosen += 0.3 * i
+        example.reference[0] += 0.3 * i
 
     def plain(example):
         """-log sigma of the margin, written out."""
         batch = pad([[example.chosen, example.rejected]])
         chosen, rejected = batch.answer_sums(padded(batch))
-        margin = (chosen - example.reference_chosen) - (rejected - example.reference_rejected)
+        margin = (chosen - example.reference[0]) - (rejected - example.reference[1])
         return F.softplus(-0.5 * margin), F.softplus(0.5 * margin)
 
     loss, metrics = stage.loss(model, model.pack([stage.group(example) for example in examples]), examples)
@@ -346,7 +356,7 @@ def test_accumulation_equals_the_large_batch(tiny_folder, tiny_chat, tmp_path, n
     """Micro-batches of one example, of some, of all: though examples have unequal numbers of answer tokens and an
     epoch's last batch is short."""
     start = load(tiny_folder)
-    stage = sft.Stage() if name == "sft" else dpo.Stage(beta=0.5, tolerance=1e-3)
+    stage = stage_of(name)
     examples = (sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start))[:10]
     ends, budgets = [], (10_000, 130, 1)
     for max_tokens in budgets:
@@ -365,7 +375,7 @@ def test_accumulation_equals_the_large_batch(tiny_folder, tiny_chat, tmp_path, n
 def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, tiny_chat, tmp_path):
     examples, model = sft_examples(tiny_chat), load(tiny_folder, share=False)
     schedule = dataclasses.replace(SCHEDULE, batch_size=12, max_tokens=50, epochs=1)
-    trained(tiny_folder, sft.Stage(), examples, schedule, tmp_path / "run")
+    trained(tiny_folder, SFT, examples, schedule, tmp_path / "run")
     total = sum(tokens.num_answer_tokens for tokens in examples)
     loss = -model(pad([examples])).sum() / total
     (entry,) = logged(tmp_path / "run")
@@ -375,7 +385,7 @@ def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, ti
 
 def test_the_log_has_the_rate_of_each_step(tiny_folder, tiny_chat, tmp_path):
     schedule = dataclasses.replace(SCHEDULE, warmup_ratio=0.5)
-    trained(tiny_folder, sft.Stage(), sft_examples(tiny_chat), schedule, tmp_path / "run")
+    trained(tiny_folder, SFT, sft_examples(tiny_chat), schedule, tmp_path / "run")
     wanted = [3e-4 * learning_rate(done, 6, 3) for done in range(6)]
     assert [entry["lr"] for entry in logged(tmp_path / "run")] == pytest.approx(wanted)
 
@@ -385,7 +395,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_line_before(tiny_folder, tiny_c
     """Loss a trained token; tokens computed a trained one, as the quotient of their rates."""
     examples = sft_examples(tiny_chat)
     schedule = dataclasses.replace(SCHEDULE, log_every=log_every, lr=1e-12)
-    trained(tiny_folder, sft.Stage(), examples, schedule, tmp_path / "run")
+    trained(tiny_folder, SFT, examples, schedule, tmp_path / "run")
     plan = list(global_batches(12, 4, 2, seed=0))
     ends = [step for step in range(1, 7) if step in (1, 6) or not step % log_every]
     entries = logged(tmp_path / "run")
@@ -420,11 +430,11 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tiny_folder, tiny_chat, tm
     """Also when it comes between two lines of the log."""
     examples, saved = dpo_examples(tiny_chat, load(tiny_folder)), []
     _, second, *_ = global_batches(12, 4, 1, seed=0)
-    examples[second[0]].reference_chosen = math.nan
+    examples[second[0]].reference[0] = math.nan
     schedule = dataclasses.replace(SCHEDULE, epochs=1, log_every=10, saves=2)
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="by step 2 a gradient is not finite"):
-        given = spread(load(tiny_folder), dpo.Stage(0.5, tolerance=1e-3), examples, schedule)
+        given = spread(load(tiny_folder), dpo_stage(beta=0.5), examples, schedule)
         train(*given, tmp_path / "run", saved.append)
     assert not saved and len(logged(tmp_path / "run")) == 1
 
@@ -451,7 +461,7 @@ def test_out_of_memory_halves_the_micro_batches_once(tiny_folder, tiny_chat, tmp
     """The step is done again from its start: the weights are those of a run that never had to."""
     monkeypatch.setattr(logging.getLogger("cream"), "propagate", True)
     start = load(tiny_folder)
-    stage = sft.Stage() if name == "sft" else dpo.Stage(beta=0.5, tolerance=1e-3)
+    stage = stage_of(name)
     examples = sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start)
     schedule = dataclasses.replace(SCHEDULE, max_tokens=100)
     shapes = [start.shape(stage.group(example)) for example in examples]
@@ -473,7 +483,7 @@ def test_out_of_memory_with_the_half_is_the_users_to_mend(tiny_folder, tiny_chat
     no_memory_at(monkeypatch, 2, 5)
     schedule = dataclasses.replace(SCHEDULE, max_tokens=100)
     with pytest.raises(UserError, match=r"100 tokens.*50 as well.*--max_tokens_per_batch"):
-        trained(tiny_folder, sft.Stage(), sft_examples(tiny_chat), schedule, tmp_path / "run")
+        trained(tiny_folder, SFT, sft_examples(tiny_chat), schedule, tmp_path / "run")
 
 
 # Whole runs ---------------------------------------------------------------------------------------------------------
@@ -488,9 +498,16 @@ def job(tiny_folder, tmp_path):
     def make(stage, name, **options):
         start = options.setdefault("start", tiny_folder)
         header = {"settings": {}, "inputs": {"start": fingerprint(start)}}
-        known = {"schedule": SCHEDULE, "header": header, "cpu": True, "show_example": False}
-        known |= {"beta": 0.5, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
-        return Job(stage=stage, **{**known, **options})
+        known = {"schedule": SCHEDULE, "header": header, "cpu": True, "output": TrainOutput(show_example=False)}
+        known |= {"name": stage, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
+
+        def taken(cls, **first):
+            names = {field.name for field in dataclasses.fields(cls)} & options.keys()
+            return cls(**first | {name: options.pop(name) for name in names})
+
+        own = taken(STAGES[stage].Options, **({"beta": 0.5} if stage == "dpo" else {}))
+        known |= {"stage": STAGES[stage].Stage(own, {}), "optimisation": taken(Optimisation)}
+        return Job(**known | options)
 
     return make
 
@@ -500,10 +517,10 @@ def weights(job):
     return torch.cat([state[name].float().flatten() for name in sorted(state)])
 
 
-LORA = Lora(r=8, alpha=16, dropout=0.1)
+NONE, LORA = LoraFlags(), LoraFlags(lora=True, lora_r=8, lora_alpha=16, lora_dropout=0.1)
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [NONE, LORA])
 @pytest.mark.parametrize("method", ["original", "consistency_avg", "consistency_dyn"])
 def test_the_first_loss_is_ln_2(job, method, lora):
     made = job("dpo", "run", method=method, lora=lora)
@@ -531,10 +548,14 @@ def test_below_one_half_a_pair_is_trained_in_reverse(job):
     assert margins[0] < 0 < margins[1]
 
 
+def by_own_c(stage):
+    return {"method": "consistency_dyn"} if stage == "dpo" else {}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, lora, killed_at", [("sft", None, 1), ("dpo", None, 5), ("dpo", LORA, 3)])
+@pytest.mark.parametrize("stage, lora, killed_at", [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3)])
 def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at):
-    options = {"lora": lora, "method": "consistency_dyn", "schedule": dataclasses.replace(SCHEDULE, saves=3)}
+    options = {"lora": lora, **by_own_c(stage), "schedule": dataclasses.replace(SCHEDULE, saves=3)}
     undisturbed, disturbed = (job(stage, name, **options) for name in ("whole", "cut"))
     work(undisturbed)
 
@@ -645,7 +666,7 @@ def test_lora_checkpoints_hold_the_merged_weights_and_the_adapter(job, tiny_fold
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [NONE, LORA])
 def test_gradient_checkpointing_changes_nothing(job, lora):
     ends = []
     for checkpointing in (False, True):
@@ -703,7 +724,7 @@ def test_two_processes_of_unequal_memory_equal_one(job, tiny_folder, stage):
     """9 examples in batches of 4, each in micro-batches: the last is one example, so that one process gets an empty
     micro-batch."""
     schedule = dataclasses.replace(SCHEDULE, batch_size=4, max_tokens=80)
-    one, two = (job(stage, name, method="consistency_dyn", limit_size=9, schedule=schedule) for name in ("one", "two"))
+    one, two = (job(stage, name, **by_own_c(stage), limit_size=9, schedule=schedule) for name in ("one", "two"))
     work(one)
     one.data.with_name("dpo.scores.jsonl").unlink(missing_ok=True)  # each computes its own reference
     launch.run(work_with_uneven_memory, two, ["cpu", "cpu"], "localhost", None, {})

@@ -107,7 +107,7 @@ def train(
     run: Path,
     save: Callable[[int], None],
     progress: Callable[[int, int, dict], None] = lambda step, steps, metrics: None,
-    check_first: Callable[[dict], None] | None = None,
+    check_first: Callable[[dict], None] = lambda metrics: None,
 ) -> dict[str, float]:
     """Train `weights` on `examples` by `stage`'s loss; returns the last logged metrics.
 

@@ -34,7 +34,7 @@ from cream.training.options import LoraFlags, Optimisation, TrainOutput
 
 log = logging.getLogger("cream")
 MODELS = {"logprobs": LogProbs}  # what a stage's loss may be computed from: what wraps the weights
-SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "grad_norm", "lr")
+SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
 
 
 @dataclass(frozen=True)

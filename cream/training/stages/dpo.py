@@ -1,4 +1,4 @@
-"""(Consistency-regularised) direct preference optimisation.
+"""(Consistency-regularised) direct preference optimisation, and other losses of a preference pair (cream/losses.py).
 
 The reference is the policy that training starts from, its log-probabilities known before the first step (reference.py).
 CREAM (arXiv 2410.12735, Algorithm 1): C·L_DPO + (1-C)·L_reversed, with C the set's mean consistency (`consistency_avg`)
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import nan
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cream")
 RECORDS = (Pair,)
+LOSSES = ("sigmoid", "hinge", "ipo", "simpo")
+PER_TOKEN = ("ipo", "simpo")  # published, or in use, with mean log-probabilities per token
+WITHOUT_REFERENCE = ("simpo",)
+GAMMA = 0.5
 
 
 @dataclass
@@ -36,6 +41,22 @@ class Options:
     beta: float = flag(0.1, "strength of the pull to the reference: h = beta x difference of log-ratios", above=0)
     fixed_consistency: float | None = flag(
         None, "one C for every pair, in place of the pairs' own (control)", low=0, high=1
+    )
+    loss: str = flag(
+        "sigmoid",
+        "of a pair's margin h: sigmoid, DPO's -log sigma(h); hinge, SLiC's max(0, 1 - h); ipo, "
+        "(h / beta - 1 / (2 beta))^2; simpo, -log sigma(h - gamma) without a reference",
+        choices=LOSSES,
+    )
+    simpo_gamma: float | None = flag(
+        None, "simpo: the target margin (its paper: 0.5 to 1.6 with --beta 2 to 2.5); none: 0.5", low=0
+    )
+    rpo_alpha: float = flag(
+        0.0, "weight of the chosen response's negative log-likelihood per token, added to the loss (RPO)", low=0
+    )
+    length_normalize: bool | None = flag(
+        None,
+        "margins of mean log-probabilities per token, not of sums; none: yes for ipo and simpo, no for the others",
     )
 
 
@@ -57,19 +78,38 @@ class Stage:
     model = "logprobs"
     unit = "pairs"
     made_for_policy = True
-    references = ("reference",)
 
     def __init__(self, options: Options, about: dict):
-        self.options = options
-        recorded = about.get("method")
-        if options.method and recorded and options.method != recorded:
+        self.options = o = options
+        self.method = _method(o.method, about.get("method"))
+        self.gamma = GAMMA if o.simpo_gamma is None else o.simpo_gamma
+        self.per_token = o.loss in PER_TOKEN if o.length_normalize is None else o.length_normalize
+        self.references = () if o.loss in WITHOUT_REFERENCE else ("reference",)
+        target = {"ipo": "1 / (2 beta)", "simpo": self.gamma and f"--simpo_gamma {self.gamma:g}"}.get(o.loss)
+        self.mirrored = not target
+        self._check(target)
+        self.settings = {"method": self.method, "beta": o.beta, "fixed_consistency": o.fixed_consistency}
+        if o.loss != "sigmoid" or o.rpo_alpha or self.per_token:  # else it is the loss of every earlier version
+            self.settings |= {"loss": o.loss, "rpo_alpha": o.rpo_alpha, "length_normalize": self.per_token}
+            self.settings |= {"simpo_gamma": self.gamma} if o.loss == "simpo" else {}
+        self.label = self.method if o.loss == "sigmoid" else f"{self.method}-{o.loss}"
+        reference = "reference: the policy that training starts from" if self.references else "no reference"
+        self.summary = f"method {self.method}, loss {o.loss}, beta {o.beta:g}, {reference}"
+
+    def _check(self, target: str | None) -> None:
+        """Raises UserError for a flag that would decide nothing, and for C with a loss that has a `target`."""
+        o = self.options
+        if o.simpo_gamma is not None and o.loss != "simpo":
+            raise UserError(f"--simpo_gamma belongs to --loss simpo, but the loss is {o.loss}")
+        by_method = self.method != "original" and o.fixed_consistency is None
+        if target and (by_method or o.fixed_consistency not in (None, 1)):
+            c = f"--method {self.method}" if by_method else f"--fixed_consistency {o.fixed_consistency:g}"
+            free = ", or --simpo_gamma 0" if o.loss == "simpo" else ""
             raise UserError(
-                f"--method {options.method}: the pairs were made for {recorded}; leave --method out, or make the pairs "
-                "again"
+                f"--loss {o.loss} with {c}: this loss pulls every margin to a target ({target}) and its mirror image to "
+                "the opposite one, so that their mixture by C is not defined; give --fixed_consistency 1 (C = 1 for "
+                f"every pair), or --loss sigmoid or hinge{free}"
             )
-        self.method = self.label = options.method or recorded or "original"
-        self.settings = asdict(options) | {"method": self.method}
-        self.summary = f"method {self.method}, beta {options.beta:g}, reference: the policy that training starts from"
 
     def prepare(
         self, records: Iterable[Pair], chat: Chat, limit: int, dropped: Counter[str]
@@ -144,35 +184,67 @@ class Stage:
         """Summed over the pairs; log-probabilities are sums over response tokens, end-of-turn included."""
         import torch
 
-        from cream.losses import preference_loss
+        from cream import losses
         from cream.model.batches import send
 
         chosen, rejected = batch.answer_sums(model(batch)).view(-1, 2).unbind(1)
-        known = torch.tensor([(*e.reference, e.consistency) for e in examples])
-        reference_chosen, reference_rejected, consistency = send(known, chosen.device).unbind(1)
-        losses, margins = preference_loss(
-            chosen, rejected, reference_chosen, reference_rejected, self.options.beta, consistency
-        )
-        total = losses.sum()
-        with torch.no_grad():
-            ratio_chosen, ratio_rejected = chosen - reference_chosen, rejected - reference_rejected
-            metrics = {
-                "loss": total,
-                "margin": margins.sum(),
-                "accuracy": (margins > 0).float().sum(),
-                "logp_chosen": chosen.sum(),
-                "logp_rejected": rejected.sum(),
-                "ratio_chosen": ratio_chosen.sum(),
-                "ratio_rejected": ratio_rejected.sum(),
-                "ratio_abs": (ratio_chosen.abs() + ratio_rejected.abs()).sum() / 2,
+        lengths = [[max(1, tokens.num_answer_tokens) for tokens in self.group(example)] for example in examples]
+        rows = [(*e.reference, e.consistency, *counts) for e, counts in zip(examples, lengths, strict=True)]
+        *references, c, chosen_tokens, rejected_tokens = send(torch.tensor(rows), chosen.device).unbind(1)
+        c = c if self.mirrored else None
+        scores = ratios = [chosen, rejected]
+        if self.references:
+            scores = ratios = [losses.log_ratio(*each) for each in zip(ratios, references, strict=True)]
+        if self.per_token:
+            scores = [scores[0] / chosen_tokens, scores[1] / rejected_tokens]
+        found, margins = losses.preference_loss(*scores, self.options.beta, c, self._loss())
+        metrics = {
+            "margin": margins.sum(),
+            "accuracy": (margins > 0).float().sum(),
+            "logp_chosen": chosen.sum(),
+            "logp_rejected": rejected.sum(),
+        }
+        if self.references:
+            metrics |= {
+                "ratio_chosen": ratios[0].sum(),
+                "ratio_rejected": ratios[1].sum(),
+                "ratio_abs": (ratios[0].abs() + ratios[1].abs()).sum() / 2,
             }
-        return total, {name: value.detach() for name, value in metrics.items()}
+        if self.options.rpo_alpha:
+            nll = losses.likelihood_loss(chosen / chosen_tokens, rejected / rejected_tokens, c)
+            metrics["nll"] = nll.sum()
+            found = found + self.options.rpo_alpha * nll
+        total = found.sum()
+        return total, {name: value.detach() for name, value in ({"loss": total} | metrics).items()}
+
+    def _loss(self) -> Callable[[Tensor], Tensor]:
+        """The loss of --loss, of a margin h."""
+        from cream import losses
+
+        if self.options.loss == "ipo":
+            return partial(losses.ipo, beta=self.options.beta)
+        if self.options.loss == "simpo":
+            return partial(losses.simpo, gamma=self.gamma)
+        return {"sigmoid": losses.sigmoid, "hinge": losses.hinge}[self.options.loss]
 
     def check_first(self, metrics: dict[str, float], tolerance: float) -> None:
-        """At the first step policy == reference, so every log-ratio is 0 and the loss is ln 2."""
-        if not metrics["ratio_abs"] <= tolerance:
-            raise UserError(
-                f"at the first step the policy differs from its own reference by {metrics['ratio_abs']:.3g} nats on "
-                f"average (loss {metrics['loss']:.4f}, expected ln 2 = 0.6931): likely causes are dropout, another "
-                "dtype or attention kernel, or weights that changed on disk; nothing was trained"
-            )
+        """At the first step policy == reference, so that every log-ratio is 0 and the loss is that of h = 0; nothing is
+        known of it without a reference."""
+        if not self.references or metrics["ratio_abs"] <= tolerance:
+            return
+        first = {"sigmoid": "ln 2 = 0.6931", "hinge": "1", "ipo": f"{0.25 / self.options.beta**2:.4g}"}
+        more = " and the likelihood term" if self.options.rpo_alpha else ""
+        raise UserError(
+            f"at the first step the policy differs from its own reference by {metrics['ratio_abs']:.3g} nats on "
+            f"average (loss {metrics['loss']:.4f}, expected {first[self.options.loss]}{more}): likely causes are "
+            "dropout, another dtype or attention kernel, or weights that changed on disk; nothing was trained"
+        )
+
+
+def _method(given: str | None, recorded: str | None) -> str:
+    """--method, or what the sidecar of the pairs has. Raises UserError where they contradict each other."""
+    if given and recorded and given != recorded:
+        raise UserError(
+            f"--method {given}: the pairs were made for {recorded}; leave --method out, or make the pairs again"
+        )
+    return given or recorded or "original"
