@@ -27,8 +27,8 @@ def sigmoid(h: Tensor) -> Tensor:
 
 
 def hinge(h: Tensor) -> Tensor:
-    """max(0, 1 - h), (B,): SLiC (arXiv 2305.10425, eq. 1) with DPO's log-ratios, as in RSO (arXiv 2309.06657, eq. 14)
-    and SPIN's choice of l (arXiv 2401.01335, §4)."""
+    """max(0, 1 - h), (B,): SLiC's rank calibration (arXiv 2305.10425) of DPO's log-ratios, RSO's hinge-norm
+    (arXiv 2309.06657); one of the losses that SPIN allows (arXiv 2401.01335)."""
     return torch.relu(1 - h)
 
 

@@ -709,6 +709,171 @@ def test_nothing_left_to_train_on_is_an_error(job):
         work(job("sft", "run", max_length=3))
 
 
+# Command lines ------------------------------------------------------------------------------------------------------
+
+TRAIN = "train.py --device cpu --model tiny --train_bsz 4 --lr 1e-3 --log_every 1 --show_example no"
+ON_PAIRS = f"{TRAIN} --name localdata/pairs.json --beta 0.5 --output_dir outputs/"
+ANCHOR = '''
+from dataclasses import dataclass
+
+from cream.cli.flags import flag
+from cream.errors import UserError
+from cream.records import Conversation
+
+RECORDS = (Conversation,)
+
+
+@dataclass
+class Options:
+    """Anchored fine-tuning"""
+
+    strength: float = flag(1.0, "weight of the squared distance to the starting policy", low=0)
+
+
+class Example:
+    def __init__(self, tokens):
+        self.tokens, self.prior = tokens, [float("nan")]
+
+
+class Stage:
+    model, unit, made_for_policy, references, label = "logprobs", "conversations", False, ("prior",), "anchored"
+
+    def __init__(self, options, about):
+        self.strength, self.settings = options.strength, {"strength": options.strength}
+        self.summary = f"strength {options.strength:g}"
+
+    def prepare(self, records, chat, limit, dropped):
+        return [(record.uuid, Example(chat.conversation(record.messages))) for record in records]
+
+    def facts(self, examples):
+        return {"anchors": len(examples)}
+
+    def group(self, example):
+        return [example.tokens]
+
+    def weight(self, example):
+        return 1
+
+    def loss(self, model, batch, examples):
+        import torch
+
+        sums = batch.answer_sums(model(batch))
+        away = sums - torch.tensor([example.prior[0] for example in examples])
+        total = (self.strength * away**2 - sums).sum()
+        return total, {"loss": total.detach(), "away": away.abs().sum().detach()}
+
+    def check_first(self, metrics, tolerance):
+        if metrics["away"] > tolerance:
+            raise UserError("the policy is not where it started")
+'''
+
+
+@pytest.fixture(scope="module")
+def commands(workspace):
+    """The workspace with eight pairs of unknown origin, and a stage of a user's own."""
+    store.write(workspace.folder / "localdata/pairs.json", pairs(8))
+    (workspace.folder / "cream/training/stages/anchor.py").write_text(ANCHOR)
+    listing = workspace.folder / "cream/training/stages/__init__.py"
+    text = listing.read_text().replace("stages import dpo, sft", "stages import anchor, dpo, sft")
+    listing.write_text(text.replace('"dpo": dpo', '"dpo": dpo, "anchor": anchor'))
+    workspace.shorten("localdata/tiny/sft.json", 8)
+    return workspace
+
+
+@pytest.mark.slow
+def test_a_stage_is_a_file_and_a_line(commands):
+    """It trains by its own loss and flags, from a reference of its own; the other stages refuse its flags, as it does
+    theirs."""
+    run = commands.folder / "outputs/anchored"
+    out = commands.run(f"{TRAIN} --train_stage anchor --strength 3 --output_dir outputs/anchored").out
+    assert "ANCHOR of" in out and "strength 3" in out and "8 examples: 0 from the data, 0 cached, 8 computed" in out
+    first, last = logged(run)
+    assert first["away"] < 1e-3 < last["away"] and "conversations_per_second" in first
+    chat = load_chat(commands.folder / "assets/tiny_m0")
+    records = store.read(commands.folder / "localdata/tiny/sft.json", Conversation)
+    examples = [[chat.conversation(record.messages)] for record in records]
+    start = load(commands.folder / "assets/tiny_m0")
+    plan = next(global_batches(8, 4, 1, seed=0))
+    wanted = -sum(score(start, [examples[i]], Budget(1000))[0][0] for i in plan) / 4
+    assert first["loss"] == pytest.approx(wanted, rel=1e-4)
+    meta = store.read_json(run / "meta.json")
+    assert meta["settings"]["train_stage"] == "anchor" and meta["settings"]["strength"] == 3
+    assert meta["counts"]["anchors"] == 8
+    assert store.read_json(run / "checkpoint-last/cream.json")["stage"] == "anchor"
+    again = commands.run(f"{TRAIN} --train_stage anchor --strength 3 --output_dir outputs/anchored").out
+    assert "is up to date (same settings and inputs); skipping" in again
+    assert "strength: 3.0 -> 4.0" in commands.refused(
+        f"{TRAIN} --train_stage anchor --strength 4 --output_dir outputs/anchored"
+    )
+    assert "--strength belongs to --train_stage anchor" in commands.refused(f"{TRAIN} --strength 2")
+    assert "--beta belongs to --train_stage dpo" in commands.refused(f"{TRAIN} --train_stage anchor --beta 2")
+    refused = commands.refused(f"{TRAIN} --train_stage anchor --name localdata/pairs.json")
+    assert "holds Pair records; anchor trains on Conversation records" in refused
+    assert "did you mean anchor?" in commands.refused(f"{TRAIN} --train_stage ancor")
+    assert "SFT of" in commands.run(f"{TRAIN} --dry_run").out  # data imply the stage that was there first
+    assert "Anchored fine-tuning:" in commands.run("train.py --help").out
+
+
+@pytest.mark.slow
+def test_the_first_value_of_every_loss(commands):
+    """What each is at h = 0, where it has a reference; without one it is that of the log-probabilities themselves."""
+    chat, start = load_chat(commands.folder / "assets/tiny_m0"), load(commands.folder / "assets/tiny_m0")
+    examples = [example for _, example in dpo_stage().prepare(pairs(8), chat, 128, Counter())]
+    plan = next(global_batches(8, 4, 1, seed=0))
+    groups = [dpo_stage().group(examples[i]) for i in plan]
+    means = [
+        [s / len(t.predicted()) for s, t in zip(sums, group, strict=True)]
+        for sums, group in zip(score(start, groups, Budget(1000)), groups, strict=True)
+    ]
+    nll = -sum(chosen for chosen, _ in means) / 4
+    simpo = sum(math.log1p(math.exp(0.3 - 2 * (chosen - rejected))) for chosen, rejected in means) / 4
+    wanted = {
+        "sigmoid --method consistency_dyn": math.log(2),
+        "sigmoid --length_normalize yes": math.log(2),
+        "sigmoid --rpo_alpha 0.5": math.log(2) + 0.5 * nll,
+        "hinge --method consistency_dyn": 1,
+        "ipo": 1 / (4 * 0.5**2),
+        "simpo --simpo_gamma 0.3": simpo,
+    }
+    for number, (flags, value) in enumerate(wanted.items()):
+        beta = "--beta 2" if flags.startswith("simpo") else ""
+        command = f"{ON_PAIRS}{number} --loss {flags}".replace("--beta 0.5", beta or "--beta 0.5")
+        out = commands.run(command).out
+        first, last = logged(commands.folder / f"outputs/{number}")
+        assert first["loss"] == pytest.approx(value, rel=1e-4), flags
+        assert ("no reference" in out) == ("ratio_abs" not in first) == flags.startswith("simpo")
+        assert last["margin"] > first["margin"] and ("nll" in first) == ("rpo" in flags)
+        settings = commands.read(f"outputs/{number}/meta.json")["settings"]
+        assert settings.get("loss", "sigmoid") == flags.split()[0]
+        assert settings.get("length_normalize", False) is (flags.split()[0] in ("ipo", "simpo") or "length" in flags)
+    assert store.read_json(commands.folder / "outputs/5/meta.json")["settings"]["simpo_gamma"] == 0.3
+
+
+REFUSED = {
+    "ipo --method consistency_avg": "--loss ipo with --method consistency_avg",
+    "ipo --fixed_consistency 0.9": "--loss ipo with --fixed_consistency 0.9",
+    "ipo --fixed_consistency 0": "--loss ipo with --fixed_consistency 0",
+    "simpo --method consistency_dyn": "or --simpo_gamma 0",
+    "hinge --simpo_gamma 1": "--simpo_gamma belongs to --loss simpo",
+    "ippo": "did you mean ipo",
+    "hinge --train_stage sft": "--loss belongs to --train_stage dpo",
+    "hinge --rpo_alpha -1": "--rpo_alpha",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", REFUSED)
+def test_losses_that_are_not_defined_are_refused(commands, flags):
+    assert REFUSED[flags] in commands.refused(f"{ON_PAIRS}x --loss {flags}")
+
+
+@pytest.mark.slow
+def test_a_loss_with_a_target_trains_where_every_c_is_1(commands):
+    """Also pairs that were made for a method with C."""
+    commands.run(f"{ON_PAIRS}ipo --loss ipo --method consistency_avg --fixed_consistency 1 --dry_run")
+    commands.run(f"{ON_PAIRS}simpo --loss simpo --simpo_gamma 0 --method consistency_dyn --dry_run")
+
+
 # Several processes --------------------------------------------------------------------------------------------------
 
 

@@ -106,8 +106,8 @@ class Stage:
             c = f"--method {self.method}" if by_method else f"--fixed_consistency {o.fixed_consistency:g}"
             free = ", or --simpo_gamma 0" if o.loss == "simpo" else ""
             raise UserError(
-                f"--loss {o.loss} with {c}: this loss pulls every margin to a target ({target}) and its mirror image to "
-                "the opposite one, so that their mixture by C is not defined; give --fixed_consistency 1 (C = 1 for "
+                f"--loss {o.loss} with {c}: this loss pulls every margin to a target ({target}) and its mirror image "
+                "to the opposite one, so that their mixture by C is not defined; give --fixed_consistency 1 (C = 1 for "
                 f"every pair), or --loss sigmoid or hinge{free}"
             )
 
