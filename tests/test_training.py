@@ -281,7 +281,7 @@ def test_pairs_become_examples_or_are_counted(tiny_chat):
     same = msgspec.structs.replace(pairs()[0], uuid="same", rejected=pairs()[0].selected)
     dropped = Counter()
     kept = dpo_stage().prepare([*pairs(), same], tiny_chat, 40, dropped)
-    assert dropped["both answers are the same"] == 1 and dropped["longer than 40 tokens"] == 12 - len(kept) > 0
+    assert dropped["both responses are the same"] == 1 and dropped["longer than 40 tokens"] == 12 - len(kept) > 0
     for uuid, example in kept:
         (record,) = (p for p in pairs() if p.uuid == uuid)
         assert example.chosen.ids[-1] == tiny_chat.end_of_turn
@@ -418,7 +418,7 @@ def test_a_log_that_was_cut_short_is_gone_on_with(tiny_folder, tiny_chat, tmp_pa
     log = Log(accelerator, tmp_path, 1, 9, 1, "pairs", lambda *told: None)
     assert (tmp_path / "log.jsonl").read_bytes() == b'{"step": 1, "loss": 0.7}\n'
     log.add({"loss": torch.ones(())})
-    log.worked(1, 1.0)
+    log.add_work(1, 1.0)
     log.path.unlink()
     log.path.symlink_to("/dev/full")
     with pytest.raises(OSError) as error:

@@ -123,7 +123,7 @@ def train(
     saved = save_steps(len(plan), schedule.saves)
     warmup = math.ceil(schedule.warmup_ratio * len(plan))
     weights.model.train()
-    kept, every = time.monotonic(), STATE_EVERY
+    saved_at, every = time.monotonic(), STATE_EVERY
     with interrupts.deferred():
         for step, indices in enumerate(plan[start:], start + 1):
             total = batches.backward(indices, logger)
@@ -132,7 +132,7 @@ def train(
             logger.end_step(step, total, norm, lr, check_first if step == 1 else None)
             if step == start + 1:
                 weights.check_equal()
-            due = time.monotonic() - kept > every and state.fits(run, weights.whole)
+            due = time.monotonic() - saved_at > every and state.fits(run, weights.whole)
             asked, due = any_process(accelerator, interrupts.asked(), due)
             if step in saved or asked or due:
                 logger.check_finite(step)
@@ -141,8 +141,8 @@ def train(
             if step < len(plan) and (asked or due or step in saved):
                 began = time.monotonic()
                 state.save(accelerator, run, step)
-                kept = time.monotonic()
-                every = max(STATE_EVERY, STATE_SHARE * (kept - began))
+                saved_at = time.monotonic()
+                every = max(STATE_EVERY, STATE_SHARE * (saved_at - began))
             if asked and step < len(plan):
                 accelerator.wait_for_everyone()
                 interrupts.stop(agreed=True)
@@ -176,22 +176,22 @@ class GlobalBatches:
         total = sum(self.stage.weight(self.examples[i]) for i in indices)
         while True:
             try:
-                found = self._micro_batches(indices, total)
+                computed = self._micro_batches(indices, total)
                 break
             except RuntimeError as error:
                 self.budget.halve(error)
                 self.weights.zero_grad()
-        for metrics in found:
+        for metrics in computed:
             logger.add(metrics)
         tokens = sum(self.shapes[i][0] * self.shapes[i][1] for i in indices)
         scored = sum(self.scored[i] for i in indices)
-        logger.worked(tokens, self.passes * (tokens * self.flops[0] + scored * self.flops[1]))
+        logger.add_work(tokens, self.passes * (tokens * self.flops[0] + scored * self.flops[1]))
         return total
 
     def _micro_batches(self, indices: Sequence[int], total: int) -> list[dict[str, torch.Tensor]]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = micro_batches([self.shapes[i] for i in indices], self.budget.tokens, world, rank)
-        found = []
+        computed = []
         for number, chunk in enumerate(mine, 1):
             weight = 1.0 if chunk else 0.0  # an empty one: some example, of no weight
             members = [self.examples[indices[i]] for i in chunk or [0]]
@@ -200,5 +200,5 @@ class GlobalBatches:
                 with self.accelerator.autocast():
                     loss, metrics = self.stage.loss(self.weights.model, batch.to(self.accelerator.device), members)
                 self.weights.backward(loss * (weight * world / total))
-            found.append({name: weight * value.float() for name, value in metrics.items()})
-        return found
+            computed.append({name: weight * value.float() for name, value in metrics.items()})
+        return computed

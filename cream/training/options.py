@@ -1,4 +1,4 @@
-"""The flags of training that all stages share, and the choice of the stage, whose own flags stand in its file."""
+"""The flags of training that all stages share, and the choice of the stage, whose own flags are in its file."""
 
 import importlib.util
 import os

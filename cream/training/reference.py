@@ -74,8 +74,8 @@ def fill(
     wanted = [(uuid, example) for uuid, example in rows if not known(stage, example)]
     cache = Scores(beside(data), source)
     # The first process's look at the file holds for all: another job may add to it in between.
-    found = [[cache.find(uuid) for uuid, _ in wanted] if accelerator.is_main_process else None]
-    cached, computed = broadcast_object_list(found)[0], 0
+    cached = [[cache.find(uuid) for uuid, _ in wanted] if accelerator.is_main_process else None]
+    cached, computed = broadcast_object_list(cached)[0], 0
     with interrupts.deferred():
         for start in range(0, len(wanted), CHUNK):
             chunk = wanted[start : start + CHUNK]
@@ -136,8 +136,8 @@ def _score(accelerator: Accelerator, model: LogProbs, groups: list, tokens: int)
     for chunk in micro_batches([model.shape(group) for group in groups], tokens, world, rank):
         batch = model.pack([groups[i] for i in chunk or [0]]).to(accelerator.device)
         with accelerator.autocast():
-            found = batch.answer_sums(model(batch))
+            logps = batch.answer_sums(model(batch))
         indices += chunk
-        sums.append(found[: sum(len(groups[i]) for i in chunk)])
+        sums.append(logps[: sum(len(groups[i]) for i in chunk)])
     values = iter(torch.cat(sums).tolist())
     return [(i, [next(values) for _ in groups[i]]) for i in indices]

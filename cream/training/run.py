@@ -171,8 +171,8 @@ def _accelerator(job: Job, precision: Precision) -> Accelerator:
         log.info("setting up DeepSpeed (its first use compiles for about half a minute)")
         if is_first_process() and (marks := parallel.compiling()):
             log.warning(
-                "%s: another process compiles that part of DeepSpeed, and this one may wait for it. If none does, one "
-                "was killed at it, and the wait has no end: remove that file",
+                "%s: another process compiles this part of DeepSpeed, and this one may wait for it. If no process "
+                "does, one was killed while compiling and the wait has no end: remove this file",
                 marks[0],
             )
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
@@ -246,9 +246,9 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
         base = load_policy(job.start, torch.float32, torch.device("cpu"))
         job.provenance.check_unchanged()
         model = _adapted(base, job.lora)
-        found = model.load_state_dict(state, strict=False)  # tied weights have one name there
-        if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
-            raise RuntimeError(f"the adapter's weights have other names than the model's: {found}")
+        other = model.load_state_dict(state, strict=False)  # tied weights have one name there
+        if other.unexpected_keys or any("lora_" in name for name in other.missing_keys):
+            raise RuntimeError(f"the adapter's weights have other names than the model's: {other}")
         state = None
     folder = job.run / f"checkpoint-{step}"
     kind = {"kind": "policy", "stage": job.name, "step": step, "started_from": str(job.start), **job.header}

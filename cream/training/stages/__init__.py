@@ -13,7 +13,7 @@ and a Stage, which is pickled to every process that trains, offers
                                        policy that training starts from, as a sequence of floats, NaN where unknown
     settings                           {flag: value} that decide the result, beside the flags that all stages share
     label, summary                     for the run folder's name (None: nothing), and for the log ("": nothing)
-    prepare(records, chat, limit, dropped) -> [(uuid, example)]; what is left out is counted in `dropped` by reason
+    prepare(records, chat, limit, dropped) -> [(uuid, example)]; what is skipped is counted in `dropped` by reason
     facts(examples) -> {name: value}   for the run's sidecar; says in a line of the log what is worth knowing
     group(example) -> [Tokens]         its responses, each a whole conversation; they share their prompt
     weight(example)                    its share in the step's mean

@@ -127,7 +127,7 @@ class Stage:
             if reasons:
                 dropped[reasons[0]] += 1
             elif texts[0] == texts[1] or chosen.ids == rejected.ids:
-                dropped["both answers are the same"] += 1
+                dropped["both responses are the same"] += 1
             else:
                 logps = tuple(nan if v is None else v for v in (record.selected_logp, record.rejected_logp))
                 kept.append((record.uuid, Example(chosen, rejected, 1.0, logps, record.consistency)))
@@ -197,7 +197,7 @@ class Stage:
             scores = ratios = [losses.log_ratio(*each) for each in zip(ratios, references, strict=True)]
         if self.per_token:
             scores = [scores[0] / chosen_tokens, scores[1] / rejected_tokens]
-        found, margins = losses.preference_loss(*scores, self.options.beta, c, self._loss())
+        values, margins = losses.preference_loss(*scores, self.options.beta, c, self._loss())
         metrics = {
             "margin": margins.sum(),
             "accuracy": (margins > 0).float().sum(),
@@ -213,8 +213,8 @@ class Stage:
         if self.options.rpo_alpha:
             nll = losses.likelihood_loss(chosen / chosen_tokens, rejected / rejected_tokens, c)
             metrics["nll"] = nll.sum()
-            found = found + self.options.rpo_alpha * nll
-        total = found.sum()
+            values = values + self.options.rpo_alpha * nll
+        total = values.sum()
         return total, {name: value.detach() for name, value in ({"loss": total} | metrics).items()}
 
     def _loss(self) -> Callable[[Tensor], Tensor]:
