@@ -333,6 +333,22 @@ def test_each_pair_weighs_its_two_directions_by_its_own_c(tiny_folder, tiny_chat
     assert metrics["ratio_abs"] == pytest.approx(sum(0.3 * i for i in range(12)) / 2, abs=1e-3)
 
 
+@pytest.mark.parametrize("loss, expected", [("sigmoid", "ln 2 = 0.6931"), ("hinge", "1"), ("ipo", "25")])
+def test_a_policy_that_is_not_its_reference_at_the_first_step_is_refused(loss, expected):
+    stage = dpo_stage(loss=loss)
+    stage.check_first({"ratio_abs": 1e-4, "loss": 0.0}, tolerance=1e-3)
+    for apart in (0.1, math.nan):
+        with pytest.raises(UserError, match=rf"expected {expected}\): likely causes"):
+            stage.check_first({"ratio_abs": apart, "loss": 0.5}, tolerance=1e-3)
+    with pytest.raises(UserError, match=f"expected {expected} and the likelihood term"):
+        dpo_stage(loss=loss, rpo_alpha=1.0).check_first({"ratio_abs": 0.1, "loss": 0.5}, tolerance=1e-3)
+
+
+def test_nothing_is_known_of_a_first_loss_without_a_reference():
+    dpo_stage(loss="simpo").check_first({"loss": 7.0}, tolerance=0.0)
+    SFT.check_first({"loss": 7.0}, tolerance=0.0)
+
+
 # The loop -----------------------------------------------------------------------------------------------------------
 
 
