@@ -30,7 +30,7 @@ RECORDS = (Pair,)
 LOSSES = ("sigmoid", "hinge", "ipo", "simpo")
 PER_TOKEN = ("ipo", "simpo")  # published, or in use, with mean log-probabilities per token
 WITHOUT_REFERENCE = ("simpo",)
-GAMMA = 0.5
+GAMMA = 0.5  # of --simpo_gamma
 
 
 @dataclass
@@ -52,7 +52,10 @@ class Options:
         None, "simpo: the target margin (its paper: 0.5 to 1.6 with --beta 2 to 2.5); none: 0.5", low=0
     )
     rpo_alpha: float = flag(
-        0.0, "weight of the chosen response's negative log-likelihood per token, added to the loss (RPO)", low=0
+        0.0,
+        "weight of the chosen response's negative log-likelihood per token, added to the loss (RPO); with C, C of that "
+        "and 1 - C of the rejected one's",
+        low=0,
     )
     length_normalize: bool | None = flag(
         None,
@@ -232,11 +235,13 @@ class Stage:
         known of it without a reference."""
         if not self.references or metrics["ratio_abs"] <= tolerance:
             return
-        first = {"sigmoid": "ln 2 = 0.6931", "hinge": "1", "ipo": f"{0.25 / self.options.beta**2:.4g}"}
+        import torch
+
+        first = self._loss()(torch.zeros(())).item()
         more = " and the likelihood term" if self.options.rpo_alpha else ""
         raise UserError(
             f"at the first step the policy differs from its own reference by {metrics['ratio_abs']:.3g} nats on "
-            f"average (loss {metrics['loss']:.4f}, expected {first[self.options.loss]}{more}): likely causes are "
+            f"average (loss {metrics['loss']:.4f}, expected {first:.4f}{more}): likely causes are "
             "dropout, another dtype or attention kernel, or weights that changed on disk; nothing was trained"
         )
 
