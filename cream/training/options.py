@@ -160,6 +160,11 @@ def check_installed(optimisation: Optimisation, output: TrainOutput, cpu: bool) 
     """Raises UserError where a flag asks for a program or package that is not installed."""
     if output.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError("--report_to wandb: it is not installed; .venv/bin/pip install wandb")
-    for asked, flags in ((optimisation.compile and cpu, "--compile on a CPU"), (optimisation.deepspeed, "--deepspeed")):
-        if asked and not shutil.which(os.environ.get("CXX", "g++")):
-            raise UserError(f"{flags} needs a C++ compiler: install g++, or leave the flag out")
+    if optimisation.compile and cpu:
+        check_compiler("--compile on a CPU")
+
+
+def check_compiler(what: str) -> None:
+    """Raises UserError where there is no C++ compiler, which `what` needs."""
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError(f"{what} needs a C++ compiler: install g++, or leave the flag out")

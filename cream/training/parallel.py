@@ -19,6 +19,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from cream.errors import UserError
 from cream.files import store
 from cream.model.logprobs import LogProbs
+from cream.training.options import check_compiler
 from cream.training.state import UNIVERSAL
 
 log = logging.getLogger("cream")
@@ -184,6 +185,7 @@ def read_settings(path: str) -> dict:
     """The DeepSpeed configuration in a file, checked; from here on DeepSpeed finds the ninja that it compiles with."""
     settings = store.read_json(Path(path))
     check_settings(settings, path)
+    check_compiler(f"--deepspeed {path}: DeepSpeed compiles parts of itself and")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return settings
 
