@@ -17,7 +17,7 @@ from cream.cli import console, preflight
 from cream.cli.flags import as_dict
 from cream.errors import UserError
 from cream.files import store
-from cream.files.provenance import LAST, Provenance, origin, read_kind
+from cream.files.provenance import ARGS, LAST, RUN, Provenance, origin, read_kind
 from cream.files.store import MALFORMED
 from cream.model.checkpoint import length_limit, save_policy, stored_dtype
 from cream.model.hardware import free_memory
@@ -33,7 +33,7 @@ from cream.training.loop import Schedule, common_budget, train
 from cream.training.options import LoraFlags, Optimisation, TrainOutput
 
 log = logging.getLogger("cream")
-MODELS = {"logprobs": LogProbs}  # what a stage's loss may be computed from: what wraps the weights
+MODELS = {"logprobs": LogProbs}  # a stage's `model` -> the wrapper of the weights that its loss is computed with
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
 
 
@@ -41,7 +41,7 @@ SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", 
 class Job:
     """All that decides a run. `name` is the stage's, `start` the folder of the policy trained from; `header` the
     settings and inputs that the run's sidecar records, with `provenance`, `flags` what args.json keeps besides; `clear`
-    removes an earlier run from the folder `run`; `skip` leaves malformed records out."""
+    removes an earlier run from the folder `run`; `skip` skips malformed records."""
 
     name: str
     stage: object
@@ -148,20 +148,23 @@ def work(job: Job) -> None:
         exact = precision.exact and precision.dtype == torch.float32
         job.stage.check_first(metrics, tolerance=1e-3 if exact else 0.5)
 
-    what = accelerator, weights, job.stage, examples, job.schedule, tokens, job.run
-    last = train(*what, save, _report, check_first)
+    prepared = accelerator, weights, job.stage, examples, job.schedule, tokens, job.run
+    last = train(*prepared, save, _report, check_first)
     accelerator.free_memory()
     accelerator.end_training()
     if accelerator.is_main_process:
         counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
-        took = round(time.monotonic() - began, 3)
-        if dropped[MALFORMED]:
-            bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size)
-            store.write_rows(job.run / "rejected.jsonl", bad)
-        saved = read_kind(job.run / LAST)["fingerprint"]
-        facts = {"counts": counts, "last": last, "wall_seconds": took, "output": saved}
-        store.write_json(job.run / "meta.json", {**job.header, **origin(), **job.provenance.record(job.run), **facts})
-        tidy(job.run)
+        _finish(job, {"counts": counts, "last": last, "wall_seconds": round(time.monotonic() - began, 3)})
+
+
+def _finish(job: Job, facts: dict) -> None:
+    """The sidecar, which says that the run is finished, and before it the malformed records that were skipped."""
+    if facts["counts"]["dropped"].get(MALFORMED):
+        bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size)
+        store.write_rows(job.run / "rejected.jsonl", bad)
+    facts |= {"output": read_kind(job.run / LAST)["fingerprint"]}
+    store.write_json(job.run / RUN, {**job.header, **origin(), **job.provenance.record(job.run), **facts})
+    tidy(job.run)
 
 
 def _accelerator(job: Job, precision: Precision) -> Accelerator:
@@ -191,7 +194,7 @@ def _begin(accelerator: Accelerator, job: Job) -> None:
     if accelerator.is_main_process:
         if job.clear:
             clear(job.run)
-        store.write_json(job.run / "args.json", {**job.header, "flags": job.flags})
+        store.write_json(job.run / ARGS, {**job.header, "flags": job.flags})
     accelerator.wait_for_everyone()
     if job.output.report_to:
         facts = {"start": str(job.start), "data": str(job.data), **asdict(job.schedule)}
