@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
+from cream.cli.flags import as_dict, deciding, parse
 from cream.errors import UserError, mendable
 from cream.files import store
 from cream.files.fingerprints import fingerprint
@@ -42,10 +43,11 @@ from cream.training.loop import (
     save_steps,
     train,
 )
-from cream.training.options import LoraFlags, Optimisation, TrainOutput
+from cream.training.options import LoraFlags, Optimisation, TrainOutput, settings
 from cream.training.parallel import Replicas
 from cream.training.run import Job, work
 from cream.training.stages import STAGES, dpo, sft
+from train import TrainConfig
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(epochs=2, batch_size=4, lr=3e-4, log_every=1)  # 6 steps over 12 examples
@@ -723,6 +725,29 @@ def test_malformed_records_are_counted_where_nothing_is_left_to_train_on(job):
 def test_nothing_left_to_train_on_is_an_error(job):
     with pytest.raises(UserError, match=r"sft\.json.*longer than 3 tokens"):
         work(job("sft", "run", max_length=3))
+
+
+def identity(*words):
+    """The settings of a run with these flags, on pairs made for consistency_avg, that all runs do not share."""
+    config = parse(TrainConfig, list(words), description="", example="")
+    name = config.optimisation.train_stage
+    stage = STAGES[name].Stage(getattr(config.stage, name), {"method": "consistency_avg"} if name == "dpo" else {})
+    made, every = settings(config, name, stage, 32), deciding(Optimisation())
+    return {flag: value for flag, value in made.items() if flag not in every and flag in as_dict(config.stage)}
+
+
+def test_a_run_is_known_by_the_flags_of_its_own_stage():
+    """SFT and plain DPO by those alone that the first version had, so that its runs are found again."""
+    before = {"method": "original", "beta": 0.1, "fixed_consistency": None}
+    dpo, own = ("--train_stage", "dpo"), before | {"method": "consistency_avg"}
+    assert identity("--train_stage", "sft") == before and identity(*dpo) == own
+    assert identity(*dpo, "--beta", "1") == own | {"beta": 1}
+    added = {"loss": "sigmoid", "rpo_alpha": 0.5, "length_normalize": False}
+    assert identity(*dpo, "--rpo_alpha", "0.5") == own | added
+    assert identity(*dpo, "--length_normalize", "no") == own
+    simpo = identity(*dpo, "--loss", "simpo", "--fixed_consistency", "1", "--simpo_gamma", "0.5")
+    assert simpo == identity(*dpo, "--loss", "simpo", "--fixed_consistency", "1")
+    assert simpo["simpo_gamma"] == 0.5 and simpo["length_normalize"] is True
 
 
 # Command lines ------------------------------------------------------------------------------------------------------
