@@ -17,7 +17,6 @@ from cream.errors import UserError
 from cream.evaluation.tasks import data_files
 from cream.files.folders import REMOTE_CODE
 from cream.files.provenance import Provenance
-from cream.records import METHODS
 from cream.scoring.pool import Pool
 
 CHECKPOINTS = ROOT / "configs" / "checkpoint.json"
@@ -249,159 +248,9 @@ class RandomRun(TrialRun):
     seed: int = flag(0, "seed of everything random", low=0, high=MAX_SEED)
 
 
-@dataclass
-class TrainData:
-    """Data"""
-
-    name: str | None = flag(
-        None,
-        "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file; none: oasst_sft, with the tiny model tiny_sft",
-        decides=False,
-    )
-    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
-    max_length: int = flag(
-        2048,
-        "tokens of prompt and answer together; longer ones are dropped, never cut (the model's context is a limit too)",
-        low=2,
-    )
-
-
-@dataclass
-class Optimisation:
-    """Optimisation"""
-
-    train_stage: str | None = flag(None, "none: as the data and --method say", choices=("sft", "dpo"))
-    epoch: int = flag(1, "passes over the data", low=1)
-    train_bsz: int = flag(
-        2, "examples (DPO: pairs); global batch = train_bsz x processes x grad_accum", low=1, decides=False
-    )
-    grad_accum: int = flag(
-        1,
-        "factor of the global batch; how much of it is computed at once is --max_tokens_per_batch's alone",
-        aliases=("gradient_accumulation_steps",),
-        low=1,
-        decides=False,
-    )
-    max_tokens_per_batch: int | None = flag(
-        None,
-        "tokens of a forward and backward pass, a pair's prompt counted once; none: what the memory carries, at most "
-        "512 on a CPU and 65536 on a GPU (more is no faster)",
-        low=1,
-        decides=False,
-    )
-    lr: float = flag(1e-6, "peak learning rate of AdamW; cosine to 0 after the warm-up", above=0)
-    weight_decay: float = flag(0.01, "AdamW's decoupled weight decay", low=0)
-    warmup_step_ratio: float = flag(0.1, "share of the steps in which the learning rate rises linearly", low=0, high=1)
-    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", above=0)
-    save_eval_step_ratio: float | None = flag(
-        None, "checkpoints: >= 1 their number, < 1 the share of steps between two; none: one per epoch", above=0
-    )
-    save_dtype: str = flag(
-        "auto",
-        "dtype of saved weights; auto: that of the weights started from",
-        choices=("auto", "float32", "bfloat16"),
-    )
-    grad_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
-    deepspeed: str | None = flag(
-        None,
-        "DeepSpeed configuration: gradients and optimiser states in shards (ZeRO-2), weights too (ZeRO-3)",
-        decides=False,
-    )
-    compile: bool = flag(
-        False, "torch.compile the layers: pays on GPUs and long runs (needs a C++ compiler on CPU)", decides=False
-    )
-    log_every: int = flag(
-        10, "steps between two log lines (the first and last step are always logged)", low=1, decides=False
-    )
-    resume: bool = flag(
-        True, "go on from the last saved state of an interrupted run; no: start it afresh", decides=False
-    )
-
-
-@dataclass
-class LoraFlags:
-    """LoRA"""
-
-    lora: bool = flag(
-        False,
-        "train low-rank adapters; checkpoints hold the merged weights, and the adapter beside them",
-        aliases=("enable",),
-    )
-    lora_r: int = flag(32, "rank", aliases=("r",), low=1)
-    lora_alpha: float = flag(64, "scale numerator: the update is multiplied by alpha / r", aliases=("alpha",), above=0)
-    lora_dropout: float = flag(0.1, "dropout on the adapters' input", aliases=("dropout",), low=0, below=1)
-
-
-@dataclass
-class Preference:
-    """Preference training (DPO)"""
-
-    method: str | None = flag(None, "none: as cal_consistency.py recorded, else original (C = 1)", choices=METHODS)
-    beta: float = flag(0.1, "strength of the pull to the reference: h = beta x difference of log-ratios", above=0)
-    fixed_consistency: float | None = flag(
-        None, "one C for every pair, in place of the pairs' own (control)", low=0, high=1
-    )
-
-
-@dataclass
-class TrainOutput:
-    """Output"""
-
-    output_dir: str | None = flag(
-        None, "run folder; none: outputs/<stage>/<dataset>-ckpt_<name>[-<method>]-<hash of the settings>", decides=False
-    )
-    run_name: str | None = flag(None, "put in front of the run folder's name")
-    register: str | None = flag(
-        None, "name under which the last checkpoint enters configs/checkpoint.json", decides=False
-    )
-    report_to: str | None = flag(
-        None, "tracker of the metrics, beside log.jsonl", choices=("tensorboard", "wandb"), decides=False
-    )
-    wandb_project_name: str = flag("CREAM", "project of --report_to wandb", decides=False)
-    wandb_entity_name: str | None = flag(None, "entity of --report_to wandb", decides=False)
-    show_example: bool = flag(True, "print the first example with its trained tokens marked", decides=False)
-    master_address: str = flag("localhost", "address at which several processes meet", decides=False)
-    master_port: int | None = flag(None, "its port; none: a free one", low=1, high=65535, decides=False)
-    local_rank: int | None = flag(
-        None, "given by the deepspeed launcher; LOCAL_RANK, which it sets, is what counts", low=0, decides=False
-    )
-
-
 def group(cls):
     """A nested group of flags."""
     return field(default_factory=cls)
-
-
-@dataclass
-class TrainConfig:
-    """train.py"""
-
-    device: Device = group(Device)
-    model: Model = group(Model)
-    data: TrainData = group(TrainData)
-    optimisation: Optimisation = group(Optimisation)
-    lora: LoraFlags = group(LoraFlags)
-    preference: Preference = group(Preference)
-    output: TrainOutput = group(TrainOutput)
-    run: RandomRun = group(RandomRun)
-
-
-def __getattr__(name: str) -> dict:
-    """SCRIPTS: script -> the class of its flags; a script defines its own, and imports this module."""
-    if name != "SCRIPTS":
-        raise AttributeError(name)
-    from cal_consistency import ConsistencyConfig
-    from infer import InferConfig
-    from make_pairs import PairsConfig
-    from rewarding import RewardConfig
-
-    return {
-        "train.py": TrainConfig,
-        "infer.py": InferConfig,
-        "rewarding.py": RewardConfig,
-        "cal_consistency.py": ConsistencyConfig,
-        "make_pairs.py": PairsConfig,
-    }
 
 
 def settings(config, *idle: str) -> dict:

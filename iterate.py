@@ -86,7 +86,7 @@ def main(argv=None):
 
 def prepare(loop: Loop, devices: list[str], bf16: bool | None, made: set[Path]) -> tuple[list[Command], list[str]]:
     """The commands of a loop, and all that is wrong with it. `made`: outputs of earlier loops; its own are added."""
-    configs = {script: config_of(script) for script in STAGES if Path(__file__).with_name(script).exists()}
+    configs = {script: config_of(script) for script in STAGES}
     commands, wrong = plan(loop, configs, ",".join(devices), for_records(devices), bf16)
     places = look_ups(MODEL_FILES, DATASET_FILES, CHECKPOINTS, DATASETS)
     return commands, wrong + check_commands(commands, configs, places, made)

@@ -19,9 +19,9 @@ from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 from cream.model.hardware import matrix_rate
 from cream.model.load import load_policy
 from cream.model.logprobs import LogProbs
-from cream.training import dpo
 from cream.training.loop import Schedule, common_budget, train
 from cream.training.parallel import Replicas
+from cream.training.stages import dpo
 
 BATCH = 8  # pairs a step, trl's default
 
@@ -75,8 +75,8 @@ def main() -> None:
             for size in args.sizes:
                 made = groups(lengths(work, size, 2, args.spread, args.seed), args.words, args.seed)
                 pairs = [(chosen, rejected) for chosen, rejected in made]
-                examples = [dpo.Example(chosen, rejected, 1.0, 0.0, 0.0) for chosen, rejected in pairs]
-                stage = dpo.Stage(0.1, tolerance=float("inf"))  # the reference is no model's: its values cost nothing
+                examples = [dpo.Example(chosen, rejected, 1.0, (0.0, 0.0)) for chosen, rejected in pairs]
+                stage = dpo.Stage(dpo.Options(), {})  # the reference is not a model's: its values cost nothing
                 rows, common = preference_rows(pairs), {"max_length": 4096, "bf16": bf16}
                 sides = {
                     "trl, defaults": TRL(folder, args.words, args.device, rows, "DPO", **common),

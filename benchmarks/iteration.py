@@ -20,7 +20,7 @@ from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 from cream.model.hardware import Budget, matrix_rate
 from cream.model.load import load_policy
 from cream.model.logprobs import LogProbs, score
-from cream.training import dpo
+from cream.training.stages import dpo
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
                 made = groups(lengths(work, size, args.answers, args.spread, args.seed), args.words, args.seed)
                 pairs = [(group[0], group[1]) for group in made]
                 batches = released_batches(made)
-                training = Ours(folders[1], dpo.Stage(0.1, 1e-2), [], BATCH, False, args.device, None)
+                training = Ours(folders[1], dpo.Stage(dpo.Options(), {}), [], BATCH, False, args.device, None)
 
                 def released(batches=batches, pairs=pairs) -> None:
                     for model in (plain[1], plain[0], plain[0]):
@@ -52,7 +52,7 @@ def main() -> None:
                     current = score(shared[1], made, Budget(4096))
                     score(shared[0], made, Budget(4096))
                     training.examples = [
-                        dpo.Example(group[0], group[1], 1.0, *values[:2])
+                        dpo.Example(group[0], group[1], 1.0, values[:2])
                         for group, values in zip(made, current, strict=True)
                     ]
                     return time.perf_counter() - start + training()

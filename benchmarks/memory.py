@@ -20,7 +20,7 @@ from peers import DPO_BEST, TRL, preference_rows
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
 from cream.model.hardware import peak_memory
-from cream.training import dpo
+from cream.training.stages import dpo
 
 SIDES = {"trl_default": "trl, defaults", "trl_best": "trl, best settings", "ours": "ours"}
 
@@ -30,8 +30,8 @@ def child(args, folder: Path) -> None:
     (work,), (size,) = args.work, args.sizes
     pairs = [tuple(g) for g in groups(lengths(work, size, 2, args.spread, args.seed), args.words, args.seed)]
     if args.side == "ours":
-        stage = dpo.Stage(0.1, tolerance=float("inf"))
-        examples = [dpo.Example(chosen, rejected, 1.0, 0.0, 0.0) for chosen, rejected in pairs]
+        stage = dpo.Stage(dpo.Options(), {})
+        examples = [dpo.Example(chosen, rejected, 1.0, (0.0, 0.0)) for chosen, rejected in pairs]
         step = Ours(folder, stage, examples, BATCH, True, args.device, None)
     else:
         settings = {"max_length": 4096} | (DPO_BEST if args.side == "trl_best" else {})

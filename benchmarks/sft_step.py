@@ -19,7 +19,7 @@ from peers import SFT_BEST, TRL, conversation_rows
 from workload import SHAPES, conversations, parse, run, save_model
 
 from cream.model.hardware import matrix_rate
-from cream.training import sft
+from cream.training.stages import sft
 
 LONGEST = 1024  # tokens of a conversation, and of a row that trl packs
 
@@ -38,7 +38,9 @@ def main() -> None:
                 settings = SFT_BEST | {"bf16": bf16, "max_length": LONGEST, "gradient_accumulation_steps": size}
                 data = (folder, args.words, args.device, conversation_rows(made), "SFT")
                 trl = {"trl, packing": TRL(*data, **settings, packing=True), "trl, one by one": TRL(*data, **settings)}
-                ours = Ours(folder, sft.Stage(), made, size, bf16, args.device, args.max_tokens_per_batch)
+                ours = Ours(
+                    folder, sft.Stage(sft.Options(), {}), made, size, bf16, args.device, args.max_tokens_per_batch
+                )
                 seconds = interleaved(trl | {"ours": ours}, args.rounds)
                 print(f"\n{work}: {size} conversations, {sum(map(len, made))} tokens, one step")
                 # trl's head computes its logits once more in the backward pass

@@ -1,35 +1,83 @@
-"""Every loss as a pure function of tensors. B: examples in the batch, T: tokens of the longest answer."""
+"""Every loss as a pure function of tensors. B: pairs in the batch.
+
+A pair's score is how much more likely the policy makes a response than the reference does, s = log pi - log pi_ref in
+nats, or log pi alone where a loss has no reference; summed over the response, or its mean per token. Its margin
+
+    h = beta * (s(y+) - s(y-))
+
+changes its sign when chosen y+ and rejected y- change places: L(-h) is the loss of the pair turned round, the mirror
+image of L, with which C mixes it (`mixture`).
+"""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+def log_ratio(policy: Tensor, reference: Tensor) -> Tensor:
+    """log pi - log pi_ref, (B,) float32, of summed log-probabilities (B,) in nats."""
+    return policy.float() - reference.float()
+
+
+def sigmoid(h: Tensor) -> Tensor:
+    """-log sigma(h), (B,): DPO (arXiv 2305.18290, eq. 7)."""
+    return -F.logsigmoid(h)
+
+
+def hinge(h: Tensor) -> Tensor:
+    """max(0, 1 - h), (B,): SLiC's rank calibration (arXiv 2305.10425) of DPO's log-ratios, RSO's hinge-norm
+    (arXiv 2309.06657); one of the losses that SPIN allows (arXiv 2401.01335)."""
+    return torch.relu(1 - h)
+
+
+def ipo(h: Tensor, beta: float) -> Tensor:
+    """(h / beta - 1 / (2 beta))^2, (B,): IPO (arXiv 2310.12036, eq. 17, whose tau is beta). Mixed with its mirror
+    image it would be the same loss with the target (2C - 1) / (2 beta), no longer IPO's."""
+    return (h / beta - 1 / (2 * beta)) ** 2
+
+
+def simpo(h: Tensor, gamma: float) -> Tensor:
+    """-log sigma(h - gamma), (B,): SimPO (arXiv 2405.14734, eq. 6), for margins of mean log-probabilities without a
+    reference. Its mirror image asks for the target margin gamma > 0 the other way, too; trl's label smoothing, which
+    keeps gamma, is another loss."""
+    return -F.logsigmoid(h - gamma)
+
+
+def mixture(loss: Callable[[Tensor], Tensor], h: Tensor, consistency: Tensor | float) -> Tensor:
+    """C*L(h) + (1 - C)*L(-h), (B,): CREAM's regularisation (arXiv 2410.12735, Algorithm 1) of a loss of the margin.
+
+    C in [0, 1], (B,) or one number, is the confidence that y+ is the better response; a constant C is label smoothing
+    by 1 - C. Of `sigmoid`, dL/dh = sigma(h) - C: the optimum is h = logit(C), finite for C < 1, negative for C < 1/2.
+    """
+    c = torch.as_tensor(consistency, dtype=torch.float32, device=h.device)
+    return c * loss(h) + (1 - c) * loss(-h)
+
+
 def preference_loss(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    reference_chosen: Tensor,
-    reference_rejected: Tensor,
+    chosen: Tensor,
+    rejected: Tensor,
     beta: float,
     consistency: Tensor | float | None = None,
+    loss: Callable[[Tensor], Tensor] = sigmoid,
 ) -> tuple[Tensor, Tensor]:
-    """Consistency-regularised DPO (CREAM, arXiv 2410.12735, Algorithm 1); plain DPO without `consistency`.
+    """A preference loss of scores, by default consistency-regularised DPO (CREAM); plain DPO without `consistency`.
 
-        h = beta * [(log pi(y+|x) - log pi_ref(y+|x)) - (log pi(y-|x) - log pi_ref(y-|x))]
-        L = -C log sigma(h) - (1 - C) log sigma(-h)
-
-    dL/dh = sigma(h) - C: the optimum is h = logit(C), finite for C < 1 and negative for C < 1/2. C = 1 is DPO
-    (arXiv 2305.18290, eq. 7); a constant C is conservative DPO with label smoothing 1 - C.
-
-    Arguments: four (B,) summed log-probabilities of whole answers in nats, y+ chosen and y- rejected; beta > 0;
-    consistency C in [0, 1], (B,) or one number, None meaning 1.
+    Arguments: scores s(y+), s(y-), (B,) each; beta > 0; consistency C in [0, 1], (B,) or one number, None meaning 1.
     Returns losses (B,) and margins h (B,), both float32; no reduction: the caller takes the mean over the global batch.
     """
-    chosen_logratio = policy_chosen.float() - reference_chosen.float()
-    rejected_logratio = policy_rejected.float() - reference_rejected.float()
-    margins = beta * (chosen_logratio - rejected_logratio)
-    losses = -F.logsigmoid(margins)
-    if consistency is not None:
-        c = torch.as_tensor(consistency, dtype=torch.float32, device=margins.device)
-        losses = c * losses - (1 - c) * F.logsigmoid(-margins)
-    return losses, margins
+    margins = beta * (chosen - rejected)
+    return (loss(margins) if consistency is None else mixture(loss, margins, consistency)), margins
+
+
+def likelihood_loss(chosen: Tensor, rejected: Tensor, consistency: Tensor | float | None = None) -> Tensor:
+    """Mean negative log-likelihood per token of the chosen response, (B,): the term that RPO adds to DPO, alpha times
+    (arXiv 2404.19733, eq. 1). With C the pair turned round counts 1 - C, as in `mixture`.
+
+    Arguments: mean log-probabilities per token of both responses, (B,) each, in nats.
+    """
+    if consistency is None:
+        return -chosen
+    c = torch.as_tensor(consistency, dtype=torch.float32, device=chosen.device)
+    return -c * chosen - (1 - c) * rejected

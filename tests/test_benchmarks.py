@@ -19,7 +19,7 @@ from cream.model.hardware import Budget  # noqa: E402
 from cream.model.load import load_policy
 from cream.model.logprobs import LogProbs, score  # noqa: E402
 from cream.text.chat import Tokens  # noqa: E402
-from cream.training import dpo  # noqa: E402
+from cream.training.stages import dpo  # noqa: E402
 
 WORDS = 300
 PROMPT, ANSWERS = [7, 8, 9], ([4, 2], [5, 6, 2])
@@ -103,8 +103,8 @@ def test_an_epoch_of_each_dpo_side_runs_on_the_same_pairs(folder):
     together = peers.TRL(folder, WORDS, "cpu", rows, "DPO", **common)
     assert together() > 0
     assert together.layout == peers.rectangle(16, max(len(row) for pair in pairs for row in pair))
-    examples = [dpo.Example(*pair, 1.0, 0.0, 0.0) for pair in pairs]
-    ours = Ours(folder, dpo.Stage(0.1, float("inf")), examples, 8, False, "cpu", None)
+    examples = [dpo.Example(*pair, 1.0, (0.0, 0.0)) for pair in pairs]
+    ours = Ours(folder, dpo.Stage(dpo.Options(), {}), examples, 8, False, "cpu", None)
     before = [p.clone() for p in ours.model.parameters()]
     assert ours() > 0
     assert all(map(torch.equal, before, ours.model.parameters()))  # so that every round does the same work

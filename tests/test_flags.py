@@ -14,9 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import SCRIPTS
+import iterate
 from cream.cli.flags import as_dict, chosen, deciding, flag, one_of, parse, problems_of
 from cream.errors import UserError
+
+SCRIPTS = {script: iterate.config_of(script) for script in iterate.STAGES}
 
 
 class Rank(Enum):

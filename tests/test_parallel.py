@@ -102,7 +102,7 @@ def train(world, stage, where, name):
     (world.folder / "outputs/pairs.scores.jsonl").unlink(missing_ok=True)  # each computes its own reference
     command = f"{__file__} {STAGES[stage]} {where} --output_dir '{run}'"
     out = "".join(torchrun(world, command)) if name == "torchrun" else world.spawn(command)
-    assert stage.startswith("sft") or f"{RECORDS} computed now" in out
+    assert stage.startswith("sft") or f"{RECORDS} computed" in out
     return run
 
 

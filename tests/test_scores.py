@@ -32,8 +32,9 @@ from cream.scoring import team as scoring
 from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.logprobs import Group, scorer
 from cream.text.chat import Tokens
-from cream.training import dpo, reference
+from cream.training import reference
 from cream.training.loop import global_batches
+from cream.training.stages import dpo
 
 CPU = torch.device("cpu")
 SOURCE = Source("c0ffee", "float32", "cpu")
@@ -305,8 +306,8 @@ SCORED = {**msgspec.structs.asdict(SOURCE), "from": "model"}
         (SCORED, None, None),
         (SCORED | {"chat_template": "f00"}, "f00", None),
         (SCORED | {"more": 1}, None, None),
-        (None, None, "do not say"),
-        ({}, None, "do not say"),
+        (None, None, "does not say"),
+        ({}, None, "does not say"),
         ({"policy": "c0ffee"}, None, "dtype: None there, float32 here"),
         (SCORED | {"from": "sampling"}, None, "from: sampling there, model here"),
         (SCORED | {"chat_template": "f00"}, None, "chat_template: f00 there, None here"),
@@ -323,6 +324,9 @@ def test_pairs_hold_the_reference_only_if_scored_as_training_would(scored, templ
     assert why is None if named is None else named in why
 
 
+STAGE = dpo.Stage(dpo.Options(), {})
+
+
 def pairs(chat, count=6):
     """(uuid, example) with no reference yet."""
     prompts = [[Message("user", f"Tom has {20 + i} books. How many now?")] for i in range(count)]
@@ -334,7 +338,7 @@ def pairs(chat, count=6):
 
 
 def values(examples):
-    return [value for _, e in examples for value in (e.reference_chosen, e.reference_rejected)]
+    return [value for _, example in examples for value in example.reference]
 
 
 def test_a_reference_comes_from_the_pairs_else_from_beside_them_else_from_the_model(
@@ -352,9 +356,9 @@ def test_a_reference_comes_from_the_pairs_else_from_beside_them_else_from_the_mo
         said.clear()
         fresh = pairs(tiny_chat)
         for _, example in fresh[:given]:
-            example.reference_chosen, example.reference_rejected = -1.25, -2.25
-        fresh[given][1].reference_chosen = -9.0  # half a reference is none
-        reference.fill(accelerator, model, fresh, path, source, Budget(1000))
+            example.reference = (-1.25, -2.25)
+        fresh[given][1].reference = (-9.0, math.nan)  # half a reference is none
+        reference.fill(accelerator, model, STAGE, fresh, path, source, Budget(1000))
         return values(fresh), messages(said)[-1]
 
     Scores(beside(path), SOURCE).keep(
@@ -363,15 +367,15 @@ def test_a_reference_comes_from_the_pairs_else_from_beside_them_else_from_the_mo
     found, line = fill(given=2)
     assert found[:8] == [-1.25, -2.25] * 2 + [-3.25, -4.25] * 2
     assert found[8:] == pytest.approx(expected[8:], abs=1e-4)
-    assert "6 pairs: 2 from the pairs, 2 kept beside them, 2 computed now" in line
+    assert "6 examples: 2 from the data, 2 cached, 2 computed" in line
     again, line = fill()
     assert again[4:] == found[4:] and again[:4] == pytest.approx(expected[:4], abs=1e-4)
-    assert "0 from the pairs, 4 kept beside them, 2 computed now" in line
+    assert "0 from the data, 4 cached, 2 computed" in line
     _, line = fill()
-    assert "0 from the pairs, 6 kept beside them, 0 computed now" in line
+    assert "0 from the data, 6 cached, 0 computed" in line
     for other in OTHERS.values():
         found, line = fill(other)
-        assert "0 kept beside them, 6 computed now" in line and found == pytest.approx(expected, abs=1e-4)
+        assert "0 cached, 6 computed" in line and found == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_signal_amid_the_reference_costs_the_chunk_in_hand(tiny_folder, tiny_chat, tmp_path, said, monkeypatch):
@@ -382,20 +386,20 @@ def test_a_signal_amid_the_reference_costs_the_chunk_in_hand(tiny_folder, tiny_c
     for left in (4, 2):
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr(interrupts, "asked", lambda: True)
-            reference.fill(accelerator, model, pairs(tiny_chat), path, SOURCE, Budget(1000))
+            reference.fill(accelerator, model, STAGE, pairs(tiny_chat), path, SOURCE, Budget(1000))
         kept = Scores(beside(path), SOURCE)
         assert sum(not kept.find(f"p{i}") for i in range(6)) == left
-    reference.fill(accelerator, model, pairs(tiny_chat), path, SOURCE, Budget(1000))
-    assert "0 from the pairs, 4 kept beside them, 2 computed now" in messages(said)[-1]
+    reference.fill(accelerator, model, STAGE, pairs(tiny_chat), path, SOURCE, Budget(1000))
+    assert "0 from the data, 4 cached, 2 computed" in messages(said)[-1]
 
 
 def test_a_reference_that_is_not_finite_is_refused(tiny_folder, tiny_chat, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
     policy = load_policy(tiny_folder, torch.float32, CPU)
     policy.model.norm.weight.data[:] = float("nan")
-    with pytest.raises(UserError, match="6 pairs have no finite reference"):
+    with pytest.raises(UserError, match="6 examples have no finite reference"):
         reference.fill(
-            Accelerator(cpu=True), LogProbs(policy), pairs(tiny_chat), tmp_path / "p.json", SOURCE, Budget(1000)
+            Accelerator(cpu=True), LogProbs(policy), STAGE, pairs(tiny_chat), tmp_path / "p.json", SOURCE, Budget(1000)
         )
     assert not beside(tmp_path / "p.json").exists()
 
@@ -479,10 +483,8 @@ def test_kept_scores_are_those_that_would_be_computed(world, first):
 
 
 def referenced(out):
-    """(from the pairs, kept beside them, computed now) as train.py says it."""
-    return tuple(
-        map(int, re.search(r": (\d+) from the pairs, (\d+) kept beside them, (\d+) computed now", out).groups())
-    )
+    """(from the data, cached, computed) as train.py says it."""
+    return tuple(map(int, re.search(r": (\d+) from the data, (\d+) cached, (\d+) computed", out).groups()))
 
 
 def first_loss(world, run):
@@ -516,7 +518,8 @@ def test_pairs_of_unknown_origin_are_scored_once(world, bare_pairs):
     command = DPO + f" --checkpoint m1 --name {bare_pairs} --output_dir outputs/bare-"
     count = len(list(read(world.folder / bare_pairs, Pair)))
     out = world.run(command + "1").out
-    assert "do not serve as reference: they do not say what scored them" in out and referenced(out) == (0, 0, count)
+    assert "do not serve as reference: their file does not say what scored them" in out
+    assert referenced(out) == (0, 0, count)
     out = world.run(command + "2 --seed 1").out
     assert referenced(out) == (0, count, 0)
     out = world.run(command + "3 --bf16 yes").out  # scored with other products

@@ -172,8 +172,8 @@ def test_dry_runs_write_nothing(world):
 # Mistakes -----------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "dpo on conversations": (TRAIN + " outputs/x --train_stage dpo", "cal_consistency.py makes pairs"),
-    "method on conversations": (TRAIN + " outputs/x --method consistency_avg", "belong to DPO"),
+    "dpo on conversations": (TRAIN + " outputs/x --train_stage dpo", "dpo trains on Pair records"),
+    "method on conversations": (TRAIN + " outputs/x --method consistency_avg", "--method belongs to --train_stage dpo"),
     "another method than recorded": (DPO + " outputs/x --method consistency_dyn", "made for consistency_avg"),
     "policy is the reference": (REWARD + " --ref_model_ckpt tiny_m1", "policy and reference are the same"),
     "the same by another name": (
@@ -508,7 +508,7 @@ def test_killed_training_goes_on(world, stage):
     command = (TRAIN if stage == "sft" else DPO) + " outputs/{} --epoch 12 --log_every 1"
     whole = world.folder / f"outputs/killed-{stage}/state/whole"
     kill(world, command.format(f"killed-{stage}"), lambda: whole.exists() and json.loads(whole.read_text())["step"] > 3)
-    assert "an unfinished run stands" in world.refused(command.format(f"killed-{stage}") + " --beta 1")
+    assert "found an interrupted run" in world.refused(command.format(f"killed-{stage}") + " --weight_decay 1")
     assert "resuming after step" in world.run(command.format(f"killed-{stage}")).out
     world.run(command.format(f"whole-{stage}"))
     assert equal_weights(world, *(f"outputs/{name}-{stage}/checkpoint-last" for name in ("killed", "whole")))

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
+from cream.cli.flags import as_dict, deciding, parse
 from cream.errors import UserError, mendable
 from cream.files import store
 from cream.files.fingerprints import fingerprint_folder
@@ -31,7 +32,7 @@ from cream.model.hardware import Budget
 from cream.model.load import load_chat, load_policy
 from cream.model.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair
-from cream.training import dpo, launch, loop, parallel, run, sft, state
+from cream.training import launch, loop, parallel, run, state
 from cream.training.log import Log
 from cream.training.loop import (
     Schedule,
@@ -42,8 +43,11 @@ from cream.training.loop import (
     save_steps,
     train,
 )
+from cream.training.options import LoraFlags, Optimisation, TrainOutput, settings
 from cream.training.parallel import Replicas
-from cream.training.run import Job, Lora, work
+from cream.training.run import Job, work
+from cream.training.stages import STAGES, dpo, sft
+from train import TrainConfig
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(epochs=2, batch_size=4, lr=3e-4, log_every=1)  # 6 steps over 12 examples
@@ -89,18 +93,28 @@ def load(folder, share=True):
     return LogProbs(load_policy(folder, torch.float32, CPU), share)
 
 
+SFT = sft.Stage(sft.Options(), {})
+
+
+def dpo_stage(**options):
+    return dpo.Stage(dpo.Options(**options), {})
+
+
+def stage_of(name):
+    return SFT if name == "sft" else dpo_stage(beta=0.5)
+
+
 def sft_examples(chat):
-    return [tokens for _, tokens in sft.examples(conversations(), chat, 128, Counter())]
+    return [tokens for _, tokens in SFT.prepare(conversations(), chat, 128, Counter())]
 
 
 def dpo_examples(chat, model, method="consistency_dyn"):
     """Examples that know their C and the model's own log-probabilities as reference."""
-    rows = dpo.examples(pairs(), chat, 128, Counter())
-    dpo.weigh(rows, method, None)
-    examples = [example for *_, example in rows]
-    values = score(model, [[example.chosen, example.rejected] for example in examples], Budget(10_000))
-    for example, (chosen, rejected) in zip(examples, values, strict=True):
-        example.reference_chosen, example.reference_rejected = chosen, rejected
+    stage = dpo_stage(method=method)
+    examples = [example for _, example in stage.prepare(pairs(), chat, 128, Counter())]
+    values = score(model, [stage.group(example) for example in examples], Budget(10_000))
+    for example, logps in zip(examples, values, strict=True):
+        example.reference = logps
     return examples
 
 
@@ -196,7 +210,7 @@ def test_the_rate_warms_up_then_follows_the_cosine_of_transformers(steps, ratio)
 
 def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
     model, examples = load(tiny_folder), sft_examples(tiny_chat)
-    loss, _ = sft.Stage().loss(model, model.pack([[tokens] for tokens in examples]), examples)
+    loss, _ = SFT.loss(model, model.pack([[tokens] for tokens in examples]), examples)
     batch, plain = pad([examples]), load(tiny_folder, share=False).policy
     labels = torch.full_like(batch.input_ids, -100)
     for row, tokens in zip(labels, examples, strict=True):
@@ -207,7 +221,7 @@ def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
     wanted = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradient(model, loss), gradient(plain, wanted), rtol=1e-4, atol=1e-3)
-    assert sum(map(sft.Stage().weight, examples)) == (labels != -100).sum()
+    assert sum(map(SFT.weight, examples)) == (labels != -100).sum()
 
 
 class Table(torch.nn.Module):
@@ -227,7 +241,7 @@ def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
     examples = sft_examples(tiny_chat)
     batch = pad([examples])
     model = LogProbs(Table(*batch.input_ids.shape, len(tiny_chat.tokenizer)), share=False)
-    sft.Stage().loss(model, batch, examples)[0].backward()
+    SFT.loss(model, batch, examples)[0].backward()
     touched = model.policy.logits.grad.abs().sum(-1) > 0
     answers = torch.zeros_like(touched)
     for row, tokens in zip(answers, examples, strict=True):
@@ -240,10 +254,8 @@ def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
 def test_the_pad_id_changes_no_gradient(tiny_folder, tiny_chat, stage):
     """Also when it is the end of turn, which the loss must not take for padding."""
     model = load(tiny_folder, share=False)
-    if stage == "sft":
-        stage, examples = sft.Stage(), sft_examples(tiny_chat)
-    else:
-        stage, examples = dpo.Stage(beta=0.1, tolerance=1e-3), dpo_examples(tiny_chat, model)
+    examples = sft_examples(tiny_chat) if stage == "sft" else dpo_examples(tiny_chat, model)
+    stage = stage_of(stage)
     groups = [stage.group(example) for example in examples]
     batches = [pad(groups, pad_id) for pad_id in (0, tiny_chat.end_of_turn)]
     first, second = (gradient(model, stage.loss(model, batch, examples)[0]) for batch in batches)
@@ -254,13 +266,13 @@ def test_what_does_not_fit_is_dropped_and_not_cut(tiny_chat):
     dropped = Counter()
     lengths = {r.uuid: len(tiny_chat.conversation(r.messages)) for r in conversations()}
     limit = sorted(lengths.values())[5]
-    kept = sft.examples(conversations(), tiny_chat, limit, dropped)
+    kept = SFT.prepare(conversations(), tiny_chat, limit, dropped)
     assert {uuid: len(tokens) for uuid, tokens in kept} == {u: n for u, n in lengths.items() if n <= limit}
     assert dropped == {f"longer than {limit} tokens": 12 - len(kept)} and 0 < len(kept) < 12
 
 
 def test_sft_on_pairs_trains_on_the_chosen_answer(tiny_chat):
-    (_, tokens), *_ = sft.examples(pairs(), tiny_chat, 128, Counter())
+    (_, tokens), *_ = SFT.prepare(pairs(), tiny_chat, 128, Counter())
     assert tokens == tiny_chat.conversation(pairs()[0].selected)
 
 
@@ -270,9 +282,9 @@ def test_sft_on_pairs_trains_on_the_chosen_answer(tiny_chat):
 def test_pairs_become_examples_or_are_counted(tiny_chat):
     same = msgspec.structs.replace(pairs()[0], uuid="same", rejected=pairs()[0].selected)
     dropped = Counter()
-    kept = dpo.examples([*pairs(), same], tiny_chat, 40, dropped)
-    assert dropped["both answers are the same"] == 1 and dropped["longer than 40 tokens"] == 12 - len(kept) > 0
-    for uuid, _, example in kept:
+    kept = dpo_stage().prepare([*pairs(), same], tiny_chat, 40, dropped)
+    assert dropped["both responses are the same"] == 1 and dropped["longer than 40 tokens"] == 12 - len(kept) > 0
+    for uuid, example in kept:
         (record,) = (p for p in pairs() if p.uuid == uuid)
         assert example.chosen.ids[-1] == tiny_chat.end_of_turn
         assert (example.rejected.ids[-1] == tiny_chat.end_of_turn) is not record.rejected_truncated
@@ -288,32 +300,32 @@ def test_pairs_become_examples_or_are_counted(tiny_chat):
     ],
 )
 def test_the_method_decides_c(tiny_chat, method, fixed, used):
-    rows = dpo.examples(pairs(4), tiny_chat, 128, Counter())
-    facts = dpo.weigh(rows, method, fixed)
-    assert [example.consistency for *_, example in rows] == pytest.approx(used)
+    stage = dpo_stage(method=method, fixed_consistency=fixed)
+    examples = [example for _, example in stage.prepare(pairs(4), tiny_chat, 128, Counter())]
+    facts = stage.facts(examples)
+    assert [example.consistency for example in examples] == pytest.approx(used)
     assert facts["mean_c_used"] == pytest.approx(sum(used) / 4) and facts["mean_c"] == pytest.approx(0.7)
     assert facts["pairs_without_c"] == 1 and facts["trained_in_reverse"] == sum(c < 0.5 for c in used)
 
 
 def test_a_method_without_any_c_is_refused(tiny_chat):
-    rows = dpo.examples(pairs(1), tiny_chat, 128, Counter())
     with pytest.raises(UserError, match="--method consistency_avg"):
-        dpo.weigh(rows, "consistency_avg", None)
+        dpo_stage(method="consistency_avg").prepare(pairs(1), tiny_chat, 128, Counter())
 
 
 def test_each_pair_weighs_its_two_directions_by_its_own_c(tiny_folder, tiny_chat):
     """∇L = C ∇L_DPO(+, -) + (1 - C) ∇L_DPO(-, +) (Algorithm 1), away from the reference, pair by pair."""
-    model, stage = load(tiny_folder), dpo.Stage(beta=0.5, tolerance=1e-3)
+    model, stage = load(tiny_folder), dpo_stage(beta=0.5)
     padded = load(tiny_folder, share=False)
     examples = dpo_examples(tiny_chat, model)
     for i, example in enumerate(examples):
-        example.reference_chosen += 0.3 * i
+        example.reference[0] += 0.3 * i
 
     def plain(example):
         """-log sigma of the margin, written out."""
         batch = pad([[example.chosen, example.rejected]])
         chosen, rejected = batch.response_sums(padded(batch))
-        margin = (chosen - example.reference_chosen) - (rejected - example.reference_rejected)
+        margin = (chosen - example.reference[0]) - (rejected - example.reference[1])
         return F.softplus(-0.5 * margin), F.softplus(0.5 * margin)
 
     loss, metrics = stage.loss(model, model.pack([stage.group(example) for example in examples]), examples)
@@ -321,6 +333,22 @@ def test_each_pair_weighs_its_two_directions_by_its_own_c(tiny_folder, tiny_chat
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
     torch.testing.assert_close(gradient(model, loss), gradient(padded, wanted), rtol=1e-3, atol=1e-4)
     assert metrics["ratio_abs"] == pytest.approx(sum(0.3 * i for i in range(12)) / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize("loss, expected", [("sigmoid", "0.6931"), ("hinge", "1.0000"), ("ipo", "25.0000")])
+def test_a_policy_that_is_not_its_reference_at_the_first_step_is_refused(loss, expected):
+    stage = dpo_stage(loss=loss)
+    stage.check_first({"ratio_abs": 1e-4, "loss": 0.0}, tolerance=1e-3)
+    for apart in (0.1, math.nan):
+        with pytest.raises(UserError, match=rf"expected {expected}\): likely causes"):
+            stage.check_first({"ratio_abs": apart, "loss": 0.5}, tolerance=1e-3)
+    with pytest.raises(UserError, match=f"expected {expected} and the likelihood term"):
+        dpo_stage(loss=loss, rpo_alpha=1.0).check_first({"ratio_abs": 0.1, "loss": 0.5}, tolerance=1e-3)
+
+
+def test_nothing_is_known_of_a_first_loss_without_a_reference():
+    dpo_stage(loss="simpo").check_first({"loss": 7.0}, tolerance=0.0)
+    SFT.check_first({"loss": 7.0}, tolerance=0.0)
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
@@ -346,7 +374,7 @@ def test_accumulation_equals_the_large_batch(tiny_folder, tiny_chat, tmp_path, n
     """Micro-batches of one example, of some, of all: though examples have unequal numbers of answer tokens and an
     epoch's last batch is short."""
     start = load(tiny_folder)
-    stage = sft.Stage() if name == "sft" else dpo.Stage(beta=0.5, tolerance=1e-3)
+    stage = stage_of(name)
     examples = (sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start))[:10]
     ends, budgets = [], (10_000, 130, 1)
     for max_tokens in budgets:
@@ -365,7 +393,7 @@ def test_accumulation_equals_the_large_batch(tiny_folder, tiny_chat, tmp_path, n
 def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, tiny_chat, tmp_path):
     examples, model = sft_examples(tiny_chat), load(tiny_folder, share=False)
     schedule = dataclasses.replace(SCHEDULE, batch_size=12, max_tokens=50, epochs=1)
-    trained(tiny_folder, sft.Stage(), examples, schedule, tmp_path / "run")
+    trained(tiny_folder, SFT, examples, schedule, tmp_path / "run")
     total = sum(tokens.num_answer_tokens for tokens in examples)
     loss = -model(pad([examples])).sum() / total
     (entry,) = logged(tmp_path / "run")
@@ -375,7 +403,7 @@ def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, ti
 
 def test_the_log_has_the_rate_of_each_step(tiny_folder, tiny_chat, tmp_path):
     schedule = dataclasses.replace(SCHEDULE, warmup_ratio=0.5)
-    trained(tiny_folder, sft.Stage(), sft_examples(tiny_chat), schedule, tmp_path / "run")
+    trained(tiny_folder, SFT, sft_examples(tiny_chat), schedule, tmp_path / "run")
     wanted = [3e-4 * learning_rate(done, 6, 3) for done in range(6)]
     assert [entry["lr"] for entry in logged(tmp_path / "run")] == pytest.approx(wanted)
 
@@ -385,7 +413,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_line_before(tiny_folder, tiny_c
     """Loss a trained token; tokens computed a trained one, as the quotient of their rates."""
     examples = sft_examples(tiny_chat)
     schedule = dataclasses.replace(SCHEDULE, log_every=log_every, lr=1e-12)
-    trained(tiny_folder, sft.Stage(), examples, schedule, tmp_path / "run")
+    trained(tiny_folder, SFT, examples, schedule, tmp_path / "run")
     plan = list(global_batches(12, 4, 2, seed=0))
     ends = [step for step in range(1, 7) if step in (1, 6) or not step % log_every]
     entries = logged(tmp_path / "run")
@@ -408,7 +436,7 @@ def test_a_log_that_was_cut_short_is_gone_on_with(tiny_folder, tiny_chat, tmp_pa
     log = Log(accelerator, tmp_path, 1, 9, 1, "pairs", lambda *told: None)
     assert (tmp_path / "log.jsonl").read_bytes() == b'{"step": 1, "loss": 0.7}\n'
     log.add({"loss": torch.ones(())})
-    log.worked(1, 1.0)
+    log.add_work(1, 1.0)
     log.path.unlink()
     log.path.symlink_to("/dev/full")
     with pytest.raises(OSError) as error:
@@ -420,11 +448,11 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tiny_folder, tiny_chat, tm
     """Also when it comes between two lines of the log."""
     examples, saved = dpo_examples(tiny_chat, load(tiny_folder)), []
     _, second, *_ = global_batches(12, 4, 1, seed=0)
-    examples[second[0]].reference_chosen = math.nan
+    examples[second[0]].reference[0] = math.nan
     schedule = dataclasses.replace(SCHEDULE, epochs=1, log_every=10, saves=2)
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="by step 2 a gradient is not finite"):
-        given = spread(load(tiny_folder), dpo.Stage(0.5, tolerance=1e-3), examples, schedule)
+        given = spread(load(tiny_folder), dpo_stage(beta=0.5), examples, schedule)
         train(*given, tmp_path / "run", saved.append)
     assert not saved and len(logged(tmp_path / "run")) == 1
 
@@ -451,7 +479,7 @@ def test_out_of_memory_halves_the_micro_batches_once(tiny_folder, tiny_chat, tmp
     """The step is done again from its start: the weights are those of a run that never had to."""
     monkeypatch.setattr(logging.getLogger("cream"), "propagate", True)
     start = load(tiny_folder)
-    stage = sft.Stage() if name == "sft" else dpo.Stage(beta=0.5, tolerance=1e-3)
+    stage = stage_of(name)
     examples = sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start)
     schedule = dataclasses.replace(SCHEDULE, max_tokens=100)
     shapes = [start.shape(stage.group(example)) for example in examples]
@@ -473,7 +501,7 @@ def test_out_of_memory_with_the_half_is_the_users_to_mend(tiny_folder, tiny_chat
     no_memory_at(monkeypatch, 2, 5)
     schedule = dataclasses.replace(SCHEDULE, max_tokens=100)
     with pytest.raises(UserError, match=r"100 tokens.*50 as well.*--max_tokens_per_batch"):
-        trained(tiny_folder, sft.Stage(), sft_examples(tiny_chat), schedule, tmp_path / "run")
+        trained(tiny_folder, SFT, sft_examples(tiny_chat), schedule, tmp_path / "run")
 
 
 # Whole runs ---------------------------------------------------------------------------------------------------------
@@ -488,9 +516,16 @@ def job(tiny_folder, tmp_path):
     def make(stage, name, **options):
         start = options.setdefault("start", tiny_folder)
         header = {"settings": {}, "inputs": {"start": fingerprint_folder(start)}}
-        known = {"schedule": SCHEDULE, "header": header, "cpu": True, "show_example": False}
-        known |= {"beta": 0.5, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
-        return Job(stage=stage, **{**known, **options})
+        known = {"schedule": SCHEDULE, "header": header, "cpu": True, "output": TrainOutput(show_example=False)}
+        known |= {"name": stage, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
+
+        def taken(cls, **first):
+            names = {field.name for field in dataclasses.fields(cls)} & options.keys()
+            return cls(**first | {name: options.pop(name) for name in names})
+
+        own = taken(STAGES[stage].Options, **({"beta": 0.5} if stage == "dpo" else {}))
+        known |= {"stage": STAGES[stage].Stage(own, {}), "optimisation": taken(Optimisation)}
+        return Job(**known | options)
 
     return make
 
@@ -500,10 +535,10 @@ def weights(job):
     return torch.cat([state[name].float().flatten() for name in sorted(state)])
 
 
-LORA = Lora(r=8, alpha=16, dropout=0.1)
+NONE, LORA = LoraFlags(), LoraFlags(lora=True, lora_r=8, lora_alpha=16, lora_dropout=0.1)
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [NONE, LORA])
 @pytest.mark.parametrize("method", ["original", "consistency_avg", "consistency_dyn"])
 def test_the_first_loss_is_ln_2(job, method, lora):
     made = job("dpo", "run", method=method, lora=lora)
@@ -531,10 +566,14 @@ def test_below_one_half_a_pair_is_trained_in_reverse(job):
     assert margins[0] < 0 < margins[1]
 
 
+def by_own_c(stage):
+    return {"method": "consistency_dyn"} if stage == "dpo" else {}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, lora, killed_at", [("sft", None, 1), ("dpo", None, 5), ("dpo", LORA, 3)])
+@pytest.mark.parametrize("stage, lora, killed_at", [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3)])
 def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at):
-    options = {"lora": lora, "method": "consistency_dyn", "schedule": dataclasses.replace(SCHEDULE, saves=3)}
+    options = {"lora": lora, **by_own_c(stage), "schedule": dataclasses.replace(SCHEDULE, saves=3)}
     undisturbed, disturbed = (job(stage, name, **options) for name in ("whole", "cut"))
     work(undisturbed)
 
@@ -645,7 +684,7 @@ def test_lora_checkpoints_hold_the_merged_weights_and_the_adapter(job, tiny_fold
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [NONE, LORA])
 def test_gradient_checkpointing_changes_nothing(job, lora):
     ends = []
     for checkpointing in (False, True):
@@ -688,6 +727,194 @@ def test_nothing_left_to_train_on_is_an_error(job):
         work(job("sft", "run", max_length=3))
 
 
+def identity(*words):
+    """The settings of a run with these flags, on pairs made for consistency_avg, that all runs do not share."""
+    config = parse(TrainConfig, list(words), description="", example="")
+    name = config.optimisation.train_stage
+    stage = STAGES[name].Stage(getattr(config.stage, name), {"method": "consistency_avg"} if name == "dpo" else {})
+    made, every = settings(config, name, stage, 32), deciding(Optimisation())
+    return {flag: value for flag, value in made.items() if flag not in every and flag in as_dict(config.stage)}
+
+
+def test_a_run_is_known_by_the_flags_of_its_own_stage():
+    """SFT and plain DPO by those alone that the first version had, so that its runs are found again."""
+    before = {"method": "original", "beta": 0.1, "fixed_consistency": None}
+    dpo, own = ("--train_stage", "dpo"), before | {"method": "consistency_avg"}
+    assert identity("--train_stage", "sft") == before and identity(*dpo) == own
+    assert identity(*dpo, "--beta", "1") == own | {"beta": 1}
+    added = {"loss": "sigmoid", "rpo_alpha": 0.5, "length_normalize": False}
+    assert identity(*dpo, "--rpo_alpha", "0.5") == own | added
+    assert identity(*dpo, "--length_normalize", "no") == own
+    simpo = identity(*dpo, "--loss", "simpo", "--fixed_consistency", "1", "--simpo_gamma", "0.5")
+    assert simpo == identity(*dpo, "--loss", "simpo", "--fixed_consistency", "1")
+    assert simpo["simpo_gamma"] == 0.5 and simpo["length_normalize"] is True
+
+
+# Command lines ------------------------------------------------------------------------------------------------------
+
+TRAIN = "train.py --device cpu --model tiny --train_bsz 4 --lr 1e-3 --log_every 1 --show_example no"
+ON_PAIRS = f"{TRAIN} --name localdata/pairs.json --beta 0.5 --output_dir outputs/"
+ANCHOR = '''
+from dataclasses import dataclass
+
+from cream.cli.flags import flag
+from cream.errors import UserError
+from cream.records import Conversation
+
+RECORDS = (Conversation,)
+
+
+@dataclass
+class Options:
+    """Anchored fine-tuning"""
+
+    strength: float = flag(1.0, "weight of the squared distance to the starting policy", low=0)
+
+
+class Example:
+    def __init__(self, tokens):
+        self.tokens, self.prior = tokens, [float("nan")]
+
+
+class Stage:
+    model, unit, made_for_policy, references, label = "logprobs", "conversations", False, ("prior",), "anchored"
+
+    def __init__(self, options, about):
+        self.strength, self.settings = options.strength, {"strength": options.strength}
+        self.summary = f"strength {options.strength:g}"
+
+    def prepare(self, records, chat, limit, dropped):
+        return [(record.uuid, Example(chat.conversation(record.messages))) for record in records]
+
+    def facts(self, examples):
+        return {"anchors": len(examples)}
+
+    def group(self, example):
+        return [example.tokens]
+
+    def weight(self, example):
+        return 1
+
+    def loss(self, model, batch, examples):
+        import torch
+
+        sums = batch.response_sums(model(batch))
+        away = sums - torch.tensor([example.prior[0] for example in examples])
+        total = (self.strength * away**2 - sums).sum()
+        return total, {"loss": total.detach(), "away": away.abs().sum().detach()}
+
+    def check_first(self, metrics, tolerance):
+        if metrics["away"] > tolerance:
+            raise UserError("the policy is not where it started")
+'''
+
+
+@pytest.fixture(scope="module")
+def commands(workspace):
+    """The workspace with eight pairs of unknown origin, and a stage of a user's own."""
+    store.write(workspace.folder / "localdata/pairs.json", pairs(8))
+    (workspace.folder / "cream/training/stages/anchor.py").write_text(ANCHOR)
+    listing = workspace.folder / "cream/training/stages/__init__.py"
+    text = listing.read_text().replace("stages import dpo, sft", "stages import anchor, dpo, sft")
+    listing.write_text(text.replace('"dpo": dpo', '"dpo": dpo, "anchor": anchor'))
+    workspace.shorten("localdata/tiny/sft.json", 8)
+    return workspace
+
+
+@pytest.mark.slow
+def test_a_stage_is_a_file_and_a_line(commands):
+    """It trains by its own loss and flags, from a reference of its own; the other stages refuse its flags, as it does
+    theirs."""
+    run = commands.folder / "outputs/anchored"
+    out = commands.run(f"{TRAIN} --train_stage anchor --strength 3 --output_dir outputs/anchored").out
+    assert "ANCHOR of" in out and "strength 3" in out and "8 examples: 0 from the data, 0 cached, 8 computed" in out
+    first, last = logged(run)
+    assert first["away"] < 1e-3 < last["away"] and "conversations_per_second" in first
+    chat = load_chat(commands.folder / "assets/tiny_m0")
+    records = store.read(commands.folder / "localdata/tiny/sft.json", Conversation)
+    examples = [[chat.conversation(record.messages)] for record in records]
+    start = load(commands.folder / "assets/tiny_m0")
+    plan = next(global_batches(8, 4, 1, seed=0))
+    wanted = -sum(score(start, [examples[i]], Budget(1000))[0][0] for i in plan) / 4
+    assert first["loss"] == pytest.approx(wanted, rel=1e-4)
+    meta = store.read_json(run / "meta.json")
+    assert meta["settings"]["train_stage"] == "anchor" and meta["settings"]["strength"] == 3
+    assert meta["counts"]["anchors"] == 8
+    assert store.read_json(run / "checkpoint-last/cream.json")["stage"] == "anchor"
+    again = commands.run(f"{TRAIN} --train_stage anchor --strength 3 --output_dir outputs/anchored").out
+    assert "is up to date (same settings and inputs); skipping" in again
+    assert "strength: 3.0 -> 4.0" in commands.refused(
+        f"{TRAIN} --train_stage anchor --strength 4 --output_dir outputs/anchored"
+    )
+    assert "--strength belongs to --train_stage anchor" in commands.refused(f"{TRAIN} --strength 2")
+    assert "--beta belongs to --train_stage dpo" in commands.refused(f"{TRAIN} --train_stage anchor --beta 2")
+    refused = commands.refused(f"{TRAIN} --train_stage anchor --name localdata/pairs.json")
+    assert "holds Pair records; anchor trains on Conversation records" in refused
+    assert "did you mean anchor?" in commands.refused(f"{TRAIN} --train_stage ancor")
+    assert "SFT of" in commands.run(f"{TRAIN} --dry_run").out  # data imply the stage that was there first
+    assert "Anchored fine-tuning:" in commands.run("train.py --help").out
+
+
+@pytest.mark.slow
+def test_the_first_value_of_every_loss(commands):
+    """What each is at h = 0, where it has a reference; without one it is that of the log-probabilities themselves."""
+    chat, start = load_chat(commands.folder / "assets/tiny_m0"), load(commands.folder / "assets/tiny_m0")
+    examples = [example for _, example in dpo_stage().prepare(pairs(8), chat, 128, Counter())]
+    plan = next(global_batches(8, 4, 1, seed=0))
+    groups = [dpo_stage().group(examples[i]) for i in plan]
+    means = [
+        [s / len(t.predicted()) for s, t in zip(sums, group, strict=True)]
+        for sums, group in zip(score(start, groups, Budget(1000)), groups, strict=True)
+    ]
+    nll = -sum(chosen for chosen, _ in means) / 4
+    simpo = sum(math.log1p(math.exp(0.3 - 2 * (chosen - rejected))) for chosen, rejected in means) / 4
+    wanted = {
+        "sigmoid --method consistency_dyn": math.log(2),
+        "sigmoid --length_normalize yes": math.log(2),
+        "sigmoid --rpo_alpha 0.5": math.log(2) + 0.5 * nll,
+        "hinge --method consistency_dyn": 1,
+        "ipo": 1 / (4 * 0.5**2),
+        "simpo --simpo_gamma 0.3": simpo,
+    }
+    for number, (flags, value) in enumerate(wanted.items()):
+        beta = "--beta 2" if flags.startswith("simpo") else ""
+        command = f"{ON_PAIRS}{number} --loss {flags}".replace("--beta 0.5", beta or "--beta 0.5")
+        out = commands.run(command).out
+        first, last = logged(commands.folder / f"outputs/{number}")
+        assert first["loss"] == pytest.approx(value, rel=1e-4), flags
+        assert ("no reference" in out) == ("ratio_abs" not in first) == flags.startswith("simpo")
+        assert last["margin"] > first["margin"] and ("nll" in first) == ("rpo" in flags)
+        settings = commands.read(f"outputs/{number}/meta.json")["settings"]
+        assert settings.get("loss", "sigmoid") == flags.split()[0]
+        assert settings.get("length_normalize", False) is (flags.split()[0] in ("ipo", "simpo") or "length" in flags)
+    assert store.read_json(commands.folder / "outputs/5/meta.json")["settings"]["simpo_gamma"] == 0.3
+
+
+REFUSED = {
+    "ipo --method consistency_avg": "--loss ipo with --method consistency_avg",
+    "ipo --fixed_consistency 0.9": "--loss ipo with --fixed_consistency 0.9",
+    "ipo --fixed_consistency 0": "--loss ipo with --fixed_consistency 0",
+    "simpo --method consistency_dyn": "or --simpo_gamma 0",
+    "hinge --simpo_gamma 1": "--simpo_gamma belongs to --loss simpo",
+    "ippo": "did you mean ipo",
+    "hinge --train_stage sft": "--loss belongs to --train_stage dpo",
+    "hinge --rpo_alpha -1": "--rpo_alpha",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", REFUSED)
+def test_losses_that_are_not_defined_are_refused(commands, flags):
+    assert REFUSED[flags] in commands.refused(f"{ON_PAIRS}x --loss {flags}")
+
+
+@pytest.mark.slow
+def test_a_loss_with_a_target_trains_where_every_c_is_1(commands):
+    """Also pairs that were made for a method with C."""
+    commands.run(f"{ON_PAIRS}ipo --loss ipo --method consistency_avg --fixed_consistency 1 --dry_run")
+    commands.run(f"{ON_PAIRS}simpo --loss simpo --simpo_gamma 0 --method consistency_dyn --dry_run")
+
+
 # Several processes --------------------------------------------------------------------------------------------------
 
 
@@ -703,7 +930,7 @@ def test_two_processes_of_unequal_memory_equal_one(job, tiny_folder, stage):
     """9 examples in batches of 4, each in micro-batches: the last is one example, so that one process gets an empty
     micro-batch."""
     schedule = dataclasses.replace(SCHEDULE, batch_size=4, max_tokens=80)
-    one, two = (job(stage, name, method="consistency_dyn", limit_size=9, schedule=schedule) for name in ("one", "two"))
+    one, two = (job(stage, name, **by_own_c(stage), limit_size=9, schedule=schedule) for name in ("one", "two"))
     work(one)
     one.data.with_name("dpo.scores.jsonl").unlink(missing_ok=True)  # each computes its own reference
     launch.run(work_with_uneven_memory, two, ["cpu", "cpu"], "localhost", None, {})

@@ -21,7 +21,7 @@ from cream.model.load import load_policy
 from cream.model.logprobs import LogProbs, score
 from cream.model.lora import add_lora
 from cream.text.chat import Tokens
-from cream.training import dpo, sft
+from cream.training.stages import dpo, sft
 
 CPU = torch.device("cpu")
 VOCAB, WINDOW = 97, 16
@@ -160,13 +160,13 @@ def test_windows_of_these_models_decide(policy, name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_dpo_gradient_equals_that_of_padded_rows(policy, name):
-    stage = dpo.Stage(beta=0.1, tolerance=1e-3)
+    stage = dpo.Stage(dpo.Options(beta=0.1), {})
     examples = [dpo.Example(*group[:2], consistency=0.7) for group in GROUPS[1:]]
     for i, example in enumerate(examples):  # margins on both sides of 0, of a few nats
-        example.reference_chosen, example.reference_rejected = (
+        example.reference = [
             -4.5 * row.num_answer_tokens + shift
             for row, shift in ((example.chosen, i), (example.rejected, len(examples) - i))
-        )
+        ]
     found = []
     for share in (True, False):
         model = LogProbs(policy(name), share)
@@ -421,7 +421,7 @@ def both(policy):
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_packed_conversations_learn_as_each_alone(policy, name):
     """SFT: the gradient of a row of conversations is the sum of theirs, each over the library's plain path."""
-    stage, packed, padded = sft.Stage(), LogProbs(policy(name)), LogProbs(policy(name), share=False)
+    stage, packed, padded = sft.Stage(sft.Options(), {}), LogProbs(policy(name)), LogProbs(policy(name), share=False)
     batch = packed.pack([stage.group(tokens) for tokens in CONVERSATIONS])
     tokens = sum(map(len, CONVERSATIONS))
     assert batch.tokens == tokens and batch.input_ids.shape == (1, tokens + -tokens % trees.MULTIPLE["cpu"])

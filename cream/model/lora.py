@@ -10,6 +10,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.folders import KINDS, kind_of, tensors
+from cream.files.lock import Lock
 from cream.files.provenance import POLICY
 from cream.model.checkpoint import save
 from cream.model.load import load_policy, load_tokenizer

@@ -1,4 +1,4 @@
-"""What a training run says of itself: metrics and speed, without making the device wait between the lines."""
+"""The log of a training run: metrics and speed, without making the device wait between the lines."""
 
 import json
 import time
@@ -14,8 +14,8 @@ from cream.files.raw import atomic, named
 from cream.model.hardware import matrix_rate, peak_memory
 
 
-def _until(step: int, data: bytes) -> bytes:
-    """The lines of a log up to a step; one that was cut short by a kill or a full disk is none."""
+def _lines_until(step: int, data: bytes) -> bytes:
+    """The lines of a log up to a step; a line that a kill or a full disk truncated is left out."""
     kept = []
     for line in data.splitlines(keepends=True):
         with suppress(ValueError):
@@ -41,7 +41,7 @@ class Log:
         self.clock = time.monotonic()
         self.path = run / "log.jsonl"
         if accelerator.is_main_process:
-            kept = _until(start, self.path.read_bytes()) if self.path.exists() else b""
+            kept = _lines_until(start, self.path.read_bytes()) if self.path.exists() else b""
             with atomic(self.path) as file:
                 file.write(kept)
 
@@ -50,8 +50,8 @@ class Log:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0) + value
 
-    def worked(self, tokens: int, flops: float) -> None:
-        """What a global batch took, all processes together."""
+    def add_work(self, tokens: int, flops: float) -> None:
+        """Tokens and floating-point operations of a global batch, all processes together."""
         self.tokens += tokens
         self.flops += flops
 

@@ -1,8 +1,9 @@
 """The one training loop, on accelerate.
 
-A step's gradient is the mean over the whole global batch (pairs for DPO, answer tokens for SFT), whatever the packing,
-accumulation or number of processes: every rank plans the same global batch and takes every world-size-th micro-batch of
-it; each rank gets the same number of micro-batches (an empty one carries zero weight), so that collectives never hang.
+A step's gradient is the mean over the whole global batch (pairs for DPO, response tokens for SFT), whatever the
+packing, accumulation or number of processes: every rank plans the same global batch and takes every world-size-th
+micro-batch of it; each rank gets the same number of micro-batches (an empty one carries zero weight), so that
+collectives never hang.
 """
 
 import logging
@@ -24,7 +25,7 @@ from cream.training.log import Log
 from cream.training.parallel import Replicas, Shards
 
 log = logging.getLogger("cream")
-STATE_EVERY = 1800.0  # seconds of training that a kill may cost, beside a saved state
+STATE_EVERY = 1800.0  # at most so many seconds of training are lost if the process is killed
 STATE_SHARE = 20  # and at least so many times what saving the last one took
 
 
@@ -33,8 +34,8 @@ class Schedule:
     """How long and how fast to train.
 
     `batch_size` examples per step, of all processes together, in micro-batches of at most `max_tokens` tokens (None:
-    what the memory carries); `saves` checkpoints spread evenly, the last at the end; learning rate: linear warm-up over
-    `warmup_ratio` of the steps, then cosine to 0.
+    as many as fit in memory); `saves` checkpoints spread evenly, the last at the end; learning rate: linear warm-up
+    over `warmup_ratio` of the steps, then cosine to 0.
     """
 
     epochs: int = 1
@@ -76,8 +77,8 @@ def micro_batches(shapes: Sequence[tuple[int, int]], max_tokens: int, world: int
 
 
 def common_budget(accelerator: Accelerator, weights: Replicas | Shards, max_tokens: int | None) -> Budget:
-    """Tokens of a micro-batch: `max_tokens`, or what the memory of each process carries; the same for all, so that all
-    plan the same micro-batches."""
+    """Tokens of a micro-batch: `max_tokens`, or as many as fit in the memory of each process; the same number for all,
+    so that all plan the same micro-batches."""
     device = accelerator.device
     found = budget(max_tokens, weights.whole.model, device, training=True, shards=weights.shards)
     tokens = int(accelerator.gather(torch.tensor([found.tokens], device=device)).min())
@@ -106,12 +107,14 @@ def train(
     run: Path,
     save: Callable[[int], None],
     progress: Callable[[int, int, dict], None] = lambda step, steps, metrics: None,
+    check_first: Callable[[dict], None] = lambda metrics: None,
 ) -> dict[str, float]:
     """Train `weights` on `examples` by `stage`'s loss; returns the last logged metrics.
 
-    `tokens` bound a micro-batch, `save(step)` writes a checkpoint. A run that was interrupted goes on from its last
-    saved state in `run`: it is saved with each checkpoint but the last, and where these are long in coming; a signal to
-    any process saves it after the step in flight and ends all by Interrupted.
+    `tokens` bound a micro-batch, `save(step)` writes a checkpoint, `check_first` sees the first step's metrics. An
+    interrupted run resumes from its last saved state in `run`, which is saved with each checkpoint but the last, and
+    where these are long in coming; a signal to any process saves it after the step in flight and ends all by
+    Interrupted.
     """
     plan = list(global_batches(len(examples), schedule.batch_size, schedule.epochs, schedule.seed))
     batches = GlobalBatches(accelerator, weights, stage, examples, tokens)
@@ -120,16 +123,16 @@ def train(
     saved = save_steps(len(plan), schedule.saves)
     warmup = math.ceil(schedule.warmup_ratio * len(plan))
     weights.model.train()
-    kept, every = time.monotonic(), STATE_EVERY
+    saved_at, every = time.monotonic(), STATE_EVERY
     with interrupts.deferred():
         for step, indices in enumerate(plan[start:], start + 1):
             total = batches.backward(indices, logger)
             lr = schedule.lr * learning_rate(step - 1, len(plan), warmup)
             norm = weights.step(lr, schedule.max_grad_norm)
-            logger.end_step(step, total, norm, lr, stage.check_first if step == 1 else None)
+            logger.end_step(step, total, norm, lr, check_first if step == 1 else None)
             if step == start + 1:
                 weights.check_equal()
-            due = time.monotonic() - kept > every and state.fits(run, weights.whole)
+            due = time.monotonic() - saved_at > every and state.fits(run, weights.whole)
             asked, due = any_process(accelerator, interrupts.asked(), due)
             if step in saved or asked or due:
                 logger.check_finite(step)
@@ -138,8 +141,8 @@ def train(
             if step < len(plan) and (asked or due or step in saved):
                 began = time.monotonic()
                 state.save(accelerator, run, step)
-                kept = time.monotonic()
-                every = max(STATE_EVERY, STATE_SHARE * (kept - began))
+                saved_at = time.monotonic()
+                every = max(STATE_EVERY, STATE_SHARE * (saved_at - began))
             if asked and step < len(plan):
                 accelerator.wait_for_everyone()
                 interrupts.stop(agreed=True)
@@ -173,22 +176,22 @@ class GlobalBatches:
         total = sum(self.stage.weight(self.examples[i]) for i in indices)
         while True:
             try:
-                found = self._micro_batches(indices, total)
+                computed = self._micro_batches(indices, total)
                 break
             except RuntimeError as error:
                 self.budget.halve(error)
                 self.weights.zero_grad()
-        for metrics in found:
+        for metrics in computed:
             logger.add(metrics)
         tokens = sum(self.shapes[i][0] * self.shapes[i][1] for i in indices)
         scored = sum(self.scored[i] for i in indices)
-        logger.worked(tokens, self.passes * (tokens * self.flops[0] + scored * self.flops[1]))
+        logger.add_work(tokens, self.passes * (tokens * self.flops[0] + scored * self.flops[1]))
         return total
 
     def _micro_batches(self, indices: Sequence[int], total: int) -> list[dict[str, torch.Tensor]]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = micro_batches([self.shapes[i] for i in indices], self.budget.tokens, world, rank)
-        found = []
+        computed = []
         for number, chunk in enumerate(mine, 1):
             weight = 1.0 if chunk else 0.0  # an empty one: some example, of no weight
             members = [self.examples[indices[i]] for i in chunk or [0]]
@@ -197,5 +200,5 @@ class GlobalBatches:
                 with self.accelerator.autocast():
                     loss, metrics = self.stage.loss(self.weights.model, batch.to(self.accelerator.device), members)
                 self.weights.backward(loss * (weight * world / total))
-            found.append({name: weight * value.float() for name, value in metrics.items()})
-        return found
+            computed.append({name: weight * value.float() for name, value in metrics.items()})
+        return computed

@@ -17,7 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 
 from cream.errors import UserError
+from cream.files import store
 from cream.model.backbone import Backbone
+from cream.training.options import check_compiler
 from cream.training.state import UNIVERSAL
 
 log = logging.getLogger("cream")
@@ -46,7 +48,7 @@ class Replicas:
 
     def zero_grad(self) -> None:
         """Forget the gradient."""
-        self.optimizer.zero_grad(set_to_none=False)  # some gradients are added where they stand
+        self.optimizer.zero_grad(set_to_none=False)  # some gradients are added in place
 
     def step(self, lr: float, max_norm: float) -> torch.Tensor:
         """Clip, update at this learning rate; returns the gradient's norm before clipping."""
@@ -115,7 +117,7 @@ class Shards:
             self.accelerator.load_state(str(folder))
             return
         if self.accelerator.is_main_process:
-            log.info("the state is of %d processes: its shards are put together anew", processes)
+            log.info("the state is of %d processes: its shards are put together again", processes)
             convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
             where = ["--input_folder", str(folder / "pytorch_model"), "--output_folder", str(folder / UNIVERSAL)]
             shutil.rmtree(folder / UNIVERSAL, ignore_errors=True)  # of a conversion that was killed
@@ -123,14 +125,15 @@ class Shards:
             if done.returncode:
                 why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
                 raise UserError(
-                    f"{folder}: DeepSpeed cannot convert the state of {processes} processes: {why}; go on with "
-                    f"{processes}, or --resume no"
+                    f"{folder}: DeepSpeed cannot convert the state of {processes} processes: {why}; resume "
+                    f"with {processes}, or train from scratch by --resume no"
                 )
         self.accelerator.wait_for_everyone()
-        found, _ = self.model.load_checkpoint(str(folder), tag=UNIVERSAL)
-        if found is None:
+        loaded, _ = self.model.load_checkpoint(str(folder), tag=UNIVERSAL)
+        if loaded is None:
             raise UserError(
-                f"{folder}: DeepSpeed did not load the state; go on with {processes} processes, or --resume no"
+                f"{folder}: DeepSpeed did not load the state; resume with {processes} processes, or train from scratch "
+                "by --resume no"
             )
 
     def weights(self) -> dict[str, torch.Tensor] | None:
@@ -139,17 +142,17 @@ class Shards:
         import deepspeed
         from deepspeed.utils import safe_get_full_fp32_param
 
-        found = {}
+        whole = {}
         for name, parameter in self.whole.model.named_parameters():
             value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
             with deepspeed.zero.GatheredParameters([parameter], enabled=value is None and self.stage == 3):
                 value = parameter if value is None else value
                 if self.accelerator.is_main_process:
-                    found[name] = value.detach().to("cpu", copy=True)
+                    whole[name] = value.detach().to("cpu", copy=True)
         if not self.accelerator.is_main_process:
             return None
-        kept = self.whole.model.state_dict().keys()
-        return found | {n: b.detach().cpu() for n, b in self.whole.model.named_buffers() if n in kept}
+        saved = self.whole.model.state_dict().keys()
+        return whole | {n: b.detach().cpu() for n, b in self.whole.model.named_buffers() if n in saved}
 
 
 def _optimizer(model: Backbone, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -178,6 +181,15 @@ OURS = {  # settings that train.py's flags make, and which flag
 PARTS = ("zero_optimization", "fp16", "bf16", "checkpoint")
 
 
+def read_settings(path: str) -> dict:
+    """The DeepSpeed configuration in a file, checked; from here on DeepSpeed finds the ninja that it compiles with."""
+    settings = store.read_json(Path(path))
+    check_settings(settings, path)
+    check_compiler(f"--deepspeed {path}: DeepSpeed compiles parts of itself and")
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return settings
+
+
 def check_settings(settings: object, where: str) -> None:
     """Raises UserError where a DeepSpeed configuration sets what is train.py's to set, or no ZeRO stage."""
     parts = [settings, *(settings.get(name, {}) for name in PARTS)] if isinstance(settings, dict) else [settings]
@@ -195,8 +207,8 @@ def check_settings(settings: object, where: str) -> None:
 
 
 def compiling() -> list[Path]:
-    """Marks that a process compiles a part of DeepSpeed: who needs the part waits as long as one stands, and a process
-    that is killed at it leaves its mark."""
+    """Lock files of processes that compile a part of DeepSpeed: whoever needs the part waits until the file is gone,
+    and a process that is killed while compiling leaves it behind."""
     from torch.utils.cpp_extension import get_default_build_root
 
     return sorted(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).rglob("lock"))

@@ -2,12 +2,10 @@
 
 import logging
 import os
-import shutil
 import time
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -16,9 +14,10 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
 from cream.cli import console, preflight
+from cream.cli.flags import as_dict
 from cream.errors import UserError
 from cream.files import store
-from cream.files.provenance import LAST, Provenance, origin, read_kind, read_meta
+from cream.files.provenance import ARGS, LAST, RUN, Provenance, origin, read_kind
 from cream.files.store import MALFORMED
 from cream.model.checkpoint import length_limit, save, stored_dtype
 from cream.model.hardware import free_memory
@@ -27,56 +26,78 @@ from cream.model.logprobs import LogProbs
 from cream.model.lora import add_lora, merged
 from cream.model.precision import Precision, choose_precision
 from cream.scoring.cache import Source
-from cream.training import STAGES, dpo, parallel, reference, sft, state
+from cream.training import parallel, reference, state
+from cream.training.folder import clear, starts_again, tidy
 from cream.training.launch import given_world, is_first_process
 from cream.training.loop import Schedule, common_budget, train
+from cream.training.options import LoraFlags, Optimisation, TrainOutput
 
 log = logging.getLogger("cream")
-WRITTEN = ("state", "log.jsonl", "rejected.jsonl")  # in a run's folder, beside checkpoints, args.json, meta.json
-SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "grad_norm", "lr")
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters: rank, scale numerator, dropout on their input."""
-
-    r: int = 32
-    alpha: float = 64
-    dropout: float = 0.1
+MODELS = {"logprobs": LogProbs}  # a stage's `model` -> the wrapper of the weights that its loss is computed with
+SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides a run. `start` is the folder of the policy trained from; `header` the settings and inputs that
-    the run's sidecar records, with `provenance`, `flags` what args.json keeps besides; `skip` leaves malformed records
-    out; `afresh` removes what stands in the run's folder; `fixed_consistency` overrides the pairs' C."""
+    """All that decides a run. `name` is the stage's, `start` the folder of the policy trained from; `header` the
+    settings and inputs that the run's sidecar records, with `provenance`, `flags` what args.json keeps besides; `clear`
+    removes an earlier run from the folder `run`; `skip` skips malformed records."""
 
-    stage: str
+    name: str
+    stage: object
     start: Path
     data: Path
     run: Path
     schedule: Schedule
     header: dict
     provenance: Provenance = field(default_factory=Provenance)
-    skip: bool = False
     flags: dict = field(default_factory=dict)
-    afresh: bool = False
-    method: str = "original"
-    beta: float = 0.1
-    fixed_consistency: float | None = None
+    clear: bool = False
+    skip: bool = False
     max_length: int = 2048
     limit_size: int | None = None
     chat_template: Path | None = None
-    lora: Lora | None = None
     bf16: bool | None = None
-    save_dtype: str = "auto"
-    grad_checkpointing: bool = False
-    compile: bool = False
     cpu: bool = False
     deepspeed: dict | None = None
-    report_to: str | None = None
-    wandb: dict | None = None
-    show_example: bool = True
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    lora: LoraFlags = field(default_factory=LoraFlags)
+    output: TrainOutput = field(default_factory=TrainOutput)
+
+
+def make_job(config, header: dict, batch_size: int, *, run: Path, **decided) -> Job:
+    """The job of train.py's flags, in steps of `batch_size` examples; `decided` are fields that follow from flags."""
+    o = config.optimisation
+    ratio = o.save_eval_step_ratio or o.epoch
+    schedule = Schedule(
+        epochs=o.epoch,
+        batch_size=batch_size,
+        max_tokens=o.max_tokens_per_batch,
+        lr=o.lr,
+        weight_decay=o.weight_decay,
+        warmup_ratio=o.warmup_step_ratio,
+        max_grad_norm=o.max_grad_norm,
+        saves=round(ratio if ratio >= 1 else 1 / ratio),
+        log_every=o.log_every,
+        seed=config.run.seed,
+    )
+    return Job(
+        run=run,
+        schedule=schedule,
+        header=header,
+        flags=as_dict(config),
+        clear=starts_again(run, header, config.run.overwrite, o.resume),
+        skip=config.run.skip,
+        max_length=config.data.max_length,
+        chat_template=config.model.template(),
+        bf16=config.device.bf16,
+        cpu=config.device.devices()[0] == "cpu",
+        deepspeed=None if o.deepspeed is None else parallel.read_settings(o.deepspeed),
+        optimisation=o,
+        lora=config.lora,
+        output=config.output,
+        **decided,
+    )
 
 
 def work(job: Job) -> None:
@@ -101,138 +122,98 @@ def work(job: Job) -> None:
     limit = length_limit(job.max_length, job.start)
     dropped: Counter[str] = Counter()
     rows, facts = _examples(job, chat, limit, dropped)
-    examples = [row[-1] for row in rows]
-    if job.show_example:
-        _show(chat, examples[0])
+    examples = [example for _, example in rows]
+    if job.output.show_example:
+        first = chat.show(job.stage.group(examples[0])[0])
+        log.info("first example, its trained tokens marked (the loss mask):\n%s", first)
     policy = _policy(job, precision.dtype, accelerator.device)
-    saved_as = stored_dtype(job.start) if job.save_dtype == "auto" else getattr(torch, job.save_dtype)
-    log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), job.save_dtype)
-    model = LogProbs(policy)
+    dtype = job.optimisation.save_dtype
+    saved_as = stored_dtype(job.start) if dtype == "auto" else getattr(torch, dtype)
+    log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), dtype)
+    model = MODELS[job.stage.model](policy)
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
     weights = kind(accelerator, model, job.schedule.lr, job.schedule.weight_decay)
     tokens = common_budget(accelerator, weights, job.schedule.max_tokens)
-    stage = sft.Stage()
-    if job.stage == "dpo":
-        exact = precision.exact and precision.dtype == torch.float32
-        stage = dpo.Stage(job.beta, tolerance=1e-3 if exact else 0.5)
+    if job.stage.references:
         source = Source(job.header["inputs"]["start"], precision.name, device.type)
-        _take_reference(job, rows, source)
-        pairs = [(uuid, example) for uuid, _, example in rows]
-        reference.fill(accelerator, model, pairs, job.data, source, tokens)
+        reference.check_recorded(job.stage, examples, job.data, job.header["inputs"], source)
+        reference.fill(accelerator, model, job.stage, rows, job.data, source, tokens)
     job.provenance.check_unchanged()
     _begin(accelerator, job)
 
     def save(step: int) -> None:
         _save(accelerator, weights, chat.tokenizer, job, step, saved_as)
 
-    last = train(accelerator, weights, stage, examples, job.schedule, tokens, job.run, save, _report)
+    def check_first(metrics: dict[str, float]) -> None:
+        exact = precision.exact and precision.dtype == torch.float32
+        job.stage.check_first(metrics, tolerance=1e-3 if exact else 0.5)
+
+    prepared = accelerator, weights, job.stage, examples, job.schedule, tokens, job.run
+    last = train(*prepared, save, _report, check_first)
     accelerator.free_memory()
     accelerator.end_training()
     if accelerator.is_main_process:
         counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
-        took = round(time.monotonic() - began, 3)
-        if dropped[MALFORMED]:
-            bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size)
-            store.write_rows(job.run / "rejected.jsonl", bad)
-        saved = read_kind(job.run / LAST)["fingerprint"]
-        facts = {"counts": counts, "last": last, "wall_seconds": took, "output": saved}
-        store.write_json(job.run / "meta.json", {**job.header, **origin(), **job.provenance.record(job.run), **facts})
-        tidy(job.run)
+        _finish(job, {"counts": counts, "last": last, "wall_seconds": round(time.monotonic() - began, 3)})
+
+
+def _finish(job: Job, facts: dict) -> None:
+    """The sidecar, which says that the run is finished, and before it the malformed records that were skipped."""
+    if facts["counts"]["dropped"].get(MALFORMED):
+        bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size)
+        store.write_rows(job.run / "rejected.jsonl", bad)
+    facts |= {"output": read_kind(job.run / LAST)["fingerprint"]}
+    store.write_json(job.run / RUN, {**job.header, **origin(), **job.provenance.record(job.run), **facts})
+    tidy(job.run)
 
 
 def _accelerator(job: Job, precision: Precision) -> Accelerator:
-    sharded, saved = job.deepspeed is not None, None if job.afresh else state.last(job.run)
+    sharded, saved = job.deepspeed is not None, None if job.clear else state.last(job.run)
     other = saved is not None and saved.processes != int(os.environ.get("WORLD_SIZE", "1"))
     if sharded:
         log.info("setting up DeepSpeed (its first use compiles for about half a minute)")
         if is_first_process() and (marks := parallel.compiling()):
             log.warning(
-                "%s: another process compiles that part of DeepSpeed, and this one may wait for it. If none does, one "
-                "was killed at it, and the wait has no end: remove that file",
+                "%s: another process compiles this part of DeepSpeed, and this one may wait for it. If no process "
+                "does, one was killed while compiling and the wait has no end: remove this file",
                 marks[0],
             )
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
     return Accelerator(
         cpu=job.cpu and not sharded,  # with it accelerate would leave DeepSpeed out, unsaid
         mixed_precision="bf16" if precision.autocast or precision.dtype == torch.bfloat16 else "no",
-        log_with=job.report_to,
+        log_with=job.output.report_to,
         project_dir=str(job.run),
         deepspeed_plugin=parallel.plugin(job.deepspeed, job.schedule.max_grad_norm, other) if sharded else None,
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if sharded and job.cpu else None,
     )
 
 
-def clear(run: Path) -> None:
-    """Remove an earlier run from its folder: what training writes there, and nothing else. args.json stays until it is
-    replaced: it says whose folder this is, whenever this is killed."""
-    for path in (run / "meta.json", *run.glob("checkpoint-*"), *(run / name for name in WRITTEN)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def tidy(run: Path) -> None:
-    """Remove what a finished run needs no more: the state to go on from, and what a kill left of a folder."""
-    for left in (run / "state", *run.glob(".checkpoint-*")):
-        left.unlink() if left.is_symlink() else shutil.rmtree(left, ignore_errors=True)
-
-
 def _begin(accelerator: Accelerator, job: Job) -> None:
     """The run's folder and trackers: nothing is written before all that a user could have got wrong is read."""
     if accelerator.is_main_process:
-        if job.afresh:
+        if job.clear:
             clear(job.run)
-        store.write_json(job.run / "args.json", {**job.header, "flags": job.flags})
+        store.write_json(job.run / ARGS, {**job.header, "flags": job.flags})
     accelerator.wait_for_everyone()
-    if job.report_to:
+    if job.output.report_to:
         facts = {"start": str(job.start), "data": str(job.data), **asdict(job.schedule)}
-        entity = {"wandb": {"entity": (job.wandb or {}).get("entity")}}
-        accelerator.init_trackers((job.wandb or {}).get("project", "CREAM"), config=facts, init_kwargs=entity)
+        entity = {"wandb": {"entity": job.output.wandb_entity_name}}
+        accelerator.init_trackers(job.output.wandb_project_name, config=facts, init_kwargs=entity)
 
 
-def _examples(job: Job, chat, limit: int, dropped: Counter[str]) -> tuple[list, dict]:
-    """The stage's examples and what the log and sidecar say of them."""
-    module = import_module(STAGES[job.stage])
+def _examples(job: Job, chat, limit: int, dropped: Counter[str]) -> tuple[list[tuple[str, object]], dict]:
+    """The stage's (uuid, example) rows, and what the sidecar says of them."""
     kind = store.detect(job.data, skip=job.skip)
     records = list(store.read(job.data, kind, job.limit_size, skip=job.skip))
-    rows = module.examples(records, chat, limit, dropped)
+    rows = job.stage.prepare(records, chat, limit, dropped)
     for reason, count in dropped.items():
         log.info("dropped %d of %d records: %s", count, len(records), reason)
     if job.skip and (bad := sum(1 for _ in store.rejected(job.data, kind, job.limit_size))):
         dropped[MALFORMED] = bad
     if not rows:
         raise UserError(f"{job.data}: no record is left to train on (dropped: {dict(dropped)})")
-    facts = {"records": len(records)}
-    if job.stage == "dpo":
-        facts |= dpo.weigh(rows, job.method, job.fixed_consistency)
-        log.info(
-            "%d pairs, C by %s: mean used %.3f; %d with C < 1/2 are trained in reverse",
-            facts["pairs"],
-            job.method if job.fixed_consistency is None else "--fixed_consistency",
-            facts["mean_c_used"],
-            facts["trained_in_reverse"],
-        )
-    return rows, facts
-
-
-def _take_reference(job: Job, rows: list, source: Source) -> None:
-    """Let the pairs' own log-probabilities stand where they are this reference's; otherwise say why not."""
-    about, inputs = read_meta(job.data) or {}, job.header["inputs"]
-    if about and about.get("output") != inputs["data"]:
-        why = "the file was changed since they were written"
-    else:
-        why = reference.trusted(about.get("scored"), source, inputs.get("chat_template"))
-    if why is None:
-        return
-    log.info("the pairs' own log-probabilities do not serve as reference: %s", why)
-    for *_, example in rows:
-        example.reference_chosen = example.reference_rejected = float("nan")
-
-
-def _show(chat, example) -> None:
-    tokens = example.chosen if isinstance(example, dpo.Example) else example
-    log.info("first example, what is trained on marked:\n%s", chat.show(tokens))
+    return rows, {"records": len(records)} | job.stage.facts([example for _, example in rows])
 
 
 def _policy(job: Job, dtype: torch.dtype, device: torch.device):
@@ -240,39 +221,43 @@ def _policy(job: Job, dtype: torch.dtype, device: torch.device):
     zero = (job.deepspeed or {}).get("zero_optimization", {})
     world, here = given_world() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     offload = "offload_optimizer" in zero or "offload_param" in zero
-    need = preflight.training(job.start, job.lora is None, world, zero.get("stage", 0), dtype.itemsize, offload)
+    need = preflight.training(job.start, not job.lora.lora, world, zero.get("stage", 0), dtype.itemsize, offload)
     preflight.memory(need * (here if job.cpu else 1), free_memory(device), f"training {job.start}")
     model = load_policy(job.start, dtype, device)
-    if job.compile:
+    if job.optimisation.compile:
         model.base_model.compile(dynamic=True)
-    if job.grad_checkpointing:
+    if job.optimisation.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    if job.lora:
-        model = add_lora(model, job.lora.r, job.lora.alpha, job.lora.dropout)
+    if job.lora.lora:
+        model = _adapted(model, job.lora)
         count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        log.info("LoRA: r %d, alpha %g, %d trained parameters", job.lora.r, job.lora.alpha, count)
+        log.info("LoRA: r %d, alpha %g, %d trained parameters", job.lora.lora_r, job.lora.lora_alpha, count)
     return model
+
+
+def _adapted(model, lora: LoraFlags):
+    return add_lora(model, lora.lora_r, lora.lora_alpha, lora.lora_dropout)
 
 
 def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dtype: torch.dtype) -> None:
     state, model = weights.weights(), weights.whole.model
     if not accelerator.is_main_process:
         return
-    if job.lora and state is not None:
+    if job.lora.lora and state is not None:
         unset_hf_deepspeed_config()  # with it ZeRO-3 would put what is loaded here into shards, too
         base = load_policy(job.start, torch.float32, torch.device("cpu"))
         job.provenance.check_unchanged()
-        model = add_lora(base, job.lora.r, job.lora.alpha, job.lora.dropout)
-        found = model.load_state_dict(state, strict=False)  # tied weights have one name there
-        if found.unexpected_keys or any("lora_" in name for name in found.missing_keys):
-            raise RuntimeError(f"the adapter's weights have other names than the model's: {found}")
+        model = _adapted(base, job.lora)
+        other = model.load_state_dict(state, strict=False)  # tied weights have one name there
+        if other.unexpected_keys or any("lora_" in name for name in other.missing_keys):
+            raise RuntimeError(f"the adapter's weights have other names than the model's: {other}")
         state = None
     folder = job.run / f"checkpoint-{step}"
-    about = {"stage": job.stage, "step": step, "started_from": str(job.start), **job.header}
+    about = {"stage": job.name, "step": step, "started_from": str(job.start), **job.header}
     about |= job.provenance.record(folder)
-    save(merged(model) if job.lora else model, tokenizer, folder, dtype, about, state)
-    if job.lora:
+    save(merged(model) if job.lora.lora else model, tokenizer, folder, dtype, about, state)
+    if job.lora.lora:
         model.save_pretrained(folder / "adapter")
     link = job.run / ".checkpoint-last"
     link.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What an interrupted run goes on from: the libraries' last saved state, replaced only by a newer whole one.
+"""What an interrupted run resumes from: the libraries' last saved state, replaced only by a newer complete one.
 
 That state has pickles, which can run anything: it is loaded from the run's own folder only, and only as it was saved.
 """
@@ -19,12 +19,12 @@ from cream.files.raw import named
 from cream.model.hardware import numel
 
 log = logging.getLogger("cream")
-AFRESH = "--resume no trains from the start again"
-UNIVERSAL = "universal"  # DeepSpeed's form for another number of processes: made from the rest, anew for each resuming
+FROM_SCRATCH = "--resume no trains from scratch"
+UNIVERSAL = "universal"  # DeepSpeed's form for another number of processes, made from the rest at each resumption
 
 
 class Saved(msgspec.Struct):
-    """The manifest of a state that stands whole: after which step, of how many processes, hash by file."""
+    """The manifest of a complete state: after which step, of how many processes, hash by file."""
 
     step: int
     processes: int
@@ -32,14 +32,14 @@ class Saved(msgspec.Struct):
 
 
 def last(run: Path) -> Saved | None:
-    """The manifest in a run's folder; None where no state stands whole. Raises UserError on a damaged one."""
+    """The manifest in a run's folder; None where no state is complete. Raises UserError on a damaged one."""
     marker = run / "state" / "whole"
     if not marker.exists():
         return None
     try:
         return msgspec.convert(store.read_json(marker), Saved)
     except msgspec.ValidationError as error:
-        raise UserError(f"{marker}: damaged: {error}; {AFRESH}") from None
+        raise UserError(f"{marker}: damaged: {error}; {FROM_SCRATCH}") from None
 
 
 def fits(run: Path, model) -> bool:
@@ -70,20 +70,22 @@ def resume(accelerator: Accelerator, weights, run: Path) -> int:
 
     Raises UserError where a file of it is not what it was when it was saved.
     """
-    found = last(run)
-    if len({msgspec.json.encode(seen) for seen in gather_object([found])}) > 1:
+    saved = last(run)
+    if len({msgspec.json.encode(seen) for seen in gather_object([saved])}) > 1:
         raise UserError(f"{run}: not all processes see the same state there; the run's folder must be shared")
-    if found is None:
+    if saved is None:
         return 0
-    folder = run / "state" / str(found.step)
+    folder = run / "state" / str(saved.step)
     if accelerator.is_main_process:
         now = _hashes(folder)
-        if changed := sorted(name for name in {*now, *found.files} if now.get(name) != found.files.get(name)):
-            raise UserError(f"{folder}: {', '.join(changed[:3])} is not what was saved; nothing is loaded; {AFRESH}")
+        if changed := sorted(name for name in {*now, *saved.files} if now.get(name) != saved.files.get(name)):
+            raise UserError(
+                f"{folder}: {', '.join(changed[:3])} is not what was saved; nothing is loaded; {FROM_SCRATCH}"
+            )
     accelerator.wait_for_everyone()
-    weights.load(folder, found.processes)
-    log.info("resuming after step %d", found.step)
-    return found.step
+    weights.load(folder, saved.processes)
+    log.info("resuming after step %d", saved.step)
+    return saved.step
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -1,0 +1,170 @@
+"""The flags of training that all stages share, and the choice of the stage, whose own flags are in its file."""
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cream.cli.flags import as_dict, chosen, deciding, flag, one_of
+from cream.errors import UserError
+from cream.files import store
+from cream.files.provenance import read_meta
+from cream.training.stages import STAGES, implied_by
+
+StageFlags = one_of({name: stage.Options for name, stage in STAGES.items()})
+# In the settings of every run since before stages had flags of their own, so that those runs are found again.
+EVERY_RUN = {"method": "original", "beta": 0.1, "fixed_consistency": None}
+
+
+@dataclass
+class TrainData:
+    """Data"""
+
+    name: str | None = flag(
+        None,
+        "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file; none: oasst_sft, with the tiny "
+        "model tiny_sft",
+        decides=False,
+    )
+    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
+    max_length: int = flag(
+        2048,
+        "tokens of prompt and response together; longer ones are dropped, never truncated (the model's context is a "
+        "limit too)",
+        low=2,
+    )
+
+
+@dataclass
+class Optimisation:
+    """Optimisation"""
+
+    train_stage: str | None = flag(
+        None, "how to train: each has flags of its own; none: as the data imply", choices=tuple(STAGES)
+    )
+    epoch: int = flag(1, "passes over the data", low=1)
+    train_bsz: int = flag(
+        2, "examples (DPO: pairs); global batch = train_bsz x processes x grad_accum", low=1, decides=False
+    )
+    grad_accum: int = flag(
+        1,
+        "factor of the global batch; how much of it is computed at once is --max_tokens_per_batch's alone",
+        aliases=("gradient_accumulation_steps",),
+        low=1,
+        decides=False,
+    )
+    max_tokens_per_batch: int | None = flag(
+        None,
+        "tokens of a forward and backward pass, a pair's prompt counted once; none: as many as fit in memory, at most "
+        "512 on a CPU and 65536 on a GPU (more is no faster)",
+        low=1,
+        decides=False,
+    )
+    lr: float = flag(1e-6, "peak learning rate of AdamW; cosine to 0 after the warm-up", above=0)
+    weight_decay: float = flag(0.01, "AdamW's decoupled weight decay", low=0)
+    warmup_step_ratio: float = flag(0.1, "share of the steps in which the learning rate rises linearly", low=0, high=1)
+    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", above=0)
+    save_eval_step_ratio: float | None = flag(
+        None, "checkpoints: >= 1 their number, < 1 the share of steps between two; none: one per epoch", above=0
+    )
+    save_dtype: str = flag(
+        "auto",
+        "dtype of saved weights; auto: that of the weights started from",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    grad_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
+    deepspeed: str | None = flag(
+        None,
+        "DeepSpeed configuration: gradients and optimiser states in shards (ZeRO-2), weights too (ZeRO-3)",
+        decides=False,
+    )
+    compile: bool = flag(
+        False, "torch.compile the layers: pays on GPUs and long runs (needs a C++ compiler on CPU)", decides=False
+    )
+    log_every: int = flag(
+        10, "steps between two log lines (the first and last step are always logged)", low=1, decides=False
+    )
+    resume: bool = flag(
+        True, "resume an interrupted run from its last saved state; no: start it from scratch", decides=False
+    )
+
+
+@dataclass
+class LoraFlags:
+    """LoRA"""
+
+    lora: bool = flag(
+        False,
+        "train low-rank adapters; checkpoints hold the merged weights, and the adapter beside them",
+        aliases=("enable",),
+    )
+    lora_r: int = flag(32, "rank", aliases=("r",), low=1)
+    lora_alpha: float = flag(64, "scale numerator: the update is multiplied by alpha / r", aliases=("alpha",), above=0)
+    lora_dropout: float = flag(0.1, "dropout on the adapters' input", aliases=("dropout",), low=0, below=1)
+
+
+@dataclass
+class TrainOutput:
+    """Output"""
+
+    output_dir: str | None = flag(
+        None, "run folder; none: outputs/<stage>/<dataset>-ckpt_<name>[-<method>]-<hash of the settings>", decides=False
+    )
+    run_name: str | None = flag(None, "put in front of the run folder's name")
+    register: str | None = flag(
+        None, "name under which the last checkpoint enters configs/checkpoint.json", decides=False
+    )
+    report_to: str | None = flag(
+        None, "tracker of the metrics, beside log.jsonl", choices=("tensorboard", "wandb"), decides=False
+    )
+    wandb_project_name: str = flag("CREAM", "project of --report_to wandb", decides=False)
+    wandb_entity_name: str | None = flag(None, "entity of --report_to wandb", decides=False)
+    show_example: bool = flag(True, "print the first example with its trained tokens marked", decides=False)
+    master_address: str = flag("localhost", "address at which several processes meet", decides=False)
+    master_port: int | None = flag(None, "its port; none: a free one", low=1, high=65535, decides=False)
+    local_rank: int | None = flag(
+        None, "given by the deepspeed launcher; LOCAL_RANK, which it sets, is what counts", low=0, decides=False
+    )
+
+
+def choose_stage(train_stage: str | None, flags, data: Path, skip: bool) -> tuple[str, object]:
+    """(name, Stage) of the stage that --train_stage names, or that the records in `data` imply; `flags` is a
+    StageFlags, `skip` whether malformed records are skipped.
+
+    Raises UserError where the stage does not train on such records, where a flag belongs to another stage, or where
+    the stage's own flags contradict each other or the data.
+    """
+    kind = store.detect(data, skip=skip)
+    name = train_stage or implied_by(kind)
+    if name is None or kind not in STAGES[name].RECORDS:
+        trained = "; ".join(
+            f"{each} trains on {' or '.join(record.__name__ for record in stage.RECORDS)} records"
+            for each, stage in STAGES.items()
+            if each == (train_stage or each)
+        )
+        given = "" if train_stage is None else f"--train_stage {train_stage}: "
+        raise UserError(f"{given}{data} holds {kind.__name__} records; {trained}")
+    options = chosen(flags, name, "--train_stage")
+    return name, STAGES[name].Stage(options, read_meta(data) or {})
+
+
+def settings(config, name: str, stage, global_batch: int) -> dict:
+    """{flag: value} that decide a run of train.py: of the stages' flags only those that `stage` says."""
+    own = as_dict(config.stage)
+    shared = {flag: value for flag, value in deciding(config).items() if flag not in own or flag in EVERY_RUN}
+    return shared | EVERY_RUN | stage.settings | {"train_stage": name, "global_batch": global_batch}
+
+
+def check_installed(optimisation: Optimisation, output: TrainOutput, cpu: bool) -> None:
+    """Raises UserError where a flag asks for a program or package that is not installed."""
+    if output.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise UserError("--report_to wandb: it is not installed; .venv/bin/pip install wandb")
+    if optimisation.compile and cpu:
+        check_compiler("--compile on a CPU")
+
+
+def check_compiler(what: str) -> None:
+    """Raises UserError where there is no C++ compiler, which `what` needs."""
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        raise UserError(f"{what} needs a C++ compiler: install g++, or leave the flag out")
