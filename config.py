@@ -11,7 +11,7 @@ from glob import glob
 from pathlib import Path
 
 from cream.cli import names
-from cream.cli.flags import deciding, flag, spelled
+from cream.cli.flags import deciding, flag, spell
 from cream.cli.names import ROOT
 from cream.errors import UserError
 from cream.evaluation.tasks import data_files
@@ -181,7 +181,7 @@ class Model:
 
         From here on this process and its children run a model's own code, or refuse to, as --trust_remote_code says.
         """
-        os.environ[REMOTE_CODE] = spelled(self.trust_remote_code)
+        os.environ[REMOTE_CODE] = spell(self.trust_remote_code)
         folder = self.base() if checkpoint is None else names.checkpoint(checkpoint, CHECKPOINTS, flag_name)
         if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
             return folder

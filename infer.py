@@ -71,7 +71,7 @@ def sample(config: InferConfig) -> None:
     target = names.choose_output(config.output.output_dir, run.outputs() / "sampling" / folder / "results.json")
     output, policy = _begin(config, {"data": path}, target, sampling.UNUSED)
     chat = load_chat(policy, model.template())
-    if not (run.dry_run or output.stands):
+    if not (run.dry_run or output.up_to_date):
         sampling.sample(plan, output, chat, prompts, **_where(config))
     if not run.dry_run:
         same = config.cluster.flags(config.device) | {"model": model.name(), "chat_template": model.chat_template}
@@ -90,7 +90,7 @@ def evaluate(config: InferConfig) -> None:
     target = names.choose_output(config.output.output_dir, run.outputs() / "evaluation" / name, name)
     output, policy = _begin(config, questions.inputs(), target, plan.unused_flags(), evaluation.summary_path(target))
     chat = plan.load_format(policy, model.template(), config.cluster.tensor_parallel_size)
-    if not (run.dry_run or output.stands):
+    if not (run.dry_run or output.up_to_date):
         evaluation.evaluate(plan, output, chat, **_where(config))
     if not run.dry_run:
         log.info(evaluation.summarise(plan, output, chat))
@@ -108,7 +108,7 @@ def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: I
     output = journal.Output(target, settings(config, *unused), provenance, overwrite=run.overwrite, beside=beside)
     data = ", ".join(str(path) for name, path in inputs.items() if name.startswith("data"))
     log.info("%s of %s by %s -> %s", config.task.mode, data, policy, target)
-    if output.stands:
+    if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     if run.dry_run:
         log.info("dry run: nothing was written")

@@ -91,7 +91,7 @@ def compare(config: ReportConfig, a: Path, b: Path) -> None:
     log.info("%s\n%s", comparison.format_comparison(rows), comparison.format_flips(flipped, flags.show))
     if output is None or run.dry_run:
         return
-    if output.stands:
+    if output.up_to_date:
         log.info("flipped items: %s is up to date (same settings and inputs); skipping", output.path)
         return
     with output:

@@ -92,7 +92,7 @@ def main(argv=None):
     if config.run.dry_run:
         log.info("dry run: would write %s; nothing was written", target)
         return
-    if output.stands:
+    if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     else:
         preflight.room(target, size, "rewarding")

@@ -123,7 +123,7 @@ def generation(model: Path, made, args: argparse.Namespace):
     sampling = Sampling(n=1, temperature=0.0, **how)
 
     def answer() -> list[str]:
-        asked = (Request(q.uuid, chat.prompt([Message("user", q.context)])) for q in questions)
+        asked = (Request(q.uuid, chat.encode_prompt([Message("user", q.context)])) for q in questions)
         texts = {uuid: answer.text for uuid, (answer,) in engine.generate(asked, sampling)}
         return [texts[question.uuid] for question in questions]
 

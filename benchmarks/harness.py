@@ -181,7 +181,7 @@ def completions(made, samples: Sequence[dict], args: argparse.Namespace) -> dict
     chat, eos = Plain(load_tokenizer(args.model)), GenerationConfig.from_pretrained(args.model).eos_token_id
     stops = (eos,) if isinstance(eos, int) else tuple(eos or ())
     context = length_limit(None, args.model)
-    asked = {s["doc"]["id"]: chat.prompt([Message("user", s["arguments"][0][0])]) for s in samples}
+    asked = {s["doc"]["id"]: chat.encode_prompt([Message("user", s["arguments"][0][0])]) for s in samples}
     fits = [Request(uuid, ids) for uuid, ids in asked.items() if len(ids) + args.gen_max_tokens <= context]
     engine = load("hf", args.model, chat.tokenizer, device="cpu", dtype="float32", max_model_len=context)
     sampling = Sampling(n=1, temperature=0.0, max_tokens=args.gen_max_tokens, stop_token_ids=stops)

@@ -135,5 +135,5 @@ def trees(groups: Iterable[list[Tokens]]) -> Layout:
         prompt = group[0].spans[0][0] if len(group) > 1 else 0
         own = [len(row) - prompt for row in group]
         pairs = prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in own)
-        total += Layout(prompt + sum(own), sum(row.num_answer_tokens for row in group), pairs)
+        total += Layout(prompt + sum(own), sum(row.num_response_tokens for row in group), pairs)
     return total

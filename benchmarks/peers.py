@@ -29,7 +29,7 @@ Pairs = Sequence[tuple[Tokens, Tokens]]  # chosen, rejected
 
 def released_batches(groups: Sequence[Sequence[Tokens]]) -> list[list[Tokens]]:
     """All answers, sorted by length of the answer alone (as characters there), six at a time."""
-    rows = sorted((row for group in groups for row in group), key=lambda row: row.num_answer_tokens)
+    rows = sorted((row for group in groups for row in group), key=lambda row: row.num_response_tokens)
     return [rows[start : start + SCORED] for start in range(0, len(rows), SCORED)]
 
 
@@ -45,7 +45,7 @@ def released_logprobs(model, rows: Sequence[Tokens], autocast: bool = False) -> 
     for i, row in enumerate(rows):
         ids[i, width - len(row) :] = torch.tensor(row.ids)
         mask[i, width - len(row) :] = 1
-        answer[i, width - row.num_answer_tokens :] = 1
+        answer[i, width - row.num_response_tokens :] = 1
     ids, mask, answer = (x.to(model.device) for x in (ids, mask, answer))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=autocast):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits

@@ -48,7 +48,7 @@ def main() -> None:
         chat = Chat(tokenizer(args.words))
         chat.tokenizer.save_pretrained(save_model(folder / "model", SHAPES[args.shape], args.words, args.seed))
         prompts = random_prompts(chat, args)
-        ids = [chat.prompt(prompt.messages) for prompt in prompts]
+        ids = [chat.encode_prompt(prompt.messages) for prompt in prompts]
         tokens = args.prompts * args.answers * args.answer_len
         print(
             f"{args.shape}, {args.words} words: {args.prompts} prompts of {min(map(len, ids))} to {max(map(len, ids))} "

@@ -155,8 +155,8 @@ def _counted(chat, turns: list[str], answers: list[str]) -> tuple[int, list[int]
     from cream.records import Message
 
     prompt = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(turns)]
-    rows = [row for row in chat.answers(prompt, answers, [True] * len(answers)) if row]
-    return rows[0].spans[0][0], [row.num_answer_tokens for row in rows]
+    rows = [row for row in chat.encode_responses(prompt, answers, [True] * len(answers)) if row]
+    return rows[0].spans[0][0], [row.num_response_tokens for row in rows]
 
 
 def _chat():

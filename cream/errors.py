@@ -34,9 +34,6 @@ def user_error(error: Exception) -> UserError | None:
     return None
 
 
-mendable = user_error  # alias until the branches are merged
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or this machine, is out of memory."""
     torch = sys.modules.get("torch")  # where it was never imported, nothing can have raised its error

@@ -100,7 +100,7 @@ def with_bos(tokenizer, template="<bos> $A"):
 
 def scored(tokenizer, context, *answers):
     prompt = [Message("user", context)] if context else []
-    rows = Plain(tokenizer).answers(prompt, answers, [True] * len(answers))
+    rows = Plain(tokenizer).encode_responses(prompt, answers, [True] * len(answers))
     decode = tokenizer.decode
     return [(decode(row.ids[: row.spans[0][0]]), decode(row.ids[row.spans[0][0] :])) for row in rows]
 
@@ -132,7 +132,7 @@ def test_tokens_are_the_harness_s(shared, context, answer):
                 return tokenizer.encode(text, **({"add_special_tokens": False} if text.startswith(prefix) else {}))
 
         before, after = api.TemplateLM._encode_pair(Peer(), context, answer)
-        (row,) = Plain(tokenizer).answers([Message("user", context)], [answer], [True])
+        (row,) = Plain(tokenizer).encode_responses([Message("user", context)], [answer], [True])
         assert (row.ids[: len(before)], row.ids[len(before) :]) == (before, after)
         assert row.spans == [(len(before), len(row))]
 
@@ -223,7 +223,7 @@ def test_scores_are_the_model_s_own(prompt_format, tiny_folder, tiny_chat, tiny_
     ((_, found),) = worker([group])
     policy = load_policy(tiny_folder, torch.float32, torch.device("cpu"))
     for tokens, value in zip(
-        chat.answers(group.prompt, group.answers, group.complete), found.scored.logprob, strict=True
+        chat.encode_responses(group.prompt, group.answers, group.complete), found.scored.logprob, strict=True
     ):
         ids, (start, end) = torch.tensor([tokens.ids]), tokens.spans[0]
         with torch.no_grad():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream.errors import UserError
-from cream.files.fingerprints import fingerprint
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.journal import Keys
 from cream.scoring import driver
 from cream.scoring.pool import Pool
@@ -36,7 +36,7 @@ class Batches:
 
 
 def run(folder, uuids, done, size, chunk, taken, expected=None):
-    model = driver.Model(folder, expected or fingerprint(folder), None, Pool("cpu"), None)
+    model = driver.Model(folder, expected or fingerprint_folder(folder), None, Pool("cpu"), None)
     made = []
 
     def setup():

@@ -43,12 +43,12 @@ def whole(chat, messages, text):
 
 def test_every_prompt_comes_back_with_its_ids_and_answered_if_it_fits(engine, tiny_chat, prompts):
     found = answered(engine, tiny_chat, prompts)
-    fitting = [p for p in prompts if len(tiny_chat.prompt(p.messages)) <= 60]
+    fitting = [p for p in prompts if len(tiny_chat.encode_prompt(p.messages)) <= 60]
     assert 0 < len(fitting) < len(prompts)
     assert sorted(found) == [p.uuid for p in prompts]
     for prompt in prompts:
         same, ids, answers = found[prompt.uuid]
-        assert same is prompt and ids == tiny_chat.prompt(prompt.messages)
+        assert same is prompt and ids == tiny_chat.encode_prompt(prompt.messages)
         assert len(answers) == (8 if prompt in fitting else 0)
 
 
@@ -84,7 +84,7 @@ def test_the_prompt_before_sysprompt_is_kept_beside_it(tiny_chat, prompts):
     completions = [Completion("28", tiny_chat.tokenizer("28")["input_ids"], "length", -1.0)]
     for name, changed in (("task", True), ("none", False)):
         for prompt, put in zip(prompts, asked(lambda: prompts, name), strict=True):
-            record = samples(tiny_chat, put, tiny_chat.prompt(put.messages), completions)
+            record = samples(tiny_chat, put, tiny_chat.encode_prompt(put.messages), completions)
             assert (record.prompt != prompt.messages) == changed and record.extra == prompt.extra
             assert record.source_prompt == (prompt.messages if changed else None)
             assert ("source_prompt" in encode(record)) == changed
@@ -109,10 +109,10 @@ DIALOGUE = [Message("user", "How many?<end>"), Message("assistant", "28."), Mess
 def check_in_one_piece(chat):
     """Spans equal those of conversations tokenised whole, with the prompt's ids given or not."""
     for prompt in (DIALOGUE[:1], DIALOGUE):
-        ids = chat.prompt(prompt)
+        ids = chat.encode_prompt(prompt)
         for complete in (True, False):
-            found = chat.answers(prompt, ANSWERS, [complete] * len(ANSWERS))
-            assert found == chat.answers(prompt, ANSWERS, [complete] * len(ANSWERS), ids)
+            found = chat.encode_responses(prompt, ANSWERS, [complete] * len(ANSWERS))
+            assert found == chat.encode_responses(prompt, ANSWERS, [complete] * len(ANSWERS), ids)
             for text, tokens in zip(ANSWERS, found, strict=True):
                 row = whole(chat, prompt, text)
                 if row[: len(ids)] != ids:
@@ -120,7 +120,7 @@ def check_in_one_piece(chat):
                     continue
                 end = len(row) - row[::-1].index(chat.end_of_turn) - (not complete)
                 assert (tokens.ids, tokens.spans) == (row[:end], [(len(ids), end)])
-    assert chat.answers(DIALOGUE, [], []) == []
+    assert chat.encode_responses(DIALOGUE, [], []) == []
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -149,4 +149,4 @@ def test_an_answer_that_spells_a_word_otherwise_has_no_log_probability(shared):
     prompt = Prompt(uuid="p", messages=DIALOGUE[:1])
     usual, otherwise = tokenizer("Hello")["input_ids"], tokenizer.convert_tokens_to_ids(["Hel", "lo"])
     completions = [Completion("Hello", [*ids, chat.end_of_turn], "stop", -1.0) for ids in (usual, otherwise)]
-    assert samples(chat, prompt, chat.prompt(prompt.messages), completions).logprob == [-1.0, None]
+    assert samples(chat, prompt, chat.encode_prompt(prompt.messages), completions).logprob == [-1.0, None]

@@ -7,7 +7,7 @@ import pytest
 from test_pairs import record
 
 from cream.files import store
-from cream.files.provenance import fingerprint, meta_path
+from cream.files.provenance import fingerprint_file, meta_path
 from cream.records import Item, Pair
 
 COUNT = 12
@@ -30,7 +30,7 @@ def put(workspace, path, records, **about):
     path.parent.mkdir(parents=True, exist_ok=True)
     store.write(path, records)
     if about:
-        meta_path(path).write_text(json.dumps({"output": fingerprint(path), **about}))
+        meta_path(path).write_text(json.dumps({"output": fingerprint_file(path), **about}))
 
 
 @pytest.fixture(scope="module")

@@ -510,7 +510,7 @@ def test_a_source_of_one_s_own(own_sources):
         texts = record.answers()
         prompt = [Message("user", f"{record.prompt[0].content} A {texts[i]} B {texts[j]}")]
         values = []
-        for tokens in chat.answers(prompt, ["A", "B"], [True, True]):
+        for tokens in chat.encode_responses(prompt, ["A", "B"], [True, True]):
             with torch.no_grad():
                 logs = model(torch.tensor([tokens.ids])).logits[0].double().log_softmax(-1)
             values.append(sum(logs[t - 1, tokens.ids[t]].item() for t in range(*tokens.spans[0])))
@@ -548,7 +548,7 @@ def test_a_source_that_lets_a_model_write(own_sources):
     fits = set()
     for record in found:
         for text, words, reward in zip(record.answers(), record.texts["judge"], record.reward, strict=True):
-            ids = chat.prompt([Message("user", f"Is this right? {text}")])
+            ids = chat.encode_prompt([Message("user", f"Is this right? {text}")])
             fits.add(len(ids) <= 24)
             if len(ids) > 24:
                 assert words is None and reward is None
@@ -573,7 +573,7 @@ def test_a_source_that_reads_a_reward_model(own_sources):
     assert "2 have no reward: longer than 36 tokens" in done.out
     chat, skipped = load_chat(folder), 0
     for record in store.read(world.folder / "outputs/attributes.json", Rewards):
-        rows = chat.answers(record.prompt, record.answers(), [True] * 3)
+        rows = chat.encode_responses(record.prompt, record.answers(), [True] * 3)
         for row, reward, outputs in zip(rows, record.reward, record.parts["outputs"], strict=True):
             if len(row) > 36:
                 skipped += 1

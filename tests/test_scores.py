@@ -331,7 +331,7 @@ def pairs(chat, count=6):
     """(uuid, example) with no reference yet."""
     prompts = [[Message("user", f"Tom has {20 + i} books. How many now?")] for i in range(count)]
     rows = [
-        chat.answers(prompt, [f"Answer: {20 + i}", "5 + 3 = 8."], [True, i % 2 == 0])
+        chat.encode_responses(prompt, [f"Answer: {20 + i}", "5 + 3 = 8."], [True, i % 2 == 0])
         for i, prompt in enumerate(prompts)
     ]
     return [(f"p{i}", dpo.Example(*row)) for i, row in enumerate(rows)]

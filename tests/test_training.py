@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
 from cream.cli.flags import as_dict, deciding, parse
-from cream.errors import UserError, mendable
+from cream.errors import UserError, user_error
 from cream.files import store
 from cream.files.fingerprints import fingerprint_folder
 from cream.model.batches import by_tokens, pad
@@ -264,7 +264,7 @@ def test_the_pad_id_changes_no_gradient(tiny_folder, tiny_chat, stage):
 
 def test_what_does_not_fit_is_dropped_and_not_cut(tiny_chat):
     dropped = Counter()
-    lengths = {r.uuid: len(tiny_chat.conversation(r.messages)) for r in conversations()}
+    lengths = {r.uuid: len(tiny_chat.encode_conversation(r.messages)) for r in conversations()}
     limit = sorted(lengths.values())[5]
     kept = SFT.prepare(conversations(), tiny_chat, limit, dropped)
     assert {uuid: len(tokens) for uuid, tokens in kept} == {u: n for u, n in lengths.items() if n <= limit}
@@ -273,7 +273,7 @@ def test_what_does_not_fit_is_dropped_and_not_cut(tiny_chat):
 
 def test_sft_on_pairs_trains_on_the_chosen_answer(tiny_chat):
     (_, tokens), *_ = SFT.prepare(pairs(), tiny_chat, 128, Counter())
-    assert tokens == tiny_chat.conversation(pairs()[0].selected)
+    assert tokens == tiny_chat.encode_conversation(pairs()[0].selected)
 
 
 # DPO ----------------------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, ti
     examples, model = sft_examples(tiny_chat), load(tiny_folder, share=False)
     schedule = dataclasses.replace(SCHEDULE, batch_size=12, max_tokens=50, epochs=1)
     trained(tiny_folder, SFT, examples, schedule, tmp_path / "run")
-    total = sum(tokens.num_answer_tokens for tokens in examples)
+    total = sum(tokens.num_response_tokens for tokens in examples)
     loss = -model(pad([examples])).sum() / total
     (entry,) = logged(tmp_path / "run")
     assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
@@ -421,7 +421,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_line_before(tiny_folder, tiny_c
     model = load(tiny_folder, share=False)
     for entry, since in zip(entries, [0, *ends], strict=False):
         seen = [examples[i] for batch in plan[since : entry["step"]] for i in batch]
-        answers = sum(tokens.num_answer_tokens for tokens in seen)
+        answers = sum(tokens.num_response_tokens for tokens in seen)
         assert entry["loss"] == pytest.approx(-model(pad([seen])).sum().item() / answers, rel=1e-5)
         per_answer_token = entry["tokens_per_second"] / entry["answer_tokens_per_second"]
         assert per_answer_token == pytest.approx(sum(map(len, seen)) / answers)
@@ -441,7 +441,7 @@ def test_a_log_that_was_cut_short_is_gone_on_with(tiny_folder, tiny_chat, tmp_pa
     log.path.symlink_to("/dev/full")
     with pytest.raises(OSError) as error:
         log.end_step(2, 1, torch.ones(()), 0.1, None)
-    assert "log.jsonl: No space left" in str(mendable(error.value))
+    assert "log.jsonl: No space left" in str(user_error(error.value))
 
 
 def test_a_gradient_that_is_not_finite_is_never_saved(tiny_folder, tiny_chat, tmp_path):
@@ -784,7 +784,7 @@ class Stage:
         self.summary = f"strength {options.strength:g}"
 
     def prepare(self, records, chat, limit, dropped):
-        return [(record.uuid, Example(chat.conversation(record.messages))) for record in records]
+        return [(record.uuid, Example(chat.encode_conversation(record.messages))) for record in records]
 
     def facts(self, examples):
         return {"anchors": len(examples)}
@@ -832,7 +832,7 @@ def test_a_stage_is_a_file_and_a_line(commands):
     assert first["away"] < 1e-3 < last["away"] and "conversations_per_second" in first
     chat = load_chat(commands.folder / "assets/tiny_m0")
     records = store.read(commands.folder / "localdata/tiny/sft.json", Conversation)
-    examples = [[chat.conversation(record.messages)] for record in records]
+    examples = [[chat.encode_conversation(record.messages)] for record in records]
     start = load(commands.folder / "assets/tiny_m0")
     plan = next(global_batches(8, 4, 1, seed=0))
     wanted = -sum(score(start, [examples[i]], Budget(1000))[0][0] for i in plan) / 4

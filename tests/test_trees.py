@@ -115,7 +115,7 @@ def said(caplog, monkeypatch):
 def difference(found, wanted, groups=GROUPS):
     """Largest |difference| of two lists of scores, in nats a token."""
     return max(
-        abs(a - b) / row.num_answer_tokens
+        abs(a - b) / row.num_response_tokens
         for scores, others, group in zip(found, wanted, groups, strict=True)
         for a, b, row in zip(scores, others, group, strict=True)
     )
@@ -164,7 +164,7 @@ def test_a_dpo_gradient_equals_that_of_padded_rows(policy, name):
     examples = [dpo.Example(*group[:2], consistency=0.7) for group in GROUPS[1:]]
     for i, example in enumerate(examples):  # margins on both sides of 0, of a few nats
         example.reference = [
-            -4.5 * row.num_answer_tokens + shift
+            -4.5 * row.num_response_tokens + shift
             for row, shift in ((example.chosen, i), (example.rejected, len(examples) - i))
         ]
     found = []
@@ -187,7 +187,7 @@ def test_in_bfloat16_trees_err_as_padded_rows_do(policy, name):
         assert model.share is share
         scores = score(model, GROUPS, Budget(4000))
         errors = [
-            abs(a - b) / row.num_answer_tokens
+            abs(a - b) / row.num_response_tokens
             for xs, ys, group in zip(scores, wanted, GROUPS, strict=True)
             for a, b, row in zip(xs, ys, group, strict=True)
         ]

@@ -42,9 +42,6 @@ def set_up_logging() -> None:
     log.setLevel(logging.INFO)
 
 
-start = set_up_logging  # alias until the branches are merged
-
-
 def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], None]:
     """A script's main, with the exit codes of its early ends: 2 for an error that the user can fix, 130 after SIGINT,
     143 after SIGTERM."""

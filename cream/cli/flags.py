@@ -30,7 +30,6 @@ from cream.cli.flag_files import read_pairs
 from cream.errors import UserError, nearest
 
 __all__ = ["as_dict", "chosen", "deciding", "flag", "is_plain", "one_of", "spell"]  # as flags' own, with those below
-spelled = spell  # alias until the branches are merged
 
 OWN = "Configuration"  # the group of the parser's own flags
 
@@ -85,9 +84,6 @@ def find_problems(cls, argv: list[str]) -> list[str]:
     from_file = _from_file(cls, given.get("config"), problems)
     _build(cls, flags, {f.name: f.default for f in flags} | from_file | given, problems)
     return problems
-
-
-problems_of = find_problems  # alias until the branches are merged
 
 
 @dataclasses.dataclass

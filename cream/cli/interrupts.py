@@ -123,6 +123,3 @@ def until_interrupted(items: Iterable[T]) -> Iterator[T]:
         yield item
         if received():
             return
-
-
-asked, stop, until_asked = received, raise_interrupted, until_interrupted  # alias until the branches are merged

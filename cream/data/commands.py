@@ -14,7 +14,7 @@ from pathlib import Path
 from cream.cli.flags import flag
 from cream.data.forms import FORMS
 from cream.data.forms import export as make_row
-from cream.errors import UserError, mendable
+from cream.errors import UserError, user_error
 from cream.files import journal, store
 from cream.files.provenance import Provenance
 from cream.records import Record, encode
@@ -81,7 +81,7 @@ def build(names: Sequence[str], flags: Build, run) -> None:
     outputs = [_built_output(folder / file.name, file, tables, run) for file in files]
     for file, output in zip(files, outputs, strict=True):
         _describe(file, output)
-        if not run.dry_run and not output.stands:
+        if not run.dry_run and not output.up_to_date:
             with output:
                 output.dropped += file.dropped
                 output.reject(file.rejected)
@@ -109,7 +109,7 @@ def _describe(file, output: journal.Output) -> None:
     """Say what a file holds, and what was skipped of its sources."""
     from cream.data.build import lost
 
-    log.info("%s: %d records%s", output.path, len(file.records), " (up to date; skipping)" if output.stands else "")
+    log.info("%s: %d records%s", output.path, len(file.records), " (up to date; skipping)" if output.up_to_date else "")
     if names := lost(output.path, output.provenance.inputs):
         log.warning("  the file that is replaced has records of %s too, which this command skips", ", ".join(names))
     for task, counts in file.tasks.items():
@@ -168,11 +168,11 @@ def _skips(run) -> dict[str, str]:
 
 def _to_write(output: journal.Output, run) -> bool:
     """Whether an output is to be written; says why not."""
-    if output.stands:
+    if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", output.path)
     elif run.dry_run:
         log.info("dry run: would write %s; nothing was written", output.path)
-    return not (output.stands or run.dry_run)
+    return not (output.up_to_date or run.dry_run)
 
 
 def export(word: str, flags: Table, run) -> None:
@@ -218,7 +218,7 @@ def validate(words: Sequence[str], model: Path | None, template: Path | None, ma
         try:
             found = look(path, chat, max_length)
         except (UserError, OSError) as error:
-            if (message := mendable(error)) is None:
+            if (message := user_error(error)) is None:
                 raise
             bad.append(path)
             log.info("%s", message)

@@ -119,9 +119,9 @@ def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, lim
     else:
         if any(chat.exceeds([*prompt, Message("assistant", text)], limit) for text in responses or [""]):
             return [limit + 1]  # it is not counted how much longer it is
-        ids = chat.prompt(prompt)
+        ids = chat.encode_prompt(prompt)
         start = len(ids)
-        rows = chat.answers(prompt, responses, [True] * len(responses), ids)
+        rows = chat.encode_responses(prompt, responses, [True] * len(responses), ids)
         wholes = [len(row) for row in rows if row is not None]
         found.notes["responses whose prompt is not a prefix under this template"] += rows.count(None)
     found.prompts.append(start)

@@ -42,7 +42,7 @@ class HfEngine:
             for batch in self._batches(window, sampling):
                 if all(request.kept for request in batch):
                     continue
-                if interrupts.asked():
+                if interrupts.received():
                     return
                 for request, answers in zip(batch, self._answer(batch, sampling), strict=True):
                     if not request.kept:

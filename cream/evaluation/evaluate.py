@@ -108,7 +108,7 @@ def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
     facts, text = plan.scoring.summarise(plan, list(store.read(output.path, Answer)))
     facts |= _format_facts(chat, plan.first) | {"few_shot": plan.questions.shots}
     path = summary_path(output.path)
-    store.renew_json(path, facts)
+    store.update_json(path, facts)
     wrong = [
         f"{count} of {len(plan.questions.items)} questions count as wrong: {reason}"
         for reason, count in output.dropped.items()

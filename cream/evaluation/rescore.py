@@ -44,7 +44,7 @@ def rescore(input_file: str | None, flags: EvaluationFlags, output_dir: str | No
     settings = {**found.by, "on_bad_record": run.on_bad_record}
     output = Output(names.choose_output(output_dir, default), settings, provenance, overwrite=run.overwrite)
     log.info(report(found, names.short(input_file)))
-    if not run.dry_run and not output.stands:
+    if not run.dry_run and not output.up_to_date:
         with output:
             if skip:
                 output.reject(chain(store.rejected(source, Answer), found.rejected))

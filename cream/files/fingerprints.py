@@ -71,9 +71,6 @@ def fingerprint_folder(folder: Path, *, cached: bool = True) -> str:
     return xxhash.xxh3_128_hexdigest(names.encode())
 
 
-fingerprint = fingerprint_folder  # alias until the branches are merged
-
-
 def _deciding(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name not in NOTES and not p.is_dir())
 

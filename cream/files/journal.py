@@ -19,7 +19,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.append_log import AppendLog, strip_checksum
 from cream.files.fingerprints import fingerprint_file
-from cream.files.identity import check_same, describe_difference, find_free_path, list_differences
+from cream.files.identity import check_same, describe_difference
 from cream.files.index import Index, Keys
 from cream.files.lock import Lock
 from cream.files.provenance import Provenance, meta_path, origin, read_meta
@@ -30,9 +30,6 @@ log = logging.getLogger("cream")
 FORMAT = 1  # of a journal; increased when the records of any stage change their layout
 LONGEST = 250  # bytes of a name: most file systems take 255, and a temporary file's name has 5 more
 SYNC = 1.0  # seconds after which what was appended to a journal is forced to disk
-
-same, difference = check_same, describe_difference  # alias until the branches are merged
-differences, free_path = list_differences, find_free_path  # alias until the branches are merged
 
 
 class Line(msgspec.Struct):
@@ -81,7 +78,6 @@ class Output:
         self._bad: Iterator[dict] = iter(())
         self._check_place([*beside])
         self.up_to_date = not overwrite and self._is_finished()
-        self.stands = self.up_to_date  # alias until the branches are merged
         if self.up_to_date and (self.partial.exists() or self._lock.path.exists()):
             self._remove_leftovers()
 

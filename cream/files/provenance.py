@@ -74,9 +74,6 @@ class Sidecar(TypedDict, total=False):
     forced: list[str]
 
 
-fingerprint, fingerprint_of = fingerprint_file, fingerprint_file  # alias until the branches are merged
-
-
 def meta_path(output: Path) -> Path:
     """The path of an output's sidecar: beside a file, inside a folder."""
     return output / RUN if output.is_dir() else output.with_name(output.name + ".meta.json")
@@ -291,6 +288,3 @@ def verify(step: Step) -> str | None:
     if step.proof not in (None, found):
         return "is not what its sidecar describes"
     return None
-
-
-wrong = verify  # alias until the branches are merged

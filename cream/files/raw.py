@@ -146,9 +146,6 @@ def with_filename(path: Path) -> Iterator[None]:
         raise
 
 
-named = with_filename  # alias until the branches are merged
-
-
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
@@ -211,9 +208,6 @@ def update_json(path: Path, value: object) -> None:
         if path.read_bytes() == _indented(value):
             return
     write_json(path, value)
-
-
-renew_json = update_json  # alias until the branches are merged
 
 
 def _indented(value: object) -> bytes:

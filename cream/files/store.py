@@ -18,14 +18,13 @@ from cream.files.raw import (
     read_json,
     read_lines,
     read_whole,
-    renew_json,
     sync,
     update_json,
     write_json,
 )
 from cream.records import R, Record, decode, encode, kind_of
 
-__all__ = ["atomic", "open_file", "read_json", "renew_json", "sync", "update_json", "write_json"]  # as store's own
+__all__ = ["atomic", "open_file", "read_json", "update_json", "sync", "update_json", "write_json"]  # as store's own
 
 RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
 BLOCK = 1 << 16  # hashes that are compared at once

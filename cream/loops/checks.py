@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cream.cli import names
-from cream.cli.flags import NULLS, problems_of, spelled
+from cream.cli.flag_fields import NULLS
+from cream.cli.flags import find_problems, spell
 from cream.errors import UserError
 from cream.loops.plan import Command
 
@@ -47,7 +48,7 @@ def check_commands(
     dataclass of its flags. `made`: outputs of commands that run before these; theirs are added."""
     steps = defaultdict(list)
     for command in (each for each in commands if each.script in configs):
-        refused = problems_of(configs[command.script], command.argv())
+        refused = find_problems(configs[command.script], command.argv())
         for problem in (*refused, *_missing(command, look_up, made)):
             steps[command.script, problem].append(command.title)
         made.add(command.output)
@@ -57,7 +58,7 @@ def check_commands(
 def _missing(command: Command, look_up: LookUps, made: set[Path]) -> Iterator[str]:
     if command.script in WITH_DATA and not command.flags.keys() & {"name", "input_file"}:
         yield "--name is missing: the data that the step reads"
-    for name, value in ((name, spelled(value)) for name, value in command.flags.items() if name in look_up):
+    for name, value in ((name, spell(value)) for name, value in command.flags.items() if name in look_up):
         if value.lower() in NULLS or "${" in value or made & {Path(value), *Path(value).parents}:
             continue  # "${": a reference that the plan has refused already
         try:

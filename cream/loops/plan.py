@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from cream.cli.flags import as_dict, is_plain, spelled
+from cream.cli.flags import as_dict, is_plain, spell
 from cream.cli.names import NAME
 from cream.errors import nearest
 from cream.files import store
@@ -105,7 +105,7 @@ class Command:
 
     def argv(self) -> list[str]:
         """The flags as words of a command line."""
-        return [word for name, value in self.flags.items() for word in (f"--{name}", spelled(value))]
+        return [word for name, value in self.flags.items() for word in (f"--{name}", spell(value))]
 
 
 def plan(
@@ -234,7 +234,7 @@ def _target(match: re.Match, t: int | None, loop: Loop, results: Mapping[tuple[s
         raise ValueError(f"{match[0]}: an earlier round exists only between steps of `repeat`")
     of = None if name not in repeated else loop.rounds if t is None else t - back
     if of == 0 and name in loop.start:
-        return spelled(_in_round(loop.start[name], None, loop, results))
+        return spell(_in_round(loop.start[name], None, loop, results))
     if of is not None and of < 1:
         advice = f"`start` gives one for {name}" if of == 0 else "give round 1 a value of its own"
         raise ValueError(f"{match[0]}: round {t} has no output {back} rounds before it; {advice}")

@@ -14,7 +14,7 @@ from cream.files import store
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.folders import kind_of, tensors
 from cream.files.provenance import KIND, POLICY, REWARD_MODEL, fingerprint_text
-from cream.files.raw import named
+from cream.files.raw import with_filename
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -62,7 +62,7 @@ def save(
     staged, old = (folder.with_name(f".{folder.name}.{end}") for end in ("tmp", "old"))
     for left in (staged, old):
         shutil.rmtree(left, ignore_errors=True)
-    with named(folder):
+    with with_filename(folder):
         _write(model, tokenizer, staged, dtype, about, state)
         if folder.exists():
             folder.rename(old)

@@ -124,7 +124,7 @@ def write(
         read = ", ".join(map(str, inputs.paths.values()))
         log.info("dry run: would read %s and write %s; nothing was written", read, target)
         return
-    if output.stands:
+    if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     else:
         preflight.room(target, 0.2 * inputs.paths["rewards"].stat().st_size, "the pairs")

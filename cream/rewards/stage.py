@@ -12,7 +12,7 @@ from cream.cli.flags import chosen, deciding
 from cream.errors import UserError
 from cream.files.folders import check_folder
 from cream.files.journal import Output
-from cream.files.provenance import Provenance, fingerprint, place_of, read_kind
+from cream.files.provenance import Provenance, fingerprint_file, place_of, read_kind
 from cream.files.store import MALFORMED
 from cream.rewards import REWARDS
 from cream.rewards.passes import Run
@@ -91,7 +91,7 @@ def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
     """The prompts that the samples respond to are still those of their file."""
     data = made.get("sources", {}).get("data")
     prompts = data and place_of(path.parent, data)
-    if prompts and prompts.is_file() and fingerprint(prompts) != made["inputs"].get("data"):
+    if prompts and prompts.is_file() and fingerprint_file(prompts) != made["inputs"].get("data"):
         provenance.object(f"{path} is of other prompts than {prompts.resolve()} holds now: that was changed since")
 
 

@@ -67,7 +67,7 @@ class Answerer:
         def requests() -> Iterator[Request]:
             for prompt in prompts:
                 exceeds = self.chat.exceeds(prompt.messages, self.max_prompt)
-                ids = [] if exceeds else self.chat.prompt(prompt.messages)
+                ids = [] if exceeds else self.chat.encode_prompt(prompt.messages)
                 if exceeds or len(ids) > self.max_prompt:
                     aside.append((prompt.uuid, (prompt, ids, [])))
                 elif prompt.uuid in self.done:
@@ -205,7 +205,7 @@ def shown(chat: Chat | Plain, messages: Iterable[Message]) -> str:
         message if len(message.content) <= SHOWN else structs.replace(message, content=message.content[:SHOWN] + "…")
         for message in messages
     ]
-    return chat.tokenizer.decode(chat.prompt(short))
+    return chat.tokenizer.decode(chat.encode_prompt(short))
 
 
 def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:
@@ -215,7 +215,7 @@ def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequ
     scored and trained on is then another than the one sampled.
     """
     complete = [c.finish_reason == "stop" for c in completions]
-    again = chat.answers(prompt.messages, [c.text for c in completions], complete, prompt_ids)
+    again = chat.encode_responses(prompt.messages, [c.text for c in completions], complete, prompt_ids)
     same = [t is not None and t.ids[t.spans[0][0] :] == c.token_ids for t, c in zip(again, completions, strict=True)]
     return Samples(
         uuid=prompt.uuid,

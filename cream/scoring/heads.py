@@ -46,7 +46,7 @@ class Reader:
         """(uuid, outputs) of each group, in their order."""
         groups = iter(groups)
         while chunk := list(islice(groups, self.chunk)):
-            if interrupts.asked():  # it may be incomplete: a resumed run computes it whole
+            if interrupts.received():  # it may be incomplete: a resumed run computes it whole
                 return
             yield from zip([group.uuid for group in chunk], self._read(chunk), strict=True)
 

@@ -87,7 +87,7 @@ class Scorer:
         """(uuid, Found) of each group, in their order; equal responses to a prompt are computed once."""
         groups = iter(groups)
         while chunk := list(islice(groups, self.chunk)):
-            if interrupts.asked():  # it may be incomplete: a resumed run computes it whole
+            if interrupts.received():  # it may be incomplete: a resumed run computes it whole
                 return
             yield from zip([group.uuid for group in chunk], self._find(chunk), strict=True)
 
@@ -191,7 +191,7 @@ def _known(group: Group, digests: list[str | None], rows: list) -> tuple[dict[st
     found = {digest: group.known[digest] for digest in digests if digest in group.known}
     sources = Counter(cached=len(found))
     for digest, row, sampled in zip(digests, rows, group.sampled or [None] * len(rows), strict=True):
-        if row and digest not in found and sampled and sampled[1] == row.num_answer_tokens:
+        if row and digest not in found and sampled and sampled[1] == row.num_response_tokens:
             found[digest] = sampled[0]
             sources["sampler"] += 1
     return found, sources
@@ -201,14 +201,14 @@ def _scored(rows: list, reasons: list[str | None], values: list[float | None]) -
     broken = [value is not None and not math.isfinite(value) for value in values]
     return Scored(
         [None if bad else value for value, bad in zip(values, broken, strict=True)],
-        [0 if tokens is None else tokens.num_answer_tokens for tokens in rows],
+        [0 if tokens is None else tokens.num_response_tokens for tokens in rows],
         ["not a finite number" if bad else why for why, bad in zip(reasons, broken, strict=True)],
     )
 
 
 def encode(group: Group, chat, limit: int) -> tuple[list, list[str | None]]:
     """Per response its Tokens or None, and the reason for None."""
-    rows = chat.fitting(group.prompt, group.answers, group.complete, limit)
+    rows = chat.encode_within_limit(group.prompt, group.answers, group.complete, limit)
     reasons: list[str | None] = [None] * len(rows)
     texts: dict[tuple[int, ...], str] = {}
     for i, tokens in enumerate(rows):
@@ -216,6 +216,6 @@ def encode(group: Group, chat, limit: int) -> tuple[list, list[str | None]]:
             reasons[i] = tokens
         elif texts.setdefault(tuple(tokens.ids), group.answers[i]) != group.answers[i]:
             reasons[i] = "the same tokens as another response"  # a template that trims, say
-        elif not tokens.num_answer_tokens:
+        elif not tokens.num_response_tokens:
             reasons[i] = "no token to score"
     return [None if why else tokens for tokens, why in zip(rows, reasons, strict=True)], reasons

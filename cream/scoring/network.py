@@ -40,8 +40,5 @@ def choose_interface() -> None:
             os.environ["GLOO_SOCKET_IFNAME"] = found[0]
 
 
-interface = choose_interface  # alias until the branches are merged
-
-
 def _outside(address) -> bool:
     return address.family == socket.AF_INET and not address.address.startswith("127.")

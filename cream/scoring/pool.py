@@ -105,7 +105,7 @@ class Pool:
         worker = make(self.kind)
         try:
             with interrupts.deferred():
-                yield from worker(interrupts.until_asked(source()))
+                yield from worker(interrupts.until_interrupted(source()))
             interrupts.check()
         finally:
             worker.close()

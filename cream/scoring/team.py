@@ -139,9 +139,9 @@ def _member(
         torch.set_num_threads(threads)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if rank == 0:
-        console.start()
+        console.set_up_logging()
     try:
-        network.interface()
+        network.choose_interface()
         backend = "nccl" if kind == "cuda" else "gloo"
         met = dist.FileStore(str(store), size)
         dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=network.FOREVER)

@@ -19,7 +19,6 @@ NOT_A_PREFIX = "the template or tokenizer merges the prompt's last token with th
 # what a template may raise
 WRONG = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
-longer = describe_length  # alias until the branches are merged
 HUGE = 1 << 20  # characters; of a longer text the beginning alone shows that it has too many tokens
 
 
@@ -125,9 +124,6 @@ class Chat:
         if any(part is None or wholes[-1][: len(part)] != part.ids for part in parts):
             return None
         return Tokens(parts[-1].ids, [part.spans[0] for part in parts])
-
-    answers, fitting = encode_responses, encode_within_limit  # alias until the branches are merged
-    prompt, conversation = encode_prompt, encode_conversation  # alias until the branches are merged
 
     def _find_opening(self, prompt: list[int]) -> tuple[str, list[int]]:
         """The end of every prompt, from its last special token on, given the probe's ids: as text and ids."""

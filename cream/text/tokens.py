@@ -24,8 +24,6 @@ class Tokens:
         """How many tokens are scored or trained on."""
         return sum(end - start for start, end in self.spans)
 
-    num_answer_tokens = num_response_tokens  # alias until the branches are merged
-
     def digest(self) -> str:
         """16 hex digits of xxh3-64 over ids and spans: equal for equal tokens with equal spans."""
         flat = array("q", [*self.ids, -1, *(end for span in self.spans for end in span)])

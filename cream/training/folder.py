@@ -13,7 +13,7 @@ import xxhash
 
 from cream.errors import UserError
 from cream.files import journal, store
-from cream.files.fingerprints import fingerprint
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.lock import Lock
 from cream.files.provenance import ARGS, LAST, RUN, read_kind
 
@@ -45,11 +45,11 @@ def finished(run: Path, header: dict, inputs: Iterable[Path], overwrite: bool) -
         return False
     if (run / RUN).exists():
         made_by = store.read_json(run / RUN)
-        journal.same(run, made_by, header, "holds a finished run")
+        journal.check_same(run, made_by, header, "holds a finished run")
         _check_last(run, made_by.get("output"))
         return True
     what, advice = "found an interrupted run there", "Repeat its command to resume it. "
-    journal.same(run, store.read_json(run / ARGS), header, what, advice)
+    journal.check_same(run, store.read_json(run / ARGS), header, what, advice)
     return False
 
 
@@ -57,7 +57,7 @@ def _check_last(run: Path, saved: str | None) -> None:
     """Raises UserError unless the last checkpoint of a finished run is there as it was saved, with this fingerprint;
     runs of earlier versions have that in the checkpoint only."""
     last = run / LAST
-    if not last.is_dir() or fingerprint(last) != (saved or read_kind(last).get("fingerprint")):
+    if not last.is_dir() or fingerprint_folder(last) != (saved or read_kind(last).get("fingerprint")):
         raise UserError(
             f"{run}: holds a finished run, but its last checkpoint is not what was saved, or not there: put it back, "
             "or --overwrite to train again"
@@ -72,7 +72,7 @@ def starts_again(run: Path, header: dict, overwrite: bool, resume: bool) -> bool
     if (run / RUN).exists():
         return True
     with suppress(UserError):  # there is none, or it is damaged
-        return journal.difference(store.read_json(run / ARGS), header) is not None
+        return journal.describe_difference(store.read_json(run / ARGS), header) is not None
     return True
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from cream.errors import UserError
-from cream.files.raw import atomic, named
+from cream.files.raw import atomic, with_filename
 from cream.model.hardware import matrix_rate, peak_memory
 
 
@@ -79,7 +79,7 @@ class Log:
         self.sums, self.total, self.tokens, self.flops, self.last = {}, 0, 0, 0, metrics
         self.accelerator.log(metrics, step=step)
         if self.accelerator.is_main_process:
-            with named(self.path), open(self.path, "a") as file:
+            with with_filename(self.path), open(self.path, "a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
             self.progress(step, self.steps, metrics)
 

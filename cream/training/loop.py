@@ -133,7 +133,7 @@ def train(
             if step == start + 1:
                 weights.check_equal()
             due = time.monotonic() - saved_at > every and state.fits(run, weights.whole)
-            asked, due = any_process(accelerator, interrupts.asked(), due)
+            asked, due = any_process(accelerator, interrupts.received(), due)
             if step in saved or asked or due:
                 logger.check_finite(step)
             if step in saved:
@@ -145,7 +145,7 @@ def train(
                 every = max(STATE_EVERY, STATE_SHARE * (saved_at - began))
             if asked and step < len(plan):
                 accelerator.wait_for_everyone()
-                interrupts.stop(agreed=True)
+                interrupts.raise_interrupted(agreed=True)
     return logger.last
 
 
@@ -163,7 +163,7 @@ class GlobalBatches:
         self.accelerator, self.weights, self.stage, self.examples = accelerator, weights, stage, examples
         self.budget, model = tokens, weights.whole
         self.shapes = [model.shape(stage.group(example)) for example in examples]
-        self.scored = [sum(t.num_answer_tokens for t in stage.group(example)) for example in examples]
+        self.scored = [sum(t.num_response_tokens for t in stage.group(example)) for example in examples]
         self.flops = model.flops()
         trained = sum(numel(p) for p in model.parameters() if p.requires_grad)
         self.passes = 2 + trained / sum(map(numel, model.parameters()))  # forward; of inputs; of weights

@@ -88,9 +88,9 @@ def fill(
             computed += len(chunk)
             if accelerator.is_main_process:
                 cache.keep((uuid, _digests(stage, example)) for uuid, example in chunk)
-            if any_process(accelerator, interrupts.asked())[0]:
+            if any_process(accelerator, interrupts.received())[0]:
                 accelerator.wait_for_everyone()
-                interrupts.stop(agreed=True)
+                interrupts.raise_interrupted(agreed=True)
     log.info(
         "reference: the starting policy; log-probabilities of %d examples: %d from the data, %d cached, %d computed",
         *(len(rows), len(rows) - len(wanted), len(wanted) - computed, computed),

@@ -103,7 +103,7 @@ def make_job(config, header: dict, batch_size: int, *, run: Path, **decided) -> 
 def work(job: Job) -> None:
     """Train, save checkpoints under `job.run`, and, last, the sidecar meta.json that says the run is finished."""
     began = time.monotonic()
-    console.start()
+    console.set_up_logging()
     device = torch.device("cpu" if job.cpu else "cuda")
     if job.cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn

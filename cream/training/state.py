@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from cream.errors import UserError
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
-from cream.files.raw import named
+from cream.files.raw import with_filename
 from cream.model.hardware import numel
 
 log = logging.getLogger("cream")
@@ -53,7 +53,7 @@ def fits(run: Path, model) -> bool:
 def save(accelerator: Accelerator, run: Path, step: int) -> None:
     """The state after `step`; all processes must call."""
     folder = run / "state" / str(step)
-    with named(folder):
+    with with_filename(folder):
         accelerator.save_state(str(folder))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

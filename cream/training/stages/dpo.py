@@ -125,7 +125,7 @@ class Stage:
         for record in records:
             texts = [record.selected[-1].content, record.rejected[-1].content]
             complete = [not record.selected_truncated, not record.rejected_truncated]
-            chosen, rejected = chat.fitting(record.prompt, texts, complete, limit)
+            chosen, rejected = chat.encode_within_limit(record.prompt, texts, complete, limit)
             reasons = [row for row in (chosen, rejected) if isinstance(row, str)]
             if reasons:
                 dropped[reasons[0]] += 1
@@ -191,7 +191,7 @@ class Stage:
         from cream.model.batches import send
 
         chosen, rejected = batch.response_sums(model(batch)).view(-1, 2).unbind(1)
-        lengths = [[max(1, tokens.num_answer_tokens) for tokens in self.group(example)] for example in examples]
+        lengths = [[max(1, tokens.num_response_tokens) for tokens in self.group(example)] for example in examples]
         rows = [(*e.reference, e.consistency, *counts) for e, counts in zip(examples, lengths, strict=True)]
         *references, c, chosen_tokens, rejected_tokens = send(torch.tensor(rows), chosen.device).unbind(1)
         c = c if self.mirrored else None

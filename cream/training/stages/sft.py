@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cream.records import Conversation, Pair
-from cream.text.chat import NOT_A_PREFIX, Chat, Tokens, longer
+from cream.text.chat import NOT_A_PREFIX, Chat, Tokens, describe_length
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +43,9 @@ class Stage:
         for record in records:
             messages = record.selected if isinstance(record, Pair) else record.messages
             exceeds = chat.exceeds(messages, limit)
-            tokens = None if exceeds else chat.conversation(messages)
+            tokens = None if exceeds else chat.encode_conversation(messages)
             if exceeds or len(tokens or ()) > limit:
-                dropped[longer(limit)] += 1
+                dropped[describe_length(limit)] += 1
             elif tokens is None:
                 dropped[NOT_A_PREFIX] += 1
             else:
@@ -62,7 +62,7 @@ class Stage:
 
     def weight(self, example: Tokens) -> int:
         """Response tokens."""
-        return example.num_answer_tokens
+        return example.num_response_tokens
 
     def loss(self, model, batch: Batch, examples: Sequence[Tokens]) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed over the examples' response tokens: -Σ log π(y_i | y_<i)."""
