@@ -71,7 +71,7 @@ def test_an_interrupted_stage_keeps_what_is_in_flight(undisturbed, name, signum)
 
 @pytest.mark.parametrize("name", ["sampling", "training"])
 def test_an_interrupted_overwrite_resumes(undisturbed, name):
-    """It replaces what stood, not what it has done itself; --resume no, which trains from scratch, is to be left out."""
+    """It replaces what stood, not what it has done itself; --resume no, which trains from scratch, is named."""
     stage = undisturbed[name]
     stage.begin()
     stage.world.run(stage.command)
