@@ -78,7 +78,7 @@ def main(argv=None):
     run = passes.Run(REWARDS[reward], options, path, partial(store.read, path.absolute(), Samples, limit, skip=skip))
     checkpoints = {p.role: getattr(model if p.model == "checkpoint" else options, p.model) for p in run.passes}
     folders = {p.role: model.folder(checkpoints[p.role], f"--{p.model}") for p in run.passes}
-    prompts, responses, size = preflight.rewards(run.read())  # all are checked before anything is spent
+    prompts, responses, size = preflight.size_of_rewards(run.read())  # all are checked before anything is spent
     if not prompts:
         raise store.nothing_left(path, Samples, "sample is left to reward", limit)
     run.prepare(skip)
@@ -95,7 +95,7 @@ def main(argv=None):
     if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     else:
-        preflight.room(target, size, "rewarding")
+        preflight.check_disk(target, size, "rewarding")
         with output:
             scored = passes.score_all(
                 run,

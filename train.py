@@ -104,7 +104,7 @@ def _train(config: TrainConfig, run: Path, header: dict, batch_size: int, **deci
 
     job = make_job(config, header, batch_size, run=run, **decided)
     saved_bytes = 4 if config.optimisation.save_dtype == "float32" else 2
-    preflight.room(run, preflight.run(job.start, job.schedule.saves, saved_bytes), "training")
+    preflight.check_disk(run, preflight.size_of_run(job.start, job.schedule.saves, saved_bytes), "training")
     about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}
     place = config.output.master_address, config.output.master_port
     try:

@@ -29,7 +29,7 @@ from cream.model.checkpoint import length_limit
 from cream.model.load import load_tokenizer
 from cream.records import Message
 from cream.scoring.logprobs import Group, scorer
-from cream.text.chat import Plain
+from cream.text.plain import Plain
 
 WORDS = 32000  # of Mistral's tokenizer
 

@@ -31,7 +31,7 @@ from cream.files import store
 from cream.model.checkpoint import length_limit
 from cream.model.load import load_tokenizer
 from cream.records import Answer, Message
-from cream.text.chat import Plain
+from cream.text.plain import Plain
 
 FOLDERS = {task: task.replace("_", "-") for task in lmeval.TASKS}  # of localdata/, as DatasetEnum has them
 METRICS = {"acc": "none", "acc_norm": "chars"}

@@ -23,7 +23,7 @@ from cream.model.load import load_policy, load_tokenizer
 from cream.records import Answer, Item, Message
 from cream.scoring.logprobs import Scored, Scorer, scorer
 from cream.scoring.pool import Pool
-from cream.text.chat import Plain
+from cream.text.plain import Plain
 
 GAS = "Which gas do plants take in?\nA. oxygen\nB. neon\nC. carbon dioxide"
 TEXTS = {"A": "oxygen", "B": "neon", "C": "carbon dioxide"}

@@ -90,7 +90,7 @@ def test_an_interrupt_that_nobody_hears_finishes_what_is_in_flight(tmp_path, rep
 
 def test_lines_that_nobody_reads_are_lost_without_a_word(repo):
     """`| head`: the pipe's other end is closed before the first line."""
-    code = "import sys; from cream.cli import console as c; c.set_up_logging(); c.log.info('a'); print('on', file=sys.stderr)"
+    code = "import sys; from cream.cli.console import *; set_up_logging(); log.info('a'); print('on', file=sys.stderr)"
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, stdout=write, stderr=subprocess.PIPE, text=True)

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from cream.errors import UserError
 from cream.files import folders
-from cream.files.fingerprints import fingerprint_folder
-from cream.files.provenance import fingerprint_text, read_kind
+from cream.files.fingerprints import fingerprint_folder, fingerprint_text
+from cream.files.provenance import read_kind
 from cream.model.checkpoint import context_length, length_limit, save, stored_dtype
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.model.lora import adapter_merged, add_lora, merged

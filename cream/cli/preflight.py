@@ -70,10 +70,5 @@ def check_memory(need: float, free: float, what: str) -> None:
         )
 
 
-# aliases until the branches are merged
-room, memory, training, run = check_disk, check_memory, memory_of_training, size_of_run
-answers, rewards = size_of_samples, size_of_rewards
-
-
 def _size(count: float) -> str:
     return f"{count / 1e9:.3g} GB" if count >= 1e8 else f"{count / 1e6:.3g} MB"

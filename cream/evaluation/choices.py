@@ -32,7 +32,8 @@ from cream.evaluation.tasks import find_task, grade
 from cream.files.journal import Output
 from cream.records import Answer, Item, Message
 from cream.scoring.logprobs import Group, Scored
-from cream.text.chat import Chat, Plain
+from cream.text.chat import Chat
+from cream.text.plain import Plain
 from cream.text.prompts import apply
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def unused_flags(plan: Plan) -> list[str]:
 def size(plan: Plan) -> float:
     """Bytes that the output and its journal take, about."""
     questions = sum(len(item.question) for item in plan.questions.items.values())
-    return preflight.answers(len(plan.asked), questions, 1, RECORD)
+    return preflight.size_of_samples(len(plan.asked), questions, 1, RECORD)
 
 
 def evaluate(plan: Plan, output: Output, chat: Chat | Plain, **where) -> Iterator[Answer]:

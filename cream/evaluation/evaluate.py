@@ -21,12 +21,13 @@ from cream.engines import Sampling, SamplingFlags
 from cream.evaluation import choices, generation
 from cream.evaluation.questions import Questions
 from cream.files import store
+from cream.files.fingerprints import fingerprint_text
 from cream.files.journal import Output
-from cream.files.provenance import fingerprint_text
 from cream.records import Answer, Message, Prompt
 from cream.scoring.completions import shown
 from cream.scoring.logprobs import Group
-from cream.text.chat import Chat, Plain
+from cream.text.chat import Chat
+from cream.text.plain import Plain
 
 if TYPE_CHECKING:
     from cream.evaluation.options import EvaluationFlags
@@ -93,7 +94,7 @@ def plan_evaluation(
 
 def evaluate(plan: Plan, output: Output, chat: Chat | Plain, **where) -> None:
     """Write the records of all questions. `where`: the pool, the policy's folder and limits, as scorings take them."""
-    preflight.room(output.path, plan.scoring.size(plan), "evaluation")
+    preflight.check_disk(output.path, plan.scoring.size(plan), "evaluation")
     with output:
         for record in plan.scoring.evaluate(plan, output, chat, **where):
             output.append(record)

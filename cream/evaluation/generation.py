@@ -35,7 +35,7 @@ def unused_flags(plan: Plan) -> list[str]:
 
 def size(plan: Plan) -> float:
     """Bytes that the output and its journal take, about."""
-    return preflight.answers(len(plan.asked), 0, plan.sampling.n, plan.sampling.max_tokens)
+    return preflight.size_of_samples(len(plan.asked), 0, plan.sampling.n, plan.sampling.max_tokens)
 
 
 def evaluate(plan: Plan, output: Output, chat: Chat, **where) -> Iterator[Answer]:

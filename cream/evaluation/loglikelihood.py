@@ -8,7 +8,8 @@ from cream.files.journal import Output
 from cream.scoring import driver, logprobs
 from cream.scoring.logprobs import Group, Options, Scored
 from cream.scoring.pool import Pool
-from cream.text.chat import Chat, Plain
+from cream.text.chat import Chat
+from cream.text.plain import Plain
 
 CHUNK = 32  # questions that a CPU computes together, lost if the process is killed; a GPU takes a pool's batch at once
 

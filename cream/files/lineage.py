@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from cream.files.provenance import Step, chain, wrong
+from cream.files.provenance import Step, chain
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -20,7 +20,7 @@ def verify(path: Path) -> Iterator[tuple[str, bool]]:
     for step in chain(path):
         if step.again:
             continue
-        found = wrong(step)
+        found = provenance.verify(step)
         verdict = found or ("verified" if step.proof else _unproved(step))
         yield _printable(step, f"{step.path}: {verdict}"), found is not None
         for note in _notes(step):

@@ -21,7 +21,7 @@ import msgspec
 from cream.errors import UserError
 from cream.files import store
 from cream.files.command import running_command
-from cream.files.fingerprints import State, fingerprint_file, fingerprint_folder, fingerprint_text, states  # noqa: F401 (fingerprint_text: alias until the branches are merged)
+from cream.files.fingerprints import State, fingerprint_file, fingerprint_folder, states
 from cream.records import METHODS
 
 log = logging.getLogger("cream")

@@ -11,9 +11,9 @@ import torch
 
 from cream.errors import UserError
 from cream.files import store
-from cream.files.fingerprints import fingerprint_folder
+from cream.files.fingerprints import fingerprint_folder, fingerprint_text
 from cream.files.folders import kind_of, tensors
-from cream.files.provenance import KIND, POLICY, REWARD_MODEL, fingerprint_text
+from cream.files.provenance import KIND, POLICY, REWARD_MODEL
 from cream.files.raw import with_filename
 
 

@@ -10,8 +10,9 @@ import torch
 from cream.cli import preflight
 from cream.errors import UserError, out_of_memory
 from cream.files import store
+from cream.files.fingerprints import fingerprint_text
 from cream.files.folders import check_weights, kind_of, parameter_count, remote_code
-from cream.files.provenance import POLICY, REWARD_MODEL, Head, fingerprint_text, read_kind
+from cream.files.provenance import POLICY, REWARD_MODEL, Head, read_kind
 from cream.model.hardware import free_memory
 from cream.model.reward_head import head_name
 
@@ -84,7 +85,7 @@ def load(
     check_weights(folder, POLICY if new_head else kind)
     if not first:
         need = parameter_count(folder) * dtype.itemsize / tp_size
-        preflight.memory(need, free_memory(device), f"the weights of {folder}")
+        preflight.check_memory(need, free_memory(device), f"the weights of {folder}")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code())
         for name in [name for name in config.to_dict() if name.endswith(("dropout", "_pdrop"))]:

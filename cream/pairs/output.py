@@ -127,7 +127,7 @@ def write(
     if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     else:
-        preflight.room(target, 0.2 * inputs.paths["rewards"].stat().st_size, "the pairs")
+        preflight.check_disk(target, 0.2 * inputs.paths["rewards"].stat().st_size, "the pairs")
         with output:
             output.finish(rows, policy=policy, scored=inputs.about.get("scored"), **facts)
     if flags.register:

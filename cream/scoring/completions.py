@@ -15,7 +15,8 @@ from cream.records import Message, Prompt, Samples
 from cream.scoring import driver
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
-from cream.text.chat import Chat, Plain
+from cream.text.chat import Chat
+from cream.text.plain import Plain
 from cream.text.prompts import apply
 
 log = logging.getLogger("cream")

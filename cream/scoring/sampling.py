@@ -74,7 +74,7 @@ def sample(plan: Plan, output: Output, chat: Chat, prompts: Prompts, **where) ->
     them. Raises UserError where no prompt fits."""
     n, length, total = plan.sampling.n, plan.sampling.max_tokens, prompts.total
     size = 0 if prompts.limit else prompts.path.stat().st_size
-    preflight.room(output.path, preflight.answers(total, size, n, length), "sampling")
+    preflight.check_disk(output.path, preflight.size_of_samples(total, size, n, length), "sampling")
     where |= {"engine": plan.engine | {"tensor_parallel_size": where["pool"].group}}
     built, counts = partial(asked, prompts.read, plan.sysprompt), Counter()
     with output:

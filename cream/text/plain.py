@@ -53,12 +53,6 @@ class Plain:
         rows = self.encode_responses(prompt, responses, complete)
         return [describe_length(limit) if len(row) > limit else row for row in rows]
 
-    answers, fitting, prompt = (
-        encode_responses,
-        encode_within_limit,
-        encode_prompt,
-    )  # alias until the branches are merged
-
     def show(self, tokens: Tokens) -> str:
         """The tokens as text, the scored ones between ⟦ and ⟧."""
         return show_spans(self.tokenizer, tokens)

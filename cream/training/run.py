@@ -221,8 +221,10 @@ def _policy(job: Job, dtype: torch.dtype, device: torch.device):
     zero = (job.deepspeed or {}).get("zero_optimization", {})
     world, here = given_world() or 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     offload = "offload_optimizer" in zero or "offload_param" in zero
-    need = preflight.training(job.start, not job.lora.lora, world, zero.get("stage", 0), dtype.itemsize, offload)
-    preflight.memory(need * (here if job.cpu else 1), free_memory(device), f"training {job.start}")
+    need = preflight.memory_of_training(
+        job.start, not job.lora.lora, world, zero.get("stage", 0), dtype.itemsize, offload
+    )
+    preflight.check_memory(need * (here if job.cpu else 1), free_memory(device), f"training {job.start}")
     model = load_policy(job.start, dtype, device)
     if job.optimisation.compile:
         model.base_model.compile(dynamic=True)
