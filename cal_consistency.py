@@ -7,7 +7,7 @@ worst) and the previous model's (--file2). Departures from the released code: va
 
 from dataclasses import dataclass
 
-from config import DATASET_FILES, DATASETS, MAX_SEED, METHODS, Run, group, settings
+from config import DATASET_FILES, DATASETS, MAX_SEED, Run, group, settings
 from cream.cli import console
 from cream.cli.console import log
 from cream.cli.flags import flag, parse
@@ -15,7 +15,7 @@ from cream.errors import UserError
 from cream.pairs import extremes, oracle
 from cream.pairs.build import Rules
 from cream.pairs.output import Inputs, PairOutput, write
-from cream.records import RANKS
+from cream.records import METHODS, RANKS
 
 EXAMPLE = """\
   CREAM        python cal_consistency.py --file1 CURRENT.json --file2 PREVIOUS.json --method consistency_avg

@@ -7,13 +7,14 @@ A prompt's second pair has the uuid UUID#2, and so on: the most confident first,
 
 from dataclasses import dataclass
 
-from config import DATASET_FILES, DATASETS, METHODS, Run, group, settings
+from config import DATASET_FILES, DATASETS, Run, group, settings
 from cream.cli import console
 from cream.cli.flags import chosen, deciding, flag, one_of, parse
 from cream.errors import UserError
 from cream.pairs import PAIRS
 from cream.pairs.build import Rules
 from cream.pairs.output import Inputs, PairOutput, write
+from cream.records import METHODS
 
 EXAMPLE = """\
   pseudo-labels  python make_pairs.py --strategy threshold --rewards REWARDS.json --threshold 0.8

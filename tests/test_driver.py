@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_folder
-from cream.files.journal import Keys
+from cream.files.index import Keys
 from cream.scoring import driver
 from cream.scoring.pool import Pool
 

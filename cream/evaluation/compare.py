@@ -7,7 +7,7 @@ from statistics import fmean
 from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.evaluation.statistics import aligned, bootstrap_difference, mcnemar
-from cream.files.journal import differences
+from cream.files.identity import list_differences
 from cream.records import Answer
 
 COLUMNS = ("task", "n", "accuracy_a", "accuracy_b", "difference", "low", "high", "only_a", "only_b", "p")
@@ -78,7 +78,7 @@ def describe_settings(joined: Joined, settings_a: dict | None, settings_b: dict 
         notes.append(f"{joined.reworded} questions were put with another text around them (--sysprompt)")
     a, b = settings_a or {}, settings_b or {}
     both = a.keys() & b.keys()  # a file that was graded again has none of its generation's
-    if differing := differences(*({key: made[key] for key in both} for made in (a, b))):
+    if differing := list_differences(*({key: made[key] for key in both} for made in (a, b))):
         notes.append(f"made by other settings, A -> B: {differing}")
     return notes
 

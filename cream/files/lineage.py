@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from cream.files import provenance
 from cream.files.provenance import Step, chain
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from cream.errors import UserError
-from cream.evaluation import summary
+from cream.evaluation.evaluate import summary_path
 from cream.files import store
 from cream.files.provenance import meta_path
 from cream.loops.plan import TRAIN, Command
@@ -52,7 +52,7 @@ def results(commands: Sequence[Command]) -> list[dict]:
     for command in commands:
         if command.script != "infer.py" or command.flags.get("mode") != "evaluation":
             continue
-        made = _read(summary.path_of(command.output), Summary)
+        made = _read(summary_path(command.output), Summary)
         tasks = {row.task: row.accuracy for row in made.tasks}
         name = command.output.name.partition(".json")[0].removesuffix(".evaluation")
         rows.append({"model": name, "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks})

@@ -13,7 +13,8 @@ from types import ModuleType
 
 from cream.errors import UserError
 from cream.files import store
-from cream.files.journal import Keys, Output
+from cream.files.index import Keys
+from cream.files.journal import Output
 from cream.records import Message, Rewards, Samples, encode
 from cream.rewards.base import GroupReward
 from cream.scoring import completions, driver, heads, logprobs

@@ -10,7 +10,8 @@ from msgspec import structs
 
 from cream.cli.flags import flag
 from cream.engines import ENGINES, Completion, Engine, Request, Sampling
-from cream.files.journal import Keys, Output
+from cream.files.index import Keys
+from cream.files.journal import Output
 from cream.records import Message, Prompt, Samples
 from cream.scoring import driver
 from cream.scoring.driver import Model

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cream.cli import console
-from cream.files.journal import Keys
+from cream.files.index import Keys
 from cream.scoring.pool import Pool, Worker
 
 log = logging.getLogger("cream")
