@@ -68,6 +68,6 @@ def test_a_worker_that_knows_what_is_done_gets_all(tiny_folder):
 
 def test_another_model_than_was_recorded_is_refused(tiny_folder):
     taken = []
-    with pytest.raises(UserError, match="another model here"):
+    with pytest.raises(UserError, match="this node has another model"):
         run(tiny_folder, ["a"], set(), 1, 1, taken, expected="f00")
     assert taken == []

@@ -130,7 +130,7 @@ def more_layers(folder):
         (one_tensor_less, "model.layers.0.mlp.up_proj.weight"),
         (cut_short, "50000 bytes where its header says"),
         (within_the_header, "header is damaged"),
-        (a_pipe, "no regular file"),
+        (a_pipe, "not a regular file"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected one object"),
         (lambda folder: (folder / "config.json").write_text("{}"), "cannot be loaded"),

@@ -385,7 +385,7 @@ def test_a_signal_amid_the_reference_costs_the_chunk_in_hand(tiny_folder, tiny_c
     model = LogProbs(load_policy(tiny_folder, torch.float32, CPU))
     for left in (4, 2):
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
-            patch.setattr(interrupts, "asked", lambda: True)
+            patch.setattr(interrupts, "received", lambda: True)
             reference.fill(accelerator, model, STAGE, pairs(tiny_chat), path, SOURCE, Budget(1000))
         kept = Scores(beside(path), SOURCE)
         assert sum(not kept.find(f"p{i}") for i in range(6)) == left

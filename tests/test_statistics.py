@@ -32,7 +32,7 @@ def test_wilson_is_scipys(counts, confidence):
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 2)])
 def test_no_proportion_no_interval(successes, n):
-    with pytest.raises(ValueError, match="no proportion"):
+    with pytest.raises(ValueError, match="not a proportion"):
         wilson_interval(successes, n)
 
 
