@@ -245,7 +245,7 @@ def test_other_settings_to_the_same_output(world, command, difference):
     """The refusal names what differs and a path that is free."""
     run = world.read("configs/checkpoint.json")["tiny_m1"].removesuffix("/checkpoint-last")
     error = world.refused(command.replace("{run}", run))
-    taken, free = re.search(r"error: (\S+): .* say (\S+), or --overwrite", error).groups()
+    taken, free = re.search(r"error: (\S+): .* such as (\S+), or --overwrite", error).groups()
     assert difference in error
     assert (world.folder / taken).exists() and not (world.folder / free).exists()
     assert Path(free).parent == Path(taken).parent and "2" in Path(free).name
@@ -478,7 +478,7 @@ def test_killed_sampling_goes_on(world):
     kill(world, command.format("killed"), lambda: lines(output.with_name("killed.json.partial")) > 3)
     assert not output.exists()
     assert "found an interrupted run" in world.refused(command.format("killed") + " --seed 1")
-    assert "going on: " in world.run(command.format("killed")).out
+    assert "resuming: " in world.run(command.format("killed")).out
     world.run(command.format("undisturbed"))
     killed, undisturbed = (world.read(f"outputs/{name}.json") for name in ("killed", "undisturbed"))
     assert list(killed) == list(undisturbed)
