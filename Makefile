@@ -14,7 +14,7 @@ pytest := $(python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
-quickstart: setup ## set up, then show the method improving a tiny model (minutes on two CPU cores)
+quickstart: setup ## set up, then show the method improving a tiny model (a minute on two CPU cores)
 	$(python) iterate.py --config configs/recipes/tiny_srlm.yaml,configs/recipes/tiny_cream.yaml
 
 test: setup lint ## set up, lint, run every test

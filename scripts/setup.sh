@@ -10,6 +10,8 @@ set -Eeuo pipefail  # E: the ERR trap below holds inside functions, too
 cd "$(dirname "$0")/.."
 
 fail() { printf 'make setup: %s\n' "$@" >&2; exit 2; }
+[[ $# == 0 ]] || fail "takes no arguments (found: $*); DEVICE and PYTHON in the environment choose what is built"
+[[ ! -L .venv ]] || fail ".venv is a link; remove it, or use the environment that it points to"
 step() { printf '[setup] %s\n' "$*"; }
 pip() { .venv/bin/python -m pip install -qq "$@"; }  # -qq: errors only
 
