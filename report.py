@@ -1,8 +1,8 @@
-"""Read what stages leave behind. PATH is a file, a checkpoint's folder, or a registered name.
+"""Inspect outputs. PATH is a file, a checkpoint's folder, or a registered name.
 
-lineage PATH  the chain of an output or checkpoint down to the raw data: how each was made, of what
-verify PATH   the same chain, every file of it hashed again: exit code 1 where one is not what was recorded
-compare A B   two evaluations of the same data: differences in accuracy per task, how sure they are, what flipped
+lineage PATH  how an output or checkpoint was made: all its inputs, down to the raw data
+verify PATH   hash these files again; exit code 1 if one of them is not as recorded
+compare A B   compare two evaluations of the same data: accuracy per task with confidence intervals, flipped items
 """
 
 import os

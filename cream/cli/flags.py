@@ -99,10 +99,11 @@ class _Source(_Help):
 
     config: str | None = flag(
         None,
-        "file of flags, .yaml, .yml or .json: one flat map, or a run's args.json; the command line wins over it",
+        "read flags from a .yaml, .yml or .json file: one flat map, or a run's args.json; the command line "
+        "overrides it",
         aliases=("load_args_path",),
     )
-    print_config: bool = flag(False, "print every value as YAML, in the form that --config reads, and exit")
+    print_config: bool = flag(False, "print the value of every flag as YAML, in the form that --config reads, and exit")
 
 
 def _all_flags(cls, files: bool) -> list[Flag]:

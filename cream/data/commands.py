@@ -27,14 +27,20 @@ class Build:
     """Build"""
 
     from_folder: str | None = flag(
-        None, "a folder with copies of the hub's data sets, or files named for them; none: the hub", aliases=("from",)
+        None,
+        "folder with copies of the hub's data sets, or with files named after them; none: the hub",
+        aliases=("from",),
     )
-    output_dir: str = flag("localdata", "folder of what is written")
-    subsets: int = flag(3, "parts into which the unlabelled prompts are split at random, one for each round", low=1)
-    task_limit: int | None = flag(None, "unlabelled prompts of a source at most, drawn by the seed; none: all", low=1)
-    multi_turn: bool = flag(False, "oasst1: whole threads along the best-ranked replies; no: the first turn")
-    seed: int = flag(0, "seed of the subsets", low=0, high=2**32 - 1)
-    list: bool = flag(False, "the same as the command list")
+    output_dir: str = flag("localdata", "folder for the output files")
+    subsets: int = flag(3, "number of subsets to split the unlabelled prompts into at random, one per round", low=1)
+    task_limit: int | None = flag(
+        None, "keep at most this many unlabelled prompts per source, chosen by the seed; none: all", low=1
+    )
+    multi_turn: bool = flag(
+        False, "oasst1: whole conversations along the best-ranked replies; no: the first exchange only"
+    )
+    seed: int = flag(0, "seed of the subsets and of --task_limit", low=0, high=2**32 - 1)
+    list: bool = flag(False, "same as the command list")
 
 
 @dataclass
@@ -42,14 +48,16 @@ class Table:
     """Import and export"""
 
     columns: str | None = flag(
-        None, "what columns hold, field=column,…; a+b joins two, a.b looks into one; none: as they are commonly called"
+        None,
+        "what each column is, field=column,…; a+b joins two columns, a.b is a key inside one; none: by their "
+        "usual names",
     )
-    subset: str | None = flag(None, "configuration of a data set on the hub or of a folder like it")
-    split: str = flag("train", "split of these")
-    first_answer: int | None = flag(None, "number of the first choice where answers are numbers", choices=(0, 1))
-    form: str | None = flag(None, "export: whose form", choices=FORMS)
+    subset: str | None = flag(None, "configuration of a data set on the hub, or in a folder with the hub's layout")
+    split: str = flag("train", "split of such a data set")
+    first_answer: int | None = flag(None, "number of the first option, if answers are numbers", choices=(0, 1))
+    form: str | None = flag(None, "export: format of the rows", choices=FORMS)
     output: str | None = flag(
-        None, "file; none: import localdata/<name>.<sft|prompt|dpo|test>.json, export <file>.<form>.jsonl"
+        None, "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export)"
     )
 
 
@@ -57,7 +65,7 @@ class Table:
 class Lengths:
     """Lengths"""
 
-    max_length: int = flag(2048, "tokens of prompt and response together; longer ones are counted", low=2)
+    max_length: int = flag(2048, "count responses with more than this many tokens, the prompt included", low=2)
 
 
 def list_sources() -> None:
