@@ -270,7 +270,7 @@ def test_a_file_of_the_released_code_is_compared(runs):
     released["extra"] = released[first] | {"uuid": "extra"}
     (runs.folder / "outputs/released.json").write_text(json.dumps(released))
     done = runs.run(f"report.py compare outputs/released.json {B}")
-    assert "released.json.meta.json: it is taken as it is, unverified" in done.out
+    assert "released.json.meta.json: it is used unverified" in done.out
     assert "1 items are only in A and skipped: extra" in done.out and "tiny_sub" in done.out
     released[first]["label"] = "none"
     (runs.folder / "outputs/released.json").write_text(json.dumps(released))

@@ -61,9 +61,9 @@ def matrices(draw):
 def kept_of(one):
     """Indices that may enter a pair, by the definition: rewarded, not truncated, first such response of its text."""
     kept = []
-    for i, text in enumerate(one.answers()):
+    for i, text in enumerate(one.responses()):
         complete = one.finish_reason[i] == "stop"
-        if one.reward[i] is not None and complete and text not in [one.answers()[j] for j in kept]:
+        if one.reward[i] is not None and complete and text not in [one.responses()[j] for j in kept]:
             kept.append(i)
     return kept
 
@@ -103,8 +103,8 @@ def test_oracle_equals_the_loop(records):
     found = chosen("oracle", records)
     for one in records:
         kept, reward = kept_of(one), one.reward
-        right = [i for i in kept if one.answers()[i].endswith("A")]
-        wrong = [i for i in kept if one.answers()[i].endswith("B")]
+        right = [i for i in kept if one.responses()[i].endswith("A")]
+        wrong = [i for i in kept if one.responses()[i].endswith("B")]
         if len(kept) < 2:
             expected = FEWER_THAN_TWO
         elif not right:

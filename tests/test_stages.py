@@ -123,7 +123,7 @@ def test_pairs_and_consistency_follow_from_the_rewards(world, files):
     pairs = {p.uuid: p for p in read(world.folder / files[0].replace(".json", ".kendall.dpo.json"), Pair)}
     assert pairs
     for uuid, record in current.items():
-        texts = record.answers()
+        texts = record.responses()
         kept = [i for i, t in enumerate(texts) if texts.index(t) == i and record.finish_reason[i] == "stop"]
         reward = {i: record.reward[i] for i in kept}
         if len(kept) < 2 or len(set(reward.values())) == 1:

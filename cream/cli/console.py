@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from cream.cli import interrupts
 from cream.errors import user_error
-from cream.files.command import RUNNING, typed_command
+from cream.files.provenance import RUNNING, typed_command
 
 log = logging.getLogger("cream")
 QUIET = {

@@ -1,4 +1,4 @@
-"""A question of any table -> an item: its options as lettered lines below it, and its label, a letter or a number."""
+"""A question of any table -> an item: the options as lettered lines below it, and a letter or number as its label."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ LETTERS = "ABCDEFGH"
 
 
 def item(fields: Mapping, first: int | None) -> dict:
-    """A question with its options as lines below it, "A. oxygen", and the label: a letter, or what stands after ####.
+    """A question with its options as lines below it, "A. oxygen", and the label: a letter, or the text after ####.
 
     A worked solution is kept as `solution`, without GSM8K's calculator annotations. Raises UserError for a label that
-    could not be graded.
+    cannot be graded.
     """
     made = _item(fields, first)
     grade(made["question"], made["label"], "")
@@ -30,55 +30,52 @@ def _item(fields: Mapping, first: int | None) -> dict:
         return {"question": "\n".join([question, *lines]), "label": label}
     if isinstance(answer, str) and FINAL in answer:
         solution, _, final = answer.rpartition(FINAL)
-        told = f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()
-        return {"question": question, "label": number(final), "solution": told}
+        solution = f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()
+        return {"question": question, "label": number(final), "solution": solution}
     return {"question": question, "label": number(answer) if isinstance(answer, str) else answer}
 
 
 def options(choices: object) -> tuple[list[str], list[str] | None]:
-    """(texts, labels) of options given as a list of texts or whole numbers, of {"text", "label"}, or as {"text": […],
-    "label": […]}, or {label: text}."""
+    """(texts, labels) of options: a list of texts, whole numbers or {"text", "label"}, {"text": […], "label": […]}, or
+    {label: text}."""
     labels = None
     if isinstance(choices, Mapping) and "text" in choices:
         texts, labels = choices["text"], choices.get("label")
     elif isinstance(choices, Mapping):
-        given = {label: text for label, text in choices.items() if text is not None}  # null: other rows have it
-        texts, labels = list(given.values()), list(given)
+        held = {label: text for label, text in choices.items() if text is not None}  # null: other rows have it
+        texts, labels = list(held.values()), list(held)
     elif isinstance(choices, Sequence) and choices and all(isinstance(each, Mapping) for each in choices):
         texts, labels = ([each.get(key) for each in choices] for key in ("text", "label"))
     else:
         texts = choices
-    if not texts or isinstance(texts, str) or not isinstance(texts, Sequence) or not all(map(_is_option, texts)):
-        raise ValueError(f"an option is blank or no text: {texts!r:.80}")
+    listed = isinstance(texts, Sequence) and not isinstance(texts, str) and texts
+    if not listed or not all(type(text) is int or isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"an option is blank or not a text: {texts!r:.80}")
     if not 2 <= len(texts) <= len(LETTERS) or labels is not None and len({*labels}) != len(texts):
         raise ValueError(f"{len(texts)} options with labels {labels}: expected 2 to {len(LETTERS)}, a label each")
     return [_line(str(text)) for text in texts], labels and [str(label) for label in labels]
 
 
-def _is_option(value: object) -> bool:
-    return type(value) is int or isinstance(value, str) and bool(value.strip())
-
-
 def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, first: int | None) -> str:
     """The letter A to H of the right option: `answer` is its label (without labels: a letter), its text, or its number
-    counted from `first` (0 or 1). Raises ValueError where it is none of these, or may be several options."""
-    told = _line(str(answer))
+    counted from `first` (0 or 1). Raises ValueError if it fits no option, or several."""
+    given = _line(str(answer))
     known = labels or LETTERS[: len(texts)]
-    if labels is not None and told in labels:
-        found = {labels.index(told)}
-    elif told.isdecimal() and first is not None:
-        found = {int(told) - first}
-    elif told.isdecimal() and int(told) <= len(texts):  # a text of an option as well, perhaps
-        raise ValueError(f"the answer {told!r} is a number: --first_answer says whether they count from 0 or 1")
+    if labels is not None and given in labels:
+        found = {labels.index(given)}
+    elif given.isdecimal() and first is not None:
+        found = {int(given) - first}
+    elif given.isdecimal() and int(given) <= len(texts):  # a text of an option as well, perhaps
+        raise ValueError(f"the answer {given!r} is a number: --first_answer says whether they count from 0 or 1")
     else:
-        found = {i for i, each in enumerate(zip(known, texts, strict=True)) if told in each}
-        found |= {i for i, mark in enumerate(known) if told.upper() == mark.upper()}
+        found = {i for i, each in enumerate(zip(known, texts, strict=True)) if given in each}
+        found |= {i for i, mark in enumerate(known) if given.upper() == mark.upper()}
     if len(found) > 1:
         named = " and of ".join(f"{known[i]} ({texts[i]})" for i in sorted(found))
-        raise ValueError(f"the answer {told!r} may be that of {named}; say which by a number and --first_answer")
+        raise ValueError(f"the answer {given!r} may be that of {named}; give its number and --first_answer")
     index = next(iter(found), -1)
     if not 0 <= index < len(texts):
-        raise ValueError(f"the answer {told!r} is none of the options {', '.join(labels or texts)}")
+        raise ValueError(f"the answer {given!r} is none of the options {', '.join(labels or texts)}")
     return LETTERS[index]
 
 

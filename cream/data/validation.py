@@ -1,4 +1,4 @@
-"""What a record file holds, before it is spent on: records, duplicates, lengths, and all that stages would refuse."""
+"""A summary of a record file: records, duplicates, lengths, and everything that stages would refuse."""
 
 from array import array
 from collections import Counter
@@ -22,23 +22,23 @@ SHOWN = 10  # bad records that are listed one by one
 
 @dataclass
 class Summary:
-    """Counts over a file's good records; lengths are in tokens where there is a tokenizer, else in characters."""
+    """Counts over a file's good records; lengths are in tokens if there is a tokenizer, else in characters."""
 
     kind: type[Record]
     records: int = 0
     responses: int = 0
-    notes: Counter[str] = field(default_factory=Counter)  # what is legal and worth knowing
+    notes: Counter[str] = field(default_factory=Counter)  # legal, and worth knowing
     prompts: array = field(default_factory=lambda: array("Q"))  # lengths; of prompts, and with each response
     wholes: array = field(default_factory=lambda: array("Q"))
     bad: list[str] = field(default_factory=list)  # place and reason of the first SHOWN
     bad_count: int = 0
-    sidecar: str = "no sidecar: stages take it as it is, unverified"
+    sidecar: str = "no sidecar: stages use it unverified"
 
 
 def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
-    """Read a file as stages do, and count. `limit`: tokens of prompt and response that a stage would let pass.
+    """Read a file as stages do, and count. `limit`: a stage's limit on tokens of prompt and response.
 
-    Raises UserError where the file cannot be read at all, or follows no known layout.
+    Raises UserError if the file cannot be read at all, or has no known layout.
     """
     kind = store.detect(path, skip=True)
     found = Summary(kind)
@@ -60,15 +60,15 @@ def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
     if (about := read_meta(path)) is not None:
         same = about["output"] == fingerprint_file(path) if "output" in about else None
         found.sidecar = {
-            True: "as its sidecar describes it",
+            True: "matches its sidecar",
             False: "changed since it was made: stages refuse it",
-            None: "its sidecar has no hash of it: stages take it as unverified",
+            None: "its sidecar has no hash of it: stages use it unverified",
         }[same]
     return found
 
 
 def report(path: Path, found: Summary, unit: str) -> Iterator[str]:
-    """What was found, as lines to read."""
+    """The lines to print."""
     yield f"{path}: {found.records} {found.kind.__name__} records, {found.responses} responses, {found.bad_count} bad"
     for what, lengths in (("prompts", found.prompts), ("prompts with a response", found.wholes)):
         if lengths:
@@ -91,7 +91,7 @@ def _parts(record: Record) -> tuple[list[Message], list[str]]:
         case Samples():
             return record.prompt, record.responses
         case Rewards():
-            return record.prompt, record.answers()
+            return record.prompt, record.responses()
         case Pair():
             return record.prompt, [record.selected[-1].content, record.rejected[-1].content]
         case Answer():
@@ -112,13 +112,13 @@ def _notes(record: Record, responses: list[str]) -> dict[str, int]:
 
 
 def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, limit: int, found: Summary) -> list[int]:
-    """The lengths that a stage's limit is for: of the prompt with each response, or of the prompt alone."""
+    """The lengths that a stage limits: of the prompt with each response, or of the prompt alone."""
     if chat is None:
         start = sum(len(message.content) for message in prompt)
         wholes = [start + len(response) for response in responses]
     else:
         if any(chat.exceeds([*prompt, Message("assistant", text)], limit) for text in responses or [""]):
-            return [limit + 1]  # it is not counted how much longer it is
+            return [limit + 1]  # its length is not counted
         ids = chat.encode_prompt(prompt)
         start = len(ids)
         rows = chat.encode_responses(prompt, responses, [True] * len(responses), ids)
