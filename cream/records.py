@@ -266,7 +266,7 @@ def _found(value: object, error: str) -> str:
 
 
 def encode(record: Record) -> dict:
-    """Plain JSON values of a record, `uuid` first, extra keys last; an extra key with the name of a field, copied from a
+    """Plain JSON values of a record, `uuid` first, extra keys last; an extra key with a field's name, copied from a
     record of another layout, becomes `input_<name>`."""
     value = msgspec.to_builtins(record)
     fields = {*type(record).__struct_fields__} - {"extra"}

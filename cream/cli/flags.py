@@ -1,9 +1,8 @@
 """Command-line flags from dataclasses: one flat flag per field, one group per nested dataclass.
 
-The command line and a --config file are read in the same way: spelling -> flag -> value, and all problems are collected
-before the script exits with 2. argparse only formats --help: it stops at the first problem, lets a repeated flag win
-silently, takes `-1e-5` for a flag and has no config file. simple_parsing inherits all of that, reads enums by exact
-case, and costs 0.14 s of the 0.5 s that --help may take.
+The command line and a --config file are read in the same way: spelling -> flag -> value, and all problems are reported
+together. argparse only formats --help: it stops at the first problem, lets a repeated flag win silently, takes `-1e-5`
+for a flag and has no config file; simple_parsing inherits all of that and slows down --help.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from cream.cli.flag_fields import (
 from cream.cli.flag_files import read_pairs
 from cream.errors import UserError, nearest
 
-__all__ = ["as_dict", "chosen", "deciding", "flag", "is_plain", "one_of", "spell"]  # as flags' own, with those below
+__all__ = ["as_dict", "chosen", "deciding", "flag", "is_plain", "one_of", "spell"]  # re-exported
 
 OWN = "Configuration"  # the group of the parser's own flags
 
@@ -45,12 +44,11 @@ def parse(
 ):
     """An instance of the dataclass `cls`, from its defaults, the --config file and `argv` (default: sys.argv[1:]).
 
-    Without `files` there is no --config and no --print_config, and `cls` may have flags of these names. `words` takes
-    the words that belong to no flag; without it they are problems.
-    A later source wins over an earlier one. Fields are str, int, float, bool, an Enum (given by member name), `| None`
-    of these, or a dataclass: a group, titled in --help by the first line of its docstring.
-    Raises SystemExit: 0 after --help and --print_config, 2 after printing every problem on stderr, a
-    UserError from `__post_init__` included. Raises TypeError when `cls` itself is wrong (a flag defined twice, say).
+    Later sources override earlier ones. Without `files` there is no --config and no --print_config. Words that belong
+    to no flag are added to `words`; without it they are problems. Fields are str, int, float, bool, an Enum (given by
+    member name), `| None` of these, or a dataclass: a group, titled in --help by the first line of its docstring.
+    Raises SystemExit: 0 after --help and --print_config, 2 after printing all problems on stderr, including a UserError
+    from `__post_init__`. Raises TypeError if `cls` itself is wrong (a flag defined twice, say).
     """
     flags, problems = _all_flags(cls, files), []
     given = _given(flags, sys.argv[1:] if argv is None else argv, problems, words)
@@ -78,7 +76,7 @@ def parse(
 
 
 def find_problems(cls, argv: list[str]) -> list[str]:
-    """The problems for which `parse` would refuse a command line, one message each; prints nothing, never exits."""
+    """The problems for which `parse` would refuse a command line, one message each."""
     flags, problems = _all_flags(cls, files=True), []
     given = _given(flags, argv, problems)
     from_file = _from_file(cls, given.get("config"), problems)
@@ -107,7 +105,7 @@ class _Source(_Help):
 
 
 def _all_flags(cls, files: bool) -> list[Flag]:
-    """The flags of a script: those of `cls`, and the parser's own. One that several groups define alike is one flag."""
+    """The flags of `cls`, and the parser's own. A flag that several groups define alike is one flag."""
     found: dict[str, Flag] = {}
     for each in [*flags_of(cls), *flags_of(_Source if files else _Help, OWN)]:
         first = found.setdefault(each.name, each)
@@ -129,13 +127,13 @@ def _by_spelling(flags: Iterable[Flag], dashes: bool = True) -> dict[str, Flag]:
 
 
 def _given(flags: list[Flag], argv: Iterable[str], problems: list[str], words: list[str] | None = None) -> dict:
-    """{flag name: value} of a command line; what is wrong with it is added to `problems`."""
+    """{flag name: value} of a command line; adds to `problems`."""
     return _assign(_words(argv, problems, words), _by_spelling(flags), "", problems)
 
 
 def _words(argv: Iterable[str], problems: list[str], words: list[str] | None) -> Iterator[tuple[str, str | None]]:
-    """(flag as spelled, its text or None) for each flag; a word that belongs to no flag is added to `words`, or else to
-    `problems`."""
+    """(flag as spelled, its text or None) for each flag; a word that belongs to no flag is added to `words`, or without
+    these to `problems`."""
     rest = list(argv)[::-1]
     while rest:
         word = rest.pop()
@@ -155,7 +153,7 @@ def _words(argv: Iterable[str], problems: list[str], words: list[str] | None) ->
 
 
 def _is_flag(word: str) -> bool:
-    """Whether a word starts a flag rather than being a value; -1e-5 is a value, and so is a lone dash."""
+    """Whether a word is a flag rather than a value such as -1e-5 or a lone dash."""
     try:
         float(word)
     except ValueError:
@@ -164,7 +162,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _assign(pairs: Iterable[tuple[str, object]], known: dict[str, Flag], where: str, problems: list[str]) -> dict:
-    """{flag name: value} of (spelling, text) pairs; what is wrong with a pair is added to `problems`."""
+    """{flag name: value} of (spelling, text) pairs; adds to `problems`."""
     values, spelled = {}, {}
     for spelling, text in pairs:
         try:
@@ -188,7 +186,7 @@ def _look_up(spelling: str, known: dict[str, Flag]) -> Flag:
 
 
 def _from_file(cls, path: str | None, problems: list[str]) -> dict:
-    """{flag name: value} of a --config file, {} without one; what is wrong with it is added to `problems`."""
+    """{flag name: value} of a --config file, {} without one; adds to `problems`."""
     if path is None:
         return {}
     try:
@@ -201,13 +199,13 @@ def _from_file(cls, path: str | None, problems: list[str]) -> dict:
 
 
 def _build(cls, flags: list[Flag], values: dict, problems: list[str]):
-    """The instance of `cls` from the values of all its flags; None where there are problems, new ones being added."""
+    """The instance of `cls` from the values of all its flags; None if there are problems, which it may add to."""
     problems += [f"{dashed(f.name)} is required: {f.help}" for f in flags if values[f.name] is dataclasses.MISSING]
     return None if problems else _instance(cls, values, problems)
 
 
 def _instance(cls, values: dict, problems: list[str]):
-    """The instance of `cls`, groups first; a UserError of any `__post_init__` is added to `problems`."""
+    """The instance of `cls`, groups first; adds the UserErrors of `__post_init__` to `problems`."""
     hints, before, arguments = typing.get_type_hints(cls), len(problems), {}
     for field in fields_of(cls):
         group = dataclasses.is_dataclass(hints[field.name])

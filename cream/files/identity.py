@@ -1,4 +1,4 @@
-"""Whether an output that is there is the one a command would make: the same settings, from the same inputs."""
+"""Whether an existing output is up to date: it has the settings and inputs of the present command."""
 
 from pathlib import Path
 
@@ -37,9 +37,9 @@ def describe_difference(found: object, header: dict) -> str | None:
 def check_same(
     path: Path, found: object, header: dict, what: str, advice: str = "", instead: str | None = None
 ) -> None:
-    """Raises UserError unless `found`, the header of what is at `path`, equals `header`.
+    """Raises UserError unless `found`, the header of the output at `path`, equals `header`.
 
-    `what` says what is there; `advice` is added; `instead` says where else the output could go (default: a free path).
+    The message consists of `what`, the difference, `advice`, and where else to write (`instead`; default: a free path).
     """
     if (difference := describe_difference(found, header)) is not None:
         instead = instead or f"another output, such as {find_free_path(path)}"
