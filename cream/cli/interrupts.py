@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -32,14 +33,7 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signum
 
 
-class _State:
-    signum: int | None = None
-    since = 0.0
-    deferred = 0
-    children: tuple[int, ...] = ()
-
-
-_state = _State()
+_state = SimpleNamespace(signum=None, since=0.0, deferred=0, children=())  # `deferred`: nesting depth
 
 
 @contextmanager

@@ -16,23 +16,18 @@ def item(fields: Mapping, first: int | None) -> dict:
     A worked solution is kept as `solution`, without GSM8K's calculator annotations. Raises UserError for a label that
     cannot be graded.
     """
-    made = _item(fields, first)
-    grade(made["question"], made["label"], "")
-    return made
-
-
-def _item(fields: Mapping, first: int | None) -> dict:
-    question, answer = str(fields["question"]).strip(), fields["answer"]
+    question, answer, solution = str(fields["question"]).strip(), fields["answer"], {}
     if "choices" in fields:
         texts, labels = options(fields["choices"])
-        label = letter(answer, texts, labels, first)
-        lines = [f"{mark}. {text}" for mark, text in zip(LETTERS, texts, strict=False)]
-        return {"question": "\n".join([question, *lines]), "label": label}
-    if isinstance(answer, str) and FINAL in answer:
-        solution, _, final = answer.rpartition(FINAL)
-        solution = f"{CALCULATOR.sub('', solution)}{FINAL}{final}".strip()
-        return {"question": question, "label": number(final), "solution": solution}
-    return {"question": question, "label": number(answer) if isinstance(answer, str) else answer}
+        answer = letter(answer, texts, labels, first)
+        question = "\n".join([question, *(f"{mark}. {text}" for mark, text in zip(LETTERS, texts, strict=False))])
+    elif isinstance(answer, str):
+        working, sign, answer = answer.rpartition(FINAL)
+        if sign:
+            solution = {"solution": f"{CALCULATOR.sub('', working)}{FINAL}{answer}".strip()}
+        answer = number(answer)
+    grade(question, answer, "")
+    return {"question": question, "label": answer, **solution}
 
 
 def options(choices: object) -> tuple[list[str], list[str] | None]:

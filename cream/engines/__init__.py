@@ -83,7 +83,7 @@ class SamplingFlags:
         greedy = not self.do_sample or self.gen_temperature < GREEDY
         if mode == "evaluation" and self.gen_n == 1:
             greedy = True
-            log.info("one response a question, greedy: --gen_temperature, --top_p, --do_sample do not apply")
+            log.info("one response per question, greedy: --gen_temperature, --top_p and --do_sample have no effect")
         elif greedy and self.gen_n > 1:
             log.info("greedy: one response a prompt, --gen_n %d does not apply", self.gen_n)
         n, temperature = (1, 0.0) if greedy else (self.gen_n, self.gen_temperature)
@@ -199,7 +199,7 @@ def choose(name: str, model_folder: str | Path, device: str) -> tuple[str, str]:
         return "hf", obstacle
     size = parameter_count(folder)
     if size < TINY:
-        return "hf", f"{size / 1e6:.2g} M parameters: below {TINY / 1e6:.0f} M it is done before vLLM has started"
+        return "hf", f"{size / 1e6:.2g} M parameters: below {TINY / 1e6:.0f} M it is faster than starting vLLM"
     return "vllm", f"vLLM is installed for this device and can run the model ({size / 1e6:.0f} M parameters)"
 
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -111,10 +112,8 @@ def origin() -> dict:
     """The origin of an output: the command line, versions of the libraries that decide numbers, the git commit."""
     versions = {}
     for name in VERSIONS:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
     commit = None
     if shutil.which("git"):
         describe = ["git", "describe", "--always", "--dirty"]
@@ -151,7 +150,7 @@ class Provenance:
             return None
         if about["output"] != self.inputs[name]:
             self.object(f"{path} was changed since it was made: it is not what {meta_path(Path(path)).name} describes")
-        self._inherit(about)
+        self.unverified += about.get("unverified", [])
         return about
 
     def content(self, name: str, digest: str) -> None:
@@ -178,7 +177,7 @@ class Provenance:
         home = folder.resolve()
         if "fingerprint" not in about and (about or (home.parent / ARGS).exists()):
             self._unverified(folder, folder / KIND, f"{home.parent.name}/{home.name}")
-        self._inherit(about)
+        self.unverified += about.get("unverified", [])
         return about
 
     def object(self, text: str) -> None:
@@ -212,9 +211,6 @@ class Provenance:
         why = f"{sidecar} has no hash of it" if sidecar.exists() else f"{path} has no {sidecar.name}"
         log.info("%s: it is used unverified", why)
         self.unverified.append(short)
-
-    def _inherit(self, about: dict) -> None:
-        self.unverified += about.get("unverified", [])
 
 
 def place_of(folder: Path, place: str) -> Path:

@@ -136,7 +136,7 @@ def write(
     if flags.register:
         names.register(registry[0], flags.register, target, overwrite=run.overwrite)
         log.info("registered as %s in %s", flags.register, registry[0].name)
-    log.info("pairs: %s\nnext, training on them, from the policy that the rewards are of:", target)
+    log.info("pairs: %s\nnext, train on them, from the policy that was rewarded:", target)
     start = {"model": policy["model"], "checkpoint": policy["checkpoint"]} if policy else {"checkpoint": "CHECKPOINT"}
     log.info("  %s", console.command("train.py", **start, name=flags.register or target, method=method))
 

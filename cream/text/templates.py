@@ -36,7 +36,7 @@ def limit_rendering(what: str) -> Iterator[None]:
     def on_alarm(*_):
         left = started + LIMIT - time.thread_time()
         if left <= 0:
-            raise UserError(_too_slow(what))
+            raise _refusal(what, slow=True)
         signal.setitimer(signal.ITIMER_REAL, max(left, 0.01))  # the machine is busy with something else
 
     before = signal.signal(signal.SIGALRM, on_alarm)
@@ -48,7 +48,7 @@ def limit_rendering(what: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise UserError(_too_big(what)) from None
+        raise _refusal(what, slow=False) from None
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -62,7 +62,10 @@ def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
     if not child:
         code = 1
         try:
-            _set_kernel_limits()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_AS, (most := _used() + ROOM, most))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(LIMIT), int(LIMIT) + 1))
+            signal.signal(signal.SIGXCPU, signal.SIG_DFL)
             work()
             code = 0
         except MemoryError:
@@ -80,7 +83,7 @@ def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
             f"{what} did not render a test conversation within {PATIENCE:g} s; the machine may be busy: try again"
         )
     if ended < 0 or ended == 3:
-        raise UserError(_too_slow(what) if ended == -signal.SIGXCPU else _too_big(what))
+        raise _refusal(what, slow=ended == -signal.SIGXCPU)
 
 
 def check_numbers(template: str, what: str) -> None:
@@ -116,13 +119,6 @@ def check_numbers(template: str, what: str) -> None:
             )
 
 
-def _set_kernel_limits() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (most := _used() + ROOM, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(LIMIT), int(LIMIT) + 1))
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-
-
 def _used() -> int:
     """Bytes of address space of this process."""
     handle = os.open("/proc/self/statm", os.O_RDONLY)
@@ -132,9 +128,6 @@ def _used() -> int:
         os.close(handle)
 
 
-def _too_big(what: str) -> str:
-    return f"{what} takes too much memory for one conversation; give another with --chat_template FILE"
-
-
-def _too_slow(what: str) -> str:
-    return f"{what} takes more than {LIMIT:g} s for one conversation; give another with --chat_template FILE"
+def _refusal(what: str, slow: bool) -> UserError:
+    excess = f"more than {LIMIT:g} s" if slow else "too much memory"
+    return UserError(f"{what} takes {excess} for one conversation; give another with --chat_template FILE")

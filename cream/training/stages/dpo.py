@@ -166,7 +166,7 @@ class Stage:
         mean, reverse = sum(used) / len(used), sum(c < 0.5 for c in used)
         source = self.method if self.options.fixed_consistency is None else "--fixed_consistency"
         log.info(
-            "%d pairs, C by %s: mean used %.3f; %d with C < 1/2 are trained in reverse",
+            "%d pairs, method %s: mean C %.3f; %d with C < 1/2, trained in reverse",
             len(used),
             source,
             mean,
