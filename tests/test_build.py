@@ -162,7 +162,7 @@ def test_what_leaves_the_rankings_is_counted():
         "": 6,
         "without a reward": 1,
         "truncated": 1,
-        "repeat another": 1,
+        "equal to an earlier one": 1,
         "without a reward by the previous model": 1,
     }
     assert (pair.selected_index, pair.rejected_index, pair.consistency) == (3, 0, 1.0)

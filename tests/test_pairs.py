@@ -283,14 +283,14 @@ def test_an_equal_text_with_another_reward_does_not_pair_with_itself():
 def test_a_repeated_text_counts_where_it_is_first_rewarded_and_whole():
     one, counts = record("p", [None, 1.0, 2.0, 3.0, 4.0], list("aaaba"), truncated=[1]), Counter()
     assert usable(one, one.reward, False, counts) == [2, 3]
-    assert counts == {"": 5, "without a reward": 1, "truncated": 1, "repeat another": 1}
+    assert counts == {"": 5, "without a reward": 1, "truncated": 1, "equal to an earlier one": 1}
     assert usable(one, one.reward, True, Counter()) == [1, 3]
 
 
 def test_what_the_previous_model_did_not_reward_leaves_and_so_do_its_repetitions():
     one, counts = record("p", [1.0, 2.0, 3.0], list("aab")), Counter()
     assert usable(one, [None, 5.0, 6.0], False, counts) == [2]
-    assert counts == {"": 3, "without a reward by the previous model": 1, "repeat another": 1}
+    assert counts == {"": 3, "without a reward by the previous model": 1, "equal to an earlier one": 1}
 
 
 def test_lengths_of_several_pairs_are_of_all_of_them():

@@ -118,7 +118,7 @@ def usable(record: Rewards, previous: Sequence[float | None], keep_truncated: bo
         elif ended[i] == "length" and not keep_truncated:
             reason = "truncated"
         elif text in texts:
-            reason = "repeat another"
+            reason = "equal to an earlier one"
         else:
             texts.add(text)
             if previous[i] is not None:
