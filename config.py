@@ -76,12 +76,10 @@ class Device:
         """["cpu", …] or GPU ids."""
         text = ("0" if has_gpu() else "cpu") if self.device.lower() == "auto" else self.device.lower()
         parts = [part.strip() for part in text.split(",")]
-        if not (all(p == "cpu" for p in parts) or all(p.isdigit() for p in parts)) or len(set(parts) - {"cpu"}) not in (
-            0,
-            len(parts),
-        ):
+        on_cpu, on_gpus = {*parts} == {"cpu"}, all(map(str.isdigit, parts)) and len({*parts}) == len(parts)
+        if not on_cpu and not on_gpus:
             raise UserError(f"--device {self.device}: expected cpu, cpu,cpu or distinct GPU ids such as 0,1")
-        if parts[0] != "cpu" and not has_gpu():
+        if on_gpus and not has_gpu():
             raise UserError(f"--device {self.device}: no NVIDIA device is visible here; use --device cpu")
         return parts
 

@@ -75,7 +75,7 @@ def verify(path: Path) -> None:
 def compare(config: ReportConfig, a: Path, b: Path) -> None:
     """Print how two evaluations differ and the first of the items that flipped; all of those into --output."""
     run, flags, provenance = config.run, config.compare, config.run.provenance()
-    made = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
+    settings = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
     joined = comparison.join(*(store.read(path, Answer, skip=run.skip) for path in (a, b)))
     bad = [bad for path in (a, b) for bad in store.rejected(path, Answer)] if run.skip else []
     output = None
@@ -85,7 +85,7 @@ def compare(config: ReportConfig, a: Path, b: Path) -> None:
     log.info("A: %s\nB: %s", a, b)
     if bad:
         log.info("%d malformed records are skipped, the first %s", len(bad), bad[0]["where"])
-    for note in comparison.describe_settings(joined, *made):
+    for note in comparison.describe_settings(joined, *settings):
         log.info("%s", note)
     rows, flipped = comparison.compare(joined, flags.seed), joined.flipped()
     log.info("%s\n%s", comparison.format_comparison(rows), comparison.format_flips(flipped, flags.show))

@@ -245,8 +245,8 @@ def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
     try:
         record = msgspec.convert(fields, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        found, layout = _found(fields, str(error)), kind.__doc__.strip().splitlines()[0]
-        raise UserError(f"{where}: record {uuid!r}: {error}{found} (expected: {layout})") from None
+        shown, layout = _found(fields, str(error)), kind.__doc__.strip().splitlines()[0]
+        raise UserError(f"{where}: record {uuid!r}: {error}{shown} (expected: {layout})") from None
     record.uuid = uuid
     record.extra = {key: v for key, v in value.items() if key not in fields}
     return record

@@ -81,10 +81,10 @@ def main(roots: list[str]) -> int:
     if missing := [root for root in roots if not Path(root).exists()] or not roots:
         print(f"expected files or folders to check, and these are missing: {missing}" if roots else __doc__)
         return 2
-    found = [(path, *finding) for path in files(roots) for finding in sorted(findings(path))]
-    for path, line, phrase, say in found:
+    problems = [(path, *finding) for path in files(roots) for finding in sorted(findings(path))]
+    for path, line, phrase, say in problems:
         print(f"{path}:{line}: '{phrase}': write instead: {say}")
-    return 1 if found else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -106,24 +106,24 @@ class _Source(_Help):
 
 def _all_flags(cls, files: bool) -> list[Flag]:
     """The flags of `cls`, and the parser's own. A flag that several groups define alike is one flag."""
-    found: dict[str, Flag] = {}
+    by_name: dict[str, Flag] = {}
     for each in [*flags_of(cls), *flags_of(_Source if files else _Help, OWN)]:
-        first = found.setdefault(each.name, each)
+        first = by_name.setdefault(each.name, each)
         if dataclasses.replace(first, group=each.group) != each:
             raise TypeError(f"the flag {dashed(each.name)} is defined twice, in {first.group} and in {each.group}")
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _by_spelling(flags: Iterable[Flag], dashes: bool = True) -> dict[str, Flag]:
     """{spelling: flag}, aliases included."""
-    known: dict[str, Flag] = {}
+    spellings: dict[str, Flag] = {}
     for each in flags:
         for name in (each.name, *each.aliases):
             spelling = dashed(name) if dashes else name
-            if spelling in known:
-                raise TypeError(f"the flag {spelling} is defined twice, by {known[spelling].name} and {each.name}")
-            known[spelling] = each
-    return known
+            if spelling in spellings:
+                raise TypeError(f"the flag {spelling} is defined twice, by {spellings[spelling].name} and {each.name}")
+            spellings[spelling] = each
+    return spellings
 
 
 def _given(flags: list[Flag], argv: Iterable[str], problems: list[str], words: list[str] | None = None) -> dict:
@@ -161,12 +161,12 @@ def _is_flag(word: str) -> bool:
     return False
 
 
-def _assign(pairs: Iterable[tuple[str, object]], known: dict[str, Flag], where: str, problems: list[str]) -> dict:
+def _assign(pairs: Iterable[tuple[str, object]], spellings: dict[str, Flag], where: str, problems: list[str]) -> dict:
     """{flag name: value} of (spelling, text) pairs; adds to `problems`."""
     values, spelled = {}, {}
     for spelling, text in pairs:
         try:
-            each = _look_up(spelling, known)
+            each = _look_up(spelling, spellings)
             first = spelled.setdefault(each.name, spelling)
             if each.name in values:
                 raise ValueError("given twice" if first == spelling else f"given twice, first as {first}")
@@ -177,12 +177,12 @@ def _assign(pairs: Iterable[tuple[str, object]], known: dict[str, Flag], where: 
     return values
 
 
-def _look_up(spelling: str, known: dict[str, Flag]) -> Flag:
-    if spelling in known:
-        return known[spelling]
-    if longer := [name for name in known if spelling.strip("-") and name.startswith(spelling)]:
+def _look_up(spelling: str, spellings: dict[str, Flag]) -> Flag:
+    if spelling in spellings:
+        return spellings[spelling]
+    if longer := [name for name in spellings if spelling.strip("-") and name.startswith(spelling)]:
         raise ValueError(f"unknown flag; flags are not abbreviated, write {' or '.join(longer)}")
-    raise ValueError(f"unknown flag{nearest(spelling, known)}")
+    raise ValueError(f"unknown flag{nearest(spelling, spellings)}")
 
 
 def _from_file(cls, path: str | None, problems: list[str]) -> dict:
@@ -194,8 +194,8 @@ def _from_file(cls, path: str | None, problems: list[str]) -> dict:
     except ValueError as error:
         problems.append(f"--config {path}: {error}")
         return {}
-    known = _by_spelling((f for f in _all_flags(cls, files=True) if f.group != OWN), dashes=False)
-    return _assign(pairs, known, f"{path}: ", problems)
+    spellings = _by_spelling((f for f in _all_flags(cls, files=True) if f.group != OWN), dashes=False)
+    return _assign(pairs, spellings, f"{path}: ", problems)
 
 
 def _build(cls, flags: list[Flag], values: dict, problems: list[str]):

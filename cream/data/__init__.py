@@ -31,7 +31,7 @@ class Split(NamedTuple):
 
 
 @dataclass
-class Found:
+class Parsed:
     """The records of one split, counts of what was skipped and why, and malformed rows."""
 
     rows: int = 0
@@ -60,7 +60,7 @@ class Source:
     splits: dict[str, Split]  # train, test
     names: tuple[str, ...]  # by which a local file is recognised
     licence: str
-    read: Callable[..., Found]
+    read: Callable[..., Parsed]
     columns: tuple[str, ...]
     flags: tuple[str, ...] = ()
 

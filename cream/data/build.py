@@ -12,7 +12,7 @@ from typing import NamedTuple
 import xxhash
 from msgspec import structs
 
-from cream.data import SOURCES, Found, Source, sources
+from cream.data import SOURCES, Parsed, Source, sources
 from cream.data.overlap import CONTAMINATED, grams, sift
 from cream.data.reading import Place, digest, find, rows
 from cream.errors import UserError
@@ -31,7 +31,7 @@ class Table(NamedTuple):
     source: Source
     split: str
     place: Place
-    found: Found
+    parsed: Parsed
     digest: str
 
     @property
@@ -41,8 +41,8 @@ class Table(NamedTuple):
 
     def prompts(self) -> list[Prompt]:
         """Its unlabelled prompts; of a task, its questions as they are asked in a test."""
-        items = self.found.items
-        return self.found.prompts or [Prompt(uuid=i.uuid, messages=[Message("user", i.question)]) for i in items]
+        items = self.parsed.items
+        return self.parsed.prompts or [Prompt(uuid=i.uuid, messages=[Message("user", i.question)]) for i in items]
 
 
 def read_tables(names: Collection[str], folder: Path | None, *, skip: bool, **flags) -> dict[str, Table]:
@@ -59,10 +59,10 @@ def read_tables(names: Collection[str], folder: Path | None, *, skip: bool, **fl
                 log.info("%s, %s: not in %s, skipped", source.name, split, folder)
                 continue
             table = read(source, split, place, **{name: flags[name] for name in source.flags})
-            if (bad := table.found.rejected) and not skip:
+            if (bad := table.parsed.rejected) and not skip:
                 more = f"; {len(bad) - 1} more bad rows" if len(bad) > 1 else ""
                 raise UserError(f"{place}, {bad[0]['where']} ({bad[0]['uuid']}): {bad[0]['reason']}{more}. {SKIP}")
-            count = table.found.rows
+            count = table.parsed.rows
             log.info("%s, %s: %d rows of %s (%d are published)", source.name, split, count, place, about.rows)
             tables[table.name] = table
     if not tables:
@@ -74,9 +74,9 @@ def read_tables(names: Collection[str], folder: Path | None, *, skip: bool, **fl
 
 def read(source: Source, split: str, place: Place, **flags) -> Table:
     """One split of a source; `flags`: those of `source.flags`. Raises UserError if it cannot be read."""
-    found = rows(place, source.columns)
+    raw = rows(place, source.columns)
     prefix = f"{source.name}-{source.splits[split].hub}"
-    return Table(source, split, place, source.read(found, prefix, **flags), digest(found))
+    return Table(source, split, place, source.read(raw, prefix, **flags), digest(raw))
 
 
 @dataclass
@@ -102,21 +102,21 @@ def build_files(
     one, are skipped; labelled train items only if they share words with a test question. `count` subsets; at most
     `task_limit` prompts per task. Raises UserError where a uuid is in two tables.
     """
-    full = [table for table in tables.values() if table.found.items or table.found.prompts]
+    full = [table for table in tables.values() if table.parsed.items or table.parsed.prompts]
     tests = [table for table in full if table.split == "test"]
     trains = [table for table in full if table.split != "test"]
     _check_unique(tests, "test")
     _check_unique(trains, "train")
-    test_grams = set().union(*(grams(item.question) for table in tests for item in table.found.items))
+    test_grams = set().union(*(grams(item.question) for table in tests for item in table.parsed.items))
     tested = tuple(table.name for table in tests)
     reasons = _sift([prompt for table in trains for prompt in table.prompts()], test_grams)
-    files = [_conversations(table, test_grams, tested, multi_turn) for table in trains if table.found.conversations]
+    files = [_conversations(table, test_grams, tested, multi_turn) for table in trains if table.parsed.conversations]
     files += _prompts(trains, reasons, tested, {"seed": seed, "task_limit": task_limit}, count)
-    files += [_items(table, reasons, tested) for table in trains if table.found.items]
+    files += [_items(table, reasons, tested) for table in trains if table.parsed.items]
     files += [_items(table, {}, ()) for table in tests]
     if tests:
         names = [table.source.name for table in tests]
-        items = [structs.replace(i, task=table.source.name, extra={}) for table in tests for i in table.found.items]
+        items = [structs.replace(i, task=table.source.name, extra={}) for table in tests for i in table.parsed.items]
         files.append(File("all_test.json", items, tested, {"tasks": ", ".join(names)}))
     return files
 
@@ -143,7 +143,7 @@ def lost_sources(path: Path, inputs: Iterable[str]) -> list[str]:
 def _check_unique(tables: Iterable[Table], what: str) -> None:
     seen: dict[str, Table] = {}
     for table in tables:
-        for record in table.found.items or table.found.prompts:
+        for record in table.parsed.items or table.parsed.prompts:
             if record.uuid in seen:
                 other = seen[record.uuid].place
                 raise UserError(
@@ -172,22 +172,22 @@ def _keep(records: Iterable[Record], reason: Callable[[str], str | None]) -> tup
 
 
 def _conversations(table: Table, test_grams: set[int], tested: tuple[str, ...], multi_turn: bool) -> File:
-    found = table.found
-    records, dropped = _keep(found.conversations, _sift(found.conversations, test_grams).get)
-    dropped += found.dropped + found.unanswered
+    parsed = table.parsed
+    records, dropped = _keep(parsed.conversations, _sift(parsed.conversations, test_grams).get)
+    dropped += parsed.dropped + parsed.unanswered
     name, settings = f"{table.source.name}.sft.json", {"multi_turn": multi_turn}
-    return File(name, records, (table.name, *tested), settings, dropped, found.rejected)
+    return File(name, records, (table.name, *tested), settings, dropped, parsed.rejected)
 
 
 def _items(table: Table, reasons: Mapping[str, str], tested: tuple[str, ...]) -> File:
     """A task's test file, without solutions, or its train file, of which only contaminated items are skipped."""
-    items: list[Item] = table.found.items
+    items: list[Item] = table.parsed.items
     if table.split == "test":
         items = [structs.replace(item, extra={}) for item in items]
     records, dropped = _keep(items, lambda uuid: CONTAMINATED if reasons.get(uuid) == CONTAMINATED else None)
     name = f"{table.source.name.replace('_', '-')}/{table.split}.json"
     settings = {"source": table.source.name, "split": table.split}
-    return File(name, records, (table.name, *tested), settings, dropped, table.found.rejected)
+    return File(name, records, (table.name, *tested), settings, dropped, table.parsed.rejected)
 
 
 def _prompts(
@@ -199,7 +199,7 @@ def _prompts(
     tasks: dict[str, list[str]] = defaultdict(list)
     for table in trains:
         kept, dropped = _keep(table.prompts(), reasons.get)
-        dropped += table.found.dropped
+        dropped += table.parsed.dropped
         if settings["task_limit"] is not None and len(kept) > settings["task_limit"]:
             chosen = {*shuffled((prompt.uuid for prompt in kept), settings["seed"])[: settings["task_limit"]]}
             dropped[LIMITED] += len(kept) - len(chosen)

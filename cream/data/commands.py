@@ -143,8 +143,8 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
         kind, names = table.plan(table.parse_columns(flags.columns or ""), rows.column_names, str(place))
         log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
         rejected, dropped = [], Counter()
-        found = table.records(rows, kind, names, stem, flags.first_answer, str(place))
-        records = table.keep_good(found, rejected, dropped, run.skip)
+        results = table.records(rows, kind, names, stem, flags.first_answer, str(place))
+        records = table.keep_good(results, rejected, dropped, run.skip)
         if (first := next(records, None)) is None:
             why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
             raise UserError(f"{place}: no row makes a record; the first: {why}")
@@ -217,15 +217,15 @@ def validate(words: Sequence[str], model: Path | None, template: Path | None, ma
         chat = load_chat(model, template)
     for path in paths:
         try:
-            found = validation.validate(path, chat, max_length)
+            summary = validation.validate(path, chat, max_length)
         except (UserError, OSError) as error:
             if (message := user_error(error)) is None:
                 raise
             bad.append(path)
             log.info("%s", message)
             continue
-        if found.bad_count:
+        if summary.bad_count:
             bad.append(path)
-        log.info("%s", "\n".join(validation.report(path, found, "tokens" if chat else "characters")))
+        log.info("%s", "\n".join(validation.report(path, summary, "tokens" if chat else "characters")))
     if bad:
         raise UserError(f"{len(bad)} of {len(paths)} files have bad records: {', '.join(map(str, bad))}")

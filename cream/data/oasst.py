@@ -7,7 +7,7 @@ Köpf et al., "OpenAssistant Conversations", arXiv 2304.07327.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from cream.data import Found, Source, Split
+from cream.data import Parsed, Source, Split
 from cream.records import Conversation, Message, Prompt
 
 LANGUAGE = "en"
@@ -16,34 +16,34 @@ NO_REPLY = "it has no usable reply"
 COLUMNS = "message_id parent_id message_tree_id tree_state text role lang review_result deleted rank synthetic prompt"
 
 
-def read(rows: Iterable[dict], prefix: str, *, multi_turn: bool = False) -> Found:
+def read(rows: Iterable[dict], prefix: str, *, multi_turn: bool = False) -> Parsed:
     """Prompts: usable first turns. Conversations: these with their best reply, with `multi_turn` the whole thread of
     best replies. uuid: the tree's id. Rows are messages or trees, in any order."""
-    found = Found()
+    parsed = Parsed()
     replies: dict[str, list[dict]] = defaultdict(list)
     roots = []
     for index, row in enumerate(rows):
-        found.rows += 1
+        parsed.rows += 1
         for message in _messages(row):
             if not isinstance(message.get("message_id"), str) or not isinstance(message.get("text"), str):
-                found.reject(index, f"row {index}", "no message_id or no text", row)
+                parsed.reject(index, f"row {index}", "no message_id or no text", row)
             elif message.get("parent_id") is None:
                 roots.append(message)
             else:
                 replies[message["parent_id"]].append(message)
     for root in roots:
         if reason := _refused(root):
-            found.dropped[f"the prompt is {reason}"] += 1
+            parsed.dropped[f"the prompt is {reason}"] += 1
             continue
         uuid = root["message_id"]
-        found.prompts.append(Prompt(uuid=uuid, messages=[_to_message(root)]))
+        parsed.prompts.append(Prompt(uuid=uuid, messages=[_to_message(root)]))
         if best(replies[uuid]) is None:
             usable = any(not _refused(reply) for reply in replies[uuid])
-            found.unanswered["none of its usable replies is ranked best" if usable else NO_REPLY] += 1
+            parsed.unanswered["none of its usable replies is ranked best" if usable else NO_REPLY] += 1
             continue
         thread = [_to_message(message) for message in _thread(root, replies)]
-        found.conversations.append(Conversation(uuid=uuid, messages=thread if multi_turn else thread[:2]))
-    return found
+        parsed.conversations.append(Conversation(uuid=uuid, messages=thread if multi_turn else thread[:2]))
+    return parsed
 
 
 def _messages(row: dict) -> Iterator[dict]:

@@ -30,8 +30,8 @@ def words(text: str) -> list[str]:
 
 def grams(text: str, n: int = N) -> set[int]:
     """xxh3-64 hashes of the runs of n words of a text, or of all its words if it has fewer."""
-    found = words(text)
-    return {_hash(found[i : i + n]) for i in range(max(1, len(found) - n + 1))}
+    listed = words(text)
+    return {_hash(listed[i : i + n]) for i in range(max(1, len(listed) - n + 1))}
 
 
 def share(own: Set[int], others: Set[int]) -> float:
@@ -45,19 +45,19 @@ def sift(texts: Iterable[str], tests: Set[int]) -> Iterator[str | None]:
 
     `tests`: grams of the test questions. EQUAL takes precedence over SIMILAR.
     """
-    known: set[int] = set()
-    seen: set[int] = set()
+    texts_seen: set[int] = set()
+    grams_seen: set[int] = set()
     for text in texts:
         own, whole = grams(text), _hash(words(text))
         if own & tests:
             yield CONTAMINATED
-        elif whole in known:
+        elif whole in texts_seen:
             yield EQUAL
-        elif share(own, seen) >= NEAR:
+        elif share(own, grams_seen) >= NEAR:
             yield SIMILAR
         else:
-            known.add(whole)
-            seen |= own
+            texts_seen.add(whole)
+            grams_seen |= own
             yield None
 
 

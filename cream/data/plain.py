@@ -56,17 +56,17 @@ def rows(place: object, paths: Sequence[Path], read: Callable[[Path], Iterator[d
 
     Raises UserError if a file cannot be read, there are no rows, or .csv files differ in their columns.
     """
-    count, found = 0, []
+    count, headers = 0, []
     for path in paths:
         columns = {}
         for row in read(path):
             columns |= row
             count += 1
-        found += [columns.keys()] if columns else []
+        headers += [columns.keys()] if columns else []
     if not count:
         raise UserError(f"{place}: it holds no rows")
-    every = dict.fromkeys(name for columns in found for name in columns)
-    if read is not _objects and (differing := {name for columns in found for name in every.keys() - columns}):
+    every = dict.fromkeys(name for columns in headers for name in columns)
+    if read is not _objects and (differing := {name for columns in headers for name in every.keys() - columns}):
         raise UserError(f"{place}: not all of its files have the columns {', '.join(sorted(differing))}")
     return FileRows(lambda: (row for path in paths for row in read(path)), [*every], count)
 

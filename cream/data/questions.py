@@ -37,8 +37,8 @@ def options(choices: object) -> tuple[list[str], list[str] | None]:
     if isinstance(choices, Mapping) and "text" in choices:
         texts, labels = choices["text"], choices.get("label")
     elif isinstance(choices, Mapping):
-        held = {label: text for label, text in choices.items() if text is not None}  # null: other rows have it
-        texts, labels = list(held.values()), list(held)
+        text_of = {label: text for label, text in choices.items() if text is not None}  # null: other rows have it
+        texts, labels = list(text_of.values()), list(text_of)
     elif isinstance(choices, Sequence) and choices and all(isinstance(each, Mapping) for each in choices):
         texts, labels = ([each.get(key) for each in choices] for key in ("text", "label"))
     else:
@@ -54,23 +54,23 @@ def options(choices: object) -> tuple[list[str], list[str] | None]:
 def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, first: int | None) -> str:
     """The letter A to H of the right option: `answer` is its label (without labels: a letter), its text, or its number
     counted from `first` (0 or 1). Raises ValueError if it fits no option, or several."""
-    given = _line(str(answer))
-    known = labels or LETTERS[: len(texts)]
-    if labels is not None and given in labels:
-        found = {labels.index(given)}
-    elif given.isdecimal() and first is not None:
-        found = {int(given) - first}
-    elif given.isdecimal() and int(given) <= len(texts):  # a text of an option as well, perhaps
-        raise ValueError(f"the answer {given!r} is a number: --first_answer says whether they count from 0 or 1")
+    text = _line(str(answer))
+    marks = labels or LETTERS[: len(texts)]
+    if labels is not None and text in labels:
+        fits = {labels.index(text)}
+    elif text.isdecimal() and first is not None:
+        fits = {int(text) - first}
+    elif text.isdecimal() and int(text) <= len(texts):  # a text of an option as well, perhaps
+        raise ValueError(f"the answer {text!r} is a number: --first_answer says whether they count from 0 or 1")
     else:
-        found = {i for i, each in enumerate(zip(known, texts, strict=True)) if given in each}
-        found |= {i for i, mark in enumerate(known) if given.upper() == mark.upper()}
-    if len(found) > 1:
-        named = " and of ".join(f"{known[i]} ({texts[i]})" for i in sorted(found))
-        raise ValueError(f"the answer {given!r} may be that of {named}; give its number and --first_answer")
-    index = next(iter(found), -1)
+        fits = {i for i, each in enumerate(zip(marks, texts, strict=True)) if text in each}
+        fits |= {i for i, mark in enumerate(marks) if text.upper() == mark.upper()}
+    if len(fits) > 1:
+        named = " and of ".join(f"{marks[i]} ({texts[i]})" for i in sorted(fits))
+        raise ValueError(f"the answer {text!r} may be that of {named}; give its number and --first_answer")
+    index = next(iter(fits), -1)
     if not 0 <= index < len(texts):
-        raise ValueError(f"the answer {given!r} is none of the options {', '.join(labels or texts)}")
+        raise ValueError(f"the answer {text!r} is none of the options {', '.join(labels or texts)}")
     return LETTERS[index]
 
 

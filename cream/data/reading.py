@@ -88,8 +88,8 @@ def _load(place: Place, cache: str | None) -> "Dataset | plain.FileRows":
             log.info("%s: its files are %s%s", place, names, more)
         reader = plain.reader(builder.config, builder.name) if read and all(map(_is_plain, read)) else None
         if reader is None:
-            found = datasets.load_dataset(path, place.subset, split=place.split, cache_dir=cache)
-            return _warn_of_guesses(place, found)
+            table = datasets.load_dataset(path, place.subset, split=place.split, cache_dir=cache)
+            return _warn_of_guesses(place, table)
     return plain.rows(place, [Path(each) for each in read], reader)
 
 
@@ -97,17 +97,17 @@ def _is_plain(file: str) -> bool:
     return LOADERS.get(_suffix(Path(file))) in plain.READERS or _suffix(Path(file)) == ".tsv"
 
 
-def _warn_of_guesses(place: Place, found: "Dataset") -> "Dataset":
+def _warn_of_guesses(place: Place, table: "Dataset") -> "Dataset":
     """The rows as given, with a warning where `datasets` guessed types."""
-    guessed = [name for name, feature in found.features.items() if "string" not in getattr(feature, "dtype", "")]
-    if found.info.builder_name == "csv" and guessed:
+    guessed = [name for name, feature in table.features.items() if "string" not in getattr(feature, "dtype", "")]
+    if table.info.builder_name == "csv" and guessed:
         log.warning(
             "%s: its files are .csv; in %s texts such as 009 may have become numbers. A downloaded copy of the file, "
             "imported by its path, is read as it is",
             place,
             ", ".join(guessed),
         )
-    return found
+    return table
 
 
 @contextmanager
@@ -139,12 +139,12 @@ def _why(error: Exception, local: bool) -> str:
 
 def rows(place: Place, columns: tuple[str, ...] | None = None) -> list[dict]:
     """All rows, with those of the `columns` that exist. Raises UserError as `open_rows` does, and if there are none."""
-    with open_rows(place) as found:
-        kept = [name for name in found.column_names if columns is None or name in columns]
-        if not kept or not len(found):
-            has = ", ".join(found.column_names[:20])
+    with open_rows(place) as table:
+        names = [name for name in table.column_names if columns is None or name in columns]
+        if not names or not len(table):
+            has = ", ".join(table.column_names[:20])
             raise UserError(f"{place}: has no rows, or none of the columns {', '.join(columns or ())} (it has: {has})")
-        return list(found.select_columns(kept))
+        return list(table.select_columns(names))
 
 
 def digest(table: Iterable[dict]) -> str:

@@ -54,17 +54,17 @@ WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\
 
 def parse_columns(text: str) -> dict[str, str]:
     """The map in a flag's text, "prompt=instruction+input,response=output". Raises UserError for other texts."""
-    found = {}
+    columns = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, column = (word.strip() for word in part.partition("="))
         name = {"completion": "response"}.get(name, name)
-        if not equals or not column or name not in NAMES or name in found:
+        if not equals or not column or name not in NAMES or name in columns:
             raise UserError(
                 f"--columns {part!r}: expected field=column or field=one+another, each field once"
                 f"{nearest(name, NAMES)} Fields: {', '.join(NAMES)}"
             )
-        found[name] = column
-    return found
+        columns[name] = column
+    return columns
 
 
 def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[type[Record], dict[str, str]]:
@@ -106,8 +106,8 @@ def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[s
 
 def fields_of(row: Mapping, names: Mapping[str, str]) -> dict[str, object]:
     """field -> value of a row by a map, without nulls, and without an empty system or history."""
-    found = {name: _value(row, name, column) for name, column in names.items()}
-    return {name: v for name, v in found.items() if v is not None and (v or name not in ("system", "history"))}
+    values = {name: _value(row, name, column) for name, column in names.items()}
+    return {name: v for name, v in values.items() if v is not None and (v or name not in ("system", "history"))}
 
 
 def _value(row: Mapping, name: str, column: str) -> object:
@@ -162,25 +162,25 @@ def records(
         try:
             fields = fields_of(row, names)
             uuid = uuid_of(fields, f"{prefix}-{index:06d}")
-            made = record(kind, uuid, fields, _extra_of(row, names, fields), first)
-            if seen and type(made) is not kind:
-                raise ValueError(f"it is a {type(made).__name__} record, earlier ones are {kind.__name__} records")
+            result = record(kind, uuid, fields, _extra_of(row, names, fields), first)
+            if seen and type(result) is not kind:
+                raise ValueError(f"it is a {type(result).__name__} record, earlier ones are {kind.__name__} records")
             if uuid in seen:
                 raise ValueError(f"uuid {uuid!r} occurs twice")
         except (ValueError, UserError) as error:
             yield Bad(f"{where}, row {index}", uuid or f"row {index}", str(error), msgspec.json.encode(row))
             continue
-        kind = type(made)
+        kind = type(result)
         seen.add(uuid)
-        yield made
+        yield result
 
 
 def keep_good(
-    found: Iterable[Record | Bad], rejected: list[dict], dropped: Counter[str], skip: bool
+    results: Iterable[Record | Bad], rejected: list[dict], dropped: Counter[str], skip: bool
 ) -> Iterator[Record]:
     """The records, without pairs of equal responses, which are counted in `dropped`. Bad rows are added to `rejected`,
     as journal.Output takes them; without `skip` the first one raises a UserError."""
-    for each in found:
+    for each in results:
         if isinstance(each, Pair) and each.selected == each.rejected:
             dropped[SAME] += 1
         elif not isinstance(each, Bad):
@@ -220,7 +220,7 @@ def _numbers(extra: Mapping, own: Mapping) -> dict:
     """A pair's extra keys, with the layout's own numbers, which are texts in a .csv file, as numbers, and without empty
     ones. Raises ValueError for a text that is not a number of that field."""
     types = {field.name: field.type for field in msgspec.structs.fields(Pair) if field.name not in (*own, "extra")}
-    found = {}
+    numbers = {}
     for name, value in extra.items():
         if name in types and isinstance(value, str):
             if not value:
@@ -229,8 +229,8 @@ def _numbers(extra: Mapping, own: Mapping) -> dict:
                 value = msgspec.convert(value, types[name], strict=False)
             except msgspec.ValidationError as error:
                 raise ValueError(f"{name}: {error}, found {value!r:.60}; rename the column if it is another") from None
-        found[name] = value
-    return found
+        numbers[name] = value
+    return numbers
 
 
 def turns(fields: Mapping) -> list[dict]:
@@ -247,18 +247,18 @@ def turns(fields: Mapping) -> list[dict]:
 def pair(fields: Mapping) -> dict:
     """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages or whole
     conversations."""
-    given = turns({key: value for key, value in fields.items() if key != "response"})
+    prompt = turns({key: value for key, value in fields.items() if key != "response"})
     both = [_messages(fields[name], "assistant") for name in ("chosen", "rejected")]
-    if given and given[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
-        if both[0][-1:] != given[-1:]:
+    if prompt and prompt[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
+        if both[0][-1:] != prompt[-1:]:
             raise ValueError("its messages end with an assistant's turn that is not the chosen one")
-        given = given[:-1]
-    if not given:
-        given = both[0][:-1]
-    both = [each[len(given) :] if each[:-1] == given else each for each in both]
+        prompt = prompt[:-1]
+    if not prompt:
+        prompt = both[0][:-1]
+    both = [each[len(prompt) :] if each[:-1] == prompt else each for each in both]
     if any(len(each) != 1 or each[0]["role"] != "assistant" for each in both):
         raise ValueError("chosen and rejected are not one assistant's turn each, after the same prompt")
-    return {"prompt": given, "selected": [*given, *both[0]], "rejected": [*given, *both[1]]}
+    return {"prompt": prompt, "selected": [*prompt, *both[0]], "rejected": [*prompt, *both[1]]}
 
 
 def _messages(value: object, role: str) -> list[dict]:

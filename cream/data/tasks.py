@@ -3,24 +3,24 @@
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from cream.data import Found, Source, Split
+from cream.data import Parsed, Source, Split
 from cream.data.table import fields_of, parts_of, record, uuid_of
 from cream.errors import UserError
 from cream.records import Item
 
 
-def read(rows: Iterable[dict], prefix: str, *, columns: Mapping[str, str], first: int | None) -> Found:
+def read(rows: Iterable[dict], prefix: str, *, columns: Mapping[str, str], first: int | None) -> Parsed:
     """The items of a split. A row without an id gets <prefix>-<its number>, from 0000 on; `first`: see `letter`."""
-    found = Found()
+    parsed = Parsed()
     for index, row in enumerate(rows):
-        found.rows += 1
+        parsed.rows += 1
         fields = fields_of(row, columns)
         uuid = uuid_of(fields, f"{prefix}-{index:04d}")
         try:
-            found.items.append(record(Item, uuid, fields, {}, first))
+            parsed.items.append(record(Item, uuid, fields, {}, first))
         except (ValueError, UserError) as error:
-            found.reject(index, uuid, str(error), row)
-    return found
+            parsed.reject(index, uuid, str(error), row)
+    return parsed
 
 
 def _task(name: str, columns: Mapping[str, str], first: int | None = None, **about) -> Source:

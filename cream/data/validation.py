@@ -41,44 +41,47 @@ def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
     Raises UserError if the file cannot be read at all, or has no known layout.
     """
     kind = store.detect(path, skip=True)
-    found = Summary(kind)
+    summary = Summary(kind)
     kind = Question if kind is Item else kind
     seen = array("Q")
     for record in store.read(path, kind, skip=True):
         prompt, responses = _parts(record)
-        found.records += 1
-        found.responses += len(responses)
+        summary.records += 1
+        summary.responses += len(responses)
         seen.append(xxhash.xxh3_64_intdigest(msgspec.json.encode(prompt)))
-        found.notes.update(_notes(record, responses))
-        for length in _lengths(prompt, responses, chat, limit, found):
-            found.notes["longer than --max_length"] += length > limit and chat is not None
-    found.notes["prompts that equal an earlier one"] = len(seen) - len(np.unique(np.asarray(seen)))
+        summary.notes.update(_notes(record, responses))
+        for length in _lengths(prompt, responses, chat, limit, summary):
+            summary.notes["longer than --max_length"] += length > limit and chat is not None
+    summary.notes["prompts that equal an earlier one"] = len(seen) - len(np.unique(np.asarray(seen)))
     for row in store.rejected(path, kind):
-        found.bad_count += 1
-        if len(found.bad) < SHOWN:
-            found.bad.append(f"{row['where']}: {row['reason']}")
-    if (about := read_meta(path)) is not None:
-        same = about["output"] == fingerprint_file(path) if "output" in about else None
-        found.sidecar = {
+        summary.bad_count += 1
+        if len(summary.bad) < SHOWN:
+            summary.bad.append(f"{row['where']}: {row['reason']}")
+    if (meta := read_meta(path)) is not None:
+        same = meta["output"] == fingerprint_file(path) if "output" in meta else None
+        summary.sidecar = {
             True: "matches its sidecar",
             False: "changed since it was made: stages refuse it",
             None: "its sidecar has no hash of it: stages use it unverified",
         }[same]
-    return found
+    return summary
 
 
-def report(path: Path, found: Summary, unit: str) -> Iterator[str]:
+def report(path: Path, summary: Summary, unit: str) -> Iterator[str]:
     """The lines to print."""
-    yield f"{path}: {found.records} {found.kind.__name__} records, {found.responses} responses, {found.bad_count} bad"
-    for what, lengths in (("prompts", found.prompts), ("prompts with a response", found.wholes)):
+    counts = (
+        f"{summary.records} {summary.kind.__name__} records, {summary.responses} responses, {summary.bad_count} bad"
+    )
+    yield f"{path}: {counts}"
+    for what, lengths in (("prompts", summary.prompts), ("prompts with a response", summary.wholes)):
         if lengths:
             low, middle, high, most = np.percentile(np.asarray(lengths), (0, 50, 95, 100))
             yield f"  {what}: {low:.0f} to {most:.0f} {unit}, median {middle:.0f}, 95 % within {high:.0f}"
-    yield from (f"  {count} {what}" for what, count in found.notes.items() if count)
-    yield f"  {found.sidecar}"
-    yield from (f"  bad: {line}" for line in found.bad)
-    if found.bad_count > len(found.bad):
-        yield f"  … and {found.bad_count - len(found.bad)} more"
+    yield from (f"  {count} {what}" for what, count in summary.notes.items() if count)
+    yield f"  {summary.sidecar}"
+    yield from (f"  bad: {line}" for line in summary.bad)
+    if summary.bad_count > len(summary.bad):
+        yield f"  … and {summary.bad_count - len(summary.bad)} more"
 
 
 def _parts(record: Record) -> tuple[list[Message], list[str]]:
@@ -111,7 +114,7 @@ def _notes(record: Record, responses: list[str]) -> dict[str, int]:
     }
 
 
-def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, limit: int, found: Summary) -> list[int]:
+def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, limit: int, summary: Summary) -> list[int]:
     """The lengths that a stage limits: of the prompt with each response, or of the prompt alone."""
     if chat is None:
         start = sum(len(message.content) for message in prompt)
@@ -123,7 +126,7 @@ def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, lim
         start = len(ids)
         rows = chat.encode_responses(prompt, responses, [True] * len(responses), ids)
         wholes = [len(row) for row in rows if row is not None]
-        found.notes["responses whose prompt is not a prefix under this template"] += rows.count(None)
-    found.prompts.append(start)
-    found.wholes.extend(wholes)
+        summary.notes["responses whose prompt is not a prefix under this template"] += rows.count(None)
+    summary.prompts.append(start)
+    summary.wholes.extend(wholes)
     return wholes or [start]

@@ -61,13 +61,13 @@ def fingerprint_folder(folder: Path, *, cached: bool = True) -> str:
     `cached` False reads every file again. Raises UserError if one cannot be read.
     """
     paths, file = _deciding(folder), _cache_file()
-    known = _read(file) if cached else {}
+    entries = _read(file) if cached else {}
     with ThreadPoolExecutor() as pool:  # reading and hashing release the GIL
-        found = list(pool.map(lambda path: _hash(path, known.get(str(path.resolve()))), paths))
-    new = {str(path.resolve()): entry for path, (entry, settled) in zip(paths, found, strict=True) if settled}
-    if any(known.get(path) != entry for path, entry in new.items()):
+        hashes = list(pool.map(lambda path: _hash(path, entries.get(str(path.resolve()))), paths))
+    new = {str(path.resolve()): entry for path, (entry, settled) in zip(paths, hashes, strict=True) if settled}
+    if any(entries.get(path) != entry for path, entry in new.items()):
         _keep(file, new)
-    names = "".join(f"{path.name}\0{entry.hash}\0" for path, (entry, _) in zip(paths, found, strict=True))
+    names = "".join(f"{path.name}\0{entry.hash}\0" for path, (entry, _) in zip(paths, hashes, strict=True))
     return xxhash.xxh3_128_hexdigest(names.encode())
 
 
@@ -77,11 +77,11 @@ def _deciding(folder: Path) -> list[Path]:
 
 def states(path: Path) -> dict[str, State]:
     """name -> state of a file, if it exists, or of the files in a folder that affect a model's output."""
-    found = {}
+    by_name = {}
     for each in _deciding(path) if path.is_dir() else [path]:
         with suppress(OSError):
-            found[each.name] = _state(os.stat(each))
-    return found
+            by_name[each.name] = _state(os.stat(each))
+    return by_name
 
 
 def verified(folder: Path, expected: str, make: Callable[[str], object], device: str) -> object:
@@ -95,16 +95,16 @@ def verified(folder: Path, expected: str, make: Callable[[str], object], device:
     return make(device)
 
 
-def _hash(path: Path, known: Cached | None) -> tuple[Cached, bool]:
-    """A file's hash (`known`, if its state is the same), and whether any later change would show in its state."""
+def _hash(path: Path, entry: Cached | None) -> tuple[Cached, bool]:
+    """A file's hash (`entry`, if its state is the same), and whether any later change would show in its state."""
     started = time.time_ns()
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is not a regular file (a pipe or device)")
     try:
         with open(path, "rb", buffering=0) as file:
             state = _state(os.fstat(file.fileno()))
-            if known is not None and known.state == state:
-                return known, True
+            if entry is not None and entry.state == state:
+                return entry, True
             digest, block = xxhash.xxh3_128(), memoryview(bytearray(min(BLOCK, state[0] + 1)))
             while count := file.readinto(block):
                 digest.update(block[:count])

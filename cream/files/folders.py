@@ -54,10 +54,10 @@ def check_kind(folder: Path, config: dict, kind: str) -> None:
     """Raises UserError if a folder holds another kind of model, by its cream.json, else by its config.json."""
     classes = [name for name in config.get("architectures") or [] if isinstance(name, str)]
     recorded = read_kind(folder).get("kind")
-    found = recorded or kind_of(classes)[0]
-    if found not in (None, kind):
+    actual = recorded or kind_of(classes)[0]
+    if actual not in (None, kind):
         source = KIND if recorded else f"config.json: {', '.join(classes)}"
-        raise UserError(f"{folder}: expected {KINDS[kind]}, found {KINDS[found]} ({source})")
+        raise UserError(f"{folder}: expected {KINDS[kind]}, found {KINDS[actual]} ({source})")
 
 
 def check_folder(folder: Path, kind: str = POLICY) -> None:

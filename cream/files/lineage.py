@@ -84,10 +84,10 @@ def find_change(step: Step) -> str | None:
             return f"no longer has {LAST}"
     if not path.is_dir() and not path.is_file():
         return "is not a regular file, and is not read"
-    found = fingerprint_folder(path, cached=False) if path.is_dir() else fingerprint_file(path)
-    if step.recorded not in (None, found):
+    digest = fingerprint_folder(path, cached=False) if path.is_dir() else fingerprint_file(path)
+    if step.recorded not in (None, digest):
         return "changed since it was used"
-    return None if step.proof in (None, found) else "is not what its sidecar describes"
+    return None if step.proof in (None, digest) else "is not what its sidecar describes"
 
 
 def _line(step: Step, text: str) -> str:

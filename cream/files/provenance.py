@@ -98,14 +98,14 @@ def read_kind(folder: Path) -> dict:
 
 
 def read_sidecar(path: Path) -> dict:
-    found = store.read_json(path)
+    sidecar = store.read_json(path)
     try:
-        msgspec.convert(found, Sidecar)
+        msgspec.convert(sidecar, Sidecar)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: is damaged, or not a sidecar of this project: {error}") from None
-    if any("\0" in place for place in (*found.get("sources", {}).values(), found.get("started_from", ""))):
+    if any("\0" in place for place in (*sidecar.get("sources", {}).values(), sidecar.get("started_from", ""))):
         raise UserError(f"{path}: is damaged: it names a path with a NUL in it")
-    return {"settings": {}, "inputs": {}, "sources": {}} | found
+    return {"settings": {}, "inputs": {}, "sources": {}} | sidecar
 
 
 def origin() -> dict:
@@ -117,8 +117,8 @@ def origin() -> dict:
     commit = None
     if shutil.which("git"):
         describe = ["git", "describe", "--always", "--dirty"]
-        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
-        commit = found.stdout.strip() or None
+        described = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = described.stdout.strip() or None
     return {
         "command": RUNNING[-1] if RUNNING else typed_command(),
         "versions": versions,
