@@ -36,7 +36,7 @@ class Consistency:
     )
     method: str | None = flag(
         None,
-        "--method to record for train.py (the name of a rank is read as --rank)",
+        "which C train.py is to use (its --method), recorded with the pairs (the name of a rank is read as --rank)",
         choices=(*METHODS, *RANKS),
     )
     labels: str | None = flag(

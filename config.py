@@ -165,7 +165,7 @@ class Model:
     )
     chat_template: str | None = flag(None, "Jinja file to use instead of the tokenizer's chat template", decides=False)
     trust_remote_code: bool = flag(
-        False, "run Python code that comes with a model; it can do whatever you can, so trust its source"
+        False, "run Python code that comes with a model and can do whatever you can: only for sources that you trust"
     )
 
     def name(self) -> str:

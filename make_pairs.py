@@ -42,8 +42,8 @@ class Choosing:
     labels: str | None = flag(None, "labelled questions, matched by uuid", decides=False)
     method: str | None = flag(
         None,
-        "--method to record for train.py; none: consistency_avg with --previous, consistency_dyn if the strategy "
-        "gives confidences, else original",
+        "which C train.py is to use (its --method), recorded with the pairs; none: consistency_avg with "
+        "--previous, consistency_dyn if the strategy gives confidences, else original",
         choices=METHODS,
     )
     margin: float | None = flag(None, "smallest reward difference, chosen minus rejected; none: any", low=0)

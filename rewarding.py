@@ -37,7 +37,7 @@ class Rewarding:
     reward: str | None = flag(
         None,
         "dpo: the policy's log-probability minus the reference's; likelihood: the policy's alone; labels: 1 if "
-        "the extracted answer has the gold label, else 0 (no model); none: dpo, or as --enable_ref_model says",
+        "the extracted answer is the gold label, else 0 (no model); none: dpo, or as --enable_ref_model says",
         choices=tuple(REWARDS),
     )
     enable_ref_model: bool | None = flag(

@@ -41,7 +41,7 @@ class Optimisation:
     """Optimisation"""
 
     train_stage: str | None = flag(
-        None, "training stage, which may have flags of its own; none: inferred from the data", choices=tuple(STAGES)
+        None, "training stage, whose own flags are listed below; none: inferred from the data", choices=tuple(STAGES)
     )
     epoch: int = flag(1, "passes over the data", low=1)
     train_bsz: int = flag(
@@ -70,7 +70,8 @@ class Optimisation:
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", above=0)
     save_eval_step_ratio: float | None = flag(
         None,
-        "checkpoints to save: from 1 on their number, below 1 the share of steps between two; none: one per epoch",
+        "how often to save a checkpoint: a value of 1 or more is the number of checkpoints, one below 1 the "
+        "share of steps between two; none: one per epoch",
         above=0,
     )
     save_dtype: str = flag(
