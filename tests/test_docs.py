@@ -47,7 +47,7 @@ LAYOUTS = {
 
 
 def commands(text: str) -> list[str]:
-    """The command lines of all bash blocks, continued lines joined, comments left out."""
+    """The command lines of all bash blocks, with continued lines joined and without comments."""
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line.partition("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]

@@ -79,7 +79,7 @@ def run(*argv, cls=Config):
 
 
 def refused(capsys, *argv, cls=Config) -> str:
-    """What stands on stderr when the command line is refused."""
+    """The lines on stderr when a command line is refused."""
     with pytest.raises(SystemExit) as stop:
         run(*argv, cls=cls)
     out, err = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What makes two texts alike, and how prompts are dealt out to the rounds."""
+"""Similarity of texts, and the split of prompts over the rounds."""
 
 import pytest
 from hypothesis import given

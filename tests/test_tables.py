@@ -314,7 +314,7 @@ ANSWER = st.text(st.characters(exclude_categories=["Cs"]))
 
 @st.composite
 def conversations(draw, ending: str):
-    """Messages that end with a turn of the user's or the assistant's."""
+    """Messages that end with a user's or an assistant's turn."""
     system = [SYSTEM] if draw(st.booleans()) else []
     past = [m for q, a in draw(st.lists(st.tuples(TEXT, ANSWER), max_size=2)) for m in (user(q), said(a))]
     return [*system, *past, user(draw(TEXT)), *([said(draw(ANSWER))] if ending == "assistant" else [])]
