@@ -122,15 +122,17 @@ class Cluster:
         if self.ray_address is not None:
             if device.device.lower() not in ("auto", "cpu", "cuda"):
                 raise UserError(
-                    f"--device {device.device}: ids are of one machine; with --ray_address give cpu or cuda"
+                    f"--device {device.device}: GPU ids refer to one machine; with --ray_address give cpu or cuda"
                 )
             return Pool.of_cluster(self.ray_address, device.device.lower(), self.num_replicas, group)
         if self.num_replicas is not None:
-            raise UserError("--num_replicas goes with --ray_address; on one machine --device says how many, as 0,1,2,3")
+            raise UserError(
+                "--num_replicas goes with --ray_address; on one machine give the devices, such as --device 0,1,2,3"
+            )
         devices = device.devices()
         if len(devices) % group:
             raise UserError(
-                f"--device {device.device}: {len(devices)} devices do not make groups of --tensor_parallel_size {group}"
+                f"--device {device.device}: {len(devices)} devices cannot be split into groups of --tensor_parallel_size {group}"
             )
         kind = "cpu" if devices[0] == "cpu" else "cuda"
         if kind == "cuda":

@@ -72,7 +72,7 @@ def main(argv=None):
 
 
 def _check_flags(command: str, config: PrepareConfig) -> None:
-    """Raises UserError where a flag is given that the command does not use."""
+    """Raises UserError if a flag is given that the command does not use."""
     given, plain = ({k: v for part in asdict(c).values() for k, v in part.items()} for c in (config, PrepareConfig()))
     if unused := [f"--{name}" for name in given if given[name] != plain[name] and name not in USES[command]]:
         uses = ", ".join(f"--{name}" for name in USES[command])

@@ -53,7 +53,7 @@ def main(argv=None):
 
 
 def _place(word: str) -> Path:
-    """A path, or what a registered name stands for."""
+    """A path, or the path of a registered name."""
     registered = names.read_registry(DATASETS) | names.read_registry(CHECKPOINTS)
     if Path(word).exists() or word not in registered:
         return Path(word)
@@ -61,19 +61,19 @@ def _place(word: str) -> Path:
 
 
 def verify(path: Path) -> None:
-    """Print what is found of each file of the chain; exit code 1 where one is not what was recorded."""
+    """Print the state of each file of the chain; exit code 1 if one is not as recorded."""
     bad = 0
     for line, changed in lineage.verify(path):
         log.info("%s", line)
         bad += changed
     if bad:
-        print(f"{bad} of these are not what was recorded", file=sys.stderr)
+        print(f"{bad} of these are not as recorded", file=sys.stderr)
         sys.exit(1)
-    log.info("all of it is as it was recorded")
+    log.info("all files are as recorded")
 
 
 def compare(config: ReportConfig, a: Path, b: Path) -> None:
-    """Print how two evaluations differ and the first of the items that flipped; all of those into --output."""
+    """Print how two evaluations differ, and the first flipped items; write all of these to --output."""
     run, flags, provenance = config.run, config.compare, config.run.provenance()
     settings = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
     joined = comparison.join(*(store.read(path, Answer, skip=run.skip) for path in (a, b)))

@@ -41,7 +41,7 @@ def _check_turns(messages: list[Message]) -> None:
     for index, message in enumerate(turns):
         expected = ("user", "assistant")[index % 2]
         if message.role != expected:
-            raise ValueError(f"turn {index} is the {message.role}'s where the {expected}'s is due")
+            raise ValueError(f"turn {index} is the {message.role}'s, expected the {expected}'s")
 
 
 def _check_prompt(messages: list[Message] | None) -> None:

@@ -247,7 +247,7 @@ def test_two_evaluations_are_compared(runs):
     assert sidecar["comparison"][-1]["n"] == 60 and {*sidecar["inputs"]} == {"a", "b"}
     assert "is up to date" in runs.run(f"report.py compare {A} {B} --output outputs/flips.jsonl").out
     assert "other settings or inputs" in runs.refused(f"report.py compare {B} {A} --output outputs/flips.jsonl")
-    assert "all of it is as it was recorded" in runs.run("report.py verify outputs/flips.jsonl").out
+    assert "all files are as recorded" in runs.run("report.py verify outputs/flips.jsonl").out
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ def test_the_chain_goes_down_to_the_raw_data(chain):
         f"start: {LAST.replace('2', '1')}",
     ]
     assert "<- cal_consistency.py" in lines[1] and lines[-1].endswith("as above")
-    assert "all of it is as it was recorded" in chain.run(f"report.py verify {LAST}").out
+    assert "all files are as recorded" in chain.run(f"report.py verify {LAST}").out
     moved = chain.folder / "moved"
     shutil.rmtree(moved, ignore_errors=True)
     shutil.copytree(chain.folder, moved, symlinks=True, ignore=shutil.ignore_patterns("moved", "kept"))
@@ -191,7 +191,7 @@ def test_a_changed_file_is_found(chain, path, said):
     file.write_bytes(before[:-3] + b" " + before[-2:])
     done = chain.run(f"report.py verify {LAST}", code=1)
     file.write_bytes(before)
-    assert said in done.out and "not what was recorded" in done.err
+    assert said in done.out and "not as recorded" in done.err
 
 
 def test_what_has_no_hash_is_not_verified(chain):

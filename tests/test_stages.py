@@ -201,7 +201,7 @@ MISTAKES = {
         "must rank the same samples",
     ),
     "no such file": ("cal_consistency.py --file1 outputs/none.json", "no such file"),
-    "a folder": ("cal_consistency.py --file1 outputs", "outputs: is a folder where a file is expected"),
+    "a folder": ("cal_consistency.py --file1 outputs", "outputs: expected a file, found a folder"),
     "a built-in name": (
         f"cal_consistency.py --file1 {REWARDS[0]} --output outputs/x.json --register Tiny_SFT",
         "built-in name of localdata/tiny/sft.json",

@@ -217,7 +217,7 @@ def test_what_the_messages_make_needless_travels_along():
     "row, reason",
     [
         ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool' is none of"),
-        ({"messages": [user("q"), user("q")]}, "is the user's where the assistant's is due"),
+        ({"messages": [user("q"), user("q")]}, "is the user's, expected the assistant's"),
         ({"messages": "q"}, None),
         ({"prompt": [user(["q"])]}, "turn is not text"),
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "lacks chosen and rejected"),

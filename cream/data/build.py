@@ -126,8 +126,8 @@ def check_subsets(folder: Path, files: Iterable[File], count: int) -> None:
     stale = folder / f"prompt.{count + 1}.json"
     if stale.exists() and any(file.name == "prompt.json" for file in files):
         raise UserError(
-            f"{stale}: is of another split, and would overlap with {count} subsets; remove it, or give another "
-            "--output_dir"
+            f"{stale}: is from a split into more subsets, and would overlap with the new {count}; remove it, or give "
+            "another --output_dir"
         )
 
 
@@ -147,7 +147,7 @@ def _check_unique(tables: Iterable[Table], what: str) -> None:
             if record.uuid in seen:
                 other = seen[record.uuid].place
                 raise UserError(
-                    f"{table.place}: uuid {record.uuid!r} is repeated there, or in {other}; in all {what} data "
+                    f"{table.place}: uuid {record.uuid!r} occurs twice, here or in {other}; in all {what} data "
                     "together uuids must be unique"
                 )
             seen[record.uuid] = table

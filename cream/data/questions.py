@@ -66,8 +66,8 @@ def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, f
         fits = {i for i, each in enumerate(zip(marks, texts, strict=True)) if text in each}
         fits |= {i for i, mark in enumerate(marks) if text.upper() == mark.upper()}
     if len(fits) > 1:
-        named = " and of ".join(f"{marks[i]} ({texts[i]})" for i in sorted(fits))
-        raise ValueError(f"the answer {text!r} may be that of {named}; give its number and --first_answer")
+        named = " and ".join(f"{marks[i]} ({texts[i]})" for i in sorted(fits))
+        raise ValueError(f"the answer {text!r} fits {named}; give its number and --first_answer")
     index = next(iter(fits), -1)
     if not 0 <= index < len(texts):
         raise ValueError(f"the answer {text!r} is none of the options {', '.join(labels or texts)}")

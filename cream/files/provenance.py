@@ -198,7 +198,7 @@ class Provenance:
         for name, path in self.sources.items():
             if states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
                 raise UserError(
-                    f"{path} was changed while this ran, so no output is made. With its old content, the same command "
+                    f"{path} was changed while this ran, so no output is written. With its old content, the same command "
                     "resumes; for its new content, give another output, or --overwrite"
                 )
 

@@ -34,7 +34,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
             raise UserError(
-                f"{path}: is not a regular file (but a pipe or device); it is read more than once: give a file"
+                f"{path}: is not a regular file (but a pipe or device), and it is read more than once; give a file"
             )
         with open(path, "rb") as plain:
             if path.suffix == ".gz":
@@ -46,7 +46,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder where a file is expected") from None
+        raise UserError(f"{path}: expected a file, found a folder") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

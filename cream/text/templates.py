@@ -115,7 +115,7 @@ def check_numbers(template: str, what: str) -> None:
         if not fine:
             raise UserError(
                 f"{what} computes with numbers that may be huge: `{sign}` on its line {node.lineno}; give another with "
-                f"--chat_template FILE, in which one of the numbers is written out, {SMALL} at most"
+                f"--chat_template FILE, with one of the numbers written out, {SMALL} at most"
             )
 
 
