@@ -198,8 +198,8 @@ class Provenance:
         for name, path in self.sources.items():
             if states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
                 raise UserError(
-                    f"{path} was changed while this ran, so no output is written. With its old content, the same command "
-                    "resumes; for its new content, give another output, or --overwrite"
+                    f"{path} was changed while this ran, so no output is written. With its old content the same "
+                    "command resumes; for its new content, give another output, or --overwrite"
                 )
 
     def _add(self, name: str, path: str | Path, digest: Callable[[Path], str]) -> None:
