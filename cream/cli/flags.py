@@ -7,6 +7,7 @@ for a flag and has no config file; simple_parsing inherits all of that and slows
 
 import argparse
 import dataclasses
+import os
 import sys
 import typing
 from collections.abc import Iterable, Iterator
@@ -53,7 +54,7 @@ def parse(
     flags, problems = _all_flags(cls, files), []
     given = _given(flags, sys.argv[1:] if argv is None else argv, problems, words)
     if given.get("help"):
-        print(_help(flags, description, words is not None) + f"\nexample:\n{example}")
+        _print(_help(flags, description, words is not None) + f"\nexample:\n{example}")
         sys.exit(0)
     path = given.get("config") if files else None
     from_file = _from_file(cls, path, problems)
@@ -70,9 +71,16 @@ def parse(
     if files and values["print_config"]:
         import yaml
 
-        print(yaml.safe_dump(as_dict(config), sort_keys=False), end="")
+        _print(yaml.safe_dump(as_dict(config), sort_keys=False).rstrip())
         sys.exit(0)
     return config
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has ended; without this, flushing at exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find_problems(cls, argv: list[str]) -> list[str]:
