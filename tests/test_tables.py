@@ -52,9 +52,9 @@ def test_an_answer_that_is_no_option_is_refused(answer, labels, first):
         (1, ["1", "2", "3", "4"], "--first_answer"),  # MMLU's index, of the second
         ("1", ["1", "2", "3", "4"], "--first_answer"),
         (0, ["1", "0"], "--first_answer"),
-        ("A", ["B", "A"], r"A \(B\) and of B \(A\)"),
-        ("b", ["b", "a"], r"A \(b\) and of B \(a\)"),
-        ("u", ["u", "u"], r"A \(u\) and of B \(u\)"),
+        ("A", ["B", "A"], r"A \(B\) and B \(A\)"),
+        ("b", ["b", "a"], r"A \(b\) and B \(a\)"),
+        ("u", ["u", "u"], r"A \(u\) and B \(u\)"),
     ],
 )
 def test_an_answer_that_may_be_two_options_is_refused(answer, texts, told):
