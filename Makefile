@@ -33,7 +33,7 @@ lint: setup ## check the code with ruff, that imports go down, and the word list
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 	.venv/bin/lint-imports --no-logo --no-cache
-	$(python) scripts/lint_words.py README.md docs findings scripts
+	$(python) scripts/lint_words.py README.md docs findings scripts benchmarks cream *.py
 
 clean: ## remove outputs and caches; .venv and localdata stay
 	rm -rf outputs .pytest_cache .ruff_cache .hypothesis

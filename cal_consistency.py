@@ -1,8 +1,9 @@
-"""Two rankings of the same responses -> consistency per prompt, and the preference pairs that DPO trains on.
+"""Two rankings of the same responses -> the consistency of each prompt, and preference pairs for DPO.
 
-c = (τ + 1) / 2 with Kendall's τ between the current model's rewards (--file1, which also gives the pairs: best against
-worst) and the previous model's (--file2). Departures from the released code: values are stored by uuid, ties are ties
-(τ-b), equal responses count once, responses without a reward and truncated ones are skipped.
+C = (τ + 1) / 2, with Kendall's τ between the rewards of the current model (--file1) and of the previous one (--file2).
+A pair is the best response against the worst by the current model. Departures from the released code: values are
+matched by uuid, ties are handled (τ-b), duplicate responses count once, and responses that are truncated or have no
+reward are skipped.
 """
 
 from dataclasses import dataclass
@@ -29,22 +30,22 @@ FLAGS = {"rewards": "file1", "previous": "file2", "labels": "labels"}
 class Consistency:
     """Consistency"""
 
-    file1: str | None = flag(None, "rewards by the current model; its ranking gives the pairs", decides=False)
+    file1: str | None = flag(None, "rewards by the current model, whose ranking selects the pairs", decides=False)
     file2: str | None = flag(
-        None, "rewards by the previous model; none: consistency 1 everywhere (plain self-rewarding)", decides=False
+        None, "rewards by the previous model; none: C = 1 for all pairs (plain self-rewarding)", decides=False
     )
     method: str | None = flag(
         None,
-        "which C training is to use, recorded for train.py (a rank's name is taken as --rank)",
+        "which C train.py is to use (its --method), recorded with the pairs (the name of a rank is read as --rank)",
         choices=(*METHODS, *RANKS),
     )
     labels: str | None = flag(
         None,
-        "questions with labels, by uuid: the Oracle's pairs, best-rewarded correct against worst-rewarded wrong",
+        "labelled questions, matched by uuid: pairs of the Oracle, best-rewarded correct against worst-rewarded wrong",
         decides=False,
     )
     shuffle_consistency: int | None = flag(
-        None, "seed: reassign the c's among the prompts (control)", low=0, high=MAX_SEED
+        None, "shuffle the C's among the prompts with this seed (a control)", low=0, high=MAX_SEED
     )
 
 

@@ -1,7 +1,7 @@
-"""The flags of every script: one dataclass per script, put together from shared groups; the names they know.
+"""Groups of flags that scripts share, and the names of models and datasets that they know.
 
-Unit, default and meaning of every flag stand in its help text; the spellings of the method's released scripts are kept as
-aliases. Nothing here imports torch, so that every --help answers at once.
+A flag's help text gives its unit, default and meaning; spellings of the released scripts are aliases. Nothing here
+imports torch, so that --help is fast.
 """
 
 import os
@@ -64,29 +64,28 @@ class Device:
 
     device: str = flag(
         "auto",
-        "comma list of GPU ids, or cpu (cpu,cpu works in two processes); auto: GPU 0 where there is one, else cpu",
+        "GPU ids, separated by commas, or cpu (cpu,cpu: two processes); auto: GPU 0 if there is one, else cpu",
         decides=False,
     )
     bf16: bool | None = flag(
-        None, "bfloat16 matrix products; none: where the device has it. Weights always train in float32"
+        None,
+        "compute matrix products in bfloat16 (in training the weights stay float32); none: if the device supports it",
     )
 
     def devices(self) -> list[str]:
         """["cpu", …] or GPU ids."""
         text = ("0" if has_gpu() else "cpu") if self.device.lower() == "auto" else self.device.lower()
         parts = [part.strip() for part in text.split(",")]
-        if not (all(p == "cpu" for p in parts) or all(p.isdigit() for p in parts)) or len(set(parts) - {"cpu"}) not in (
-            0,
-            len(parts),
-        ):
+        on_cpu, on_gpus = {*parts} == {"cpu"}, all(map(str.isdigit, parts)) and len({*parts}) == len(parts)
+        if not on_cpu and not on_gpus:
             raise UserError(f"--device {self.device}: expected cpu, cpu,cpu or distinct GPU ids such as 0,1")
-        if parts[0] != "cpu" and not has_gpu():
+        if on_gpus and not has_gpu():
             raise UserError(f"--device {self.device}: no NVIDIA device is visible here; use --device cpu")
         return parts
 
 
 def for_records(devices: list[str]) -> str:
-    """--device for a stage that maps over records: all GPUs; of CPUs one, for a process has all their cores."""
+    """--device for a stage that maps over records: all GPUs, or one CPU, since one process uses all cores."""
     return "cpu" if devices[0] == "cpu" else ",".join(devices)
 
 
@@ -96,24 +95,25 @@ class Cluster:
 
     ray_address: str | None = flag(
         None,
-        "auto, or ray://HOST:PORT: replicas on all nodes of a running Ray cluster, on its GPUs or (--device cpu) CPUs",
+        "run on all nodes of a running Ray cluster: auto, or ray://HOST:PORT; on its GPUs, or with --device cpu "
+        "on its CPUs",
         decides=False,
     )
     num_replicas: int | None = flag(
         None,
-        "with --ray_address, models side by side; none: as many as the GPUs carry, or one a node of CPUs",
+        "with --ray_address: number of model replicas; none: as many as the GPUs have room for, or one per CPU node",
         low=1,
         decides=False,
     )
     tensor_parallel_size: int = flag(
         1,
-        "devices that hold one model together, each a part of every layer; infer.py: with vLLM, on GPUs",
+        "devices that share one model, each with a part of every layer (infer.py: with vLLM on GPUs only)",
         low=1,
         decides=False,
     )
 
     def pool(self, device: Device) -> Pool:
-        """Where a stage that maps over records works: a replica on every --tensor_parallel_size devices.
+        """The devices of a stage that maps over records: a replica on every --tensor_parallel_size of them.
 
         Of this machine's GPUs only those of --device are visible to this process and its children (set before torch
         looks).
@@ -122,15 +122,17 @@ class Cluster:
         if self.ray_address is not None:
             if device.device.lower() not in ("auto", "cpu", "cuda"):
                 raise UserError(
-                    f"--device {device.device}: ids are of one machine; with --ray_address give cpu or cuda"
+                    f"--device {device.device}: GPU ids refer to one machine; with --ray_address give cpu or cuda"
                 )
             return Pool.of_cluster(self.ray_address, device.device.lower(), self.num_replicas, group)
         if self.num_replicas is not None:
-            raise UserError("--num_replicas goes with --ray_address; on one machine --device says how many, as 0,1,2,3")
+            raise UserError(
+                "--num_replicas goes with --ray_address; on one machine give the devices, such as --device 0,1,2,3"
+            )
         devices = device.devices()
         if len(devices) % group:
             raise UserError(
-                f"--device {device.device}: {len(devices)} devices do not make groups of --tensor_parallel_size {group}"
+                f"--device {device.device}: {len(devices)} devices cannot be split into groups of --tensor_parallel_size {group}"
             )
         kind = "cpu" if devices[0] == "cpu" else "cuda"
         if kind == "cuda":
@@ -138,7 +140,7 @@ class Cluster:
         return Pool(kind, len(devices) // group, group)
 
     def flags(self, device: Device) -> dict[str, object]:
-        """The flags that say the same to the next stage."""
+        """These flags as the next stage's command needs them."""
         here = self.ray_address is None
         group = self.tensor_parallel_size
         return {
@@ -155,17 +157,17 @@ class Model:
 
     model: str | None = flag(
         None,
-        "llama3, llama2, tiny, a Hugging Face id or a folder; none: llama3 with a GPU, tiny without",
+        "base model: llama3, llama2, tiny, a Hugging Face id or a folder; none: llama3 with a GPU, tiny without",
         decides=False,
     )
     checkpoint: str | None = flag(
         None,
-        "weights in place of the base model's: a name in configs/checkpoint.json or a folder; none: the base model M0",
+        "trained weights: a name in configs/checkpoint.json or a folder; none: the base model M0",
         decides=False,
     )
-    chat_template: str | None = flag(None, "Jinja file used in place of the tokenizer's chat template", decides=False)
+    chat_template: str | None = flag(None, "Jinja file to use instead of the tokenizer's chat template", decides=False)
     trust_remote_code: bool = flag(
-        False, "run Python files that come with a model: they can do whatever you can; only for sources that you trust"
+        False, "run Python code that comes with a model and can do whatever you can: only for sources that you trust"
     )
 
     def name(self) -> str:
@@ -196,7 +198,7 @@ class Model:
         return None if self.chat_template is None else Path(self.chat_template)
 
     def add_template(self, provenance: Provenance) -> None:
-        """The file of --chat_template is an input that decides an output."""
+        """Add the file of --chat_template, an input that decides the output."""
         if self.chat_template is not None:
             provenance.file("chat_template", self.chat_template)
 
@@ -206,27 +208,27 @@ class Run:
     """Run"""
 
     overwrite: bool = flag(
-        False, "replace an output (or a registered name) that stands; interrupted, it goes on", decides=False
+        False, "replace an existing output or registered name; if interrupted, the same command resumes", decides=False
     )
     force: bool = flag(
         False,
-        "go on where an input is not what its sidecar says, or belongs to something else; the output's sidecar says so",
+        "continue although an input has changed or belongs to something else; the output's sidecar records it",
         decides=False,
     )
     on_bad_record: str = flag(
         "fail",
-        "fail: a malformed record ends the stage; skip: it is left out, and written to OUTPUT.rejected.jsonl",
+        "malformed records: fail stops at the first; skip omits them and writes them to OUTPUT.rejected.jsonl",
         choices=("fail", "skip"),
     )
-    dry_run: bool = flag(False, "say what would be read, computed and written, and stop", decides=False)
+    dry_run: bool = flag(False, "print what would be read, computed and written, and exit", decides=False)
 
     @property
     def skip(self) -> bool:
-        """Whether malformed records are passed over."""
+        """Whether malformed records are skipped."""
         return self.on_bad_record == "skip"
 
     def provenance(self) -> Provenance:
-        """That of an output in the making."""
+        """The provenance of a new output."""
         return Provenance(self.force)
 
 
@@ -234,10 +236,10 @@ class Run:
 class TrialRun(Run):
     """Run"""
 
-    debug: bool = flag(False, "a quick trial: few records, outputs under outputs/debug")
+    debug: bool = flag(False, "quick trial: few records, outputs under outputs/debug")
 
     def outputs(self) -> Path:
-        """The folder below which outputs go unless a flag names another place."""
+        """The folder for outputs without a path of their own."""
         return Path("outputs/debug" if self.debug else "outputs")
 
 
@@ -245,7 +247,7 @@ class TrialRun(Run):
 class RandomRun(TrialRun):
     """Run"""
 
-    seed: int = flag(0, "seed of everything random", low=0, high=MAX_SEED)
+    seed: int = flag(0, "seed of all random choices", low=0, high=MAX_SEED)
 
 
 def group(cls):
@@ -254,5 +256,5 @@ def group(cls):
 
 
 def settings(config, *idle: str) -> dict:
-    """What of a script's flags decides its output, but for those that are `idle` in this run."""
+    """The flags that decide a script's output, without those that are `idle` in this run."""
     return {name: value for name, value in deciding(config).items() if name not in idle}

@@ -1,9 +1,10 @@
-"""Generate responses: samples for training (--mode sampling), graded ones (evaluation), or grade again (rescore).
+"""Generate responses for training (--mode sampling), generate and grade them (evaluation), or grade again (rescore).
 
-Multiple choice can do without generation: with --scoring loglikelihood the options are scored, and the best wins.
+Multiple choice needs no generation: --scoring loglikelihood compares the options' log-likelihoods.
 
-Departures from the released code: engines get token ids (one BOS), prompts are dropped rather than cut, evaluation with
-one response a question is always greedy, --output_dir is honoured, and every response keeps why it ended.
+Departures from the released code: engines get token ids (with one BOS), prompts that are too long are dropped and not
+truncated, evaluation with one response per question is always greedy, --output_dir has an effect, and each response
+records why it ended.
 """
 
 from collections.abc import Iterable

@@ -1,16 +1,17 @@
-"""Run a loop from a YAML file: its stages in order, those that are up to date skipped; then one table of results.
+"""Run a loop from a YAML file: its steps in order, skipping those that are up to date; then print a table of results.
 
-A loop file (configs/loops) lists steps {id, script, flags}: `before` the rounds, to `repeat` in each of `rounds`, and
-`after` them. An output lies in output_dir (`shared: yes`: in base_dir) under the step's id (or `output`). In flags
-  ${id}, ${id@-1}      a step's output (of train.py its checkpoint-last); the one of the round before, of which
-                       `start: {id: ...}` says what it is in round 1
+A loop file (configs/loops) lists steps {id, script, flags}: those `before` the rounds, those to `repeat` in each of
+`rounds`, and those `after` them. A step's output is named by its id (or `output`), in output_dir (with `shared: yes` in
+base_dir). In flags
+  ${id}, ${id@-1}      the output of a step (for train.py: its checkpoint-last), and its output in the previous round;
+                       `start: {id: ...}` gives the latter for round 1
   ${round}             the number of the round, from 1; ${round+1}, ${round-1}
-  [a, b, c]            one value for each round
-  {first: a, then: b}  one value for round 1, one for all later rounds
-Other keys: title, model, seed, flags (id -> flags put over the step's; null removes one), extends (a file over whose
-keys these are put). A recipe file (configs/recipes) has only the settings for configs/loops/cream.yaml: title, model,
-iterations, prompts (a set per round), base_dir (shared by recipes), output_dir, seed, and flags of sft, sampling,
-rewarding, consistency, dpo and evaluation, where all but sft and evaluation may have a list, one value for each round.
+  [a, b, c]            one value per round
+  {first: a, then: b}  a value for round 1, and one for all later rounds
+Other keys: title, model, seed, flags (id -> flags that override the step's; null removes one), extends (another file,
+whose keys these override). A recipe file (configs/recipes) has only the settings of configs/loops/cream.yaml: title,
+model, iterations, prompts (a set per round), base_dir (shared by recipes), output_dir, seed, and flags of sft,
+sampling, rewarding, consistency, dpo and evaluation; all but sft and evaluation may have a list, one value per round.
 """
 
 import shlex
@@ -33,7 +34,7 @@ from cream.loops.reading import read_loop
 EXAMPLE = """\
   tiny, one CPU        python iterate.py --config configs/recipes/tiny_cream.yaml
   two, side by side    python iterate.py --config configs/loops/tiny_srlm.yaml,configs/loops/tiny_cream.yaml
-  8 GPUs, the paper's  python iterate.py --config configs/loops/cream.yaml --device 0,1,2,3,4,5,6,7"""
+  the paper's, 8 GPUs  python iterate.py --config configs/loops/cream.yaml --device 0,1,2,3,4,5,6,7"""
 STAGES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py", "make_pairs.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
 RESUME = "the same command resumes from there"
@@ -46,10 +47,10 @@ CHANGED = (
 class LoopFlags:
     """Loop"""
 
-    config: str | None = flag(None, "loop or recipe file; several, separated by commas, run one after the other")
-    dry_run: bool = flag(False, "check everything, print the commands and stop")
-    seed: int | None = flag(None, "in place of the loop's seed", low=0, high=MAX_SEED)
-    output_root: str | None = flag(None, "folder put in front of the loop's folders")
+    config: str | None = flag(None, "loop or recipe file; several, separated by commas, run one after another")
+    dry_run: bool = flag(False, "check everything, print the commands and exit")
+    seed: int | None = flag(None, "seed instead of the loop's", low=0, high=MAX_SEED)
+    output_root: str | None = flag(None, "folder to put in front of all of the loop's folders")
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Rewards -> preference pairs, by any strategy: --strategy extremes, oracle, all_pairs, threshold or random.
 
-A pair's `consistency` is how far training may trust it: the prompt's c from the agreement with --previous, as
-cal_consistency.py has it (1 without a previous ranking); with --strategy threshold the probability of the pseudo-label.
-A prompt's second pair has the uuid UUID#2, and so on: the most confident first, then that of the largest margin.
+A pair's `consistency` is the confidence in it: the prompt's C as in cal_consistency.py, from the agreement with
+--previous (1 without that); with --strategy threshold the probability that the chosen response is the better one. A
+prompt's further pairs have the uuids UUID#2, UUID#3 …, ordered by confidence, then by margin.
 """
 
 from dataclasses import dataclass
@@ -30,22 +30,25 @@ class Choosing:
 
     strategy: str | None = flag(
         None,
-        "extremes: best against worst; oracle: best correct against worst wrong, by --labels; all_pairs: all that "
-        "differ in reward; threshold: all that the model is sure of; random: a control",
+        "extremes: best against worst; oracle: best correct against worst wrong, by --labels; all_pairs: all "
+        "pairs with different rewards; threshold: all pairs with a confidence of at least --threshold; random: "
+        "two responses at random (a control)",
         choices=tuple(PAIRS),
     )
-    rewards: str | None = flag(None, "rewards, as rewarding.py writes them", decides=False)
-    previous: str | None = flag(None, "rewards of the same responses by the previous model, for c", decides=False)
-    labels: str | None = flag(None, "questions with labels, matched by uuid", decides=False)
+    rewards: str | None = flag(None, "rewards, the output of rewarding.py", decides=False)
+    previous: str | None = flag(
+        None, "the previous model's rewards of the same responses, from which C is computed", decides=False
+    )
+    labels: str | None = flag(None, "labelled questions, matched by uuid", decides=False)
     method: str | None = flag(
         None,
-        "which C training is to use, recorded for train.py; none: consistency_avg with --previous, consistency_dyn "
-        "where the strategy states confidences, else original",
+        "which C train.py is to use (its --method), recorded with the pairs; none: consistency_avg with "
+        "--previous, consistency_dyn if the strategy gives confidences, else original",
         choices=METHODS,
     )
     margin: float | None = flag(None, "smallest reward difference, chosen minus rejected; none: any", low=0)
     max_pairs_per_prompt: int | None = flag(
-        None, "pairs kept of a prompt, the most confident and then those of the largest margin; none: all", low=1
+        None, "keep at most this many pairs per prompt, by confidence, then by margin; none: all", low=1
     )
 
 

@@ -1,10 +1,10 @@
-"""Public data, or your own, into the layouts of this project and out of them; and what files hold.
+"""Convert public or your own data to the layouts of this project and back, and check files.
 
-build SOURCE …    public sources (all: every one) -> localdata/: SFT set, prompts and their subsets, tests, train splits
-list              the sources: what they give, rows that are published, licences
-import FILE|ID    any data set of messages, prompts and responses, pairs or questions -> a file of ours
-export FILE       conversations, prompts or pairs -> the form of other tools, a row a line
-validate FILE …   check each file against its layout, as stages do: records, duplicates, lengths, everything bad
+build SOURCE …    public sources, or all -> localdata/: SFT set, prompts and their subsets, test sets, train splits
+list              print the sources: contents, published rows, licences
+import FILE|ID    any data set of messages, prompts and responses, pairs or questions -> a file of this project
+export FILE       conversations, prompts or pairs -> the format of other tools, one row per line
+validate FILE …   check files as stages do, and print their records, duplicates, lengths and all problems
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -72,7 +72,7 @@ def main(argv=None):
 
 
 def _check_flags(command: str, config: PrepareConfig) -> None:
-    """Raises UserError where a flag is given that the command does not use."""
+    """Raises UserError if a flag is given that the command does not use."""
     given, plain = ({k: v for part in asdict(c).values() for k, v in part.items()} for c in (config, PrepareConfig()))
     if unused := [f"--{name}" for name in given if given[name] != plain[name] and name not in USES[command]]:
         uses = ", ".join(f"--{name}" for name in USES[command])

@@ -1,8 +1,8 @@
-"""Read what stages leave behind. PATH is a file, a checkpoint's folder, or a registered name.
+"""Inspect outputs. PATH is a file, a checkpoint's folder, or a registered name.
 
-lineage PATH  the chain of an output or checkpoint down to the raw data: how each was made, of what
-verify PATH   the same chain, every file of it hashed again: exit code 1 where one is not what was recorded
-compare A B   two evaluations of the same data: differences in accuracy per task, how sure they are, what flipped
+lineage PATH  how an output or checkpoint was made: all its inputs, down to the raw data
+verify PATH   hash these files again; exit code 1 if one of them is not as recorded
+compare A B   compare two evaluations of the same data: accuracy per task with confidence intervals, flipped items
 """
 
 import os
@@ -53,7 +53,7 @@ def main(argv=None):
 
 
 def _place(word: str) -> Path:
-    """A path, or what a registered name stands for."""
+    """A path, or the path of a registered name."""
     registered = names.read_registry(DATASETS) | names.read_registry(CHECKPOINTS)
     if Path(word).exists() or word not in registered:
         return Path(word)
@@ -61,21 +61,21 @@ def _place(word: str) -> Path:
 
 
 def verify(path: Path) -> None:
-    """Print what is found of each file of the chain; exit code 1 where one is not what was recorded."""
+    """Print the state of each file of the chain; exit code 1 if one is not as recorded."""
     bad = 0
     for line, changed in lineage.verify(path):
         log.info("%s", line)
         bad += changed
     if bad:
-        print(f"{bad} of these are not what was recorded", file=sys.stderr)
+        print(f"{bad} of these are not as recorded", file=sys.stderr)
         sys.exit(1)
-    log.info("all of it is as it was recorded")
+    log.info("all files are as recorded")
 
 
 def compare(config: ReportConfig, a: Path, b: Path) -> None:
-    """Print how two evaluations differ and the first of the items that flipped; all of those into --output."""
+    """Print how two evaluations differ, and the first flipped items; write all of these to --output."""
     run, flags, provenance = config.run, config.compare, config.run.provenance()
-    made = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
+    settings = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
     joined = comparison.join(*(store.read(path, Answer, skip=run.skip) for path in (a, b)))
     bad = [bad for path in (a, b) for bad in store.rejected(path, Answer)] if run.skip else []
     output = None
@@ -85,7 +85,7 @@ def compare(config: ReportConfig, a: Path, b: Path) -> None:
     log.info("A: %s\nB: %s", a, b)
     if bad:
         log.info("%d malformed records are skipped, the first %s", len(bad), bad[0]["where"])
-    for note in comparison.describe_settings(joined, *made):
+    for note in comparison.describe_settings(joined, *settings):
         log.info("%s", note)
     rows, flipped = comparison.compare(joined, flags.seed), joined.flipped()
     log.info("%s\n%s", comparison.format_comparison(rows), comparison.format_flips(flipped, flags.show))

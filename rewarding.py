@@ -2,8 +2,9 @@
 
 CREAM ranks the responses twice, by the current model M_t and by the previous one. Round 1: DPO reward of M1 against M0,
 then likelihood of M0. Later rounds: DPO reward of M_t against M0, then of M_{t-1} against M0. Departures from the
-released code: only the response's tokens count (not the assistant's header), responses that do not fit are skipped and
-not truncated, and every prompt keeps its own number of responses. A reward is one file in cream/rewards/.
+released code: only the response's tokens are scored (not the assistant's header), responses that are too long are
+skipped and not truncated, and prompts may differ in their number of responses. Each reward is one file in
+cream/rewards/.
 """
 
 from dataclasses import dataclass
@@ -32,23 +33,24 @@ Options = one_of({name: source.Options for name, source in REWARDS.items()})
 class Rewarding:
     """Rewarding"""
 
-    input_file: str | None = flag(None, "samples, as infer.py --mode sampling writes them", decides=False)
+    input_file: str | None = flag(None, "samples, the output of infer.py --mode sampling", decides=False)
     reward: str | None = flag(
         None,
-        "dpo: policy minus reference; likelihood: the policy alone; labels: the extracted answer against a gold label, "
-        "no model; none: dpo, or as --enable_ref_model says",
+        "dpo: the policy's log-probability minus the reference's; likelihood: the policy's alone; labels: 1 if "
+        "the extracted answer is the gold label, else 0 (no model); none: dpo, or as --enable_ref_model says",
         choices=tuple(REWARDS),
     )
     enable_ref_model: bool | None = flag(
         None,
-        "the released scripts' way to say --reward: yes is dpo, no is likelihood",
+        "--reward in the released scripts' spelling: yes is dpo, no is likelihood",
         aliases=("enable_ref",),
         decides=False,
     )
-    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
+    limit_size: int | None = flag(None, "read at most this many records; none: all", low=1)
     output: str | None = flag(
         None,
-        "file; none: <input>.rewarding.<model>-<reward>-policy_<ckpt>-ref_<ckpt>.json, without a model .<reward>.json",
+        "output file; none: <input>.rewarding.<model>-<reward>-policy_<ckpt>-ref_<ckpt>.json, or "
+        "<input>.rewarding.<reward>.json without a model",
         aliases=("output_dir",),
         decides=False,
     )

@@ -1,9 +1,9 @@
 """Train a policy: supervised fine-tuning (SFT), or direct preference optimisation with CREAM's consistency (DPO).
 
-SFT trains on the responses of conversations; DPO on the pairs that cal_consistency.py writes, its reference the policy
-it starts from. The stage follows from the data or --train_stage. Departures from the released code: the loss never
-touches prompts or padding, every process's gradient counts, weights keep float32 masters, and over-long records are
-dropped with a reason.
+SFT trains on the responses of conversations; DPO on the pairs of cal_consistency.py or make_pairs.py, with the starting
+policy as its reference. --train_stage chooses the stage; by default the data do. Departures from the released code:
+prompts and padding are not part of the loss, the gradients of all processes are used, master weights are float32, and
+records that are too long are dropped and counted.
 """
 
 from collections import deque

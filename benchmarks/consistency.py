@@ -44,7 +44,7 @@ def main() -> None:
     parser.add("--answers", 5, "answers to each prompt")
     parser.add("--scipy_prompts", 2000, "prompts that scipy gets; its time is scaled to --prompts")
     parser.add("--rounds", 5, "runs of each side, in turn")
-    parser.add("--lines", "10000,100000,1000000", "prompts of the .jsonl files, one run each; none: leave them out")
+    parser.add("--lines", "10000,100000,1000000", "prompts of the .jsonl files, one run each; none: skip them")
     parser.add("--chars", 200, "characters of a prompt and of an answer, on average")
     parser.add(
         "--folder", tempfile.gettempdir(), "where the files are made, and removed again: 8 GB for a million lines"

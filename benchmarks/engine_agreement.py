@@ -1,4 +1,4 @@
-"""How far the two engines agree: greedy answers of vLLM and of transformers to the same evaluation set.
+"""Agreement of the two engines: greedy responses of vLLM and of transformers to the same evaluation set.
 
     python benchmarks/engine_agreement.py --model tiny --name tiny_test
 

@@ -27,7 +27,7 @@ CHOICE = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for 
 
 @dataclass(frozen=True)
 class Question:
-    """An item as the peer asks it: what its continuations (one, empty, where it generates) stand after."""
+    """An item as the peer asks it: the context of its continuations (of one empty one if it generates)."""
 
     uuid: str
     context: str

@@ -123,7 +123,7 @@ def rectangle(rows: int, width: int, head: int | None = None) -> Layout:
 
 
 def documents(position_ids: torch.Tensor, head: int | None = None) -> Layout:
-    """Packed rows (B, T), by positions that start anew with each document; the head as above."""
+    """Packed rows (B, T), by positions that restart with each document; the head as above."""
     tokens = position_ids.numel()
     return Layout(tokens, tokens if head is None else head, int((position_ids + 1).sum()))
 

@@ -1,8 +1,8 @@
 """Peak memory of a DPO step with a vocabulary of 128 000: ours against trl's DPOTrainer at its defaults.
 
 Each side takes two steps of 8 pairs (prompt 120, answer 150) in a process of its own; in the second, AdamW's moments
-stand beside the activations. Resident memory counts all, libraries and weights included, and so does the ratio; what a
-side had when it had loaded its model is printed beside it.
+take memory besides the activations. Resident memory includes libraries and weights, and so does the ratio; the memory
+after loading the model is printed too.
 
     python benchmarks/memory.py
 """

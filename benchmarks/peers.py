@@ -1,8 +1,8 @@
-"""The peers, on token rows: the method's released procedure written afresh, and trl's DPOTrainer and SFTTrainer.
+"""The peers, on token rows: CREAM's released procedure, rewritten, and trl's DPOTrainer and SFTTrainer.
 
 The released procedure (Raibows/CREAM at de1d04b) scores answers one by one, sorted by their length, in left-padded
 batches of 6 with a two-dimensional mask, takes logits over the whole vocabulary at every position and gathers from
-their log-softmax; DPO runs in the same way on 4 pairs at a time, after a reference pass over them. Left out here, to
+their log-softmax; DPO runs in the same way on 4 pairs at a time, after a reference pass. Omitted here, to
 its advantage: the labels that it passes to the model (which computes a loss nobody uses) and the key-value cache.
 """
 
@@ -91,7 +91,7 @@ SFT_BEST = {"gradient_checkpointing": False, "per_device_train_batch_size": 1}
 
 
 class TRL:
-    """One epoch of a trl trainer on the model in `folder`; calling it trains afresh and returns the seconds.
+    """One epoch of a trl trainer on the model in `folder`; calling it trains from scratch and returns the seconds.
 
     From its start of training to its end: its data preparation and, where its settings have one, its precomputed
     reference pass are not counted. `layout` is what its last run laid out, by the shapes of its batches; `loaded` the

@@ -9,7 +9,7 @@ bare   vllm.LLM.generate on token ids: no seeds, no log-probabilities; it gives 
 ours   what infer.py does with messages: template, tokenising, seeds, log-probabilities, the check that an answer's text
        gives its sampled ids back, records in a journal, the finished file
 
-Both engines stand in this process and take turns, each with weights and prefix cache of its own, emptied before every
+Both engines run in this process and take turns, each with weights and prefix cache of its own, emptied before every
 run. Every answer has --answer_len tokens (no stop token), so that both do equal work. The model is a Llama with random
 weights; the prompts are random words, as many as real prompts have (--work) or --prompt_len. Temperature and top-p are
 infer.py's own; on a CPU vLLM spends most of a step on sorting the vocabulary for top-p below 1.

@@ -1,8 +1,8 @@
 """Strong scaling: the same rewarding and the same DPO by the command lines in one process and in two, a core each.
 
 Start-up (interpreter, libraries, Ray or the process group, the model) is the time of a run with hardly any records; it
-is taken off before throughputs are compared, and printed. A process with both cores stands beside them. For training a
-model of cost stands beside the measured points: a step takes compute / W + bytes of its all-reduce / bandwidth.
+is taken off before throughputs are compared, and printed. For comparison there is a process with both cores, and for
+training a cost model: a step takes compute / W + bytes of its all-reduce / bandwidth.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --memory          # bytes a GPU needs in each mode, by formula

@@ -5,8 +5,8 @@
 
 A cell is one world (its own SFT set, prompts and test set) on one base model; all arms of a cell share M1 and round 1's
 samples and rewards. The bases see the same worlds, so the unit of the statistics is a world: its accuracy is the mean
-over the bases. The second base is made by scripts/make_tiny.py (its --help has the command). Run again, the study goes
-on where it stopped. The stages are the ones that users run.
+over the bases. The second base is made by scripts/make_tiny.py (its --help has the command). Run again, the study
+resumes. The stages are the ones that users run.
 """
 
 import argparse

@@ -99,7 +99,7 @@ def save_model(folder: Path, shape: Shape, words: int, seed: int) -> Path:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a benchmark's main; a mistake of the user's ends in one message and exit code 2."""
+    """Call a benchmark's main; a user error ends in one message and exit code 2."""
     import transformers
 
     warnings.filterwarnings("ignore")

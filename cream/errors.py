@@ -1,4 +1,4 @@
-"""UserError, the one exception that a user is meant to see: what was wrong, where, and what to do about it."""
+"""UserError, the one exception that users see: what is wrong, where, and what to do about it."""
 
 import difflib
 import sys
@@ -17,26 +17,24 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
 
 
 def user_error(error: Exception) -> UserError | None:
-    """The error as a UserError, if the user can fix it: a file that cannot be read or written, out of memory; else
-    None."""
+    """The error as a UserError if the user can fix it (an unreadable file, a full disk, out of memory), or None."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.filename is not None:  # no space, no permission, a file for a folder
         return UserError(f"{error.filename}: {error.strerror}")
     if isinstance(error, MemoryError):
         return UserError("this machine is out of memory")
-    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, of a path
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # from pathlib
         return UserError(f"{error}; give another path, or remove the link")
-    if isinstance(error, RuntimeError):
-        if out_of_memory(error):
-            advice = "another program may use it; else --bf16 yes, a smaller --max_tokens_per_batch, or more devices"
-            return UserError(f"the device is out of memory: {str(error).splitlines()[0]}; {advice}")
+    if isinstance(error, RuntimeError) and out_of_memory(error):
+        advice = "another program may use it; else --bf16 yes, a smaller --max_tokens_per_batch, or more devices"
+        return UserError(f"the device is out of memory: {str(error).splitlines()[0]}; {advice}")
     return None
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or this machine, is out of memory."""
-    torch = sys.modules.get("torch")  # where it was never imported, nothing can have raised its error
+    torch = sys.modules.get("torch")  # its error can only come from an imported torch
     text = str(error)
     return (
         (torch is not None and isinstance(error, torch.OutOfMemoryError))

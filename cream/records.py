@@ -1,8 +1,8 @@
-"""The records that stages exchange, typed: decoding one validates it.
+"""The typed records that stages exchange; decoding validates them.
 
 The JSON layouts are those of the released CREAM data. In a `.json` file a record is the value of its uuid (evaluation
-data: an element of a list, with a `uuid` key); in a `.jsonl` file it is one line with its `uuid`. Keys that a layout
-does not know are kept in `extra` and written out again, so that nothing a user added is lost on the way.
+data: an element of a list, with a `uuid` key); in a `.jsonl` file it is one line with its `uuid`. Keys that are not in
+the layout are kept in `extra` and written out again.
 """
 
 import re
@@ -13,13 +13,13 @@ import msgspec
 from cream.errors import UserError
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # sums of some of them stay finite, too
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # so that sums of them are finite
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Text = Annotated[str, msgspec.Meta(pattern=r"\S")]  # not blank
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
-METHODS = ("original", "consistency_avg", "consistency_dyn")  # what C DPO trains with; recorded beside the pairs
-RANKS = ("kendall", "spearman", "toporder")  # how the agreement of two rankings is measured; recorded there too
+METHODS = ("original", "consistency_avg", "consistency_dyn")  # the C that DPO trains with; recorded with the pairs
+RANKS = ("kendall", "spearman", "toporder")  # measures of the agreement of two rankings; recorded with the pairs
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -41,18 +41,19 @@ def _check_turns(messages: list[Message]) -> None:
     for index, message in enumerate(turns):
         expected = ("user", "assistant")[index % 2]
         if message.role != expected:
-            raise ValueError(f"turn {index} is the {message.role}'s where the {expected}'s is due")
+            raise ValueError(f"turn {index} is the {message.role}'s, expected the {expected}'s")
 
 
-def _check_prompt(messages: list[Message]) -> None:
-    """[system] user (assistant user)*: an answer can follow."""
-    _check_turns(messages)
-    if messages[-1].role != "user":
-        raise ValueError("a prompt ends with a user's turn; this one already has its answer")
+def _check_prompt(messages: list[Message] | None) -> None:
+    """[system] user (assistant user)*, or None."""
+    if messages is not None:
+        _check_turns(messages)
+        if messages[-1].role != "user":
+            raise ValueError("a prompt ends with a user's turn; this one already has its response")
 
 
 class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What all records have: their uuid, and the keys that their layout does not know."""
+    """A record's uuid, and the keys that are not in its layout."""
 
     uuid: str = ""
     extra: dict = {}
@@ -66,7 +67,7 @@ class Conversation(Record, kw_only=True):
     def __post_init__(self):
         _check_turns(self.messages)
         if self.messages[-1].role != "assistant":
-            raise ValueError("the conversation ends without an assistant's answer")
+            raise ValueError("the conversation ends without an assistant's turn")
 
 
 class Prompt(Record, kw_only=True):
@@ -79,9 +80,9 @@ class Prompt(Record, kw_only=True):
 
 
 class Samples(Record, kw_only=True):
-    """Sampling output. The lists run parallel to `responses`; an absent `finish_reason` means all stopped.
+    """Sampling output. Lists have an entry per response; without `finish_reason` all responses stopped.
 
-    `source_prompt` is the prompt before --sysprompt added to it, absent where it is `prompt`. `logprob` is the
+    `source_prompt` is the prompt without the text of --sysprompt, absent if it equals `prompt`. `logprob` is the
     sampler's own, summed over the response, in nats.
     """
 
@@ -94,18 +95,17 @@ class Samples(Record, kw_only=True):
 
     def __post_init__(self):
         _check_prompt(self.prompt)
-        if self.source_prompt is not None:
-            _check_prompt(self.source_prompt)
+        _check_prompt(self.source_prompt)
         _check_parallel(self, "responses", ("finish_reason", "num_tokens", "logprob"))
 
 
 class Rewards(Record, kw_only=True):
-    """Rewarding output. `response` holds full conversations; the other lists run parallel to it, null = no reward.
+    """Rewarding output. `response` holds full conversations; other lists have an entry per response, null = no reward.
 
-    `score` and `ref_score` are log-probabilities, of rewards that are made of them; what any other source measures
-    stands in `parts` (name -> per response a number, or a list of numbers), its words in `texts`, and `preferences`
-    [i][j] is the probability that response i is better than j, null where none was asked for. `logprob` is the
-    sampler's, carried along: the behaviour policy of a policy gradient, and never the reference of DPO.
+    `score` and `ref_score` are the log-probabilities of rewards computed from them. Other rewards have their numbers in
+    `parts` (name -> per response a number, or a list of numbers) and their texts in `texts`; `preferences`[i][j] is the
+    probability that response i is better than j, null if unknown. `logprob` is the sampler's, copied from the samples:
+    the behaviour policy of a policy gradient, and never the reference of DPO.
     """
 
     prompt: list[Message]
@@ -124,8 +124,7 @@ class Rewards(Record, kw_only=True):
 
     def __post_init__(self):
         _check_prompt(self.prompt)
-        if self.source_prompt is not None:
-            _check_prompt(self.source_prompt)
+        _check_prompt(self.source_prompt)
         own = ("score", "ref_score", "reward", "reason", "finish_reason", "num_tokens", "logprob", "preferences")
         _check_parallel(self, "response", own)
         count = len(self.response)
@@ -139,25 +138,24 @@ class Rewards(Record, kw_only=True):
             if conversation[:-1] != self.prompt or conversation[-1].role != "assistant":
                 raise ValueError(f"response {index} is not this prompt followed by one assistant's turn")
 
-    def answers(self) -> list[str]:
-        """The answers' texts."""
+    def responses(self) -> list[str]:
+        """The responses without the prompt."""
         return [conversation[-1].content for conversation in self.response]
 
 
 class Pair(Record, kw_only=True):
-    """A preference pair; `selected` is the chosen answer.
+    """A preference pair; `selected` is the chosen response.
 
-    `consistency` is the confidence in [0, 1] that `selected` is the better one: a prompt's own c, the probability of a
-    pseudo-label, 1/2 for "equally good"; null where nothing is known of it.
-
-    A truncated answer was cut at the length limit: no end-of-turn token is scored or trained on after it.
+    `consistency` is the confidence in [0, 1] that `selected` is the better one: the prompt's C, the probability of a
+    pseudo-label, 1/2 for "equally good"; null if unknown. After a truncated response no end-of-turn token is scored or
+    trained on.
     """
 
     prompt: list[Message]
     selected: list[Message]
     rejected: list[Message]
-    consistency: Probability | None = msgspec.field(default_factory=lambda: None)  # a null is written, too
-    tau: Annotated[float, msgspec.Meta(ge=-1.000001, le=1.000001)] | None = None  # of τ or ρ, by their rounding
+    consistency: Probability | None = msgspec.field(default_factory=lambda: None)  # written even if null
+    tau: Annotated[float, msgspec.Meta(ge=-1.000001, le=1.000001)] | None = None  # τ or ρ, up to rounding
     selected_index: Count | None = None
     rejected_index: Count | None = None
     margin: Finite | None = None
@@ -183,11 +181,11 @@ class Item(Record, kw_only=True):
 
 
 class Answer(Item, kw_only=True):
-    """Evaluation output: the item with the model's answer (`responses`, a string: the method's spelling).
+    """Evaluation output: the item with the model's response (`responses`, one text, as the released code spells it).
 
-    Of several answers to one question, `responses`, `finish_reason` and `num_tokens` are the first one's;
-    `final_prediction` is what most of them give, `correct` whether that is right; the lists have all of them.
-    Where options were compared, `option_logprob` and `option_tokens` have label -> log π, scored tokens of each.
+    Of several responses to one question, `responses`, `finish_reason` and `num_tokens` are the first one's; the lists
+    have all of them; `final_prediction` is the answer of most, `correct` whether it is right. If options were compared,
+    `option_logprob` (label -> log π) and `option_tokens` (label -> number of scored tokens) have all of them.
     """
 
     responses: str
@@ -216,7 +214,7 @@ class Answer(Item, kw_only=True):
             return
         for name in ("all_responses", *graded):
             if name not in given:
-                raise ValueError(f"`{given[0]}` stands there without `{name}`")
+                raise ValueError(f"`{given[0]}` needs `{name}`")
         _check_parallel(self, "all_responses", tuple(given))
         for one, name in firsts.items():
             if name in given and getattr(self, name)[0] != getattr(self, one):
@@ -236,29 +234,26 @@ def _check_parallel(record: Record, of: str, names: tuple[str, ...]) -> None:
 
 
 def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
-    """The record in `value` (plain JSON values).
-
-    Raises UserError that names `where` (the file), the uuid and the JSON path.
-    """
+    """The record in `value` (plain JSON values). Raises UserError with `where` (the file), the uuid and JSON path."""
     if kind in AS_LIST and isinstance(value, list):
         value = {"messages": value}
     if not uuid.strip():
         raise UserError(f"{where}: a record's uuid is blank")
     fields = value
-    if isinstance(value, dict):  # a user's own key may be called `extra` too
+    if isinstance(value, dict):  # a user's own key may be called `extra`
         fields = {key: v for key, v in value.items() if key in kind.__struct_fields__ and key != "extra"}
     try:
         record = msgspec.convert(fields, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        found = _found(fields, str(error))
-        raise UserError(f"{where}: record {uuid!r}: {error}{found} (expected: {_layout(kind)})") from None
+        shown, layout = _found(fields, str(error)), kind.__doc__.strip().splitlines()[0]
+        raise UserError(f"{where}: record {uuid!r}: {error}{shown} (expected: {layout})") from None
     record.uuid = uuid
     record.extra = {key: v for key, v in value.items() if key not in fields}
     return record
 
 
 def _found(value: object, error: str) -> str:
-    """', found …' for the short value at the JSON path that a message ends with."""
+    """', found …' with the value, if short, at the JSON path at the end of a message."""
     if not error.endswith("`") or "at `$" not in error:
         return ""
     try:
@@ -271,10 +266,8 @@ def _found(value: object, error: str) -> str:
 
 
 def encode(record: Record) -> dict:
-    """Plain JSON values of a record, its `uuid` first, its extra keys last.
-
-    An extra key that came along from another layout and has a name of this one's becomes `input_<name>`.
-    """
+    """Plain JSON values of a record, `uuid` first, extra keys last; an extra key with a field's name, copied from a
+    record of another layout, becomes `input_<name>`."""
     value = msgspec.to_builtins(record)
     fields = {*type(record).__struct_fields__} - {"extra"}
     extra = {f"input_{key}" if key in fields else key: v for key, v in value.pop("extra", {}).items()}
@@ -282,7 +275,7 @@ def encode(record: Record) -> dict:
 
 
 def kind_of(value: object) -> type[Record] | None:
-    """What layout one raw record follows, by its distinguishing keys; None when it is none of ours."""
+    """The layout of one raw record, by its distinguishing keys; None if it has none of these."""
     if isinstance(value, list):
         value = {"messages": value}
     if not isinstance(value, dict):
@@ -298,8 +291,3 @@ def kind_of(value: object) -> type[Record] | None:
     if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
         return Conversation if messages[-1].get("role") == "assistant" else Prompt
     return None
-
-
-def _layout(kind: type[Record]) -> str:
-    """One line: what a record of this kind is."""
-    return kind.__doc__.strip().splitlines()[0]

@@ -1,6 +1,6 @@
 """Refuse words that a reader has to translate. `make lint` runs it; each rule says what to write instead.
 
-    python scripts/lint_words.py README.md docs scripts cream
+    python scripts/lint_words.py README.md docs scripts cream *.py
 
 Of a Python file the string literals are checked, docstrings and help texts included; of any other file all of its text.
 A phrase is found across line ends, across adjacent literals and around the values of an f-string.
@@ -22,6 +22,12 @@ RULES = {  # a pattern, of which a space is any white space -> what to write
     r"(go|goes|going|gone|went) on": "continues, resumes",
     r"passed over|passing over|passe?s? over (what|it|them|stages|those|such|lines|records)": "skipped, skips",
     r"(left|leave|leaves|leaving) (it |them |those |such \w+ |the rest )?out": "skipped, omitted",
+    r"stands? (alone|after|at|by|in(?! for)|twice)|as (it|they) stands?": "is in, is at, occurs; as it is",
+    r"made by the same settings": "is up to date (same settings and inputs)",
+    r"(an )?unfinished run": "an interrupted run",
+    r"(output|file|record)s? in the making": "an output that is being written",
+    r"travel(s|led)? along": "is copied, is kept",
+    r"takes? (it |them )?as it is": "uses it unverified",
     r"afresh|anew": "from scratch, again",
     r"whence": "source",
     r"kept (beside|scores|log-probabilities)|scores kept": "cached",
@@ -75,10 +81,10 @@ def main(roots: list[str]) -> int:
     if missing := [root for root in roots if not Path(root).exists()] or not roots:
         print(f"expected files or folders to check, and these are missing: {missing}" if roots else __doc__)
         return 2
-    found = [(path, *finding) for path in files(roots) for finding in sorted(findings(path))]
-    for path, line, phrase, say in found:
+    problems = [(path, *finding) for path in files(roots) for finding in sorted(findings(path))]
+    for path, line, phrase, say in problems:
         print(f"{path}:{line}: '{phrase}': write instead: {say}")
-    return 1 if found else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

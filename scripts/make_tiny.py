@@ -18,14 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
+MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors")
+MODEL_FILES += ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def main() -> None:
@@ -46,10 +40,8 @@ def main() -> None:
 
 
 def make_base(folder: Path, seed: int) -> None:
-    """Train a base model from scratch (3 epochs, AdamW at 3e-3, batch 64) and put it into `folder`.
-
-    What it was made from and how stays in outputs/tiny/base_seed<seed>.
-    """
+    """Train a base model from scratch (3 epochs, AdamW at 3e-3, batch 64) into `folder`; its training data and log stay
+    in outputs/tiny/base_seed<seed>."""
     from cream.files.store import write
     from cream.tiny.base import noisy_set, write_init
 

@@ -1,4 +1,4 @@
-"""What stands around record files, damaged: sidecars, journals, run folders, registries, model folders, recipes."""
+"""Damaged files other than record files: sidecars, journals, run folders, registries, model folders, recipes."""
 
 import json
 import shutil

@@ -1,6 +1,6 @@
 """Hard cases of answer extraction: what the released rule reads, and what a reader would.
 
-The released outcomes were recorded by running the method's released code. Numbers: (text, released, wanted). Choices:
+The released outcomes were recorded by running CREAM's released code. Numbers: (text, released, wanted). Choices:
 (text, the item's options, released, wanted). None: no answer.
 """
 

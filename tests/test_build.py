@@ -62,9 +62,9 @@ def pairs_of(current, previous, rules=None, **options):
 def expected(current, previous, keep_truncated):
     """(chosen, rejected, c) of one prompt by the definition; None where it has no pair."""
     kept = []
-    for i, text in enumerate(current.answers()):
+    for i, text in enumerate(current.responses()):
         cut = current.finish_reason[i] == "length" and not keep_truncated
-        if not cut and current.reward[i] is not None and text not in [current.answers()[j] for j in kept]:
+        if not cut and current.reward[i] is not None and text not in [current.responses()[j] for j in kept]:
             kept.append(i)
     kept = [i for i in kept if previous.reward[i] is not None]
     first, second = ([file.reward[i] for i in kept] for file in (current, previous))
@@ -105,7 +105,7 @@ def test_one_skipped_prompt_changes_no_other(pair_of_files, data):
         return
     skipped = data.draw(st.integers(0, len(current) - 1))
     others = [p for p in pairs_of(current, previous) if p.uuid != current[skipped].uuid]
-    broken = record(current[skipped].uuid, [None] * len(current[skipped].reward), current[skipped].answers() or None)
+    broken = record(current[skipped].uuid, [None] * len(current[skipped].reward), current[skipped].responses() or None)
     assert pairs_of([*current[:skipped], broken, *current[skipped + 1 :]], previous) == others
     assert pairs_of([*current[:skipped], *current[skipped + 1 :]], previous) == others
 
@@ -162,7 +162,7 @@ def test_what_leaves_the_rankings_is_counted():
         "": 6,
         "without a reward": 1,
         "truncated": 1,
-        "repeat another": 1,
+        "equal to an earlier one": 1,
         "without a reward by the previous model": 1,
     }
     assert (pair.selected_index, pair.rejected_index, pair.consistency) == (3, 0, 1.0)

@@ -246,8 +246,8 @@ def test_two_evaluations_are_compared(runs):
     sidecar = json.loads((runs.folder / "outputs/flips.jsonl.meta.json").read_text())
     assert sidecar["comparison"][-1]["n"] == 60 and {*sidecar["inputs"]} == {"a", "b"}
     assert "is up to date" in runs.run(f"report.py compare {A} {B} --output outputs/flips.jsonl").out
-    assert "its settings or inputs differ" in runs.refused(f"report.py compare {B} {A} --output outputs/flips.jsonl")
-    assert "all of it is as it was recorded" in runs.run("report.py verify outputs/flips.jsonl").out
+    assert "other settings or inputs" in runs.refused(f"report.py compare {B} {A} --output outputs/flips.jsonl")
+    assert "all files are as recorded" in runs.run("report.py verify outputs/flips.jsonl").out
 
 
 @pytest.mark.slow
@@ -270,7 +270,7 @@ def test_a_file_of_the_released_code_is_compared(runs):
     released["extra"] = released[first] | {"uuid": "extra"}
     (runs.folder / "outputs/released.json").write_text(json.dumps(released))
     done = runs.run(f"report.py compare outputs/released.json {B}")
-    assert "released.json.meta.json: it is taken as it is, unverified" in done.out
+    assert "released.json.meta.json: it is used unverified" in done.out
     assert "1 items are only in A and skipped: extra" in done.out and "tiny_sub" in done.out
     released[first]["label"] = "none"
     (runs.folder / "outputs/released.json").write_text(json.dumps(released))

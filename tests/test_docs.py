@@ -47,7 +47,7 @@ LAYOUTS = {
 
 
 def commands(text: str) -> list[str]:
-    """The command lines of all bash blocks, continued lines joined, comments left out."""
+    """The command lines of all bash blocks, with continued lines joined and without comments."""
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line.partition("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
@@ -226,7 +226,7 @@ def test_every_layout_is_shown_in_both_forms():
 def test_the_examples_follow_from_each_other(documented):
     samples = list(store.read(documented / "samples.json", Samples))
     current, previous = (list(store.read(documented / n, Rewards)) for n in ("current.json", "previous.jsonl"))
-    assert [r.answers() for r in current] == [s.responses for s in samples]
+    assert [r.responses() for r in current] == [s.responses for s in samples]
     assert [r.finish_reason for r in current] == [s.finish_reason for s in samples]
     made = build(current, previous)
     (pair,), (shown,) = made.pairs, store.read(documented / "pairs.json", Pair)

@@ -105,7 +105,7 @@ def test_a_killed_vote_goes_on(world, votes):
 def test_one_answer_is_greedy_whatever_else_is_asked_for(world):
     """The spec's trap: --gen_n 1 kept the sampling temperature. Flags that do not apply decide nothing."""
     done = world.run(ON)
-    assert "one response a question, greedy: --gen_temperature, --top_p, --do_sample do not apply" in done.out
+    assert "one response per question, greedy: --gen_temperature, --top_p and --do_sample have no effect" in done.out
     for flags in (
         "--gen_n 1 --gen_temperature 1.5",
         "--seed 3",

@@ -116,9 +116,9 @@ def test_a_young_file_is_read_again(folder, cache, monkeypatch):
 def test_a_file_that_changes_while_it_is_read_is_not_kept(folder, cache, monkeypatch):
     path, real = folder / "config.json", fingerprints._state
 
-    def then_changed(file):
-        state = real(file)
-        if Path(file.name) == path:
+    def then_changed(found):
+        state = real(found)
+        if found.st_ino == path.stat().st_ino:
             tick()
             path.write_text("new")
         return state

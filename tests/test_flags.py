@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import field
@@ -79,7 +80,7 @@ def run(*argv, cls=Config):
 
 
 def refused(capsys, *argv, cls=Config) -> str:
-    """What stands on stderr when the command line is refused."""
+    """The lines on stderr when a command line is refused."""
     with pytest.raises(SystemExit) as stop:
         run(*argv, cls=cls)
     out, err = capsys.readouterr()
@@ -530,6 +531,17 @@ def test_print_config_resolves_the_file(capsys, tmp_path):
         run("--config", write(tmp_path, YAML), "--print_config", "--gen_n", "9")
     assert stop.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out) == as_dict(FROM_FILE) | {"gen_n": 9}
+
+
+@pytest.mark.parametrize("given_flag", ["--help", "--print_config"])
+def test_a_reader_that_has_ended_is_no_error(given_flag):
+    """`train.py --help | head -1`."""
+    read, write = os.pipe()
+    command = [sys.executable, iterate.__file__.replace("iterate", "train"), given_flag]
+    process = subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    os.close(read)
+    assert process.communicate() == (None, b"") and process.returncode == 0
 
 
 @pytest.mark.parametrize("argv", ["--help", "-h", "--gen_n 3 --help", "--help --unknown", "--gen_n --help"])

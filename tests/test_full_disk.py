@@ -1,4 +1,4 @@
-"""A disk that is full at whatever moment: what stood stays, one message, and with room again the command goes on."""
+"""A full disk at any moment: old files stay, there is one message, and with room again the command resumes."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ class Disk:
             file.write(bytes(found.f_bavail * found.f_bsize - room // PAGE * PAGE))
 
     def files(self) -> dict[str, bytes]:
-        """What stands under final names."""
+        """The files with final names."""
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path != self.filler]
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
 
@@ -143,7 +143,7 @@ def test_what_is_to_be_replaced_stays(world, mounted, stage):
 
 
 def test_a_full_disk_when_registering(world, mounted):
-    """The run stands, the registry is as it was; the same command registers it once there is room."""
+    """The run is kept, the registry is unchanged; the same command registers it once there is room."""
     shutil.copytree(world.folder / "configs", world.folder / "kept", dirs_exist_ok=True)
     disk = mounted("configs")
     world.write("configs/checkpoint.json", {"earlier": "outputs/earlier"})

@@ -193,7 +193,7 @@ def test_texts_are_only_texts(world):
     (folder / "s.jsonl").write_bytes(lines(rows))
     world.run(f"{LIKELIHOOD} --input_file localdata/h/s.jsonl --output localdata/h/r.json")
     first = next(read(folder / "r.json", Rewards))
-    assert first.answers() == texts
+    assert first.responses() == texts
     world.run("cal_consistency.py --file1 localdata/h/r.json --output localdata/h/pairs.json")
     world.run(f"train.py {ON} --name localdata/h/pairs.json --output_dir localdata/h/run")
 

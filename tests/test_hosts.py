@@ -100,7 +100,7 @@ def test_two_hosts_train_and_save(world, torchrun):  # noqa: F811
     said = [(process.communicate()[0], process.returncode) for process in torchrun(f"{TRAIN} --output_dir {run}")]
     assert not any(code for _, code in said), said
     assert (run / "checkpoint-last/model.safetensors").exists() and (run / "meta.json").exists()
-    assert "next, its responses" in said[0][0] and "step 20/20" not in said[1][0]
+    assert "next, sample its responses" in said[0][0] and "step 20/20" not in said[1][0]
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_what_is_in_flight_is_finished_first(capfd):
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)  # a launcher's copy of the same
     assert taken == [0, 1, 2, 3]
-    assert "finishing the work in flight" in capfd.readouterr().err
+    assert "finishing the current work" in capfd.readouterr().err
     with pytest.raises(Interrupted, match="SIGTERM"):
         interrupts.check()
 

@@ -272,7 +272,7 @@ def test_every_flag_is_checked_before_the_first_stage(capsys, tmp_path, monkeypa
 def test_what_config_cannot_name(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(yaml.safe_dump(SMALL))
-    assert "is a folder where a file is expected" in refused(capsys, ["--config", str(tmp_path)])
+    assert "expected a file, found a folder" in refused(capsys, ["--config", str(tmp_path)])
     for value in ("small.yaml,", ",small.yaml", "small.yaml,,small.yaml"):
         assert "expected FILE or FILE,FILE, for example" in refused(capsys, ["--config", value])
     assert "--config is missing" in refused(capsys, [])

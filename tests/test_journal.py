@@ -104,7 +104,10 @@ def test_a_record_that_was_changed_ends_the_journal(tmp_path, caplog, change):
     partial.write_bytes(b"".join([*lines[:2], change(lines[2]), *lines[3:]]))
     with begin(path) as output:
         assert held(output) == ORDER[:1]
-        assert "x.jsonl.partial: line 3 is not as it was written; the 3 lines from there on" in caplog.text
+        assert (
+            "x.jsonl.partial: line 3 is damaged; it and all lines after it, 3 in total, are computed again"
+            in caplog.text
+        )
         for row in ROWS[1:]:
             output.append(row)
         assert list(output.rows(ORDER)) == ROWS

@@ -251,7 +251,7 @@ class Options:
 def choose(block, options):
     found = []
     for record, usable in zip(block.records, block.usable, strict=True):
-        by_length = sorted(usable, key=lambda i: len(record.answers()[i]))
+        by_length = sorted(usable, key=lambda i: len(record.responses()[i]))
         found.append([Choice(by_length[-1], by_length[0], options.sureness)] if len(usable) > 2 else "too few")
     return found
 '''

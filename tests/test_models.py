@@ -67,7 +67,7 @@ def test_precision_on_a_cpu(bf16, training, dtype, autocast):
 
 def test_a_clusters_gpus_are_taken_to_have_bfloat16_where_this_machine_has_none():
     found = choose_precision(None, torch.device("cuda"), training=False)
-    assert found.dtype == torch.bfloat16 and "the device has it" in found.reason
+    assert found.dtype == torch.bfloat16 and "the device supports it" in found.reason
 
 
 def remove(*names):

@@ -1,11 +1,11 @@
-"""What makes two texts alike, and how prompts are dealt out to the rounds."""
+"""Similarity of texts, and the split of prompts over the rounds."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cream.data.build import shuffled, subsets
 from cream.data.overlap import CONTAMINATED, EQUAL, SIMILAR, grams, share, sift, words
-from cream.data.split import shuffled, subsets
 
 TEXTS = st.lists(st.sampled_from("ab"), max_size=40).map(" ".join)  # of two words: many runs are shared
 

@@ -61,9 +61,9 @@ def matrices(draw):
 def kept_of(one):
     """Indices that may enter a pair, by the definition: rewarded, not truncated, first such response of its text."""
     kept = []
-    for i, text in enumerate(one.answers()):
+    for i, text in enumerate(one.responses()):
         complete = one.finish_reason[i] == "stop"
-        if one.reward[i] is not None and complete and text not in [one.answers()[j] for j in kept]:
+        if one.reward[i] is not None and complete and text not in [one.responses()[j] for j in kept]:
             kept.append(i)
     return kept
 
@@ -103,8 +103,8 @@ def test_oracle_equals_the_loop(records):
     found = chosen("oracle", records)
     for one in records:
         kept, reward = kept_of(one), one.reward
-        right = [i for i in kept if one.answers()[i].endswith("A")]
-        wrong = [i for i in kept if one.answers()[i].endswith("B")]
+        right = [i for i in kept if one.responses()[i].endswith("A")]
+        wrong = [i for i in kept if one.responses()[i].endswith("B")]
         if len(kept) < 2:
             expected = FEWER_THAN_TWO
         elif not right:
@@ -283,14 +283,14 @@ def test_an_equal_text_with_another_reward_does_not_pair_with_itself():
 def test_a_repeated_text_counts_where_it_is_first_rewarded_and_whole():
     one, counts = record("p", [None, 1.0, 2.0, 3.0, 4.0], list("aaaba"), truncated=[1]), Counter()
     assert usable(one, one.reward, False, counts) == [2, 3]
-    assert counts == {"": 5, "without a reward": 1, "truncated": 1, "repeat another": 1}
+    assert counts == {"": 5, "without a reward": 1, "truncated": 1, "equal to an earlier one": 1}
     assert usable(one, one.reward, True, Counter()) == [1, 3]
 
 
 def test_what_the_previous_model_did_not_reward_leaves_and_so_do_its_repetitions():
     one, counts = record("p", [1.0, 2.0, 3.0], list("aab")), Counter()
     assert usable(one, [None, 5.0, 6.0], False, counts) == [2]
-    assert counts == {"": 3, "without a reward by the previous model": 1, "repeat another": 1}
+    assert counts == {"": 3, "without a reward by the previous model": 1, "equal to an earlier one": 1}
 
 
 def test_lengths_of_several_pairs_are_of_all_of_them():

@@ -8,7 +8,7 @@ import pytest
 import xxhash
 
 from cream.errors import UserError
-from cream.files import provenance
+from cream.files import lineage, provenance
 from cream.files.fingerprints import fingerprint_file, fingerprint_text
 from cream.files.provenance import Provenance
 from cream.pairs.match import MISSING, OTHER
@@ -127,7 +127,7 @@ def test_the_chain_goes_down_to_the_raw_data(chain):
         f"start: {LAST.replace('2', '1')}",
     ]
     assert "<- cal_consistency.py" in lines[1] and lines[-1].endswith("as above")
-    assert "all of it is as it was recorded" in chain.run(f"report.py verify {LAST}").out
+    assert "all files are as recorded" in chain.run(f"report.py verify {LAST}").out
     moved = chain.folder / "moved"
     shutil.rmtree(moved, ignore_errors=True)
     shutil.copytree(chain.folder, moved, symlinks=True, ignore=shutil.ignore_patterns("moved", "kept"))
@@ -172,7 +172,7 @@ def test_a_chain_may_be_long(tmp_path):
         put(tmp_path / f"{i}.json", {})
         about = {"inputs": {"data": "0" * 32}, "sources": {"data": f"{i + 1}.json"}}
         put(tmp_path / f"{i}.json.meta.json", about)
-    steps = list(provenance.chain(tmp_path / "0.json"))
+    steps = list(lineage.chain(tmp_path / "0.json"))
     assert [step.depth for step in steps] == list(range(1501)) and steps[-1].path == tmp_path / "1500.json"
 
 
@@ -191,7 +191,7 @@ def test_a_changed_file_is_found(chain, path, said):
     file.write_bytes(before[:-3] + b" " + before[-2:])
     done = chain.run(f"report.py verify {LAST}", code=1)
     file.write_bytes(before)
-    assert said in done.out and "not what was recorded" in done.err
+    assert said in done.out and "not as recorded" in done.err
 
 
 def test_what_has_no_hash_is_not_verified(chain):
@@ -247,7 +247,7 @@ def test_what_changed_is_refused_by_the_next_stage_unless_forced(chain):
     assert len(chain.read("outputs/again.json.meta.json")["forced"]) == 1
     (chain.folder / "outputs/s.json.meta.json").unlink()
     unverified = STAGES[2].replace("c.json", "unverified.json")
-    assert "it is taken as it is, unverified" in chain.run(unverified).out
+    assert "it is used unverified" in chain.run(unverified).out
     pairs = STAGES[4].replace("c.json", "unverified.json").replace("pairs.json", "pairs2.json")
     chain.run(pairs)
     chain.run(STAGES[5].replace("pairs.json", "pairs2.json").replace("M2", "M3"))

@@ -60,7 +60,7 @@ def check_scores(world, rewards, policy, reference=None):
     models = [PlainForward(world.folder / folder) for folder in (policy, reference) if folder]
     worst = 0.0
     for record in read(world.folder / rewards, Rewards):
-        for i, text in enumerate(record.answers()):
+        for i, text in enumerate(record.responses()):
             complete = record.finish_reason[i] == "stop"
             (total, count), *others = [model.answer(record.prompt, text, complete) for model in models]
             assert record.num_tokens[i] == count

@@ -101,8 +101,8 @@ def test_several_answers_to_one_question():
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        ({"all_correct": None}, "`all_responses` stands there without `all_correct`"),
-        ({"all_responses": None}, "`all_finish_reasons` stands there without `all_responses`"),
+        ({"all_correct": None}, "`all_responses` needs `all_correct`"),
+        ({"all_responses": None}, "`all_finish_reasons` needs `all_responses`"),
         ({"all_predictions": ["12"]}, "`all_predictions` has 1 entries for 3 in `all_responses`"),
         ({"all_num_tokens": [9, 4]}, "`all_num_tokens` has 2 entries for 3"),
         ({"responses": "Answer: 7"}, "`responses` is not the first of `all_responses`"),
@@ -160,10 +160,10 @@ def test_turns_alternate_after_an_optional_system_message(roles):
         (Prompt, "text", "object"),
         (Conversation, {"messages": [USER, {"role": "assistant", "content": 5}]}, "$.messages[1].content"),
         (Samples, changed(Samples, responses="one"), "$.responses"),
-        (Samples, changed(Samples, prompt=[USER, RIGHT]), "already has its answer"),
+        (Samples, changed(Samples, prompt=[USER, RIGHT]), "already has its response"),
         (Samples, changed(Samples, finish_reason=["stop"]), "`finish_reason` has 1 entries for 2"),
         (Samples, changed(Samples, finish_reason=["stop", "eos"]), "$.finish_reason[1]"),
-        (Rewards, changed(Rewards, prompt=[USER, RIGHT]), "already has its answer"),
+        (Rewards, changed(Rewards, prompt=[USER, RIGHT]), "already has its response"),
         (Rewards, changed(Rewards, reward=[1.0]), "`reward` has 1 entries for 2"),
         (Rewards, changed(Rewards, reward=[1.0, "high"]), "$.reward[1]"),
         (Rewards, changed(Rewards, response=[[USER, RIGHT], [USER]]), "response 1"),
@@ -200,5 +200,5 @@ def test_an_evaluations_answers_are_graded_already():
 
 
 def test_answers_are_the_last_turns():
-    assert decode(Rewards, "u", LAYOUTS[Rewards], "f").answers() == [RIGHT["content"], WRONG["content"]]
+    assert decode(Rewards, "u", LAYOUTS[Rewards], "f").responses() == [RIGHT["content"], WRONG["content"]]
     assert decode(Prompt, "u", [USER], "f").messages == [Message("user", USER["content"])]

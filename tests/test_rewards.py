@@ -113,7 +113,7 @@ def oracle(folder, prompt, answer, complete):
 
 def check_scores(found, key, folder, normalize, limit):
     for record in found:
-        for j, answer in enumerate(record.answers()):
+        for j, answer in enumerate(record.responses()):
             complete = record.finish_reason is None or record.finish_reason[j] == "stop"
             logprob, tokens, length = oracle(folder, record.prompt, answer, complete)
             value = getattr(record, key)[j]
@@ -158,7 +158,7 @@ def test_the_file_keeps_what_the_samples_said(tiny_folder, tmp_path):
     found, _ = reward(likelihood, "mean", [tiny_folder], tmp_path / "x.json", samples)
     for record, sample in zip(found, samples, strict=True):
         assert (record.uuid, record.prompt, record.extra) == (sample.uuid, sample.prompt, sample.extra)
-        assert record.answers() == sample.responses and record.finish_reason == sample.finish_reason
+        assert record.responses() == sample.responses and record.finish_reason == sample.finish_reason
 
 
 def test_an_absent_finish_reason_means_complete():
@@ -507,7 +507,7 @@ def test_a_source_of_one_s_own(own_sources):
 
     def wins(record, i, j):
         """P(A) against P(B) by one plain forward pass each."""
-        texts = record.answers()
+        texts = record.responses()
         prompt = [Message("user", f"{record.prompt[0].content} A {texts[i]} B {texts[j]}")]
         values = []
         for tokens in chat.encode_responses(prompt, ["A", "B"], [True, True]):
@@ -547,7 +547,7 @@ def test_a_source_that_lets_a_model_write(own_sources):
     sampling = engines.Sampling(temperature=0, max_tokens=5, stop_token_ids=chat.stop_ids)
     fits = set()
     for record in found:
-        for text, words, reward in zip(record.answers(), record.texts["judge"], record.reward, strict=True):
+        for text, words, reward in zip(record.responses(), record.texts["judge"], record.reward, strict=True):
             ids = chat.encode_prompt([Message("user", f"Is this right? {text}")])
             fits.add(len(ids) <= 24)
             if len(ids) > 24:
@@ -573,7 +573,7 @@ def test_a_source_that_reads_a_reward_model(own_sources):
     assert "2 have no reward: longer than 36 tokens" in done.out
     chat, skipped = load_chat(folder), 0
     for record in store.read(world.folder / "outputs/attributes.json", Rewards):
-        rows = chat.encode_responses(record.prompt, record.answers(), [True] * 3)
+        rows = chat.encode_responses(record.prompt, record.responses(), [True] * 3)
         for row, reward, outputs in zip(rows, record.reward, record.parts["outputs"], strict=True):
             if len(row) > 36:
                 skipped += 1

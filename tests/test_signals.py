@@ -59,7 +59,7 @@ def test_an_interrupted_stage_keeps_what_is_in_flight(undisturbed, name, signum)
     stage = undisturbed[name]
     done, before = interrupted(stage, signum)
     assert done.code == CODES[signum] and "Traceback" not in done.err
-    assert "finishing the work in flight" in done.err
+    assert "finishing the current work" in done.err
     assert kept(stage.folder) == finished(stage.folder) >= before  # equal: it came when a step had just ended
     *_, told, command = done.err.splitlines()
     assert told == "interrupted: finished work is kept; the same command resumes from here:"

@@ -247,7 +247,7 @@ DAMAGED = {
     "a depth bomb": ("jsonl", b"\n" + DEEP, "line 2: not valid JSON: nested too deeply"),
     "a bomb in a list": ("json", b"[" + DEEP + b"]", "not valid JSON: nested too deeply"),
     "101 levels": ("jsonl", b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "line 1: nested too deeply: in more than 100"),
-    "a key twice": ("jsonl", b'{"a": [{"b": 1, "b": 2}]}\n', "line 1: a key stands twice in one object: b, b"),
+    "a key twice": ("jsonl", b'{"a": [{"b": 1, "b": 2}]}\n', "line 1: a key occurs twice in one object: b, b"),
     "no object": ("json", b'[{"a": 1}, null]', "element 1: expected an object"),
     "no number": ("jsonl", b'{"a": NaN}\n', "line 1: not valid JSON.*write null"),
     "nothing": ("json", b"[]", "holds no rows"),
@@ -326,7 +326,7 @@ def test_guessed_types_of_the_hubs_csv_files_are_told(tmp_path, caplog):
         path.write_text("uuid,text\n009,a\n" if form == "csv" else '{"uuid": 9, "text": "a"}\n')
         found = datasets.load_dataset(form, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
         caplog.clear()
-        assert reading._told_of_guesses(Place("owner/name"), found) is found
+        assert reading._warn_of_guesses(Place("owner/name"), found) is found
         assert ("owner/name (train): its files are .csv; in uuid texts" in caplog.text) is told
 
 

@@ -123,7 +123,7 @@ def test_pairs_and_consistency_follow_from_the_rewards(world, files):
     pairs = {p.uuid: p for p in read(world.folder / files[0].replace(".json", ".kendall.dpo.json"), Pair)}
     assert pairs
     for uuid, record in current.items():
-        texts = record.answers()
+        texts = record.responses()
         kept = [i for i, t in enumerate(texts) if texts.index(t) == i and record.finish_reason[i] == "stop"]
         reward = {i: record.reward[i] for i in kept}
         if len(kept) < 2 or len(set(reward.values())) == 1:
@@ -201,7 +201,7 @@ MISTAKES = {
         "must rank the same samples",
     ),
     "no such file": ("cal_consistency.py --file1 outputs/none.json", "no such file"),
-    "a folder": ("cal_consistency.py --file1 outputs", "outputs: is a folder where a file is expected"),
+    "a folder": ("cal_consistency.py --file1 outputs", "outputs: expected a file, found a folder"),
     "a built-in name": (
         f"cal_consistency.py --file1 {REWARDS[0]} --output outputs/x.json --register Tiny_SFT",
         "built-in name of localdata/tiny/sft.json",

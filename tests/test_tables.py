@@ -52,9 +52,9 @@ def test_an_answer_that_is_no_option_is_refused(answer, labels, first):
         (1, ["1", "2", "3", "4"], "--first_answer"),  # MMLU's index, of the second
         ("1", ["1", "2", "3", "4"], "--first_answer"),
         (0, ["1", "0"], "--first_answer"),
-        ("A", ["B", "A"], r"A \(B\) and of B \(A\)"),
-        ("b", ["b", "a"], r"A \(b\) and of B \(a\)"),
-        ("u", ["u", "u"], r"A \(u\) and of B \(u\)"),
+        ("A", ["B", "A"], r"A \(B\) and B \(A\)"),
+        ("b", ["b", "a"], r"A \(b\) and B \(a\)"),
+        ("u", ["u", "u"], r"A \(u\) and B \(u\)"),
     ],
 )
 def test_an_answer_that_may_be_two_options_is_refused(answer, texts, told):
@@ -171,7 +171,7 @@ ROWS = {
 
 
 def read(row: dict, columns: str = "", first=None):
-    kind, names = table.plan(table.columns(columns), row, "rows")
+    kind, names = table.plan(table.parse_columns(columns), row, "rows")
     (made,) = table.records([row], kind, names, "rows", first, "rows")
     return made
 
@@ -217,7 +217,7 @@ def test_what_the_messages_make_needless_travels_along():
     "row, reason",
     [
         ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool' is none of"),
-        ({"messages": [user("q"), user("q")]}, "is the user's where the assistant's is due"),
+        ({"messages": [user("q"), user("q")]}, "is the user's, expected the assistant's"),
         ({"messages": "q"}, None),
         ({"prompt": [user(["q"])]}, "turn is not text"),
         ({"prompt": "q", "chosen": None, "rejected": "b"}, "lacks chosen and rejected"),
@@ -228,8 +228,8 @@ def test_what_the_messages_make_needless_travels_along():
         ({"question": "q", "choices": ["u", " "], "answer": "u"}, "blank"),
         ({"question": "q", "choices": ["u"], "answer": "u"}, "1 options"),
         ({"question": "", "answer": "7"}, "question"),
-        ({"question": "q", "choices": "u", "answer": "u"}, "no text"),
-        ({"question": "q", "choices": ["u", True], "answer": "u"}, "no text"),
+        ({"question": "q", "choices": "u", "answer": "u"}, "not a text"),
+        ({"question": "q", "choices": ["u", True], "answer": "u"}, "not a text"),
         ({"question": "q", "answer": "red"}, "label 'red' is not a number, and it has no option lines"),
         ({"question": "q", "answer": "x2"}, "label 'x2' is not a number, and it has no option lines"),
         ({"question": "q\nA. u\nB. v", "answer": "C"}, "label 'C' is none of its options A, B"),
@@ -274,8 +274,8 @@ def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
     rows = [{"id": "x", "messages": m} for m in ([user("q"), said("a")], [user("q")], [user("p"), said("a")])]
     good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", None, "rows")
     assert isinstance(good, Conversation) and good.uuid == "x"
-    assert prompt.reason == "it is a Prompt, those before it are Conversation records"
-    assert double.reason == "uuid 'x' stands there twice"
+    assert prompt.reason == "it is a Prompt record, earlier ones are Conversation records"
+    assert double.reason == "uuid 'x' occurs twice"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
 )
 def test_column_maps_that_are_refused(text, told):
     with pytest.raises(UserError, match=told):
-        table.columns(text)
+        table.parse_columns(text)
 
 
 def test_columns_that_are_not_there_are_named_with_those_that_are():
@@ -297,7 +297,7 @@ def test_columns_that_are_not_there_are_named_with_those_that_are():
         table.plan({"prompt": "txt"}, ["text", "label"], "rows")
     with pytest.raises(UserError, match="make no record. Needed: chosen and rejected"):
         table.plan({}, ["uuid"], "rows")
-    with pytest.raises(UserError, match="answer of --columns is of no use beside prompt and response"):
+    with pytest.raises(UserError, match="answer of --columns is not used with prompt and response"):
         table.plan({"answer": "c"}, ["prompt", "response", "c"], "rows")
 
 
@@ -314,7 +314,7 @@ ANSWER = st.text(st.characters(exclude_categories=["Cs"]))
 
 @st.composite
 def conversations(draw, ending: str):
-    """Messages that end with a turn of the user's or the assistant's."""
+    """Messages that end with a user's or an assistant's turn."""
     system = [SYSTEM] if draw(st.booleans()) else []
     past = [m for q, a in draw(st.lists(st.tuples(TEXT, ANSWER), max_size=2)) for m in (user(q), said(a))]
     return [*system, *past, user(draw(TEXT)), *([said(draw(ANSWER))] if ending == "assistant" else [])]
@@ -332,13 +332,13 @@ def test_what_is_exported_comes_back_without_loss(form, data):
         ({"prompt": prompt, "selected": [*prompt, said(good)], "rejected": [*prompt, said(bad)], **extra}, Pair),
     ):
         made = table.decode(kind, "u1", record, "here")
-        row = json.loads(json.dumps(forms.export(made, form)))
+        row = json.loads(json.dumps(forms.export_row(made, form)))
         assert read(row) == made
 
 
 def test_the_forms_as_their_tools_document_them():
     pair = table.decode(Pair, "u1", {**PAIR, "consistency": 0.5, "chosen": 3}, "here")
-    assert forms.export(pair, "trl") == {
+    assert forms.export_row(pair, "trl") == {
         "uuid": "u1",
         "prompt": [user("q")],
         "chosen": [said("good")],
@@ -348,13 +348,15 @@ def test_the_forms_as_their_tools_document_them():
     }
     asked = table.decode(Prompt, "u1", [SYSTEM, user("q1"), said("a1"), user("q2")], "here")
     spoken = [("system", "s"), ("human", "q1"), ("gpt", "a1"), ("human", "q2")]
-    assert forms.export(asked, "sharegpt")["conversations"] == [{"from": who, "value": text} for who, text in spoken]
-    assert forms.export(asked, "alpaca") == {
+    assert forms.export_row(asked, "sharegpt")["conversations"] == [
+        {"from": who, "value": text} for who, text in spoken
+    ]
+    assert forms.export_row(asked, "alpaca") == {
         "uuid": "u1",
         "instruction": "q2",
         "input": "",
         "system": "s",
         "history": [["q1", "a1"]],
     }
-    with pytest.raises(UserError, match="trl has no form for Item records"):
-        forms.export(Item(uuid="u", question="q", label="1"), "trl")
+    with pytest.raises(UserError, match="have a trl form, not Item"):
+        forms.export_row(Item(uuid="u", question="q", label="1"), "trl")

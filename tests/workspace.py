@@ -83,7 +83,7 @@ class Workspace:
             shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy(source, target)
 
     def run(self, command: str, code: int = 0) -> Done:
-        """A command line, "train.py --model tiny …" (a leading "python" is passed over); it must end with `code`."""
+        """A command line, "train.py --model tiny …" (a leading "python" is skipped); it must end with `code`."""
         done = self.stages.run(self.folder, self.argv(command))
         assert done.code == code, f"{command}\nended with {done.code}, not {code}\n{done.out}\n{done.err}"
         return done

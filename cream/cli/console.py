@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from cream.cli import interrupts
 from cream.errors import user_error
-from cream.files.command import RUNNING, typed_command
+from cream.files.provenance import RUNNING, typed_command
 
 log = logging.getLogger("cream")
 QUIET = {
@@ -21,7 +21,7 @@ QUIET = {
 
 
 class Handler(logging.StreamHandler):
-    """Lines that cannot be written (`| head` has ended, a full disk) are lost; the work continues."""
+    """Lines that cannot be written (a closed pipe, a full disk) are lost; the stage continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exc_info()[1], OSError):
@@ -29,7 +29,7 @@ class Handler(logging.StreamHandler):
 
 
 def set_up_logging() -> None:
-    """Log lines go to stdout as they are; libraries log errors only, unless the environment says otherwise."""
+    """Log to stdout, without prefixes; libraries log errors only, unless the environment says otherwise."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not log.handlers:
@@ -43,8 +43,7 @@ def set_up_logging() -> None:
 
 
 def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], None]:
-    """A script's main, with the exit codes of its early ends: 2 for an error that the user can fix, 130 after SIGINT,
-    143 after SIGTERM."""
+    """A script's main with exit codes: 2 for an error that the user can fix, 130 after SIGINT, 143 after SIGTERM."""
 
     def wrapped(argv: Sequence[str] | None = None) -> None:
         set_up_logging()
@@ -70,16 +69,16 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
 
 
 def _print_last(text: str) -> None:
-    """Print the last message on stderr. A stream that nobody reads any more (a broken pipe) is replaced by the null
-    device, so that flushing it at exit does not change the exit code."""
+    """Print the last message on stderr. A broken pipe is replaced by the null device, so that flushing it at exit does
+    not change the exit code."""
     for stream, words in ((sys.stdout, ""), (sys.stderr, f"{text}\n")):
         try:
             stream.write(words)
             stream.flush()
         except OSError:
-            with open(os.devnull, "wb") as nowhere, suppress(OSError):  # a test's stream has no number
+            with open(os.devnull, "wb") as nowhere, suppress(OSError):  # in tests, streams have no descriptor
                 os.dup2(nowhere.fileno(), stream.fileno())
-        except (AttributeError, ValueError):  # there was none, or it was closed, from the start
+        except (AttributeError, ValueError):  # no stream, or one closed from the start
             pass
 
 

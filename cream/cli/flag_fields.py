@@ -16,14 +16,14 @@ NULLS = ("none", "null")
 
 
 def is_plain(text: str) -> bool:
-    """Whether a text can be part of a path and of a JSON file: it is not empty, and has neither a NUL nor a lone
-    surrogate (which stands for a byte of a command line that is not UTF-8)."""
+    """Whether a text can be part of a path and of a JSON file: it is not empty, and has no NUL and no lone surrogate
+    (by which Python represents bytes that are not UTF-8)."""
     return text.encode(errors="ignore").decode() == text != "" and "\0" not in text
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers that a flag may have: `low` and `high` included, `above` and `below` not; never inf or nan."""
+    """The allowed numbers: `low` and `high` included, `above` and `below` excluded; never inf or nan."""
 
     low: float = -INF
     high: float = INF
@@ -34,7 +34,7 @@ class Range:
         return self.low <= value <= self.high and self.above < value < self.below
 
     def __str__(self) -> str:
-        """As in --help and in error messages; empty where any number will do."""
+        """As in --help and in error messages; empty if any number is allowed."""
         bottom, top = max(self.low, self.above), min(self.high, self.below)
         if bottom > -INF and top < INF:
             return f"in {'[' if bottom == self.low else '('}{bottom}, {top}{']' if top == self.high else ')'}"
@@ -55,9 +55,9 @@ def flag(
     """A dataclass field with its help text; `dataclasses.MISSING` as default makes the flag required.
 
     aliases: further spellings, without dashes; one letter is a short flag ("r" is -r).
-    choices: the allowed values of a str, int or float, matched whatever the case, returned as spelled here.
-    decides: whether the value decides what the output holds, so that another value makes another output (`deciding`).
-        False where it says only where or how the work is done, or names an input whose hash is recorded.
+    choices: the allowed values of a str, int or float, matched in any case, returned as spelled here.
+    decides: whether the value affects the content of the output, so that another value makes another output
+        (`deciding`). False if it only says where or how the work is done, or names an input whose hash is recorded.
     limits: the range of an int or float: low and high (included), above and below (excluded).
     """
     metadata = {
@@ -71,18 +71,17 @@ def flag(
 
 
 def one_of(options: dict[str, type]) -> type:
-    """A group of flags for a choice by name: a dataclass with one group for each of `options`, name -> its flags.
+    """The flags of a choice by name: a dataclass with one group for each of `options` (name -> flags).
 
-    Several of them may have the same flag, defined alike: it is one on the command line, and each of them gets its
-    value. `chosen` gives the flags of the one that was chosen.
+    A flag that several groups define alike is one flag on the command line. `chosen` gives the group that was chosen.
     """
     fields = [(name, cls, dataclasses.field(default_factory=cls)) for name, cls in options.items()]
     return dataclasses.make_dataclass("Options", fields)
 
 
 def chosen(options, name: str, flag_name: str):
-    """The flags of the choice `name`, of an instance of `one_of`. Raises UserError where a flag of another choice was
-    given, which would decide nothing; `flag_name` is the flag that chooses, as "--reward"."""
+    """The flags of the choice `name`, from an instance of `one_of`. Raises UserError if a flag of another choice was
+    given, which would have no effect; `flag_name` is the choosing flag, such as "--reward"."""
     own = getattr(options, name)
     known = {field.name for field in fields_of(own)}
     owners: dict[str, list[str]] = {}
@@ -97,8 +96,7 @@ def chosen(options, name: str, flag_name: str):
 
 
 def deciding(config) -> dict:
-    """The part of a config that decides its output: {flag name: value} of the flags defined with `decides`, as in
-    `as_dict`."""
+    """{flag name: value} of the flags that affect the output, those with `decides`, as in `as_dict`."""
     flat = as_dict(config)
     return {name: flat[name] for name in _deciding(config)}
 
@@ -112,7 +110,7 @@ def _deciding(config) -> Iterator[str]:
 
 
 def as_dict(config) -> dict:
-    """{flag name: str | int | float | bool | None}, flat, an enum as its member's name: what a --config file holds."""
+    """{flag name: str | int | float | bool | None}, flat, an enum as its member's name, as in a --config file."""
     flat = {}
     for field in fields_of(config):
         value = getattr(config, field.name)
@@ -132,7 +130,7 @@ def spell(value) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """One flag. `words` maps the spellings of a closed set of values to the values; text and numbers have none."""
+    """One flag. `words` maps spellings to values if there is a closed set of them."""
 
     name: str
     aliases: tuple[str, ...]
@@ -151,7 +149,7 @@ class Flag:
         return f"{KINDS[self.kind]} {self.range}".rstrip()
 
     def read(self, text) -> object:
-        """The value of `text`; None is a flag without a value. Raises ValueError that says what was expected."""
+        """The value of `text`, None for a flag without a value. The message of a ValueError says what was expected."""
         if text is None and self.kind is bool:
             return True
         if text is None or not isinstance(text, str):
@@ -180,7 +178,7 @@ def fields_of(cls) -> Iterator[dataclasses.Field]:
 
 
 def flags_of(cls, group: str | None = None, defaults=None) -> Iterator[Flag]:
-    """The flags of a dataclass and its groups; `defaults` is an instance whose values replace the fields' defaults."""
+    """The flags of a dataclass and its groups; `defaults`, an instance, replaces the fields' defaults."""
     hints = typing.get_type_hints(cls)
     for field in fields_of(cls):
         hint, default = hints[field.name], getattr(defaults, field.name, field.default)

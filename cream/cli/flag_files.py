@@ -1,7 +1,4 @@
-"""Files of flags for --config: one flat map in YAML or JSON, read as it is written.
-
-If the map holds a map `flags`, as the args.json of a training run does, that one is read.
-"""
+"""Files of flags for --config: one flat map in YAML or JSON, or its entry `flags`, as in a run's args.json."""
 
 import json
 from collections.abc import Callable
@@ -9,8 +6,8 @@ from pathlib import Path
 
 
 def read_pairs(path: Path) -> list[tuple[str, object]]:
-    """(key, text as written, 'null' for a null) of the map's entries, repeated keys included; a nested value stays a
-    list or a tuple. Raises ValueError that says what is wrong with the file."""
+    """(key, text as written, 'null' for a null) of the map's entries, including repeated keys; a nested value stays a
+    list or tuple. Raises ValueError with the problem."""
     readers = {".yaml": _yaml_pairs, ".yml": _yaml_pairs, ".json": _json_pairs}
     read: Callable | None = readers.get(path.suffix.lower())
     if read is None:
@@ -24,9 +21,8 @@ def read_pairs(path: Path) -> list[tuple[str, object]]:
 
 
 def _yaml_pairs(text: str) -> list[tuple[str, object]]:
-    """Nodes rather than objects: a repeated key is seen, and `1e-6`, which YAML 1.1 takes for a string, or `device: 0`
-    are read by the flag's type and not as YAML guesses.
-    """
+    """From nodes rather than objects: this shows repeated keys, and a flag's type decides how `1e-6`, a string in YAML
+    1.1, or `device: 0` are read."""
     import yaml
 
     try:

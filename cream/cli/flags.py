@@ -1,13 +1,13 @@
 """Command-line flags from dataclasses: one flat flag per field, one group per nested dataclass.
 
-The command line and a --config file are read in the same way: spelling -> flag -> value, and all problems are collected
-before the script exits with 2. argparse only formats --help: it stops at the first problem, lets a repeated flag win
-silently, takes `-1e-5` for a flag and has no config file. simple_parsing inherits all of that, reads enums by exact
-case, and costs 0.14 s of the 0.5 s that --help may take.
+The command line and a --config file are read in the same way: spelling -> flag -> value, and all problems are reported
+together. argparse only formats --help: it stops at the first problem, lets a repeated flag win silently, takes `-1e-5`
+for a flag and has no config file; simple_parsing inherits all of that and slows down --help.
 """
 
 import argparse
 import dataclasses
+import os
 import sys
 import typing
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ from cream.cli.flag_fields import (
 from cream.cli.flag_files import read_pairs
 from cream.errors import UserError, nearest
 
-__all__ = ["as_dict", "chosen", "deciding", "flag", "is_plain", "one_of", "spell"]  # as flags' own, with those below
+__all__ = ["as_dict", "chosen", "deciding", "flag", "is_plain", "one_of", "spell"]  # re-exported
 
 OWN = "Configuration"  # the group of the parser's own flags
 
@@ -45,17 +45,16 @@ def parse(
 ):
     """An instance of the dataclass `cls`, from its defaults, the --config file and `argv` (default: sys.argv[1:]).
 
-    Without `files` there is no --config and no --print_config, and `cls` may have flags of these names. `words` takes
-    the words that belong to no flag; without it they are problems.
-    A later source wins over an earlier one. Fields are str, int, float, bool, an Enum (given by member name), `| None`
-    of these, or a dataclass: a group, titled in --help by the first line of its docstring.
-    Raises SystemExit: 0 after --help and --print_config, 2 after printing every problem on stderr, a
-    UserError from `__post_init__` included. Raises TypeError when `cls` itself is wrong (a flag defined twice, say).
+    Later sources override earlier ones. Without `files` there is no --config and no --print_config. Words that belong
+    to no flag are added to `words`; without it they are problems. Fields are str, int, float, bool, an Enum (given by
+    member name), `| None` of these, or a dataclass: a group, titled in --help by the first line of its docstring.
+    Raises SystemExit: 0 after --help and --print_config, 2 after printing all problems on stderr, including a UserError
+    from `__post_init__`. Raises TypeError if `cls` itself is wrong (a flag defined twice, say).
     """
     flags, problems = _all_flags(cls, files), []
     given = _given(flags, sys.argv[1:] if argv is None else argv, problems, words)
     if given.get("help"):
-        print(_help(flags, description, words is not None) + f"\nexample:\n{example}")
+        _print(_help(flags, description, words is not None) + f"\nexample:\n{example}")
         sys.exit(0)
     path = given.get("config") if files else None
     from_file = _from_file(cls, path, problems)
@@ -72,13 +71,20 @@ def parse(
     if files and values["print_config"]:
         import yaml
 
-        print(yaml.safe_dump(as_dict(config), sort_keys=False), end="")
+        _print(yaml.safe_dump(as_dict(config), sort_keys=False).rstrip())
         sys.exit(0)
     return config
 
 
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `| head` has ended; without this, flushing at exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def find_problems(cls, argv: list[str]) -> list[str]:
-    """The problems for which `parse` would refuse a command line, one message each; prints nothing, never exits."""
+    """The problems for which `parse` would refuse a command line, one message each."""
     flags, problems = _all_flags(cls, files=True), []
     given = _given(flags, argv, problems)
     from_file = _from_file(cls, given.get("config"), problems)
@@ -99,42 +105,43 @@ class _Source(_Help):
 
     config: str | None = flag(
         None,
-        "file of flags, .yaml, .yml or .json: one flat map, or a run's args.json; the command line wins over it",
+        "read flags from a .yaml, .yml or .json file: one flat map, or a run's args.json; the command line "
+        "overrides it",
         aliases=("load_args_path",),
     )
-    print_config: bool = flag(False, "print every value as YAML, in the form that --config reads, and exit")
+    print_config: bool = flag(False, "print the value of every flag as YAML, in the form that --config reads, and exit")
 
 
 def _all_flags(cls, files: bool) -> list[Flag]:
-    """The flags of a script: those of `cls`, and the parser's own. One that several groups define alike is one flag."""
-    found: dict[str, Flag] = {}
+    """The flags of `cls`, and the parser's own. A flag that several groups define alike is one flag."""
+    by_name: dict[str, Flag] = {}
     for each in [*flags_of(cls), *flags_of(_Source if files else _Help, OWN)]:
-        first = found.setdefault(each.name, each)
+        first = by_name.setdefault(each.name, each)
         if dataclasses.replace(first, group=each.group) != each:
             raise TypeError(f"the flag {dashed(each.name)} is defined twice, in {first.group} and in {each.group}")
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _by_spelling(flags: Iterable[Flag], dashes: bool = True) -> dict[str, Flag]:
     """{spelling: flag}, aliases included."""
-    known: dict[str, Flag] = {}
+    spellings: dict[str, Flag] = {}
     for each in flags:
         for name in (each.name, *each.aliases):
             spelling = dashed(name) if dashes else name
-            if spelling in known:
-                raise TypeError(f"the flag {spelling} is defined twice, by {known[spelling].name} and {each.name}")
-            known[spelling] = each
-    return known
+            if spelling in spellings:
+                raise TypeError(f"the flag {spelling} is defined twice, by {spellings[spelling].name} and {each.name}")
+            spellings[spelling] = each
+    return spellings
 
 
 def _given(flags: list[Flag], argv: Iterable[str], problems: list[str], words: list[str] | None = None) -> dict:
-    """{flag name: value} of a command line; what is wrong with it is added to `problems`."""
+    """{flag name: value} of a command line; adds to `problems`."""
     return _assign(_words(argv, problems, words), _by_spelling(flags), "", problems)
 
 
 def _words(argv: Iterable[str], problems: list[str], words: list[str] | None) -> Iterator[tuple[str, str | None]]:
-    """(flag as spelled, its text or None) for each flag; a word that belongs to no flag is added to `words`, or else to
-    `problems`."""
+    """(flag as spelled, its text or None) for each flag; a word that belongs to no flag is added to `words`, or without
+    these to `problems`."""
     rest = list(argv)[::-1]
     while rest:
         word = rest.pop()
@@ -154,7 +161,7 @@ def _words(argv: Iterable[str], problems: list[str], words: list[str] | None) ->
 
 
 def _is_flag(word: str) -> bool:
-    """Whether a word starts a flag rather than being a value; -1e-5 is a value, and so is a lone dash."""
+    """Whether a word is a flag rather than a value such as -1e-5 or a lone dash."""
     try:
         float(word)
     except ValueError:
@@ -162,12 +169,12 @@ def _is_flag(word: str) -> bool:
     return False
 
 
-def _assign(pairs: Iterable[tuple[str, object]], known: dict[str, Flag], where: str, problems: list[str]) -> dict:
-    """{flag name: value} of (spelling, text) pairs; what is wrong with a pair is added to `problems`."""
+def _assign(pairs: Iterable[tuple[str, object]], spellings: dict[str, Flag], where: str, problems: list[str]) -> dict:
+    """{flag name: value} of (spelling, text) pairs; adds to `problems`."""
     values, spelled = {}, {}
     for spelling, text in pairs:
         try:
-            each = _look_up(spelling, known)
+            each = _look_up(spelling, spellings)
             first = spelled.setdefault(each.name, spelling)
             if each.name in values:
                 raise ValueError("given twice" if first == spelling else f"given twice, first as {first}")
@@ -178,16 +185,16 @@ def _assign(pairs: Iterable[tuple[str, object]], known: dict[str, Flag], where: 
     return values
 
 
-def _look_up(spelling: str, known: dict[str, Flag]) -> Flag:
-    if spelling in known:
-        return known[spelling]
-    if longer := [name for name in known if spelling.strip("-") and name.startswith(spelling)]:
+def _look_up(spelling: str, spellings: dict[str, Flag]) -> Flag:
+    if spelling in spellings:
+        return spellings[spelling]
+    if longer := [name for name in spellings if spelling.strip("-") and name.startswith(spelling)]:
         raise ValueError(f"unknown flag; flags are not abbreviated, write {' or '.join(longer)}")
-    raise ValueError(f"unknown flag{nearest(spelling, known)}")
+    raise ValueError(f"unknown flag{nearest(spelling, spellings)}")
 
 
 def _from_file(cls, path: str | None, problems: list[str]) -> dict:
-    """{flag name: value} of a --config file, {} without one; what is wrong with it is added to `problems`."""
+    """{flag name: value} of a --config file, {} without one; adds to `problems`."""
     if path is None:
         return {}
     try:
@@ -195,18 +202,18 @@ def _from_file(cls, path: str | None, problems: list[str]) -> dict:
     except ValueError as error:
         problems.append(f"--config {path}: {error}")
         return {}
-    known = _by_spelling((f for f in _all_flags(cls, files=True) if f.group != OWN), dashes=False)
-    return _assign(pairs, known, f"{path}: ", problems)
+    spellings = _by_spelling((f for f in _all_flags(cls, files=True) if f.group != OWN), dashes=False)
+    return _assign(pairs, spellings, f"{path}: ", problems)
 
 
 def _build(cls, flags: list[Flag], values: dict, problems: list[str]):
-    """The instance of `cls` from the values of all its flags; None where there are problems, new ones being added."""
+    """The instance of `cls` from the values of all its flags; None if there are problems, which it may add to."""
     problems += [f"{dashed(f.name)} is required: {f.help}" for f in flags if values[f.name] is dataclasses.MISSING]
     return None if problems else _instance(cls, values, problems)
 
 
 def _instance(cls, values: dict, problems: list[str]):
-    """The instance of `cls`, groups first; a UserError of any `__post_init__` is added to `problems`."""
+    """The instance of `cls`, groups first; adds the UserErrors of `__post_init__` to `problems`."""
     hints, before, arguments = typing.get_type_hints(cls), len(problems), {}
     for field in fields_of(cls):
         group = dataclasses.is_dataclass(hints[field.name])

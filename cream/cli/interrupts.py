@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM: the batch or step in flight is finished before a stage ends.
+"""SIGINT and SIGTERM: a stage finishes the current batch or step before it ends.
 
-Within `deferred` a first signal is only noted, and the work checks for it between two batches (`received`, `check`). A
-second one, and any outside `deferred`, ends the work at once, as Ctrl-C does in Python.
+Within `deferred` the first signal is only noted, and the stage checks for it between batches (`received`, `check`). A
+second signal, and any outside `deferred`, ends the stage at once, as Ctrl-C does in Python.
 """
 
 import os
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ ONE = 1.0  # seconds within which several signals count as one: a terminal signa
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised by a signal. `agreed`: all processes that train together end after the same step."""
+    """Raised by a signal. `agreed`: all training processes end after the same step."""
 
     def __init__(self, signum: int, agreed: bool = False):
         super().__init__(signal.Signals(signum).name)
@@ -32,24 +33,17 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signum
 
 
-class _State:
-    signum: int | None = None
-    since = 0.0
-    deferred = 0
-    children: tuple[int, ...] = ()
-
-
-_state = _State()
+_state = SimpleNamespace(signum=None, since=0.0, deferred=0, children=())  # `deferred`: nesting depth
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Within it signals are handled as this module says; in another thread than the main one nothing changes."""
+    """Within it signals are handled as above, in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    if before[signal.SIGINT] is _handle:  # a stage that another one runs in its process
+    if before[signal.SIGINT] is _handle:  # a stage run by another one in the same process
         yield
         return
     listen()
@@ -62,7 +56,7 @@ def listening() -> Iterator[None]:
 
 
 def listen() -> None:
-    """Handle signals from now on; called again after a library has installed its own handlers."""
+    """Install the handlers; to be called again after a library has installed its own."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # a background job of a shell
             signal.signal(number, _handle)
@@ -80,16 +74,14 @@ def _handle(signum: int, _frame) -> None:
     if not first or not _state.deferred:
         raise Interrupted(_state.signum)
     if not _state.children:
-        with suppress(OSError, ValueError, AttributeError):  # nobody reads it any more: `| tee log` got the signal, too
-            os.write(
-                sys.__stderr__.fileno(),
-                b"\ninterrupted: finishing the work in flight; a second signal ends it at once\n",
-            )
+        text = b"\ninterrupted: finishing the current work; a second signal ends it at once\n"
+        with suppress(OSError, ValueError, AttributeError):  # stderr may be closed: `| tee log` gets the signal, too
+            os.write(sys.__stderr__.fileno(), text)
 
 
 @contextmanager
 def deferred(children: Iterable[int] = ()) -> Iterator[None]:
-    """Within it a first signal is only noted, and forwarded to these processes, which do the work."""
+    """Within it a first signal is only noted, and forwarded to `children`, the ids of processes that do the work."""
     before = _state.children
     _state.deferred += 1
     _state.children = (*before, *children)
@@ -101,23 +93,23 @@ def deferred(children: Iterable[int] = ()) -> Iterator[None]:
 
 
 def received() -> bool:
-    """Whether a signal has come."""
+    """Whether a signal was received."""
     return _state.signum is not None
 
 
 def check() -> None:
-    """Raises Interrupted if a signal has come."""
+    """Raises Interrupted if a signal was received."""
     if received():
         raise_interrupted()
 
 
 def raise_interrupted(agreed: bool = False) -> NoReturn:
-    """Raises Interrupted, by the signal that has come here or in a process that works with this one."""
+    """Raises Interrupted for the signal received here, or for SIGTERM if another process received one."""
     raise Interrupted(_state.signum or signal.SIGTERM, agreed)
 
 
 def until_interrupted(items: Iterable[T]) -> Iterator[T]:
-    """The items, until a signal comes."""
+    """The items, until a signal is received."""
     items = iter(items)
     for item in items:
         yield item

@@ -1,7 +1,7 @@
 """Models, datasets and checkpoints by name or path.
 
 A registry is a flat JSON file, name -> path (relative paths from the repository root): configs/checkpoint.json and
-configs/dataset.json. Only the entry asked for is checked, so a stale one never breaks another.
+configs/dataset.json. Only the requested entry is checked, so that a stale one does no harm.
 """
 
 import os
@@ -20,10 +20,11 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NAME = re.compile(r"\w[\w.-]*")
 ANOTHER = "choose another name, or --overwrite to point it elsewhere"
 HUB_HELP = "Give a local folder, or unset HF_HUB_OFFLINE and check the network"
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]  # no pickles
 
 
 def read_registry(registry: Path) -> dict[str, str]:
-    """Name -> path as written there; an absent file is an empty registry."""
+    """name -> path as written there; a missing file is an empty registry."""
     if not registry.exists():
         return {}
     entries = store.read_json(registry)
@@ -47,8 +48,8 @@ def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) 
 def check_free(
     registry: Path, name: str, path: Path, *, overwrite: bool = False, known: Mapping[str, str] | None = None
 ) -> None:
-    """Raises UserError when `name` is not a valid name, is registered for another path, or is a built-in name (`known`,
-    case-insensitive) of a file that exists."""
+    """Raises UserError if `name` is not a valid name, is registered for another path, or is a built-in name (`known`,
+    in any case) of an existing file."""
     if not NAME.fullmatch(name) or name.lower() == "none":
         raise UserError(
             f"--register {name!r}: a name has letters, digits, '.', '_' and '-' only, neither '.' nor '-' first"
@@ -59,41 +60,35 @@ def check_free(
     if entry not in (None, _spell_path(path)):
         raise UserError(f"--register {name}: is registered in {registry} already, for {entry}; {ANOTHER}")
     built_in = _look_up_built_in(name, known or {})
-    if (
-        entry is None
-        and built_in
-        and in_root(built_in).exists()
-        and _spell_path(in_root(built_in)) != _spell_path(path)
-    ):
-        raise UserError(f"--register {name}: is the built-in name of {built_in}; {ANOTHER}")
+    if entry is None and built_in:
+        other = in_root(built_in)
+        if other.exists() and _spell_path(other) != _spell_path(path):
+            raise UserError(f"--register {name}: is the built-in name of {built_in}; {ANOTHER}")
 
 
 def _look_up_built_in(name: str, known: Mapping[str, str]) -> str | None:
-    """The path or id of a built-in name, however it is capitalised."""
+    """The path or id of a built-in name, in any case."""
     return {key.lower(): value for key, value in known.items()}.get(name.lower())
 
 
 def _spell_path(path: Path) -> str:
-    """A path as a registry has it: relative to the repository root where it is below it."""
+    """A path as in a registry: relative to the repository root if it is below that."""
     absolute = path.parent.resolve() / path.name
     return str(absolute.relative_to(ROOT)) if absolute.is_relative_to(ROOT) else str(absolute)
 
 
 def in_root(path: str) -> Path:
-    """A registry's or an enum's path; a relative one starts at the repository root."""
+    """A path from a registry or enum, relative to the repository root."""
     return Path(path) if os.path.isabs(path) else ROOT / path
 
 
 def _is_path(name: str) -> bool:
-    """Whether a value is written as a path; otherwise a known name wins over a file of that name."""
+    """Whether a value is a path: it has a separator or a record file's suffix. Otherwise names win over files."""
     return os.sep in name or store.is_record_file(Path(name))
 
 
 def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
-    """The file of a dataset: a path, a name in the registry, or a built-in name (`known`, case-insensitive).
-
-    A name wins over a file of that name, unless it is written as a path: with a separator, or a record file's suffix.
-    """
+    """The file of a dataset: a path, a name in the registry, or a built-in name (`known`, in any case)."""
     if _is_path(name) and Path(name).is_file():
         return Path(name)
     entries = read_registry(registry)
@@ -109,7 +104,7 @@ def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
 
 
 def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
-    """The folder of a checkpoint: a path, or a name in the registry, which wins unless the value has a separator."""
+    """The folder of a checkpoint: a path, or a name in the registry."""
     if _is_path(name) and Path(name).is_dir():
         return Path(name)
     entries = read_registry(registry)
@@ -127,16 +122,16 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
 
 
 def label(checkpoint: str | Path | None) -> str:
-    """A checkpoint's part of an output's name; for a folder checkpoint-N, which every run has, with the run's name."""
+    """A checkpoint's part in the name of an output; a folder checkpoint-N gets the run's name in front."""
     path = Path(checkpoint or "none")
     return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") and path.parent.name else path.name
 
 
 def model(name: str, known: Mapping[str, str]) -> Path:
-    """The folder of a base model: a built-in name (`known`, case-insensitive), a path, or a Hugging Face id.
+    """The folder of a base model: a built-in name (`known`, in any case), a path, or a Hugging Face id.
 
-    A built-in name wins over a folder of that name: ./tiny is a folder, tiny the model. The hub is asked only for an id
-    that is not on disk, or incomplete there; HF_HUB_OFFLINE is respected.
+    A built-in name wins over a folder: ./tiny is a folder, tiny the model. The hub is contacted only for an id that is
+    not complete on disk; HF_HUB_OFFLINE is respected.
     """
     source = _look_up_built_in(name, known)
     if source is None and Path(name).is_dir():
@@ -153,42 +148,27 @@ def model(name: str, known: Mapping[str, str]) -> Path:
 
 
 def _from_hub(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download
 
-    wanted = [
-        "*.json",
-        "*.safetensors",
-        "*.jinja",
-        "*.model",
-        "*.txt",
-        "*.tiktoken",
-        *(["*.py"] if remote_code() else []),
-    ]  # no pickles
+    wanted = HUB_FILES + ["*.py"] * remote_code()
     try:
-        with suppress(LocalEntryNotFoundError):
+        with suppress(errors.LocalEntryNotFoundError):
             folder = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
             if _has_weights(folder):  # another program may have downloaded the tokenizer alone
                 return folder
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise UserError(f"--model {hub_id}: neither a folder nor a Hugging Face id: {error}") from None
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise UserError(f"--model {hub_id}: access is gated; accept its licence on the hub and log in") from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise UserError(f"--model {hub_id}: the hub has no such model") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"--model {hub_id}: not on disk, and the hub cannot be reached ({reason}). {HUB_HELP}"
         ) from None
-    if not _has_weights(folder):  # the cache has a part of it, and the hub does not answer
+    if not _has_weights(folder):  # only a part is in the cache, and the hub cannot be reached
         raise UserError(
             f"--model {hub_id}: {folder} lacks safetensors weights; the hub cannot be reached, or has none. {HUB_HELP}"
         )
@@ -204,12 +184,12 @@ def _has_weights(folder: Path) -> bool:
 
 
 def canonical(name: str, known: Mapping[str, str]) -> str:
-    """A built-in name as it is spelled there, whatever its case; of any other name or path what stands for it."""
+    """The right spelling of a built-in name; the short name of anything else."""
     return {key.lower(): key for key in known}.get(name.lower(), short(name))
 
 
 def short(name: str | None) -> str:
-    """What stands for a name or path in an output's name; of a file test.json or results.json its folder's name."""
+    """A name or path as part of an output's name: its stem; for test.json and results.json the folder's name."""
     if not name:
         return "none"
     stem = Path(name).name.partition(".")[0]
@@ -217,7 +197,7 @@ def short(name: str | None) -> str:
 
 
 def choose_output(given: str | None, default: Path, inside: str = "results.json") -> Path:
-    """The file that a flag gives, the file `inside` the folder that it gives, or the default without it."""
+    """The file that a flag gives, the file `inside` the folder that it gives, or without the flag the default."""
     if given is None:
         return default
     return Path(given) if store.is_record_file(Path(given)) else Path(given) / inside

@@ -1,4 +1,4 @@
-"""Checks of disk and memory before a model is loaded, by the least that a stage needs."""
+"""Checks of disk and memory before a model is loaded, by lower bounds of a stage's needs."""
 
 import os
 import shutil
@@ -13,8 +13,8 @@ TOKEN = 2  # bytes of a response's token in a file: fewer than the average
 
 
 def check_disk(output: Path, need: float, what: str) -> None:
-    """Raises UserError when the disk of an output (of its nearest folder that exists) has less than `need` bytes free,
-    or may not be written."""
+    """Raises UserError if the disk of an output has less than `need` bytes free, or its nearest existing folder cannot
+    be written."""
     folder = next(place for place in (output.absolute(), *output.absolute().parents) if place.is_dir())
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: no permission to write {output.name} there")
@@ -62,7 +62,7 @@ def memory_of_training(start: Path, trained: bool, processes: int, stage: int, s
 
 
 def check_memory(need: float, free: float, what: str) -> None:
-    """Raises UserError when less than `need` bytes are free on a device."""
+    """Raises UserError if less than `need` bytes are free on a device."""
     if free < need:
         raise UserError(
             f"out of memory for {what}: {_size(free)} are free on the device, it takes at least {_size(need)}; another "

@@ -1,8 +1,4 @@
-"""Public data sources. One file per kind, which declares its sources, and one line for each of them here.
-
-A source says where the hub has it, how a local copy of a split is known by its name, how many rows its makers publish,
-and under which licence; its `read` makes records of the rows of one split.
-"""
+"""Public data sources: one line each here, and a file per kind that declares them."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,17 +13,17 @@ from cream.records import Conversation, Item, Prompt
 
 SOURCES = {
     "oasst1": "cream.data.oasst",
-    "arc_easy": "cream.data.choices",
-    "arc_challenge": "cream.data.choices",
-    "openbookqa": "cream.data.choices",
-    "siqa": "cream.data.choices",
-    "gsm8k": "cream.data.gsm8k",
+    "arc_easy": "cream.data.tasks",
+    "arc_challenge": "cream.data.tasks",
+    "openbookqa": "cream.data.tasks",
+    "siqa": "cream.data.tasks",
+    "gsm8k": "cream.data.tasks",
 }
 
 
 class Split(NamedTuple):
-    """A split: its name on the hub, the number of rows that are published, and the words one of which a local file's
-    name has (those that come first are looked for first; none: the hub's name)."""
+    """A split: its name on the hub, its number of published rows, and the words by which a local file is recognised, in
+    the order in which they are tried (none: the name on the hub)."""
 
     hub: str
     rows: int
@@ -35,8 +31,8 @@ class Split(NamedTuple):
 
 
 @dataclass
-class Found:
-    """What the rows of one split gave: records, counts of what was skipped and why, and malformed rows."""
+class Parsed:
+    """The records of one split, counts of what was skipped and why, and malformed rows."""
 
     rows: int = 0
     items: list[Item] = field(default_factory=list)
@@ -47,24 +43,24 @@ class Found:
     rejected: list[dict] = field(default_factory=list)  # as journal.Output takes them
 
     def reject(self, index: int, uuid: str, reason: str, row: object) -> None:
-        """Keep a row that makes no record, and why."""
+        """Add a malformed row."""
         text = msgspec.json.encode(row).decode()
         self.rejected.append({"uuid": uuid, "where": f"row {index}", "reason": reason, "record": text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A public data set. `read(rows, prefix, …)` makes records of a split's rows, `prefix` begins the uuid of those
-    that have none; it looks at `columns` only, and takes those flags of the build command that are named in `flags`."""
+    """A public data set. `read(rows, prefix, …)` makes records of a split's rows, of which it needs only `columns`;
+    `prefix` starts the uuid of rows without one, and `flags` names the flags of the build command that it takes."""
 
     name: str
     gives: str
     hub: str
-    subset: str | None = None  # of the hub's data set: its configuration
-    splits: dict[str, Split]  # by our name, train or test
-    names: tuple[str, ...]  # how a local file may call it
+    subset: str | None = None  # the configuration on the hub
+    splits: dict[str, Split]  # train, test
+    names: tuple[str, ...]  # by which a local file is recognised
     licence: str
-    read: Callable[..., Found]
+    read: Callable[..., Parsed]
     columns: tuple[str, ...]
     flags: tuple[str, ...] = ()
 
@@ -77,10 +73,8 @@ def source(name: str) -> Source:
 
 
 def sources(names: Iterable[str]) -> list[Source]:
-    """Those of some names, `all` being every one, in the order listed here, whatever the order asked for."""
+    """The sources of these names, or `all`, in the order of SOURCES. Raises UserError for an unknown one."""
     asked = {name.lower() for name in names}
     if "all" in asked:
         asked = asked - {"all"} | {*SOURCES}
-    for name in asked - {*SOURCES}:
-        source(name)  # raises
-    return [source(name) for name in SOURCES if name in asked]
+    return [source(name) for name in sorted(asked, key=[*SOURCES, *asked].index)]

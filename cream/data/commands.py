@@ -6,18 +6,17 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from cream.cli.flags import flag
-from cream.data.forms import FORMS
-from cream.data.forms import export as make_row
+from cream.data.forms import FORMS, export_row
 from cream.errors import UserError, user_error
 from cream.files import journal, store
 from cream.files.provenance import Provenance
-from cream.records import Record, encode
+from cream.records import encode
 
 log = logging.getLogger("cream")
 
@@ -27,14 +26,20 @@ class Build:
     """Build"""
 
     from_folder: str | None = flag(
-        None, "a folder with copies of the hub's data sets, or files named for them; none: the hub", aliases=("from",)
+        None,
+        "folder with copies of the hub's data sets, or with files named after them; none: the hub",
+        aliases=("from",),
     )
-    output_dir: str = flag("localdata", "folder of what is written")
-    subsets: int = flag(3, "parts into which the unlabelled prompts are split at random, one for each round", low=1)
-    task_limit: int | None = flag(None, "unlabelled prompts of a source at most, drawn by the seed; none: all", low=1)
-    multi_turn: bool = flag(False, "oasst1: whole threads along the best-ranked replies; no: the first turn")
-    seed: int = flag(0, "seed of the subsets", low=0, high=2**32 - 1)
-    list: bool = flag(False, "the same as the command list")
+    output_dir: str = flag("localdata", "folder for the output files")
+    subsets: int = flag(3, "number of subsets to split the unlabelled prompts into at random, one per round", low=1)
+    task_limit: int | None = flag(
+        None, "keep at most this many unlabelled prompts per source, chosen by the seed; none: all", low=1
+    )
+    multi_turn: bool = flag(
+        False, "oasst1: whole conversations along the best-ranked replies; no: the first exchange only"
+    )
+    seed: int = flag(0, "seed of the subsets and of --task_limit", low=0, high=2**32 - 1)
+    list: bool = flag(False, "same as the command list")
 
 
 @dataclass
@@ -42,14 +47,16 @@ class Table:
     """Import and export"""
 
     columns: str | None = flag(
-        None, "what columns hold, field=column,…; a+b joins two, a.b looks into one; none: as they are commonly called"
+        None,
+        "what each column is, field=column,…; a+b joins two columns, a.b is a key inside one; none: by their "
+        "usual names",
     )
-    subset: str | None = flag(None, "configuration of a data set on the hub or of a folder like it")
-    split: str = flag("train", "split of these")
-    first_answer: int | None = flag(None, "number of the first choice where answers are numbers", choices=(0, 1))
-    form: str | None = flag(None, "export: whose form", choices=FORMS)
+    subset: str | None = flag(None, "configuration of a data set on the hub, or in a folder with the hub's layout")
+    split: str = flag("train", "split of such a data set")
+    first_answer: int | None = flag(None, "number of the first option, if answers are numbers", choices=(0, 1))
+    form: str | None = flag(None, "export: format of the rows", choices=FORMS)
     output: str | None = flag(
-        None, "file; none: import localdata/<name>.<sft|prompt|dpo|test>.json, export <file>.<form>.jsonl"
+        None, "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export)"
     )
 
 
@@ -57,11 +64,11 @@ class Table:
 class Lengths:
     """Lengths"""
 
-    max_length: int = flag(2048, "tokens of prompt and response together; longer ones are counted", low=2)
+    max_length: int = flag(2048, "count responses with more than this many tokens, the prompt included", low=2)
 
 
 def list_sources() -> None:
-    """Print what sources there are."""
+    """Print the public sources."""
     from cream.data import sources
 
     for source in sources(["all"]):
@@ -70,13 +77,14 @@ def list_sources() -> None:
 
 
 def build(names: Sequence[str], flags: Build, run) -> None:
-    """Write the files of some sources; nothing before all are read, and none is refused."""
-    from cream.data.build import check_subsets, gathered, localdata
+    """Write the files of some sources, after all of them have been read and checked."""
+    from cream.data.build import build_files, check_subsets, read_tables
 
-    folder, how = Path(flags.output_dir), {"seed": flags.seed, "task_limit": flags.task_limit}
+    folder = Path(flags.output_dir)
     copies = None if flags.from_folder is None else Path(flags.from_folder)
-    tables = gathered(names, copies, skip=run.skip, multi_turn=flags.multi_turn)
-    files = localdata(tables, count=flags.subsets, multi_turn=flags.multi_turn, **how)
+    tables = read_tables(names, copies, skip=run.skip, multi_turn=flags.multi_turn)
+    how = {"seed": flags.seed, "task_limit": flags.task_limit, "multi_turn": flags.multi_turn}
+    files = build_files(tables, count=flags.subsets, **how)
     check_subsets(folder, files, flags.subsets)
     outputs = [_built_output(folder / file.name, file, tables, run) for file in files]
     for file, output in zip(files, outputs, strict=True):
@@ -106,12 +114,12 @@ def _add_input(provenance: Provenance, name: str, place, digest: str) -> None:
 
 
 def _describe(file, output: journal.Output) -> None:
-    """Say what a file holds, and what was skipped of its sources."""
-    from cream.data.build import lost
+    """Log the size of a file, and how many records of its sources were skipped."""
+    from cream.data.build import lost_sources
 
     log.info("%s: %d records%s", output.path, len(file.records), " (up to date; skipping)" if output.up_to_date else "")
-    if names := lost(output.path, output.provenance.inputs):
-        log.warning("  the file that is replaced has records of %s too, which this command skips", ", ".join(names))
+    if names := lost_sources(output.path, output.provenance.inputs):
+        log.warning("  this replaces a file that also has records of %s, which are lost", ", ".join(names))
     for task, counts in file.tasks.items():
         skipped = "".join(f"; {count} skipped: {why}" for why, count in counts.items() if why != "kept")
         log.info("  %s: %d%s", task, counts["kept"], skipped)
@@ -124,50 +132,44 @@ def _describe_dropped(dropped: dict[str, int]) -> None:
 
 
 def import_table(word: str, flags: Table, folder: Path, run) -> None:
-    """A file of ours in `folder` from any table; its first good row says of which layout."""
+    """Write a record file in `folder` from any table, whose first good row decides the layout."""
     from cream.data import reading, table
 
     place = reading.Place(word, flags.subset, flags.split)
     if place.file and (flags.subset, flags.split) != (Table.subset, Table.split):
-        raise UserError(f"{place}: --subset and --split are of a folder like the hub's, or a hub id; this is one file")
+        raise UserError(f"{place}: --subset and --split are for hub ids and folders like them; this is one file")
     stem = Path(os.path.abspath(word)).name.partition(".")[0]
-    with reading.opened(place) as rows:
-        kind, names = table.plan(table.columns(flags.columns or ""), rows.column_names, str(place))
+    with reading.open_rows(place) as rows:
+        kind, names = table.plan(table.parse_columns(flags.columns or ""), rows.column_names, str(place))
         log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
         rejected, dropped = [], Counter()
-        found = table.records(rows, kind, names, stem, flags.first_answer, str(place))
-        records = table.kept(found, rejected, dropped, run.skip)
+        results = table.records(rows, kind, names, stem, flags.first_answer, str(place))
+        records = table.keep_good(results, rejected, dropped, run.skip)
         if (first := next(records, None)) is None:
             why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
             raise UserError(f"{place}: no row makes a record; the first: {why}")
         target = Path(flags.output or folder / f"{stem}.{table.WORDS[type(first)]}.json")
         provenance = run.provenance()
         _add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
-        settings = {"columns": flags.columns, "first_answer": flags.first_answer}
+        settings = {"columns": flags.columns, "first_answer": flags.first_answer} | _skips(run)
         settings |= {} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split}
-        output = journal.Output(target, settings | _skips(run), provenance, overwrite=run.overwrite)
-        if _to_write(output, run):
+        output = journal.Output(target, settings, provenance, overwrite=run.overwrite)
+        if _is_needed(output, run):
             with output:
-                count = output.finish(_encode(chain([first], records), output, rejected, dropped))
-            log.info("%s: %d %s records, %d bad rows skipped", target, count, type(first).__name__, len(rejected))
+                output.reject(rejected)  # both are complete after the last record
+                output.dropped = dropped
+                count = output.finish(map(encode, chain([first], records)))
+            log.info("%s: %d %s records", target, count, type(first).__name__)
             _describe_dropped(dropped)
     log.info("next: python prepare_data.py validate %s", target)
-
-
-def _encode(
-    records: Iterable[Record], output: journal.Output, rejected: list[dict], dropped: Counter[str]
-) -> Iterator[dict]:
-    yield from map(encode, records)
-    output.dropped += dropped  # all of them are known now
-    output.reject(rejected)
 
 
 def _skips(run) -> dict[str, str]:
     return {"on_bad_record": "skip"} if run.skip else {}
 
 
-def _to_write(output: journal.Output, run) -> bool:
-    """Whether an output is to be written; says why not."""
+def _is_needed(output: journal.Output, run) -> bool:
+    """Whether an output has to be written; logs why not."""
     if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", output.path)
     elif run.dry_run:
@@ -176,17 +178,17 @@ def _to_write(output: journal.Output, run) -> bool:
 
 
 def export(word: str, flags: Table, run) -> None:
-    """Rows for other tools, of a file of ours."""
+    """Write the rows of a record file in another tool's format."""
     path, form = Path(word), flags.form
     if form is None:
         raise UserError(f"--form is missing: one of {', '.join(FORMS)}")
     target = Path(flags.output or path.with_name(f"{path.name.partition('.json')[0]}.{form}.jsonl"))
     if ".jsonl" not in target.suffixes:
-        raise UserError(f"--output {target}: rows are written one a line, to a name that ends in .jsonl")
+        raise UserError(f"--output {target}: rows are written one per line, to a name that ends in .jsonl")
     kind, provenance = store.detect(path, skip=run.skip), run.provenance()
     provenance.output("file", path)
     output = journal.Output(target, {"form": form} | _skips(run), provenance, overwrite=run.overwrite)
-    if not _to_write(output, run):
+    if not _is_needed(output, run):
         return
     records = store.read(path, kind, skip=run.skip)
     if (first := next(records, None)) is None:
@@ -194,15 +196,14 @@ def export(word: str, flags: Table, run) -> None:
     with output:
         if run.skip:
             output.reject(store.rejected(path, kind))
-        count = output.finish(make_row(record, form) for record in chain([first], records))
-    log.info("%s: %d rows in the form of %s", target, count, form)
+        count = output.finish(export_row(record, form) for record in chain([first], records))
+    log.info("%s: %d rows in the format of %s", target, count, form)
 
 
 def validate(words: Sequence[str], model: Path | None, template: Path | None, max_length: int) -> None:
-    """Print what each file holds; raises UserError if anything in one of them is bad. Lengths are in tokens by the
-    tokenizer in the folder `model` and its chat template, or another `template`; without it in characters."""
-    from cream.data.validation import report
-    from cream.data.validation import validate as look
+    """Print a summary of each file; raises UserError if one has bad records. Lengths are in tokens of the model in the
+    folder `model` (with its chat template, or `template`), without a model in characters."""
+    from cream.data import validation
 
     chat, bad = None, []
     paths = [Path(word) for word in words if not word.endswith(".meta.json")]
@@ -216,15 +217,15 @@ def validate(words: Sequence[str], model: Path | None, template: Path | None, ma
         chat = load_chat(model, template)
     for path in paths:
         try:
-            found = look(path, chat, max_length)
+            summary = validation.validate(path, chat, max_length)
         except (UserError, OSError) as error:
             if (message := user_error(error)) is None:
                 raise
             bad.append(path)
             log.info("%s", message)
             continue
-        if found.bad_count:
+        if summary.bad_count:
             bad.append(path)
-        log.info("%s", "\n".join(report(path, found, "tokens" if chat else "characters")))
+        log.info("%s", "\n".join(validation.report(path, summary, "tokens" if chat else "characters")))
     if bad:
         raise UserError(f"{len(bad)} of {len(paths)} files have bad records: {', '.join(map(str, bad))}")

@@ -1,11 +1,11 @@
-"""Records in the forms that other tools of this field read; table.py reads them back.
+"""Records -> rows in the formats of other tools; table.py reads them back.
 
 - trl (https://huggingface.co/docs/trl/dataset_formats, conversational): `messages`; `prompt`; or `prompt`, `chosen`,
   `rejected`
-- sharegpt: `conversations` of {"from", "value"}; of pairs `chosen` and `rejected` beside them, as in LLaMA-Factory
+- sharegpt: `conversations` of {"from", "value"}; for pairs also `chosen` and `rejected`, as in LLaMA-Factory
 - alpaca: `instruction`, `input`, `output`; LLaMA-Factory's `system`, `history`, and for pairs `chosen`, `rejected`
 
-All other keys of a record stand beside these, an equal name as `input_<name>`.
+All other keys of a record are kept; one of the same name becomes `input_<name>`.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ FORMS = ("trl", "sharegpt", "alpaca")
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
-def export(record: Record, form: str) -> dict:
-    """A row of one of FORMS: of a conversation, a prompt or a pair. Raises UserError for records of another layout."""
+def export_row(record: Record, form: str) -> dict:
+    """A conversation, a prompt or a pair as a row of one of FORMS. Raises UserError for other records."""
     if not isinstance(record, Conversation | Prompt | Pair):
         kind = type(record).__name__
         raise UserError(
-            f"record {record.uuid!r}: {form} has no form for {kind} records, but for Conversation, Prompt, Pair"
+            f"record {record.uuid!r}: only Conversation, Prompt and Pair records have a {form} form, not {kind}"
         )
     own = {"trl": _trl, "sharegpt": _sharegpt, "alpaca": _alpaca}[form](record)
-    told = encode(record)
-    rest = {key: value for key, value in told.items() if key not in ("messages", "prompt", "selected", "rejected")}
+    used = ("messages", "prompt", "selected", "rejected")
+    rest = {key: value for key, value in encode(record).items() if key not in used}
     return {"uuid": rest.pop("uuid"), **own, **{f"input_{key}" if key in own else key: v for key, v in rest.items()}}
 
 
@@ -40,28 +40,28 @@ def _trl(record: Conversation | Prompt | Pair) -> dict:
 
 def _sharegpt(record: Conversation | Prompt | Pair) -> dict:
     if isinstance(record, Pair):
-        chosen, rejected = (_spoken(messages)[-1] for messages in (record.selected, record.rejected))
-        return {"conversations": _spoken(record.prompt), "chosen": chosen, "rejected": rejected}
-    return {"conversations": _spoken(record.messages)}
+        chosen, rejected = (_speakers(messages)[-1] for messages in (record.selected, record.rejected))
+        return {"conversations": _speakers(record.prompt), "chosen": chosen, "rejected": rejected}
+    return {"conversations": _speakers(record.messages)}
 
 
-def _spoken(messages: Sequence[Message]) -> list[dict]:
+def _speakers(messages: Sequence[Message]) -> list[dict]:
     return [{"from": SPEAKERS[message.role], "value": message.content} for message in messages]
 
 
 def _alpaca(record: Conversation | Prompt | Pair) -> dict:
     match record:
         case Pair():
-            answers = {"chosen": record.selected[-1].content, "rejected": record.rejected[-1].content}
-            return _asked(record.prompt) | answers
+            responses = {"chosen": record.selected[-1].content, "rejected": record.rejected[-1].content}
+            return _turns(record.prompt) | responses
         case Conversation():
-            return _asked(record.messages[:-1]) | {"output": record.messages[-1].content}
+            return _turns(record.messages[:-1]) | {"output": record.messages[-1].content}
         case Prompt():
-            return _asked(record.messages)
+            return _turns(record.messages)
 
 
-def _asked(messages: Sequence[Message]) -> dict:
-    """Messages that end with a user's."""
+def _turns(messages: Sequence[Message]) -> dict:
+    """A prompt as instruction, system message and earlier turns."""
     system = messages[0].content if messages[0].role == "system" else ""
     turns = [message.content for message in messages if message.role != "system"]
     history = [list(turn) for turn in zip(turns[:-1:2], turns[1::2], strict=True)]

@@ -7,47 +7,43 @@ Köpf et al., "OpenAssistant Conversations", arXiv 2304.07327.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from cream.data import Found, Source, Split
+from cream.data import Parsed, Source, Split
 from cream.records import Conversation, Message, Prompt
 
 LANGUAGE = "en"
 READY = "ready_for_export"
-COLUMNS = (
-    *("message_id", "parent_id", "message_tree_id", "tree_state", "text", "role"),
-    *("lang", "review_result", "deleted", "rank", "synthetic", "prompt"),
-)
+NO_REPLY = "it has no usable reply"
+COLUMNS = "message_id parent_id message_tree_id tree_state text role lang review_result deleted rank synthetic prompt"
 
 
-def read(rows: Iterable[dict], prefix: str, *, multi_turn: bool = False) -> Found:
-    """Prompts: first turns that are usable. Conversations: those with their best reply, or, with `multi_turn`, with the
-    thread that goes on from it. uuid: the tree's id. Rows are messages or trees; their order does not matter."""
-    found = Found()
+def read(rows: Iterable[dict], prefix: str, *, multi_turn: bool = False) -> Parsed:
+    """Prompts: usable first turns. Conversations: these with their best reply, with `multi_turn` the whole thread of
+    best replies. uuid: the tree's id. Rows are messages or trees, in any order."""
+    parsed = Parsed()
     replies: dict[str, list[dict]] = defaultdict(list)
     roots = []
     for index, row in enumerate(rows):
-        found.rows += 1
+        parsed.rows += 1
         for message in _messages(row):
             if not isinstance(message.get("message_id"), str) or not isinstance(message.get("text"), str):
-                found.reject(index, f"row {index}", "no message_id or no text", row)
+                parsed.reject(index, f"row {index}", "no message_id or no text", row)
             elif message.get("parent_id") is None:
                 roots.append(message)
             else:
                 replies[message["parent_id"]].append(message)
     for root in roots:
         if reason := _refused(root):
-            found.dropped[f"the prompt is {reason}"] += 1
+            parsed.dropped[f"the prompt is {reason}"] += 1
             continue
         uuid = root["message_id"]
-        found.prompts.append(Prompt(uuid=uuid, messages=[_said(root)]))
+        parsed.prompts.append(Prompt(uuid=uuid, messages=[_to_message(root)]))
         if best(replies[uuid]) is None:
-            found.unanswered["none of its usable replies is ranked best" if _usable(replies[uuid]) else NO_REPLY] += 1
+            usable = any(not _refused(reply) for reply in replies[uuid])
+            parsed.unanswered["none of its usable replies is ranked best" if usable else NO_REPLY] += 1
             continue
-        thread = [_said(message) for message in _thread(root, replies)]
-        found.conversations.append(Conversation(uuid=uuid, messages=thread if multi_turn else thread[:2]))
-    return found
-
-
-NO_REPLY = "it has no usable reply"
+        thread = [_to_message(message) for message in _thread(root, replies)]
+        parsed.conversations.append(Conversation(uuid=uuid, messages=thread if multi_turn else thread[:2]))
+    return parsed
 
 
 def _messages(row: dict) -> Iterator[dict]:
@@ -64,7 +60,7 @@ def _messages(row: dict) -> Iterator[dict]:
 
 
 def _typed(key: str, text: str) -> object:
-    """What a text, as all that a .csv file has, stands for."""
+    """The value of a text from a .csv file, where everything is text."""
     if key in ("review_result", "deleted", "synthetic"):
         return text.lower() == "true"
     if key == "rank" and text in ("0", "0.0"):
@@ -83,30 +79,27 @@ def _refused(message: dict) -> str | None:
     return None if message.get("review_result") and message["text"].strip() else "refused, or not seen, in review"
 
 
-def _usable(replies: list[dict]) -> list[dict]:
-    return [reply for reply in replies if not _refused(reply)]
-
-
 def best(replies: list[dict]) -> dict | None:
-    """The usable reply of rank 0; one that stands alone needs no rank. None where nobody said which is best."""
-    usable = _usable(replies)
+    """The usable reply of rank 0; an only reply needs no rank. None if nobody ranked one as best."""
+    usable = [reply for reply in replies if not _refused(reply)]
     ranked = [reply for reply in usable if reply.get("rank") == 0]
     return ranked[0] if ranked else replies[0] if usable and len(replies) == 1 else None
 
 
 def _thread(message: dict, replies: dict[str, list[dict]]) -> list[dict]:
-    """A prompt, its best reply, and so on: of several prompts that follow a reply, and have a best reply, the first by
-    id. Nobody ranked those."""
+    """A prompt, its best reply, and so on. Follow-up prompts are not ranked: of those with a best reply, the first by
+    id is taken."""
     thread = []
     while message is not None:
         reply = best(replies[message["message_id"]])
         thread += [message, reply]
-        following = sorted(_usable(replies[reply["message_id"]]), key=lambda each: each["message_id"])
-        message = next((each for each in following if best(replies[each["message_id"]])), None)
+        following = [each for each in replies[reply["message_id"]] if not _refused(each)]
+        following = [each for each in following if best(replies[each["message_id"]])]
+        message = min(following, key=lambda each: each["message_id"], default=None)
     return thread
 
 
-def _said(message: dict) -> Message:
+def _to_message(message: dict) -> Message:
     return Message("assistant" if message["role"] == "assistant" else "user", message["text"])
 
 
@@ -119,7 +112,7 @@ DECLARED = (
         splits={"train": Split("train", 84437, ("messages", "trees"))},
         licence="Apache-2.0",
         read=read,
-        columns=COLUMNS,
+        columns=tuple(COLUMNS.split()),
         flags=("multi_turn",),
     ),
 )

@@ -1,14 +1,13 @@
 """Near-duplicates and contamination: how many runs of 13 words a text shares with others. Pure functions.
 
-A text's words are its runs of letters and digits in lower case, and the signs that change what is asked (3 + 4 is not
-3 * 4, C# not C); other punctuation and all white space do not count. Its grams are its runs of N = 13 words. A text
-of fewer words has one gram, the whole of it: it shares that with texts of the same words only, not with longer ones
-that hold it.
+A text's words are its runs of letters and digits in lower case, and signs that change a question (3 + 4 is not 3 * 4,
+C# is not C); other punctuation and white space do not count. Its grams are its runs of N = 13 words. A shorter text has
+one gram, all its words, which it shares only with texts of the same words.
 
-- contaminated: at least one gram stands in a test question (Brown et al., "Language Models are Few-Shot Learners",
+- contaminated: at least one gram occurs in a test question (Brown et al., "Language Models are Few-Shot Learners",
   arXiv 2005.14165, appendix C: N between 8 and 13 by the test set, 13 where training data is filtered).
-- near-duplicate: at least NEAR = 1/2 of its grams stand in texts that came before it and were kept. One changed word
-  in the middle of a 40-word text leaves 15 of 28 grams; two texts with a common beginning share less.
+- near-duplicate: at least NEAR = 1/2 of its grams occur in earlier texts that were kept. One changed word in the middle
+  of a 40-word text leaves 15 of 28 grams; two texts with a common beginning share less.
 """
 
 import re
@@ -21,44 +20,44 @@ NEAR = 0.5
 WORD = re.compile(r"[^\W_]+|[+*/=<>%^#]|-(?=[\s]*\d)")
 CONTAMINATED = f"shares {N} words in a row with a test question"
 EQUAL = "the same words as an earlier one"
-SIMILAR = f"near-duplicate: at least half of its runs of {N} words stand in earlier ones"
+SIMILAR = f"near-duplicate: at least half of its runs of {N} words occur in earlier ones"
 
 
 def words(text: str) -> list[str]:
-    """The words that count; of a text without any (an emoji, say) the text itself."""
+    """The words of a text; if it has none (an emoji, say), the text itself."""
     return WORD.findall(text.lower()) or [text.strip()]
 
 
 def grams(text: str, n: int = N) -> set[int]:
-    """xxh3-64 hashes of the runs of n words of a text, or of the whole of one that has fewer."""
-    found = words(text)
-    return {_hash(found[i : i + n]) for i in range(max(1, len(found) - n + 1))}
+    """xxh3-64 hashes of the runs of n words of a text, or of all its words if it has fewer."""
+    listed = words(text)
+    return {_hash(listed[i : i + n]) for i in range(max(1, len(listed) - n + 1))}
 
 
 def share(own: Set[int], others: Set[int]) -> float:
-    """|own ∩ others| / |own|, in [0, 1]: Broder's containment of a text in all the others together ("On the
-    resemblance and containment of documents", 1997). `own` is not empty."""
+    """|own ∩ others| / |own|, in [0, 1]: Broder's containment ("On the resemblance and containment of documents", 1997)
+    of a text in all others together. `own` is not empty."""
     return len(own & others) / len(own)
 
 
 def sift(texts: Iterable[str], tests: Set[int]) -> Iterator[str | None]:
-    """For each text, in order, the reason to leave it out, or None: it is kept, and later ones are compared with it.
+    """For each text, in order, the reason to skip it, or None: it is kept, and later ones are compared with it.
 
-    `tests`: grams of the test questions. A text of known words is told as such even where it is near to others too.
+    `tests`: grams of the test questions. EQUAL takes precedence over SIMILAR.
     """
-    known: set[int] = set()
-    seen: set[int] = set()
+    texts_seen: set[int] = set()
+    grams_seen: set[int] = set()
     for text in texts:
         own, whole = grams(text), _hash(words(text))
         if own & tests:
             yield CONTAMINATED
-        elif whole in known:
+        elif whole in texts_seen:
             yield EQUAL
-        elif share(own, seen) >= NEAR:
+        elif share(own, grams_seen) >= NEAR:
             yield SIMILAR
         else:
-            known.add(whole)
-            seen |= own
+            texts_seen.add(whole)
+            grams_seen |= own
             yield None
 
 

@@ -1,7 +1,7 @@
-"""Rows of local files of JSON and of cells, value by value as they stand, a row at a time.
+"""Rows of local JSON and CSV files, one at a time, with unchanged values.
 
-`datasets` would guess the types of columns, fill rows that are too short, shift those that are too long, and end the
-process on lists nested too deeply; what is left to it of local files, reading.py says.
+`datasets` would guess the types of columns, fill rows that are too short, shift rows that are too long, and crash on
+lists nested too deeply.
 """
 
 import bz2
@@ -28,14 +28,13 @@ if TYPE_CHECKING:
     from datasets import BuilderConfig
 
 BLANK, VALUE = re.compile(r"\s*"), json.JSONDecoder()
-UNPACK = {".xz": lzma.open, ".bz2": bz2.open}  # what tables alone may be packed as
+UNPACK = {".xz": lzma.open, ".bz2": bz2.open}  # for tables only
 PACKED = (".gz", ".zst", *UNPACK)
 
 
 @dataclass
 class FileRows:
-    """The rows of local files, read anew whenever they are gone through. Each has every column, null where it
-    lacks that."""
+    """The rows of local files, read again by each iteration. A row that lacks a column has null there."""
 
     read: Callable[[], Iterator[dict]]
     column_names: list[str]
@@ -53,30 +52,30 @@ class FileRows:
 
 
 def rows(place: object, paths: Sequence[Path], read: Callable[[Path], Iterator[dict]]) -> FileRows:
-    """The rows of files, in their order, all of which can be read: a pass of its own looks at each.
+    """The rows of files, in their order, after a first pass that has checked them all.
 
-    Raises UserError where one cannot, there are none, or files of cells differ in their columns.
+    Raises UserError if a file cannot be read, there are no rows, or .csv files differ in their columns.
     """
-    count, found = 0, []
+    count, headers = 0, []
     for path in paths:
         columns = {}
         for row in read(path):
             columns |= row
             count += 1
-        found += [columns.keys()] if columns else []
+        headers += [columns.keys()] if columns else []
     if not count:
         raise UserError(f"{place}: it holds no rows")
-    every = dict.fromkeys(name for columns in found for name in columns)
-    if read is not _objects and (differing := {name for columns in found for name in every.keys() - columns}):
+    every = dict.fromkeys(name for columns in headers for name in columns)
+    if read is not _objects and (differing := {name for columns in headers for name in every.keys() - columns}):
         raise UserError(f"{place}: not all of its files have the columns {', '.join(sorted(differing))}")
     return FileRows(lambda: (row for path in paths for row in read(path)), [*every], count)
 
 
 def reader(config: "BuilderConfig", form: str) -> Callable[[Path], Iterator[dict]] | None:
-    """What reads a folder's files of a form, `datasets`' name of it, as the card says; None where it asks for more than
-    is read here."""
+    """The reader of a folder's files of a form, as `datasets` names it, by the settings in the folder's card; None if
+    they ask for more than is supported here."""
     usual, sep = vars(type(config)()), str(getattr(config, "sep", ","))
-    odd = [name for name, value in vars(config).items() if name not in NAMES and value != usual[name]]
+    odd = [name for name, value in vars(config).items() if name not in HARMLESS and value != usual[name]]
     if odd or len(sep) != 1 or form not in READERS:
         return None
     return partial(_cells, sep=sep) if form == "csv" else READERS[form]
@@ -90,12 +89,12 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
             return
         try:
             yield UNPACK[path.suffix](file)
-        except (lzma.LZMAError, OSError) as error:  # that of bz2 is a plain OSError
+        except (lzma.LZMAError, OSError) as error:  # bz2 raises a plain OSError
             raise UserError(f"{path}: damaged, it cannot be unpacked: {error}") from None
 
 
 def _cells(path: Path, sep: str = ",") -> Iterator[dict[str, str]]:
-    """The rows of a file of cells, each a text. Raises UserError for one that has not a cell for each column."""
+    """The rows of a .csv file, each value a text. Raises UserError for one without a cell per column."""
     csv.field_size_limit(MOST)
     columns, start = [], 1  # the line at which a row begins
     with _unpacked(path) as file:
@@ -109,8 +108,8 @@ def _cells(path: Path, sep: str = ",") -> Iterator[dict[str, str]]:
                     continue
                 elif len(cells) != len(columns):
                     raise UserError(
-                        f"{where}: has {len(cells)} cells where the header has {len(columns)} columns; a cell that "
-                        f"holds {sep!r} stands in quotes"
+                        f"{where}: has {len(cells)} cells where the header has {len(columns)} columns; quote a cell "
+                        f"that holds {sep!r}"
                     )
                 else:
                     yield dict(zip(columns, cells, strict=True))
@@ -119,7 +118,7 @@ def _cells(path: Path, sep: str = ",") -> Iterator[dict[str, str]]:
 
 
 def _columns(names: list[str], where: str) -> list[str]:
-    """The names of columns; one without gets that which pandas would give it. Raises UserError where one is twice."""
+    """The names of columns, unnamed ones as pandas would name them. Raises UserError for a repeated name."""
     named, columns = [name for name in names if name], []
     if len(named) > len({*named}):
         raise UserError(f"{where}: two columns have one name: {', '.join(names)}")
@@ -140,7 +139,7 @@ def _decoded(file: IO[bytes], path: Path) -> Iterator[str]:
 
 
 def _objects(path: Path) -> Iterator[dict]:
-    """The rows of a file of JSON. Raises UserError for what is none, or has a key twice in one object."""
+    """The rows of a JSON file. Raises UserError for other values, and for a repeated key in one object."""
     for where, data in _texts(path):
         row = parse(data, where)
         if too_deep(row, data):
@@ -155,14 +154,14 @@ def _objects(path: Path) -> Iterator[dict]:
 
 
 def _once(pairs: list[tuple[str, object]]) -> None:
-    """Raises ValueError where a key stands twice, of which one value would be lost."""
+    """Raises ValueError for a repeated key, since one of its values would be lost."""
     if len(keys := [key for key, _ in pairs]) > len({*keys}):
-        raise ValueError(f"a key stands twice in one object: {', '.join(keys):.200}")
+        raise ValueError(f"a key occurs twice in one object: {', '.join(keys):.200}")
 
 
 def _texts(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(the place, the JSON text) of each row: of a list, line by line where the first is a whole one, or of values that
-    lines do not part."""
+    """(place, JSON text) of each row: of a list; of lines, if the first one is a whole value; or of values that follow
+    each other."""
     with _unpacked(path) as file:
         lines = enumerate(read_lines(file, path), 1)
         number, first = next(((n, line) for n, line in lines if line.removeprefix(BOM).strip()), (1, b""))
@@ -182,8 +181,7 @@ def _texts(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _whole(line: bytes) -> bool:
-    """Whether a line ends no later than the value that begins in it: that is one, or is wrong before its end, or what
-    follows it is no value."""
+    """Whether a line is one value, or invalid, rather than the beginning of a value or several of them."""
     try:
         parse(line, "")
     except UserError as error:
@@ -193,7 +191,7 @@ def _whole(line: bytes) -> bool:
 
 
 def _values(data: bytes, path: Path, number: int) -> Iterator[tuple[str, bytes]]:
-    """Values that follow each other, with the line that each begins in; the first line is `number`."""
+    """(place, JSON text) of values that follow each other; the first line is `number`."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -209,11 +207,11 @@ def _values(data: bytes, path: Path, number: int) -> Iterator[tuple[str, bytes]]
         except json.JSONDecodeError as error:
             at = number + text.count("\n", start, error.pos)
             raise UserError(f"{path}, line {at}: not valid JSON: {error.msg}") from None
-        except ValueError:  # of digits Python reads 4300
+        except ValueError:  # Python reads at most 4300 digits
             raise UserError(f"{where}: not valid JSON: a number has too many digits") from None
         yield where, text[start:end].encode()
         number += text.count("\n", start, end)
 
 
 READERS = {"json": _objects, "csv": _cells}  # by the names of `datasets`
-NAMES = ("name", "data_dir", "data_files", "description", "features", "version", "sep", "delimiter")  # decide no more
+HARMLESS = ("name", "data_dir", "data_files", "description", "features", "version", "sep", "delimiter")  # settings

@@ -1,9 +1,9 @@
-"""Rows of any table -> records, through a column map: which of its columns hold what.
+"""Rows of any table -> records, through a column map (field -> column).
 
-A map is field -> column. A column may be a path (`question.stem`), and several may be joined: `context+question`, with
-a blank between them, `instruction+input`, with an empty line, `answerA+answerB` as a list of choices. Fields that no
-map names are taken from the column that ecosystems commonly call so (NAMES). Which fields there are decides what a row
-becomes: a pair (chosen, rejected), an item (question, answer), a conversation or a prompt.
+A column may be a path (`question.stem`), and several may be joined: `context+question` with a space,
+`instruction+input` with an empty line, `answerA+answerB` as a list of choices. Fields that are not in the map are taken
+from the columns with their usual names (NAMES). The fields of a row decide its layout: a pair (chosen, rejected), an
+item (question, answer), a conversation or a prompt.
 """
 
 import re
@@ -31,13 +31,13 @@ NAMES = {
     "choices": ("choices", "options"),
     "answer": ("answer", "answerKey", "label"),
 }
-FORMS = {  # the fields that a layout needs, in the order in which they are looked for
+FORMS = {  # the fields that a layout needs; the first that fits is taken
     Pair: (("chosen", "rejected"),),
     Item: (("question", "answer"),),
     Conversation: (("messages",), ("prompt", "response")),
     Prompt: (("messages",), ("prompt",)),
 }
-BESIDE = {  # what else they use
+OPTIONAL = {  # other fields that it uses
     Pair: ("messages", "system", "history", "prompt"),
     Item: ("choices",),
     ("messages",): ("system",),
@@ -45,32 +45,32 @@ BESIDE = {  # what else they use
     ("prompt",): ("system", "history"),
 }
 WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
-SAME = "the rejected answer is the chosen one"
+SAME = "chosen and rejected are the same response"
 ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
 ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
 # Messages in a cell of a .csv file.
 WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\}\s*\]\s*$""", re.DOTALL)
 
 
-def columns(text: str) -> dict[str, str]:
-    """The map in a flag's text, "prompt=instruction+input,response=output". Raises UserError for another."""
-    found = {}
+def parse_columns(text: str) -> dict[str, str]:
+    """The map in a flag's text, "prompt=instruction+input,response=output". Raises UserError for other texts."""
+    columns = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, column = (word.strip() for word in part.partition("="))
         name = {"completion": "response"}.get(name, name)
-        if not equals or not column or name not in NAMES or name in found:
+        if not equals or not column or name not in NAMES or name in columns:
             raise UserError(
                 f"--columns {part!r}: expected field=column or field=one+another, each field once"
                 f"{nearest(name, NAMES)} Fields: {', '.join(NAMES)}"
             )
-        found[name] = column
-    return found
+        columns[name] = column
+    return columns
 
 
 def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[type[Record], dict[str, str]]:
-    """(what rows become, the map of the fields that it uses) of a table that has the columns `present`.
+    """(layout, map of the fields that it uses) of the rows of a table with the columns `present`.
 
-    `messages` may turn out to be a prompt's. Raises UserError where a given column is not there or of no use, or the
+    `messages` may turn out to be a prompt's. Raises UserError if a given column does not exist or is not used, or the
     columns make no record.
     """
     names = _resolved(given, {*present}, where)
@@ -78,21 +78,20 @@ def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[
     if not fits:
         needed = "; ".join(dict.fromkeys(" and ".join(form) for forms in FORMS.values() for form in forms))
         raise UserError(
-            f"{where}: its columns make no record. Needed: {needed}. --columns field=column says which they are. "
-            "Records that stand by their uuid are a file of this project already; validate says what it holds"
+            f"{where}: its columns make no record. Needed: {needed}. Name them with --columns field=column. An object "
+            "of records by uuid is a file of this project already; validate says what it holds"
         )
     kind, form = fits[0]
-    used = {"uuid", *form, *BESIDE[kind if kind in BESIDE else form]}
+    used = {"uuid", *form, *OPTIONAL[kind if kind in OPTIONAL else form]}
     if "messages" in names:
-        used -= {"prompt", "history"}  # which travel along beside them
+        used -= {"prompt", "history"}  # which are kept as extra keys
     if unused := given.keys() - used:
-        raise UserError(f"{where}: {', '.join(sorted(unused))} of --columns is of no use beside {' and '.join(form)}")
+        raise UserError(f"{where}: {', '.join(sorted(unused))} of --columns is not used with {' and '.join(form)}")
     return kind, {name: column for name, column in names.items() if name in used}
 
 
 def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[str, str]:
-    """The given map, with the columns that are called as ecosystems commonly do; a given `prompt` stands against
-    `messages` that are not given."""
+    """The given map, and the columns with usual names; a given `prompt` excludes `messages` that are not given."""
     for name, column in given.items():
         for part in column.split("+"):
             if part.partition(".")[0] not in present:
@@ -100,15 +99,15 @@ def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[s
                 raise UserError(f"{where}: no column {part!r}, for {name}{nearest(part, present)} It has: {known}")
     free = present - {*parts_of(given)}
     common = {name: next((c for c in known if free.issuperset(c.split("+"))), None) for name, known in NAMES.items()}
-    if "prompt" in given:  # it says what was asked
+    if "prompt" in given:
         del common["messages"]
     return {name: column for name, column in common.items() if column} | dict(given)
 
 
 def fields_of(row: Mapping, names: Mapping[str, str]) -> dict[str, object]:
-    """field -> value of a row by a map; what is null is skipped, and an empty system or history."""
-    found = {name: _value(row, name, column) for name, column in names.items()}
-    return {name: v for name, v in found.items() if v is not None and (v or name not in ("system", "history"))}
+    """field -> value of a row by a map, without nulls, and without an empty system or history."""
+    values = {name: _value(row, name, column) for name, column in names.items()}
+    return {name: v for name, v in values.items() if v is not None and (v or name not in ("system", "history"))}
 
 
 def _value(row: Mapping, name: str, column: str) -> object:
@@ -130,22 +129,18 @@ def _at(row: Mapping, path: str) -> object:
     return value
 
 
-def rest_of(row: Mapping, names: Mapping[str, str]) -> dict:
-    """The columns that the map does not use, but for nulls: they travel along as keys of the record."""
-    used = parts_of(names)
-    return {key: value for key, value in row.items() if value is not None and key not in used}
-
-
-def _used(names: Mapping[str, str], fields: Mapping) -> dict[str, str]:
-    """The part of a map that a row's record takes up: not `system` where the `messages` have their own."""
+def _extra_of(row: Mapping, names: Mapping[str, str], fields: Mapping) -> dict:
+    """The columns that a row's record does not use, without nulls, which it keeps as extra keys: `system` is one of
+    them if the `messages` have their own."""
     messages = fields.get("messages")
     first = messages[0] if isinstance(messages, Sequence) and messages else None
     own = isinstance(first, Mapping) and "system" in (first.get("role"), first.get("from"))
-    return {name: column for name, column in names.items() if name != "system" or not own}
+    used = parts_of({name: column for name, column in names.items() if name != "system" or not own})
+    return {key: value for key, value in row.items() if value is not None and key not in used}
 
 
 def uuid_of(fields: Mapping, otherwise: str) -> str:
-    """The row's own uuid, or this one."""
+    """The row's own uuid, or else this one."""
     return str(fields["uuid"]) if fields.get("uuid", "") != "" else otherwise
 
 
@@ -157,7 +152,7 @@ def parts_of(names: Mapping[str, str]) -> tuple[str, ...]:
 def records(
     rows: Iterable[Mapping], kind: type[Record], names: Mapping[str, str], prefix: str, first: int | None, where: str
 ) -> Iterator[Record | Bad]:
-    """A record of each row by `plan`, or what is wrong with it; all are of the layout of the first good one.
+    """The record of each row by `plan`, or a Bad; all have the layout of the first good one.
 
     A row without a uuid gets <prefix>-<its number>, from 000000 on.
     """
@@ -167,23 +162,25 @@ def records(
         try:
             fields = fields_of(row, names)
             uuid = uuid_of(fields, f"{prefix}-{index:06d}")
-            made = record(kind, uuid, fields, rest_of(row, _used(names, fields)), first)
-            if seen and type(made) is not kind:
-                raise ValueError(f"it is a {type(made).__name__}, those before it are {kind.__name__} records")
+            result = record(kind, uuid, fields, _extra_of(row, names, fields), first)
+            if seen and type(result) is not kind:
+                raise ValueError(f"it is a {type(result).__name__} record, earlier ones are {kind.__name__} records")
             if uuid in seen:
-                raise ValueError(f"uuid {uuid!r} stands there twice")
+                raise ValueError(f"uuid {uuid!r} occurs twice")
         except (ValueError, UserError) as error:
             yield Bad(f"{where}, row {index}", uuid or f"row {index}", str(error), msgspec.json.encode(row))
             continue
-        kind = type(made)
+        kind = type(result)
         seen.add(uuid)
-        yield made
+        yield result
 
 
-def kept(found: Iterable[Record | Bad], rejected: list[dict], dropped: Counter[str], skip: bool) -> Iterator[Record]:
-    """The records but for pairs that prefer nothing, which are counted in `dropped`; what is not a record is added to
-    `rejected`, as journal.Output takes it. Raises UserError for the first of those unless `skip`."""
-    for each in found:
+def keep_good(
+    results: Iterable[Record | Bad], rejected: list[dict], dropped: Counter[str], skip: bool
+) -> Iterator[Record]:
+    """The records, without pairs of equal responses, which are counted in `dropped`. Bad rows are added to `rejected`,
+    as journal.Output takes them; without `skip` the first one raises a UserError."""
+    for each in results:
         if isinstance(each, Pair) and each.selected == each.rejected:
             dropped[SAME] += 1
         elif not isinstance(each, Bad):
@@ -201,7 +198,7 @@ def kept(found: Iterable[Record | Bad], rejected: list[dict], dropped: Counter[s
 def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first: int | None = None) -> Record:
     """One record of a layout; a conversation that ends with a user's turn is a prompt. `first`: see `letter`.
 
-    Raises ValueError, or UserError that names the uuid, for fields that make none.
+    Raises ValueError, or UserError that names the uuid, if the fields make no record.
     """
     if not any(fields.keys() >= {*form} for form in FORMS[kind]):
         raise ValueError(f"it lacks {' or '.join(' and '.join(form) for form in FORMS[kind])}")
@@ -213,17 +210,17 @@ def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first
     else:
         own = {"messages": turns(fields)}
         kind = Conversation if own["messages"] and own["messages"][-1]["role"] == "assistant" else Prompt
-    beside = {f"input_{key}" if key in own else key: value for key, value in extra.items()}
+    whole = {f"input_{key}" if key in own else key: value for key, value in extra.items()} | own
     if kind is Item:  # one that cannot be graded is refused here, as stages refuse it
-        decode(Question, uuid, {**beside, **own}, "row")
-    return decode(kind, uuid, {**beside, **own}, "row")
+        decode(Question, uuid, whole, "row")
+    return decode(kind, uuid, whole, "row")
 
 
 def _numbers(extra: Mapping, own: Mapping) -> dict:
-    """What travels along with a pair, where cells of a .csv file hold the layout's own numbers as texts, these as
-    numbers; an empty one is skipped. Raises ValueError for a text that is not a number of that field."""
+    """A pair's extra keys, with the layout's own numbers, which are texts in a .csv file, as numbers, and without empty
+    ones. Raises ValueError for a text that is not a number of that field."""
     types = {field.name: field.type for field in msgspec.structs.fields(Pair) if field.name not in (*own, "extra")}
-    found = {}
+    numbers = {}
     for name, value in extra.items():
         if name in types and isinstance(value, str):
             if not value:
@@ -232,12 +229,12 @@ def _numbers(extra: Mapping, own: Mapping) -> dict:
                 value = msgspec.convert(value, types[name], strict=False)
             except msgspec.ValidationError as error:
                 raise ValueError(f"{name}: {error}, found {value!r:.60}; rename the column if it is another") from None
-        found[name] = value
-    return found
+        numbers[name] = value
+    return numbers
 
 
 def turns(fields: Mapping) -> list[dict]:
-    """The messages of a row: its `messages`, or what `system`, `history`, `prompt` and `response` hold."""
+    """The messages of a row: its `messages`, or its `system`, `history`, `prompt` and `response`."""
     system = [_message("system", fields["system"])] if "system" in fields else []
     if "messages" in fields:
         messages = _messages(fields["messages"], "user")
@@ -248,24 +245,24 @@ def turns(fields: Mapping) -> list[dict]:
 
 
 def pair(fields: Mapping) -> dict:
-    """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages, the answer's turn
-    or whole conversations."""
-    given = turns({key: value for key, value in fields.items() if key != "response"})
+    """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages or whole
+    conversations."""
+    prompt = turns({key: value for key, value in fields.items() if key != "response"})
     both = [_messages(fields[name], "assistant") for name in ("chosen", "rejected")]
-    if given and given[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
-        if both[0][-1:] != given[-1:]:
-            raise ValueError("what was asked ends with an assistant's turn that is not the chosen one")
-        given = given[:-1]
-    if not given:
-        given = both[0][:-1]
-    answers = [answer[len(given) :] if answer[:-1] == given else answer for answer in both]
-    if any(len(answer) != 1 or answer[0]["role"] != "assistant" for answer in answers):
+    if prompt and prompt[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
+        if both[0][-1:] != prompt[-1:]:
+            raise ValueError("its messages end with an assistant's turn that is not the chosen one")
+        prompt = prompt[:-1]
+    if not prompt:
+        prompt = both[0][:-1]
+    both = [each[len(prompt) :] if each[:-1] == prompt else each for each in both]
+    if any(len(each) != 1 or each[0]["role"] != "assistant" for each in both):
         raise ValueError("chosen and rejected are not one assistant's turn each, after the same prompt")
-    return {"prompt": given, "selected": [*given, *answers[0]], "rejected": [*given, *answers[1]]}
+    return {"prompt": prompt, "selected": [*prompt, *both[0]], "rejected": [*prompt, *both[1]]}
 
 
 def _messages(value: object, role: str) -> list[dict]:
-    """Messages in any of the forms; a bare text is one of `role`'s, but not one that is a list of messages itself."""
+    """Messages in any form; a bare text is a turn of `role`. Raises ValueError for messages written as a text."""
     if isinstance(value, str):
         if WRITTEN.match(value):
             raise ValueError(

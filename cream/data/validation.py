@@ -1,4 +1,4 @@
-"""What a record file holds, before it is spent on: records, duplicates, lengths, and all that stages would refuse."""
+"""A summary of a record file: records, duplicates, lengths, and everything that stages would refuse."""
 
 from array import array
 from collections import Counter
@@ -22,63 +22,66 @@ SHOWN = 10  # bad records that are listed one by one
 
 @dataclass
 class Summary:
-    """Counts over a file's good records; lengths are in tokens where there is a tokenizer, else in characters."""
+    """Counts over a file's good records; lengths are in tokens if there is a tokenizer, else in characters."""
 
     kind: type[Record]
     records: int = 0
     responses: int = 0
-    notes: Counter[str] = field(default_factory=Counter)  # what is legal and worth knowing
+    notes: Counter[str] = field(default_factory=Counter)  # legal, and worth knowing
     prompts: array = field(default_factory=lambda: array("Q"))  # lengths; of prompts, and with each response
     wholes: array = field(default_factory=lambda: array("Q"))
     bad: list[str] = field(default_factory=list)  # place and reason of the first SHOWN
     bad_count: int = 0
-    sidecar: str = "no sidecar: stages take it as it is, unverified"
+    sidecar: str = "no sidecar: stages use it unverified"
 
 
 def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
-    """Read a file as stages do, and count. `limit`: tokens of prompt and response that a stage would let pass.
+    """Read a file as stages do, and count. `limit`: a stage's limit on tokens of prompt and response.
 
-    Raises UserError where the file cannot be read at all, or follows no known layout.
+    Raises UserError if the file cannot be read at all, or has no known layout.
     """
     kind = store.detect(path, skip=True)
-    found = Summary(kind)
+    summary = Summary(kind)
     kind = Question if kind is Item else kind
     seen = array("Q")
     for record in store.read(path, kind, skip=True):
         prompt, responses = _parts(record)
-        found.records += 1
-        found.responses += len(responses)
+        summary.records += 1
+        summary.responses += len(responses)
         seen.append(xxhash.xxh3_64_intdigest(msgspec.json.encode(prompt)))
-        found.notes.update(_notes(record, responses))
-        for length in _lengths(prompt, responses, chat, limit, found):
-            found.notes["longer than --max_length"] += length > limit and chat is not None
-    found.notes["prompts that equal an earlier one"] = len(seen) - len(np.unique(np.asarray(seen)))
+        summary.notes.update(_notes(record, responses))
+        for length in _lengths(prompt, responses, chat, limit, summary):
+            summary.notes["longer than --max_length"] += length > limit and chat is not None
+    summary.notes["prompts that equal an earlier one"] = len(seen) - len(np.unique(np.asarray(seen)))
     for row in store.rejected(path, kind):
-        found.bad_count += 1
-        if len(found.bad) < SHOWN:
-            found.bad.append(f"{row['where']}: {row['reason']}")
-    if (about := read_meta(path)) is not None:
-        same = about["output"] == fingerprint_file(path) if "output" in about else None
-        found.sidecar = {
-            True: "as its sidecar describes it",
+        summary.bad_count += 1
+        if len(summary.bad) < SHOWN:
+            summary.bad.append(f"{row['where']}: {row['reason']}")
+    if (meta := read_meta(path)) is not None:
+        same = meta["output"] == fingerprint_file(path) if "output" in meta else None
+        summary.sidecar = {
+            True: "matches its sidecar",
             False: "changed since it was made: stages refuse it",
-            None: "its sidecar has no hash of it: stages take it as unverified",
+            None: "its sidecar has no hash of it: stages use it unverified",
         }[same]
-    return found
+    return summary
 
 
-def report(path: Path, found: Summary, unit: str) -> Iterator[str]:
-    """What was found, as lines to read."""
-    yield f"{path}: {found.records} {found.kind.__name__} records, {found.responses} responses, {found.bad_count} bad"
-    for what, lengths in (("prompts", found.prompts), ("prompts with a response", found.wholes)):
+def report(path: Path, summary: Summary, unit: str) -> Iterator[str]:
+    """The lines to print."""
+    counts = (
+        f"{summary.records} {summary.kind.__name__} records, {summary.responses} responses, {summary.bad_count} bad"
+    )
+    yield f"{path}: {counts}"
+    for what, lengths in (("prompts", summary.prompts), ("prompts with a response", summary.wholes)):
         if lengths:
             low, middle, high, most = np.percentile(np.asarray(lengths), (0, 50, 95, 100))
             yield f"  {what}: {low:.0f} to {most:.0f} {unit}, median {middle:.0f}, 95 % within {high:.0f}"
-    yield from (f"  {count} {what}" for what, count in found.notes.items() if count)
-    yield f"  {found.sidecar}"
-    yield from (f"  bad: {line}" for line in found.bad)
-    if found.bad_count > len(found.bad):
-        yield f"  … and {found.bad_count - len(found.bad)} more"
+    yield from (f"  {count} {what}" for what, count in summary.notes.items() if count)
+    yield f"  {summary.sidecar}"
+    yield from (f"  bad: {line}" for line in summary.bad)
+    if summary.bad_count > len(summary.bad):
+        yield f"  … and {summary.bad_count - len(summary.bad)} more"
 
 
 def _parts(record: Record) -> tuple[list[Message], list[str]]:
@@ -91,7 +94,7 @@ def _parts(record: Record) -> tuple[list[Message], list[str]]:
         case Samples():
             return record.prompt, record.responses
         case Rewards():
-            return record.prompt, record.answers()
+            return record.prompt, record.responses()
         case Pair():
             return record.prompt, [record.selected[-1].content, record.rejected[-1].content]
         case Answer():
@@ -111,19 +114,19 @@ def _notes(record: Record, responses: list[str]) -> dict[str, int]:
     }
 
 
-def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, limit: int, found: Summary) -> list[int]:
-    """The lengths that a stage's limit is for: of the prompt with each response, or of the prompt alone."""
+def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, limit: int, summary: Summary) -> list[int]:
+    """The lengths that a stage limits: of the prompt with each response, or of the prompt alone."""
     if chat is None:
         start = sum(len(message.content) for message in prompt)
         wholes = [start + len(response) for response in responses]
     else:
         if any(chat.exceeds([*prompt, Message("assistant", text)], limit) for text in responses or [""]):
-            return [limit + 1]  # it is not counted how much longer it is
+            return [limit + 1]  # its length is not counted
         ids = chat.encode_prompt(prompt)
         start = len(ids)
         rows = chat.encode_responses(prompt, responses, [True] * len(responses), ids)
         wholes = [len(row) for row in rows if row is not None]
-        found.notes["responses whose prompt is not a prefix under this template"] += rows.count(None)
-    found.prompts.append(start)
-    found.wholes.extend(wholes)
+        summary.notes["responses whose prompt is not a prefix under this template"] += rows.count(None)
+    summary.prompts.append(start)
+    summary.wholes.extend(wholes)
     return wholes or [start]

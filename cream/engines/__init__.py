@@ -34,11 +34,11 @@ class EngineFlags:
 
     engine: str = flag(
         "auto",
-        "auto: vLLM where it is installed and can run the model, hf elsewhere and for tiny models",
+        "auto: vLLM if it is installed and can run the model; hf otherwise, and for tiny models",
         choices=("auto", *ENGINES),
     )
     max_tokens_per_batch: int = flag(
-        16384, "hf engine: rows x (prompt + response) tokens of a batch", low=1, decides=False
+        16384, "hf engine: limit on a batch's rows x (prompt + response) tokens", low=1, decides=False
     )
     gpu_memory_utilization: float = flag(0.9, "vLLM on a GPU: share of its memory", above=0, high=1, decides=False)
 
@@ -54,17 +54,20 @@ class SamplingFlags:
 
     gen_n: int | None = flag(
         None,
-        "responses per prompt; none: 5 in sampling, 1 in evaluation, which is greedy; more are sampled there, and vote",
+        "responses per prompt; none: 5 in sampling, 1 (greedy) in evaluation, where several responses are "
+        "sampled and vote",
         low=1,
     )
     gen_temperature: float = flag(0.8, "sampling temperature; below 0.001: greedy", low=0)
-    top_p: float = flag(0.95, "nucleus: the smallest set of tokens with this probability", above=0, high=1)
-    gen_max_tokens: int = flag(768, "tokens of a response at most", low=1)
-    do_sample: bool = flag(True, "no: one greedy response per prompt")
-    max_length: int = flag(2048, "tokens of a prompt at most; longer ones are dropped, never cut", low=2)
+    top_p: float = flag(
+        0.95, "nucleus sampling: use the most likely tokens up to this total probability", above=0, high=1
+    )
+    gen_max_tokens: int = flag(768, "limit on tokens per response", low=1)
+    do_sample: bool = flag(True, "sample; no: one greedy response per prompt")
+    max_length: int = flag(2048, "limit on tokens per prompt; longer ones are dropped, never truncated", low=2)
     sysprompt: str = flag(
         "auto",
-        "text appended to the user's; none: nothing; auto: none in sampling, the task's own in evaluation",
+        "text to append to the user's turn; auto: nothing in sampling, the task's own in evaluation",
         choices=("auto", *SYSPROMPTS),
     )
 
@@ -80,7 +83,7 @@ class SamplingFlags:
         greedy = not self.do_sample or self.gen_temperature < GREEDY
         if mode == "evaluation" and self.gen_n == 1:
             greedy = True
-            log.info("one response a question, greedy: --gen_temperature, --top_p, --do_sample do not apply")
+            log.info("one response per question, greedy: --gen_temperature, --top_p and --do_sample have no effect")
         elif greedy and self.gen_n > 1:
             log.info("greedy: one response a prompt, --gen_n %d does not apply", self.gen_n)
         n, temperature = (1, 0.0) if greedy else (self.gen_n, self.gen_temperature)
@@ -196,7 +199,7 @@ def choose(name: str, model_folder: str | Path, device: str) -> tuple[str, str]:
         return "hf", obstacle
     size = parameter_count(folder)
     if size < TINY:
-        return "hf", f"{size / 1e6:.2g} M parameters: below {TINY / 1e6:.0f} M it is done before vLLM has started"
+        return "hf", f"{size / 1e6:.2g} M parameters: below {TINY / 1e6:.0f} M it is faster than starting vLLM"
     return "vllm", f"vLLM is installed for this device and can run the model ({size / 1e6:.0f} M parameters)"
 
 

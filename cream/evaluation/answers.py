@@ -197,7 +197,7 @@ def _numbers(text: str) -> list[str]:
 def _result(clause: str) -> str | None:
     """The number that an answer clause arrives at.
 
-    It stands after the last "=" ("5 = 2 + 3": before it) and outside remarks ("5 (not 6)", "12 because …"). A clause
+    It is after the last "=" ("5 = 2 + 3": before it) and outside remarks ("5 (not 6)", "12 because …"). A clause
     that opens with a number and computes nothing further means that number ("18 dollars for 7 days"); any other means
     its last.
     """

@@ -20,9 +20,11 @@ ONE_DATA = "only evaluations of the same data can be compared"
 class CompareFlags:
     """compare"""
 
-    show: int = flag(5, "flipped items that are printed, of each direction", low=0)
-    output: str | None = flag(None, "file for all flipped items with both responses, .jsonl or .json", aliases=("o",))
-    seed: int = flag(0, "of the bootstrap intervals", low=0)
+    show: int = flag(5, "print this many flipped items per direction", low=0)
+    output: str | None = flag(
+        None, "write all flipped items with both responses to this file, .jsonl or .json", aliases=("o",)
+    )
+    seed: int = flag(0, "seed of the bootstrap intervals", low=0)
 
 
 @dataclass(frozen=True)

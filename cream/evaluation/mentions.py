@@ -129,7 +129,7 @@ def refuses(sentence: str, options: dict[str, str]) -> bool:
 
 
 def option_texts(sentence: str, options: dict[str, str]) -> list[tuple[int, set[str]]]:
-    """(position in its words, labels) of the option texts that stand in `sentence`, in order, but for denied ones.
+    """(position in its words, labels) of the option texts in `sentence`, in order, but for denied ones.
 
     Texts that "or", "and" join are one entry, affirmed or denied together. Of texts that overlap, the first and then
     the longest counts.

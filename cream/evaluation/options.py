@@ -25,14 +25,15 @@ class Task:
 
     mode: str = flag(
         "sampling",
-        "sampling: for training; evaluation: of questions, graded; rescore: grade such a file again",
+        "sampling: generate responses for training; evaluation: respond to questions and grade; rescore: grade "
+        "the responses of an evaluation again",
         choices=("sampling", "evaluation", "rescore"),
     )
     name: str | None = flag(
-        None, "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file", decides=False
+        None, "dataset: a built-in name (DatasetEnum), a name in configs/dataset.json, or a file", decides=False
     )
-    input_file: str | None = flag(None, "rescore: the evaluation results to grade again", decides=False)
-    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
+    input_file: str | None = flag(None, "rescore: the evaluation's result file", decides=False)
+    limit_size: int | None = flag(None, "read at most this many records; none: all", low=1)
 
     def __post_init__(self):
         if self.mode == "rescore" and self.limit_size:
@@ -62,10 +63,10 @@ class Task:
 class EvaluationFlags:
     """Evaluation"""
 
-    few_shot: int = flag(0, "solved examples in front of each question, the same for all of a task", low=0)
+    few_shot: int = flag(0, "solved examples before each question, the same for all questions of a task", low=0)
     few_shot_file: str | None = flag(
         None,
-        "questions with labels that they are drawn from; none: train.json beside the task's test.json",
+        "labelled questions to take the examples from; none: train.json next to the task's test.json",
         decides=False,
     )
     extraction: str = flag(
@@ -80,13 +81,13 @@ class EvaluationFlags:
     )
     prompt_format: str = flag(
         "plain",
-        "loglikelihood: plain, options continue a text, as in lm-evaluation-harness; chat, as an assistant's turns",
+        "loglikelihood: plain, options continue a text as in lm-evaluation-harness; chat, options are assistant turns",
         choices=FORMATS,
     )
     length_norm: str = flag(
         "chars",
-        "loglikelihood: an option's log-likelihood is divided by this before the largest wins (the summary has all); "
-        "none is the harness's acc, chars its acc_norm",
+        "loglikelihood: divide each option's log-likelihood by its length in these units (the summary has all of "
+        "them); none is the harness's acc, chars its acc_norm",
         choices=tuple(NORMS),
     )
 
@@ -107,6 +108,6 @@ class InferOutput:
     """Output"""
 
     output_dir: str | None = flag(
-        None, "file or folder; none: below outputs/sampling or outputs/evaluation", decides=False
+        None, "output file or folder; none: a file in outputs/sampling or outputs/evaluation", decides=False
     )
     show_example: bool = flag(True, "print the first prompt as the model sees it", decides=False)

@@ -1,7 +1,4 @@
-"""Files that grow line by line: a JSON value and a checksum, which shows whether the line is as it was written.
-
-A running stage's journal and the score cache are such files.
-"""
+"""Append-only files of JSON lines with checksums: a running stage's journal, and the score cache."""
 
 import os
 from collections.abc import Iterator
@@ -14,23 +11,23 @@ from filelock import lock_descriptor, unlock_descriptor
 
 
 def add_checksum(value: object) -> bytes:
-    """A whole line: the JSON value, a tab, and 16 hex digits, xxh3-64 of the value's bytes."""
+    """A line: the JSON value, a tab, and 16 hex digits, xxh3-64 of the value's bytes."""
     data = msgspec.json.encode(value)
     return data + b"\t" + xxhash.xxh3_64_hexdigest(data).encode() + b"\n"
 
 
 def strip_checksum(line: bytes) -> bytes | None:
-    """The JSON text of a line by `add_checksum`, with or without its newline; None if it was truncated or changed."""
+    """The JSON text of a line, with or without its newline; None if it was truncated or changed."""
     data, _, digest = line.removesuffix(b"\n").rpartition(b"\t")
     return data if data and digest == xxhash.xxh3_64_hexdigest(data).encode() else None
 
 
 class AppendLog:
-    """One such file, open. `writable` creates it where it is missing.
+    """An open file; `writable` creates it if it is missing.
 
-    A process that is killed leaves its last line truncated; the next one to append starts a new line, so that no more
-    than that one is lost. Several processes may append at once: each locks the file for that moment, and where the
-    file system has no locks the checksums show which lines ran into each other.
+    A killed process may leave a truncated last line; the next append starts a new line, so that only that one is lost.
+    Several processes may append at once: each locks the file meanwhile, and on a file system without locks the
+    checksums show which lines are mixed up.
     """
 
     def __init__(self, path: Path, *, writable: bool = False):
@@ -43,21 +40,21 @@ class AppendLog:
         self._file.close()
 
     def lines(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
-        """(byte offset, line as it is, its newline included) of every line from an offset on."""
+        """(byte offset, line with its newline) of every line from an offset on."""
         self._file.seek(start)
         for line in self._file:
             yield start, line
             start += len(line)
 
     def read(self, offset: int = 0) -> bytes | None:
-        """The JSON text of the line at an offset; None if it is not as it was written."""
+        """The JSON text of the line at an offset; None if it was truncated or changed."""
         self._file.seek(offset)
         return strip_checksum(self._file.readline())
 
     def append(self, *values: object) -> None:
-        """Write values at the end. They survive a kill once this returns, and a power cut after `sync`.
+        """Write values at the end. Once this returns they survive a kill, and after `sync` a power cut.
 
-        Nothing is buffered: what a full disk refuses must not be refused again when the file is closed.
+        Nothing is buffered, so that an error on a full disk does not occur again when the file is closed.
         """
         data, handle = b"".join(map(add_checksum, values)), self._file.fileno()
         with suppress(OSError):
@@ -77,5 +74,5 @@ class AppendLog:
         self._file.truncate(end)
 
     def sync(self) -> None:
-        """Make what was appended survive a power cut."""
+        """Make all appended lines survive a power cut."""
         os.fsync(self._file.fileno())

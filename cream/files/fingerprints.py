@@ -1,7 +1,7 @@
 """Hashes of texts, files and model folders. A folder's files are read once, then recognised by size, times and inode.
 
-Their hashes are cached in `fingerprints.json`, in the folder $CREAM_CACHE or else in `cream` in the user's cache
-folder. It saves time and decides nothing: where it is missing, damaged or cannot be written, every file is read again.
+Their hashes are cached in `fingerprints.json`, in $CREAM_CACHE or else in `cream` in the user's cache folder. If the
+cache is missing, damaged or cannot be written, every file is read again.
 """
 
 import os
@@ -20,7 +20,7 @@ from cream.files.lock import Lock
 
 # weights, configs and tokenizer, template, vocabularies (merges.txt, vocab.txt), own code
 SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
-NOTES = {"cream.json", "args.json"}  # ours; they decide no output
+NOTES = {"cream.json", "args.json"}  # our own files, which do not affect a model's output
 SETTLED = 2 * 10**9  # ns; a younger file may change again within one tick of its file system's clock, unseen
 BLOCK = 1 << 22  # bytes read at a time
 
@@ -35,7 +35,7 @@ class Cached(msgspec.Struct):
 
 
 class Cache(msgspec.Struct):
-    """The cache file: files by resolved path; `check`, the hash of `files`, shows that it is as it was written."""
+    """The cache file: files by resolved path, and `check`, the hash of `files`."""
 
     check: str
     files: dict[str, Cached]
@@ -49,25 +49,25 @@ def fingerprint_text(text: str) -> str:
 def fingerprint_file(path: str | Path) -> str:
     """xxh3-128 of a file's bytes, 32 hex digits. Raises UserError when there is no such file."""
     digest = xxhash.xxh3_128()
-    with store.open_file(Path(path)), open(path, "rb") as file:  # the former checks, the latter does not unpack
+    with store.open_file(Path(path)), open(path, "rb") as file:  # the first checks, the second does not unpack
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
 
 
 def fingerprint_folder(folder: Path, *, cached: bool = True) -> str:
-    """xxh3-128, 32 hex digits, over names and contents of the files that decide a model's output; links are followed.
+    """xxh3-128, 32 hex digits, over names and contents of the files that affect a model's output; links are followed.
 
-    `cached` false reads every file again, whatever the cache has. Raises UserError on one that cannot be read.
+    `cached` False reads every file again. Raises UserError if one cannot be read.
     """
     paths, file = _deciding(folder), _cache_file()
-    known = _read(file) if cached else {}
-    with ThreadPoolExecutor() as pool:  # reading and hashing both let other threads run
-        found = list(pool.map(lambda path: _hash(path, known.get(str(path.resolve()))), paths))
-    new = {str(path.resolve()): entry for path, (entry, settled) in zip(paths, found, strict=True) if settled}
-    if any(known.get(path) != entry for path, entry in new.items()):
+    entries = _read(file) if cached else {}
+    with ThreadPoolExecutor() as pool:  # reading and hashing release the GIL
+        hashes = list(pool.map(lambda path: _hash(path, entries.get(str(path.resolve()))), paths))
+    new = {str(path.resolve()): entry for path, (entry, settled) in zip(paths, hashes, strict=True) if settled}
+    if any(entries.get(path) != entry for path, entry in new.items()):
         _keep(file, new)
-    names = "".join(f"{path.name}\0{entry.hash}\0" for path, (entry, _) in zip(paths, found, strict=True))
+    names = "".join(f"{path.name}\0{entry.hash}\0" for path, (entry, _) in zip(paths, hashes, strict=True))
     return xxhash.xxh3_128_hexdigest(names.encode())
 
 
@@ -76,16 +76,16 @@ def _deciding(folder: Path) -> list[Path]:
 
 
 def states(path: Path) -> dict[str, State]:
-    """The states, by name, of a file, if it is there, or of the files that decide a model's output in its folder."""
-    found = {}
+    """name -> state of a file, if it exists, or of the files in a folder that affect a model's output."""
+    by_name = {}
     for each in _deciding(path) if path.is_dir() else [path]:
         with suppress(OSError):
-            found[each.name] = _of(os.stat(each))
-    return found
+            by_name[each.name] = _state(os.stat(each))
+    return by_name
 
 
 def verified(folder: Path, expected: str, make: Callable[[str], object], device: str) -> object:
-    """make(device), if this machine has the folder at this path, with the expected fingerprint."""
+    """make(device), if the folder exists on this machine with the expected fingerprint; else raises UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder here; every node needs the model at this path")
     if (found := fingerprint_folder(folder)) != expected:
@@ -95,30 +95,26 @@ def verified(folder: Path, expected: str, make: Callable[[str], object], device:
     return make(device)
 
 
-def _hash(path: Path, known: Cached | None) -> tuple[Cached, bool]:
-    """A file's hash (`known` while its state is the same), and whether a later change would show in its state."""
+def _hash(path: Path, entry: Cached | None) -> tuple[Cached, bool]:
+    """A file's hash (`entry`, if its state is the same), and whether any later change would show in its state."""
     started = time.time_ns()
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is not a regular file (a pipe or device)")
     try:
         with open(path, "rb", buffering=0) as file:
-            state = _state(file)
-            if known is not None and known.state == state:
-                return known, True
+            state = _state(os.fstat(file.fileno()))
+            if entry is not None and entry.state == state:
+                return entry, True
             digest, block = xxhash.xxh3_128(), memoryview(bytearray(min(BLOCK, state[0] + 1)))
             while count := file.readinto(block):
                 digest.update(block[:count])
-            settled = started - max(state[1:3]) > SETTLED and _state(file) == state
+            settled = started - max(state[1:3]) > SETTLED and _state(os.fstat(file.fileno())) == state
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return Cached(state, digest.hexdigest()), settled
 
 
-def _state(file) -> State:
-    return _of(os.fstat(file.fileno()))
-
-
-def _of(found: os.stat_result) -> State:
+def _state(found: os.stat_result) -> State:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
@@ -133,7 +129,7 @@ def _cache_file() -> Path | None:
 
 
 def _read(file: Path | None) -> dict[str, Cached]:
-    """The cache file's entries; none where it is not as it was written."""
+    """The cache file's entries; none if it is damaged."""
     with suppress(UserError, OSError, msgspec.ValidationError):
         if file is not None and file.exists():
             cache = msgspec.convert(store.read_json(file), Cache)
@@ -142,10 +138,10 @@ def _read(file: Path | None) -> dict[str, Cached]:
 
 
 def _keep(file: Path | None, new: dict[str, Cached]) -> None:
-    """Add entries to the cache file if it can be written, and drop those whose files are gone."""
+    """Add entries to the cache file if it can be written, and remove those of deleted files."""
     if file is None:
         return
-    with suppress(OSError, UserError):  # the disk is full, read-only, or another process takes too long
+    with suppress(OSError, UserError):  # a full or read-only disk, or another process holds the lock
         file.parent.mkdir(parents=True, exist_ok=True)
         with Lock(file, timeout=10):
             files = {path: entry for path, entry in (_read(file) | new).items() if os.path.exists(path)}

@@ -1,4 +1,4 @@
-"""What a model's folder holds, of which kind, whole or not: read from its headers, nothing is loaded."""
+"""Checks of a model's folder by its configuration and the headers of its weights, without loading them."""
 
 import math
 import os
@@ -10,16 +10,16 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.provenance import KIND, POLICY, REWARD_MODEL, read_kind
 
-REMOTE_CODE = "CREAM_TRUST_REMOTE_CODE"  # "yes": a stage was given --trust_remote_code, here or where it was started
+REMOTE_CODE = "CREAM_TRUST_REMOTE_CODE"  # "yes" under --trust_remote_code, for child processes too
 CONVERT = (
     "To convert weights whose source you trust: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW), in "
     "Python with transformers"
 )
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # as configs spell the number
+LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # names for it in config.json
 MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
 KINDS = {POLICY: "a policy (a language model that generates text)", REWARD_MODEL: "a reward model"}
-CLASSES = {  # how the classes in config.json end: the kind, and where a head reads
+CLASSES = {  # end of a class name in config.json -> kind, and where a head reads
     "ForSequenceClassification": (REWARD_MODEL, "last_token"),
     "RewardModel": (REWARD_MODEL, "last_token"),
     "ForTokenClassification": (REWARD_MODEL, "step_token"),
@@ -34,7 +34,7 @@ def remote_code() -> bool:
 
 
 class Tensor(msgspec.Struct):
-    """What a safetensors header says of a tensor: its dtype as spelled there, its shape, its first and last byte."""
+    """A tensor in a safetensors header: dtype as spelled there, shape, first and last byte."""
 
     dtype: str
     shape: list[int]
@@ -45,32 +45,32 @@ TENSOR = msgspec.json.Decoder(Tensor)
 
 
 def kind_of(classes: list[str]) -> tuple[str | None, str | None]:
-    """(kind, where its head reads) of a model by the names of its classes; None where they do not say."""
+    """(kind, where its head reads) of a model by the names of its classes; None if unknown."""
     ends = (known for name in classes for end, known in CLASSES.items() if name.endswith(end))
     return next(ends, (None, None))
 
 
 def check_kind(folder: Path, config: dict, kind: str) -> None:
-    """Raises UserError where a folder holds a model of another kind, by its cream.json, else by its config.json."""
+    """Raises UserError if a folder holds another kind of model, by its cream.json, else by its config.json."""
     classes = [name for name in config.get("architectures") or [] if isinstance(name, str)]
     recorded = read_kind(folder).get("kind")
-    found = recorded or kind_of(classes)[0]
-    if found not in (None, kind):
+    actual = recorded or kind_of(classes)[0]
+    if actual not in (None, kind):
         source = KIND if recorded else f"config.json: {', '.join(classes)}"
-        raise UserError(f"{folder}: expected {KINDS[kind]}, found {KINDS[found]} ({source})")
+        raise UserError(f"{folder}: expected {KINDS[kind]}, found {KINDS[actual]} ({source})")
 
 
 def check_folder(folder: Path, kind: str = POLICY) -> None:
-    """Raises UserError when a model folder holds another kind of model, misses a part, the tokenizer included, or holds
-    pickled weights only."""
+    """Raises UserError if a model folder holds another kind of model, lacks a part (such as the tokenizer), or has only
+    pickled weights."""
     check_weights(folder, kind)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{folder}: the tokenizer's files are missing")
 
 
 def check_weights(folder: Path, kind: str = POLICY) -> None:
-    """Raises UserError unless the model is of this kind, and config.json and all safetensors shards are there, the
-    latter as long as they say."""
+    """Raises UserError unless the model is of this kind, and config.json and all safetensors shards exist, each as long
+    as its header says."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: not a model folder, it has no config.json")
     config = store.read_json(folder / "config.json")
@@ -90,8 +90,8 @@ def check_weights(folder: Path, kind: str = POLICY) -> None:
 
 
 def _check_layers(folder: Path, config: dict, count: int) -> None:
-    """Raises UserError where config.json has more layers than there are tensors (`count`): to build 10¹² would take for
-    ever."""
+    """Raises UserError if config.json has more layers than there are tensors (`count`): building 10¹² would take too
+    long."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name in LAYERS:
             if isinstance(layers := part.get(name), int) and layers > count:
@@ -101,8 +101,7 @@ def _check_layers(folder: Path, config: dict, count: int) -> None:
 
 
 def _tensors_by_file(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each of a folder's weight files, of its shards where it has an index. Raises UserError where one
-    is missing or incomplete."""
+    """The tensors of each weight file of a folder. Raises UserError if one is missing or incomplete."""
     index = folder / INDEX
     if not index.exists():
         return {WEIGHTS: tensors(folder / WEIGHTS)}
@@ -123,9 +122,9 @@ def _tensors_by_file(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name, as its header has them (8 bytes: its length; then JSON).
+    """The tensors of a safetensors file by name, from its header (8 bytes: its length; then JSON).
 
-    Raises UserError where that is damaged, or the file is not as long as it says.
+    Raises UserError if that is damaged, or the file is not as long as it says.
     """
     try:
         with store.open_file(file) as opened:
@@ -148,6 +147,5 @@ def tensors(file: Path) -> dict[str, Tensor]:
 
 
 def parameter_count(folder: Path) -> int:
-    """Parameters of a folder's model; weights in another form beside it (consolidated.safetensors) do not
-    count."""
+    """Parameters of a folder's model, without weights in other files (consolidated.safetensors)."""
     return sum(math.prod(tensor.shape) for file in _tensors_by_file(folder).values() for tensor in file.values())

@@ -1,4 +1,4 @@
-"""Whether an output that is there is the one a command would make: the same settings, from the same inputs."""
+"""Whether an existing output is up to date: it has the settings and inputs of the present command."""
 
 from pathlib import Path
 
@@ -25,22 +25,22 @@ def find_free_path(path: Path) -> Path:
     return candidate
 
 
-def describe_difference(found: object, header: dict) -> str | None:
-    """How a `found` header ({"settings": …, "inputs": …}) differs from `header`; None when it does not."""
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("settings", "inputs")):
+def describe_difference(existing: object, header: dict) -> str | None:
+    """How an existing header ({"settings": …, "inputs": …}) differs from `header`; None when it does not."""
+    if not isinstance(existing, dict) or not all(isinstance(existing.get(key), dict) for key in ("settings", "inputs")):
         return "it was not made by this command in this version, or it is damaged"
-    old, new = ({**h["settings"], **h["inputs"]} for h in (found, header))
+    old, new = ({**h["settings"], **h["inputs"]} for h in (existing, header))
     different = list_differences(old, new)
     return f"its settings or inputs differ: {different}" if different else None
 
 
 def check_same(
-    path: Path, found: object, header: dict, what: str, advice: str = "", instead: str | None = None
+    path: Path, existing: object, header: dict, what: str, advice: str = "", instead: str | None = None
 ) -> None:
-    """Raises UserError unless `found`, the header of what is at `path`, equals `header`.
+    """Raises UserError unless `existing`, the header of the output at `path`, equals `header`.
 
-    `what` says what is there; `advice` is added; `instead` says where else the output could go (default: a free path).
+    The message consists of `what`, the difference, `advice`, and where else to write (`instead`; default: a free path).
     """
-    if (difference := describe_difference(found, header)) is not None:
+    if (difference := describe_difference(existing, header)) is not None:
         instead = instead or f"another output, such as {find_free_path(path)}"
         raise UserError(f"{path}: {what}, but {difference}. {advice}Give {instead}, or --overwrite to replace it")

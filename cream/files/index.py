@@ -1,4 +1,4 @@
-"""Many records by uuid: little memory or none for each, in temporary files on disk where there are values to keep."""
+"""Many records by uuid, in little memory: values are in temporary files on disk."""
 
 import sqlite3
 from array import array
@@ -13,7 +13,7 @@ from cream.errors import UserError
 
 
 class Keys:
-    """The uuids of many records, 8 bytes each: `in` takes two of equal xxh3-64 for the same (at 10^6, odds of 3e-8)."""
+    """A set of uuids at 8 bytes each: two uuids with equal xxh3-64 are the same to it (3e-8 likely among 10^6)."""
 
     def __init__(self, uuids: Iterable[str] = ()):
         import numpy as np
@@ -31,7 +31,7 @@ class Keys:
 
 
 def _database() -> sqlite3.Connection:
-    """A database in a temporary file, which is removed when it is closed."""
+    """A database in a temporary file, removed on closing."""
     return sqlite3.connect("", isolation_level=None, check_same_thread=False)
 
 
@@ -44,7 +44,7 @@ def _explain_full_disk() -> Iterator[None]:
 
 
 class Index:
-    """uuid -> byte offsets of its lines in a file, from (uuid, offset) pairs. Raises UserError on a full disk."""
+    """uuid -> byte offsets of its lines in a file. Raises UserError on a full disk."""
 
     def __init__(self, offsets: Iterable[tuple[str, int]]):
         self._db = _database()
@@ -62,8 +62,7 @@ class Index:
 
 
 class Waiting:
-    """uuid -> JSON value of records that come before their turn: MOST in memory, further ones on disk. Raises UserError
-    when the disk is full."""
+    """uuid -> JSON value of records that arrive early, MOST in memory, others on disk. UserError on a full disk."""
 
     MOST = 1024
 
@@ -72,7 +71,7 @@ class Waiting:
         self._far: sqlite3.Connection | None = None
 
     def add(self, uuid: str, value: object) -> None:
-        """Keep a value; of several for one uuid the first is kept."""
+        """Keep a value, unless there is one for this uuid."""
         if len(self._near) < self.MOST:
             self._near.setdefault(uuid, value)
             return

@@ -1,7 +1,7 @@
-"""A stage's output while it is being made: finished records survive a kill, and the file appears whole or not at all.
+"""A stage's output X: finished records survive a kill, and X appears whole or not at all.
 
-A running stage appends to `X.partial`. The same command again: where X is finished, it is up to date; where the run was
-interrupted, it resumes. Another command: an error that names the difference. provenance.py describes X's sidecar.
+A running stage appends to `X.partial`. The same command skips a finished X, and resumes an interrupted run; another
+command gets an error that names the difference. provenance.py describes X's sidecar.
 """
 
 import logging
@@ -28,12 +28,12 @@ from cream.records import Record, encode
 
 log = logging.getLogger("cream")
 FORMAT = 1  # of a journal; increased when the records of any stage change their layout
-LONGEST = 250  # bytes of a name: most file systems take 255, and a temporary file's name has 5 more
-SYNC = 1.0  # seconds after which what was appended to a journal is forced to disk
+LONGEST = 250  # bytes of a name: most file systems allow 255, and temporary files add 5
+SYNC = 1.0  # seconds after which appended records are forced to disk
 
 
 class Line(msgspec.Struct):
-    """The part of a journal's line by which it is found."""
+    """The part of a journal's line that the index needs."""
 
     uuid: str
 
@@ -42,13 +42,13 @@ LINE = msgspec.json.Decoder(Line)
 
 
 class Output:
-    """A record file while it is being made.
+    """A record file that a stage writes.
 
-    `settings`, a flat map (flag -> value), and the hashes of the inputs decide what the output holds. `up_to_date` says
-    that it is finished. Otherwise it is made within `with`, by one process at a time: `resume` opens the journal of an
-    interrupted run, `append` starts one; nothing is written or removed before. `dropped` and `facts` are written to the
-    sidecar as they are after the last row. `beside`: what else the stage writes; `instead`: see `check_same`.
-    Raises UserError where the path is taken by an output of other settings or inputs, or another process is writing it.
+    `settings`, a flat map (flag -> value), and the hashes of the inputs decide its content. If it is not `up_to_date`,
+    it is written within `with`, by one process at a time: `resume` opens the journal of an interrupted run, `append`
+    starts one; nothing is written or removed before. `dropped` and `facts` enter the sidecar as they are after the last
+    row. `beside`: other files that the stage writes; `instead`: see `check_same`. Raises UserError if the path has an
+    output of other settings or inputs, or another process is writing it.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class Output:
             self._remove_leftovers()
 
     def _check_place(self, beside: list[Path]) -> None:
-        """Raises UserError where the output, or what is written beside it, would replace or change something else."""
+        """Raises UserError if the output, or a file written with it, would replace or change another file."""
         path = self.path
         if path.is_dir() or not store.is_record_file(path):
             raise UserError(f"{path}: an output is a file that ends in .json or .jsonl (.gz or .zst may follow)")
-        if len(os.fsencode(self._staged_rejects.name)) > LONGEST:  # the longest name of those written beside it
-            raise UserError(f"{path}: the name is too long: files beside it have longer ones; shorten it")
+        if len(os.fsencode(self._staged_rejects.name)) > LONGEST:  # the longest of the names
+            raise UserError(f"{path}: the name is too long, since temporary files add to it; shorten it")
         sources = self.provenance.sources.values()
         written = {each.resolve() for each in (path, self.partial, meta_path(path), self._rejects, *beside)}
         if taken := [source for source in sources if source.resolve() in written]:
@@ -105,8 +105,8 @@ class Output:
             raise UserError(f"{path}: is in the folder of {inside[0]}, an input that it would change; give another")
 
     def _remove_leftovers(self) -> None:
-        """Remove what a run leaves that is killed after its output is finished. The journal of an interrupted command
-        that is to replace this output stays."""
+        """Remove the leftovers of a run that was killed after finishing its output, but not the journal of another
+        command, interrupted while replacing it."""
         with suppress(UserError, FileNotFoundError), self._lock:  # unless another process is replacing it
             self._unstage()
             with AppendLog(self.partial) as journal:
@@ -132,7 +132,7 @@ class Output:
                 journal.sync()
 
     def _unstage(self) -> None:
-        """Remove what this run, which failed, or a killed one staged: it is never resumed from."""
+        """Remove the staged files of a failed or killed run, which are never resumed from."""
         for staged in (self._staged, self._staged_rejects):
             with suppress(OSError):
                 staged.unlink()
@@ -145,16 +145,16 @@ class Output:
         if meta.get("output") != fingerprint_file(self.path):
             raise UserError(
                 f"{self.path}: is not what its sidecar describes: it was changed since, or replacing it was "
-                "interrupted; --overwrite makes it again"
+                "interrupted; --overwrite writes it again"
             )
         return True
 
     # The journal ----------------------------------------------------------------------------------------------------
 
     def resume(self) -> Keys:
-        """Open the journal of an interrupted run, if there is one; returns the keys of the records in it.
+        """Open the journal of an interrupted run, if there is one; returns the keys of its records.
 
-        With --overwrite only where the same command began it. Raises UserError where another did, without --overwrite.
+        Another command's journal is ignored with --overwrite, and a UserError without it.
         """
         if not self.partial.exists():
             return Keys()
@@ -165,12 +165,12 @@ class Output:
             opened.pop_all()
         self._journal = journal
         keys = Keys(uuid for uuid, _ in self._lines())
-        self._cut(len(keys))
+        self._drop_damaged_lines(len(keys))
         self._synced = time.monotonic()
         return keys
 
     def _resumes(self, journal: AppendLog) -> bool:
-        """Whether the run that wrote this journal is to be resumed."""
+        """Whether to resume the run that wrote this journal."""
         _, first = next(journal.lines(), (0, b""))
         if strip_checksum(first) is None and not first.endswith(b"\n"):  # killed while it wrote its header
             return False
@@ -183,7 +183,7 @@ class Output:
 
     @staticmethod
     def _read_header(journal: AppendLog) -> dict | None:
-        """The header in a journal's first line; None if that is of another version, or damaged."""
+        """The header in a journal's first line; None if it is damaged or of another version."""
         try:
             header = msgspec.json.decode(journal.read() or b"")
         except msgspec.DecodeError:
@@ -191,30 +191,26 @@ class Output:
         return header if isinstance(header, dict) and header.get("journal") == FORMAT else None
 
     def _lines(self) -> Iterator[tuple[str, int]]:
-        """(uuid, offset) of every record of the journal, up to the first that is not as it was written."""
+        """(uuid, offset) of every record of the journal, up to the first damaged line."""
         lines = self._journal.lines()
         self._end = len(next(lines)[1])
         for offset, line in lines:
             try:
                 uuid = LINE.decode(strip_checksum(line) or b"").uuid
-            except msgspec.DecodeError:  # killed within a line, a power cut, or changed: from here on computed again
+            except msgspec.DecodeError:  # a kill, a power cut, or a change
                 return
             yield uuid, offset
             self._end = offset + len(line)
 
-    def _cut(self, count: int) -> None:
-        """End the journal after its first `count` records, the whole ones, and log what is lost."""
+    def _drop_damaged_lines(self, count: int) -> None:
+        """Truncate the journal after its first `count` records, and log how many lines are lost."""
         if lost := sum(1 for _ in self._journal.lines(self._end)):
-            log.warning(
-                "%s: line %d is not as it was written; the %d lines from there on are computed again",
-                self.partial,
-                count + 2,
-                lost,
-            )
+            what = "%s: line %d is damaged; it and all lines after it, %d in total, are computed again"
+            log.warning(what, self.partial, count + 2, lost)
         self._journal.truncate(self._end)
 
     def append(self, row: Record | dict) -> None:
-        """Add one finished record to the journal; it survives a kill from now on, a power cut SYNC seconds later."""
+        """Add a finished record to the journal; it survives a kill from now on, a power cut SYNC seconds later."""
         with with_filename(self.partial):
             if self._journal is None:
                 self._journal = AppendLog(self.partial, writable=True)
@@ -241,16 +237,15 @@ class Output:
     # The end --------------------------------------------------------------------------------------------------------
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Count something that is not in the output, and why."""
+        """Count records that are not in the output, by reason."""
         self.dropped[reason] += count
 
     def reject(self, rows: Iterable[dict]) -> None:
-        """Malformed records that were skipped, if there are any: counted, and written beside the output when it is
-        finished."""
+        """Set the malformed records that were skipped; they are counted and written to a file when the output is."""
         self._bad = iter(rows)
 
     def _stage_rejects(self) -> bool:
-        """Write and count the malformed records that were skipped, if there are any, under a temporary name."""
+        """Write and count skipped malformed records, under a temporary name; returns whether there are any."""
         if (first := next(self._bad, None)) is None:
             return False
         count = store.write_rows(self._staged_rejects, chain([first], self._bad))
@@ -259,10 +254,10 @@ class Output:
         return True
 
     def finish(self, rows: Iterable[dict], **facts) -> int:
-        """Write the output and its sidecar (sidecar first: data without one is never taken for finished)."""
+        """Write the sidecar and then the output, which without it would never count as finished."""
         count = store.write_rows(self._staged, rows)
         rejects = self._stage_rejects()
-        self.provenance.check_unchanged()  # now that all of the inputs has been read
+        self.provenance.check_unchanged()  # now that all inputs have been read
         meta = {
             **self.header,
             **origin(),
@@ -276,7 +271,7 @@ class Output:
         store.write_json(meta_path(self.path), meta)
         if rejects:
             os.replace(self._staged_rejects, self._rejects)
-        else:  # those that are there belong to an earlier run
+        else:  # existing ones belong to an earlier run
             self._rejects.unlink(missing_ok=True)
         os.replace(self._staged, self.path)
         store.sync(self.path.parent)

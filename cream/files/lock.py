@@ -1,4 +1,4 @@
-"""One writer at a time: a lock file beside what is written, which says who is writing."""
+"""One writer at a time, by a lock file next to the output that names the writer."""
 
 import errno
 import logging
@@ -17,11 +17,11 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}  # from
 
 
 class Lock:
-    """Held within `with`; the kernel releases it when its process ends, in whatever way.
+    """Held within `with`; the kernel releases it when the process ends in any way.
 
-    `timeout`: seconds to wait for another process that holds it, -1 for as long as it takes. Raises UserError, naming
-    that process, when it still holds it then. At the end the lock file is removed, and so are folders that were made
-    for it and stayed empty. Where the file system has no locks, a warning says so.
+    `timeout`: seconds to wait for another process, -1 without limit; after that a UserError names the process. At the
+    end the lock file is removed, and so are folders created for it that are empty. On a file system without locks a
+    warning is logged.
     """
 
     def __init__(self, target: Path, timeout: float = 0):

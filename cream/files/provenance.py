@@ -1,9 +1,9 @@
-"""Where an output comes from: its sidecar, the hashes of its inputs, and what of them could not be verified.
+"""The origin of an output: its sidecar, the hashes of its inputs, and which of these could not be verified.
 
-Beside each output X is `X.meta.json` (in a run's folder meta.json, in a checkpoint's cream.json): `settings` and
+The sidecar of an output X is `X.meta.json` (in a run's folder meta.json, in a checkpoint's cream.json): `settings` and
 `inputs` (name -> hash) decide what X holds; `sources` has the path of each input relative to the sidecar's folder, so
-that all may be moved together; `unverified` names the inputs, its own and theirs, that came without a sidecar;
-`forced` has the objections that --force overrode.
+that all may be moved together; `unverified` names the direct and indirect inputs that came without a sidecar; `forced`
+lists the objections that --force overrode.
 """
 
 import importlib.metadata
@@ -12,15 +12,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, TypedDict
 
 import msgspec
 
 from cream.errors import UserError
 from cream.files import store
-from cream.files.command import running_command
 from cream.files.fingerprints import State, fingerprint_file, fingerprint_folder, states
 from cream.records import METHODS
 
@@ -31,6 +31,12 @@ POLICY, REWARD_MODEL = "policy", "reward_model"  # kinds of checkpoint
 RUN = "meta.json"  # the sidecar of a training run, in its folder
 LAST = "checkpoint-last"  # there, a link to its last checkpoint
 ARGS = "args.json"  # there, from the start of the run
+RUNNING: list[list[str]] = []  # command lines of the stages that this process runs, the innermost last
+
+
+def typed_command() -> list[str]:
+    """The command line that the user typed, which repeated resumes: the script's name and its arguments."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 class Policy(TypedDict):
@@ -75,48 +81,46 @@ class Sidecar(TypedDict, total=False):
 
 
 def meta_path(output: Path) -> Path:
-    """The path of an output's sidecar: beside a file, inside a folder."""
+    """The path of an output's sidecar: next to a file, inside a folder."""
     return output / RUN if output.is_dir() else output.with_name(output.name + ".meta.json")
 
 
 def read_meta(output: Path) -> dict | None:
-    """The sidecar of an output; None where it has none (a file from elsewhere). Raises UserError on a damaged one."""
+    """The sidecar of an output; None if it has none. Raises UserError on a damaged one."""
     path = meta_path(output)
-    return _sidecar(path) if path.exists() else None
+    return read_sidecar(path) if path.exists() else None
 
 
 def read_kind(folder: Path) -> dict:
-    """A model folder's own description; {} of one from elsewhere. Raises UserError where it is damaged."""
+    """A checkpoint's sidecar; {} for any other model folder. Raises UserError on a damaged one."""
     path = folder / KIND
-    return _sidecar(path) if path.exists() else {}
+    return read_sidecar(path) if path.exists() else {}
 
 
-def _sidecar(path: Path) -> dict:
-    found = store.read_json(path)
+def read_sidecar(path: Path) -> dict:
+    sidecar = store.read_json(path)
     try:
-        msgspec.convert(found, Sidecar)
+        msgspec.convert(sidecar, Sidecar)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: is damaged, or not a sidecar of this project: {error}") from None
-    if any("\0" in place for place in (*found.get("sources", {}).values(), found.get("started_from", ""))):
+    if any("\0" in place for place in (*sidecar.get("sources", {}).values(), sidecar.get("started_from", ""))):
         raise UserError(f"{path}: is damaged: it names a path with a NUL in it")
-    return {"settings": {}, "inputs": {}, "sources": {}} | found
+    return {"settings": {}, "inputs": {}, "sources": {}} | sidecar
 
 
 def origin() -> dict:
     """The origin of an output: the command line, versions of the libraries that decide numbers, the git commit."""
     versions = {}
     for name in VERSIONS:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            pass
     commit = None
     if shutil.which("git"):
         describe = ["git", "describe", "--always", "--dirty"]
-        found = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
-        commit = found.stdout.strip() or None
+        described = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+        commit = described.stdout.strip() or None
     return {
-        "command": running_command(),
+        "command": RUNNING[-1] if RUNNING else typed_command(),
         "versions": versions,
         "python": sys.version.split()[0],
         "git": commit,
@@ -124,10 +128,7 @@ def origin() -> dict:
 
 
 class Provenance:
-    """The inputs of an output that is being made.
-
-    `inputs` has the hash of each, by name; `force` turns objections into warnings that are recorded in the sidecar.
-    """
+    """The inputs of an output: `inputs` has their hashes by name. `force` turns objections into recorded warnings."""
 
     def __init__(self, force: bool = False):
         self.force = force
@@ -139,9 +140,9 @@ class Provenance:
         self.forced: list[str] = []
 
     def file(self, name: str, path: str | Path) -> dict | None:
-        """Add a file that a user names; returns its sidecar, None where it has none, or one without a hash of it.
+        """Add a user's file; returns its sidecar, None if it has none, or one without a hash of the file.
 
-        Raises UserError when the file is not there, or was changed since a stage made it.
+        Raises UserError if the file does not exist, or was changed since a stage wrote it.
         """
         self._add(name, path, fingerprint_file)
         about = read_meta(Path(path))
@@ -149,25 +150,25 @@ class Provenance:
             return None
         if about["output"] != self.inputs[name]:
             self.object(f"{path} was changed since it was made: it is not what {meta_path(Path(path)).name} describes")
-        self._inherit(about)
+        self.unverified += about.get("unverified", [])
         return about
 
     def content(self, name: str, digest: str) -> None:
-        """Add an input that is not a file here, such as the hub's rows, by a hash of its content."""
+        """Add an input that is not a local file, such as rows from the hub, by a hash of its content."""
         self.inputs[name] = digest
 
     def output(self, name: str, path: Path) -> dict:
-        """Add a file that a stage made; returns its sidecar; {} where `file` finds none: it is unverified."""
+        """Add a stage's output; returns its sidecar; {} if `file` finds none: then it is unverified."""
         about = self.file(name, path)
         if about is None:
             self._unverified(path, meta_path(path), path.name)
         return about or {}
 
     def model(self, name: str, folder: Path) -> dict:
-        """Add a model's folder; returns its own description. A checkpoint without a hash of itself is unverified; a
-        model that no run of this project made, such as a base model, is raw, as data are.
+        """Add a model's folder; returns its sidecar. A checkpoint without a hash of itself is unverified; a model that
+        no run of this project trained, such as a base model, is raw data.
 
-        Raises UserError where its weights were changed.
+        Raises UserError if its files were changed.
         """
         self._add(name, folder, fingerprint_folder)
         about = read_kind(folder)
@@ -176,29 +177,29 @@ class Provenance:
         home = folder.resolve()
         if "fingerprint" not in about and (about or (home.parent / ARGS).exists()):
             self._unverified(folder, folder / KIND, f"{home.parent.name}/{home.name}")
-        self._inherit(about)
+        self.unverified += about.get("unverified", [])
         return about
 
     def object(self, text: str) -> None:
-        """Raises UserError with this text, or records it, where --force overrides it."""
+        """Raises UserError with this text; under --force, logs and records it instead."""
         if not self.force:
-            raise UserError(f"{text}; --force continues all the same, and the output's sidecar says so")
+            raise UserError(f"{text}; --force continues all the same, and the output's sidecar records it")
         if text not in self.forced:
             log.warning("--force: %s", text)
             self.forced.append(text)
 
     def record(self, folder: Path) -> dict:
-        """The part of this that a sidecar in `folder` has beside the hashes."""
+        """The part of a sidecar in `folder` that describes the inputs, without their hashes."""
         places = {name: os.path.relpath(path, folder) for name, path in self.sources.items()}
         return {"sources": places, "unverified": sorted({*self.unverified}), "forced": self.forced}
 
     def check_unchanged(self) -> None:
-        """Raises UserError where an input has changed since it was added; call it once all has been read."""
+        """Raises UserError if an input has changed since it was added; to be called when all have been read."""
         for name, path in self.sources.items():
             if states(path) != self._states[name] and self._hashes[name](path) != self.inputs[name]:
                 raise UserError(
-                    f"{path} was changed while this ran, so no output is made. With its old content, the same command "
-                    "resumes; for its new content, give another output, or --overwrite"
+                    f"{path} was changed while this ran, so no output is written. With its old content the same "
+                    "command resumes; for its new content, give another output, or --overwrite"
                 )
 
     def _add(self, name: str, path: str | Path, digest: Callable[[Path], str]) -> None:
@@ -208,83 +209,12 @@ class Provenance:
 
     def _unverified(self, path: Path, sidecar: Path, short: str) -> None:
         why = f"{sidecar} has no hash of it" if sidecar.exists() else f"{path} has no {sidecar.name}"
-        log.info("%s: it is taken as it is, unverified", why)
+        log.info("%s: it is used unverified", why)
         self.unverified.append(short)
-
-    def _inherit(self, about: dict) -> None:
-        self.unverified += about.get("unverified", [])
-
-
-# Lineage --------------------------------------------------------------------------------------------------------------
-
-
-class Step(NamedTuple):
-    """An output or one of its inputs: depth, name, path, sidecar ({} without one), and the hash that the sidecar of the
-    output made from it has (None for the first)."""
-
-    depth: int
-    name: str
-    path: Path
-    about: dict
-    recorded: str | None
-    again: bool  # it, and its inputs, came before
-
-    @property
-    def proof(self) -> str | None:
-        """Its hash in its own sidecar; None without one."""
-        checkpoint = self.path.is_dir() and not (self.path / RUN).exists()
-        return self.about.get("fingerprint" if checkpoint else "output")
-
-
-def chain(path: Path) -> Iterator[Step]:
-    """An output or checkpoint, and all its inputs down to the raw data, each before its own inputs.
-
-    Raises UserError where there is nothing at `path`, or a sidecar is damaged.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    seen: set[tuple[Path, str | None]] = set()
-    ahead: list[tuple[int, str, Path, str | None]] = [(0, "", path, None)]
-    while ahead:
-        depth, name, path, recorded = ahead.pop()
-        home = meta_path(path) if path.is_file() or (path / RUN).exists() else path / KIND
-        about = _sidecar(home) if home.exists() else {}
-        again = (path.resolve(), recorded) in seen
-        seen.add((path.resolve(), recorded))
-        yield Step(depth, name, path, about, recorded, again)
-        inputs = {} if again else about.get("inputs", {})
-        for part in reversed([part for part in inputs if part in about["sources"]]):  # the first is the next
-            place = place_of(home.parent, about["sources"][part])
-            ahead.append((depth + 1, part, _shorten(place), inputs[part]))
 
 
 def place_of(folder: Path, place: str) -> Path:
-    """The path of an input, from the place in a sidecar in `folder`: by the folder's path as given, or, where nothing
-    is there, by its path with links resolved (outputs/ may be a link to another disk)."""
+    """The path of an input, from the place in a sidecar in `folder`: relative to that, or, if nothing is there, to the
+    folder with links resolved (outputs/ may be a link to another disk)."""
     named, behind = (Path(os.path.normpath(home / place)) for home in (folder.absolute(), folder.resolve()))
     return behind if behind.exists() and not named.exists() else named
-
-
-def _shorten(path: Path) -> Path:
-    """A path as one types it here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def verify(step: Step) -> str | None:
-    """How a step differs from what was recorded, by reading all of it again; None when it does not."""
-    if not step.path.exists():
-        return "no longer exists"
-    path = step.path
-    if path.is_dir() and (path / RUN).exists():  # a run: its last checkpoint is its output
-        path = path / LAST
-        if not path.exists():
-            return f"no longer has {LAST}"
-    if not path.is_dir() and not path.is_file():
-        return "is not a regular file, and is not read"
-    found = fingerprint_folder(path, cached=False) if path.is_dir() else fingerprint_file(path)
-    if step.recorded not in (None, found):
-        return "changed since it was used"
-    if step.proof not in (None, found):
-        return "is not what its sidecar describes"
-    return None

@@ -1,4 +1,4 @@
-"""Files as bytes and as JSON: unpacked by suffix, read with clear errors, written whole or not at all."""
+"""Files as bytes and as JSON: unpacked by suffix, read with clear errors, written atomically."""
 
 import errno
 import gzip
@@ -17,9 +17,9 @@ import msgspec
 from cream.errors import UserError
 
 PACKED = {".gz", ".zst"}
-BLOCK = 1 << 20  # bytes of a packed file, once unpacked, that are in memory at a time
-FEED = 1 << 10  # packed bytes that are unpacked at a time: into 32 MB at most
-MOST = 1 << 30  # bytes of a line, and of a packed file that is read as a whole; more is taken for hostile
+BLOCK = 1 << 20  # unpacked bytes of a packed file that are in memory at a time
+FEED = 1 << 10  # packed bytes that are unpacked at a time, to at most 32 MB
+MOST = 1 << 30  # bytes of a line, and of a packed file that is read as a whole
 BOM = b"\xef\xbb\xbf"
 LONE = re.compile(
     rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)"
@@ -30,11 +30,11 @@ AT_BYTE, NOT_A_NUMBER = re.compile(r"\(byte (\d+)\)"), re.compile(rb".?(?:NaN|In
 
 @contextmanager
 def open_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file open for reading bytes, unpacked by its suffix. Raises UserError when it cannot be opened or unpacked."""
+    """A file open for reading bytes, unpacked by its suffix. Raises UserError if it cannot be opened or unpacked."""
     try:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
             raise UserError(
-                f"{path}: is not a regular file (but a pipe or device); it is read more than once: give a file"
+                f"{path}: is not a regular file (but a pipe or device), and it is read more than once; give a file"
             )
         with open(path, "rb") as plain:
             if path.suffix == ".gz":
@@ -46,7 +46,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder where a file is expected") from None
+        raise UserError(f"{path}: expected a file, found a folder") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -54,7 +54,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Zstd(io.RawIOBase):
-    """Unpacks frame by frame. The library's own reader takes the end of a truncated file for the end of the data."""
+    """Unpacks frame by frame; the library's own reader does not notice that a file is truncated."""
 
     def __init__(self, packed: IO[bytes]):
         self._packed, self._unpacked, self._rest, self._frame = packed, memoryview(b""), b"", None
@@ -103,7 +103,7 @@ def read_whole(path: Path) -> bytes:
 
 
 def parse(data: bytes, where: object, kind: type = object, hook=None) -> object:
-    """The JSON value in some bytes. Raises UserError that names `where` and says what is wrong."""
+    """The JSON value in some bytes. Raises UserError with `where` and the problem."""
     try:
         return msgspec.json.decode(data, type=kind, dec_hook=hook)
     except RecursionError:
@@ -132,8 +132,8 @@ def read_json(path: Path) -> object:
 
 @contextmanager
 def with_filename(path: Path) -> Iterator[None]:
-    """Within it an OSError names the file, which an error of writing to an open file does not by itself; a library's
-    own error on a full disk becomes an OSError."""
+    """Within it an OSError of writing to an open file names the file, and a library's own error on a full disk becomes
+    an OSError."""
     try:
         yield
     except UserError:
@@ -150,8 +150,8 @@ def with_filename(path: Path) -> Iterator[None]:
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears whole under its name, or not at all: temporary file, fsync, rename, fsync of the folder.
 
-    On an error nothing stays behind, nor do folders that were made for it; the file that a kill leaves is overwritten
-    by the next writer. Only one process at a time may write a file: see cream.files.lock.
+    After an error nothing is left, not even new folders; after a kill the next writer overwrites the temporary file.
+    Only one process at a time may write a file: see cream.files.lock.
     """
     missing = [folder for folder in path.parents if not folder.exists()]
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,4 +1,4 @@
-"""Record files: read as a stream, written atomically. journal.py adds what a running stage needs."""
+"""Record files: read as a stream, written atomically; journal.py is for files that a stage is writing."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ from cream.files.raw import (
 )
 from cream.records import R, Record, decode, encode, kind_of
 
-__all__ = ["atomic", "open_file", "read_json", "update_json", "sync", "update_json", "write_json"]  # as store's own
+__all__ = ["atomic", "open_file", "read_json", "sync", "update_json", "write_json"]  # re-exported
 
 RECORD_SUFFIXES = {".json", ".jsonl"} | PACKED
 BLOCK = 1 << 16  # hashes that are compared at once
@@ -38,7 +38,7 @@ SKIP = "To skip such records: --on_bad_record skip"
 
 
 class Raw(NamedTuple):
-    """A record before validation: its place in the file, its uuid, its plain JSON value."""
+    """A record before validation: place in the file, uuid, plain JSON value."""
 
     where: str
     uuid: str
@@ -46,7 +46,7 @@ class Raw(NamedTuple):
 
 
 class Bad(NamedTuple):
-    """A record that cannot be used: its place in the file, its uuid if it is known, the reason, its bytes as read."""
+    """A malformed record: place in the file, uuid if known, reason, bytes."""
 
     where: str
     uuid: str | None
@@ -57,15 +57,14 @@ class Bad(NamedTuple):
 def read(
     path: Path, kind: type[R], limit: int | None = None, *, skip: bool = False, unique: bool = True
 ) -> Iterator[R]:
-    """The records of a file, one by one, each of layout `kind`; only its first `limit`, if that is given.
+    """The records of a file, or its first `limit`, one by one, of layout `kind`.
 
-    A `.jsonl` file is streamed, and 8 bytes a record stay in memory; a `.json` file is read as bytes and decoded record
-    by record. Raises UserError (file, line, uuid, JSON path) on a missing or damaged file and, unless these are skipped
-    (`skip`), on a malformed record, with the number of those that follow, and on a duplicate uuid: the latter perhaps
-    after further records, but before the iteration ends. With `unique` False nothing stays in memory, and the caller
-    rules out duplicates, or calls `check_unique`.
+    A `.jsonl` file is streamed, with 8 bytes per record kept in memory; a `.json` file is read as bytes and decoded
+    record by record. Raises UserError (file, line, uuid, JSON path) on a missing or damaged file and, without `skip`,
+    on a malformed record, with the number of further ones, and on a duplicate uuid, at the latest at the end. With
+    `unique` False nothing is kept in memory, and the caller rules out duplicates, or calls `check_unique`.
     """
-    unique &= not skip  # skipped duplicates are among the bad records
+    unique &= not skip  # skipped duplicates are bad records
     hashes = array("Q")
     records = _checked(path, kind, limit, _doubled(path, limit) if skip else frozenset())
     for record in records:
@@ -78,18 +77,18 @@ def read(
         yield record
         if unique:
             hashes.append(_hash(record.uuid))
-            if not len(hashes) & (len(hashes) - 1):  # at every doubling: checking costs no more than reading
+            if not len(hashes) & (len(hashes) - 1):  # at every doubling, so that checking takes no longer than reading
                 _refuse_doubles(path, hashes)
     _refuse_doubles(path, hashes)
 
 
 def check_unique(path: Path) -> None:
-    """Raises UserError where two of a file's records have one uuid. Reads the whole file, at 8 bytes a record."""
+    """Raises UserError if two records of a file have the same uuid. Reads the whole file, at 8 bytes per record."""
     _refuse_doubles(path, _hashes(path))
 
 
 def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[dict]:
-    """The records that `read` skips with `skip`: {"uuid" (or the place), "where", "reason", "record" (its text)}."""
+    """The records that `read` skips with `skip`: {"uuid" (else the place), "where", "reason", "record" (its text)}."""
     for bad in _checked(path, kind, limit, _doubled(path, limit)):
         if isinstance(bad, Bad):
             text = bad.data.decode(errors="backslashreplace")
@@ -97,7 +96,7 @@ def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[di
 
 
 def nothing_left(path: Path, kind: type[Record], what: str, limit: int | None = None) -> UserError:
-    """The error where all of a file's records are skipped: it says why the first one is."""
+    """The error if all records of a file are skipped, with the reason for the first."""
     bad = next(rejected(path, kind, limit), None)
     return UserError(f"{path}: " + (f"no {what}; the first: {bad['where']}: {bad['reason']}" if bad else NONE))
 
@@ -126,7 +125,7 @@ def _hash(uuid: str) -> int:
 
 
 def _sort_and_find_doubles(hashes: array):
-    """Sorts hashes in place; returns those that occur more than once, as a numpy array."""
+    """Sorts hashes in place; returns repeated ones as a numpy array."""
     import numpy as np
 
     ordered = np.asarray(hashes)
@@ -143,15 +142,13 @@ def _hashes(path: Path, limit: int | None = None) -> array:
 
 
 def _doubled(path: Path, limit: int | None) -> frozenset[int]:
-    """The hashes that more than one uuid of a file's first `limit` records has. Reads these records."""
+    """The hashes that are shared by several uuids of a file's first `limit` records, which are read."""
     return frozenset(_sort_and_find_doubles(_hashes(path, limit)).tolist())
 
 
 def _refuse_doubles(path: Path, hashes: array) -> None:
-    """Raises UserError when two of the file's first uuids, whose xxh3-64 are `hashes`, are equal; sorts `hashes`.
-
-    Where two hashes are equal, that part of the file is read a second time, to compare and to name the uuids.
-    """
+    """Raises UserError if two of the file's first uuids, whose xxh3-64 are `hashes`, are equal; sorts `hashes`. If two
+    hashes are equal, that part of the file is read again to compare the uuids."""
     if not len(doubled := _sort_and_find_doubles(hashes)):
         return
     suspects, seen = {*doubled.tolist()}, set()
@@ -163,24 +160,24 @@ def _refuse_doubles(path: Path, hashes: array) -> None:
 
 
 def read_rows(path: Path) -> Iterator[dict]:
-    """The records of a file as plain JSON objects with their uuid, unchecked: for files just written."""
+    """The records of a file as plain JSON objects with their uuid, unchecked."""
     for _, uuid, value in _entries(path):
         yield {"uuid": uuid, **(value if isinstance(value, dict) else {"messages": value})}
 
 
 def is_record_file(path: Path) -> bool:
-    """Whether a path's suffix is that of a record file."""
+    """Whether a path has the suffix of a record file."""
     return _form(path) in (".json", ".jsonl")
 
 
 def _form(path: Path) -> str | None:
-    """The suffix that says how a file is laid out."""
+    """The suffix that gives a file's layout."""
     return next((s for s in reversed(path.suffixes) if s not in PACKED), None)
 
 
 def detect(path: Path, *, skip: bool = False) -> type[Record]:
-    """The layout of a file's first record; with `skip`, of the first record that has one. Raises UserError, which says
-    what is wrong with the first record, when it has none of those that stages exchange."""
+    """The layout of a file's first record; with `skip`, of the first record with a known one. Otherwise raises a
+    UserError that says what is wrong with the first record."""
     first = None
     for raw in _entries(path):
         kind = None if isinstance(raw, Bad) else kind_of(raw.value)
@@ -214,14 +211,14 @@ def _entries(path: Path) -> Iterator[Raw | Bad]:
 
 
 class _Key(str):
-    """An object's key, equal to no other one, so that a dict keeps duplicates too."""
+    """An object's key that equals no other, so that a dict keeps duplicates."""
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
 
 def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
-    """A record from its bytes; its `uuid` is within them unless it is given."""
+    """A record from its bytes, which include its uuid unless `uuid` is given."""
     try:
         value = parse(data, where)
         if too_deep(value, data):
@@ -237,8 +234,8 @@ def _entry(where: str, data: bytes, uuid: str | None = None) -> Raw | Bad:
 
 
 def too_deep(value: object, data: bytes) -> bool:
-    """Whether a value, whose JSON text is `data`, has more than DEPTH levels. Python's own limit depends on the depth
-    of the call stack, so that one pass might read a record and the next one refuse it."""
+    """Whether a value, whose JSON text is `data`, has more than DEPTH levels. Python's own limit depends on the call
+    stack, so that one pass might read a record and the next one refuse it."""
     if data.count(b"[") + data.count(b"{") <= DEPTH:
         return False
     level, depth = [value], 0
@@ -253,13 +250,13 @@ def too_deep(value: object, data: bytes) -> bool:
 
 
 def write(path: Path, records: Iterable[Record]) -> int:
-    """A record file, atomically, in the form of its suffix; returns the number of records."""
+    """Write a record file atomically, as its suffix says; returns the number of records."""
     return write_rows(path, (encode(record) for record in records))
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> int:
-    """Encoded records, one a line in every form, atomically: `.jsonl` lines; a `.json` list for evaluation data, an
-    object keyed by uuid for all else (there a conversation is its bare list of messages)."""
+    """Write encoded records atomically, one per line: `.jsonl` lines; a `.json` list for evaluation data, otherwise an
+    object keyed by uuid (in which a conversation is its bare list of messages)."""
     count = 0
     lines, opening, closing = _form(path) == ".jsonl", b"", b""
     rows = iter(rows)
@@ -270,15 +267,12 @@ def write_rows(path: Path, rows: Iterable[dict]) -> int:
                 file.write(msgspec.json.encode(row) + b"\n")
                 continue
             if count == 1:
-                opening, closing = (b"[\n", b"\n]\n") if _in_list(row) else (b"{\n", b"\n}\n")
+                in_list = "question" in row and "final_prediction" not in row
+                opening, closing = (b"[\n", b"\n]\n") if in_list else (b"{\n", b"\n}\n")
             file.write(opening if count == 1 else b",\n")
             file.write(msgspec.json.encode(row) if opening == b"[\n" else _keyed(row))
         file.write(closing or (b"" if lines else b"{}\n"))
     return count
-
-
-def _in_list(row: dict) -> bool:
-    return "question" in row and "final_prediction" not in row
 
 
 def _keyed(row: dict) -> bytes:

@@ -65,7 +65,7 @@ def budget(given: int | None, model, device: torch.device, *, training: bool, sh
         free -= 3 * size * sum(numel(p) for p in model.parameters() if p.requires_grad) // shards
     tokens = int(SHARE * free / (numbers * size)) // 256 * 256
     fitting = Budget(min(MOST[device.type][training], max(LEAST, tokens)))
-    log.info("at most %d tokens a batch (%.1f GB of memory are free)", fitting.tokens, free / 1e9)
+    log.info("at most %d tokens per batch (%.1f GB of memory free)", fitting.tokens, free / 1e9)
     return fitting
 
 

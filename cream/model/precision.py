@@ -31,7 +31,7 @@ def choose_precision(bf16: bool | None, device: torch.device, *, training: bool,
     if bf16 is None:
         # a cluster's GPUs, which this machine may lack, are taken to have it
         able = device.type == "cuda" and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported())
-        why = "the device has it" if able else f"the default on {device.type}: --bf16 yes asks for bfloat16"
+        why = "the device supports it" if able else f"the default on {device.type}; --bf16 yes for bfloat16"
     else:
         able, why = bf16, f"--bf16 {'yes' if bf16 else 'no'}"
     if training and shards and able:

@@ -112,13 +112,13 @@ def usable(record: Rewards, previous: Sequence[float | None], keep_truncated: bo
     complete, each text once, where it is first rewarded. `counts` gets all (""), and the others by reason."""
     ended = record.finish_reason or ["stop"] * len(record.response)
     kept, texts = [], set()
-    for i, text in enumerate(record.answers()):
+    for i, text in enumerate(record.responses()):
         if record.reward[i] is None:
             reason = "without a reward"
         elif ended[i] == "length" and not keep_truncated:
             reason = "truncated"
         elif text in texts:
-            reason = "repeat another"
+            reason = "equal to an earlier one"
         else:
             texts.add(text)
             if previous[i] is not None:

@@ -24,7 +24,7 @@ def choose(block: Block, options: Options) -> list[list[Choice] | str]:
     reward: the Oracle knows better. The first of ties wins."""
     found = []
     for record, usable, item in zip(block.records, block.usable, block.labels, strict=True):
-        texts = record.answers()
+        texts = record.responses()
         correct = [i for i in usable if grade(item.question, item.label, texts[i])[1]]
         wrong = [i for i in usable if i not in correct]
         if correct and wrong:

@@ -25,16 +25,19 @@ KINDS = {"rewards": Rewards, "previous": Rewards, "labels": Question}
 class PairOutput:
     """Pairs"""
 
-    rank: str | None = flag(None, "agreement of two rankings; none: kendall", choices=RANKS)
-    keep_truncated: bool = flag(False, "let truncated responses into pairs")
-    beta: float = flag(0.1, "for the printed margin cap logit(C) / beta only", above=0, decides=False)
+    rank: str | None = flag(None, "measure of the agreement of two rankings; none: kendall", choices=RANKS)
+    keep_truncated: bool = flag(False, "allow truncated responses in pairs")
+    beta: float = flag(
+        0.1, "used only to print the largest margin that C allows, logit(C) / beta", above=0, decides=False
+    )
     output: str | None = flag(
         None,
-        "file; none: beside the rewards, their name with .<rank>.dpo.json (make_pairs.py: .<strategy>.dpo.json)",
+        "output file; none: next to the rewards, with their name and .<rank>.dpo.json (make_pairs.py: "
+        ".<strategy>.dpo.json)",
         aliases=("output_dir",),
         decides=False,
     )
-    register: str | None = flag(None, "name under which the pairs enter configs/dataset.json", decides=False)
+    register: str | None = flag(None, "name to register the pairs under, in configs/dataset.json", decides=False)
 
     def path(self, rewards: Path, suffix: str) -> Path:
         """The output's file."""
@@ -133,7 +136,7 @@ def write(
     if flags.register:
         names.register(registry[0], flags.register, target, overwrite=run.overwrite)
         log.info("registered as %s in %s", flags.register, registry[0].name)
-    log.info("pairs: %s\nnext, training on them, from the policy that the rewards are of:", target)
+    log.info("pairs: %s\nnext, train on them, from the policy that was rewarded:", target)
     start = {"model": policy["model"], "checkpoint": policy["checkpoint"]} if policy else {"checkpoint": "CHECKPOINT"}
     log.info("  %s", console.command("train.py", **start, name=flags.register or target, method=method))
 

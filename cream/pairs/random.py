@@ -14,7 +14,7 @@ INPUTS = {"rewards": True, "previous": False}
 class Options:
     """--strategy random"""
 
-    seed: int = flag(0, "seed of the draw, together with a prompt's uuid", low=0, high=2**32 - 1)
+    seed: int = flag(0, "seed; each prompt's draw depends on it and on the prompt's uuid", low=0, high=2**32 - 1)
 
 
 def choose(block: Block, options: Options) -> list[list[Choice] | str]:

@@ -85,7 +85,7 @@ class PairSet:
             log.info(text, self.without_c)
         if (longer_by := self.lengths.longer_by) is not None:
             bias = "undefined" if self.lengths.bias is None else f"{self.lengths.bias:+.2f}"
-            log.info("chosen responses are %+.1f tokens longer; reward and length correlate by %s", longer_by, bias)
+            log.info("chosen responses are %+.1f tokens longer; correlation of reward and length %s", longer_by, bias)
         self._report_consistency(beta)
 
     def _report_consistency(self, beta: float) -> None:

@@ -22,7 +22,10 @@ class Options:
     """--strategy threshold"""
 
     threshold: float = flag(
-        0.7, "pairs whose confidence, a probability above 1/2, is at least this are kept", low=0.5, high=1
+        0.7,
+        "keep pairs with at least this confidence, the probability that the chosen response is the better one",
+        low=0.5,
+        high=1,
     )
 
 

@@ -32,15 +32,19 @@ class LogProbOptions(logprobs.Options):
     """Rewards by log-probabilities (likelihood, dpo)"""
 
     normalize: str | None = flag(
-        None, "of log-probabilities over tokens; none: sum for dpo, mean for likelihood", choices=("sum", "mean")
+        None,
+        "sum or mean of a response's log-probabilities; none: sum for dpo, mean for likelihood",
+        choices=("sum", "mean"),
     )
     ref_model_ckpt: str | None = flag(
-        None, "dpo: the reference, a name or a folder; none: the base model M0", decides=False
+        None,
+        "dpo: the reference model, a name in configs/checkpoint.json or a folder; none: the base model M0",
+        decides=False,
     )
     score_from: str = flag(
         "model",
-        "source of the policy's log-probabilities: model computes them, or takes cached ones; sampling takes the "
-        "sampler's own where the tokens match",
+        "source of the policy's log-probabilities: model (computed, or cached from an earlier run), or sampling "
+        "(the sampler's own where the tokens match)",
         choices=("model", "sampling"),
     )
 

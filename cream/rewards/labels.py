@@ -24,9 +24,7 @@ NOTHING = "no answer could be extracted"
 class Options:
     """Rewards by gold labels (labels)"""
 
-    labels: str | None = flag(
-        None, "questions with labels (evaluation data), matched with the prompts by uuid", decides=False
-    )
+    labels: str | None = flag(None, "labelled questions, matched with the prompts by uuid", decides=False)
     extraction: str = flag(
         "default",
         "how an answer is extracted: default, or strict (the released code's rules)",

@@ -144,7 +144,7 @@ def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str,
         log.info("next, the pairs:\n  %s", console.command("cal_consistency.py", file1=target))
         return
     if reward == "likelihood" or model.checkpoint is None:
-        log.info("next, with the current model's rewards as CURRENT:")
+        log.info("next, with CURRENT, the current model's rewards:")
         log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))
         return
     about, previous = read_kind(folders["policy"]), {"reward": "likelihood", "checkpoint": "none"}
@@ -154,9 +154,9 @@ def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str,
     checkpoints = {"policy": previous["checkpoint"], "reference": previous.get("ref_model_ckpt")}
     other = default_output(run.path, previous["reward"], model.name(), checkpoints)
     flags = where() | {"model": model.name(), "input_file": run.path, "chat_template": model.chat_template}
-    log.info("next, the previous model's ranking:")
+    log.info("next, rank by the previous model:")
     log.info("  %s", console.command("rewarding.py", **flags, **previous))
-    log.info("then, how far the two agree, and the pairs:")
+    log.info("then compute the consistency and make pairs:")
     log.info("  %s", console.command("cal_consistency.py", file1=target, file2=other, method="consistency_avg"))
 
 

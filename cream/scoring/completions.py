@@ -33,13 +33,13 @@ class Options:
     """Texts of a reward's model"""
 
     max_length: int = flag(
-        4096, "tokens of prompt and response together; longer responses are skipped, never truncated", low=2
+        4096, "limit on tokens of prompt and response together; longer responses are skipped, never truncated", low=2
     )
-    gen_n: int = flag(1, "texts for each prompt that a reward's model is given", low=1)
-    gen_max_tokens: int = flag(768, "tokens of such a text at most", low=1)
-    gen_temperature: float = flag(0.0, "sampling temperature of such a text; below 0.001: greedy", low=0)
-    seed: int = flag(0, "seed of the sampling of such a text", low=0, high=2**32 - 1)
-    engine: str = flag("auto", "engine that generates them, as infer.py has it", choices=("auto", *ENGINES))
+    gen_n: int = flag(1, "number of texts that a reward's model generates per prompt", low=1)
+    gen_max_tokens: int = flag(768, "limit on tokens per generated text", low=1)
+    gen_temperature: float = flag(0.0, "sampling temperature of these texts; below 0.001: greedy", low=0)
+    seed: int = flag(0, "seed of these texts", low=0, high=2**32 - 1)
+    engine: str = flag("auto", "engine that generates these texts, as in infer.py", choices=("auto", *ENGINES))
 
 
 @dataclass(slots=True)

@@ -24,17 +24,17 @@ class Options:
     """Log-probabilities"""
 
     max_length: int = flag(
-        4096, "tokens of prompt and response together; longer responses are skipped, never truncated", low=2
+        4096, "limit on tokens of prompt and response together; longer responses are skipped, never truncated", low=2
     )
     max_tokens_per_batch: int | None = flag(
         None,
-        "tokens of a batch, a prompt counted once for its responses; none: as many as fit in memory, at most 4096 on a "
-        "CPU and 65536 on a GPU (more is no faster)",
+        "tokens per batch, with a prompt counted once for all its responses; none: as many as fit in memory, at "
+        "most 4096 on a CPU and 65536 on a GPU (more is no faster)",
         low=1,
         decides=False,
     )
     batch_size: int | None = flag(
-        None, "the released code's way to bound a batch: rows of --max_length tokens", low=1, decides=False
+        None, "batch size as in the released code: rows of --max_length tokens", low=1, decides=False
     )
 
 

@@ -98,7 +98,7 @@ def next_step(samples: Path, checkpoint: str | None, flags: dict[str, object]) -
     else:
         reward = {"reward": "likelihood", "checkpoint": "none"}  # M0 against itself: every DPO reward is 0
     command = console.command("rewarding.py", **flags, input_file=samples, **reward)
-    return f"samples: {samples}\nnext, their rewards by the current model:\n  {command}"
+    return f"samples: {samples}\nnext, reward them by the current model:\n  {command}"
 
 
 def _count(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:

@@ -1,8 +1,8 @@
-"""Messages -> token ids and response spans. The one place that knows about chat templates.
+"""Messages -> token ids and response spans, by a chat template.
 
-A response's span is the ids of the rendered conversation after the ids of the rendered prompt with generation prompt,
-up to and including the end-of-turn token; whitespace that a template adds after it is not in the span. Loss masks come
-from spans, never from comparing ids with pad (pad may equal eos). BOS appears only as the template renders it.
+A response's span has the ids of the rendered conversation after those of the rendered prompt with generation prompt, up
+to and including the end-of-turn token, without whitespace that the template adds after it. Loss masks come from spans,
+never from comparing ids with pad (pad may equal eos). BOS appears only as the template renders it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,22 +11,20 @@ from pathlib import Path
 
 from cream.errors import UserError
 from cream.records import Message
-from cream.text.plain import Plain  # noqa: F401  alias until the branches are merged
 from cream.text.templates import check_numbers, limit_rendering, probe_in_subprocess
 from cream.text.tokens import Tokens, describe_length, show_spans
 
 NOT_A_PREFIX = "the template or tokenizer merges the prompt's last token with the response"
-# what a template may raise
-WRONG = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+TEMPLATE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
-HUGE = 1 << 20  # characters; of a longer text the beginning alone shows that it has too many tokens
+HUGE = 1 << 20  # characters; for a longer text the number of tokens in its beginning may suffice
 
 
 class Chat:
     """A tokenizer with its chat template, checked once on a probe.
 
-    Raises UserError when there is no template, when the template's prompt is not a prefix of its conversation, when it
-    does not end a response with a special token (a model could not learn to stop), or when it renders two BOS.
+    Raises UserError if there is no template, its prompt is not a prefix of its conversation, it does not end a response
+    with a special token (a model could not learn to stop), or it renders two BOS.
     """
 
     def __init__(self, tokenizer, generation_eos: Sequence[int] = (), template: Path | None = None):
@@ -45,7 +43,7 @@ class Chat:
             check_numbers(tokenizer.get_chat_template(), self._name)
         try:
             prompt, ids = self._ids([self._render(PROBE[:1], True), self._render(PROBE, False)])
-        except WRONG as error:  # a number in its configuration is not one, say
+        except TEMPLATE_ERRORS as error:  # a wrong type in its configuration, say
             raise UserError(f"{tokenizer.name_or_path}: its tokenizer cannot encode text: {error}") from None
         if ids[: len(prompt)] != prompt:
             raise UserError(self._mismatch(prompt, ids))
@@ -61,12 +59,12 @@ class Chat:
         self._opening = self._find_opening(prompt)
 
     def exceeds(self, messages: Sequence[Message], limit: int) -> bool:
-        """Whether a huge conversation surely has more than `limit` tokens, without tokenising all of it, which would
-        take 100 times its size in memory. False for any other one: its tokens have to be counted."""
+        """Whether a huge conversation certainly has more than `limit` tokens. Tokenising all of it would take 100 times
+        its size in memory. False for all others: count their tokens."""
         if sum(len(message.content) for message in messages) <= HUGE:
             return False
         text = "\n".join(message.content.strip() for message in messages)  # templates may strip them, too
-        return len(self._ids([text[:HUGE]])[0]) > limit + 1  # the last one may be cut
+        return len(self._ids([text[:HUGE]])[0]) > limit + 1  # the last one may be incomplete
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the rendered prompt, the generation prompt included."""
@@ -81,9 +79,8 @@ class Chat:
     ) -> list[Tokens | None]:
         """Each response after the same prompt, as the template renders the conversation.
 
-        A response that did not end by itself (`complete` false) gets no end-of-turn token. None where the prompt's ids
-        are not a prefix of the conversation's (reason: NOT_A_PREFIX). `prompt_ids`: the ids of `prompt`, from a caller
-        who has them.
+        A truncated response (`complete` false) gets no end-of-turn token. None where the prompt's ids are not a prefix
+        of the conversation's (reason: NOT_A_PREFIX). `prompt_ids`: the ids of `prompt`, if the caller has them.
         """
         rendered = self._render(prompt, True)
         texts = [self._render([*prompt, Message("assistant", response)], False) for response in responses]
@@ -102,7 +99,7 @@ class Chat:
     def encode_within_limit(
         self, prompt: Sequence[Message], responses: Sequence[str], complete: Sequence[bool], limit: int
     ) -> list[Tokens | str]:
-        """As `encode_responses`, with the reason in place of a row that is None, or has more than `limit` tokens."""
+        """As `encode_responses`, with the reason instead of a row that is None or has more than `limit` tokens."""
         long = describe_length(limit)
         short = [i for i, r in enumerate(responses) if not self.exceeds([*prompt, Message("assistant", r)], limit)]
         found = self.encode_responses(prompt, [responses[i] for i in short], [complete[i] for i in short])
@@ -113,8 +110,8 @@ class Chat:
         ]
 
     def encode_conversation(self, messages: Sequence[Message]) -> Tokens | None:
-        """A conversation with a span for every assistant turn; None when a turn's prompt is not a prefix of it (some
-        templates rewrite earlier turns)."""
+        """A conversation with a span for every assistant turn; None if a turn's prompt is not a prefix of it (some
+        templates change earlier turns)."""
         turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
         texts = [self._render(messages[:i], True) for i in turns]
         texts += [self._render(messages[: i + 1], False) for i in turns]
@@ -162,13 +159,13 @@ class Chat:
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
-        """Within it a template is limited in time and memory, and its errors become UserErrors."""
+        """Within it a template has limits on time and memory, and its errors become UserErrors."""
         from jinja2 import TemplateError
 
         try:
             with limit_rendering(self._name):
                 yield
-        except (TemplateError, *WRONG) as error:
+        except (TemplateError, *TEMPLATE_ERRORS) as error:
             raise UserError(f"{self._name} refuses a conversation: {error}") from None
 
     def _ids(self, texts: list[str]) -> list[list[int]]:

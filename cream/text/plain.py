@@ -8,14 +8,14 @@ from cream.text.tokens import Tokens, describe_length, show_spans
 
 
 class Plain:
-    """A tokenizer for text as it is, no chat template: a context and continuations of it, for models that complete.
+    """A tokenizer without a chat template: a context and continuations of it, for models that complete text.
 
     Ids are those of lm-evaluation-harness (`TemplateLM._encode_pair` of 0.4.13, and its rule for BOS), so that scores
-    equal its own:
-    - whitespace that ends the context is moved in front of the continuation;
-    - the context has the ids that it has alone, n of them, and the continuation the rest of the whole text's;
-    - special tokens as the tokenizer adds them by itself, none where the text starts with BOS already. A context
-      without ids gets BOS (where there is none, EOS).
+    are equal:
+    - whitespace at the end of the context is moved to the start of the continuation;
+    - with n ids for the context alone, the continuation has the ids of the whole text after the first n;
+    - special tokens are those that the tokenizer adds by default, none if the text starts with BOS already. A context
+      without ids gets BOS (or EOS, if there is no BOS).
     Raises UserError for a tokenizer that ends a text with a special token.
     """
 
@@ -31,14 +31,14 @@ class Plain:
         self._bos, self._bos_text = bos, None if bos is None else tokenizer.decode([bos])
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of the text alone, without the whitespace that ends it."""
+        """Ids of the text without whitespace at its end."""
         return self._ids(["".join(message.content for message in messages).rstrip()])[0]
 
     def encode_responses(
         self, prompt: Sequence[Message], responses: Sequence[str], complete: Sequence[bool]
     ) -> list[Tokens]:
-        """Each response as a continuation of the prompt's text, its turns put together. `complete` decides nothing: no
-        token says that a continuation ends."""
+        """Each response as a continuation of the prompt's concatenated turns. `complete` has no effect, since no token
+        ends a continuation."""
         text = "".join(message.content for message in prompt)
         context = text.rstrip()
         alone, *wholes = self._ids([context, *(text + response for response in responses)])
@@ -49,7 +49,7 @@ class Plain:
     def encode_within_limit(
         self, prompt: Sequence[Message], responses: Sequence[str], complete: Sequence[bool], limit: int
     ) -> list[Tokens | str]:
-        """As `encode_responses`, with the reason in place of a row that has more than `limit` tokens."""
+        """As `encode_responses`, with the reason instead of a row that has more than `limit` tokens."""
         rows = self.encode_responses(prompt, responses, complete)
         return [describe_length(limit) if len(row) > limit else row for row in rows]
 

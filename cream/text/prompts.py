@@ -1,7 +1,4 @@
-"""Named prompts: text that is appended to a user's question before a model sees it (`--sysprompt`).
-
-Despite the flag's name, which is CREAM's, the text goes below the question and not into a system message.
-"""
+"""Named texts for `--sysprompt`. Despite CREAM's name of the flag, they are appended to the user's question."""
 
 from cream.errors import UserError, nearest
 
@@ -13,7 +10,7 @@ SYSPROMPTS = {
 
 
 def apply(name: str, user_text: str) -> str:
-    """`user_text` with the named prompt below it, a blank line between. Raises UserError for an unknown name."""
+    """`user_text`, an empty line, and the named text. Raises UserError for an unknown name."""
     if name not in SYSPROMPTS:
         raise UserError(f"--sysprompt {name}: not one of {', '.join(SYSPROMPTS)}{nearest(name, SYSPROMPTS)}")
     return f"{user_text}\n\n{SYSPROMPTS[name]}" if SYSPROMPTS[name] else user_text

@@ -1,9 +1,8 @@
 """The chat-template sandbox: a template is a program, so it renders under limits of time and memory.
 
-What it may reach is limited by Jinja's sandbox, which transformers uses. What it may spend is limited here, in three
-ways, because none is enough alone: a probe in a forked process, which the kernel ends whatever it does, sees only what
-the template does with the probe; limits around each rendering end one that waits for a certain conversation, but not
-within a single step of Python's; so templates with a step that may be huge are refused by their text.
+Jinja's sandbox, which transformers uses, limits its access. Its resources are limited here, in three ways, none of
+which is enough alone. A probe in a forked process, which the kernel ends at its limits, shows only one conversation.
+Limits around each rendering cannot interrupt a single step of Python. So templates with a huge step are refused.
 """
 
 import os
@@ -17,18 +16,17 @@ from contextlib import contextmanager
 
 from cream.errors import UserError
 
-LIMIT = 2.0  # seconds of computing that a rendering may take
-ROOM = 1 << 30  # bytes that a rendering may take
-SMALL = 1000  # numbers up to this one may stand in a product, quotient or power
-PATIENCE = 60.0  # seconds after which a probe is ended that does not compute, or not fast, on a busy machine
+LIMIT = 2.0  # seconds of computing per rendering
+ROOM = 1 << 30  # bytes per rendering
+SMALL = 1000  # the largest number in a product, quotient or power
+PATIENCE = 60.0  # seconds after which a probe is ended that waits, or is slow on a busy machine
 
 
 @contextmanager
 def limit_rendering(what: str) -> Iterator[None]:
-    """Raises UserError once the code within has computed for LIMIT, or takes more than ROOM. In the main thread only:
-    elsewhere nothing is limited.
+    """Raises UserError once the code within has computed for LIMIT, or takes more than ROOM; in the main thread only.
 
-    A single step of Python's is not interrupted, however long it takes: see `check_numbers`.
+    A single step of Python is not interrupted, however long it takes: see `check_numbers`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -38,8 +36,8 @@ def limit_rendering(what: str) -> Iterator[None]:
     def on_alarm(*_):
         left = started + LIMIT - time.thread_time()
         if left <= 0:
-            raise UserError(_too_slow(what))
-        signal.setitimer(signal.ITIMER_REAL, max(left, 0.01))  # the machine was busy with something else
+            raise _refusal(what, slow=True)
+        signal.setitimer(signal.ITIMER_REAL, max(left, 0.01))  # the machine is busy with something else
 
     before = signal.signal(signal.SIGALRM, on_alarm)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -50,7 +48,7 @@ def limit_rendering(what: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise UserError(_too_big(what)) from None
+        raise _refusal(what, slow=False) from None
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -58,13 +56,16 @@ def limit_rendering(what: str) -> Iterator[None]:
 
 
 def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
-    """Do the work in a fork of this process, under limits of the kernel's: raises UserError when it takes too long, or
-    too much memory. Other errors are not reported: the caller meets them when it does the work itself."""
+    """Do the work in a fork of this process, under limits of the kernel. Raises UserError if it takes too long or too
+    much memory; other errors occur again when the caller does the work itself."""
     child = os.fork()
     if not child:
         code = 1
         try:
-            _set_kernel_limits()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_AS, (most := _used() + ROOM, most))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(LIMIT), int(LIMIT) + 1))
+            signal.signal(signal.SIGXCPU, signal.SIG_DFL)
             work()
             code = 0
         except MemoryError:
@@ -74,7 +75,7 @@ def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
     pidfd = os.pidfd_open(child)
     late = not select.select([pidfd], [], [], PATIENCE)[0]
     os.close(pidfd)
-    if late:  # it waits for something: a lock that another thread held when it was forked, say
+    if late:  # it waits, for a lock that another thread held at the fork, say
         os.kill(child, signal.SIGKILL)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if late:
@@ -82,14 +83,14 @@ def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
             f"{what} did not render a test conversation within {PATIENCE:g} s; the machine may be busy: try again"
         )
     if ended < 0 or ended == 3:
-        raise UserError(_too_slow(what) if ended == -signal.SIGXCPU else _too_big(what))
+        raise _refusal(what, slow=ended == -signal.SIGXCPU)
 
 
 def check_numbers(template: str, what: str) -> None:
-    """Raises UserError where a template could compute for long within one step: where it multiplies, divides, raises to
-    a power or rounds numbers that may be huge. Repeating a text is not such a step."""
+    """Raises UserError if a step of a template may take very long: if it multiplies, divides, rounds or raises to a
+    power numbers that may be huge. Repeating a text is not such a step."""
     from jinja2 import nodes
-    from transformers.utils.chat_template_utils import _compile_jinja_template  # with the tags that it knows
+    from transformers.utils.chat_template_utils import _compile_jinja_template  # with its own tags
 
     def small(node: nodes.Expr) -> bool:
         node = node.node if isinstance(node, nodes.Neg) else node
@@ -106,7 +107,7 @@ def check_numbers(template: str, what: str) -> None:
         nodes.FloorDiv: lambda a, b: small(b),
     }
     for node in _compile_jinja_template(template).environment.parse(template).find_all((*fits, nodes.Filter)):
-        if isinstance(node, nodes.Filter):  # round: by ceil and floor it multiplies by 10 to the power of its precision
+        if isinstance(node, nodes.Filter):  # round(x, p, 'ceil') multiplies by 10^p
             precision = [*node.args, *(each.value for each in node.kwargs if each.key == "precision")][:1]
             fine, sign = node.name != "round" or all(map(small, precision)), node.name
         else:
@@ -114,15 +115,8 @@ def check_numbers(template: str, what: str) -> None:
         if not fine:
             raise UserError(
                 f"{what} computes with numbers that may be huge: `{sign}` on its line {node.lineno}; give another with "
-                f"--chat_template FILE, in which one of the numbers is written out, {SMALL} at most"
+                f"--chat_template FILE, with one of the numbers written out, {SMALL} at most"
             )
-
-
-def _set_kernel_limits() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (most := _used() + ROOM, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(LIMIT), int(LIMIT) + 1))
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
 
 
 def _used() -> int:
@@ -134,9 +128,6 @@ def _used() -> int:
         os.close(handle)
 
 
-def _too_big(what: str) -> str:
-    return f"{what} takes too much memory for one conversation; give another with --chat_template FILE"
-
-
-def _too_slow(what: str) -> str:
-    return f"{what} takes more than {LIMIT:g} s for one conversation; give another with --chat_template FILE"
+def _refusal(what: str, slow: bool) -> UserError:
+    excess = f"more than {LIMIT:g} s" if slow else "too much memory"
+    return UserError(f"{what} takes {excess} for one conversation; give another with --chat_template FILE")

@@ -30,12 +30,12 @@ class Tokens:
         return xxhash.xxh3_64_hexdigest(flat.tobytes())
 
     def predicted(self) -> list[int]:
-        """Indices of the tokens that are scored or trained on; the very first token has nothing to predict it."""
+        """Indices of the tokens that are scored or trained on, without the first one, which nothing predicts."""
         return [t for start, end in self.spans for t in range(max(start, 1), end)]
 
 
 def describe_length(limit: int) -> str:
-    """The reason for which a row of too many tokens is dropped."""
+    """The reason to drop a row with too many tokens."""
     return f"longer than {limit} tokens"
 
 

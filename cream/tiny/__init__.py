@@ -1,1 +1,1 @@
-"""The tiny world: a small world of arithmetic word problems and a language model that is half good at them."""
+"""The tiny world: arithmetic word problems, and a small language model that solves some of them."""

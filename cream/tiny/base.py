@@ -1,4 +1,4 @@
-"""The tiny world's base model: a tokenizer, a randomly initialised Llama, and the noisy set that it is trained on."""
+"""The tiny world's base model: a tokenizer, a randomly initialised Llama, and its noisy training set."""
 
 import random
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ CONTEXT = 2048
 PAD, BOS, END, USER, ASSISTANT = SPECIALS = ("<pad>", "<bos>", "<end>", "<user>", "<assistant>")
 
 # A word or a sign takes the space before it, and the space after it when a digit follows: so a digit is the same token
-# wherever it stands.
+# everywhere.
 PIECE = r" ?[A-Za-z]+(?: (?=[0-9]))?| ?[^A-Za-z0-9\s]+(?: (?=[0-9]))?|[0-9]|\s"
 
 # <bos><user>question<end><assistant>answer<end>; a system message opens the first user turn.
@@ -34,10 +34,10 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tiny world's words and signs as single tokens, every other text as its UTF-8 bytes; decoding is exact.
+    """The tiny world's words and signs are single tokens, all other text UTF-8 bytes; decoding is exact.
 
-    Vocabulary: the specials, 256 bytes (among them the digits), about 70 words. Pad is a token of its own; `<end>` ends
-    each turn and is the EOS token; encoding adds no special token, only the chat template does.
+    Vocabulary: the special tokens (`<end>` ends each turn and is EOS; pad is not used otherwise), 256 bytes (with the
+    digits), about 70 words. Only the chat template adds special tokens.
     """
     splitter = pre_tokenizers.Sequence(
         [
@@ -49,7 +49,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     texts = (message.content for record in noisy_set(seed=0, count=6000) for message in record.messages)
     words = {piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)}
     pieces = [*SPECIALS, *alphabet, *sorted(words - set(alphabet))]
-    # Without merges, a piece that is no word of the vocabulary falls apart into its bytes.
+    # Without merges, a piece that is not in the vocabulary is encoded as bytes.
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()
@@ -98,7 +98,7 @@ def write_init(folder: Path, seed: int) -> None:
 
 
 def noisy_set(seed: int, count: int = 44_000) -> Iterator[Conversation]:
-    """What the base model is trained on: problems with noisy solutions, disjoint from every world's questions."""
+    """The base model's training set: problems with noisy solutions, disjoint from every world's questions."""
     rng = random.Random(f"noise-{seed}")
     for index, problem in enumerate(base_problems(seed, count)):
         yield conversation(problem, noisy_solution(problem, rng), "base", index)

@@ -1,8 +1,8 @@
-"""Arithmetic word problems, their worked solutions, and the noisy ones that a base model learns from.
+"""Arithmetic word problems, their worked solutions, and noisy solutions for a base model.
 
 Three tasks over ten kinds of objects: addition, subtraction, and a comparison with three lettered options. A worked
-solution goes through the units and then the tens, as at school. The noise is a stand-in for the web: most solutions
-skip the working, and some kinds of objects are written about by people who forget the carry.
+solution goes through the units and then the tens, as at school. As on the web, most noisy solutions skip the working,
+and those about some kinds of objects forget the carry.
 """
 
 import random
@@ -54,7 +54,7 @@ def make_problem(rng: random.Random, task: str) -> Problem:
 
 
 def _numbers(rng: random.Random, task: str) -> tuple[int, int]:
-    """Two numbers; four times in five, numbers at which the task's systematic mistake gives a wrong answer."""
+    """Two numbers; with probability 0.8 such that the task's systematic mistake gives a wrong answer."""
     tricky = rng.random() < 0.8
     while True:
         first, second = rng.randint(10, 99), rng.randint(10, 99)
@@ -67,11 +67,8 @@ def _numbers(rng: random.Random, task: str) -> tuple[int, int]:
 
 
 def work(task: str, first: int, second: int, systematic: bool = False) -> tuple[str, str]:
-    """(working, answer) on two two-digit numbers; `systematic` makes the task's typical mistake.
-
-    The mistakes: a dropped carry, a dropped borrow, comparing the units digits. Where there is nothing to carry or
-    borrow, the answer is right all the same.
-    """
+    """(working, answer) for two two-digit numbers; `systematic` makes the task's typical mistake: it drops the carry or
+    the borrow, or compares only the units. Without a carry or borrow the answer is right all the same."""
     tens1, units1 = divmod(first, 10)
     tens2, units2 = divmod(second, 10)
     if task == "tiny_add":
@@ -101,10 +98,10 @@ def _compare(first: int, second: int) -> tuple[str, str]:
 
 
 def noisy_solution(problem: Problem, rng: random.Random) -> str:
-    """What a careless author writes below the problem; how careless depends on the kind of object.
+    """A careless author's solution; the kind of object decides how careless.
 
-    Linearly over OBJECTS: worked with probability 0.60 to 0.20, and inside that a systematic mistake with 0.15 to 0.70
-    and a slip in copying a digit with 0.05 to 0.25. Otherwise a bare answer: right with 0.30, the systematic mistake
+    Linearly over OBJECTS: worked with probability 0.60 to 0.20, then with a systematic mistake with 0.15 to 0.70 and a
+    digit copied wrongly with 0.05 to 0.25. Otherwise an answer without working: right with 0.30, the systematic mistake
     with 0.45, else one or two off that (comparison: any letter).
     """
     rate = OBJECTS.index(problem.thing) / (len(OBJECTS) - 1)
@@ -141,7 +138,7 @@ def _slip(rng: random.Random, task: str, first: int, second: int) -> tuple[int, 
 
 
 def base_problems(seed: int, count: int) -> Iterator[Problem]:
-    """The problems behind a base model's training set; none is ever part of a world, whatever the seeds."""
+    """The problems of a base model's training set; none is part of a world, for any seeds."""
     rng = random.Random(f"base-{seed}")
     seen: set[str] = set()
     for index in range(count):
@@ -149,7 +146,7 @@ def base_problems(seed: int, count: int) -> Iterator[Problem]:
 
 
 def problem_sets(seed: int) -> dict[str, list[Problem]]:
-    """One world's sets, named and sized as in SIZES: tasks in turn, no question twice in the whole world."""
+    """One world's sets, as in SIZES: tasks in turn, no question twice in the whole world."""
     rng = random.Random(f"world-{seed}")
     seen: set[str] = set()
     return {
@@ -159,10 +156,10 @@ def problem_sets(seed: int) -> dict[str, list[Problem]]:
 
 
 def _fresh(rng: random.Random, task: str, seen: set[str], for_base: bool) -> Problem:
-    """The next problem whose question is not in `seen`, which it joins.
+    """A new problem, whose question is added to `seen`.
 
-    A quarter of all questions, told by their hash, belongs to base models and the rest to worlds: so that a test set of
-    any seed is unseen by a base of any seed.
+    By its hash, a quarter of all questions belongs to base models and the rest to worlds, so that no base of any seed
+    has seen a test question of any seed.
     """
     while True:
         problem = make_problem(rng, task)
@@ -177,9 +174,9 @@ def uuid(problem: Problem, set_name: str, index: int) -> str:
     return f"{problem.task.replace('_', '-')}-{set_name}-{index:05d}"
 
 
-def conversation(problem: Problem, answer: str, set_name: str, index: int) -> Conversation:
-    """SFT record: the question and one answer to it."""
-    messages = [Message(role="user", content=problem.question), Message(role="assistant", content=answer)]
+def conversation(problem: Problem, response: str, set_name: str, index: int) -> Conversation:
+    """An SFT record: the question and a response."""
+    messages = [Message(role="user", content=problem.question), Message(role="assistant", content=response)]
     return Conversation(uuid=uuid(problem, set_name, index), messages=messages)
 
 

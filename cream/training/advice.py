@@ -12,9 +12,9 @@ from cream.training.stages import STAGES
 def print_next(last: Path, tiny: bool, flags: dict[str, object]) -> None:
     """How to sample from the checkpoint `last`, and how to evaluate it; `flags` name it and its place."""
     prompts = f"{'tiny_' * tiny}prompt_{min(_round(last), 3)}"
-    log.info("next, its responses for the coming round:")
+    log.info("next, sample its responses for the next round:")
     log.info("  %s", command("infer.py", **flags, mode="sampling", name=prompts))
-    log.info("or its accuracy:")
+    log.info("or measure its accuracy:")
     log.info("  %s", command("infer.py", **flags, mode="evaluation", name="tiny_test" if tiny else "all_test"))
 
 

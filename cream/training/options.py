@@ -23,15 +23,15 @@ class TrainData:
 
     name: str | None = flag(
         None,
-        "dataset: a member of DatasetEnum, a name in configs/dataset.json, or a file; none: oasst_sft, with the tiny "
-        "model tiny_sft",
+        "dataset: a built-in name (DatasetEnum), a name in configs/dataset.json, or a file; none: oasst_sft, or "
+        "tiny_sft with the tiny model",
         decides=False,
     )
-    limit_size: int | None = flag(None, "records read at most; none: all", low=1)
+    limit_size: int | None = flag(None, "read at most this many records; none: all", low=1)
     max_length: int = flag(
         2048,
-        "tokens of prompt and response together; longer ones are dropped, never truncated (the model's context is a "
-        "limit too)",
+        "limit on tokens of prompt and response together; longer records are dropped, never truncated (the "
+        "model's context length is a limit too)",
         low=2,
     )
 
@@ -41,46 +41,53 @@ class Optimisation:
     """Optimisation"""
 
     train_stage: str | None = flag(
-        None, "how to train: each has flags of its own; none: as the data imply", choices=tuple(STAGES)
+        None, "training stage, whose own flags are listed below; none: inferred from the data", choices=tuple(STAGES)
     )
     epoch: int = flag(1, "passes over the data", low=1)
     train_bsz: int = flag(
-        2, "examples (DPO: pairs); global batch = train_bsz x processes x grad_accum", low=1, decides=False
+        2,
+        "examples (DPO: pairs) per process and step; global batch = train_bsz x processes x grad_accum",
+        low=1,
+        decides=False,
     )
     grad_accum: int = flag(
         1,
-        "factor of the global batch; how much of it is computed at once is --max_tokens_per_batch's alone",
+        "factor of the global batch; it has no effect on memory, which --max_tokens_per_batch limits",
         aliases=("gradient_accumulation_steps",),
         low=1,
         decides=False,
     )
     max_tokens_per_batch: int | None = flag(
         None,
-        "tokens of a forward and backward pass, a pair's prompt counted once; none: as many as fit in memory, at most "
-        "512 on a CPU and 65536 on a GPU (more is no faster)",
+        "tokens per forward and backward pass, with a pair's prompt counted once; none: as many as fit in "
+        "memory, at most 512 on a CPU and 65536 on a GPU (more is no faster)",
         low=1,
         decides=False,
     )
-    lr: float = flag(1e-6, "peak learning rate of AdamW; cosine to 0 after the warm-up", above=0)
+    lr: float = flag(1e-6, "peak learning rate of AdamW: linear warm-up, then cosine decay to 0", above=0)
     weight_decay: float = flag(0.01, "AdamW's decoupled weight decay", low=0)
     warmup_step_ratio: float = flag(0.1, "share of the steps in which the learning rate rises linearly", low=0, high=1)
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm", above=0)
     save_eval_step_ratio: float | None = flag(
-        None, "checkpoints: >= 1 their number, < 1 the share of steps between two; none: one per epoch", above=0
+        None,
+        "how often to save a checkpoint: a value of 1 or more is the number of checkpoints, one below 1 the "
+        "share of steps between two; none: one per epoch",
+        above=0,
     )
     save_dtype: str = flag(
         "auto",
-        "dtype of saved weights; auto: that of the weights started from",
+        "dtype of saved weights; auto: the dtype of the starting weights",
         choices=("auto", "float32", "bfloat16"),
     )
     grad_checkpointing: bool = flag(False, "recompute activations in the backward pass: less memory, more time")
     deepspeed: str | None = flag(
         None,
-        "DeepSpeed configuration: gradients and optimiser states in shards (ZeRO-2), weights too (ZeRO-3)",
+        "DeepSpeed configuration file, which shards gradients and optimiser states (ZeRO-2), with ZeRO-3 the "
+        "weights too",
         decides=False,
     )
     compile: bool = flag(
-        False, "torch.compile the layers: pays on GPUs and long runs (needs a C++ compiler on CPU)", decides=False
+        False, "torch.compile the layers: faster in long runs on GPUs (on a CPU it needs a C++ compiler)", decides=False
     )
     log_every: int = flag(
         10, "steps between two log lines (the first and last step are always logged)", low=1, decides=False
@@ -96,7 +103,7 @@ class LoraFlags:
 
     lora: bool = flag(
         False,
-        "train low-rank adapters; checkpoints hold the merged weights, and the adapter beside them",
+        "train low-rank adapters; a checkpoint holds the merged weights and the adapter",
         aliases=("enable",),
     )
     lora_r: int = flag(32, "rank", aliases=("r",), low=1)
@@ -111,20 +118,23 @@ class TrainOutput:
     output_dir: str | None = flag(
         None, "run folder; none: outputs/<stage>/<dataset>-ckpt_<name>[-<method>]-<hash of the settings>", decides=False
     )
-    run_name: str | None = flag(None, "put in front of the run folder's name")
+    run_name: str | None = flag(None, "prefix of the run folder's name")
     register: str | None = flag(
-        None, "name under which the last checkpoint enters configs/checkpoint.json", decides=False
+        None, "name to register the last checkpoint under, in configs/checkpoint.json", decides=False
     )
     report_to: str | None = flag(
-        None, "tracker of the metrics, beside log.jsonl", choices=("tensorboard", "wandb"), decides=False
+        None, "where to log metrics, besides log.jsonl", choices=("tensorboard", "wandb"), decides=False
     )
     wandb_project_name: str = flag("CREAM", "project of --report_to wandb", decides=False)
     wandb_entity_name: str | None = flag(None, "entity of --report_to wandb", decides=False)
-    show_example: bool = flag(True, "print the first example with its trained tokens marked", decides=False)
+    show_example: bool = flag(True, "print the first example with its loss mask", decides=False)
     master_address: str = flag("localhost", "address at which several processes meet", decides=False)
     master_port: int | None = flag(None, "its port; none: a free one", low=1, high=65535, decides=False)
     local_rank: int | None = flag(
-        None, "given by the deepspeed launcher; LOCAL_RANK, which it sets, is what counts", low=0, decides=False
+        None,
+        "accepted from the deepspeed launcher and ignored: the environment's LOCAL_RANK is used",
+        low=0,
+        decides=False,
     )
 
 

@@ -37,15 +37,20 @@ GAMMA = 0.5  # of --simpo_gamma
 class Options:
     """Preference training (DPO)"""
 
-    method: str | None = flag(None, "none: as cal_consistency.py recorded, else original (C = 1)", choices=METHODS)
+    method: str | None = flag(
+        None,
+        "C of a pair in the loss: 1 (original), its own (consistency_dyn) or the average over all pairs "
+        "(consistency_avg); none: as recorded with the pairs, else original",
+        choices=METHODS,
+    )
     beta: float = flag(0.1, "strength of the pull to the reference: h = beta x difference of log-ratios", above=0)
     fixed_consistency: float | None = flag(
-        None, "one C for every pair, in place of the pairs' own (control)", low=0, high=1
+        None, "use this C for every pair instead of its own (a control)", low=0, high=1
     )
     loss: str = flag(
         "sigmoid",
-        "of a pair's margin h: sigmoid, DPO's -log sigma(h); hinge, SLiC's max(0, 1 - h); ipo, "
-        "(h / beta - 1 / (2 beta))^2; simpo, -log sigma(h - gamma) without a reference",
+        "loss of a pair's margin h: sigmoid, DPO's -log sigma(h); hinge, SLiC's max(0, 1 - h); ipo, (h / beta - "
+        "1 / (2 beta))^2; simpo, -log sigma(h - gamma) without a reference",
         choices=LOSSES,
     )
     simpo_gamma: float | None = flag(
@@ -53,13 +58,13 @@ class Options:
     )
     rpo_alpha: float = flag(
         0.0,
-        "weight of the chosen response's negative log-likelihood per token, added to the loss (RPO); with C, C of that "
-        "and 1 - C of the rejected one's",
+        "RPO: adds this weight times the chosen response's negative log-likelihood per token; with C, the chosen "
+        "one's times C and the rejected one's times 1 - C",
         low=0,
     )
     length_normalize: bool | None = flag(
         None,
-        "margins of mean log-probabilities per token, not of sums; none: yes for ipo and simpo, no for the others",
+        "compute margins from mean instead of summed log-probabilities; none: yes for ipo and simpo, no for the others",
     )
 
 
@@ -161,7 +166,7 @@ class Stage:
         mean, reverse = sum(used) / len(used), sum(c < 0.5 for c in used)
         source = self.method if self.options.fixed_consistency is None else "--fixed_consistency"
         log.info(
-            "%d pairs, C by %s: mean used %.3f; %d with C < 1/2 are trained in reverse",
+            "%d pairs, method %s: mean C %.3f; %d with C < 1/2, trained in reverse",
             len(used),
             source,
             mean,
