@@ -89,6 +89,16 @@ class Optimisation:
         True, "resume an interrupted run from its last saved state; no: start it from scratch", decides=False
     )
 
+    def global_batch(self, processes: int) -> int:
+        """Examples of a step, of all processes together."""
+        return self.train_bsz * processes * self.grad_accum
+
+    @property
+    def saves(self) -> int:
+        """How many checkpoints are saved."""
+        ratio = self.save_eval_step_ratio or self.epoch
+        return round(ratio if ratio >= 1 else 1 / ratio)
+
 
 @dataclass
 class LoraFlags:
