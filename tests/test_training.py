@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
 from config import Device, RandomRun
@@ -30,7 +31,7 @@ from cream.files.fingerprints import fingerprint_folder
 from cream.model.batches import by_tokens, pad
 from cream.model.checkpoint import stored_dtype
 from cream.model.hardware import Budget
-from cream.model.load import load_chat, load_policy
+from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair
 from cream.training import launch, loop, parallel, run, state
@@ -816,14 +817,63 @@ class Stage:
 '''
 
 
+REWARD = '''
+from collections import namedtuple
+from dataclasses import dataclass
+
+from cream.records import Pair
+
+RECORDS = (Pair,)
+Example = namedtuple("Example", "chosen rejected")
+
+
+@dataclass
+class Options:
+    """Bradley-Terry reward model"""
+
+
+class Stage:
+    model, head, references = "heads", {"outputs": 1, "reads": "last_token"}, ()
+    unit, made_for_policy, label, summary = "pairs", False, None, ""
+
+    def __init__(self, options, about):
+        self.settings = {}
+
+    def prepare(self, records, chat, limit, dropped):
+        texts = [[record.selected[-1].content, record.rejected[-1].content] for record in records]
+        encoded = [chat.encode_within_limit(r.prompt, t, [True, True], limit) for r, t in zip(records, texts)]
+        return [(record.uuid, Example(*rows)) for record, rows in zip(records, encoded)]
+
+    def facts(self, examples):
+        return {}
+
+    def group(self, example):
+        return list(example)
+
+    def weight(self, example):
+        return 1
+
+    def loss(self, model, batch, examples):
+        import torch.nn.functional as F
+
+        chosen, rejected = model(batch)[:, 0].view(-1, 2).unbind(1)
+        total = -F.logsigmoid(chosen - rejected).sum()
+        return total, {"loss": total.detach(), "accuracy": (chosen > rejected).float().sum()}
+
+    def check_first(self, metrics, tolerance):
+        pass
+'''
+
+
 @pytest.fixture(scope="module")
 def commands(workspace):
-    """The workspace with eight pairs of unknown origin, and a stage of a user's own."""
+    """The workspace with eight pairs of unknown origin, and two stages of a user's own."""
     store.write(workspace.folder / "localdata/pairs.json", pairs(8))
-    (workspace.folder / "cream/training/stages/anchor.py").write_text(ANCHOR)
-    listing = workspace.folder / "cream/training/stages/__init__.py"
-    text = listing.read_text().replace("stages import dpo, sft", "stages import anchor, dpo, sft")
-    listing.write_text(text.replace('"dpo": dpo', '"dpo": dpo, "anchor": anchor'))
+    stages = workspace.folder / "cream/training/stages"
+    (stages / "anchor.py").write_text(ANCHOR)
+    (stages / "reward.py").write_text(REWARD)
+    text = (stages / "__init__.py").read_text().replace("import dpo, sft", "import anchor, dpo, reward, sft")
+    (stages / "__init__.py").write_text(text.replace('"dpo": dpo', '"dpo": dpo, "anchor": anchor, "reward": reward'))
     workspace.shorten("localdata/tiny/sft.json", 8)
     return workspace
 
@@ -860,6 +910,37 @@ def test_a_stage_is_a_file_and_a_line(commands):
     assert "did you mean anchor?" in commands.refused(f"{TRAIN} --train_stage ancor")
     assert "SFT of" in commands.run(f"{TRAIN} --dry_run").out  # data imply the stage that was there first
     assert "Anchored fine-tuning:" in commands.run("train.py --help").out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["", " --lora yes --lora_dropout 0"])
+def test_a_stage_that_trains_a_reward_head_is_a_file_and_a_line(commands, lora):
+    """A new head on a policy, trained by a loss of the stage's own. Any tool loads the checkpoint as a reward model;
+    training goes on from it with its head, and it is refused where a policy is expected."""
+    train = f"{TRAIN} --train_stage reward --name localdata/pairs.json --output_dir outputs/reward{len(lora)}"
+    done = commands.run(f"{train} --epoch 4{lora}")
+    assert done.commands() == []  # none of a policy's next steps
+    run = commands.folder / f"outputs/reward{len(lora)}"
+    folder = run / "checkpoint-last"
+    assert logged(run)[-1]["loss"] < 0.5 * logged(run)[0]["loss"] and "pairs_per_second" in logged(run)[0]
+    about = store.read_json(folder / "cream.json")
+    assert (about["kind"], about["head"]) == ("reward_model", {"outputs": 1, "reads": "last_token"})
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    chat, losses = load_chat(folder), []
+    for record in pairs(8):
+        texts = [record.selected[-1].content, record.rejected[-1].content]
+        rows = chat.encode_within_limit(record.prompt, texts, [True, True], 2048)
+        with torch.no_grad():
+            chosen, rejected = (theirs(torch.tensor([row.ids])).logits.item() for row in rows)
+        losses.append(math.log1p(math.exp(rejected - chosen)))
+    again = train.replace("--train_bsz 4 --lr 1e-3", "--train_bsz 8 --lr 1e-12")
+    commands.run(f"{again}b --checkpoint {folder}")
+    assert logged(run.with_name(f"{run.name}b"))[0]["loss"] == pytest.approx(sum(losses) / 8, rel=1e-3)
+    for other in ("train.py --name tiny_sft", "infer.py --name tiny_prompt_1"):
+        refused = commands.refused(f"{other} --device cpu --model tiny --checkpoint {folder} --dry_run")
+        assert "expected a policy" in refused and "found a reward model (cream.json)" in refused
+    with pytest.raises(UserError, match="its head has other outputs than the stage trains"):
+        load_with_head(folder, {"outputs": 2, "reads": "last_token"}, torch.float32, CPU)
 
 
 @pytest.mark.slow
