@@ -18,7 +18,7 @@ import numpy as np
 from cream.consistency import consistency
 from cream.errors import UserError
 from cream.pairs import extremes
-from cream.pairs.block import Block, Choice
+from cream.pairs.choice import Choice
 from cream.pairs.match import matched
 from cream.pairs.report import PairSet
 from cream.ranking import Array, constant, padded
@@ -185,12 +185,13 @@ def _draw(
 
 def _choose(block: Ranked, rules: Rules, labels: Mapping[str, Item] | None) -> Iterator[list[Choice] | str]:
     """Per prompt its pairs, in the order in which they are written, or why it has none."""
-    items = None if labels is None else [_label(labels, record.uuid) for record in block.records]
-    rows = [i for i, kept in enumerate(block.usable) if len(kept) > 1]
-    parts = ([part[i] for i in rows] if part else None for part in (block.records, block.usable, items))
-    found = iter(rules.strategy.choose(Block(*parts), rules.options))
-    for record, kept in zip(block.records, block.usable, strict=True):
-        pairs = next(found) if len(kept) > 1 else FEWER_THAN_TWO
+    for record, usable in zip(block.records, block.usable, strict=True):
+        if labels is not None and record.uuid not in labels:
+            raise UserError(f"--labels: there is no item {record.uuid!r}; every prompt needs its label")
+        if len(usable) < 2:
+            yield FEWER_THAN_TWO
+            continue
+        pairs = rules.strategy.choose(record, usable, labels and labels[record.uuid], rules.options)
         yield pairs if isinstance(pairs, str) else _best(record.reward, pairs, rules)
 
 
@@ -205,12 +206,6 @@ def _best(reward: list[float], pairs: list[Choice], rules: Rules) -> list[Choice
         key=lambda p: (-(p.confidence or 0), -margin(p), -reward[p.chosen], reward[p.rejected])
     )
     return kept[: rules.most] or (NO_MARGIN if pairs else NONE_CHOSEN)
-
-
-def _label(labels: Mapping[str, Item], uuid: str) -> Item:
-    if uuid not in labels:
-        raise UserError(f"--labels: there is no item {uuid!r}; every prompt needs its label")
-    return labels[uuid]
 
 
 def _pair(record: Rewards, number: int, pair: Choice, c: float | None, statistic: float, summed: bool) -> Pair:

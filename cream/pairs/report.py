@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cream.consistency import Description, Tally, margin_cap
-from cream.pairs.block import Choice
+from cream.pairs.choice import Choice
 from cream.ranking import Array, padded
 from cream.records import Pair, Rewards
 
