@@ -212,7 +212,7 @@ def test_the_rate_warms_up_then_follows_the_cosine_of_transformers(steps, ratio)
 def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
     model, examples = load(tiny_folder), sft_examples(tiny_chat)
     loss, _ = SFT.loss(model, model.pack([[tokens] for tokens in examples]), examples)
-    batch, plain = pad([examples]), load(tiny_folder, share=False).policy
+    batch, plain = pad([examples]), load(tiny_folder, share=False).model
     labels = torch.full_like(batch.input_ids, -100)
     for row, tokens in zip(labels, examples, strict=True):
         for start, end in tokens.spans:
@@ -243,7 +243,7 @@ def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
     batch = pad([examples])
     model = LogProbs(Table(*batch.input_ids.shape, len(tiny_chat.tokenizer)), share=False)
     SFT.loss(model, batch, examples)[0].backward()
-    touched = model.policy.logits.grad.abs().sum(-1) > 0
+    touched = model.model.logits.grad.abs().sum(-1) > 0
     answers = torch.zeros_like(touched)
     for row, tokens in zip(answers, examples, strict=True):
         for start, end in tokens.spans:
@@ -682,10 +682,10 @@ def test_lora_checkpoints_hold_the_merged_weights_and_the_adapter(job, tiny_fold
     made = job("dpo", "run", lora=LORA)
     work(made)
     folder, ids = made.run / "checkpoint-last", torch.arange(1, 50)[None]
-    adapter = PeftModel.from_pretrained(load(tiny_folder).policy, folder / "adapter").eval()
+    adapter = PeftModel.from_pretrained(load(tiny_folder).model, folder / "adapter").eval()
     with torch.no_grad():
         merged, unmerged, start = (
-            model(ids).logits for model in (load(folder).policy, adapter, load(tiny_folder).policy)
+            model(ids).logits for model in (load(folder).model, adapter, load(tiny_folder).model)
         )
     torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=0)
     assert (merged - start).abs().max() > 1e-2

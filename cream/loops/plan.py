@@ -55,8 +55,8 @@ class Step(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True
 class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Steps that run once `before` the rounds, in every round (`repeat`), and once `after` them.
 
-    `start`: id of a repeated step -> what stands for its output before round 1. `flags`: id of a step -> flags put over
-    its own; a null takes a flag away.
+    `start`: id of a repeated step -> its output before round 1. `flags`: id of a step -> flags put over its own; a null
+    takes a flag away.
     """
 
     title: str

@@ -16,30 +16,11 @@ T = TypeVar("T")
 PAIRS = ("cal_consistency.py", "make_pairs.py")
 
 
-class Task(msgspec.Struct):
-    """The fields that are read of a task's row in an evaluation's summary."""
-
-    task: str
-    accuracy: float
-
-
-class Summary(msgspec.Struct):
-    """The fields that are read of an evaluation's summary."""
-
-    tasks: Annotated[list[Task], msgspec.Meta(min_length=1)]
-
-
-class Counts(msgspec.Struct):
-    """The fields that are read of the counts in a sidecar."""
-
-    out: int
-
-
-class Pairs(msgspec.Struct):
-    """The fields that are read of the sidecar of pairs."""
-
-    counts: Counts
-    mean_consistency: float | None
+# The fields that are read of an evaluation's summary, and of the sidecar of pairs.
+Task = msgspec.defstruct("Task", [("task", str), ("accuracy", float)])
+Summary = msgspec.defstruct("Summary", [("tasks", Annotated[list[Task], msgspec.Meta(min_length=1)])])
+Counts = msgspec.defstruct("Counts", [("out", int)])
+Pairs = msgspec.defstruct("Pairs", [("counts", Counts), ("mean_consistency", float | None)])
 
 
 def results(commands: Sequence[Command]) -> list[dict]:

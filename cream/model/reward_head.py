@@ -25,7 +25,7 @@ class Heads(Backbone):
     """A reward model that gives its outputs at one place of each response, or at the end of each step.
 
     `reads` is "last_token", or "step_token": the last token of each of the row's spans, a span being a step. Dropout
-    before the head, which token classification has, is left out in training too. Raises UserError for a model whose own
+    before the head, which token classification has, is off in training too. Raises UserError for a model whose own
     forward pass gives other outputs.
     """
 

@@ -108,7 +108,7 @@ def write(
     shuffle: int | None = None,
     **facts,
 ) -> None:
-    """Make the pairs, report on them, register them, and say how training goes on.
+    """Make the pairs, report on them, register them, and say how to train on them.
 
     `settings` are those of the output, `registry` its file and the built-in names beside it. `method`: which C training
     is to use; None: the strategy's own confidences, else the mean of the c's, 1 without a previous ranking. `facts`
@@ -155,10 +155,10 @@ def _rows(
         files = " and ".join(f"--{inputs.flags[role]}" for role in ("rewards", "previous"))
         output.provenance.object(f"{made.unmatched.total()} records of {files} do not match")
     by_default = "consistency_avg" if "previous" in inputs.paths else "original"
-    if made.own and made.consistency.n:
+    if made.own and made.c.n:
         by_default = "consistency_dyn"
     output.facts = {
         "method": method or by_default,
-        "mean_consistency": made.consistency.mean,
+        "mean_consistency": made.c.mean,
         "without_consistency": made.without_c,
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cream.consistency import Description, Tally, margin_cap
+from cream.consistency import Tally, margin_cap
 from cream.pairs.choice import Choice
 from cream.ranking import Array, padded
 from cream.records import Pair, Rewards
@@ -67,11 +67,6 @@ class PairSet:
     without_c: int = 0  # prompts with a constant previous ranking
     lengths: Lengths = field(default_factory=Lengths)
 
-    @property
-    def consistency(self) -> Description:
-        """Statistics of `c`."""
-        return self.c.description
-
     def report(self, beta: float) -> None:
         """Log it; `beta` is that of the margin cap."""
         reasons = (f"{count} {reason}" for reason, count in self.responses.items() if reason)
@@ -89,7 +84,7 @@ class PairSet:
         self._report_consistency(beta)
 
     def _report_consistency(self, beta: float) -> None:
-        c, of = self.consistency, "pairs" if self.own else "prompts"
+        c, of = self.c, "pairs" if self.own else "prompts"
         if c.mean is None:
             log.info("no %s has a consistency", of[:-1])
             return

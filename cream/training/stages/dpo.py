@@ -144,15 +144,12 @@ class Stage:
             raise UserError(
                 f"--method {self.method}: no pair has a consistency; cal_consistency.py --file2 gives them one"
             )
+        if fixed is None:
+            fixed = 1.0 if self.method == "original" else None
         mean = sum(known) / len(known) if known else None
         for example in examples:
-            if fixed is not None:
-                example.consistency = fixed
-            elif self.method == "original":
-                example.consistency = 1.0
-            else:
-                own = None if self.method == "consistency_avg" else example.recorded
-                example.consistency = mean if own is None else own
+            own = None if self.method == "consistency_avg" else example.recorded
+            example.consistency = fixed if fixed is not None else mean if own is None else own
 
     def facts(self, examples: Sequence[Example]) -> dict[str, object]:
         """How many pairs there are, and with which C they are trained."""
@@ -160,13 +157,8 @@ class Stage:
         used = [example.consistency for example in examples]
         mean, reverse = sum(used) / len(used), sum(c < 0.5 for c in used)
         source = self.method if self.options.fixed_consistency is None else "--fixed_consistency"
-        log.info(
-            "%d pairs, C by %s: mean used %.3f; %d with C < 1/2 are trained in reverse",
-            len(used),
-            source,
-            mean,
-            reverse,
-        )
+        text = "%d pairs, C by %s: mean used %.3f; %d with C < 1/2 are trained in reverse"
+        log.info(text, len(used), source, mean, reverse)
         return {
             "pairs": len(used),
             "pairs_without_c": len(used) - len(known),
@@ -224,11 +216,8 @@ class Stage:
         """The loss of --loss, of a margin h."""
         from cream import losses
 
-        if self.options.loss == "ipo":
-            return partial(losses.ipo, beta=self.options.beta)
-        if self.options.loss == "simpo":
-            return partial(losses.simpo, gamma=self.gamma)
-        return {"sigmoid": losses.sigmoid, "hinge": losses.hinge}[self.options.loss]
+        own = {"ipo": {"beta": self.options.beta}, "simpo": {"gamma": self.gamma}}
+        return partial(getattr(losses, self.options.loss), **own.get(self.options.loss, {}))
 
     def check_first(self, metrics: dict[str, float], tolerance: float) -> None:
         """At the first step policy == reference, so that every log-ratio is 0 and the loss is that of h = 0; nothing is
