@@ -85,10 +85,10 @@ def main(argv=None):
 def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance: Provenance) -> None:
     """What the run is made of; data that were made for another policy than training starts from are refused."""
     check_folder(start, STARTS[stage.model])
-    made = provenance.output("data", data) if stage.made_for_policy else provenance.file("data", data)
+    about = provenance.output("data", data) if stage.made_for_policy else provenance.file("data", data)
     provenance.model("start", start)
     config.model.add_template(provenance)
-    policy = (made or {}).get("policy") if stage.made_for_policy else None
+    policy = (about or {}).get("policy") if stage.made_for_policy else None
     if policy is not None and policy["fingerprint"] != provenance.inputs["start"]:
         provenance.object(
             f"{data}: its pairs were rewarded by --checkpoint {policy['checkpoint'] or 'none'} of {policy['model']}, "

@@ -56,16 +56,16 @@ class Tally:
     def add(self, c: ArrayLike) -> None:
         """Add a block (P,), NaN where c is undefined. Mean and squares as in Chan, Golub & LeVeque 1979, eq. 2.1."""
         c = np.asarray(c, dtype=np.float64)
-        known = c[~np.isnan(c)]
-        self.nulls += len(c) - len(known)
-        if not len(known):
+        defined = c[~np.isnan(c)]
+        self.nulls += len(c) - len(defined)
+        if not len(defined):
             return
-        mean, whole = known.mean(), self.n + len(known)
-        self._squares += ((known - mean) ** 2).sum() + (mean - self._mean) ** 2 * self.n * len(known) / whole
-        self._mean += (mean - self._mean) * len(known) / whole
+        mean, whole = defined.mean(), self.n + len(defined)
+        self._squares += ((defined - mean) ** 2).sum() + (mean - self._mean) ** 2 * self.n * len(defined) / whole
+        self._mean += (mean - self._mean) * len(defined) / whole
         self.n = whole
-        self._below += int((known < 0.5).sum())
-        self.histogram += np.bincount(np.rint(10 * known).astype(np.int64), minlength=11)
+        self._below += int((defined < 0.5).sum())
+        self.histogram += np.bincount(np.rint(10 * defined).astype(np.int64), minlength=11)
 
     mean = property(lambda self: float(self._mean) if self.n else None)
     std = property(lambda self: float(np.sqrt(self._squares / (self.n - 1))) if self.n > 1 else None)

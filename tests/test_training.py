@@ -785,7 +785,7 @@ class Example:
 
 
 class Stage:
-    model, unit, made_for_policy, references, label = "logprobs", "conversations", False, ("prior",), "anchored"
+    model, unit, made_for_policy, reference, label = "logprobs", "conversations", False, "prior", "anchored"
 
     def __init__(self, options, about):
         self.strength, self.settings = options.strength, {"strength": options.strength}
@@ -833,7 +833,7 @@ class Options:
 
 
 class Stage:
-    model, head, references = "heads", {"outputs": 1, "reads": "last_token"}, ()
+    model, head, reference = "heads", {"outputs": 1, "reads": "last_token"}, None
     unit, made_for_policy, label, summary = "pairs", False, None, ""
 
     def __init__(self, options, about):

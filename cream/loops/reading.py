@@ -59,7 +59,10 @@ def as_loop(recipe: Recipe, cream: Loop) -> Loop:
         "train": recipe.dpo,
         **dict.fromkeys(("accuracy.M0", "accuracy.M1", "accuracy"), recipe.evaluation),
     }
-    flags = {step: {name: "none" if of is None else of for name, of in own.items()} for step, own in settings.items()}
+    flags = {
+        step: {name: "none" if value is None else value for name, value in own.items()}
+        for step, own in settings.items()
+    }
     places = {"base_dir": recipe.base_dir, "output_dir": recipe.output_dir}
     about = {"title": recipe.title, "model": recipe.model, "seed": recipe.seed, "rounds": recipe.iterations}
     return msgspec.structs.replace(cream, **about, **places, flags=flags)
@@ -84,7 +87,9 @@ def read_loop(path: Path, seed: int | None = None, output_root: str | None = Non
     else:
         loop = as_loop(_convert(path, value, Recipe), read_loop(CREAM))
     folders = {
-        name: str(Path(output_root or "", of)) for name in ("output_dir", "base_dir") if (of := getattr(loop, name))
+        name: str(Path(output_root or "", folder))
+        for name in ("output_dir", "base_dir")
+        if (folder := getattr(loop, name))
     }
     return msgspec.structs.replace(loop, **folders, seed=loop.seed if seed is None else seed)
 

@@ -33,8 +33,8 @@ def results(commands: Sequence[Command]) -> list[dict]:
     for command in commands:
         if command.script != "infer.py" or command.flags.get("mode") != "evaluation":
             continue
-        made = _read(summary_path(command.output), Summary)
-        tasks = {row.task: row.accuracy for row in made.tasks}
+        summary = _read(summary_path(command.output), Summary)
+        tasks = {row.task: row.accuracy for row in summary.tasks}
         name = command.output.name.partition(".json")[0].removesuffix(".evaluation")
         rows.append({"model": name, "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks})
         training = makers.get(command.flags.get("checkpoint"))

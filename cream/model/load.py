@@ -151,13 +151,13 @@ def _auto_class(folder: Path, config, kind: str, new_head: Head | None):
         return AutoModelForCausalLM
     head = new_head or read_kind(folder).get("head")
     reads = head["reads"] if head else kind_of(config.architectures or [])[1]
-    found = AutoModelForTokenClassification if reads == "step_token" else AutoModelForSequenceClassification
-    if type(config) not in found._model_mapping and not remote_code():
+    auto_class = AutoModelForTokenClassification if reads == "step_token" else AutoModelForSequenceClassification
+    if type(config) not in auto_class._model_mapping and not remote_code():
         raise UserError(
-            f"{folder}: transformers has no {found.__name__.removeprefix('AutoModelFor')} for models of type "
+            f"{folder}: transformers has no {auto_class.__name__.removeprefix('AutoModelFor')} for models of type "
             f"{config.model_type}, so that a reward model on one cannot be read at the {reads or 'last_token'}"
         )
-    return found
+    return auto_class
 
 
 def _init_head(model) -> None:

@@ -45,7 +45,7 @@ def _preferences(record: Rewards, usable: Sequence[int]) -> Iterator[tuple[int, 
             yield i, j, 1 / (1 + exp(min(0.0, record.reward[j] - record.reward[i])))
             continue
         orders = [record.preferences[i][j], record.preferences[j][i]]
-        known = [p for p in (orders[0], None if orders[1] is None else 1 - orders[1]) if p is not None]
-        if known:
-            p = sum(known) / len(known)
+        stated = [p for p in (orders[0], None if orders[1] is None else 1 - orders[1]) if p is not None]
+        if stated:
+            p = sum(stated) / len(stated)
             yield (i, j, p) if p >= 0.5 else (j, i, 1 - p)

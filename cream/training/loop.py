@@ -59,8 +59,8 @@ def common_budget(accelerator: Accelerator, weights: Replicas | Shards, max_toke
     """Tokens of a micro-batch: `max_tokens`, or as many as fit in the memory of each process; the same number for all,
     so that all plan the same micro-batches."""
     device = accelerator.device
-    found = budget(max_tokens, weights.whole.model, device, training=True, shards=weights.shards)
-    tokens = int(accelerator.gather(torch.tensor([found.tokens], device=device)).min())
+    mine = budget(max_tokens, weights.whole.model, device, training=True, shards=weights.shards)
+    tokens = int(accelerator.gather(torch.tensor([mine.tokens], device=device)).min())
     return Budget(tokens, common=accelerator.num_processes > 1 or isinstance(weights, Shards))
 
 

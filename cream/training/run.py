@@ -90,7 +90,7 @@ def work(job: Job) -> None:
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
     weights = kind(accelerator, model, o.lr, o.weight_decay)
     tokens = common_budget(accelerator, weights, o.max_tokens_per_batch)
-    if stage.references:
+    if stage.reference:
         source = Source(job.header["inputs"]["start"], precision.name, device.type)
         reference.check_recorded(stage, examples, job.data, job.header["inputs"], source)
         reference.fill(accelerator, model, stage, rows, job.data, source, tokens)

@@ -11,8 +11,8 @@ A stage is a module (dpo.py is the example) that holds
                (a reward model: batch -> its head's outputs, (K, outputs); batch.owner says of which response each is)
     head       with "heads": {"outputs": 1, "reads": "last_token" or "step_token"}. Training starts from a policy, on
                which a new head is put, or from a reward model with such a head; what is saved is a reward model
-    references        names of the attributes of an example, each a sequence of floats, that are to hold the group's
-               log-probabilities under the policy that training starts from (nats; NaN: to be computed); () for "heads"
+    reference  the attribute of an example, a sequence of floats, that is to hold the log-probabilities of its group
+               under the policy that training starts from (nats; NaN: to be computed); None: no reference ("heads")
     made_for_policy   whether the data are pairs made for the very policy that training starts from
     unit       what a step's mean is over, in metric names: "pairs"
     settings   {flag: value} that decide the result, beside the flags that all stages share

@@ -29,7 +29,7 @@ class Stage:
     model = "logprobs"
     unit = "answer_tokens"
     made_for_policy = False
-    references = ()
+    reference = None
     label, summary = None, ""
 
     def __init__(self, options: Options, about: dict):
