@@ -46,7 +46,7 @@ class Job:
     in that flag's file.
     """
 
-    config: object
+    config: object  # train.py's TrainConfig
     name: str
     stage: object
     start: Path
@@ -62,21 +62,8 @@ class Job:
 def work(job: Job) -> None:
     """Train, save checkpoints under `job.run`, and, last, the sidecar meta.json that says the run is finished."""
     began = time.monotonic()
-    console.set_up_logging()
     config, stage, o = job.config, job.stage, job.config.optimisation
-    device = torch.device("cpu" if config.device.devices()[0] == "cpu" else "cuda")
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn
-    if not is_first_process():
-        log.setLevel(logging.WARNING)
-    precision = choose_precision(config.device.bf16, device, training=True, shards=job.deepspeed is not None)
-    accelerator = _accelerator(job, precision, device)
-    if accelerator.num_processes != (given_world() or 1):
-        raise RuntimeError(f"accelerate sees {accelerator.num_processes} processes of {given_world() or 1}")
-    torch.manual_seed(config.run.seed)
-    if device.type == "cuda":  # what stays in float32 under autocast, too
-        torch.set_float32_matmul_precision("high")
-    log.info("precision: %s", precision.reason)
+    precision, accelerator = _set_up(job)
     chat = load_chat(job.start, config.model.template())
     dropped: Counter[str] = Counter()
     rows, facts = _examples(job, chat, dropped)
@@ -91,7 +78,7 @@ def work(job: Job) -> None:
     weights = kind(accelerator, model, o.lr, o.weight_decay)
     tokens = common_budget(accelerator, weights, o.max_tokens_per_batch)
     if stage.reference:
-        source = Source(job.header["inputs"]["start"], precision.name, device.type)
+        source = Source(job.header["inputs"]["start"], precision.name, accelerator.device.type)
         reference.check_recorded(stage, examples, job.data, job.header["inputs"], source)
         reference.fill(accelerator, model, stage, rows, job.data, source, tokens)
     job.provenance.check_unchanged()
@@ -121,6 +108,25 @@ def _finish(job: Job, facts: dict) -> None:
     facts |= {"output": read_kind(job.run / LAST)["fingerprint"]}
     store.write_json(job.run / RUN, {**job.header, **origin(), **job.provenance.record(job.run), **facts})
     tidy(job.run)
+
+
+def _set_up(job: Job) -> tuple[Precision, Accelerator]:
+    """Logging, the precision, the processes, and the seed."""
+    console.set_up_logging()
+    device = torch.device("cpu" if job.config.device.devices()[0] == "cpu" else "cuda")
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn
+    if not is_first_process():
+        log.setLevel(logging.WARNING)
+    precision = choose_precision(job.config.device.bf16, device, training=True, shards=job.deepspeed is not None)
+    accelerator = _accelerator(job, precision, device)
+    if accelerator.num_processes != (given_world() or 1):
+        raise RuntimeError(f"accelerate sees {accelerator.num_processes} processes of {given_world() or 1}")
+    torch.manual_seed(job.config.run.seed)
+    if device.type == "cuda":  # products that stay in float32 under autocast, too
+        torch.set_float32_matmul_precision("high")
+    log.info("precision: %s", precision.reason)
+    return precision, accelerator
 
 
 def _accelerator(job: Job, precision: Precision, device: torch.device) -> Accelerator:

@@ -2,7 +2,8 @@
 
 The reference is the policy that training starts from, its log-probabilities known before the first step (reference.py).
 CREAM (arXiv 2410.12735, Algorithm 1): C·L_DPO + (1-C)·L_reversed, with C the set's mean consistency (`consistency_avg`)
-or the prompt's own (`consistency_dyn`); `original` is C = 1 (arXiv 2305.18290, eq. 7).
+or the prompt's own (`consistency_dyn`); `original` is C = 1 (arXiv 2305.18290, eq. 7). The loss mask of a conversation
+are its spans (Tokens): here the one response, its end of turn included.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the responses of conversations: no gradient on prompts or padding."""
+"""Supervised fine-tuning on the responses of conversations. Their spans are the loss mask: no gradient on prompts."""
 
 from __future__ import annotations
 
