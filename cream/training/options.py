@@ -13,6 +13,7 @@ from cream.files.provenance import read_meta
 from cream.training.stages import STAGES, implied_by
 
 StageFlags = one_of({name: stage.Options for name, stage in STAGES.items()})
+StageFlags.__module__, StageFlags.__qualname__ = __name__, "StageFlags"  # where pickle finds it, for other processes
 # In the settings of every run since before stages had flags of their own, so that those runs are found again.
 EVERY_RUN = {"method": "original", "beta": 0.1, "fixed_consistency": None}
 
