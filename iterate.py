@@ -71,9 +71,9 @@ def main(argv=None):
         example = "expected FILE or FILE,FILE, for example configs/loops/tiny_cream.yaml"
         raise UserError(f"--config {config.loop.config or 'is missing'}: {example}")
     loops = {path: read_loop(Path(path), config.loop.seed, config.loop.output_root) for path in paths}
-    devices, problems, commands, made = config.device.devices(), [], {}, set()
+    devices, problems, commands, outputs = config.device.devices(), [], {}, set()
     for path, loop in loops.items():
-        commands[path], wrong = prepare(loop, devices, config.device.bf16, made)
+        commands[path], wrong = prepare(loop, devices, config.device.bf16, outputs)
         problems += [f"{path}: {problem}" for problem in wrong]
     if problems:
         raise UserError("\n".join(["nothing was started:", *problems]))
@@ -85,12 +85,12 @@ def main(argv=None):
         log.info("\n%s\n%.0f s in all", table(columns), time.monotonic() - began)
 
 
-def prepare(loop: Loop, devices: list[str], bf16: bool | None, made: set[Path]) -> tuple[list[Command], list[str]]:
-    """The commands of a loop, and all that is wrong with it. `made`: outputs of earlier loops; its own are added."""
+def prepare(loop: Loop, devices: list[str], bf16: bool | None, outputs: set[Path]) -> tuple[list[Command], list[str]]:
+    """The commands of a loop, and all that is wrong with it. `outputs`: outputs of earlier loops; its own are added."""
     configs = {script: config_of(script) for script in STAGES}
     commands, wrong = plan(loop, configs, ",".join(devices), for_records(devices), bf16)
     places = look_ups(MODEL_FILES, DATASET_FILES, CHECKPOINTS, DATASETS)
-    return commands, wrong + check_commands(commands, configs, places, made)
+    return commands, wrong + check_commands(commands, configs, places, outputs)
 
 
 def run(loop: Loop, commands: list[Command], *, dry_run: bool = False) -> None:

@@ -20,6 +20,7 @@ from cream.files.lock import Lock
 from cream.files.provenance import LAST, Provenance
 from cream.training import advice, folder, options
 from cream.training.launch import given_world, is_first_process
+from cream.training.stages import STARTS
 
 EXAMPLE = """\
   one CPU    python train.py --model tiny --name tiny_sft --epoch 2 --lr 4e-5 --train_bsz 32 --register tiny_m1
@@ -54,7 +55,7 @@ def main(argv=None):
     name, stage = options.choose_stage(o.train_stage, config.stage, data, config.run.skip)
     start, provenance = config.model.folder(config.model.checkpoint), config.run.provenance()
     _add_inputs(config, stage, data, start, provenance)
-    batch_size = o.train_bsz * (given_world() or len(devices)) * o.grad_accum
+    batch_size = o.global_batch(given_world() or len(devices))
     header = {"settings": options.settings(config, name, stage, batch_size), "inputs": provenance.inputs}
     parts = Path(dataset).name.partition(".")[0], f"ckpt_{names.label(config.model.checkpoint)}", stage.label
     default = folder.default_name(header, config.output.run_name, *parts)
@@ -76,19 +77,18 @@ def main(argv=None):
             folder.tidy_after_kill(run)
     else:
         with Lock(run) if is_first_process() else nullcontext():
-            decided = {"name": name, "stage": stage, "start": start, "data": data, "limit_size": limit}
-            _train(config, run, header, batch_size, provenance=provenance, **decided)
+            _train(config, name, stage, start, data, run, header, limit, provenance)
     if is_first_process():
         _finish(config, run, tiny)
 
 
 def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance: Provenance) -> None:
     """What the run is made of; data that were made for another policy than training starts from are refused."""
-    check_folder(start)
-    made = provenance.output("data", data) if stage.made_for_policy else provenance.file("data", data)
+    check_folder(start, STARTS[stage.model])
+    about = provenance.output("data", data) if stage.made_for_policy else provenance.file("data", data)
     provenance.model("start", start)
     config.model.add_template(provenance)
-    policy = (made or {}).get("policy") if stage.made_for_policy else None
+    policy = (about or {}).get("policy") if stage.made_for_policy else None
     if policy is not None and policy["fingerprint"] != provenance.inputs["start"]:
         provenance.object(
             f"{data}: its pairs were rewarded by --checkpoint {policy['checkpoint'] or 'none'} of {policy['model']}, "
@@ -98,19 +98,22 @@ def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance:
         provenance.file("deepspeed", config.optimisation.deepspeed)
 
 
-def _train(config: TrainConfig, run: Path, header: dict, batch_size: int, **decided) -> None:
-    from cream.training import launch
-    from cream.training.run import make_job, work
+def _train(config: TrainConfig, name, stage, start: Path, data: Path, run: Path, header, limit, provenance) -> None:
+    from cream.training import launch, parallel
+    from cream.training.run import Job, work
 
-    job = make_job(config, header, batch_size, run=run, **decided)
-    saved_bytes = 4 if config.optimisation.save_dtype == "float32" else 2
-    preflight.check_disk(run, preflight.size_of_run(job.start, job.schedule.saves, saved_bytes), "training")
+    o = config.optimisation
+    clear = folder.starts_again(run, header, config.run.overwrite, o.resume)
+    deepspeed = None if o.deepspeed is None else parallel.read_settings(o.deepspeed)
+    job = Job(config, name, stage, start, data, run, header, limit, clear, deepspeed, provenance)
+    saved_bytes = 4 if o.save_dtype == "float32" else 2
+    preflight.check_disk(run, preflight.size_of_run(start, o.saves, saved_bytes), "training")
     about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}
     place = config.output.master_address, config.output.master_port
     try:
-        launch.run(work, job, config.device.devices(), *place, about, alone=job.deepspeed is None)
+        launch.run(work, job, config.device.devices(), *place, about, alone=deepspeed is None)
     except KeyboardInterrupt as error:
-        if not config.optimisation.resume:
+        if not o.resume:
             error.add_note("but for --resume no")  # with it, it begins from scratch
         raise
 

@@ -19,7 +19,8 @@ from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 from cream.model.hardware import matrix_rate
 from cream.model.load import load_policy
 from cream.model.logprobs import LogProbs
-from cream.training.loop import Schedule, common_budget, train
+from cream.training.loop import common_budget, train
+from cream.training.options import Optimisation
 from cream.training.parallel import Replicas
 from cream.training.stages import dpo
 
@@ -35,7 +36,7 @@ class Ours:
     def __init__(self, folder: Path, stage, examples, batch: int, bf16: bool, device: str, max_tokens: int | None):
         self.model = LogProbs(load_policy(folder, torch.float32, torch.device(device)))
         self.stage, self.examples, self.bf16, self.device = stage, examples, bf16, device
-        self.schedule = Schedule(batch_size=batch, max_tokens=max_tokens, lr=LR, log_every=1000)
+        self.flags = Optimisation(train_bsz=batch, max_tokens_per_batch=max_tokens, lr=LR, log_every=1000)
         self.loaded = 0
 
     def __call__(self) -> float:
@@ -48,10 +49,10 @@ class Ours:
         self.loaded = used_memory(self.device)
         with tempfile.TemporaryDirectory() as run_folder:
             start = time.perf_counter()
-            weights = Replicas(accelerator, self.model, LR, self.schedule.weight_decay)
-            tokens = common_budget(accelerator, weights, self.schedule.max_tokens)
+            weights = Replicas(accelerator, self.model, LR, self.flags.weight_decay)
+            tokens = common_budget(accelerator, weights, self.flags.max_tokens_per_batch)
             save = lambda step: ended.append(time.perf_counter())  # noqa: E731
-            train(accelerator, weights, self.stage, self.examples, self.schedule, tokens, Path(run_folder), save)
+            train(accelerator, weights, self.stage, self.examples, self.flags, 0, tokens, Path(run_folder), save)
         return ended[0] - start
 
 

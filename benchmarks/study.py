@@ -91,8 +91,7 @@ def _cell(job: tuple) -> list[dict]:
 
 
 def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -> list[dict]:
-    from cream.loops.reading import CREAM, read_loop
-    from cream.loops.recipes import as_loop
+    from cream.loops.reading import CREAM, as_loop, read_loop
     from cream.loops.results import results
     from cream.tiny.problems import write_world
     from iterate import prepare, run
@@ -111,7 +110,7 @@ def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -
 
 
 def _recipe(base: str, arm: str, seed: int, world: Path, folder: Path):
-    from cream.loops.recipes import Recipe
+    from cream.loops.reading import Recipe
 
     consistency, dpo = ARMS[arm]
     if "labels" in consistency:

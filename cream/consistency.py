@@ -4,8 +4,6 @@ The current model M_t and the previous one M_{t-1} each rank the N responses to 
 c in [0, 1], says how much the pair drawn from the current ranking may be trusted. Random rankings average 1/2.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -41,59 +39,37 @@ def shuffled(c: ArrayLike, seed: int) -> Array:
     return c
 
 
-@dataclass(frozen=True)
-class Description:
-    """Statistics of c over prompts. `mean` and `below_half` are None without a value, `std` with fewer than two."""
-
-    n: int  # prompts with a defined c
-    nulls: int  # prompts without one
-    mean: float | None
-    std: float | None  # of the sample, divisor n - 1
-    below_half: float | None  # share of c < 1/2, whose pairs are trained in reverse
-    histogram: tuple[int, ...]  # 11 counts: c nearest to 0, 0.1, ... 1, the very values that Kendall takes at N = 5
-
-
 class Tally:
-    """Counts and sums of c, from which `description` comes: blocks are added, none is kept."""
+    """Statistics of c over prompts. Blocks are added, none is kept.
 
-    def __init__(self):
-        self.n = self.nulls = self.below = 0
-        self.mean = self.squares = 0.0  # squares: of the distances to the mean, summed
+    `n` prompts have a defined c, `nulls` have none; `mean` and `below_half`, the share of c < 1/2, whose pairs are
+    trained in reverse, are None without a value; `std`, of the sample (divisor n - 1), with fewer than two. `histogram`
+    (11,): c nearest to 0, 0.1, ... 1, the very values that Kendall takes at N = 5.
+    """
+
+    def __init__(self, c: ArrayLike = ()):
+        self.n = self.nulls = self._below = 0
+        self._mean = self._squares = 0.0  # squares: of the distances to the mean, summed
         self.histogram = np.zeros(11, dtype=np.int64)
+        self.add(c)
 
     def add(self, c: ArrayLike) -> None:
         """Add a block (P,), NaN where c is undefined. Mean and squares as in Chan, Golub & LeVeque 1979, eq. 2.1."""
         c = np.asarray(c, dtype=np.float64)
-        known = c[~np.isnan(c)]
-        self.nulls += len(c) - len(known)
-        if not len(known):
+        defined = c[~np.isnan(c)]
+        self.nulls += len(c) - len(defined)
+        if not len(defined):
             return
-        mean, whole = known.mean(), self.n + len(known)
-        self.squares += ((known - mean) ** 2).sum() + (mean - self.mean) ** 2 * self.n * len(known) / whole
-        self.mean += (mean - self.mean) * len(known) / whole
+        mean, whole = defined.mean(), self.n + len(defined)
+        self._squares += ((defined - mean) ** 2).sum() + (mean - self._mean) ** 2 * self.n * len(defined) / whole
+        self._mean += (mean - self._mean) * len(defined) / whole
         self.n = whole
-        self.below += int((known < 0.5).sum())
-        self.histogram += np.bincount(np.rint(10 * known).astype(np.int64), minlength=11)
+        self._below += int((defined < 0.5).sum())
+        self.histogram += np.bincount(np.rint(10 * defined).astype(np.int64), minlength=11)
 
-    @property
-    def description(self) -> Description:
-        """Statistics of all that was added; of nothing, too."""
-        n = self.n
-        return Description(
-            n=n,
-            nulls=self.nulls,
-            mean=float(self.mean) if n else None,
-            std=float(np.sqrt(self.squares / (n - 1))) if n > 1 else None,
-            below_half=self.below / n if n else None,
-            histogram=tuple(self.histogram.tolist()),
-        )
-
-
-def describe(c: ArrayLike) -> Description:
-    """Statistics of c (P,), NaN where undefined; works on no value at all."""
-    tally = Tally()
-    tally.add(c)
-    return tally.description
+    mean = property(lambda self: float(self._mean) if self.n else None)
+    std = property(lambda self: float(np.sqrt(self._squares / (self.n - 1))) if self.n > 1 else None)
+    below_half = property(lambda self: self._below / self.n if self.n else None)
 
 
 def margin_cap(c: ArrayLike, beta: float) -> Array:

@@ -51,16 +51,6 @@ def constant(x: Array) -> NDArray[np.bool_]:
     return ~np.any(best(x) & ~worst(x), axis=1)
 
 
-def average_ranks(x: ArrayLike) -> Array:
-    """(P, N) ranks from 1 (lowest) to N; tied responses share the mean of their ranks; NaN stays NaN."""
-    x = np.asarray(x, dtype=np.float64)
-    ranks = np.empty_like(x)
-    for rows in _chunks(*x.shape):
-        ranks[rows] = _signs(x[rows]).sum(axis=1, dtype=np.float64).T  # lower minus higher responses = 2 rank - (n + 1)
-    present = ~np.isnan(x)
-    return np.where(present, (ranks + present.sum(axis=1, keepdims=True) + 1) / 2, np.nan)
-
-
 def kendall(a: ArrayLike, b: ArrayLike) -> Array:
     """(P,) Kendall's tau-b in [-1, 1] (M. G. Kendall, Biometrika 33, 1945; CREAM, arXiv 2410.12735, where no ties are).
 

@@ -15,7 +15,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream.consistency import describe, shuffled
+from cream.consistency import Tally, shuffled
 from cream.errors import UserError
 from cream.files import store
 from cream.pairs import PAIRS
@@ -123,8 +123,8 @@ def test_blocks_leave_no_seam(pair_of_files, rank, alone, keep_truncated, oracle
         reassigned = None if seed is None else shuffled(own, seed)
         made = build(current, previous, rules, reassigned=reassigned, labels=labels if oracle else None, size=size)
         pairs = list(made.pairs)
-        found, expected = made.consistency, describe(own if seed is None else reassigned)
-        assert (found.n, found.nulls, found.histogram) == (expected.n, expected.nulls, expected.histogram)
+        found, expected = made.c, Tally(own if seed is None else reassigned)
+        assert (found.n, found.nulls, *found.histogram) == (expected.n, expected.nulls, *expected.histogram)
         for name in ("mean", "std", "below_half"):
             assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-12)
         counts = made.count, made.prompts, made.responses, made.dropped, made.without_c, made.lengths.longer_by
@@ -201,7 +201,7 @@ def test_without_a_previous_model_c_is_one():
 def test_a_constant_previous_ranking_leaves_a_pair_without_c():
     made = build([record("p", [1.0, 2.0]), record("q", [1.0, 2.0])], [record("p", [5.0, 5.0]), record("q", [1.0, 2.0])])
     assert [pair.consistency for pair in made.pairs] == [None, 1.0]
-    assert made.without_c == 1 and made.consistency.mean == 1.0
+    assert made.without_c == 1 and made.c.mean == 1.0
 
 
 def test_mean_log_probabilities_are_no_reference():
@@ -259,7 +259,7 @@ def test_what_may_stand_twice_in_the_previous_file_is_looked_for(uuids, current,
 
 def test_no_prompts_make_no_pairs():
     made = build([], [])
-    assert list(made.pairs) == [] and made.count == 0 and made.consistency.mean is None
+    assert list(made.pairs) == [] and made.count == 0 and made.c.mean is None
 
 
 @pytest.fixture

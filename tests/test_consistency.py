@@ -1,6 +1,5 @@
 """Consistency against the figures of the method, and its statistics against hand-worked ones."""
 
-import dataclasses
 import itertools
 import math
 import statistics
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cream.consistency import RANKS, consistency, describe, margin_cap, shuffled
+from cream.consistency import RANKS, Tally, consistency, margin_cap, shuffled
 from cream.errors import UserError
 from cream.losses import preference_loss
 
@@ -29,9 +28,9 @@ def test_all_rankings_of_five_average_one_half_and_take_eleven_values():
     c, tau = consistency(np.broadcast_to(np.array(ORDER, float), every.shape), every)
     np.testing.assert_allclose(tau, [stats.kendalltau(ORDER, row).statistic for row in every], atol=1e-12)
     # Mahonian numbers: how many permutations of 5 have 0, 1, ... 10 inversions
-    assert describe(c).histogram == (1, 4, 9, 15, 20, 22, 20, 15, 9, 4, 1)
-    assert describe(c).mean == pytest.approx(0.5)
-    assert describe(c).below_half == (1 + 4 + 9 + 15 + 20) / 120
+    assert tuple(Tally(c).histogram) == (1, 4, 9, 15, 20, 22, 20, 15, 9, 4, 1)
+    assert Tally(c).mean == pytest.approx(0.5)
+    assert Tally(c).below_half == (1 + 4 + 9 + 15 + 20) / 120
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -70,17 +69,18 @@ def test_each_seed_shuffles_otherwise():
 
 def test_statistics_equal_the_standard_library():
     c = [0.9, 0.4, 0.5, 1.0, 0.0]
-    got = describe([*c, math.nan, math.nan])
+    got = Tally([*c, math.nan, math.nan])
     assert (got.n, got.nulls, got.below_half) == (5, 2, 2 / 5)
     assert got.mean == pytest.approx(statistics.mean(c)) and got.std == pytest.approx(statistics.stdev(c))
-    assert got.histogram == (1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1)
+    assert tuple(got.histogram) == (1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1)
 
 
 def test_statistics_of_one_value_and_of_none():
-    one, none = describe([0.7, math.nan]), describe([math.nan])
+    one, none = Tally([0.7, math.nan]), Tally([math.nan])
     assert (one.n, one.mean, one.std, one.below_half) == (1, 0.7, None, 0.0)
-    assert dataclasses.astuple(none) == (0, 1, None, None, None, (0,) * 11)
-    assert describe([]).n == 0
+    assert (none.n, none.nulls, none.mean, none.std, none.below_half) == (0, 1, None, None, None)
+    assert not none.histogram.any()
+    assert Tally([]).n == 0
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])

@@ -235,7 +235,7 @@ def test_the_examples_follow_from_each_other(documented):
     )
     sidecar = json.loads(examples()["pairs.json.meta.json"])
     assert sidecar["counts"] == {"out": 1, "dropped": dict(made.dropped)}
-    assert sidecar["mean_consistency"] == pytest.approx(made.consistency.mean, abs=1e-3)
+    assert sidecar["mean_consistency"] == pytest.approx(made.c.mean, abs=1e-3)
 
 
 @pytest.mark.parametrize(("results", "summary"), [("results.json", "summary.json"), VOTES])

@@ -160,8 +160,8 @@ def test_gradients_in_place_are_the_same(tiny_policy, tied):
     batches = [both[0].pack([[Tokens([1, 7, 8, 9, 7, 2], [(3, 6)]), Tokens([1, 7, 8, 11, 2], [(3, 5)])]])] * 2
     for model, in_place in zip(both, (False, True), strict=True):
         if not tied:
-            weight = model.policy.lm_head.weight
-            model.policy.lm_head.weight = torch.nn.Parameter(weight.detach().clone())
+            weight = model.model.lm_head.weight
+            model.model.lm_head.weight = torch.nn.Parameter(weight.detach().clone())
         if in_place:
             model.accumulate_in_place()
         for _ in range(2):  # as after a step

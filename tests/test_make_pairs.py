@@ -236,7 +236,7 @@ STRATEGY = '''\
 from dataclasses import dataclass
 
 from cream.cli.flags import flag
-from cream.pairs.block import Choice
+from cream.pairs.choice import Choice
 
 INPUTS = {"rewards": True}
 
@@ -248,12 +248,9 @@ class Options:
     sureness: float = flag(0.5, "confidence of every pair", low=0, high=1)
 
 
-def choose(block, options):
-    found = []
-    for record, usable in zip(block.records, block.usable, strict=True):
-        by_length = sorted(usable, key=lambda i: len(record.responses()[i]))
-        found.append([Choice(by_length[-1], by_length[0], options.sureness)] if len(usable) > 2 else "too few")
-    return found
+def choose(record, usable, item, options):
+    by_length = sorted(usable, key=lambda i: len(record.responses()[i]))
+    return [Choice(by_length[-1], by_length[0], options.sureness)] if len(usable) > 2 else "too few"
 '''
 
 

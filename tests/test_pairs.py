@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from cream.errors import UserError
 from cream.pairs import PAIRS, all_pairs, extremes, oracle, random, threshold
-from cream.pairs.block import Block
 from cream.pairs.build import FEWER_THAN_TWO, NO_MARGIN, Rules, build, usable
 from cream.records import Item, Message, Rewards
 
@@ -118,7 +117,7 @@ def test_oracle_equals_the_loop(records):
 
 def test_the_oracle_overrules_the_reward():
     texts = ["Answer: B", "Answer: A", "It is B.", "It is A."]
-    (pair,) = oracle.choose(Block([record("p", [5.0, -5.0, 9.0, -9.0], texts)], [[0, 1, 2, 3]], [LABEL]), None)[0]
+    (pair,) = oracle.choose(record("p", [5.0, -5.0, 9.0, -9.0], texts), [0, 1, 2, 3], LABEL, None)
     assert pair == (1, 0, None)
 
 
@@ -266,8 +265,8 @@ def test_a_strategy_states_confidences_or_reads_a_previous_ranking():
     class Both:
         __name__, INPUTS = "both", {"rewards": True, "previous": False}
 
-        def choose(self, block, options):
-            return [[(extremes.best_against_worst([2.0, 1.0], [0, 1], [0, 1]))._replace(confidence=0.9)]]
+        def choose(self, record, usable, item, options):
+            return [(extremes.best_against_worst([2.0, 1.0], [0, 1], [0, 1]))._replace(confidence=0.9)]
 
     with pytest.raises(ValueError, match="both reads `previous`.*states its own"):
         list(build([record("p", [2.0, 1.0])], None, Rules(Both())).pairs)

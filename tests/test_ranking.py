@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cream import ranking
-from cream.ranking import average_ranks, constant, kendall, padded, shared, spearman, top_order
+from cream.ranking import constant, kendall, padded, shared, spearman, top_order
 
 STATISTICS = [kendall, spearman, top_order]
 
@@ -47,17 +47,11 @@ def test_equals_scipy_on_ten_thousand_rankings_with_ties(ours, theirs):
     assert undefined > 100, "the sample was to hold undefined cases too"
 
 
-def test_average_ranks_equal_scipy():
-    a, _ = random_rankings(2000, 6, seed=0)
-    expected = np.array([stats.rankdata(row, method="average", nan_policy="omit") for row in a])
-    np.testing.assert_array_equal(average_ranks(a), expected)
-
-
 def test_chunks_leave_no_seam(monkeypatch):
     a, b = random_rankings(1000, 5, seed=1)
-    whole = kendall(a, b), spearman(a, b), average_ranks(a)
+    whole = kendall(a, b), spearman(a, b)
     monkeypatch.setattr(ranking, "COMPARISONS_AT_ONCE", 7 * 25)  # 7 prompts at a time: 142 chunks and a rest of 6
-    for once, chunked in zip(whole, (kendall(a, b), spearman(a, b), average_ranks(a)), strict=True):
+    for once, chunked in zip(whole, (kendall(a, b), spearman(a, b)), strict=True):
         np.testing.assert_array_equal(once, chunked)
 
 

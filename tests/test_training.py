@@ -20,8 +20,10 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
 from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
+from config import Device, RandomRun
 from cream.cli.flags import as_dict, deciding, parse
 from cream.errors import UserError, user_error
 from cream.files import store
@@ -29,13 +31,12 @@ from cream.files.fingerprints import fingerprint_folder
 from cream.model.batches import by_tokens, pad
 from cream.model.checkpoint import stored_dtype
 from cream.model.hardware import Budget
-from cream.model.load import load_chat, load_policy
+from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair
 from cream.training import launch, loop, parallel, run, state
 from cream.training.log import Log
 from cream.training.loop import (
-    Schedule,
     common_budget,
     global_batches,
     learning_rate,
@@ -43,14 +44,14 @@ from cream.training.loop import (
     save_steps,
     train,
 )
-from cream.training.options import LoraFlags, Optimisation, TrainOutput, settings
+from cream.training.options import LoraFlags, Optimisation, TrainData, TrainOutput, settings
 from cream.training.parallel import Replicas
 from cream.training.run import Job, work
 from cream.training.stages import STAGES, dpo, sft
 from train import TrainConfig
 
 CPU = torch.device("cpu")
-SCHEDULE = Schedule(epochs=2, batch_size=4, lr=3e-4, log_every=1)  # 6 steps over 12 examples
+FLAGS = Optimisation(epoch=2, train_bsz=4, lr=3e-4, save_eval_step_ratio=1, log_every=1)  # 6 steps over 12 examples
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +212,7 @@ def test_the_rate_warms_up_then_follows_the_cosine_of_transformers(steps, ratio)
 def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
     model, examples = load(tiny_folder), sft_examples(tiny_chat)
     loss, _ = SFT.loss(model, model.pack([[tokens] for tokens in examples]), examples)
-    batch, plain = pad([examples]), load(tiny_folder, share=False).policy
+    batch, plain = pad([examples]), load(tiny_folder, share=False).model
     labels = torch.full_like(batch.input_ids, -100)
     for row, tokens in zip(labels, examples, strict=True):
         for start, end in tokens.spans:
@@ -242,7 +243,7 @@ def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
     batch = pad([examples])
     model = LogProbs(Table(*batch.input_ids.shape, len(tiny_chat.tokenizer)), share=False)
     SFT.loss(model, batch, examples)[0].backward()
-    touched = model.policy.logits.grad.abs().sum(-1) > 0
+    touched = model.model.logits.grad.abs().sum(-1) > 0
     answers = torch.zeros_like(touched)
     for row, tokens in zip(answers, examples, strict=True):
         for start, end in tokens.spans:
@@ -354,18 +355,19 @@ def test_nothing_is_known_of_a_first_loss_without_a_reference():
 # The loop -----------------------------------------------------------------------------------------------------------
 
 
-def spread(model, stage, examples, schedule):
+def spread(model, stage, examples, flags):
     """What the loop takes, up to the run's folder: in one process."""
     accelerator = Accelerator(cpu=True)
-    weights = Replicas(accelerator, model, schedule.lr, schedule.weight_decay)
-    return accelerator, weights, stage, examples, schedule, common_budget(accelerator, weights, schedule.max_tokens)
+    weights = Replicas(accelerator, model, flags.lr, flags.weight_decay)
+    tokens = common_budget(accelerator, weights, flags.max_tokens_per_batch)
+    return accelerator, weights, stage, examples, flags, 0, tokens
 
 
-def trained(folder, stage, examples, schedule, where, **options):
+def trained(folder, stage, examples, flags, where, **options):
     """The weights after a run of the loop, as one vector."""
     where.mkdir()
     model = load(folder)
-    train(*spread(model, stage, examples, schedule), where, lambda step: None, **options)
+    train(*spread(model, stage, examples, flags), where, lambda step: None, **options)
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
@@ -378,8 +380,8 @@ def test_accumulation_equals_the_large_batch(tiny_folder, tiny_chat, tmp_path, n
     examples = (sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start))[:10]
     ends, budgets = [], (10_000, 130, 1)
     for max_tokens in budgets:
-        schedule = dataclasses.replace(SCHEDULE, max_tokens=max_tokens)
-        ends.append(trained(tiny_folder, stage, examples, schedule, tmp_path / str(max_tokens)))
+        flags = dataclasses.replace(FLAGS, max_tokens_per_batch=max_tokens)
+        ends.append(trained(tiny_folder, stage, examples, flags, tmp_path / str(max_tokens)))
     shapes = [start.shape(stage.group(example)) for example in examples[:4]]
     assert len({len(by_tokens(shapes, max_tokens)) for max_tokens in budgets}) == 3
     moved = (ends[0] - torch.cat([p.detach().flatten() for p in start.parameters()])).norm()
@@ -392,8 +394,8 @@ def test_accumulation_equals_the_large_batch(tiny_folder, tiny_chat, tmp_path, n
 
 def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, tiny_chat, tmp_path):
     examples, model = sft_examples(tiny_chat), load(tiny_folder, share=False)
-    schedule = dataclasses.replace(SCHEDULE, batch_size=12, max_tokens=50, epochs=1)
-    trained(tiny_folder, SFT, examples, schedule, tmp_path / "run")
+    flags = dataclasses.replace(FLAGS, train_bsz=12, max_tokens_per_batch=50, epoch=1)
+    trained(tiny_folder, SFT, examples, flags, tmp_path / "run")
     total = sum(tokens.num_response_tokens for tokens in examples)
     loss = -model(pad([examples])).sum() / total
     (entry,) = logged(tmp_path / "run")
@@ -402,8 +404,8 @@ def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, ti
 
 
 def test_the_log_has_the_rate_of_each_step(tiny_folder, tiny_chat, tmp_path):
-    schedule = dataclasses.replace(SCHEDULE, warmup_ratio=0.5)
-    trained(tiny_folder, SFT, sft_examples(tiny_chat), schedule, tmp_path / "run")
+    flags = dataclasses.replace(FLAGS, warmup_step_ratio=0.5)
+    trained(tiny_folder, SFT, sft_examples(tiny_chat), flags, tmp_path / "run")
     wanted = [3e-4 * learning_rate(done, 6, 3) for done in range(6)]
     assert [entry["lr"] for entry in logged(tmp_path / "run")] == pytest.approx(wanted)
 
@@ -412,8 +414,8 @@ def test_the_log_has_the_rate_of_each_step(tiny_folder, tiny_chat, tmp_path):
 def test_a_line_of_the_log_is_the_mean_since_the_line_before(tiny_folder, tiny_chat, tmp_path, log_every):
     """Loss a trained token; tokens computed a trained one, as the quotient of their rates."""
     examples = sft_examples(tiny_chat)
-    schedule = dataclasses.replace(SCHEDULE, log_every=log_every, lr=1e-12)
-    trained(tiny_folder, SFT, examples, schedule, tmp_path / "run")
+    flags = dataclasses.replace(FLAGS, log_every=log_every, lr=1e-12)
+    trained(tiny_folder, SFT, examples, flags, tmp_path / "run")
     plan = list(global_batches(12, 4, 2, seed=0))
     ends = [step for step in range(1, 7) if step in (1, 6) or not step % log_every]
     entries = logged(tmp_path / "run")
@@ -449,10 +451,10 @@ def test_a_gradient_that_is_not_finite_is_never_saved(tiny_folder, tiny_chat, tm
     examples, saved = dpo_examples(tiny_chat, load(tiny_folder)), []
     _, second, *_ = global_batches(12, 4, 1, seed=0)
     examples[second[0]].reference[0] = math.nan
-    schedule = dataclasses.replace(SCHEDULE, epochs=1, log_every=10, saves=2)
+    flags = dataclasses.replace(FLAGS, epoch=1, log_every=10, save_eval_step_ratio=2)
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="by step 2 a gradient is not finite"):
-        given = spread(load(tiny_folder), dpo_stage(beta=0.5), examples, schedule)
+        given = spread(load(tiny_folder), dpo_stage(beta=0.5), examples, flags)
         train(*given, tmp_path / "run", saved.append)
     assert not saved and len(logged(tmp_path / "run")) == 1
 
@@ -481,13 +483,13 @@ def test_out_of_memory_halves_the_micro_batches_once(tiny_folder, tiny_chat, tmp
     start = load(tiny_folder)
     stage = stage_of(name)
     examples = sft_examples(tiny_chat) if name == "sft" else dpo_examples(tiny_chat, start)
-    schedule = dataclasses.replace(SCHEDULE, max_tokens=100)
+    flags = dataclasses.replace(FLAGS, max_tokens_per_batch=100)
     shapes = [start.shape(stage.group(example)) for example in examples]
-    first = next(global_batches(12, 4, 2, SCHEDULE.seed))
+    first = next(global_batches(12, 4, 2, 0))
     assert len(micro_batches([shapes[i] for i in first], 100, 1, 0)) > 1
-    undisturbed = trained(tiny_folder, stage, examples, schedule, tmp_path / "undisturbed")
+    undisturbed = trained(tiny_folder, stage, examples, flags, tmp_path / "undisturbed")
     tried = no_memory_at(monkeypatch, 2)  # the first micro-batch's gradient is there already
-    halved = trained(tiny_folder, stage, examples, schedule, tmp_path / "halved")
+    halved = trained(tiny_folder, stage, examples, flags, tmp_path / "halved")
     moved = (undisturbed - torch.cat([p.detach().flatten() for p in start.parameters()])).norm()
     assert (halved - undisturbed).norm() <= 1e-3 * moved
     assert max(tried[:2]) > 50 and max(tried[2:]) <= max(50, max(shapes)[0])
@@ -499,9 +501,9 @@ def test_out_of_memory_halves_the_micro_batches_once(tiny_folder, tiny_chat, tmp
 
 def test_out_of_memory_with_the_half_is_the_users_to_mend(tiny_folder, tiny_chat, tmp_path, monkeypatch):
     no_memory_at(monkeypatch, 2, 5)
-    schedule = dataclasses.replace(SCHEDULE, max_tokens=100)
+    flags = dataclasses.replace(FLAGS, max_tokens_per_batch=100)
     with pytest.raises(UserError, match=r"100 tokens.*50 as well.*--max_tokens_per_batch"):
-        trained(tiny_folder, SFT, sft_examples(tiny_chat), schedule, tmp_path / "run")
+        trained(tiny_folder, SFT, sft_examples(tiny_chat), flags, tmp_path / "run")
 
 
 # Whole runs ---------------------------------------------------------------------------------------------------------
@@ -513,19 +515,25 @@ def job(tiny_folder, tmp_path):
     store.write(tmp_path / "sft.json", conversations())
     store.write(tmp_path / "dpo.json", pairs())
 
-    def make(stage, name, **options):
-        start = options.setdefault("start", tiny_folder)
+    def make(stage, name, start=tiny_folder, flags=FLAGS, **options):
+        """`options`: flags of any group, and of the stage."""
+        own = {"beta": 0.5, **options} if stage == "dpo" else options
         header = {"settings": {}, "inputs": {"start": fingerprint_folder(start)}}
-        known = {"schedule": SCHEDULE, "header": header, "cpu": True, "output": TrainOutput(show_example=False)}
-        known |= {"name": stage, "data": tmp_path / f"{stage}.json", "run": tmp_path / name}
 
-        def taken(cls, **first):
-            names = {field.name for field in dataclasses.fields(cls)} & options.keys()
-            return cls(**first | {name: options.pop(name) for name in names})
+        def group(first, taken=options):
+            return dataclasses.replace(first, **{name: taken[name] for name in vars(first).keys() & taken.keys()})
 
-        own = taken(STAGES[stage].Options, **({"beta": 0.5} if stage == "dpo" else {}))
-        known |= {"stage": STAGES[stage].Stage(own, {}), "optimisation": taken(Optimisation)}
-        return Job(**known | options)
+        config = TrainConfig(
+            device=group(Device(device="cpu")),
+            data=group(TrainData()),
+            optimisation=group(flags),
+            lora=options.get("lora", NONE),
+            output=group(TrainOutput(show_example=False)),
+            run=group(RandomRun()),
+        )
+        made = STAGES[stage].Stage(group(STAGES[stage].Options(), own), {})
+        data, limit = tmp_path / f"{stage}.json", options.get("limit_size")
+        return Job(config, stage, made, start, data, tmp_path / name, header, limit)
 
     return make
 
@@ -573,7 +581,7 @@ def by_own_c(stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage, lora, killed_at", [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3)])
 def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at):
-    options = {"lora": lora, **by_own_c(stage), "schedule": dataclasses.replace(SCHEDULE, saves=3)}
+    options = {"lora": lora, **by_own_c(stage), "flags": dataclasses.replace(FLAGS, save_eval_step_ratio=3)}
     undisturbed, disturbed = (job(stage, name, **options) for name in ("whole", "cut"))
     work(undisturbed)
 
@@ -602,8 +610,8 @@ def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, 
 def test_a_state_is_saved_where_checkpoints_are_long_in_coming(job, monkeypatch):
     monkeypatch.setattr(loop, "STATE_EVERY", 0.0)
     monkeypatch.setattr(loop, "STATE_SHARE", 0)
-    undisturbed, disturbed = (job("sft", name, schedule=SCHEDULE) for name in ("whole", "cut"))
-    assert SCHEDULE.saves == 1
+    undisturbed, disturbed = (job("sft", name, flags=FLAGS) for name in ("whole", "cut"))
+    assert FLAGS.saves == 1
     work(undisturbed)
     steps = []
 
@@ -636,7 +644,7 @@ POISON = b"cos\nsystem\n(S'touch %s'\ntR."  # a pickle that runs a command when 
 
 @pytest.mark.parametrize("planted", ["random_states_0.pkl", "optimizer.bin", "custom_checkpoint_0.pkl"])
 def test_a_state_that_is_not_what_was_saved_is_not_loaded(job, monkeypatch, tmp_path, planted):
-    made, mark = job("sft", "run", schedule=dataclasses.replace(SCHEDULE, saves=3)), tmp_path / "ran"
+    made, mark = job("sft", "run", flags=dataclasses.replace(FLAGS, save_eval_step_ratio=3)), tmp_path / "ran"
 
     def interrupt(step, steps, metrics):
         if step == 3:
@@ -674,10 +682,10 @@ def test_lora_checkpoints_hold_the_merged_weights_and_the_adapter(job, tiny_fold
     made = job("dpo", "run", lora=LORA)
     work(made)
     folder, ids = made.run / "checkpoint-last", torch.arange(1, 50)[None]
-    adapter = PeftModel.from_pretrained(load(tiny_folder).policy, folder / "adapter").eval()
+    adapter = PeftModel.from_pretrained(load(tiny_folder).model, folder / "adapter").eval()
     with torch.no_grad():
         merged, unmerged, start = (
-            model(ids).logits for model in (load(folder).policy, adapter, load(tiny_folder).policy)
+            model(ids).logits for model in (load(folder).model, adapter, load(tiny_folder).model)
         )
     torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=0)
     assert (merged - start).abs().max() > 1e-2
@@ -706,7 +714,7 @@ def test_compiled_layers_change_nothing(job):
 
 
 def test_bfloat16_products_on_float32_masters(job):
-    made = job("dpo", "run", bf16=True, schedule=dataclasses.replace(SCHEDULE, lr=1e-6))
+    made = job("dpo", "run", bf16=True, flags=dataclasses.replace(FLAGS, lr=1e-6))
     work(made)
     assert stored_dtype(made.run / "checkpoint-last") == torch.float32
     start = load_file(made.start / "model.safetensors")
@@ -716,7 +724,7 @@ def test_bfloat16_products_on_float32_masters(job):
 
 
 def test_malformed_records_are_counted_where_nothing_is_left_to_train_on(job):
-    made = dataclasses.replace(job("sft", "run"), skip=True)
+    made = job("sft", "run", on_bad_record="skip")
     made.data.write_text('{"a": [{"role": "user", "content": " "}, {"role": "assistant", "content": "x"}]}')
     with pytest.raises(UserError, match=r"no record is left to train on \(dropped: {'malformed record': 1}\)"):
         work(made)
@@ -777,7 +785,7 @@ class Example:
 
 
 class Stage:
-    model, unit, made_for_policy, references, label = "logprobs", "conversations", False, ("prior",), "anchored"
+    model, unit, made_for_policy, reference, label = "logprobs", "conversations", False, "prior", "anchored"
 
     def __init__(self, options, about):
         self.strength, self.settings = options.strength, {"strength": options.strength}
@@ -809,14 +817,63 @@ class Stage:
 '''
 
 
+REWARD = '''
+from collections import namedtuple
+from dataclasses import dataclass
+
+from cream.records import Pair
+
+RECORDS = (Pair,)
+Example = namedtuple("Example", "chosen rejected")
+
+
+@dataclass
+class Options:
+    """Bradley-Terry reward model"""
+
+
+class Stage:
+    model, head, reference = "heads", {"outputs": 1, "reads": "last_token"}, None
+    unit, made_for_policy, label, summary = "pairs", False, None, ""
+
+    def __init__(self, options, about):
+        self.settings = {}
+
+    def prepare(self, records, chat, limit, dropped):
+        texts = [[record.selected[-1].content, record.rejected[-1].content] for record in records]
+        encoded = [chat.encode_within_limit(r.prompt, t, [True, True], limit) for r, t in zip(records, texts)]
+        return [(record.uuid, Example(*rows)) for record, rows in zip(records, encoded)]
+
+    def facts(self, examples):
+        return {}
+
+    def group(self, example):
+        return list(example)
+
+    def weight(self, example):
+        return 1
+
+    def loss(self, model, batch, examples):
+        import torch.nn.functional as F
+
+        chosen, rejected = model(batch)[:, 0].view(-1, 2).unbind(1)
+        total = -F.logsigmoid(chosen - rejected).sum()
+        return total, {"loss": total.detach(), "accuracy": (chosen > rejected).float().sum()}
+
+    def check_first(self, metrics, tolerance):
+        pass
+'''
+
+
 @pytest.fixture(scope="module")
 def commands(workspace):
-    """The workspace with eight pairs of unknown origin, and a stage of a user's own."""
+    """The workspace with eight pairs of unknown origin, and two stages of a user's own."""
     store.write(workspace.folder / "localdata/pairs.json", pairs(8))
-    (workspace.folder / "cream/training/stages/anchor.py").write_text(ANCHOR)
-    listing = workspace.folder / "cream/training/stages/__init__.py"
-    text = listing.read_text().replace("stages import dpo, sft", "stages import anchor, dpo, sft")
-    listing.write_text(text.replace('"dpo": dpo', '"dpo": dpo, "anchor": anchor'))
+    stages = workspace.folder / "cream/training/stages"
+    (stages / "anchor.py").write_text(ANCHOR)
+    (stages / "reward.py").write_text(REWARD)
+    text = (stages / "__init__.py").read_text().replace("import dpo, sft", "import anchor, dpo, reward, sft")
+    (stages / "__init__.py").write_text(text.replace('"dpo": dpo', '"dpo": dpo, "anchor": anchor, "reward": reward'))
     workspace.shorten("localdata/tiny/sft.json", 8)
     return workspace
 
@@ -853,6 +910,37 @@ def test_a_stage_is_a_file_and_a_line(commands):
     assert "did you mean anchor?" in commands.refused(f"{TRAIN} --train_stage ancor")
     assert "SFT of" in commands.run(f"{TRAIN} --dry_run").out  # data imply the stage that was there first
     assert "Anchored fine-tuning:" in commands.run("train.py --help").out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["", " --lora yes --lora_dropout 0"])
+def test_a_stage_that_trains_a_reward_head_is_a_file_and_a_line(commands, lora):
+    """A new head on a policy, trained by a loss of the stage's own. Any tool loads the checkpoint as a reward model;
+    training goes on from it with its head, and it is refused where a policy is expected."""
+    train = f"{TRAIN} --train_stage reward --name localdata/pairs.json --output_dir outputs/reward{len(lora)}"
+    done = commands.run(f"{train} --epoch 4{lora}")
+    assert done.commands() == []  # none of a policy's next steps
+    run = commands.folder / f"outputs/reward{len(lora)}"
+    folder = run / "checkpoint-last"
+    assert logged(run)[-1]["loss"] < 0.5 * logged(run)[0]["loss"] and "pairs_per_second" in logged(run)[0]
+    about = store.read_json(folder / "cream.json")
+    assert (about["kind"], about["head"]) == ("reward_model", {"outputs": 1, "reads": "last_token"})
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    chat, losses = load_chat(folder), []
+    for record in pairs(8):
+        texts = [record.selected[-1].content, record.rejected[-1].content]
+        rows = chat.encode_within_limit(record.prompt, texts, [True, True], 2048)
+        with torch.no_grad():
+            chosen, rejected = (theirs(torch.tensor([row.ids])).logits.item() for row in rows)
+        losses.append(math.log1p(math.exp(rejected - chosen)))
+    again = train.replace("--train_bsz 4 --lr 1e-3", "--train_bsz 8 --lr 1e-12")
+    commands.run(f"{again}b --checkpoint {folder}")
+    assert logged(run.with_name(f"{run.name}b"))[0]["loss"] == pytest.approx(sum(losses) / 8, rel=1e-3)
+    for other in ("train.py --name tiny_sft", "infer.py --name tiny_prompt_1"):
+        refused = commands.refused(f"{other} --device cpu --model tiny --checkpoint {folder} --dry_run")
+        assert "expected a policy" in refused and "found a reward model (cream.json)" in refused
+    with pytest.raises(UserError, match="its head has other outputs than the stage trains"):
+        load_with_head(folder, {"outputs": 2, "reads": "last_token"}, torch.float32, CPU)
 
 
 @pytest.mark.slow
@@ -929,8 +1017,11 @@ def work_with_uneven_memory(made):
 def test_two_processes_of_unequal_memory_equal_one(job, tiny_folder, stage):
     """9 examples in batches of 4, each in micro-batches: the last is one example, so that one process gets an empty
     micro-batch."""
-    schedule = dataclasses.replace(SCHEDULE, batch_size=4, max_tokens=80)
-    one, two = (job(stage, name, **by_own_c(stage), limit_size=9, schedule=schedule) for name in ("one", "two"))
+    batches = {
+        name: dataclasses.replace(FLAGS, train_bsz=size, max_tokens_per_batch=80)
+        for name, size in {"one": 4, "two": 2}.items()
+    }
+    one, two = (job(stage, name, **by_own_c(stage), limit_size=9, flags=batches[name]) for name in batches)
     work(one)
     one.data.with_name("dpo.scores.jsonl").unlink(missing_ok=True)  # each computes its own reference
     launch.run(work_with_uneven_memory, two, ["cpu", "cpu"], "localhost", None, {})

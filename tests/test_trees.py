@@ -146,7 +146,7 @@ def test_scores_equal_those_of_padded_rows(policy, name):
     model, padded = LogProbs(policy(name)), LogProbs(policy(name), share=False)
     assert model.share and not padded.share
     wanted = score(padded, GROUPS, Budget(4000))
-    assert difference([plain(padded.policy, GROUPS[2])], wanted[2:3], GROUPS[2:3]) <= 1e-4
+    assert difference([plain(padded.model, GROUPS[2])], wanted[2:3], GROUPS[2:3]) <= 1e-4
     assert difference(score(model, GROUPS, Budget(4000)), wanted) <= 1e-4
     assert difference(score(model, GROUPS[::5], Budget(40)), wanted[::5], GROUPS[::5]) <= 1e-4
 
@@ -252,16 +252,16 @@ def test_a_wrong_attention_is_found_out(policy, monkeypatch, said, name, part, w
     monkeypatch.setattr(trees, part, wrong)
     model = LogProbs(policy(name, dtype, std))
     check_padded(model, policy(name, dtype, std), said)
-    assert model.policy.config._attn_implementation == "sdpa"
+    assert model.model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2"])
 def test_a_model_made_ready_for_trees_still_takes_padded_rows(policy, name):
     """Windows and caps included."""
     model = LogProbs(policy(name))
-    found = score(LogProbs(model.policy, share=False), GROUPS[:4], Budget(100))
+    found = score(LogProbs(model.model, share=False), GROUPS[:4], Budget(100))
     assert difference(found, [plain(policy(name), group) for group in GROUPS[:4]], GROUPS[:4]) <= 1e-4
-    assert LogProbs(model.policy).share
+    assert LogProbs(model.model).share
 
 
 def test_the_longest_in_a_batch_does_not_decide_for_the_others(policy):

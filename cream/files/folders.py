@@ -50,27 +50,31 @@ def kind_of(classes: list[str]) -> tuple[str | None, str | None]:
     return next(ends, (None, None))
 
 
-def check_kind(folder: Path, config: dict, kind: str) -> None:
-    """Raises UserError if a folder holds another kind of model, by its cream.json, else by its config.json."""
+def stated_kind(folder: Path, config: dict) -> tuple[str | None, str]:
+    """(the kind of a folder's model, None where nothing says it; what says it: its cream.json, else its `config`)."""
     classes = [name for name in config.get("architectures") or [] if isinstance(name, str)]
     recorded = read_kind(folder).get("kind")
-    actual = recorded or kind_of(classes)[0]
-    if actual not in (None, kind):
-        source = KIND if recorded else f"config.json: {', '.join(classes)}"
-        raise UserError(f"{folder}: expected {KINDS[kind]}, found {KINDS[actual]} ({source})")
+    return recorded or kind_of(classes)[0], KIND if recorded else f"config.json: {', '.join(classes)}"
 
 
-def check_folder(folder: Path, kind: str = POLICY) -> None:
-    """Raises UserError if a model folder holds another kind of model, lacks a part (such as the tokenizer), or has only
-    pickled weights."""
+def check_kind(folder: Path, config: dict, kind: str | None) -> None:
+    """Raises UserError where a folder holds a model of another kind; None: any kind will do."""
+    found, source = stated_kind(folder, config)
+    if kind is not None and found not in (None, kind):
+        raise UserError(f"{folder}: expected {KINDS[kind]}, found {KINDS[found]} ({source})")
+
+
+def check_folder(folder: Path, kind: str | None = POLICY) -> None:
+    """Raises UserError when a model folder holds another kind of model, misses a part, the tokenizer included, or holds
+    pickled weights only."""
     check_weights(folder, kind)
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"{folder}: the tokenizer's files are missing")
 
 
-def check_weights(folder: Path, kind: str = POLICY) -> None:
-    """Raises UserError unless the model is of this kind, and config.json and all safetensors shards exist, each as long
-    as its header says."""
+def check_weights(folder: Path, kind: str | None = POLICY) -> None:
+    """Raises UserError unless the model is of this kind, and config.json and all safetensors shards are there, the
+    latter as long as they say."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: not a model folder, it has no config.json")
     config = store.read_json(folder / "config.json")

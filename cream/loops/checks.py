@@ -42,24 +42,24 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
 
 
 def check_commands(
-    commands: Sequence[Command], configs: Mapping[str, type], look_up: LookUps, made: set[Path]
+    commands: Sequence[Command], configs: Mapping[str, type], look_up: LookUps, outputs: set[Path]
 ) -> list[str]:
     """What is wrong with the commands' flags and inputs, each message with the steps that have it. `configs`: script ->
-    dataclass of its flags. `made`: outputs of commands that run before these; theirs are added."""
+    dataclass of its flags. `outputs`: outputs of commands that run before these; theirs are added."""
     steps = defaultdict(list)
     for command in (each for each in commands if each.script in configs):
         refused = find_problems(configs[command.script], command.argv())
-        for problem in (*refused, *_missing(command, look_up, made)):
+        for problem in (*refused, *_missing(command, look_up, outputs)):
             steps[command.script, problem].append(command.title)
-        made.add(command.output)
+        outputs.add(command.output)
     return [f"{', '.join(titles)} ({script}): {problem}" for (script, problem), titles in steps.items()]
 
 
-def _missing(command: Command, look_up: LookUps, made: set[Path]) -> Iterator[str]:
+def _missing(command: Command, look_up: LookUps, outputs: set[Path]) -> Iterator[str]:
     if command.script in WITH_DATA and not command.flags.keys() & {"name", "input_file"}:
         yield "--name is missing: the data that the step reads"
     for name, value in ((name, spell(value)) for name, value in command.flags.items() if name in look_up):
-        if value.lower() in NULLS or "${" in value or made & {Path(value), *Path(value).parents}:
+        if value.lower() in NULLS or "${" in value or outputs & {Path(value), *Path(value).parents}:
             continue  # "${": a reference that the plan has refused already
         try:
             path = look_up[name](value)

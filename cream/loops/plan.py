@@ -55,8 +55,8 @@ class Step(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True
 class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Steps that run once `before` the rounds, in every round (`repeat`), and once `after` them.
 
-    `start`: id of a repeated step -> what stands for its output before round 1. `flags`: id of a step -> flags put over
-    its own; a null takes a flag away.
+    `start`: id of a repeated step -> its output before round 1. `flags`: id of a step -> flags put over its own; a null
+    takes a flag away.
     """
 
     title: str
@@ -109,11 +109,7 @@ class Command:
 
 
 def plan(
-    loop: Loop,
-    configs: Mapping[str, type],
-    device: str,
-    record_device: str | None = None,
-    bf16: bool | None = None,
+    loop: Loop, configs: Mapping[str, type], device: str, record_device: str | None = None, bf16: bool | None = None
 ) -> tuple[list[Command], list[str]]:
     """The commands of a loop, and what is wrong with it, one message each.
 
@@ -142,13 +138,13 @@ def plan(
         output = Path((value("shared", step.shared) and loop.base_dir) or loop.output_dir, name)
         own = {"model": loop.model, "device": device if step.script == TRAIN else record_device or device}
         own |= {"seed": loop.seed} if step.script in SEEDED else {}
-        flags = {each: of for each, of in own.items() if each in has}
+        flags = {each: own_value for each, own_value in own.items() if each in has}
         flags |= {each: value(f"--{each}", given) for each, given in loop.flags_of(step).items()}
         flags[_output_flag(has)] = str(output)
         if bf16 is not None and "bf16" in has:
             flags["bf16"] = bf16
         title = value("title", step.title) or (f"round {t}: {step.id}" if t else step.id)
-        given = {each: of for each, of in flags.items() if of is not None}
+        given = {each: text for each, text in flags.items() if text is not None}
         commands.append(Command(title, step.script, given, output))
         results[step.id, t] = commands[-1].result
     names = [command.output.name for command in commands]
@@ -232,12 +228,12 @@ def _target(match: re.Match, t: int | None, loop: Loop, results: Mapping[tuple[s
         raise ValueError(f"{match[0]}: no step has the id {name}{nearest(name, ids)}")
     if back and (t is None or name not in repeated):
         raise ValueError(f"{match[0]}: an earlier round exists only between steps of `repeat`")
-    of = None if name not in repeated else loop.rounds if t is None else t - back
-    if of == 0 and name in loop.start:
+    round_ = None if name not in repeated else loop.rounds if t is None else t - back
+    if round_ == 0 and name in loop.start:
         return spell(_in_round(loop.start[name], None, loop, results))
-    if of is not None and of < 1:
-        advice = f"`start` gives one for {name}" if of == 0 else "give round 1 a value of its own"
+    if round_ is not None and round_ < 1:
+        advice = f"`start` gives one for {name}" if round_ == 0 else "give round 1 a value of its own"
         raise ValueError(f"{match[0]}: round {t} has no output {back} rounds before it; {advice}")
-    if (name, of) not in results:
+    if (name, round_) not in results:
         raise ValueError(f"{match[0]}: that step runs later; steps run in the order of the file")
-    return results[name, of]
+    return results[name, round_]

@@ -16,30 +16,11 @@ T = TypeVar("T")
 PAIRS = ("cal_consistency.py", "make_pairs.py")
 
 
-class Task(msgspec.Struct):
-    """The fields that are read of a task's row in an evaluation's summary."""
-
-    task: str
-    accuracy: float
-
-
-class Summary(msgspec.Struct):
-    """The fields that are read of an evaluation's summary."""
-
-    tasks: Annotated[list[Task], msgspec.Meta(min_length=1)]
-
-
-class Counts(msgspec.Struct):
-    """The fields that are read of the counts in a sidecar."""
-
-    out: int
-
-
-class Pairs(msgspec.Struct):
-    """The fields that are read of the sidecar of pairs."""
-
-    counts: Counts
-    mean_consistency: float | None
+# The fields that are read of an evaluation's summary, and of the sidecar of pairs.
+Task = msgspec.defstruct("Task", [("task", str), ("accuracy", float)])
+Summary = msgspec.defstruct("Summary", [("tasks", Annotated[list[Task], msgspec.Meta(min_length=1)])])
+Counts = msgspec.defstruct("Counts", [("out", int)])
+Pairs = msgspec.defstruct("Pairs", [("counts", Counts), ("mean_consistency", float | None)])
 
 
 def results(commands: Sequence[Command]) -> list[dict]:
@@ -52,8 +33,8 @@ def results(commands: Sequence[Command]) -> list[dict]:
     for command in commands:
         if command.script != "infer.py" or command.flags.get("mode") != "evaluation":
             continue
-        made = _read(summary_path(command.output), Summary)
-        tasks = {row.task: row.accuracy for row in made.tasks}
+        summary = _read(summary_path(command.output), Summary)
+        tasks = {row.task: row.accuracy for row in summary.tasks}
         name = command.output.name.partition(".json")[0].removesuffix(".evaluation")
         rows.append({"model": name, "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks})
         training = makers.get(command.flags.get("checkpoint"))

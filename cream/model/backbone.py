@@ -21,8 +21,11 @@ log = logging.getLogger("cream")
 
 
 class Backbone(torch.nn.Module):
-    """A transformers model whose head reads some places of a batch. A subclass says which (`places`), what its head
-    makes of them (`forward`), and which parameters are the head's (`head_parameters`).
+    """A transformers model whose head reads some places of a batch. A subclass has
+
+        forward(batch)         what its head computes at the batch's places
+        per_response(batch)    what a pass keeps of each of its R responses
+        head_parameters()      the head's own; over trees they are read without the head being called as a module
 
     `model` may be a PEFT model. `share`: over trees, if a probe allows it; False: padded rows.
     """
@@ -43,17 +46,9 @@ class Backbone(torch.nn.Module):
         """Indices of the row's tokens whose hidden states the head reads."""
         return predicting(row)
 
-    def head_parameters(self) -> list[torch.nn.Parameter]:
-        """The head's own, which a forward pass over trees reads without calling the head as a module."""
-        raise NotImplementedError
-
     def probed(self, batch: Batch) -> torch.Tensor:
         """What both layouts must agree on at the places of a batch, (K,) or (K, D)."""
         return self(batch)
-
-    def per_response(self, batch: Batch) -> Sequence[torch.Tensor]:
-        """What a pass keeps of each of a batch's R responses."""
-        raise NotImplementedError
 
     @property
     def plain(self):

@@ -15,6 +15,7 @@ from cream.files.fingerprints import fingerprint_folder, fingerprint_text
 from cream.files.folders import kind_of, tensors
 from cream.files.provenance import KIND, POLICY, REWARD_MODEL
 from cream.files.raw import with_filename
+from cream.model.reward_head import describe_head
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -89,10 +90,9 @@ def _write(model, tokenizer, staged: Path, dtype, about: dict, state: dict[str, 
 
 def describe(model, tokenizer) -> dict:
     """What cream.json says of any model: its kind, a reward model's head, and the text format."""
-    kind, reads = kind_of([type(model).__name__])
-    about = {"kind": kind or POLICY}
-    if kind == REWARD_MODEL:
-        about["head"] = {"outputs": model.config.num_labels, "reads": reads}
+    about = {"kind": kind_of([type(model).__name__])[0] or POLICY}
+    if about["kind"] == REWARD_MODEL:
+        about["head"] = describe_head(model)
     if tokenizer.chat_template:
         about["chat_template"] = fingerprint_text(tokenizer.get_chat_template())
     return about

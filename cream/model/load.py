@@ -11,10 +11,10 @@ from cream.cli import preflight
 from cream.errors import UserError, out_of_memory
 from cream.files import store
 from cream.files.fingerprints import fingerprint_text
-from cream.files.folders import check_weights, kind_of, parameter_count, remote_code
+from cream.files.folders import check_weights, kind_of, parameter_count, remote_code, stated_kind
 from cream.files.provenance import POLICY, REWARD_MODEL, Head, read_kind
 from cream.model.hardware import free_memory
-from cream.model.reward_head import head_name
+from cream.model.reward_head import describe_head, head_name
 
 log = logging.getLogger("cream")
 TRUST = "here: --trust_remote_code yes, if you trust where it comes from"
@@ -61,6 +61,17 @@ def load_chat(folder: Path, chat_template: Path | None = None):
 def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, tp_size: int = 1, first: bool = False):
     """`load` of a policy."""
     return load(folder, POLICY, dtype, device, tp_size=tp_size, first=first)
+
+
+def load_with_head(folder: Path, head: Head, dtype: torch.dtype, device: torch.device):
+    """`load` of a reward model with this head: a new one on a policy, or a reward model's own. Raises UserError where
+    that is another."""
+    if stated_kind(folder, store.read_json(folder / "config.json"))[0] != REWARD_MODEL:
+        return load(folder, REWARD_MODEL, dtype, device, new_head=head)
+    model = load(folder, REWARD_MODEL, dtype, device)
+    if (own := describe_head(model)) != head:
+        raise UserError(f"{folder}: its head has other outputs than the stage trains: {own} there, {head} here")
+    return model
 
 
 def load(
@@ -140,13 +151,13 @@ def _auto_class(folder: Path, config, kind: str, new_head: Head | None):
         return AutoModelForCausalLM
     head = new_head or read_kind(folder).get("head")
     reads = head["reads"] if head else kind_of(config.architectures or [])[1]
-    found = AutoModelForTokenClassification if reads == "step_token" else AutoModelForSequenceClassification
-    if type(config) not in found._model_mapping and not remote_code():
+    auto_class = AutoModelForTokenClassification if reads == "step_token" else AutoModelForSequenceClassification
+    if type(config) not in auto_class._model_mapping and not remote_code():
         raise UserError(
-            f"{folder}: transformers has no {found.__name__.removeprefix('AutoModelFor')} for models of type "
+            f"{folder}: transformers has no {auto_class.__name__.removeprefix('AutoModelFor')} for models of type "
             f"{config.model_type}, so that a reward model on one cannot be read at the {reads or 'last_token'}"
         )
-    return found
+    return auto_class
 
 
 def _init_head(model) -> None:

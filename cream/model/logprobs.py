@@ -20,11 +20,6 @@ class LogProbs(Backbone):
     through the model's own forward pass.
     """
 
-    @property
-    def policy(self):
-        """The language model."""
-        return self.model
-
     def head_parameters(self) -> list[torch.nn.Parameter]:
         """Of the output embeddings."""
         return list(self.plain.get_output_embeddings().parameters())

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from cream.errors import UserError
 from cream.files.folders import kind_of
+from cream.files.provenance import Head
 from cream.model.backbone import ROUNDING, Backbone, exact_products, probe_groups, run
 from cream.model.batches import Batch, Group, pad
 from cream.model.hardware import Budget
@@ -24,7 +25,7 @@ class Heads(Backbone):
     """A reward model that gives its outputs at one place of each response, or at the end of each step.
 
     `reads` is "last_token", or "step_token": the last token of each of the row's spans, a span being a step. Dropout
-    before the head, which token classification has, is left out in training too. Raises UserError for a model whose own
+    before the head, which token classification has, is off in training too. Raises UserError for a model whose own
     forward pass gives other outputs.
     """
 
@@ -81,6 +82,11 @@ def read_heads(
     outputs = run(model, groups, budget, progress)
     once = model.reads == "last_token"
     return [[(value[0] if once else value).tolist() for value in group] for group in outputs]
+
+
+def describe_head(plain) -> Head:
+    """The head of a reward model as cream.json has it."""
+    return {"outputs": plain.config.num_labels, "reads": kind_of([type(plain).__name__])[1]}
 
 
 def head_name(plain) -> str:

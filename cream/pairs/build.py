@@ -18,7 +18,7 @@ import numpy as np
 from cream.consistency import consistency
 from cream.errors import UserError
 from cream.pairs import extremes
-from cream.pairs.block import Block, Choice
+from cream.pairs.choice import Choice
 from cream.pairs.match import matched
 from cream.pairs.report import PairSet
 from cream.ranking import Array, constant, padded
@@ -85,10 +85,10 @@ def build(
     pair, or both do not hold the same responses; for the reasons in `allow` (MISSING, OTHER) such records are skipped.
     Uuids of `current` are unique; `check` is called where `previous` may have one twice: it raises if so.
     """
-    made = PairSet(own=not rules.ranked)
-    blocks = _blocks(matched(current, previous, allow, check, made.unmatched), rules, made.responses, size)
-    made.pairs = _draw(made, blocks, rules, labels, reassigned, summed)
-    return made
+    pair_set = PairSet(own=not rules.ranked)
+    blocks = _blocks(matched(current, previous, allow, check, pair_set.unmatched), rules, pair_set.responses, size)
+    pair_set.pairs = _draw(pair_set, blocks, rules, labels, reassigned, summed)
+    return pair_set
 
 
 def consistencies(
@@ -148,7 +148,7 @@ def _blocks(
 
 
 def _draw(
-    made: PairSet,
+    pair_set: PairSet,
     blocks: Iterable[Ranked],
     rules: Rules,
     labels: Mapping[str, Item] | None,
@@ -157,40 +157,41 @@ def _draw(
 ) -> Iterator[Pair]:
     numbered, several = None, False  # the uuid of a prompt that may be that of a further pair; whether there are any
     for block in blocks:
-        c = block.c if reassigned is None else reassigned[made.prompts :][: len(block.c)]
-        made.prompts += len(c)
-        made.without_c += block.without_c
+        c = block.c if reassigned is None else reassigned[pair_set.prompts :][: len(block.c)]
+        pair_set.prompts += len(c)
+        pair_set.without_c += block.without_c
         chosen = []
-        for record, found in zip(block.records, _choose(block, rules, labels), strict=True):
-            if isinstance(found, str):
-                made.dropped[found] += 1
-                found = []
-            chosen.append(found)
-            several |= len(found) > 1
+        for record, pairs in zip(block.records, _choose(block, rules, labels), strict=True):
+            if isinstance(pairs, str):
+                pair_set.dropped[pairs] += 1
+                pairs = []
+            chosen.append(pairs)
+            several |= len(pairs) > 1
             numbered = numbered or (NUMBERED.search(record.uuid) and record.uuid)
             if numbered and several:
                 raise UserError(
                     f"record {numbered!r}: a prompt's second and further pairs are named UUID#2, UUID#3 …, so no "
                     "prompt may have such a uuid; give it another one, or --max_pairs_per_prompt 1"
                 )
-        made.lengths.add(block.records, block.usable, chosen)
+        pair_set.lengths.add(block.records, block.usable, chosen)
         stated = [nan if pair.confidence is None else pair.confidence for pairs in chosen for pair in pairs]
-        made.c.add(c if rules.ranked else stated)
+        pair_set.c.add(c if rules.ranked else stated)
         for i, pairs in enumerate(chosen):
             for number, pair in enumerate(pairs, 1):
-                made.count += 1
+                pair_set.count += 1
                 confidence = float(c[i]) if rules.ranked else pair.confidence
                 yield _pair(block.records[i], number, pair, confidence, float(block.statistic[i]), summed)
 
 
 def _choose(block: Ranked, rules: Rules, labels: Mapping[str, Item] | None) -> Iterator[list[Choice] | str]:
     """Per prompt its pairs, in the order in which they are written, or why it has none."""
-    items = None if labels is None else [_label(labels, record.uuid) for record in block.records]
-    rows = [i for i, kept in enumerate(block.usable) if len(kept) > 1]
-    parts = ([part[i] for i in rows] if part else None for part in (block.records, block.usable, items))
-    found = iter(rules.strategy.choose(Block(*parts), rules.options))
-    for record, kept in zip(block.records, block.usable, strict=True):
-        pairs = next(found) if len(kept) > 1 else FEWER_THAN_TWO
+    for record, usable in zip(block.records, block.usable, strict=True):
+        if labels is not None and record.uuid not in labels:
+            raise UserError(f"--labels: there is no item {record.uuid!r}; every prompt needs its label")
+        if len(usable) < 2:
+            yield FEWER_THAN_TWO
+            continue
+        pairs = rules.strategy.choose(record, usable, labels and labels[record.uuid], rules.options)
         yield pairs if isinstance(pairs, str) else _best(record.reward, pairs, rules)
 
 
@@ -205,12 +206,6 @@ def _best(reward: list[float], pairs: list[Choice], rules: Rules) -> list[Choice
         key=lambda p: (-(p.confidence or 0), -margin(p), -reward[p.chosen], reward[p.rejected])
     )
     return kept[: rules.most] or (NO_MARGIN if pairs else NONE_CHOSEN)
-
-
-def _label(labels: Mapping[str, Item], uuid: str) -> Item:
-    if uuid not in labels:
-        raise UserError(f"--labels: there is no item {uuid!r}; every prompt needs its label")
-    return labels[uuid]
 
 
 def _pair(record: Rewards, number: int, pair: Choice, c: float | None, statistic: float, summed: bool) -> Pair:

@@ -4,10 +4,12 @@ The paper's Oracle ranks with an external reward model (arXiv 2410.12735); here 
 bound of such a model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cream.evaluation.tasks import grade
-from cream.pairs.block import Block, Choice, best_against_worst
+from cream.pairs.choice import Choice, best_against_worst
+from cream.records import Item, Rewards
 
 INPUTS = {"rewards": True, "previous": False, "labels": True}
 NONE_CORRECT = "no correct response"
@@ -19,16 +21,12 @@ class Options:
     """--strategy oracle"""
 
 
-def choose(block: Block, options: Options) -> list[list[Choice] | str]:
+def choose(record: Rewards, usable: Sequence[int], item: Item | None, options: Options) -> list[Choice] | str:
     """The highest-rewarded correct response against the lowest-rewarded wrong one, even where that has the higher
     reward: the Oracle knows better. The first of ties wins."""
-    found = []
-    for record, usable, item in zip(block.records, block.usable, block.labels, strict=True):
-        texts = record.responses()
-        correct = [i for i in usable if grade(item.question, item.label, texts[i])[1]]
-        wrong = [i for i in usable if i not in correct]
-        if correct and wrong:
-            found.append([best_against_worst(record.reward, correct, wrong)])
-        else:
-            found.append(NONE_WRONG if correct else NONE_CORRECT)
-    return found
+    texts = record.responses()
+    correct = [i for i in usable if grade(item.question, item.label, texts[i], task=item.task)[1]]
+    wrong = [i for i in usable if i not in correct]
+    if correct and wrong:
+        return [best_against_worst(record.reward, correct, wrong)]
+    return NONE_WRONG if correct else NONE_CORRECT

@@ -111,7 +111,7 @@ def write(
     shuffle: int | None = None,
     **facts,
 ) -> None:
-    """Make the pairs, report on them, register them, and say how training goes on.
+    """Make the pairs, report on them, register them, and say how to train on them.
 
     `settings` are those of the output, `registry` its file and the built-in names beside it. `method`: which C training
     is to use; None: the strategy's own confidences, else the mean of the c's, 1 without a previous ranking. `facts`
@@ -145,23 +145,23 @@ def _rows(
     inputs: Inputs, rules: Rules, shuffle: int | None, output: journal.Output, beta: float, method: str | None
 ) -> Iterator[dict]:
     """The pairs as they are made; then the report on them, and their part of the sidecar."""
-    made = inputs.pairs(rules, shuffle)
-    yield from map(encode, made.pairs)
-    made.report(beta)
-    if not made.count:
+    pair_set = inputs.pairs(rules, shuffle)
+    yield from map(encode, pair_set.pairs)
+    pair_set.report(beta)
+    if not pair_set.count:
         rewards = inputs.paths["rewards"]
         raise UserError(f"{rewards}: no pair can be made of it, for the reasons above; nothing was written")
     if inputs.run.skip:
         output.reject(inputs.rejected())
-    output.dropped += made.dropped + made.unmatched
-    if made.unmatched and inputs.run.force:
+    output.dropped += pair_set.dropped + pair_set.unmatched
+    if pair_set.unmatched and inputs.run.force:
         files = " and ".join(f"--{inputs.flags[role]}" for role in ("rewards", "previous"))
-        output.provenance.object(f"{made.unmatched.total()} records of {files} do not match")
+        output.provenance.object(f"{pair_set.unmatched.total()} records of {files} do not match")
     by_default = "consistency_avg" if "previous" in inputs.paths else "original"
-    if made.own and made.consistency.n:
+    if pair_set.own and pair_set.c.n:
         by_default = "consistency_dyn"
     output.facts = {
         "method": method or by_default,
-        "mean_consistency": made.consistency.mean,
-        "without_consistency": made.without_c,
+        "mean_consistency": pair_set.c.mean,
+        "without_consistency": pair_set.without_c,
     }

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cream.consistency import Description, Tally, margin_cap
-from cream.pairs.block import Choice
+from cream.consistency import Tally, margin_cap
+from cream.pairs.choice import Choice
 from cream.ranking import Array, padded
 from cream.records import Pair, Rewards
 
@@ -19,16 +19,16 @@ log = logging.getLogger("cream")
 class Lengths:
     """How rewards go with lengths in scored tokens, over the usable responses to prompts that have a pair."""
 
-    known: bool = True  # no record without them so far
+    counted: bool = True  # no record without them so far
     pairs: int = 0
     longer: float = 0.0  # tokens, chosen minus rejected, summed over pairs
     products: Array = field(default_factory=lambda: np.zeros(3))  # sums of xx, xy, yy: reward x and length y, centred
 
     def add(self, records: Sequence[Rewards], usable: Sequence[list[int]], pairs: Sequence[list[Choice]]) -> None:
         """Count a block of prompts, each with its pairs; rewards and lengths are centred per prompt."""
-        self.known &= all(record.num_tokens is not None for record in records)
+        self.counted &= all(record.num_tokens is not None for record in records)
         rows = [row for row in zip(records, usable, pairs, strict=True) if row[2]]
-        if not self.known or not rows:
+        if not self.counted or not rows:
             return
         for record, _, some in rows:
             self.pairs += len(some)
@@ -40,13 +40,13 @@ class Lengths:
     @property
     def longer_by(self) -> float | None:
         """Tokens by which chosen responses are longer than rejected ones on average; None where lengths are unknown."""
-        return self.longer / self.pairs if self.known and self.pairs else None
+        return self.longer / self.pairs if self.counted and self.pairs else None
 
     @property
     def bias(self) -> float | None:
         """Pearson's r of reward and length within prompts; None where lengths are unknown or do not vary."""
         xx, xy, yy = self.products
-        return float(xy / np.sqrt(xx * yy)) if self.known and xx * yy > 0 else None
+        return float(xy / np.sqrt(xx * yy)) if self.counted and xx * yy > 0 else None
 
 
 @dataclass
@@ -67,11 +67,6 @@ class PairSet:
     without_c: int = 0  # prompts with a constant previous ranking
     lengths: Lengths = field(default_factory=Lengths)
 
-    @property
-    def consistency(self) -> Description:
-        """Statistics of `c`."""
-        return self.c.description
-
     def report(self, beta: float) -> None:
         """Log it; `beta` is that of the margin cap."""
         reasons = (f"{count} {reason}" for reason, count in self.responses.items() if reason)
@@ -89,14 +84,14 @@ class PairSet:
         self._report_consistency(beta)
 
     def _report_consistency(self, beta: float) -> None:
-        c, of = self.consistency, "pairs" if self.own else "prompts"
+        c, unit = self.c, "pairs" if self.own else "prompts"
         if c.mean is None:
-            log.info("no %s has a consistency", of[:-1])
+            log.info("no %s has a consistency", unit[:-1])
             return
         spread = "undefined" if c.std is None else f"{c.std:.3f}"
         below = 100 * c.below_half
         text = "C of %d %s: mean %.3f, standard deviation %s, below 1/2: %.1f %%"
-        log.info(text, c.n, of, c.mean, spread, below)
+        log.info(text, c.n, unit, c.mean, spread, below)
         for i, count in enumerate(c.histogram):
             log.info("  %.1f  %6d  %s", i / 10, count, "#" * round(40 * count / max(c.histogram)))
         cap = float(margin_cap(c.mean, beta))

@@ -4,14 +4,14 @@ With Bradley-Terry rewards P(i is better than j) = sigmoid(r_i - r_j) (semi-supe
 2409.06903, keeps such predictions above a threshold); a model that compared the responses states P itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import exp
 
 from cream.cli.flags import flag
-from cream.pairs.block import Block, Choice
-from cream.records import Rewards
+from cream.pairs.choice import Choice
+from cream.records import Item, Rewards
 
 INPUTS = {"rewards": True}  # no previous ranking: the confidence is the model's own
 NONE_SURE = "no pair as sure as --threshold"
@@ -29,16 +29,13 @@ class Options:
     )
 
 
-def choose(block: Block, options: Options) -> list[list[Choice] | str]:
+def choose(record: Rewards, usable: Sequence[int], item: Item | None, options: Options) -> list[Choice] | str:
     """All pairs with a confidence of at least the threshold, chosen being what the model prefers; 1/2 is no pair."""
-    found = []
-    for record, usable in zip(block.records, block.usable, strict=True):
-        pairs = (Choice(i, j, p) for i, j, p in _preferences(record, usable) if p > 0.5 and p >= options.threshold)
-        found.append(list(pairs) or NONE_SURE)
-    return found
+    pairs = (Choice(i, j, p) for i, j, p in _preferences(record, usable) if p > 0.5 and p >= options.threshold)
+    return list(pairs) or NONE_SURE
 
 
-def _preferences(record: Rewards, usable: list[int]) -> Iterator[tuple[int, int, float]]:
+def _preferences(record: Rewards, usable: Sequence[int]) -> Iterator[tuple[int, int, float]]:
     """(i, j, P(i is better than j) >= 1/2) of every two responses that the model compared.
 
     From the record's `preferences` where it has them: the mean over both orders of presentation, or the one that there
@@ -51,7 +48,7 @@ def _preferences(record: Rewards, usable: list[int]) -> Iterator[tuple[int, int,
             yield i, j, 1 / (1 + exp(min(0.0, record.reward[j] - record.reward[i])))
             continue
         orders = [record.preferences[i][j], record.preferences[j][i]]
-        known = [p for p in (orders[0], None if orders[1] is None else 1 - orders[1]) if p is not None]
-        if known:
-            p = sum(known) / len(known)
+        stated = [p for p in (orders[0], None if orders[1] is None else 1 - orders[1]) if p is not None]
+        if stated:
+            p = sum(stated) / len(stated)
             yield (i, j, p) if p >= 0.5 else (j, i, 1 - p)

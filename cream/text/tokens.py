@@ -1,4 +1,4 @@
-"""Token ids with the spans of them that are scored or trained on."""
+"""Token ids with their loss mask: the spans of tokens that are scored or trained on."""
 
 from array import array
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import xxhash
 
 @dataclass(slots=True, frozen=True)
 class Tokens:
-    """Ids of a rendered conversation and, per assistant turn, the half-open span [start, end) of its response tokens.
+    """Ids of a rendered conversation and, as the loss mask, per assistant turn the half-open span [start, end) of its
+    response tokens; all other tokens are masked.
 
     >>> Tokens(ids=[1, 7, 8, 9, 2], spans=[(3, 5)])  # BOS, two prompt tokens, one response token, end of turn
     """

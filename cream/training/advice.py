@@ -5,12 +5,14 @@ from pathlib import Path
 
 from cream.cli.console import command, log
 from cream.errors import UserError
-from cream.files.provenance import read_kind
+from cream.files.provenance import POLICY, read_kind
 from cream.training.stages import STAGES
 
 
 def print_next(last: Path, tiny: bool, flags: dict[str, object]) -> None:
-    """How to sample from the checkpoint `last`, and how to evaluate it; `flags` name it and its place."""
+    """How to sample from the policy in `last`, and how to evaluate it; `flags` name it and its place."""
+    if read_kind(last)["kind"] != POLICY:
+        return
     prompts = f"{'tiny_' * tiny}prompt_{min(_round(last), 3)}"
     log.info("next, sample its responses for the next round:")
     log.info("  %s", command("infer.py", **flags, mode="sampling", name=prompts))

@@ -15,6 +15,7 @@ from cream.cli import interrupts
 from cream.errors import UserError
 
 HERE = "LOCAL_WORLD_SIZE"
+PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", HERE, "MASTER_ADDR", "MASTER_PORT")  # a process's place in the world
 
 
 def given_world() -> int | None:
@@ -42,7 +43,7 @@ def run(
     if given_world() is not None:
         if "RANK" not in os.environ:
             os.environ |= _slurm(port)
-        if missing := [name for name in _place(0, 0, 0, 0, "", "") if name not in os.environ and name != HERE]:
+        if missing := [name for name in PLACE if name not in os.environ and name != HERE]:
             raise UserError(f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: torchrun sets all of them")
         _take_device(kind, devices)
         _join(worker, config, kind, about)
@@ -92,16 +93,9 @@ def _take_device(kind: str, devices: list[str]) -> None:
         os.environ["LOCAL_RANK"] = "0"
 
 
-def _place(rank: int, local: int, world: int, here: int, address: str, port: int | str) -> dict[str, str]:
-    """The environment variables of a process's place in the world."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(local),
-        "WORLD_SIZE": str(world),
-        HERE: str(here),
-        "MASTER_ADDR": address,
-        "MASTER_PORT": str(port),
-    }
+def _place(*values: int | str) -> dict[str, str]:
+    """The environment variables of PLACE."""
+    return dict(zip(PLACE, map(str, values), strict=True))
 
 
 def _slurm(port: int | None) -> dict[str, str]:
@@ -115,14 +109,8 @@ def _slurm(port: int | None) -> dict[str, str]:
         address = subprocess.run(hosts, check=True, capture_output=True, text=True).stdout.split()[0]
     chosen = step.get("MASTER_PORT") or port or 20000 + int(step["SLURM_JOB_ID"]) % 20000
     here = step.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0]
-    return _place(
-        int(step["SLURM_PROCID"]),
-        int(step["SLURM_LOCALID"]),
-        int(step["SLURM_STEP_NUM_TASKS"]),
-        int(here),
-        address,
-        chosen,
-    )
+    own = (step[f"SLURM_{name}"] for name in ("PROCID", "LOCALID", "STEP_NUM_TASKS"))
+    return _place(*own, here, address, chosen)
 
 
 def _join(worker: Callable, config, kind: str, about: dict) -> None:

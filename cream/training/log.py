@@ -15,7 +15,7 @@ from cream.model.hardware import matrix_rate, peak_memory
 
 
 def _lines_until(step: int, data: bytes) -> bytes:
-    """The lines of a log up to a step; a line that a kill or a full disk truncated is left out."""
+    """The lines of a log up to a step; a line that a kill or a full disk truncated is skipped."""
     kept = []
     for line in data.splitlines(keepends=True):
         with suppress(ValueError):

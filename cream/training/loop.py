@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,32 +21,12 @@ from cream.model.batches import by_tokens
 from cream.model.hardware import Budget, budget, numel
 from cream.training import state
 from cream.training.log import Log
+from cream.training.options import Optimisation
 from cream.training.parallel import Replicas, Shards
 
 log = logging.getLogger("cream")
 STATE_EVERY = 1800.0  # at most so many seconds of training are lost if the process is killed
 STATE_SHARE = 20  # and at least so many times what saving the last one took
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train.
-
-    `batch_size` examples per step, of all processes together, in micro-batches of at most `max_tokens` tokens (None:
-    as many as fit in memory); `saves` checkpoints spread evenly, the last at the end; learning rate: linear warm-up
-    over `warmup_ratio` of the steps, then cosine to 0.
-    """
-
-    epochs: int = 1
-    batch_size: int = 2
-    max_tokens: int | None = None
-    lr: float = 1e-6
-    weight_decay: float = 0.01
-    warmup_ratio: float = 0.1
-    max_grad_norm: float = 1.0
-    saves: int = 1
-    log_every: int = 10
-    seed: int = 0
 
 
 def global_batches(count: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:
@@ -80,8 +59,8 @@ def common_budget(accelerator: Accelerator, weights: Replicas | Shards, max_toke
     """Tokens of a micro-batch: `max_tokens`, or as many as fit in the memory of each process; the same number for all,
     so that all plan the same micro-batches."""
     device = accelerator.device
-    found = budget(max_tokens, weights.whole.model, device, training=True, shards=weights.shards)
-    tokens = int(accelerator.gather(torch.tensor([found.tokens], device=device)).min())
+    mine = budget(max_tokens, weights.whole.model, device, training=True, shards=weights.shards)
+    tokens = int(accelerator.gather(torch.tensor([mine.tokens], device=device)).min())
     return Budget(tokens, common=accelerator.num_processes > 1 or isinstance(weights, Shards))
 
 
@@ -102,7 +81,8 @@ def train(
     weights: Replicas | Shards,
     stage,
     examples: Sequence,
-    schedule: Schedule,
+    flags: Optimisation,
+    seed: int,
     tokens: Budget,
     run: Path,
     save: Callable[[int], None],
@@ -116,19 +96,20 @@ def train(
     where these are long in coming; a signal to any process saves it after the step in flight and ends all by
     Interrupted.
     """
-    plan = list(global_batches(len(examples), schedule.batch_size, schedule.epochs, schedule.seed))
+    size = flags.global_batch(accelerator.num_processes)
+    plan = list(global_batches(len(examples), size, flags.epoch, seed))
     batches = GlobalBatches(accelerator, weights, stage, examples, tokens)
     start = state.resume(accelerator, weights, run)
-    logger = Log(accelerator, run, start, len(plan), schedule.log_every, stage.unit, progress)
-    saved = save_steps(len(plan), schedule.saves)
-    warmup = math.ceil(schedule.warmup_ratio * len(plan))
+    logger = Log(accelerator, run, start, len(plan), flags.log_every, stage.unit, progress)
+    saved = save_steps(len(plan), flags.saves)
+    warmup = math.ceil(flags.warmup_step_ratio * len(plan))
     weights.model.train()
     saved_at, every = time.monotonic(), STATE_EVERY
     with interrupts.deferred():
         for step, indices in enumerate(plan[start:], start + 1):
             total = batches.backward(indices, logger)
-            lr = schedule.lr * learning_rate(step - 1, len(plan), warmup)
-            norm = weights.step(lr, schedule.max_grad_norm)
+            lr = flags.lr * learning_rate(step - 1, len(plan), warmup)
+            norm = weights.step(lr, flags.max_grad_norm)
             logger.end_step(step, total, norm, lr, check_first if step == 1 else None)
             if step == start + 1:
                 weights.check_equal()

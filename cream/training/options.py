@@ -13,6 +13,7 @@ from cream.files.provenance import read_meta
 from cream.training.stages import STAGES, implied_by
 
 StageFlags = one_of({name: stage.Options for name, stage in STAGES.items()})
+StageFlags.__module__, StageFlags.__qualname__ = __name__, "StageFlags"  # where pickle finds it, for other processes
 # In the settings of every run since before stages had flags of their own, so that those runs are found again.
 EVERY_RUN = {"method": "original", "beta": 0.1, "fixed_consistency": None}
 
@@ -95,6 +96,16 @@ class Optimisation:
     resume: bool = flag(
         True, "resume an interrupted run from its last saved state; no: start it from scratch", decides=False
     )
+
+    def global_batch(self, processes: int) -> int:
+        """Examples of a step, of all processes together."""
+        return self.train_bsz * processes * self.grad_accum
+
+    @property
+    def saves(self) -> int:
+        """How many checkpoints are saved."""
+        ratio = self.save_eval_step_ratio or self.epoch
+        return round(ratio if ratio >= 1 else 1 / ratio)
 
 
 @dataclass

@@ -8,8 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -36,11 +35,9 @@ class Replicas:
         self.accelerator, self.whole = accelerator, model
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, lr, weight_decay))
 
-    @contextmanager
-    def micro_batch(self, last: bool) -> Iterator[None]:
+    def micro_batch(self, last: bool) -> AbstractContextManager:
         """Around a forward and a backward pass; gradients are shared after the `last` of a step."""
-        with nullcontext() if last else self.accelerator.no_sync(self.model):
-            yield
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the loss's gradient to the step's."""
@@ -52,7 +49,8 @@ class Replicas:
 
     def step(self, lr: float, max_norm: float) -> torch.Tensor:
         """Clip, update at this learning rate; returns the gradient's norm before clipping."""
-        _set_rate(self.optimizer, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
         self.optimizer.step()
         self.zero_grad()
@@ -90,11 +88,10 @@ class Shards:
                 deepspeed.zero.register_external_parameter(model, parameter)  # read without the head being called
             model.choose_layout()
 
-    @contextmanager
-    def micro_batch(self, last: bool) -> Iterator[None]:
+    def micro_batch(self, last: bool) -> AbstractContextManager:
         """Around a forward and a backward pass. Gradients are shared in each, as their shards must be."""
         self.model.set_gradient_accumulation_boundary(last)
-        yield
+        return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the loss's gradient to the step's."""
@@ -102,7 +99,8 @@ class Shards:
 
     def step(self, lr: float, max_norm: float) -> float:
         """Clip (by the engine's own setting, which is `max_norm`), update; returns the norm before clipping."""
-        _set_rate(self.optimizer, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.model.step()
         return float(self.model.get_global_grad_norm())
 
@@ -116,6 +114,7 @@ class Shards:
         if processes == self.accelerator.num_processes:
             self.accelerator.load_state(str(folder))
             return
+        other = f"resume with {processes} processes, or train from scratch by --resume no"
         if self.accelerator.is_main_process:
             log.info("the state is of %d processes: its shards are put together again", processes)
             convert = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
@@ -125,16 +124,12 @@ class Shards:
             if done.returncode:
                 why = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
                 raise UserError(
-                    f"{folder}: DeepSpeed cannot convert the state of {processes} processes: {why}; resume "
-                    f"with {processes}, or train from scratch by --resume no"
+                    f"{folder}: DeepSpeed cannot convert the state of {processes} processes: {why}; {other}"
                 )
         self.accelerator.wait_for_everyone()
         loaded, _ = self.model.load_checkpoint(str(folder), tag=UNIVERSAL)
         if loaded is None:
-            raise UserError(
-                f"{folder}: DeepSpeed did not load the state; resume with {processes} processes, or train from scratch "
-                "by --resume no"
-            )
+            raise UserError(f"{folder}: DeepSpeed did not load the state; {other}")
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The model's whole weights by name, float32 masters where they are trained, on the CPU: for the first
@@ -159,11 +154,6 @@ def _optimizer(model: Backbone, lr: float, weight_decay: float) -> torch.optim.O
     """AdamW on what is trained."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
-
-
-def _set_rate(optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 # DeepSpeed's settings -------------------------------------------------------------------------------------------------
@@ -197,7 +187,7 @@ def check_settings(settings: object, where: str) -> None:
         raise UserError(f"{where}: expected one object of DeepSpeed's settings, in it objects {', '.join(PARTS)}")
     for name, flag in OURS.items():
         if settings.get(name, "auto") != "auto":
-            raise UserError(f"{where}: {name} is set by {flag}; leave it out, or write 'auto'")
+            raise UserError(f"{where}: {name} is set by {flag}; omit it, or write 'auto'")
     stage = settings.get("zero_optimization", {}).get("stage")
     if stage not in (1, 2, 3):
         raise UserError(f"{where}: zero_optimization.stage: expected 1, 2 or 3, found {stage}")

@@ -53,7 +53,7 @@ def check_recorded(stage, examples: Sequence, data: Path, inputs: dict[str, str]
         return
     log.info("the data's own log-probabilities do not serve as reference: %s", why)
     for example in examples:
-        _set(stage, example, [nan] * len(stage.group(example)))
+        setattr(example, stage.reference, [nan] * len(stage.group(example)))
 
 
 def fill(
@@ -65,13 +65,13 @@ def fill(
     source: Source,
     budget: Budget,
 ) -> None:
-    """Set the references of the (uuid, example) rows that have none yet: the attributes `stage.references` of each
+    """Set the references of the (uuid, example) rows that have none yet: the attribute `stage.reference` of each
     example, a log-probability in nats for every response of its group. `data` is the file that the rows come from.
 
     What is computed is cached beside it chunk by chunk, in batches that depend on the rows alone; a signal to any
     process ends all by Interrupted after the chunk in hand. Raises UserError where a value is not a finite number.
     """
-    wanted = [(uuid, example) for uuid, example in rows if not known(stage, example)]
+    wanted = [(uuid, example) for uuid, example in rows if not has_reference(stage, example)]
     cache = Scores(beside(data), source)
     # The first process's look at the file holds for all: another job may add to it in between.
     cached = [[cache.find(uuid) for uuid, _ in wanted] if accelerator.is_main_process else None]
@@ -80,8 +80,9 @@ def fill(
         for start in range(0, len(wanted), CHUNK):
             chunk = wanted[start : start + CHUNK]
             for (_, example), values in zip(chunk, cached[start : start + CHUNK], strict=True):
-                _set(stage, example, [values.get(tokens.digest(), nan) for tokens in stage.group(example)])
-            if all(known(stage, example) for _, example in chunk):
+                reference = [values.get(tokens.digest(), nan) for tokens in stage.group(example)]
+                setattr(example, stage.reference, reference)
+            if all(has_reference(stage, example) for _, example in chunk):
                 continue
             log.info("computing the reference of %d examples, after %d of %d", len(chunk), start, len(wanted))
             _compute(accelerator, model, stage, [example for _, example in chunk], budget)
@@ -97,18 +98,13 @@ def fill(
     )
 
 
-def known(stage, example) -> bool:
-    """Whether all of an example's references are finite numbers."""
-    return all(isfinite(value) for name in stage.references for value in getattr(example, name))
-
-
-def _set(stage, example, values: Sequence[float]) -> None:
-    for name in stage.references:
-        setattr(example, name, values)
+def has_reference(stage, example) -> bool:
+    """Whether an example's reference is all finite numbers."""
+    return all(map(isfinite, getattr(example, stage.reference)))
 
 
 def _digests(stage, example) -> dict[str, float]:
-    values = getattr(example, stage.references[0])
+    values = getattr(example, stage.reference)
     return {tokens.digest(): value for tokens, value in zip(stage.group(example), values, strict=True)}
 
 
@@ -123,8 +119,8 @@ def _compute(accelerator: Accelerator, model: LogProbs, stage, examples: list, b
         budget.halve(error)
         values = _score(accelerator, model, groups, budget.tokens)
     for i, sums in gather_object(values):
-        _set(stage, examples[i], sums)
-    if missing := sum(not known(stage, example) for example in examples):
+        setattr(examples[i], stage.reference, sums)
+    if missing := sum(not has_reference(stage, example) for example in examples):
         raise UserError(f"{missing} examples have no finite reference log-probability; the weights are likely broken")
 
 

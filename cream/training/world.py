@@ -120,9 +120,9 @@ def _meet(store: dist.Store, rank: int, world: int, about: dict) -> list[str]:
     """Wait for all processes and check that they agree; returns their names (rank, host, process) by rank."""
     me = f"rank {rank} on {socket.gethostname()} (process {os.getpid()})"
     mine = json.dumps({"who": me, "world": world, "about": about}, sort_keys=True)
-    found = store.compare_set(f"who/{rank}", "", mine).decode()
-    if found != mine:
-        raise UserError(f"{me}: the same rank is taken by {json.loads(found)['who']}; each process needs its own RANK")
+    first = store.compare_set(f"who/{rank}", "", mine).decode()
+    if first != mine:
+        raise UserError(f"{me}: the same rank is taken by {json.loads(first)['who']}; each process needs its own RANK")
     try:
         processes = _wait_for_all(store, me, world)
     except RuntimeError:
@@ -141,16 +141,16 @@ def _meet(store: dist.Store, rank: int, world: int, about: dict) -> list[str]:
 
 def _wait_for_all(store: dist.Store, me: str, world: int) -> list[dict]:
     """What the processes say about themselves, by rank; of as many as the smallest world any expects."""
-    deadline, found = time.monotonic() + MEET, []
-    while len(found) < min([world, *(theirs["world"] for theirs in found)]):
-        if store.check([f"who/{len(found)}"]):
-            found.append(json.loads(store.get(f"who/{len(found)}")))
+    deadline, processes = time.monotonic() + MEET, []
+    while len(processes) < min([world, *(theirs["world"] for theirs in processes)]):
+        if store.check([f"who/{len(processes)}"]):
+            processes.append(json.loads(store.get(f"who/{len(processes)}")))
         elif time.monotonic() > deadline:
             missing = [str(r) for r in range(world) if not store.check([f"who/{r}"])]
             raise UserError(f"{me}: rank {', '.join(missing)} of {world} did not join within {MEET} s")
         else:
             time.sleep(0.05)
-    return found
+    return processes
 
 
 class Verdict(NamedTuple):

@@ -1,31 +1,40 @@
 """Training stages by name: the methods that train.py can train by. A new one is a file here and a line in STAGES.
 
-A stage is a module that holds
-    Options   a dataclass of its own flags, which train.py shows and takes; without a field where it has none
-    RECORDS   the record types that it trains on; data of the first one imply this stage, if no earlier one has it
-    Stage     Stage(options, about): the options, read beside the sidecar of the data (`about`, {} where they have
-              none). UserError where they contradict each other
-and a Stage, which is pickled to every process that trains, offers
-    model                              what wraps the weights: a name in run.MODELS
-    unit                               what a step's mean is over, for the log: "pairs"
-    made_for_policy                    whether the data are an earlier stage's output, made for the policy started from
-    references                         attributes of an example that must hold its group's log-probabilities under the
-                                       policy that training starts from, as a sequence of floats, NaN where unknown
-    settings                           {flag: value} that decide the result, beside the flags that all stages share
-    label, summary                     for the run folder's name (None: nothing), and for the log ("": nothing)
-    prepare(records, chat, limit, dropped) -> [(uuid, example)]; what is skipped is counted in `dropped` by reason
-    facts(examples) -> {name: value}   for the run's sidecar; says in a line of the log what is worth knowing
-    group(example) -> [Tokens]         its responses, each a whole conversation; they share their prompt
-    weight(example)                    its share in the step's mean
-    loss(model, batch, examples)       (loss summed over the examples, {metric: summed value})
-    check_first(metrics, tolerance)    UserError where the first step's metrics show that something is wrong;
-                                       `tolerance`: nats that rounding explains in a response's log-probability
-Nothing here imports torch at module level: the flags of all stages are shown by --help.
+A stage is a module (dpo.py is the example) that holds
+
+    Options    a dataclass of its own flags; its docstring is their title in train.py --help
+    RECORDS    the record types that it trains on; data of the first imply this stage, if no earlier one has it first
+    Stage(options, about)    `about`: the sidecar of the data, {} without one. Raises UserError where options contradict
+               each other or the data. It is pickled to every process that trains, and offers
+
+    model      what the loss calls: "logprobs" (a language model: batch -> log π of the scored tokens, (K,)) or "heads"
+               (a reward model: batch -> its head's outputs, (K, outputs); batch.owner says of which response each is)
+    head       with "heads": {"outputs": 1, "reads": "last_token" or "step_token"}. Training starts from a policy, on
+               which a new head is put, or from a reward model with such a head; what is saved is a reward model
+    reference  the attribute of an example, a sequence of floats, that is to hold the log-probabilities of its group
+               under the policy that training starts from (nats; NaN: to be computed); None: no reference ("heads")
+    made_for_policy   whether the data are pairs made for the very policy that training starts from
+    unit       what a step's mean is over, in metric names: "pairs"
+    settings   {flag: value} that decide the result, beside the flags that all stages share
+    label, summary    for the run folder's name (None: nothing), and for the log ("": nothing)
+
+    prepare(records, chat, limit, dropped) -> [(uuid, example)]    skipped records are counted in `dropped`, by reason
+    facts(examples) -> {name: value}       for the run's sidecar; logs what is worth knowing
+    group(example) -> [Tokens]             its responses, each a whole conversation with its loss mask (spans); they
+                                           share their prompt
+    weight(example) -> int                 its share in the step's mean
+    loss(model, batch, examples) -> (sum over the examples, {metric: sum})    scalars; `batch` holds their groups
+    check_first(metrics, tolerance)        raises UserError where the first step's metrics show a fault; `tolerance`:
+                                           nats that rounding explains in a response's log-probability
+
+Import torch inside functions only: --help shows the flags of all stages.
 """
 
+from cream.files.provenance import POLICY
 from cream.training.stages import dpo, sft
 
 STAGES = {"sft": sft, "dpo": dpo}
+STARTS = {"logprobs": POLICY, "heads": None}  # a stage's `model` -> the kind of model it starts from; None: any
 
 
 def implied_by(record: type) -> str | None:

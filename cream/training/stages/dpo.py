@@ -2,7 +2,8 @@
 
 The reference is the policy that training starts from, its log-probabilities known before the first step (reference.py).
 CREAM (arXiv 2410.12735, Algorithm 1): C·L_DPO + (1-C)·L_reversed, with C the set's mean consistency (`consistency_avg`)
-or the prompt's own (`consistency_dyn`); `original` is C = 1 (arXiv 2305.18290, eq. 7).
+or the prompt's own (`consistency_dyn`); `original` is C = 1 (arXiv 2305.18290, eq. 7). The loss mask of a conversation
+are its spans (Tokens): here the one response, its end of turn included.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Stage:
         self.method = _method(o.method, about.get("method"))
         self.gamma = GAMMA if o.simpo_gamma is None else o.simpo_gamma
         self.per_token = o.loss in PER_TOKEN if o.length_normalize is None else o.length_normalize
-        self.references = () if o.loss in WITHOUT_REFERENCE else ("reference",)
+        self.reference = None if o.loss in WITHOUT_REFERENCE else "reference"
         target = {"ipo": "1 / (2 beta)", "simpo": self.gamma and f"--simpo_gamma {self.gamma:g}"}.get(o.loss)
         self.mirrored = not target
         self._check(target)
@@ -101,7 +102,7 @@ class Stage:
             self.settings |= {"loss": o.loss, "rpo_alpha": o.rpo_alpha, "length_normalize": self.per_token}
             self.settings |= {"simpo_gamma": self.gamma} if o.loss == "simpo" else {}
         self.label = self.method if o.loss == "sigmoid" else f"{self.method}-{o.loss}"
-        reference = "reference: the policy that training starts from" if self.references else "no reference"
+        reference = "reference: the policy that training starts from" if self.reference else "no reference"
         self.summary = f"method {self.method}, loss {o.loss}, beta {o.beta:g}, {reference}"
 
     def _check(self, target: str | None) -> None:
@@ -144,24 +145,21 @@ class Stage:
 
     def _weigh(self, examples: Sequence[Example]) -> None:
         """Set every example's C. The mean is over the pairs that are trained on; a pair whose c is null takes it."""
-        fixed, known = self.options.fixed_consistency, [e.recorded for e in examples if e.recorded is not None]
-        if fixed is None and self.method != "original" and examples and not known:
+        fixed, recorded = self.options.fixed_consistency, [e.recorded for e in examples if e.recorded is not None]
+        if fixed is None and self.method != "original" and examples and not recorded:
             raise UserError(
                 f"--method {self.method}: no pair has a consistency; cal_consistency.py --file2 gives them one"
             )
-        mean = sum(known) / len(known) if known else None
+        if fixed is None:
+            fixed = 1.0 if self.method == "original" else None
+        mean = sum(recorded) / len(recorded) if recorded else None
         for example in examples:
-            if fixed is not None:
-                example.consistency = fixed
-            elif self.method == "original":
-                example.consistency = 1.0
-            else:
-                own = None if self.method == "consistency_avg" else example.recorded
-                example.consistency = mean if own is None else own
+            own = None if self.method == "consistency_avg" else example.recorded
+            example.consistency = fixed if fixed is not None else mean if own is None else own
 
     def facts(self, examples: Sequence[Example]) -> dict[str, object]:
         """How many pairs there are, and with which C they are trained."""
-        known = [e.recorded for e in examples if e.recorded is not None]
+        recorded = [e.recorded for e in examples if e.recorded is not None]
         used = [example.consistency for example in examples]
         mean, reverse = sum(used) / len(used), sum(c < 0.5 for c in used)
         source = self.method if self.options.fixed_consistency is None else "--fixed_consistency"
@@ -174,8 +172,8 @@ class Stage:
         )
         return {
             "pairs": len(used),
-            "pairs_without_c": len(used) - len(known),
-            "mean_c": sum(known) / len(known) if known else None,
+            "pairs_without_c": len(used) - len(recorded),
+            "mean_c": sum(recorded) / len(recorded) if recorded else None,
             "mean_c_used": mean,
             "trained_in_reverse": reverse,
         }
@@ -201,7 +199,7 @@ class Stage:
         *references, c, chosen_tokens, rejected_tokens = send(torch.tensor(rows), chosen.device).unbind(1)
         c = c if self.mirrored else None
         scores = ratios = [chosen, rejected]
-        if self.references:
+        if self.reference:
             scores = ratios = [losses.log_ratio(*each) for each in zip(ratios, references, strict=True)]
         if self.per_token:
             scores = [scores[0] / chosen_tokens, scores[1] / rejected_tokens]
@@ -212,7 +210,7 @@ class Stage:
             "logp_chosen": chosen.sum(),
             "logp_rejected": rejected.sum(),
         }
-        if self.references:
+        if self.reference:
             metrics |= {
                 "ratio_chosen": ratios[0].sum(),
                 "ratio_rejected": ratios[1].sum(),
@@ -229,16 +227,13 @@ class Stage:
         """The loss of --loss, of a margin h."""
         from cream import losses
 
-        if self.options.loss == "ipo":
-            return partial(losses.ipo, beta=self.options.beta)
-        if self.options.loss == "simpo":
-            return partial(losses.simpo, gamma=self.gamma)
-        return {"sigmoid": losses.sigmoid, "hinge": losses.hinge}[self.options.loss]
+        own = {"ipo": {"beta": self.options.beta}, "simpo": {"gamma": self.gamma}}
+        return partial(getattr(losses, self.options.loss), **own.get(self.options.loss, {}))
 
     def check_first(self, metrics: dict[str, float], tolerance: float) -> None:
         """At the first step policy == reference, so that every log-ratio is 0 and the loss is that of h = 0; nothing is
         known of it without a reference."""
-        if not self.references or metrics["ratio_abs"] <= tolerance:
+        if not self.reference or metrics["ratio_abs"] <= tolerance:
             return
         import torch
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the responses of conversations: no gradient on prompts or padding."""
+"""Supervised fine-tuning on the responses of conversations. Their spans are the loss mask: no gradient on prompts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Stage:
     model = "logprobs"
     unit = "answer_tokens"
     made_for_policy = False
-    references = ()
+    reference = None
     label, summary = None, ""
 
     def __init__(self, options: Options, about: dict):
