@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from cream import engines
 from cream.engines import Completion, Sampling
 from cream.records import Message, Prompt, encode
-from cream.scoring.completions import Answerer, asked, samples
+from cream.scoring.completions import Responder, build_prompts, samples
 from cream.text.chat import Chat
 
 LENGTHS = (3, 40, 7, 90, 12)  # words of the prompts
@@ -31,7 +31,7 @@ def prompts():
 
 def answered(engine, chat, prompts, max_prompt=60):
     sampling = Sampling(n=8, temperature=1.0, top_p=1.0, max_tokens=3, stop_token_ids=chat.stop_ids)
-    return dict(Answerer(engine, chat, sampling, max_prompt)(iter(prompts)))
+    return dict(Responder(engine, chat, sampling, max_prompt)(iter(prompts)))
 
 
 def whole(chat, messages, text):
@@ -56,7 +56,7 @@ def test_prompts_are_taken_as_the_engine_needs_them(engine, tiny_chat, prompts):
     taken = itertools.count()
     endless = (structs.replace(prompts[0], uuid=f"e{next(taken)}") for _ in itertools.repeat(None))
     sampling = Sampling(n=1, max_tokens=2, stop_token_ids=tiny_chat.stop_ids)
-    stream = Answerer(engine, tiny_chat, sampling, 60)(endless)
+    stream = Responder(engine, tiny_chat, sampling, 60)(endless)
     assert len(list(itertools.islice(stream, 5))) == 5
     stream.close()
     assert next(taken) < 5000
@@ -83,7 +83,7 @@ def test_the_prompt_before_sysprompt_is_kept_beside_it(tiny_chat, prompts):
     """Only where it is another; and so it reaches the file."""
     completions = [Completion("28", tiny_chat.tokenizer("28")["input_ids"], "length", -1.0)]
     for name, changed in (("task", True), ("none", False)):
-        for prompt, put in zip(prompts, asked(lambda: prompts, name), strict=True):
+        for prompt, put in zip(prompts, build_prompts(lambda: prompts, name), strict=True):
             record = samples(tiny_chat, put, tiny_chat.encode_prompt(put.messages), completions)
             assert (record.prompt != prompt.messages) == changed and record.extra == prompt.extra
             assert record.source_prompt == (prompt.messages if changed else None)

@@ -12,8 +12,7 @@ from cream.errors import UserError
 from cream.evaluation import choices, few_shot
 from cream.evaluation.tasks import TASKS, Question, find_task, is_all_test, questions_of
 from cream.files import store
-from cream.records import Item, Message, Prompt
-from cream.scoring.logprobs import Group
+from cream.records import Item, Message
 from cream.text.prompts import apply
 
 log = logging.getLogger("cream")
@@ -32,20 +31,6 @@ class Questions(NamedTuple):
     skipped: int  # items without options, where options are compared
     rejected: list[dict]  # malformed items and examples, as `store.rejected` has them
     shots: int  # examples in front of a question
-
-    def prompts(self, sysprompt: str) -> dict[str, Prompt]:
-        """Each item as it is put to the policy, by uuid."""
-        return {
-            uuid: Prompt(uuid=uuid, messages=build_prompt(item, sysprompt, self.examples.get(item.task, ())))
-            for uuid, item in self.items.items()
-        }
-
-    def groups(self, prompt_format: str, sysprompt: str) -> list[Group]:
-        """The options of each item, to be compared. Raises UserError for an example that has none."""
-        return [
-            choices.group(item, prompt_format, sysprompt, self.examples.get(item.task, ()))
-            for item in self.items.values()
-        ]
 
     def inputs(self) -> dict[str, Path]:
         """The files, each under its name among an output's inputs: data, data.1 …, examples, examples.1 …"""

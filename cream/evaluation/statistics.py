@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import comb, nan, sqrt
 from statistics import NormalDist, fmean, stdev
 
+from cream.records import Answer, encode
+
 COUNTS = ("n", "correct", "unanswered", "truncated")
 RATES = ("accuracy", "unanswered_rate", "truncated_rate", "mean_tokens")
 
@@ -111,6 +113,11 @@ def summarise(records: Iterable[Mapping]) -> list[dict]:
     answered = [r.get("all_correct") or [True] for group in tasks.values() for r in group if _is_answered(r)]
     rows = [_row(task, group, min(map(len, answered), default=1)) for task, group in tasks.items()]
     return [*rows, _macro(rows)] if len(rows) > 1 else rows
+
+
+def table_rows(answers: Iterable[Answer], task: str | None = None) -> list[dict]:
+    """The summary's rows, one per task; `task` is that of records which have none (files of the released code)."""
+    return summarise({"task": task, **encode(answer)} for answer in answers)
 
 
 def _is_answered(record: Mapping) -> bool:

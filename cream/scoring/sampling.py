@@ -5,19 +5,19 @@ A `.jsonl` file is never in memory as a whole.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from cream.cli import console, preflight
-from cream.engines import Sampling, SamplingFlags
+from cream.engines import Sampling
 from cream.errors import UserError
 from cream.files import store
 from cream.files.journal import Output
 from cream.records import Prompt
-from cream.scoring.completions import answered, asked, samples
-from cream.text.chat import Chat
+from cream.scoring.completions import build_prompts, generate_responses, samples
+from cream.scoring.driver import Model
 
 log = logging.getLogger("cream")
 
@@ -25,61 +25,44 @@ UNUSED = ("few_shot", "scoring", "prompt_format", "length_norm")  # flags that d
 
 
 class Prompts(NamedTuple):
-    """The first `limit` prompts of a file (None: all), `total` of which are good; `skip`: the others are skipped."""
+    """The first `limit` prompts of a file (None: all), `total` of which are good; `skip`: the others are skipped.
+    `read` gives them one by one, whatever folder a replica works in; `open_prompts` has looked for duplicates."""
 
     path: Path
-    place: Path  # the same, absolute: a replica works in a folder of its own
     limit: int | None
     skip: bool
     total: int
-
-    def read(self) -> Iterator[Prompt]:
-        """The prompts, one by one; duplicates were looked for by `open_prompts`."""
-        return store.read(self.place, Prompt, self.limit, skip=self.skip, unique=False)
+    read: Callable[[], Iterator[Prompt]]
 
 
 def open_prompts(path: Path, limit: int | None, *, skip: bool) -> Prompts:
     """Reads the whole file: a bad record or a duplicate raises UserError here, before a model is loaded, unless bad
     records are to be skipped; so does a file without any prompt."""
+    read = partial(store.read, path.absolute(), Prompt, limit, skip=skip, unique=False)
     total = sum(1 for _ in store.read(path, Prompt, skip=skip))
-    prompts = Prompts(path, path.absolute(), limit, skip, total)
     if limit:
-        prompts = prompts._replace(total=sum(1 for _ in prompts.read()))
-    if not prompts.total:
+        total = sum(1 for _ in read())
+    if not total:
         raise store.nothing_left(path, Prompt, "prompt is left to answer", limit)
-    return prompts
+    return Prompts(path, limit, skip, total, read)
 
 
-class Plan(NamedTuple):
-    """How a file of prompts is responded to; `sysprompt` names the text that is appended to each."""
-
-    sampling: Sampling
-    sysprompt: str
-    engine: dict  # its name, and arguments of engines.load
-
-    def folder(self, data: str, model: str, checkpoint: str) -> str:
-        """The output's folder below outputs/sampling, spelled as the released code does."""
-        how, s = f"-sys_{self.sysprompt}", self.sampling
-        how = f"_n-{s.n}_temp-{s.temperature:g}_GenMaxT-{s.max_tokens}{how}"
-        return f"{data}-{model}-ckpt_{checkpoint}-{'Greedy' if s.greedy else 'Sample'}{how}"
+def output_folder(sampling: Sampling, sysprompt: str, data: str, model: str, checkpoint: str) -> str:
+    """The output's folder below outputs/sampling, spelled as the released code does."""
+    how = f"_n-{sampling.n}_temp-{sampling.temperature:g}_GenMaxT-{sampling.max_tokens}-sys_{sysprompt}"
+    return f"{data}-{model}-ckpt_{checkpoint}-{'Greedy' if sampling.greedy else 'Sample'}{how}"
 
 
-def plan_sampling(flags: SamplingFlags, engine: dict, seed: int) -> Plan:
-    """Says which flags do not apply."""
-    return Plan(flags.plan("sampling", seed), "none" if flags.sysprompt == "auto" else flags.sysprompt, engine)
-
-
-def sample(plan: Plan, output: Output, chat: Chat, prompts: Prompts, **where) -> None:
-    """Write the samples, and say what they are. `where`: the pool, the policy's folder and limits, as `answered` takes
-    them. Raises UserError where no prompt fits."""
-    n, length, total = plan.sampling.n, plan.sampling.max_tokens, prompts.total
+def sample(output: Output, model: Model, prompts: Prompts, sysprompt: str, sampling: Sampling, **how) -> None:
+    """Write the samples, and say what they are. `sysprompt` names the text that is appended to each prompt; `how`: the
+    engine and limits, as `generate_responses` takes them. Raises UserError where no prompt fits."""
+    n, length, total = sampling.n, sampling.max_tokens, prompts.total
     size = 0 if prompts.limit else prompts.path.stat().st_size
     preflight.check_disk(output.path, preflight.size_of_samples(total, size, n, length), "sampling")
-    where |= {"engine": plan.engine | {"tensor_parallel_size": where["pool"].group}}
-    built, counts = partial(asked, prompts.read, plan.sysprompt), Counter()
+    built, counts = partial(build_prompts, prompts.read, sysprompt), Counter()
     with output:
-        for prompt, ids, completions in answered(output, chat, built, total, plan.sampling, **where):
-            output.append(samples(chat, prompt, ids, completions))
+        for prompt, ids, completions in generate_responses(output, model, built, total, sampling, **how):
+            output.append(samples(model.chat, prompt, ids, completions))
         if output.dropped.total() == total:
             raise UserError(f"{prompts.path}: no prompt is left to answer (dropped: {dict(output.dropped)})")
         if prompts.skip:

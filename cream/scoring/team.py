@@ -42,8 +42,9 @@ class Local:
     """
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, device: torch.device, max_tokens: int | None, tp_size: int = 1
+        self, folder: Path, dtype: torch.dtype, device: torch.device | str, max_tokens: int | None, tp_size: int = 1
     ):
+        device = torch.device(device)
         self.model = LogProbs(load_policy(folder, dtype, device, tp_size=tp_size))
         self.budget = hardware.budget(max_tokens, self.model.model, device, training=False)
 
@@ -173,7 +174,7 @@ def _agree(model: Local, device: torch.device) -> None:
     dist.all_reduce(least, dist.ReduceOp.MIN)
     tokens, share, unshared = least.tolist()
     if share != -unshared:
-        raise RuntimeError("some processes found that answers can share their prompt, others that they cannot")
+        raise RuntimeError("some processes found that responses can share their prompt, others that they cannot")
     model.budget = Budget(tokens, common=True)
 
 

@@ -17,8 +17,7 @@ from typing import ClassVar
 
 from cream.cli.names import in_root
 from cream.errors import UserError
-from cream.evaluation.grade import Label, majority
-from cream.evaluation.multiple_choice import options_of, split_question
+from cream.evaluation.grade import Label, majority, options_of, split_question
 from cream.evaluation.tasks import arc_challenge, arc_easy, gsm8k, openbookqa, other, siqa, tiny
 from cream.records import Item
 
