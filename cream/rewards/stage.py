@@ -98,11 +98,11 @@ def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
 def _check_sampler(path: Path, made: dict, inputs: dict) -> None:
     """--score_from sampling: the sampler's log-probabilities are the policy's only if it was the sampler."""
     if made.get("output") not in (None, inputs["input_file"]):
-        raise UserError(f"--score_from sampling: {path} was changed since it was sampled; leave --score_from out")
+        raise UserError(f"--score_from sampling: {path} was changed since it was sampled; omit --score_from")
     if any(made.get("inputs", {}).get(name) != inputs.get(name) for name in ("policy", "chat_template")):
         raise UserError(
             f"--score_from sampling: by its sidecar {path} was not sampled by this policy with this chat template; "
-            "leave it out, and the model computes the log-probabilities"
+            "omit it, and the model computes the log-probabilities"
         )
 
 
@@ -112,21 +112,21 @@ def check_output(target: Path, path: Path) -> None:
         raise UserError(f"{target}: log-probabilities are cached there, beside {path}; give another --output")
 
 
-def facts(run: Run, output: Output, reward: str, model, scored: dict[str, Source | None]) -> dict:
+def facts(run: Run, output: Output, reward: str, model, sources: dict[str, Source | None]) -> dict:
     """What the sidecar says besides: which policy these rewards are of, as the pairs drawn from them are for training
     that one, and what its log-probabilities were scored by, if `score` has them: it may then serve as DPO's reference.
 
-    model: --model and --checkpoint; scored: by role.
+    model: --model and --checkpoint; sources: by role.
     """
-    told: dict[str, object] = {"reward": reward}
+    facts: dict[str, object] = {"reward": reward}
     inputs = output.header["inputs"]
-    if "policy" in scored:
-        told["policy"] = {"model": model.name(), "checkpoint": model.checkpoint, "fingerprint": inputs["policy"]}
-    if scored.get("policy") and not hasattr(run.source, "requests"):
+    if "policy" in sources:
+        facts["policy"] = {"model": model.name(), "checkpoint": model.checkpoint, "fingerprint": inputs["policy"]}
+    if sources.get("policy") and not hasattr(run.source, "requests"):
         template = {name: digest for name, digest in inputs.items() if name == "chat_template"}
-        source = {**structs.asdict(scored["policy"]), "from": getattr(run.options, "score_from", "model")}
-        told["scored"] = source | template
-    return told
+        score_from = getattr(run.options, "score_from", "model")
+        facts["scored"] = structs.asdict(sources["policy"]) | {"from": score_from} | template
+    return facts
 
 
 def report(output: Output, responses: int) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 
 from msgspec import structs
 
+from cream import engines
 from cream.cli.flags import flag
 from cream.engines import ENGINES, Completion, Engine, Request, Sampling
 from cream.files.index import Keys
@@ -85,18 +86,11 @@ class Responder:
         yield from aside
 
     def close(self) -> None:
-        """Give the device back."""
         self.engine.close()
 
 
-def load_responder(
-    chat: Chat, sampling: Sampling, max_prompt: int, engine: dict, done: Container[str], device: str
-) -> Responder:
-    """A Responder on `device`, its engine by `engines.load` with these arguments."""
-    from cream import engines
-
-    loaded = engines.load(tokenizer=chat.tokenizer, device=device, **engine)
-    return Responder(loaded, chat, sampling, max_prompt, done)
+def _load(chat: Chat, engine: dict, sampling: Sampling, max_prompt: int, done: Keys, device: str) -> Responder:
+    return Responder(engines.load(tokenizer=chat.tokenizer, device=device, **engine), chat, sampling, max_prompt, done)
 
 
 def engine_setup(
@@ -104,8 +98,6 @@ def engine_setup(
 ) -> Callable[[str], Responder]:
     """What a pool makes a replica's Responder with. `engine` has `name` (or auto) and further arguments of
     `engines.load`; prompt and response have `max_length` tokens together at most."""
-    from cream import engines
-
     name, why = engines.choose(engine["name"], model.folder, model.pool.kind)
     stops = model.chat.tokenizer.convert_ids_to_tokens(list(model.chat.stop_ids))
     log.info("engine %s (%s); %s", name, why, model.precision.reason)
@@ -120,12 +112,11 @@ def engine_setup(
         "tensor_parallel_size": model.pool.group,
     }
     sampling = replace(sampling, stop_token_ids=model.chat.stop_ids)
-    return partial(load_responder, model.chat, sampling, max_prompt, options, done)
+    return partial(_load, model.chat, options, sampling, max_prompt, done)
 
 
 def chunk_of(pool: Pool, count: int) -> int | None:
-    """Prompts of `count` that a resumed run skips together; None: one process gives its engine all, and which are done,
-    so that the others are in the same company as in a run without interruption."""
+    """None: one process gives its engine all, and which are done: the others keep the company of an undisturbed run."""
     return None if pool.alone else pool.batch(count)
 
 
@@ -138,12 +129,10 @@ def setup(model: Model, options: Options, chunk: int | None, done: Keys) -> Call
 
 
 def as_row(responses: Responses) -> dict:
-    """A result as the journal has it."""
     return asdict(Texts([c.text for c in responses[2]], [c.finish_reason for c in responses[2]]))
 
 
 def from_row(row: dict, prompt: Prompt) -> Texts:
-    """The texts in a journal's row."""
     return Texts(**row)
 
 
@@ -181,7 +170,6 @@ def generate_responses(
 
 
 def show_first(model: Model, prompts: Iterable[Prompt], options: Options | None = None) -> None:
-    """Print the first prompt."""
     if first := next(iter(prompts), None):
         log.info("first prompt as the model sees it:\n%s", render(model.chat, first.messages))
 

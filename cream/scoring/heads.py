@@ -44,7 +44,6 @@ class Reader:
         return in_chunks(groups, self.chunk, self._read)
 
     def close(self) -> None:
-        """Let the model go."""
         self.model = None
 
     def _read(self, groups: list[Group]) -> Iterator[Outputs]:
@@ -57,18 +56,14 @@ class Reader:
 
 
 def setup(model: Model, options: Options, chunk: int, done: Container[str] = ()) -> Callable[[str], Reader]:
-    """What a pool makes a replica's Reader with, of `chunk` groups at a time. Raises UserError where one device is not
-    to hold the model."""
     if model.pool.group > 1:
         raise UserError(f"--tensor_parallel_size {model.pool.group}: a reward model is held by one device")
     return partial(Reader, *arguments(model, options), chunk)
 
 
 def as_row(read: Outputs) -> dict:
-    """A result as the journal has it."""
     return asdict(read)
 
 
 def from_row(row: dict, group: Group) -> Outputs | None:
-    """The outputs in a journal's row; None where they are not of this group's responses."""
     return Outputs(**row) if len(row["outputs"]) == len(group.responses) else None

@@ -83,7 +83,6 @@ class Scorer:
         return in_chunks(groups, self.chunk, self._score)
 
     def close(self) -> None:
-        """Let the model go."""
         if self._loaded is not None:
             self._loaded.close()
         self._loaded = None
@@ -135,12 +134,10 @@ def _is_finite(value: float | list) -> bool:
 
 
 def chunk_of(pool: Pool, count: int) -> int:
-    """Groups of `count` that are computed together, or skipped together by a resumed run."""
     return pool.batch(count)
 
 
 def setup(model: Model, options: Options, chunk: int, done: Container[str] = ()) -> Callable[[str], Scorer]:
-    """What a pool makes a replica's Scorer with, of `chunk` groups at a time, those that are `done` included."""
     return partial(Scorer, *arguments(model, options), chunk, model.pool.group)
 
 
@@ -153,17 +150,14 @@ def arguments(model: Model, options: Options) -> tuple:
 
 
 def as_row(scored: Scored) -> dict:
-    """A result as the journal has it."""
     return {"logprob": scored.logprob, "num_tokens": scored.num_tokens, "reason": scored.reason}
 
 
 def from_row(row: dict, group: Group) -> Scored | None:
-    """The scores in a journal's row; None where they are not of this group's responses."""
     return Scored(**row) if len(row["logprob"]) == len(group.responses) else None
 
 
 def show_first(model: Model, groups: Iterable[Group], options: Options) -> None:
-    """Print the first response that fits, its scored tokens marked."""
     limit = model.limit(options.max_length)
     tokens = next((tokens for group in groups for tokens in encode(group, model.chat, limit)[0] if tokens), None)
     if tokens:
