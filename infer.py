@@ -90,7 +90,7 @@ def evaluate(config: InferConfig) -> None:
     policy = names.label(model.checkpoint) if model.checkpoint else names.short(model.name())
     name = f"{plan.folder(policy, names.short(task.name))}/results.json"
     target = names.choose_output(config.output.output_dir, run.outputs() / "evaluation" / name, name)
-    output, folder = _begin(config, questions.inputs(), target, plan.unused_flags(), evaluation.summary_path(target))
+    output, folder = _begin(config, questions.inputs, target, plan.unused_flags(), evaluation.summary_path(target))
     chat = plan.load_format(folder, model.template(), config.cluster.tensor_parallel_size)
     if not (run.dry_run or output.up_to_date):
         how = {"max_length": config.sampling.max_length, "show": config.output.show_example}

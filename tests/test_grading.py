@@ -3,8 +3,8 @@
 import pytest
 
 from cream.engines import Completion
+from cream.evaluation.few_shot import build_prompt
 from cream.evaluation.generation import changes, fill_missing, grade_responses, regrade, strict_accuracies
-from cream.evaluation.questions import build_prompt
 from cream.evaluation.statistics import table_rows
 from cream.records import Answer, Item, Prompt, encode
 

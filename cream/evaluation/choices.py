@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,8 @@ from msgspec import structs
 
 from cream.cli import preflight
 from cream.errors import UserError
-from cream.evaluation.grade import is_option, options_of, split_question
+from cream.evaluation.few_shot import build_prompt
+from cream.evaluation.grade import gold_option, is_option, options_of, split_question
 from cream.evaluation.statistics import format_percent, format_table, table_rows
 from cream.evaluation.tasks import find_task, grade
 from cream.files.journal import Output
@@ -34,7 +34,6 @@ from cream.records import Answer, Item, Message
 from cream.scoring import driver, logprobs
 from cream.scoring.driver import Model
 from cream.scoring.logprobs import Group, Scored
-from cream.text.prompts import apply
 
 if TYPE_CHECKING:
     from cream.evaluation.evaluate import Plan
@@ -82,10 +81,6 @@ def is_choice(item: Item) -> bool:
     return False
 
 
-def _gold(item: Item) -> str:
-    return str(item.label).strip().upper()
-
-
 def context_of(item: Item, task: str | None = None) -> str:
     """What the plain format's options continue, in the words of a task, its own unless another is given."""
     return find_task(task or item.task).CONTEXT.format(split_question(item.question)[0])
@@ -99,17 +94,17 @@ def group(item: Item, prompt_format: str, sysprompt: str = "none", shots: Sequen
     """
     if bad := [shot.uuid for shot in shots if not is_choice(shot)]:
         raise UserError(f"examples {', '.join(bad)} have no options to compare; give others with --few_shot_file FILE")
+
+    def solve(example: Item) -> str:
+        return options_of(example.question)[gold_option(example.label)]
+
     options = list(options_of(item.question).values())
-    solved = [options_of(shot.question)[_gold(shot)] for shot in shots]
-    if prompt_format == "plain":
-        asked = [f"{context_of(shot, item.task)}{DELIMITER}{text}" for shot, text in zip(shots, solved, strict=True)]
-        text = "\n\n".join([*asked, context_of(item)])
-        prompt, options = [Message("user", text)] if text.strip() else [], [DELIMITER + text for text in options]
-    else:
-        asked = [Message("user", apply(sysprompt, each.question)) for each in (*shots, item)]
-        turns = ((question, Message("assistant", text)) for question, text in zip(asked[:-1], solved, strict=True))
-        prompt = [*chain.from_iterable(turns), asked[-1]]
-    return Group(item.uuid, prompt, options, [True] * len(options))
+    if prompt_format == "chat":
+        return Group(item.uuid, build_prompt(item, sysprompt, shots, solve), options, [True] * len(options))
+    solved = [context_of(shot, item.task) + DELIMITER + solve(shot) for shot in shots]
+    text = "\n\n".join([*solved, context_of(item)])
+    prompt = [Message("user", text)] if text.strip() else []
+    return Group(item.uuid, prompt, [DELIMITER + text for text in options], [True] * len(options))
 
 
 def likeliest(options: Mapping[str, str], logprob: Mapping[str, float], tokens: Mapping[str, int], norm: str) -> str:
@@ -148,7 +143,7 @@ def choose_option(record: Answer, norm: str) -> Answer:
     if options.keys() != record.option_logprob.keys():
         has, asks = (", ".join(labels) or "no option" for labels in (record.option_logprob, options))
         raise UserError(f"`option_logprob` has {has}, its question {asks}")
-    if (gold := _gold(record)) not in options:
+    if (gold := gold_option(record.label)) not in options:
         raise UserError(f"label {gold[:80]!r} is none of its options {', '.join(options)}")
     label = likeliest(options, record.option_logprob, record.option_tokens, norm)
     found = {"responses": options[label], "final_prediction": label.lower(), "correct": label == gold}
@@ -196,19 +191,16 @@ def requests(questions: Questions, flags: EvaluationFlags, sysprompt: str) -> di
 
 
 def suffix(plan: Plan) -> str:
-    """What the name of an output says of the scoring."""
     return f"-loglikelihood-{plan.flags.prompt_format}"
 
 
 def unused_flags(plan: Plan) -> list[str]:
-    """Flags that decide nothing of this output."""
     unused = ["gen_n", "gen_temperature", "top_p", "do_sample", "gen_max_tokens", "extraction", "engine"]
     unused += [] if plan.flags.few_shot else ["seed"]
     return unused + (["sysprompt"] if plan.flags.prompt_format == "plain" else [])
 
 
 def size(plan: Plan) -> float:
-    """Bytes that the output and its journal take, about."""
     questions = sum(len(item.question) for item in plan.questions.items.values())
     return preflight.size_of_samples(len(plan.requests), questions, 1, RECORD)
 
@@ -228,7 +220,6 @@ def complete(plan: Plan, rows: Iterator[dict], output: Output) -> Iterator[dict]
 
 
 def summarise(plan: Plan, answers: Sequence[Answer]) -> tuple[dict, str]:
-    """(What the summary says, the same as text)."""
     rows, by_norm, flags = table_rows(answers), accuracies(answers), plan.flags
     lines = [format_table(rows), "accuracy % by what the log-likelihood is divided by:"]
     lines += [f"  {norm:<6}  {format_percent(each)}" for norm, each in by_norm.items()]

@@ -102,7 +102,9 @@ def evaluate(plan: Plan, output: Output, model: Model, **how) -> None:
         output.reject(plan.questions.rejected)
         if plan.questions.skipped:
             output.drop(choices.WITHOUT, plan.questions.skipped)
-        output.finish(plan.scoring.complete(plan, output.rows(plan.questions.items), output), **plan.questions.facts())
+        drawn = {task: [example.uuid for example in examples] for task, examples in plan.questions.examples.items()}
+        rows = plan.scoring.complete(plan, output.rows(plan.questions.items), output)
+        output.finish(rows, **({"few_shot": drawn} if drawn else {}))
 
 
 def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
@@ -113,7 +115,7 @@ def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
     facts |= {
         "first_prompt": render(chat, first.prompt if isinstance(first, Group) else first.messages),
         "chat_template": fingerprint_text(chat.tokenizer.chat_template) if isinstance(chat, Chat) else None,
-        "few_shot": plan.questions.shots,
+        "few_shot": plan.flags.few_shot,
     }
     path = summary_path(output.path)
     store.update_json(path, facts)

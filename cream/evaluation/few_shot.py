@@ -1,16 +1,17 @@
 """Solved examples in front of a question: where they come from, which are drawn, how they are written."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import xxhash
 
 from cream.cli.names import in_root
 from cream.errors import UserError
-from cream.evaluation.tasks import TASKS, Question, questions_of
+from cream.evaluation.tasks import TASKS, Question, find_task, questions_of
 from cream.files import store
-from cream.records import Item
+from cream.records import Item, Message
+from cream.text.prompts import apply
 
 log = logging.getLogger("cream")
 
@@ -74,6 +75,19 @@ def write_solution(example: Item) -> str:
     solution = example.extra.get("solution")
     solution = solution.partition("####")[0].strip() if isinstance(solution, str) else ""
     return f"{solution}\nAnswer: {str(example.label).strip()}".lstrip()
+
+
+def build_prompt(
+    item: Item, sysprompt: str, examples: Iterable[Item] = (), solve: Callable[[Item], str] = write_solution
+) -> list[Message]:
+    """The item as a user's turn, after earlier turns with solved `examples`, which are asked in the same way. `auto` is
+    the task's own suffix."""
+    suffix = find_task(item.task).SYSPROMPT if sysprompt == "auto" else sysprompt
+    turns = []
+    for example in examples:
+        turns.append(Message("user", apply(suffix, example.question)))
+        turns.append(Message("assistant", solve(example)))
+    return [*turns, Message("user", apply(suffix, item.question))]
 
 
 def _words(question: str) -> str:

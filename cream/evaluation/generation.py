@@ -10,7 +10,7 @@ from msgspec import structs
 
 from cream.cli import preflight
 from cream.engines import Completion
-from cream.evaluation.questions import build_prompt
+from cream.evaluation.few_shot import build_prompt
 from cream.evaluation.statistics import format_percent, format_table, table_rows
 from cream.evaluation.tasks import grade, majority
 from cream.files.journal import Output
@@ -35,12 +35,10 @@ def requests(questions: Questions, flags: EvaluationFlags, sysprompt: str) -> di
 
 
 def suffix(plan: Plan) -> str:
-    """What the name of an output says of the scoring."""
     return "" if plan.sampling.greedy else f"-n{plan.sampling.n}"
 
 
 def unused_flags(plan: Plan) -> list[str]:
-    """Flags that decide nothing of this output."""
     unused = ["scoring", "prompt_format", "length_norm"]
     if plan.sampling.greedy:
         unused += ["gen_n", "gen_temperature", "top_p", "do_sample", *([] if plan.flags.few_shot else ["seed"])]
@@ -48,7 +46,6 @@ def unused_flags(plan: Plan) -> list[str]:
 
 
 def size(plan: Plan) -> float:
-    """Bytes that the output and its journal take, about."""
     return preflight.size_of_samples(len(plan.requests), 0, plan.sampling.n, plan.sampling.max_tokens)
 
 
@@ -67,7 +64,6 @@ def complete(plan: Plan, rows: Iterator[dict], output: Output) -> Iterator[dict]
 
 
 def summarise(plan: Plan, answers: Sequence[Answer]) -> tuple[dict, str]:
-    """(What the summary says, the same as text)."""
     rows, strict, n = table_rows(answers), strict_accuracies(answers), plan.sampling.n
     text = format_table(rows)
     if n > 1:

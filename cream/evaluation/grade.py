@@ -60,17 +60,21 @@ def _last_run(found: list[re.Match]) -> tuple[int, dict[str, str]]:
     return next((run for run in reversed(runs) if len(run[1]) > 1), (0, {}))
 
 
+def gold_option(label: Label) -> str:
+    """A label of a multiple choice question, as `options_of` spells it."""
+    return str(label).strip().upper()
+
+
 def is_option(question: str, label: Label) -> bool:
     """Whether a label is one of the question's options, in any case."""
-    return str(label).strip().upper() in options_of(question)
+    return gold_option(label) in options_of(question)
 
 
 def grade_choice(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
     """Multiple choice: the option that the response answers with, against the label."""
-    gold, options = str(label).strip().upper(), options_of(question)
+    gold, options = gold_option(label), options_of(question)
     if gold not in options:
-        known = f"none of its options {', '.join(options)}" if options else "given, but the question has no options"
-        raise _ungradable(question, label, known)
+        raise _not_an_option(question, label, "given, but the question has no options")
     answer = extract_choice_strict(response) if strict else extract_choice(response, options)
     return (answer or "none").lower(), answer == gold
 
@@ -80,11 +84,10 @@ def grade_number(question: str, label: Label, response: str, strict: bool = Fals
     gold = extract_number(str(label).strip())
     if gold is None:
         raise _ungradable(question, label, "not a number")
-    if strict:
-        answer = extract_number_strict(response)
-        return (answer or "none").lower(), answer == str(label).strip()
-    answer = extract_number(response)
-    return (answer or "none").lower(), answer is not None and numbers_equal(answer, gold)
+    answer = extract_number_strict(response) if strict else extract_number(response)
+    if answer is None:
+        return "none", False
+    return answer.lower(), answer == str(label).strip() if strict else numbers_equal(answer, gold)
 
 
 def grade_item(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
@@ -92,10 +95,13 @@ def grade_item(question: str, label: Label, response: str, strict: bool = False)
     if is_option(question, label):
         return grade_choice(question, label, response, strict)
     if extract_number(str(label).strip()) is None:
-        options = options_of(question)
-        known = f"none of its options {', '.join(options)}" if options else "not a number, and it has no option lines"
-        raise _ungradable(question, label, known)
+        raise _not_an_option(question, label, "not a number, and it has no option lines")
     return grade_number(question, label, response, strict)
+
+
+def _not_an_option(question: str, label: Label, without: str) -> UserError:
+    options = options_of(question)
+    return _ungradable(question, label, f"none of its options {', '.join(options)}" if options else without)
 
 
 def _ungradable(question: str, label: Label, why: str) -> UserError:

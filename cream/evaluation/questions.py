@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cream.cli.names import in_root
 from cream.errors import UserError
 from cream.evaluation import choices, few_shot
-from cream.evaluation.tasks import TASKS, Question, find_task, is_all_test, questions_of
+from cream.evaluation.tasks import TASKS, Question, is_all_test, questions_of
 from cream.files import store
-from cream.records import Item, Message
-from cream.text.prompts import apply
+from cream.records import Item
 
 log = logging.getLogger("cream")
 
@@ -26,21 +25,9 @@ class Questions(NamedTuple):
 
     items: dict[str, Item]
     examples: dict[str, list[Item]]
-    files: list[Path]
-    example_files: list[Path]
+    inputs: dict[str, Path]  # the files of both: data, data.1 …, examples, examples.1 …
     skipped: int  # items without options, where options are compared
     rejected: list[dict]  # malformed items and examples, as `store.rejected` has them
-    shots: int  # examples in front of a question
-
-    def inputs(self) -> dict[str, Path]:
-        """The files, each under its name among an output's inputs: data, data.1 …, examples, examples.1 …"""
-        named = (("data", self.files), ("examples", self.example_files))
-        return {f"{name}.{i}" if i else name: file for name, files in named for i, file in enumerate(files)}
-
-    def facts(self) -> dict:
-        """What a sidecar says of the examples: the uuids of each task's."""
-        drawn = {task: [example.uuid for example in examples] for task, examples in self.examples.items()}
-        return {"few_shot": drawn} if drawn else {}
 
 
 def read_questions(
@@ -70,7 +57,9 @@ def read_questions(
     example_files = few_shot.files(places)
     kinds = files | example_files
     rejected = [row for file, kind in kinds.items() for row in store.rejected(file, kind)] if skip else []
-    return Questions(items, examples, [*files], [*example_files], skipped, rejected, flags.few_shot)
+    named = (("data", files), ("examples", example_files))
+    inputs = {f"{name}.{i}" if i else name: file for name, each in named for i, file in enumerate(each)}
+    return Questions(items, examples, inputs, skipped, rejected)
 
 
 def _files(name: str, path: Path, task_files: Mapping[str, Path]) -> dict[Path, type[Question]]:
@@ -101,14 +90,3 @@ def _all_tasks(
     for item in items:
         item.task = item.task or (by_uuid[item.uuid].task if item.uuid in by_uuid else "all_test")
     return items
-
-
-def build_prompt(item: Item, sysprompt: str, examples: Iterable[Item] = ()) -> list[Message]:
-    """The item as a user's turn, after earlier turns with solved `examples`, which are asked in the same way. `auto` is
-    the task's own suffix."""
-    suffix = find_task(item.task).SYSPROMPT if sysprompt == "auto" else sysprompt
-    turns = []
-    for example in examples:
-        turns.append(Message("user", apply(suffix, example.question)))
-        turns.append(Message("assistant", few_shot.write_solution(example)))
-    return [*turns, Message("user", apply(suffix, item.question))]

@@ -54,7 +54,7 @@ class Pool:
     @classmethod
     def of_cluster(cls, address: str, kind: str, replicas: int | None, group: int) -> Pool:
         """On a running cluster, which this joins. kind auto: cuda where it has GPUs. replicas None: as many as its GPUs
-        carry, or one a node of CPUs. Raises UserError where there is no such cluster, or it has too few devices."""
+        hold, or one a node of CPUs. Raises UserError where there is no such cluster, or it has too few devices."""
         if address.startswith(CLIENT) and (Path.home() / ".ray" / "auth_token").exists():
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray itself does so for all but its client
         import ray
@@ -71,7 +71,7 @@ class Pool:
             asked = f"--num_replicas {replicas}" if replicas else "one replica"
             of = f" of --tensor_parallel_size {group}, each on one node" if group > 1 else ""
             raise UserError(
-                f"--ray_address {address}: the cluster's {kind} devices carry {most} replicas{of}, not {asked}"
+                f"--ray_address {address}: the cluster has {kind} devices for {most} replicas{of}, not for {asked}"
             )
         return cls(kind, replicas or usual, group, address)
 
@@ -119,7 +119,7 @@ class Replica:
         self.failed = None
         try:
             self.worker = make(kind)
-        except Exception as error:  # Ray would start the replica anew, for ever; the first call raises it
+        except Exception as error:  # Ray would start the replica again, for ever; the first call raises it
             self.failed = error
 
     def __call__(self, batch: dict) -> Iterator[dict]:
