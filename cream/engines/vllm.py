@@ -15,27 +15,19 @@ from cream.files.folders import remote_code
 class VllmEngine:
     """One vLLM engine in this process (CPU) or in a child of it (CUDA). Raises UserError when vLLM cannot start."""
 
-    def __init__(
-        self,
-        model_folder: str | Path,
-        tokenizer,
-        device: str,
-        dtype: str,
-        max_model_len: int,
-        gpu_memory_utilization: float,
-        tensor_parallel_size: int = 1,
-    ):
+    def __init__(self, folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, *memory):
+        """memory: gpu_memory_utilization and tensor_parallel_size, as `engine_options` takes them."""
         self.tokenizer, self.max_model_len = tokenizer, max_model_len
-        options = engine_options(device, dtype, max_model_len, gpu_memory_utilization, tensor_parallel_size)
+        options = engine_options(device, dtype, max_model_len, *memory)
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
 
-        args = EngineArgs(model=str(model_folder), skip_tokenizer_init=True, **options)  # ids in, ids out
+        args = EngineArgs(model=str(folder), skip_tokenizer_init=True, **options)  # ids in, ids out
         try:
             # As vLLM's own LLM class, it takes the batch sizes for throughput, by the device.
             self.engine = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:
-            raise UserError(f"vLLM cannot run {model_folder} on {device}: {error}\n(--engine hf may)") from error
+            raise UserError(f"vLLM cannot run {folder} on {device}: {error}\n(--engine hf may)") from error
         # Twice as many responses are in flight as are decoded together, so that none waits for its prompt.
         self.window = 2 * self.engine.vllm_config.scheduler_config.max_num_seqs
 
@@ -91,11 +83,7 @@ class VllmEngine:
 
 
 def engine_options(
-    device: str,
-    dtype: str,
-    max_model_len: int,
-    gpu_memory_utilization: float = 0.9,
-    tensor_parallel_size: int = 1,
+    device: str, dtype: str, max_model_len: int, gpu_memory_utilization: float = 0.9, tensor_parallel_size: int = 1
 ) -> dict:
     """What vLLM is started with on a device ("cpu" or "cuda"), model and tokenizer apart.
 

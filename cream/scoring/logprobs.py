@@ -3,8 +3,8 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -89,9 +89,14 @@ class Scorer:
 
     def _score(self, groups: list[Group]) -> list[Scored]:
         rows, reasons = zip(*(encode(group, self.chat, self.limit) for group in groups), strict=True)
-        known, missing = _split(groups, rows)
-        if any(missing):
-            known, missing = _split([replace(group, known={}) for group in groups], rows)
+        for cached in (True, False):
+            known = [_known(group, own, cached) for group, own in zip(groups, rows, strict=True)]
+            missing = [
+                {digest: tokens for tokens in own if tokens and (digest := tokens.digest()) not in values}
+                for own, (values, _) in zip(rows, known, strict=True)
+            ]
+            if not any(missing):
+                break
         scored = []
         for own, why, (values, sources), new in zip(rows, reasons, known, self._compute(missing), strict=True):
             values, sources["computed"] = values | new, len(new)
@@ -164,21 +169,13 @@ def show_first(model: Model, groups: Iterable[Group], options: Options) -> None:
         log.info("first response as the model sees it, its scored tokens marked:\n%s", model.chat.show(tokens))
 
 
-def _split(groups: list[Group], rows: Sequence[list]) -> tuple[list, list[dict]]:
-    """Per group what is known of it (see `_known`), and digest -> tokens of the responses left to compute."""
-    known = [_known(group, own) for group, own in zip(groups, rows, strict=True)]
-    missing = [
-        {digest: tokens for tokens in own if tokens and (digest := tokens.digest()) not in values}
-        for own, (values, _) in zip(rows, known, strict=True)
-    ]
-    return known, missing
-
-
-def _known(group: Group, rows: list) -> tuple[dict[str, float], Counter[str]]:
-    """digest -> log π of the responses that need no pass, and how many come from where."""
+def _known(group: Group, rows: list, cached: bool) -> tuple[dict[str, float], Counter[str]]:
+    """digest -> log π of the responses that need no pass, `cached` or the sampler's own, and how many of each."""
+    values, sources = {}, Counter()
     digests = [tokens and tokens.digest() for tokens in rows]
-    values = {digest: group.known[digest] for digest in digests if digest in group.known}
-    sources = Counter(cached=len(values))
+    if cached:
+        values = {digest: group.known[digest] for digest in digests if digest in group.known}
+        sources["cached"] = len(values)
     for digest, tokens, sampled in zip(digests, rows, group.sampled or [None] * len(rows), strict=True):
         if tokens and digest not in values and sampled and sampled[1] == tokens.num_response_tokens:
             values[digest] = sampled[0]

@@ -192,6 +192,9 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = 1  # a block, which is what moves, holds one row
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # which has the input's file
+        share = {"num_gpus": pool.group}  # what Ray reserves for a replica; of CPUs an even part, and as many threads
+        if pool.kind == "cpu":
+            share = {"num_cpus": max(1, int(ray.cluster_resources()["CPU"]) // pool.replicas)}
         rows = _datasource(source, min(batch, ROW))
         items = ray.data.read_datasource(rows, override_num_blocks=1, num_cpus=0, label_selector=here)
         with warnings.catch_warnings():
@@ -202,7 +205,7 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
                 compute=ActorPoolStrategy(size=pool.replicas, max_tasks_in_flight_per_actor=2),
                 fn_constructor_args=(make, pool.kind),
                 max_restarts=RESTARTS,
-                **_share(pool),
+                **share,
             )
         taken: set[str] = set()
         for row in results.iter_rows():
@@ -245,15 +248,6 @@ def _join(address: str | None) -> None:
             if "Starting Ray client server failed" not in str(error) or attempt == ATTEMPTS - 1:
                 raise UserError(f"--ray_address {address}: no Ray cluster answers there: {error}") from None
     interrupts.listen()
-
-
-def _share(pool: Pool) -> dict:
-    """What Ray reserves for a replica; of CPUs an even part, and as many threads."""
-    import ray
-
-    if pool.kind == "cuda":
-        return {"num_gpus": pool.group}
-    return {"num_cpus": max(1, int(ray.cluster_resources()["CPU"]) // pool.replicas)}
 
 
 def _datasource(source: Callable[[], Iterable], size: int):
