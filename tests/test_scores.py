@@ -217,7 +217,7 @@ class Rewarding:
 
     def __call__(self, groups):
         for one in groups:
-            one.known = self.kept.find(one.uuid) if self.kept else {}
+            one.cached = self.kept.find(one.uuid) if self.kept else {}
         found = list(self.score(groups))
         assert [uuid for uuid, _ in found] == [one.uuid for one in groups]
         if self.kept:

@@ -125,13 +125,13 @@ class Sampling:
 class Request:
     """One prompt to respond to; the uuid names its responses and seeds their sampling.
 
-    `kept`: it has its responses from an earlier run. It gets none, but has its place in an engine's batches, so that
+    `done`: it has its responses from an earlier run. It gets none, but has its place in an engine's batches, so that
     the others are in the same company as in a run without interruption.
     """
 
     uuid: str
     prompt_ids: list[int]
-    kept: bool = False
+    done: bool = False
 
     def room(self, sampling: Sampling, max_model_len: int) -> int:
         """Tokens a response may have: `max_tokens`, or what the context leaves. Raises ValueError when that is none."""

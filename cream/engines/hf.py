@@ -40,12 +40,12 @@ class HfEngine:
         requests = iter(requests)
         while window := list(islice(requests, WINDOW)):
             for batch in self._batches(window, sampling):
-                if all(request.kept for request in batch):
+                if all(request.done for request in batch):
                     continue
                 if interrupts.received():
                     return
                 for request, responses in zip(batch, self._respond(batch, sampling), strict=True):
-                    if not request.kept:
+                    if not request.done:
                         yield request.uuid, responses
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ class VllmEngine:
         try:
             while True:
                 while self.engine.get_num_unfinished_requests() < self.window:  # responses, not prompts
-                    if (request := next((r for r in requests if not r.kept), None)) is None:
+                    if (request := next((r for r in requests if not r.done), None)) is None:
                         break
                     prompt = TokensPrompt(prompt_token_ids=request.prompt_ids)
                     self.engine.add_request(request.uuid, prompt, self._params(request, sampling))

@@ -95,7 +95,7 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
     """The label, one of `options` (label -> option text, not empty), that `text` answers with; None when with none.
 
     An answer may be the label, the option's text, or both. One that hedges ("A or B") or refuses ("none of the
-    options") is no answer. Without a marker: the last label that the text names and does not deny; then its last
+    options") gives none. Without a marker: the last label that the text names and does not deny; then its last
     sentence's option text.
     """
     text, options = _plain(text), {label: _plain(option) for label, option in options.items()}

@@ -62,14 +62,14 @@ def with_options(items: Mapping[str, Item], source: Path) -> tuple[dict[str, Ite
 
     Raises UserError where none is, and for a label that is neither an option nor a number.
     """
-    found = {uuid: item for uuid, item in items.items() if is_choice(item)}
-    if not found:
+    kept = {uuid: item for uuid, item in items.items() if is_choice(item)}
+    if not kept:
         raise UserError(
             f"--scoring loglikelihood compares options, and no question of {source} has any; use --scoring generate"
         )
-    if skipped := len(items) - len(found):
+    if skipped := len(items) - len(kept):
         log.info("%d of %d questions are skipped: %s", skipped, len(items), WITHOUT)
-    return found, len(items) - len(found)
+    return kept, skipped
 
 
 def is_choice(item: Item) -> bool:
@@ -146,8 +146,7 @@ def choose_option(record: Answer, norm: str) -> Answer:
     if (gold := gold_option(record.label)) not in options:
         raise UserError(f"label {gold[:80]!r} is none of its options {', '.join(options)}")
     label = likeliest(options, record.option_logprob, record.option_tokens, norm)
-    found = {"responses": options[label], "final_prediction": label.lower(), "correct": label == gold}
-    return structs.replace(record, **found)
+    return structs.replace(record, responses=options[label], final_prediction=label.lower(), correct=label == gold)
 
 
 def accuracies(records: Sequence[Answer]) -> dict[str, dict[str, float]]:
@@ -219,8 +218,8 @@ def complete(plan: Plan, rows: Iterator[dict], output: Output) -> Iterator[dict]
         yield row
 
 
-def summarise(plan: Plan, answers: Sequence[Answer]) -> tuple[dict, str]:
-    rows, by_norm, flags = table_rows(answers), accuracies(answers), plan.flags
+def summarise(plan: Plan, records: Sequence[Answer]) -> tuple[dict, str]:
+    rows, by_norm, flags = table_rows(records), accuracies(records), plan.flags
     lines = [format_table(rows), "accuracy % by what the log-likelihood is divided by:"]
     lines += [f"  {norm:<6}  {format_percent(each)}" for norm, each in by_norm.items()]
     facts = {"tasks": rows, "by_length_norm": by_norm, "scoring": flags.scoring}

@@ -7,7 +7,7 @@ unused_flags(plan)                        flags that decide nothing of the outpu
 size(plan)                                bytes that it and its journal take, about
 evaluate(plan, output, model, **how)      records that the journal does not hold yet
 complete(plan, rows, output)              the records of all questions, in their order
-summarise(plan, answers)                  what the summary says, and the same as text
+summarise(plan, records)                  what the summary says, and the same as text
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
     wrong = [
         f"{count} of {len(plan.questions.items)} questions count as wrong: {reason}"
         for reason, count in output.dropped.items()
-        if reason not in (store.MALFORMED, choices.WITHOUT)  # which were never asked
+        if reason not in (store.MALFORMED, choices.WITHOUT)  # which are not in the output
     ]
     return "\n".join([*wrong, text, f"results: {output.path}", f"summary: {path}"])
 

@@ -22,11 +22,11 @@ def places(tasks: Iterable[str], given: str | None, path: Path, task_files: Mapp
     return {task: Path(given) if given else _place(task, task_files.get(task, path)) for task in tasks}
 
 
-def _place(task: str, asked: Path) -> Path:
+def _place(task: str, questions: Path) -> Path:
     own = TASKS.get(task)
-    if own and own.TRAIN and asked.resolve() == in_root(own.TEST).resolve():
+    if own and own.TRAIN and questions.resolve() == in_root(own.TEST).resolve():
         return in_root(own.TRAIN)
-    return asked.with_name("train.json")
+    return questions.with_name("train.json")
 
 
 def files(places: Mapping[str, Path]) -> dict[Path, type[Question]]:
@@ -38,9 +38,9 @@ def files(places: Mapping[str, Path]) -> dict[Path, type[Question]]:
 
 
 def draw(
-    places: Mapping[str, Path], asked: Collection[Item], k: int, seed: int, *, skip: bool = False
+    places: Mapping[str, Path], questions: Collection[Item], k: int, seed: int, *, skip: bool = False
 ) -> dict[str, list[Item]]:
-    """`k` examples for each task, from its file: those of the task, or of none, that are not a question of `asked`.
+    """`k` examples for each task, from its file: those of the task, or of none, that are not one of `questions`.
 
     Questions are compared word by word, whatever the case. The draw depends on the seed and the examples' uuids alone,
     and a larger `k` begins with the same ones. `skip`: malformed examples are skipped.
@@ -48,14 +48,14 @@ def draw(
     """
     problems, drawn = [], {}
     held = {path: list(store.read(path, kind, skip=skip)) for path, kind in files(places).items() if path.exists()}
-    known = {_words(item.question) for item in asked}
+    taken = {_words(item.question) for item in questions}
     for task, path in places.items():
         if path not in held:
             problems.append(f"{path} does not exist, from which the examples of {task} would be drawn")
             continue
         of_task = [item for item in held[path] if item.task in (None, task)]
         fresh = list({_words(item.question): item for item in reversed(of_task)}.items())
-        fresh = [item for words, item in fresh if words not in known]
+        fresh = [item for words, item in fresh if words not in taken]
         drawn[task] = sorted(fresh, key=lambda item: xxhash.xxh3_64_intdigest(f"{seed} {item.uuid}".encode()))[:k]
         if len(drawn[task]) < k:
             others = len(of_task) - len(fresh)

@@ -63,8 +63,8 @@ def complete(plan: Plan, rows: Iterator[dict], output: Output) -> Iterator[dict]
     return fill_missing(rows, plan.requests, plan.questions.items, plan.strict)
 
 
-def summarise(plan: Plan, answers: Sequence[Answer]) -> tuple[dict, str]:
-    rows, strict, n = table_rows(answers), strict_accuracies(answers), plan.sampling.n
+def summarise(plan: Plan, records: Sequence[Answer]) -> tuple[dict, str]:
+    rows, strict, n = table_rows(records), strict_accuracies(records), plan.sampling.n
     text = format_table(rows)
     if n > 1:
         text += f"\naccuracy: of the majority vote of {n} responses; pass@j: one of j is right, ± standard error"
@@ -119,10 +119,10 @@ def fill_missing(
             yield encode(grade_responses(items[uuid], prompt, [], strict))
 
 
-def regrade(answer: Answer, strict: bool) -> Answer:
+def regrade(record: Answer, strict: bool) -> Answer:
     """The same record, each of its responses graded again."""
-    texts = answer.all_responses or [answer.responses]
-    return structs.replace(answer, **_verdict(answer.question, answer, texts, strict))
+    texts = record.all_responses or [record.responses]
+    return structs.replace(record, **_verdict(record.question, record, texts, strict))
 
 
 def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
@@ -134,6 +134,6 @@ def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
     ]
 
 
-def strict_accuracies(answers: Iterable[Answer]) -> dict[str, float]:
+def strict_accuracies(records: Iterable[Answer]) -> dict[str, float]:
     """Accuracy per task by the released code's extraction rules."""
-    return {row["task"]: row["accuracy"] for row in table_rows(regrade(answer, strict=True) for answer in answers)}
+    return {row["task"]: row["accuracy"] for row in table_rows(regrade(record, strict=True) for record in records)}

@@ -47,10 +47,10 @@ def split_question(question: str) -> tuple[str, dict[str, str]]:
     return question, {}
 
 
-def _last_run(found: list[re.Match]) -> tuple[int, dict[str, str]]:
+def _last_run(matches: list[re.Match]) -> tuple[int, dict[str, str]]:
     """Where the last run of two options or more starts, and its options; (0, {}) without one."""
     runs: list[tuple[int, dict[str, str]]] = []
-    for match in found:
+    for match in matches:
         *labels, text = match.groups()
         label = next(filter(None, labels))
         if label in ("A", "1"):

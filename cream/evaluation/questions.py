@@ -42,18 +42,18 @@ def read_questions(
     """
     task_files = {t: in_root(task.TEST) for t, task in TASKS.items() if task.IN_ALL_TEST} if is_all_test(path) else {}
     files = _files(name, path, task_files)
-    found = _all_tasks(path, task_files, files, skip) if task_files else list(store.read(path, files[path], skip=skip))
-    present = {item.task for item in found}
+    every = _all_tasks(path, task_files, files, skip) if task_files else list(store.read(path, files[path], skip=skip))
+    present = {item.task for item in every}
     for task, file in ((task, file) for task, file in task_files.items() if task not in present):
         why = f"{path} has none of its questions" if file.exists() else f"{file} does not exist"
         log.info("task %s is not evaluated: %s", task, why)
-    items = {item.uuid: item for item in found[:limit]}
+    items = {item.uuid: item for item in every[:limit]}
     if not items:
         raise UserError(f"{path}: no question is left to ask")
     items, skipped = choices.with_options(items, path) if flags.scoring == "loglikelihood" else (items, 0)
     tasks = dict.fromkeys(item.task for item in items.values()) if flags.few_shot else {}
     places = few_shot.places(tasks, flags.few_shot_file, path, task_files)
-    examples = few_shot.draw(places, found, flags.few_shot, seed, skip=skip)
+    examples = few_shot.draw(places, every, flags.few_shot, seed, skip=skip)
     example_files = few_shot.files(places)
     kinds = files | example_files
     rejected = [row for file, kind in kinds.items() for row in store.rejected(file, kind)] if skip else []

@@ -76,10 +76,10 @@ class Run:
         """The requests of all samples; groups with the values that the score cache has of them."""
         scores = cache and Scores(*cache)
         for sample in self.read():
-            known = scores.find(sample.uuid) if scores else {}
+            cached = scores.find(sample.uuid) if scores else {}
             for request in self.requests(role, sample):
                 if scores:
-                    request.known = known
+                    request.cached = cached
                 yield request
 
 

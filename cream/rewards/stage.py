@@ -70,16 +70,16 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], templ
             from cream.model.load import check_tp_size
 
             check_tp_size(folders[p.role], group)
-    made = provenance.output("input_file", run.path)
+    about = provenance.output("input_file", run.path)
     if folders:
         template(provenance)
     for role, folder in folders.items():
         provenance.model(role, folder)
     for name, (path, _) in run.files.items():
         provenance.file(name, path)
-    _check_prompts(provenance, run.path, made)
+    _check_prompts(provenance, run.path, about)
     if getattr(run.options, "score_from", None) == "sampling":
-        _check_sampler(run.path, made, provenance.inputs)
+        _check_sampler(run.path, about, provenance.inputs)
     if "policy" in folders and provenance.inputs["policy"] == provenance.inputs.get("reference"):
         raise UserError(
             "--reward dpo: policy and reference are the same model, so that every reward is 0; give --checkpoint and "
@@ -87,19 +87,19 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], templ
         )
 
 
-def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
+def _check_prompts(provenance: Provenance, path: Path, about: dict) -> None:
     """The prompts that the samples respond to are still those of their file."""
-    data = made.get("sources", {}).get("data")
+    data = about.get("sources", {}).get("data")
     prompts = data and place_of(path.parent, data)
-    if prompts and prompts.is_file() and fingerprint_file(prompts) != made["inputs"].get("data"):
+    if prompts and prompts.is_file() and fingerprint_file(prompts) != about["inputs"].get("data"):
         provenance.object(f"{path} is of other prompts than {prompts.resolve()} holds now: that was changed since")
 
 
-def _check_sampler(path: Path, made: dict, inputs: dict) -> None:
+def _check_sampler(path: Path, about: dict, inputs: dict) -> None:
     """--score_from sampling: the sampler's log-probabilities are the policy's only if it was the sampler."""
-    if made.get("output") not in (None, inputs["input_file"]):
+    if about.get("output") not in (None, inputs["input_file"]):
         raise UserError(f"--score_from sampling: {path} was changed since it was sampled; omit --score_from")
-    if any(made.get("inputs", {}).get(name) != inputs.get(name) for name in ("policy", "chat_template")):
+    if any(about.get("inputs", {}).get(name) != inputs.get(name) for name in ("policy", "chat_template")):
         raise UserError(
             f"--score_from sampling: by its sidecar {path} was not sampled by this policy with this chat template; "
             "omit it, and the model computes the log-probabilities"

@@ -77,7 +77,7 @@ class Responder:
                     aside.append((prompt.uuid, DONE))
                 else:
                     waiting[prompt.uuid] = prompt, ids
-                yield Request(prompt.uuid, ids, kept=done)
+                yield Request(prompt.uuid, ids, done=done)
 
         for uuid, completions in self.engine.generate(requests(), self.sampling):
             yield uuid, (*waiting.pop(uuid), completions)

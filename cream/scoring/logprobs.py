@@ -40,7 +40,7 @@ class Options:
 @dataclass(slots=True)
 class Group:
     """A prompt's responses. `complete` is false for a truncated one; `sampled` may hold the sampler's own (log π,
-    tokens) of each, None where its text does not give the sampled tokens back. `known`: cached values of this prompt's
+    tokens) of each, None where its text does not give the sampled tokens back. `cached`: values of this prompt's
     responses under the model that scores, digest of a response's tokens -> log π."""
 
     uuid: str
@@ -48,7 +48,7 @@ class Group:
     responses: list[str]
     complete: list[bool]
     sampled: list[tuple[float, int] | None] | None = None
-    known: dict[str, float] = field(default_factory=dict)
+    cached: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Scored:
 
 class Scorer:
     """A pool's worker: the model in `folder`, which `group` devices of a kind hold together. It is loaded when the
-    first response is not `known`. `max_tokens` bounds a batch; None: as many as fit in memory.
+    first response is not `cached`. `max_tokens` bounds a batch; None: as many as fit in memory.
 
     A response that does not fit `limit` tokens is not truncated: it gets no score, with the reason. `chunk` groups are
     computed together; cached values serve only where they leave nothing to compute, so that the batches, and with them
@@ -174,7 +174,7 @@ def _known(group: Group, rows: list, cached: bool) -> tuple[dict[str, float], Co
     values, sources = {}, Counter()
     digests = [tokens and tokens.digest() for tokens in rows]
     if cached:
-        values = {digest: group.known[digest] for digest in digests if digest in group.known}
+        values = {digest: group.cached[digest] for digest in digests if digest in group.cached}
         sources["cached"] = len(values)
     for digest, tokens, sampled in zip(digests, rows, group.sampled or [None] * len(rows), strict=True):
         if tokens and digest not in values and sampled and sampled[1] == tokens.num_response_tokens:

@@ -128,13 +128,13 @@ class Replica:
             if self.failed is not None:
                 raise self.failed
             items = [item for row in batch["items"] for item in pickle.loads(row)]
-            found: dict[str, object] = {}
+            results: dict[str, object] = {}
             todo = iter([item.uuid for item in items])
             wanted, ready = next(todo), []
             for key, result in self.worker(items):
-                found[key] = result
-                while wanted in found:
-                    ready.append((wanted, found.pop(wanted)))
+                results[key] = result
+                while wanted in results:
+                    ready.append((wanted, results.pop(wanted)))
                     wanted = next(todo, None)
                     if len(ready) == ROW or wanted is None:
                         yield {"results": [pickle.dumps(ready)]}
@@ -161,9 +161,9 @@ def _through_client(*work) -> Iterator[tuple[str, object]]:
     driver = ray.remote(num_cpus=0)(Driver).remote(*work)
     ahead = driver.some.remote()
     try:
-        while found := ray.get(ahead):
+        while results := ray.get(ahead):
             ahead = driver.some.remote()
-            yield from found
+            yield from results
     except RayTaskError as error:
         raise _mistake(error) or error from None
     except RayError as error:

@@ -43,7 +43,7 @@ def open_prompts(path: Path, limit: int | None, *, skip: bool) -> Prompts:
     if limit:
         total = sum(1 for _ in read())
     if not total:
-        raise store.nothing_left(path, Prompt, "prompt is left to answer", limit)
+        raise store.nothing_left(path, Prompt, "prompt is left to respond to", limit)
     return Prompts(path, limit, skip, total, read)
 
 
@@ -64,7 +64,7 @@ def sample(output: Output, model: Model, prompts: Prompts, sysprompt: str, sampl
         for prompt, ids, completions in generate_responses(output, model, built, total, sampling, **how):
             output.append(samples(model.chat, prompt, ids, completions))
         if output.dropped.total() == total:
-            raise UserError(f"{prompts.path}: no prompt is left to answer (dropped: {dict(output.dropped)})")
+            raise UserError(f"{prompts.path}: no prompt is left to respond to (dropped: {dict(output.dropped)})")
         if prompts.skip:
             output.reject(store.rejected(prompts.path, Prompt, prompts.limit))
         output.finish(_count(output.rows(record.uuid for record in prompts.read()), counts))
