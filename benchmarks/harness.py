@@ -26,7 +26,8 @@ from workload import SHARED, run
 import infer
 from cream.engines import Request, Sampling, load
 from cream.evaluation.choices import choose_option, likeliest
-from cream.evaluation.tasks import grade, options_of
+from cream.evaluation.grade import options_of
+from cream.evaluation.tasks import grade
 from cream.files import store
 from cream.model.checkpoint import length_limit
 from cream.model.load import load_tokenizer

@@ -13,7 +13,7 @@ from tokenizers import processors
 
 from cream.errors import UserError
 from cream.evaluation import choices
-from cream.evaluation.tasks import options_of, split_question
+from cream.evaluation.grade import options_of, split_question
 from cream.files.append_log import add_checksum
 from cream.files.journal import FORMAT, Output
 from cream.files.provenance import Provenance

@@ -170,11 +170,6 @@ def _clauses(text: str) -> Iterator[str]:
         end = marker.start()
 
 
-def _plain_decimal(value: Decimal) -> str:
-    digits = format(value, "f")
-    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) if value else "0"
-
-
 def _value(number: re.Match) -> str | None:
     """The plain decimal of a NUMBER match; None for a division by zero."""
     with localcontext(prec=len(number[0]) + 110) as context:  # room for every digit, and for an exponent of 99
@@ -187,7 +182,8 @@ def _value(number: re.Match) -> str | None:
             value /= divisor
             value = round(value, 3) if context.flags[Inexact] else value
         value += Decimal(number["whole"] or 0)
-        return _plain_decimal(-value if number["sign"] else value)
+        digits = format(-value if number["sign"] else value, "f")
+    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) if value else "0"
 
 
 def _numbers(text: str) -> list[str]:

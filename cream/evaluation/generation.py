@@ -11,8 +11,9 @@ from msgspec import structs
 from cream.cli import preflight
 from cream.engines import Completion
 from cream.evaluation.few_shot import build_prompt
+from cream.evaluation.grade import majority
 from cream.evaluation.statistics import format_percent, format_table, table_rows
-from cream.evaluation.tasks import grade, majority
+from cream.evaluation.tasks import grade
 from cream.files.journal import Output
 from cream.records import Answer, Item, Prompt, encode
 from cream.scoring.completions import generate_responses

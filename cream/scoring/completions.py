@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from msgspec import structs
@@ -129,7 +129,7 @@ def setup(model: Model, options: Options, chunk: int | None, done: Keys) -> Call
 
 
 def as_row(responses: Responses) -> dict:
-    return asdict(Texts([c.text for c in responses[2]], [c.finish_reason for c in responses[2]]))
+    return {"text": [c.text for c in responses[2]], "finish_reason": [c.finish_reason for c in responses[2]]}
 
 
 def from_row(row: dict, prompt: Prompt) -> Texts:
