@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from cream import engines
 from cream.engines import Completion, Sampling
 from cream.records import Message, Prompt, encode
-from cream.scoring.completions import Responder, build_prompts, samples
+from cream.scoring.completions import Responder
+from cream.scoring.sampling import build_prompts, record_samples
 from cream.text.chat import Chat
 
 LENGTHS = (3, 40, 7, 90, 12)  # words of the prompts
@@ -65,7 +66,7 @@ def test_prompts_are_taken_as_the_engine_needs_them(engine, tiny_chat, prompts):
 def test_a_log_probability_is_kept_where_the_text_is_what_was_sampled(engine, tiny_chat, prompts):
     kinds = Counter()
     for prompt, ids, completions in answered(engine, tiny_chat, prompts).values():
-        record = samples(tiny_chat, prompt, ids, completions)
+        record = record_samples(tiny_chat, prompt, ids, completions)
         assert (record.uuid, record.prompt, record.extra) == (prompt.uuid, prompt.messages, prompt.extra)
         assert record.responses == [c.text for c in completions]
         assert record.num_tokens == [len(c.token_ids) for c in completions]
@@ -84,7 +85,7 @@ def test_the_prompt_before_sysprompt_is_kept_beside_it(tiny_chat, prompts):
     completions = [Completion("28", tiny_chat.tokenizer("28")["input_ids"], "length", -1.0)]
     for name, changed in (("task", True), ("none", False)):
         for prompt, put in zip(prompts, build_prompts(lambda: prompts, name), strict=True):
-            record = samples(tiny_chat, put, tiny_chat.encode_prompt(put.messages), completions)
+            record = record_samples(tiny_chat, put, tiny_chat.encode_prompt(put.messages), completions)
             assert (record.prompt != prompt.messages) == changed and record.extra == prompt.extra
             assert record.source_prompt == (prompt.messages if changed else None)
             assert ("source_prompt" in encode(record)) == changed
@@ -149,4 +150,4 @@ def test_an_answer_that_spells_a_word_otherwise_has_no_log_probability(shared):
     prompt = Prompt(uuid="p", messages=DIALOGUE[:1])
     usual, otherwise = tokenizer("Hello")["input_ids"], tokenizer.convert_tokens_to_ids(["Hel", "lo"])
     completions = [Completion("Hello", [*ids, chat.end_of_turn], "stop", -1.0) for ids in (usual, otherwise)]
-    assert samples(chat, prompt, chat.encode_prompt(prompt.messages), completions).logprob == [-1.0, None]
+    assert record_samples(chat, prompt, chat.encode_prompt(prompt.messages), completions).logprob == [-1.0, None]

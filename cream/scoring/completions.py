@@ -1,7 +1,7 @@
-"""Prompts -> responses through any engine: the worker of generation, which prompts fit, and the record of a sample."""
+"""Prompts -> responses through any engine: the worker of generation, and which prompts fit."""
 
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,13 +12,12 @@ from cream.cli.flags import flag
 from cream.engines import ENGINES, Completion, Engine, Request, Sampling
 from cream.files.index import Keys
 from cream.files.journal import Output
-from cream.records import Message, Prompt, Samples
+from cream.records import Message, Prompt
 from cream.scoring import driver
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
 from cream.text.chat import Chat
 from cream.text.plain import Plain
-from cream.text.prompts import apply
 
 log = logging.getLogger("cream")
 
@@ -181,39 +180,3 @@ def render(chat: Chat | Plain, messages: Iterable[Message]) -> str:
         for message in messages
     ]
     return chat.tokenizer.decode(chat.encode_prompt(short))
-
-
-class FullPrompt(Prompt, kw_only=True):
-    """A prompt as it is put to the policy; `source_prompt` is what it was before --sysprompt, None where it is that."""
-
-    source_prompt: list[Message] | None = None
-
-
-def build_prompts(read: Callable[[], Iterable[Prompt]], sysprompt: str) -> Iterator[FullPrompt]:
-    """The prompts of a file, as they are put to the policy."""
-    for prompt in read():
-        *before, last = prompt.messages
-        messages = [*before, Message("user", apply(sysprompt, last.content))]
-        source = prompt.messages if messages != prompt.messages else None
-        yield FullPrompt(uuid=prompt.uuid, messages=messages, extra=prompt.extra, source_prompt=source)
-
-
-def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:
-    """The record of a prompt's responses; keys that the prompt's record has beside its messages are carried along.
-
-    `logprob` is null where the response's text does not tokenise back to the sampled ids: the sequence that will be
-    scored and trained on is then another than the one sampled.
-    """
-    complete = [c.finish_reason == "stop" for c in completions]
-    encoded = chat.encode_responses(prompt.messages, [c.text for c in completions], complete, prompt_ids)
-    same = [t is not None and t.ids[t.spans[0][0] :] == c.token_ids for t, c in zip(encoded, completions, strict=True)]
-    return Samples(
-        uuid=prompt.uuid,
-        prompt=prompt.messages,
-        responses=[c.text for c in completions],
-        finish_reason=[c.finish_reason for c in completions],
-        num_tokens=[len(c.token_ids) for c in completions],
-        logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
-        source_prompt=getattr(prompt, "source_prompt", None),
-        extra=prompt.extra,
-    )

@@ -5,19 +5,21 @@ A `.jsonl` file is never in memory as a whole.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from cream.cli import console, preflight
-from cream.engines import Sampling
+from cream.engines import Completion, Sampling
 from cream.errors import UserError
 from cream.files import store
 from cream.files.journal import Output
-from cream.records import Prompt
-from cream.scoring.completions import build_prompts, generate_responses, samples
+from cream.records import Message, Prompt, Samples
+from cream.scoring.completions import generate_responses
 from cream.scoring.driver import Model
+from cream.text.chat import Chat
+from cream.text.prompts import apply
 
 log = logging.getLogger("cream")
 
@@ -56,13 +58,13 @@ def output_folder(sampling: Sampling, sysprompt: str, data: str, model: str, che
 def sample(output: Output, model: Model, prompts: Prompts, sysprompt: str, sampling: Sampling, **how) -> None:
     """Write the samples, and say what they are. `sysprompt` names the text that is appended to each prompt; `how`: the
     engine and limits, as `generate_responses` takes them. Raises UserError where no prompt fits."""
-    n, length, total = sampling.n, sampling.max_tokens, prompts.total
-    size = 0 if prompts.limit else prompts.path.stat().st_size
-    preflight.check_disk(output.path, preflight.size_of_samples(total, size, n, length), "sampling")
+    total, size = prompts.total, 0 if prompts.limit else prompts.path.stat().st_size
+    need = preflight.size_of_samples(total, size, sampling.n, sampling.max_tokens)
+    preflight.check_disk(output.path, need, "sampling")
     built, counts = partial(build_prompts, prompts.read, sysprompt), Counter()
     with output:
         for prompt, ids, completions in generate_responses(output, model, built, total, sampling, **how):
-            output.append(samples(model.chat, prompt, ids, completions))
+            output.append(record_samples(model.chat, prompt, ids, completions))
         if output.dropped.total() == total:
             raise UserError(f"{prompts.path}: no prompt is left to respond to (dropped: {dict(output.dropped)})")
         if prompts.skip:
@@ -72,6 +74,42 @@ def sample(output: Output, model: Model, prompts: Prompts, sysprompt: str, sampl
     for reason, count in output.dropped.items():
         if reason != store.MALFORMED:
             log.info("  %d of %d prompts dropped: %s", count, total, reason)
+
+
+class FullPrompt(Prompt, kw_only=True):
+    """A prompt as it is put to the policy; `source_prompt` is what it was before --sysprompt, None where it is that."""
+
+    source_prompt: list[Message] | None = None
+
+
+def build_prompts(read: Callable[[], Iterable[Prompt]], sysprompt: str) -> Iterator[FullPrompt]:
+    """The prompts of a file, as they are put to the policy."""
+    for prompt in read():
+        *before, last = prompt.messages
+        messages = [*before, Message("user", apply(sysprompt, last.content))]
+        source = prompt.messages if messages != prompt.messages else None
+        yield FullPrompt(uuid=prompt.uuid, messages=messages, extra=prompt.extra, source_prompt=source)
+
+
+def record_samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:
+    """The record of a prompt's responses; keys that the prompt's record has beside its messages are carried along.
+
+    `logprob` is null where the response's text does not tokenise back to the sampled ids: the sequence that will be
+    scored and trained on is then another than the one sampled.
+    """
+    complete = [c.finish_reason == "stop" for c in completions]
+    encoded = chat.encode_responses(prompt.messages, [c.text for c in completions], complete, prompt_ids)
+    same = [t is not None and t.ids[t.spans[0][0] :] == c.token_ids for t, c in zip(encoded, completions, strict=True)]
+    return Samples(
+        uuid=prompt.uuid,
+        prompt=prompt.messages,
+        responses=[c.text for c in completions],
+        finish_reason=[c.finish_reason for c in completions],
+        num_tokens=[len(c.token_ids) for c in completions],
+        logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
+        source_prompt=getattr(prompt, "source_prompt", None),
+        extra=prompt.extra,
+    )
 
 
 def next_step(samples: Path, checkpoint: str | None, flags: dict[str, object]) -> str:
