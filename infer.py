@@ -23,7 +23,7 @@ from cream.evaluation.rescore import rescore
 from cream.files import journal
 from cream.files.folders import check_folder
 from cream.records import Item, Prompt
-from cream.scoring import sampling
+from cream.scoring import driver, sampling
 
 EXAMPLE = """\
   one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
@@ -64,16 +64,18 @@ def sample(config: InferConfig) -> None:
     """Responses to every prompt, for training."""
     from cream.model.load import load_chat
 
-    model, run, task = config.model, config.run, config.task
+    model, run, task, flags = config.model, config.run, config.task, config.sampling
     path = task.dataset(Prompt, DATASET_FILES, DATASETS, skip=run.skip)
     prompts = sampling.open_prompts(path, task.limit(run.debug), skip=run.skip)
-    plan = sampling.plan_sampling(config.sampling, config.engine.options(), run.seed)
-    folder = plan.folder(names.short(task.name), names.short(model.name()), names.label(model.checkpoint))
-    target = names.choose_output(config.output.output_dir, run.outputs() / "sampling" / folder / "results.json")
-    output, policy = _begin(config, {"data": path}, target, sampling.UNUSED)
-    chat = load_chat(policy, model.template())
+    plan, sysprompt = flags.plan("sampling", run.seed), "none" if flags.sysprompt == "auto" else flags.sysprompt
+    of = names.short(task.name), names.short(model.name()), names.label(model.checkpoint)
+    default = run.outputs() / "sampling" / sampling.output_folder(plan, sysprompt, *of) / "results.json"
+    target = names.choose_output(config.output.output_dir, default)
+    output, folder = _begin(config, {"data": path}, target, sampling.UNUSED)
+    chat = load_chat(folder, model.template())
     if not (run.dry_run or output.up_to_date):
-        sampling.sample(plan, output, chat, prompts, **_where(config))
+        how = {"engine": config.engine.options(), "max_length": flags.max_length, "show": config.output.show_example}
+        sampling.sample(output, _policy(config, output, folder, chat), prompts, sysprompt, plan, **how)
     if not run.dry_run:
         same = config.cluster.flags(config.device) | {"model": model.name(), "chat_template": model.chat_template}
         log.info(sampling.next_step(output.path, model.checkpoint, same))
@@ -89,10 +91,11 @@ def evaluate(config: InferConfig) -> None:
     policy = names.label(model.checkpoint) if model.checkpoint else names.short(model.name())
     name = f"{plan.folder(policy, names.short(task.name))}/results.json"
     target = names.choose_output(config.output.output_dir, run.outputs() / "evaluation" / name, name)
-    output, policy = _begin(config, questions.inputs(), target, plan.unused_flags(), evaluation.summary_path(target))
-    chat = plan.load_format(policy, model.template(), config.cluster.tensor_parallel_size)
+    output, folder = _begin(config, questions.inputs, target, plan.unused_flags(), evaluation.summary_path(target))
+    chat = plan.load_format(folder, model.template(), config.cluster.tensor_parallel_size)
     if not (run.dry_run or output.up_to_date):
-        evaluation.evaluate(plan, output, chat, **_where(config))
+        how = {"max_length": config.sampling.max_length, "show": config.output.show_example}
+        evaluation.evaluate(plan, output, _policy(config, output, folder, chat), **how)
     if not run.dry_run:
         log.info(evaluation.summarise(plan, output, chat))
 
@@ -100,31 +103,26 @@ def evaluate(config: InferConfig) -> None:
 def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: Iterable[str], *beside: Path):
     """The output, and the policy's folder; says what will be done."""
     model, run = config.model, config.run
-    check_folder(policy := model.folder(model.checkpoint))
+    check_folder(folder := model.folder(model.checkpoint))
     provenance = run.provenance()
     for name, path in inputs.items():
         provenance.file(name, path)
-    provenance.model("policy", policy)
+    provenance.model("policy", folder)
     model.add_template(provenance)
     output = journal.Output(target, settings(config, *unused), provenance, overwrite=run.overwrite, beside=beside)
     data = ", ".join(str(path) for name, path in inputs.items() if name.startswith("data"))
-    log.info("%s of %s by %s -> %s", config.task.mode, data, policy, target)
+    log.info("%s of %s by %s -> %s", config.task.mode, data, folder, target)
     if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     if run.dry_run:
         log.info("dry run: nothing was written")
-    return output, policy
+    return output, folder
 
 
-def _where(config: InferConfig) -> dict:
-    """Where and how the policy works."""
-    return {
-        "pool": config.cluster.pool(config.device),
-        "policy": config.model.folder(config.model.checkpoint).absolute(),  # replicas work in other folders
-        "max_length": config.sampling.max_length,
-        "bf16": config.device.bf16,
-        "show": config.output.show_example,
-    }
+def _policy(config: InferConfig, output: journal.Output, folder: Path, chat) -> driver.Model:
+    """The policy, where it works."""
+    fingerprint, pool = output.header["inputs"]["policy"], config.cluster.pool(config.device)
+    return driver.Model(folder.absolute(), fingerprint, chat, pool, config.device.bf16)  # replicas work elsewhere
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ from options import Options
 from workload import SHAPES, SHARED, run, save_model
 
 from cream.engines import Request, Sampling, load
-from cream.evaluation.loglikelihood import CHUNK
+from cream.evaluation.choices import CHUNK
 from cream.model.checkpoint import length_limit
 from cream.model.load import load_tokenizer
 from cream.records import Message
-from cream.scoring.logprobs import Group, scorer
+from cream.scoring.logprobs import Group, Scorer
 from cream.text.plain import Plain
 
 WORDS = 32000  # of Mistral's tokenizer
@@ -105,10 +105,10 @@ def choice(model: Path, made, args: argparse.Namespace):
         for question in lmeval.questions(made, args.items)
     ]
     chat = Plain(load_tokenizer(model))
-    worker = scorer(model, chat, torch.float32, length_limit(None, model), None, CHUNK, 1, "cpu")
+    worker = Scorer(model, chat, torch.float32, length_limit(None, model), None, CHUNK, 1, "cpu")
 
     def answer() -> list[float]:
-        return [value for _, found in worker(groups) for value in found.scored.logprob]
+        return [value for _, found in worker(groups) for value in found.logprob]
 
     return answer
 

@@ -25,8 +25,9 @@ from workload import SHARED, run
 
 import infer
 from cream.engines import Request, Sampling, load
-from cream.evaluation.choices import chosen, likeliest
-from cream.evaluation.tasks import grade, options_of
+from cream.evaluation.choices import choose_option, likeliest
+from cream.evaluation.grade import options_of
+from cream.evaluation.tasks import grade
 from cream.files import store
 from cream.model.checkpoint import length_limit
 from cream.model.load import load_tokenizer
@@ -73,7 +74,7 @@ def compared(task: str, lm, args: argparse.Namespace, folder: Path) -> list[str]
     print(f"\n{task}: {len(ours)} items; log-likelihoods differ by {apart:.2g} nats at most")
     lines = []
     for metric, norm in METRICS.items():
-        picks = [chosen(record, norm) for record in ours]
+        picks = [choose_option(record, norm) for record in ours]
         other = [pick for pick in picks if pick.correct != bool(theirs[pick.uuid][metric])]
         here, there = (100 * sum(found) / len(ours) for found in ([p.correct for p in picks], correct(theirs, metric)))
         same = sum(pick.final_prediction == peers_pick(pick, logprobs[pick.uuid], norm) for pick in picks)

@@ -34,7 +34,8 @@ from cream.files.provenance import Provenance
 from cream.model.hardware import matrix_rate
 from cream.model.load import load_tokenizer
 from cream.records import Message, Prompt
-from cream.scoring.completions import Answerer, samples
+from cream.scoring.completions import Responder
+from cream.scoring.sampling import record_samples
 from cream.text.chat import Chat
 
 MEMORY = 0.4  # of a GPU, for each of the two engines
@@ -140,8 +141,8 @@ def ours(folder: Path, chat: Chat, options: dict, prompts: list[Prompt], args: a
     def answer() -> None:
         engine.engine.reset_prefix_cache()
         output, tokens = Output(folder / "samples.jsonl", {}, Provenance(), overwrite=True), 0
-        for _, (prompt, ids, answers) in Answerer(engine, chat, sampling, context)(prompts):
-            output.append(record := samples(chat, prompt, ids, answers))
+        for _, (prompt, ids, answers) in Responder(engine, chat, sampling, context)(prompts):
+            output.append(record := record_samples(chat, prompt, ids, answers))
             tokens += sum(record.num_tokens)
         output.finish(output.rows([prompt.uuid for prompt in prompts]))
         assert tokens == len(prompts) * n * length

@@ -17,7 +17,7 @@ from cream.evaluation.answers import (
     extract_number_strict,
     numbers_equal,
 )
-from cream.evaluation.tasks import options_of
+from cream.evaluation.grade import options_of
 
 
 def released_number(text: str) -> str | None:

@@ -13,15 +13,15 @@ from tokenizers import processors
 
 from cream.errors import UserError
 from cream.evaluation import choices
-from cream.evaluation.loglikelihood import compared
-from cream.evaluation.tasks import options_of, split_question
+from cream.evaluation.grade import options_of, split_question
 from cream.files.append_log import add_checksum
 from cream.files.journal import FORMAT, Output
 from cream.files.provenance import Provenance
 from cream.files.store import read
 from cream.model.load import load_policy, load_tokenizer
 from cream.records import Answer, Item, Message
-from cream.scoring.logprobs import Scored, Scorer, scorer
+from cream.scoring.driver import Model
+from cream.scoring.logprobs import Scored, Scorer
 from cream.scoring.pool import Pool
 from cream.text.plain import Plain
 
@@ -58,7 +58,7 @@ def test_the_plain_context_is_the_harness_s_for_each_task():
     for task, context in wanted.items():
         group = choices.group(item(task=task), "plain")
         assert group.prompt == [Message("user", context)]
-        assert group.answers == [" oxygen", " neon", " carbon dioxide"]
+        assert group.responses == [" oxygen", " neon", " carbon dioxide"]
     assert choices.context_of(item()) == choices.context_of(item(task="mine")) == wanted["arc_easy"]
     assert choices.group(item("A. x\nB. y", task="openbookqa"), "plain").prompt == []
     assert choices.context_of(item("{} {0}?\nA. {x}\nB. y")) == "Question: {} {0}?\nAnswer:"
@@ -73,7 +73,7 @@ def test_examples_stand_before_in_the_same_form():
     chat = choices.group(item(), "chat", shots=[shot])
     turns = [("user", shot.question), ("assistant", "fire"), ("user", GAS)]
     assert [(message.role, message.content) for message in chat.prompt] == turns
-    assert chat.answers == ["oxygen", "neon", "carbon dioxide"]
+    assert chat.responses == ["oxygen", "neon", "carbon dioxide"]
     with pytest.raises(UserError, match="bad"):
         choices.group(item(), "plain", shots=[item("How many?", "3", uuid="bad")])
 
@@ -171,14 +171,14 @@ def test_it_is_the_first_of_the_best(values, norm):
 
 
 def test_a_record_has_what_was_chosen_and_why():
-    record = choices.picked(item(), Scored([-3.0, -2.0, -2.5], [2, 1, 3], [None] * 3), "none")
+    record = choices.record_choice(item(), Scored([-3.0, -2.0, -2.5], [2, 1, 3], [None] * 3), "none")
     assert (record.final_prediction, record.correct, record.responses) == ("b", False, "neon")
     assert record.option_logprob == {"A": -3.0, "B": -2.0, "C": -2.5} and record.option_tokens == {
         "A": 2,
         "B": 1,
         "C": 3,
     }
-    again = choices.chosen(record, "chars")
+    again = choices.choose_option(record, "chars")
     assert (again.final_prediction, again.correct, again.responses) == ("c", True, "carbon dioxide")
     assert choices.accuracies([record]) == {norm: {None: float(norm != "none")} for norm in choices.NORMS}
 
@@ -197,21 +197,21 @@ def test_a_file_with_other_options_is_refused(tmp_path, logprob, tokens, error):
     row |= {"option_logprob": logprob} | ({} if tokens is None else {"option_tokens": tokens})
     (tmp_path / "answers.jsonl").write_text(json.dumps(row))
     with pytest.raises(UserError, match=error):
-        [choices.chosen(record, "chars") for record in read(tmp_path / "answers.jsonl", Answer)]
+        [choices.choose_option(record, "chars") for record in read(tmp_path / "answers.jsonl", Answer)]
 
 
 def test_a_label_that_is_no_option_is_refused():
-    record = choices.picked(item(), Scored([-3.0, -1.0, -2.5], [2, 2, 3], [None] * 3), "chars")
+    record = choices.record_choice(item(), Scored([-3.0, -1.0, -2.5], [2, 2, 3], [None] * 3), "chars")
     with pytest.raises(UserError, match="label 'Z' is none of its options A, B, C"):
-        choices.chosen(structs.replace(record, label="z"), "chars")
+        choices.choose_option(structs.replace(record, label="z"), "chars")
 
 
 def test_an_option_that_cannot_be_scored_leaves_the_item_unanswered():
     scored = Scored([-3.0, None, -2.5], [2, 0, 3], [None, "longer than 9 tokens", None])
-    record = choices.picked(item(), scored, "chars")
+    record = choices.record_choice(item(), scored, "chars")
     assert (record.final_prediction, record.correct, record.option_logprob) == ("none", False, None)
     assert record.extra == {"reason": "longer than 9 tokens"}
-    assert choices.chosen(record, "none") is record
+    assert choices.choose_option(record, "none") is record
 
 
 @pytest.mark.parametrize("prompt_format", choices.FORMATS)
@@ -219,11 +219,11 @@ def test_scores_are_the_model_s_own(prompt_format, tiny_folder, tiny_chat, tiny_
     """Each option alone, by the library's own forward pass over the whole text."""
     chat = tiny_chat if prompt_format == "chat" else Plain(tiny_tokenizer)
     group = choices.group(item("Tom has 2?\nA. two\nB. 33\nC. a book", "B"), prompt_format)
-    worker = scorer(tiny_folder, chat, torch.float32, 128, None, 8, 1, "cpu")
+    worker = Scorer(tiny_folder, chat, torch.float32, 128, None, 8, 1, "cpu")
     ((_, found),) = worker([group])
     policy = load_policy(tiny_folder, torch.float32, torch.device("cpu"))
     for tokens, value in zip(
-        chat.encode_responses(group.prompt, group.answers, group.complete), found.scored.logprob, strict=True
+        chat.encode_responses(group.prompt, group.responses, group.complete), found.logprob, strict=True
     ):
         ids, (start, end) = torch.tensor([tokens.ids]), tokens.spans[0]
         with torch.no_grad():
@@ -235,15 +235,16 @@ def test_what_is_lost_on_a_cpu_is_at_most_a_chunk(tiny_folder, tiny_chat, tmp_pa
     """A run that ends amid its second chunk's results keeps those that it has, and goes on to the same numbers."""
     items = [Item(uuid=f"u{i}", question=f"Who has {i % 30}? A) Tom B) Mary {i}", label="B") for i in range(80)]
     groups = [choices.group(item, "chat") for item in items]
-    how = {"policy": tiny_folder, "max_length": 100, "bf16": None, "show": False}
-    sizes, find = [], Scorer._find
-    monkeypatch.setattr(Scorer, "_find", lambda self, some: sizes.append(len(some)) or find(self, some))
+    how = {"max_length": 100, "show": False}
+    sizes, find = [], Scorer._score
+    monkeypatch.setattr(Scorer, "_score", lambda self, some: sizes.append(len(some)) or find(self, some))
 
     def run(name, limit):
         provenance = Provenance()
         provenance.model("policy", tiny_folder)
         with Output(tmp_path / name, {}, provenance) as output:
-            for uuid, found in islice(compared(output, tiny_chat, groups, pool=Pool("cpu"), **how), limit):
+            model = Model(tiny_folder, output.header["inputs"]["policy"], tiny_chat, Pool("cpu"), None)
+            for uuid, found in islice(choices.score_options(output, model, groups, **how), limit):
                 output.append({"uuid": uuid, "found": found.logprob})
             return list(output.rows(item.uuid for item in items))
 

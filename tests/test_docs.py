@@ -14,8 +14,9 @@ import pytest
 
 import iterate
 from cream.cli.flags import parse
-from cream.evaluation.choices import accuracies, chosen
-from cream.evaluation.results import regrade, table_rows
+from cream.evaluation.choices import accuracies, choose_option
+from cream.evaluation.generation import regrade
+from cream.evaluation.statistics import table_rows
 from cream.evaluation.tasks import grade
 from cream.files import store
 from cream.pairs.build import build
@@ -249,7 +250,7 @@ def test_the_graded_examples_are_graded_as_shown(documented, results, summary):
 def test_the_compared_examples_are_chosen_as_shown(documented):
     answers = list(store.read(documented / "results.options.json", Answer))
     shown = json.loads(examples()["summary.options.json"])
-    assert [chosen(answer, shown["length_norm"]) for answer in answers] == answers
+    assert [choose_option(answer, shown["length_norm"]) for answer in answers] == answers
     assert accuracies(answers) == shown["by_length_norm"]
     assert table_rows(answers) == [{k: _about(v) for k, v in row.items()} for row in shown["tasks"]]
 

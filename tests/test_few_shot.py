@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream.errors import UserError
-from cream.evaluation.few_shot import draw, places, write_solution
-from cream.evaluation.questions import build_prompt
+from cream.evaluation.few_shot import build_prompt, draw, places, write_solution
 from cream.evaluation.tasks import TASKS
 from cream.files import store
 from cream.records import Item, Message

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from cream import engines
 from cream.engines import Completion, Sampling
 from cream.records import Message, Prompt, encode
-from cream.scoring.completions import Answerer, asked, samples
+from cream.scoring.completions import Responder
+from cream.scoring.sampling import build_prompts, record_samples
 from cream.text.chat import Chat
 
 LENGTHS = (3, 40, 7, 90, 12)  # words of the prompts
@@ -31,7 +32,7 @@ def prompts():
 
 def answered(engine, chat, prompts, max_prompt=60):
     sampling = Sampling(n=8, temperature=1.0, top_p=1.0, max_tokens=3, stop_token_ids=chat.stop_ids)
-    return dict(Answerer(engine, chat, sampling, max_prompt)(iter(prompts)))
+    return dict(Responder(engine, chat, sampling, max_prompt)(iter(prompts)))
 
 
 def whole(chat, messages, text):
@@ -56,7 +57,7 @@ def test_prompts_are_taken_as_the_engine_needs_them(engine, tiny_chat, prompts):
     taken = itertools.count()
     endless = (structs.replace(prompts[0], uuid=f"e{next(taken)}") for _ in itertools.repeat(None))
     sampling = Sampling(n=1, max_tokens=2, stop_token_ids=tiny_chat.stop_ids)
-    stream = Answerer(engine, tiny_chat, sampling, 60)(endless)
+    stream = Responder(engine, tiny_chat, sampling, 60)(endless)
     assert len(list(itertools.islice(stream, 5))) == 5
     stream.close()
     assert next(taken) < 5000
@@ -65,7 +66,7 @@ def test_prompts_are_taken_as_the_engine_needs_them(engine, tiny_chat, prompts):
 def test_a_log_probability_is_kept_where_the_text_is_what_was_sampled(engine, tiny_chat, prompts):
     kinds = Counter()
     for prompt, ids, completions in answered(engine, tiny_chat, prompts).values():
-        record = samples(tiny_chat, prompt, ids, completions)
+        record = record_samples(tiny_chat, prompt, ids, completions)
         assert (record.uuid, record.prompt, record.extra) == (prompt.uuid, prompt.messages, prompt.extra)
         assert record.responses == [c.text for c in completions]
         assert record.num_tokens == [len(c.token_ids) for c in completions]
@@ -83,8 +84,8 @@ def test_the_prompt_before_sysprompt_is_kept_beside_it(tiny_chat, prompts):
     """Only where it is another; and so it reaches the file."""
     completions = [Completion("28", tiny_chat.tokenizer("28")["input_ids"], "length", -1.0)]
     for name, changed in (("task", True), ("none", False)):
-        for prompt, put in zip(prompts, asked(lambda: prompts, name), strict=True):
-            record = samples(tiny_chat, put, tiny_chat.encode_prompt(put.messages), completions)
+        for prompt, put in zip(prompts, build_prompts(lambda: prompts, name), strict=True):
+            record = record_samples(tiny_chat, put, tiny_chat.encode_prompt(put.messages), completions)
             assert (record.prompt != prompt.messages) == changed and record.extra == prompt.extra
             assert record.source_prompt == (prompt.messages if changed else None)
             assert ("source_prompt" in encode(record)) == changed
@@ -149,4 +150,4 @@ def test_an_answer_that_spells_a_word_otherwise_has_no_log_probability(shared):
     prompt = Prompt(uuid="p", messages=DIALOGUE[:1])
     usual, otherwise = tokenizer("Hello")["input_ids"], tokenizer.convert_tokens_to_ids(["Hel", "lo"])
     completions = [Completion("Hello", [*ids, chat.end_of_turn], "stop", -1.0) for ids in (usual, otherwise)]
-    assert samples(chat, prompt, chat.encode_prompt(prompt.messages), completions).logprob == [-1.0, None]
+    assert record_samples(chat, prompt, chat.encode_prompt(prompt.messages), completions).logprob == [-1.0, None]

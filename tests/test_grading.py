@@ -3,8 +3,9 @@
 import pytest
 
 from cream.engines import Completion
-from cream.evaluation.questions import build_prompt
-from cream.evaluation.results import changes, fill_missing, grade_responses, regrade, strict_accuracies, table_rows
+from cream.evaluation.few_shot import build_prompt
+from cream.evaluation.generation import changes, fill_missing, grade_responses, regrade, strict_accuracies
+from cream.evaluation.statistics import table_rows
 from cream.records import Answer, Item, Prompt, encode
 
 ITEM = Item(uuid="q", question="Tom has 3 bags of 4 apples. How many?", label="12", task="gsm8k", extra={"level": 2})

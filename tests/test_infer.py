@@ -51,7 +51,7 @@ def test_a_bad_record_is_found_before_anything_is_spent(world):
 def test_prompts_of_which_none_fits_are_refused(world):
     flags = "localdata/asked.jsonl --output_dir outputs/none.json --max_length 4"
     done = world.run((COMMAND + flags).replace("--max_length 60 ", ""), code=2)
-    assert "no prompt is left to answer (dropped: {'prompt longer than 4 tokens': 8})" in done.err
+    assert "no prompt is left to respond to (dropped: {'prompt longer than 4 tokens': 8})" in done.err
 
 
 @pytest.mark.parametrize("count, flags", [(1, ""), (2, " --limit_size 1")])
@@ -59,7 +59,7 @@ def test_prompts_of_which_all_are_bad_are_refused(world, count, flags):
     rows = [{"uuid": f"q{i}", "messages": [{"role": "user", "content": "x" * i}]} for i in range(count)]
     (world.folder / "localdata/blank.jsonl").write_bytes(lines(rows))
     error = world.refused(f"{COMMAND}localdata/blank.jsonl --output_dir outputs/b.json --on_bad_record skip{flags}")
-    assert "no prompt is left to answer; the first: localdata/blank.jsonl, line 1: record 'q0': a user's" in error
+    assert "no prompt is left to respond to; the first: localdata/blank.jsonl, line 1: record 'q0': a user's" in error
 
 
 EVALUATION = (

@@ -182,7 +182,7 @@ def test_a_killed_pass_resumes_to_the_same_numbers(tiny_folder, trained, tmp_pat
     monkeypatch.setattr(logprobs, "chunk_of", lambda pool, count: 2)
     undisturbed, _ = reward(dpo, "sum", folders, tmp_path / "whole.jsonl", samples)
 
-    path, find, computed = tmp_path / "killed.jsonl", logprobs.Scorer._find, []
+    path, find, computed = tmp_path / "killed.jsonl", logprobs.Scorer._score, []
 
     def killed_in_the_second_chunk(self, groups):
         computed.append([group.uuid for group in groups])
@@ -192,7 +192,7 @@ def test_a_killed_pass_resumes_to_the_same_numbers(tiny_folder, trained, tmp_pat
             yield one
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(logprobs.Scorer, "_find", killed_in_the_second_chunk)
+        patch.setattr(logprobs.Scorer, "_score", killed_in_the_second_chunk)
         reward(dpo, "sum", folders, path, samples)
     journal = Output(path, {}, provenance_of(trained, tiny_folder)).resume()
     assert len(journal) == 3 and f"policy:{samples[2].uuid}" in journal
@@ -203,7 +203,7 @@ def test_a_killed_pass_resumes_to_the_same_numbers(tiny_folder, trained, tmp_pat
 
     del computed[:]
     (path.parent / "killed.given.scores.jsonl").unlink()
-    monkeypatch.setattr(logprobs.Scorer, "_find", watched)
+    monkeypatch.setattr(logprobs.Scorer, "_score", watched)
     resumed, _ = reward(dpo, "sum", folders, path, samples)
     assert computed[0] == [f"policy:{sample.uuid}" for sample in samples[2:4]]  # a chunk is done as a whole
     assert resumed == undisturbed

@@ -30,7 +30,7 @@ from cream.model.logprobs import LogProbs, score
 from cream.records import Message, Pair, Rewards, Samples
 from cream.scoring import team as scoring
 from cream.scoring.cache import Scores, Source, beside
-from cream.scoring.logprobs import Group, scorer
+from cream.scoring.logprobs import Group, Scorer
 from cream.text.chat import Tokens
 from cream.training import reference
 from cream.training.loop import global_batches
@@ -212,18 +212,18 @@ class Rewarding:
     def __init__(self, folder, path=None):
         source = Source(fingerprint_folder(folder), "float32", "cpu")
         self.kept = path and Scores(path, source)
-        self.score = scorer(folder, load_chat(folder), torch.float32, 128, 500, 256, 1, "cpu")
+        self.score = Scorer(folder, load_chat(folder), torch.float32, 128, 500, 256, 1, "cpu")
         self.counts = Counter()
 
     def __call__(self, groups):
         for one in groups:
-            one.known = self.kept.find(one.uuid) if self.kept else {}
+            one.cached = self.kept.find(one.uuid) if self.kept else {}
         found = list(self.score(groups))
         assert [uuid for uuid, _ in found] == [one.uuid for one in groups]
         if self.kept:
             self.kept.keep((uuid, one.computed) for uuid, one in found)
         self.counts += sum((one.sources for _, one in found), Counter())
-        return [one.scored for _, one in found]
+        return [one for _, one in found]
 
 
 def test_a_pass_over_kept_scores_needs_no_model(folder, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cream.data import forms, questions, table
 from cream.errors import UserError
-from cream.evaluation.tasks import options_of
+from cream.evaluation.grade import options_of
 from cream.records import Conversation, Item, Pair, Prompt, encode
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream.errors import UserError
-from cream.evaluation.tasks import TASKS, data_files, find_task, grade, majority, options_of
+from cream.evaluation.grade import majority, options_of
+from cream.evaluation.tasks import TASKS, data_files, find_task, grade
 from cream.text.prompts import SYSPROMPTS, apply
 
 DATA = Path(__file__).parents[1] / "../shared/data/eval_cream_layout"

@@ -44,8 +44,8 @@ class EngineFlags:
 
     def options(self) -> dict[str, object]:
         """The engine's name (or auto), and arguments of `load`."""
-        memory = self.gpu_memory_utilization
-        return {"name": self.engine, "batch_tokens": self.max_tokens_per_batch, "gpu_memory_utilization": memory}
+        memory = {"batch_tokens": self.max_tokens_per_batch, "gpu_memory_utilization": self.gpu_memory_utilization}
+        return {"name": self.engine} | memory
 
 
 @dataclass
@@ -128,13 +128,13 @@ class Sampling:
 class Request:
     """One prompt to respond to; the uuid names its responses and seeds their sampling.
 
-    `kept`: it has its responses from an earlier run. It gets none, but has its place in an engine's batches, so that
+    `done`: it has its responses from an earlier run. It gets none, but has its place in an engine's batches, so that
     the others are in the same company as in a run without interruption.
     """
 
     uuid: str
     prompt_ids: list[int]
-    kept: bool = False
+    done: bool = False
 
     def room(self, sampling: Sampling, max_model_len: int) -> int:
         """Tokens a response may have: `max_tokens`, or what the context leaves. Raises ValueError when that is none."""
@@ -225,16 +225,14 @@ def load(
         raise UserError(
             f"--tensor_parallel_size {tensor_parallel_size}: only vLLM on GPUs samples from a tensor-parallel model"
         )
+    model = model_folder, tokenizer, device, dtype, max_model_len
     if name == "hf":
         from cream.engines.hf import HfEngine
 
-        return HfEngine(model_folder, tokenizer, device, dtype, max_model_len, batch_tokens)
-    if name == "vllm":
-        from cream.engines.vllm import VllmEngine
+        return HfEngine(*model, batch_tokens)
+    from cream.engines.vllm import VllmEngine
 
-        memory, size = gpu_memory_utilization, tensor_parallel_size
-        return VllmEngine(model_folder, tokenizer, device, dtype, max_model_len, memory, size)
-    raise ValueError(f"{name}: not one of {ENGINES}")
+    return VllmEngine(*model, gpu_memory_utilization, tensor_parallel_size)
 
 
 def _vllm_obstacle(folder: Path, device: str) -> str | None:

@@ -1,8 +1,8 @@
 """Generation with transformers alone: for machines without vLLM and for tiny models.
 
-`model.generate` draws from one generator for a whole batch, so an answer would depend on its neighbours. Here each
-answer brings its own noise instead: argmax(log p + g) is a draw from p when the g are independent standard Gumbel (the
-Gumbel-max trick: Maddison et al. 2014, arXiv 1411.0030), and each g is a hash of (the answer's seed, step, token id).
+`model.generate` draws from one generator for a whole batch, so a response would depend on its neighbours. Here each
+brings its own noise instead: argmax(log p + g) is a draw from p when the g are independent standard Gumbel (the
+Gumbel-max trick: Maddison et al. 2014, arXiv 1411.0030), and each g is a hash of (the response's seed, step, token id).
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from cream.engines import Completion, Request, Sampling, row_seed
 from cream.model.load import load_policy
 
 WINDOW = 1024  # prompts that are sorted by length together
-PAD = 0  # any id will do: the attention mask hides it in prompts, and answers are cut by length
+PAD = 0  # any id will do: the attention mask hides it in prompts, and responses end by their length
 
 
 class HfEngine:
@@ -40,13 +40,13 @@ class HfEngine:
         requests = iter(requests)
         while window := list(islice(requests, WINDOW)):
             for batch in self._batches(window, sampling):
-                if all(request.kept for request in batch):
+                if all(request.done for request in batch):
                     continue
                 if interrupts.received():
                     return
-                for request, answers in zip(batch, self._answer(batch, sampling), strict=True):
-                    if not request.kept:
-                        yield request.uuid, answers
+                for request, responses in zip(batch, self._respond(batch, sampling), strict=True):
+                    if not request.done:
+                        yield request.uuid, responses
 
     def close(self) -> None:
         """Give the model's memory back."""
@@ -55,7 +55,7 @@ class HfEngine:
             torch.cuda.empty_cache()
 
     def _batches(self, window: list[Request], sampling: Sampling) -> Iterator[list[Request]]:
-        """Prompts by falling length, as many as fit `batch_tokens` cells of the cache if every answer is long."""
+        """Prompts by falling length, as many as fit `batch_tokens` cells of the cache if every response is long."""
         batch: list[Request] = []
         for request in sorted(window, key=lambda r: len(r.prompt_ids), reverse=True):
             longest = batch[0] if batch else request
@@ -67,7 +67,7 @@ class HfEngine:
         yield batch
 
     @torch.inference_mode()
-    def _answer(self, batch: list[Request], sampling: Sampling) -> list[list[Completion]]:
+    def _respond(self, batch: list[Request], sampling: Sampling) -> list[list[Completion]]:
         rows = [request for request in batch for _ in range(sampling.n)]
         room = [request.room(sampling, self.max_model_len) for request in rows]
         width = max(len(request.prompt_ids) for request in batch)
@@ -90,21 +90,21 @@ class HfEngine:
             logits_processor=LogitsProcessorList([sampler]),
         )
         logprobs = torch.stack(sampler.logprobs, dim=1).double().tolist() if sampling.logprobs else [None] * len(rows)
-        answers = [
+        responses = [
             self._completion(*row, sampling) for row in zip(sequences[:, width:].tolist(), logprobs, room, strict=True)
         ]
         n = sampling.n
-        return [answers[i * n : (i + 1) * n] for i in range(len(batch))]
+        return [responses[i * n : (i + 1) * n] for i in range(len(batch))]
 
     def _completion(self, ids: list[int], logprobs: list[float] | None, room: int, sampling: Sampling) -> Completion:
-        """A row up to its first stop token or its own limit: the batch went on until its last row had ended."""
+        """A row up to its first stop token or its own limit: the batch continues until its last row has ended."""
         stops = (i + 1 for i, token in enumerate(ids[:room]) if token in sampling.stop_token_ids)
         length = next(stops, room)
         logprob = None if logprobs is None else sum(logprobs[:length])
         return Completion.of(ids[:length], logprob, sampling, self.tokenizer)
 
     def _stay_in_context(self, _model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Rows that have ended while others go on keep the last position: none past the context is ever computed."""
+        """Rows that have ended while others continue keep the last position: none past the context is ever computed."""
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = kwargs["position_ids"].clamp(max=self.max_model_len - 1)
         return args, kwargs

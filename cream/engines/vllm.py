@@ -15,40 +15,32 @@ from cream.files.folders import remote_code
 class VllmEngine:
     """One vLLM engine in this process (CPU) or in a child of it (CUDA). Raises UserError when vLLM cannot start."""
 
-    def __init__(
-        self,
-        model_folder: str | Path,
-        tokenizer,
-        device: str,
-        dtype: str,
-        max_model_len: int,
-        gpu_memory_utilization: float,
-        tensor_parallel_size: int = 1,
-    ):
+    def __init__(self, folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, *memory):
+        """memory: gpu_memory_utilization and tensor_parallel_size, as `engine_options` takes them."""
         self.tokenizer, self.max_model_len = tokenizer, max_model_len
-        options = engine_options(device, dtype, max_model_len, gpu_memory_utilization, tensor_parallel_size)
+        options = engine_options(device, dtype, max_model_len, *memory)
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
 
-        args = EngineArgs(model=str(model_folder), skip_tokenizer_init=True, **options)  # ids in, ids out
+        args = EngineArgs(model=str(folder), skip_tokenizer_init=True, **options)  # ids in, ids out
         try:
             # As vLLM's own LLM class, it takes the batch sizes for throughput, by the device.
             self.engine = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:
-            raise UserError(f"vLLM cannot run {model_folder} on {device}: {error}\n(--engine hf may)") from error
-        # Twice as many answers are in flight as are decoded together, so that none waits for its prompt.
+            raise UserError(f"vLLM cannot run {folder} on {device}: {error}\n(--engine hf may)") from error
+        # Twice as many responses are in flight as are decoded together, so that none waits for its prompt.
         self.window = 2 * self.engine.vllm_config.scheduler_config.max_num_seqs
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
-        """As Engine.generate; a bounded number of answers is in flight, each prompt is given back with its last one."""
+        """As Engine.generate; a bounded number of responses is in flight, a prompt comes back with its last one."""
         from vllm.inputs import TokensPrompt
 
         requests = iter(requests)
         in_flight: set[str] = set()
         try:
             while True:
-                while self.engine.get_num_unfinished_requests() < self.window:  # answers, not prompts
-                    if (request := next((r for r in requests if not r.kept), None)) is None:
+                while self.engine.get_num_unfinished_requests() < self.window:  # responses, not prompts
+                    if (request := next((r for r in requests if not r.done), None)) is None:
                         break
                     prompt = TokensPrompt(prompt_token_ids=request.prompt_ids)
                     self.engine.add_request(request.uuid, prompt, self._params(request, sampling))
@@ -57,11 +49,13 @@ class VllmEngine:
                     return
                 for output in self.engine.step():
                     in_flight.remove(output.request_id)
-                    answers = [
-                        Completion.of(list(answer.token_ids), answer.cumulative_logprob, sampling, self.tokenizer)
-                        for answer in sorted(output.outputs, key=lambda answer: answer.index)
-                    ]
-                    yield output.request_id, answers
+                    yield (
+                        output.request_id,
+                        [
+                            Completion.of(list(each.token_ids), each.cumulative_logprob, sampling, self.tokenizer)
+                            for each in sorted(output.outputs, key=lambda each: each.index)
+                        ],
+                    )
         finally:
             self.engine.abort_request(list(in_flight))  # whoever asked has stopped listening
 
@@ -78,22 +72,18 @@ class VllmEngine:
             temperature=0.0 if sampling.greedy else sampling.temperature,
             top_p=1.0 if sampling.greedy else sampling.top_p,
             max_tokens=request.room(sampling, self.max_model_len),
-            seed=row_seed(sampling.seed, request.uuid, 0),  # answer i gets seed + i: hashed seeds lie far apart
+            seed=row_seed(sampling.seed, request.uuid, 0),  # response i gets seed + i: hashed seeds lie far apart
             stop_token_ids=list(sampling.stop_token_ids),
             ignore_eos=True,  # stop at the tokens above and at no others
             logprobs=0 if sampling.logprobs else None,  # of the sampled token alone, raw
             flat_logprobs=True,  # numbers in lists, not an object for every token
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,  # the default loses answers when n > 1
+            output_kind=RequestOutputKind.FINAL_ONLY,  # the default loses responses when n > 1
         )
 
 
 def engine_options(
-    device: str,
-    dtype: str,
-    max_model_len: int,
-    gpu_memory_utilization: float = 0.9,
-    tensor_parallel_size: int = 1,
+    device: str, dtype: str, max_model_len: int, gpu_memory_utilization: float = 0.9, tensor_parallel_size: int = 1
 ) -> dict:
     """What vLLM is started with on a device ("cpu" or "cuda"), model and tokenizer apart.
 
@@ -119,7 +109,7 @@ def engine_options(
         "dtype": dtype,
         "trust_remote_code": remote_code(),
         "max_model_len": max_model_len,
-        "enable_prefix_caching": True,  # a prompt is computed once for all its answers
+        "enable_prefix_caching": True,  # a prompt is computed once for all its responses
         "generation_config": "vllm",  # the folder's top-k, penalties and stop tokens must not leak in
         "disable_log_stats": True,
         "use_tqdm_on_load": False,

@@ -1,1 +1,1 @@
-"""Evaluation: what is asked (tasks), what a response answers (answers), how sure the numbers are (statistics)."""
+"""Evaluation: tasks, the answer that a response gives (answers), its grade, how sure the numbers are (statistics)."""

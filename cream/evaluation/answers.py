@@ -95,7 +95,7 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
     """The label, one of `options` (label -> option text, not empty), that `text` answers with; None when with none.
 
     An answer may be the label, the option's text, or both. One that hedges ("A or B") or refuses ("none of the
-    options") is no answer. Without a marker: the last label that the text names and does not deny; then its last
+    options") gives none. Without a marker: the last label that the text names and does not deny; then its last
     sentence's option text.
     """
     text, options = _plain(text), {label: _plain(option) for label, option in options.items()}
@@ -170,11 +170,6 @@ def _clauses(text: str) -> Iterator[str]:
         end = marker.start()
 
 
-def _plain_decimal(value: Decimal) -> str:
-    digits = format(value, "f")
-    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) if value else "0"
-
-
 def _value(number: re.Match) -> str | None:
     """The plain decimal of a NUMBER match; None for a division by zero."""
     with localcontext(prec=len(number[0]) + 110) as context:  # room for every digit, and for an exponent of 99
@@ -187,7 +182,8 @@ def _value(number: re.Match) -> str | None:
             value /= divisor
             value = round(value, 3) if context.flags[Inexact] else value
         value += Decimal(number["whole"] or 0)
-        return _plain_decimal(-value if number["sign"] else value)
+        digits = format(-value if number["sign"] else value, "f")
+    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) if value else "0"
 
 
 def _numbers(text: str) -> list[str]:

@@ -137,9 +137,9 @@ def format_flips(flipped: Sequence[tuple[str, Answer, Answer]], show: int) -> st
     """The first `show` items that only A has right, then those that only B has, both responses below each question."""
     lines = []
     for name, right in (("A", lambda a, b: a.correct), ("B", lambda a, b: b.correct)):
-        found = [(task, a, b) for task, a, b in flipped if right(a, b)]
-        shown = found[:show]
-        lines.append(f"only {name} right: {len(found)} items{f', the first {len(shown)}' * (len(shown) < len(found))}")
+        some = [(task, a, b) for task, a, b in flipped if right(a, b)]
+        shown = some[:show]
+        lines.append(f"only {name} right: {len(some)} items{f', the first {len(shown)}' * (len(shown) < len(some))}")
         for task, a, b in shown:
             lines += [f"  {a.uuid} ({task}): {_short(a.question)}", f"    label {a.label}"]
             for each, answer in (("A", a), ("B", b)):

@@ -1,11 +1,13 @@
-"""An evaluation from its questions to its summary. SCORINGS says how an answer is found; each is a module with
+"""An evaluation, from its questions to its summary, by one of SCORINGS: a module with
 
-NEEDS_OPTIONS                             whether only multiple choice can be asked
-build_prompts(questions, format, suffix)  what is asked; first_prompt(asked) -> the messages of the first
-suffix(plan), unused_flags(plan), size(plan)
-evaluate(plan, output, chat, **where)     records that the journal does not hold yet
+NEEDS_OPTIONS                             whether only multiple choice can be evaluated
+requests(questions, flags, sysprompt)     what the model is given of each question, by uuid: prompts, or groups
+suffix(plan)                              how the output's name says so
+unused_flags(plan)                        flags that decide nothing of the output
+size(plan)                                bytes that it and its journal take, about
+evaluate(plan, output, model, **how)      records that the journal does not hold yet
 complete(plan, rows, output)              the records of all questions, in their order
-summarise(plan, answers)                  what the summary says, and the same as text
+summarise(plan, records)                  what the summary says, and the same as text
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from cream.evaluation.questions import Questions
 from cream.files import store
 from cream.files.fingerprints import fingerprint_text
 from cream.files.journal import Output
-from cream.records import Answer, Message, Prompt
-from cream.scoring.completions import shown
+from cream.records import Answer, Prompt
+from cream.scoring.completions import render
+from cream.scoring.driver import Model
 from cream.scoring.logprobs import Group
 from cream.text.chat import Chat
 from cream.text.plain import Plain
@@ -39,18 +42,17 @@ SCORINGS: dict[str, ModuleType] = {"generate": generation, "loglikelihood": choi
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked, and how it is answered and graded; nothing is sampled where options are compared."""
+    """What the model is given, and how its output is graded; nothing is sampled where options are compared."""
 
     questions: Questions
     flags: EvaluationFlags
-    asked: dict[str, Prompt] | list[Group]
-    first: list[Message]  # the first prompt
+    requests: dict[str, Prompt] | dict[str, Group]
     sampling: Sampling | None = None
     engine: dict | None = None  # its name, and arguments of engines.load
 
     @property
     def scoring(self) -> ModuleType:
-        """How answers are found, one of SCORINGS."""
+        """One of SCORINGS."""
         return SCORINGS[self.flags.scoring]
 
     @property
@@ -81,39 +83,46 @@ class Plan:
 
 
 def plan_evaluation(
-    questions: Questions, flags: EvaluationFlags, generation: SamplingFlags, engine: dict, seed: int
+    questions: Questions, flags: EvaluationFlags, sampling: SamplingFlags, engine: dict, seed: int
 ) -> Plan:
     """Raises UserError for an example without options where options are compared; says which flags do not apply."""
+    requests = SCORINGS[flags.scoring].requests(questions, flags, sampling.sysprompt)
     if SCORINGS[flags.scoring].NEEDS_OPTIONS:
-        groups = questions.groups(flags.prompt_format, generation.sysprompt)
         log.info("options are compared, nothing is generated: flags of sampling, engine and extraction do not apply")
-        return Plan(questions, flags, groups, groups[0].prompt)
-    prompts, sampling = questions.prompts(generation.sysprompt), generation.plan("evaluation", seed)
-    return Plan(questions, flags, prompts, next(iter(prompts.values())).messages, sampling, engine)
+        return Plan(questions, flags, requests)
+    return Plan(questions, flags, requests, sampling.plan("evaluation", seed), engine)
 
 
-def evaluate(plan: Plan, output: Output, chat: Chat | Plain, **where) -> None:
-    """Write the records of all questions. `where`: the pool, the policy's folder and limits, as scorings take them."""
+def evaluate(plan: Plan, output: Output, model: Model, **how) -> None:
+    """Write the records of all questions. `how`: limits, as scorings take them."""
     preflight.check_disk(output.path, plan.scoring.size(plan), "evaluation")
     with output:
-        for record in plan.scoring.evaluate(plan, output, chat, **where):
+        for record in plan.scoring.evaluate(plan, output, model, **how):
             output.append(record)
         output.reject(plan.questions.rejected)
         if plan.questions.skipped:
             output.drop(choices.WITHOUT, plan.questions.skipped)
-        output.finish(plan.scoring.complete(plan, output.rows(plan.questions.items), output), **plan.questions.facts())
+        drawn = {task: [example.uuid for example in examples] for task, examples in plan.questions.examples.items()}
+        rows = plan.scoring.complete(plan, output.rows(plan.questions.items), output)
+        output.finish(rows, **({"few_shot": drawn} if drawn else {}))
 
 
 def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
-    """Write the summary beside the records, unless it is there and the same; returns it as text."""
+    """Write the summary beside the records, unless it is there and the same; returns it as text. It says how questions
+    are put: the first prompt as the model sees it, the chat template's hash (None without one)."""
     facts, text = plan.scoring.summarise(plan, list(store.read(output.path, Answer)))
-    facts |= _format_facts(chat, plan.first) | {"few_shot": plan.questions.shots}
+    first = next(iter(plan.requests.values()))
+    facts |= {
+        "first_prompt": render(chat, first.prompt if isinstance(first, Group) else first.messages),
+        "chat_template": fingerprint_text(chat.tokenizer.chat_template) if isinstance(chat, Chat) else None,
+        "few_shot": plan.flags.few_shot,
+    }
     path = summary_path(output.path)
     store.update_json(path, facts)
     wrong = [
         f"{count} of {len(plan.questions.items)} questions count as wrong: {reason}"
         for reason, count in output.dropped.items()
-        if reason not in (store.MALFORMED, choices.WITHOUT)  # which were never asked
+        if reason not in (store.MALFORMED, choices.WITHOUT)  # which are not in the output
     ]
     return "\n".join([*wrong, text, f"results: {output.path}", f"summary: {path}"])
 
@@ -122,9 +131,3 @@ def summary_path(results: Path) -> Path:
     """The file of the summary of an evaluation's results."""
     stem = results.name.removesuffix(".json")
     return results.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
-
-
-def _format_facts(chat: Chat | Plain, first: list[Message]) -> dict:
-    """How questions are put: the first prompt as the model sees it, the chat template's hash (None without one)."""
-    template = chat.tokenizer.chat_template if isinstance(chat, Chat) else None
-    return {"first_prompt": shown(chat, first), "chat_template": template and fingerprint_text(template)}

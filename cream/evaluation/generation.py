@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from cream.cli import preflight
-from cream.evaluation import results
-from cream.evaluation.statistics import format_percent, format_table
+from cream.engines import Completion
+from cream.evaluation.few_shot import build_prompt
+from cream.evaluation.grade import majority
+from cream.evaluation.statistics import format_percent, format_table, table_rows
+from cream.evaluation.tasks import grade
 from cream.files.journal import Output
-from cream.records import Answer
-from cream.scoring.completions import answered
-from cream.text.chat import Chat
+from cream.records import Answer, Item, Prompt, encode
+from cream.scoring.completions import generate_responses
+from cream.scoring.driver import Model
 
 if TYPE_CHECKING:
     from cream.evaluation.evaluate import Plan
+    from cream.evaluation.options import EvaluationFlags
+    from cream.evaluation.questions import Questions
 
 NEEDS_OPTIONS = False
 
 
+def requests(questions: Questions, flags: EvaluationFlags, sysprompt: str) -> dict[str, Prompt]:
+    """Each item as it is put to the policy, by uuid."""
+    return {
+        uuid: Prompt(uuid=uuid, messages=build_prompt(item, sysprompt, questions.examples.get(item.task, ())))
+        for uuid, item in questions.items.items()
+    }
+
+
 def suffix(plan: Plan) -> str:
-    """What the name of an output says of the scoring."""
     return "" if plan.sampling.greedy else f"-n{plan.sampling.n}"
 
 
 def unused_flags(plan: Plan) -> list[str]:
-    """Flags that decide nothing of this output."""
     unused = ["scoring", "prompt_format", "length_norm"]
     if plan.sampling.greedy:
         unused += ["gen_n", "gen_temperature", "top_p", "do_sample", *([] if plan.flags.few_shot else ["seed"])]
@@ -34,31 +47,94 @@ def unused_flags(plan: Plan) -> list[str]:
 
 
 def size(plan: Plan) -> float:
-    """Bytes that the output and its journal take, about."""
-    return preflight.size_of_samples(len(plan.asked), 0, plan.sampling.n, plan.sampling.max_tokens)
+    return preflight.size_of_samples(len(plan.requests), 0, plan.sampling.n, plan.sampling.max_tokens)
 
 
-def evaluate(plan: Plan, output: Output, chat: Chat, **where) -> Iterator[Answer]:
-    """The graded record of each question that the journal does not hold yet. `where`: as `answered` takes it."""
-    every, where = (
-        partial(list, list(plan.asked.values())),
-        where | {"engine": plan.engine | {"tensor_parallel_size": where["pool"].group}},
-    )
-    for prompt, _, completions in answered(output, chat, every, len(plan.asked), plan.sampling, **where):
-        yield results.grade_responses(plan.questions.items[prompt.uuid], prompt, completions, plan.strict)
+def evaluate(plan: Plan, output: Output, model: Model, **how) -> Iterator[Answer]:
+    """The graded record of each question that the journal does not hold yet. `how`: of `generate_responses`."""
+    prompts, how = list(plan.requests.values()), how | {"engine": plan.engine}
+    for prompt, _, completions in generate_responses(
+        output, model, partial(list, prompts), len(prompts), plan.sampling, **how
+    ):
+        yield grade_responses(plan.questions.items[prompt.uuid], prompt, completions, plan.strict)
 
 
 def complete(plan: Plan, rows: Iterator[dict], output: Output) -> Iterator[dict]:
     """The records of all questions, in their order; one whose prompt does not fit is wrong."""
-    return results.fill_missing(rows, plan.asked, plan.questions.items, plan.strict)
+    return fill_missing(rows, plan.requests, plan.questions.items, plan.strict)
 
 
-def summarise(plan: Plan, answers: Sequence[Answer]) -> tuple[dict, str]:
-    """(What the summary says, the same as text)."""
-    rows, strict, n = results.table_rows(answers), results.strict_accuracies(answers), plan.sampling.n
+def summarise(plan: Plan, records: Sequence[Answer]) -> tuple[dict, str]:
+    rows, strict, n = table_rows(records), strict_accuracies(records), plan.sampling.n
     text = format_table(rows)
     if n > 1:
         text += f"\naccuracy: of the majority vote of {n} responses; pass@j: one of j is right, ± standard error"
     text += f"\naccuracy % by the released code's extraction rules: {format_percent(strict)}"
     facts = {"tasks": rows, "strict": strict, "greedy": n == 1, "gen_n": n, "extraction": plan.flags.extraction}
     return facts, text
+
+
+# Graded records ------------------------------------------------------------------------------------------------------
+
+
+def grade_responses(item: Item, prompt: Prompt, completions: Sequence[Completion], strict: bool) -> Answer:
+    """The item with its responses; one that has none (its prompt did not fit) is wrong."""
+    texts = [completion.text for completion in completions] or [""]
+    reasons = [completion.finish_reason for completion in completions] or [None]
+    lengths = [len(completion.token_ids) for completion in completions] or [None]
+    question = prompt.messages[-1].content
+    several = {"all_responses": texts, "all_finish_reasons": reasons, "all_num_tokens": lengths}
+    return Answer(
+        uuid=item.uuid,
+        question=question,
+        label=item.label,
+        task=item.task,
+        responses=texts[0],
+        finish_reason=reasons[0],
+        num_tokens=lengths[0],
+        **_verdict(question, item, texts, strict),
+        **(several if len(texts) > 1 else {}),
+        extra=item.extra if completions else {**item.extra, "reason": "the prompt does not fit"},
+    )
+
+
+def _verdict(question: str, item: Item, texts: Sequence[str], strict: bool) -> dict:
+    """The keys of a record that say how its responses are graded: the vote, and where there are several, each."""
+    grades = [grade(question, item.label, text, strict, item.task) for text in texts]
+    predictions, correct = map(list, zip(*grades, strict=True))
+    vote = majority(predictions)
+    verdict = {"final_prediction": predictions[vote], "correct": correct[vote]}
+    return verdict | ({"all_predictions": predictions, "all_correct": correct} if len(texts) > 1 else {})
+
+
+def fill_missing(
+    rows: Iterator[dict], prompts: Mapping[str, Prompt], items: Mapping[str, Item], strict: bool
+) -> Iterator[dict]:
+    """The graded records, in the order of the prompts; a prompt without a response gets a record that is wrong."""
+    row = next(rows, None)
+    for uuid, prompt in prompts.items():
+        if row is not None and row["uuid"] == uuid:
+            yield row
+            row = next(rows, None)
+        else:
+            yield encode(grade_responses(items[uuid], prompt, [], strict))
+
+
+def regrade(record: Answer, strict: bool) -> Answer:
+    """The same record, each of its responses graded again."""
+    texts = record.all_responses or [record.responses]
+    return structs.replace(record, **_verdict(record.question, record, texts, strict))
+
+
+def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
+    """A line for each record whose grade has changed."""
+    return [
+        f"{old.uuid}: {old.final_prediction} -> {new.final_prediction} (label {old.label})"
+        for old, new in zip(before, after, strict=True)
+        if (old.final_prediction, old.correct) != (new.final_prediction, new.correct)
+    ]
+
+
+def strict_accuracies(records: Iterable[Answer]) -> dict[str, float]:
+    """Accuracy per task by the released code's extraction rules."""
+    return {row["task"]: row["accuracy"] for row in table_rows(regrade(record, strict=True) for record in records)}

@@ -1,10 +1,13 @@
 """Grading rules: whether a response gives the right label, or the right number; and what several responses agree on.
 
+An item of CREAM's data carries its options, if it is multiple choice, in the text of its question.
+
 A rule maps (question, label, response, strict) to (prediction in lower case, or "none"; whether it is correct).
 `strict` grades as the released CREAM code does: its extraction rules, and equality of strings. A rule raises UserError
 for a label that it cannot grade.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
@@ -17,22 +20,61 @@ from cream.evaluation.answers import (
     extract_number_strict,
     numbers_equal,
 )
-from cream.evaluation.multiple_choice import options_of
 
 Label = str | int | float
+OPTION_LINE = re.compile(r"^[ \t]*(?:\(([A-H1-9])\)|([A-H1-9])[.):])[ \t]+(\S(?:.*[^ \t\n])?)[ \t]*$", re.MULTILINE)
+OPTION_INLINE = re.compile(
+    r"(?<!\S)\(?([A-H1-9])\)[ \t]+(\S.*?)(?<![ \t])(?=[ \t]+\(?[A-H1-9]\)[ \t]|[ \t]*$)", re.MULTILINE
+)
+
+
+def options_of(question: str) -> dict[str, str]:
+    """Label -> text of the options inside a question, in order; {} when it has none.
+
+    Options are lines ("A. oxygen", "B) neon", "(C) helium", "4: argon"), or follow each other on one line ("A) Tom B)
+    Mary C) same"). They run from A or 1 without a gap, at least two of them; of several such runs the last is taken.
+    """
+    return split_question(question)[1]
+
+
+def split_question(question: str) -> tuple[str, dict[str, str]]:
+    """(what is asked, without the line break or blank before its options; the options, as `options_of` gives them)."""
+    for pattern in (OPTION_LINE, OPTION_INLINE):
+        start, options = _last_run(list(pattern.finditer(question)))
+        if options:
+            before = question[:start]
+            return (before[:-1] if before[-1:] in ("\n", " ") else before), options
+    return question, {}
+
+
+def _last_run(matches: list[re.Match]) -> tuple[int, dict[str, str]]:
+    """Where the last run of two options or more starts, and its options; (0, {}) without one."""
+    runs: list[tuple[int, dict[str, str]]] = []
+    for match in matches:
+        *labels, text = match.groups()
+        label = next(filter(None, labels))
+        if label in ("A", "1"):
+            runs.append((match.start(), {label: text}))
+        elif runs and label == chr(ord(next(reversed(runs[-1][1]))) + 1):
+            runs[-1][1][label] = text
+    return next((run for run in reversed(runs) if len(run[1]) > 1), (0, {}))
+
+
+def gold_option(label: Label) -> str:
+    """A label of a multiple choice question, as `options_of` spells it."""
+    return str(label).strip().upper()
 
 
 def is_option(question: str, label: Label) -> bool:
     """Whether a label is one of the question's options, in any case."""
-    return str(label).strip().upper() in options_of(question)
+    return gold_option(label) in options_of(question)
 
 
 def grade_choice(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
     """Multiple choice: the option that the response answers with, against the label."""
-    gold, options = str(label).strip().upper(), options_of(question)
+    gold, options = gold_option(label), options_of(question)
     if gold not in options:
-        known = f"none of its options {', '.join(options)}" if options else "given, but the question has no options"
-        raise _ungradable(question, label, known)
+        raise _not_an_option(question, label, "given, but the question has no options")
     answer = extract_choice_strict(response) if strict else extract_choice(response, options)
     return (answer or "none").lower(), answer == gold
 
@@ -42,11 +84,10 @@ def grade_number(question: str, label: Label, response: str, strict: bool = Fals
     gold = extract_number(str(label).strip())
     if gold is None:
         raise _ungradable(question, label, "not a number")
-    if strict:
-        answer = extract_number_strict(response)
-        return (answer or "none").lower(), answer == str(label).strip()
-    answer = extract_number(response)
-    return (answer or "none").lower(), answer is not None and numbers_equal(answer, gold)
+    answer = extract_number_strict(response) if strict else extract_number(response)
+    if answer is None:
+        return "none", False
+    return answer.lower(), answer == str(label).strip() if strict else numbers_equal(answer, gold)
 
 
 def grade_item(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
@@ -54,10 +95,13 @@ def grade_item(question: str, label: Label, response: str, strict: bool = False)
     if is_option(question, label):
         return grade_choice(question, label, response, strict)
     if extract_number(str(label).strip()) is None:
-        options = options_of(question)
-        known = f"none of its options {', '.join(options)}" if options else "not a number, and it has no option lines"
-        raise _ungradable(question, label, known)
+        raise _not_an_option(question, label, "not a number, and it has no option lines")
     return grade_number(question, label, response, strict)
+
+
+def _not_an_option(question: str, label: Label, without: str) -> UserError:
+    options = options_of(question)
+    return _ungradable(question, label, f"none of its options {', '.join(options)}" if options else without)
 
 
 def _ungradable(question: str, label: Label, why: str) -> UserError:
@@ -66,7 +110,7 @@ def _ungradable(question: str, label: Label, why: str) -> UserError:
 
 
 def majority(predictions: Sequence[str]) -> int:
-    """Index of the first prediction of those that most answers give; `predictions` as `grade` writes them.
+    """Index of the first prediction of those that most responses give; `predictions` as `grade` writes them.
 
     Numbers are compared as decimals: "18" and "18.00" are one vote. "none" never wins over an answer; a tie goes to the
     prediction that came first. X. Wang et al., "Self-consistency", arXiv 2203.11171. Raises ValueError for none at all.

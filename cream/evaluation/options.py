@@ -49,8 +49,8 @@ class Task:
             if is_all_test(path):
                 return path
             raise UserError(f"--name {self.name}: {path} does not exist; put the data there, or give a file")
-        if (found := store.detect(path, skip=skip)) is not kind:
-            holds = f"{path} holds {found.__name__} records"
+        if (held := store.detect(path, skip=skip)) is not kind:
+            holds = f"{path} holds {held.__name__} records"
             raise UserError(f"--mode {self.mode} --name {self.name}: {holds}; {TAKES[kind]}")
         return path
 

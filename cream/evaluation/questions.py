@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cream.cli.names import in_root
 from cream.errors import UserError
 from cream.evaluation import choices, few_shot
-from cream.evaluation.tasks import TASKS, Question, find_task, is_all_test, questions_of
+from cream.evaluation.tasks import TASKS, Question, is_all_test, questions_of
 from cream.files import store
-from cream.records import Item, Message, Prompt
-from cream.scoring.logprobs import Group
-from cream.text.prompts import apply
+from cream.records import Item
 
 log = logging.getLogger("cream")
 
@@ -27,35 +25,9 @@ class Questions(NamedTuple):
 
     items: dict[str, Item]
     examples: dict[str, list[Item]]
-    files: list[Path]
-    example_files: list[Path]
+    inputs: dict[str, Path]  # the files of both: data, data.1 …, examples, examples.1 …
     skipped: int  # items without options, where options are compared
     rejected: list[dict]  # malformed items and examples, as `store.rejected` has them
-    shots: int  # examples in front of a question
-
-    def prompts(self, sysprompt: str) -> dict[str, Prompt]:
-        """Each item as it is put to the policy, by uuid."""
-        return {
-            uuid: Prompt(uuid=uuid, messages=build_prompt(item, sysprompt, self.examples.get(item.task, ())))
-            for uuid, item in self.items.items()
-        }
-
-    def groups(self, prompt_format: str, sysprompt: str) -> list[Group]:
-        """The options of each item, to be compared. Raises UserError for an example that has none."""
-        return [
-            choices.group(item, prompt_format, sysprompt, self.examples.get(item.task, ()))
-            for item in self.items.values()
-        ]
-
-    def inputs(self) -> dict[str, Path]:
-        """The files, each under its name among an output's inputs: data, data.1 …, examples, examples.1 …"""
-        named = (("data", self.files), ("examples", self.example_files))
-        return {f"{name}.{i}" if i else name: file for name, files in named for i, file in enumerate(files)}
-
-    def facts(self) -> dict:
-        """What a sidecar says of the examples: the uuids of each task's."""
-        drawn = {task: [example.uuid for example in examples] for task, examples in self.examples.items()}
-        return {"few_shot": drawn} if drawn else {}
 
 
 def read_questions(
@@ -70,22 +42,24 @@ def read_questions(
     """
     task_files = {t: in_root(task.TEST) for t, task in TASKS.items() if task.IN_ALL_TEST} if is_all_test(path) else {}
     files = _files(name, path, task_files)
-    found = _all_tasks(path, task_files, files, skip) if task_files else list(store.read(path, files[path], skip=skip))
-    present = {item.task for item in found}
+    every = _all_tasks(path, task_files, files, skip) if task_files else list(store.read(path, files[path], skip=skip))
+    present = {item.task for item in every}
     for task, file in ((task, file) for task, file in task_files.items() if task not in present):
         why = f"{path} has none of its questions" if file.exists() else f"{file} does not exist"
         log.info("task %s is not evaluated: %s", task, why)
-    items = {item.uuid: item for item in found[:limit]}
+    items = {item.uuid: item for item in every[:limit]}
     if not items:
         raise UserError(f"{path}: no question is left to ask")
     items, skipped = choices.with_options(items, path) if flags.scoring == "loglikelihood" else (items, 0)
     tasks = dict.fromkeys(item.task for item in items.values()) if flags.few_shot else {}
     places = few_shot.places(tasks, flags.few_shot_file, path, task_files)
-    examples = few_shot.draw(places, found, flags.few_shot, seed, skip=skip)
+    examples = few_shot.draw(places, every, flags.few_shot, seed, skip=skip)
     example_files = few_shot.files(places)
     kinds = files | example_files
     rejected = [row for file, kind in kinds.items() for row in store.rejected(file, kind)] if skip else []
-    return Questions(items, examples, [*files], [*example_files], skipped, rejected, flags.few_shot)
+    named = (("data", files), ("examples", example_files))
+    inputs = {f"{name}.{i}" if i else name: file for name, each in named for i, file in enumerate(each)}
+    return Questions(items, examples, inputs, skipped, rejected)
 
 
 def _files(name: str, path: Path, task_files: Mapping[str, Path]) -> dict[Path, type[Question]]:
@@ -116,14 +90,3 @@ def _all_tasks(
     for item in items:
         item.task = item.task or (by_uuid[item.uuid].task if item.uuid in by_uuid else "all_test")
     return items
-
-
-def build_prompt(item: Item, sysprompt: str, examples: Iterable[Item] = ()) -> list[Message]:
-    """The item as a user's turn, after earlier turns with solved `examples`, which are asked in the same way. `auto` is
-    the task's own suffix."""
-    suffix = find_task(item.task).SYSPROMPT if sysprompt == "auto" else sysprompt
-    turns = []
-    for example in examples:
-        turns.append(Message("user", apply(suffix, example.question)))
-        turns.append(Message("assistant", few_shot.write_solution(example)))
-    return [*turns, Message("user", apply(suffix, item.question))]

@@ -5,15 +5,14 @@ from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from cream.cli import names
 from cream.errors import UserError
-from cream.evaluation import choices, results
+from cream.evaluation import choices, generation
 from cream.evaluation.options import EvaluationFlags
-from cream.evaluation.statistics import format_table
+from cream.evaluation.statistics import format_table, table_rows
 from cream.files import store
 from cream.files.journal import Output
 from cream.records import Answer, encode
@@ -21,58 +20,51 @@ from cream.records import Answer, encode
 log = logging.getLogger("cream")
 
 
-class Rescored(NamedTuple):
-    """The records of a file (`before`), the same graded by the rule `by` (flag -> value): `now`. `rejected`: those that
-    cannot be graded, as `store.rejected` has malformed records."""
-
-    by: dict[str, str]
-    before: list[Answer]
-    now: list[Answer]
-    rejected: list[dict]
-
-
 def rescore(input_file: str | None, flags: EvaluationFlags, output_dir: str | None, run) -> None:
-    """Write the records of --input_file graded again, and say what changed. `run`: the script's flags of that name."""
+    """Write the records of --input_file graded again, and say what changed. `run`: the script's flags of that name.
+
+    Raises UserError for a flag that does not apply to the file, for a record that cannot be graded unless these are to
+    be skipped, and where no other is left.
+    """
     if input_file is None:
         raise UserError("--mode rescore needs --input_file, the results of an evaluation")
     source, skip = Path(input_file), run.skip
-    found = regrade_file(source, flags, skip=skip)
-    (rule,) = found.by.values()
-    default = source.with_name(f"{source.name.partition('.json')[0]}.rescored-{rule}.json")
-    provenance = run.provenance()
-    provenance.output("input_file", source)
-    settings = {**found.by, "on_bad_record": run.on_bad_record}
-    output = Output(names.choose_output(output_dir, default), settings, provenance, overwrite=run.overwrite)
-    log.info(report(found, names.short(input_file)))
-    if not run.dry_run and not output.up_to_date:
-        with output:
-            if skip:
-                output.reject(chain(store.rejected(source, Answer), found.rejected))
-            output.finish(map(encode, found.now))
-    log.info("results: %s", output.path)
-
-
-def regrade_file(source: Path, flags: EvaluationFlags, *, skip: bool) -> Rescored:
-    """Raises UserError for a flag that does not apply to the file, for a record that cannot be graded unless these are
-    to be skipped (`skip`), and where no other is left."""
     records = list(store.read(source, Answer, skip=skip))
     if not records:
         raise store.nothing_left(source, Answer, "record is left to grade")
+    flag, grade = _rule(records, flags, source)
+    value = getattr(flags, flag)
+    before, now, ungradable = _regrade(records, grade, source, skip)
+    default = source.with_name(f"{source.name.partition('.json')[0]}.rescored-{value}.json")
+    provenance = run.provenance()
+    provenance.output("input_file", source)
+    settings = {flag: value, "on_bad_record": run.on_bad_record}
+    output = Output(names.choose_output(output_dir, default), settings, provenance, overwrite=run.overwrite)
+    log.info(_report(before, now, f"{flag} {value}", names.short(input_file)))
+    if not run.dry_run and not output.up_to_date:
+        with output:
+            if skip:
+                output.reject(chain(store.rejected(source, Answer), ungradable))
+            output.finish(map(encode, now))
+    log.info("results: %s", output.path)
+
+
+def _rule(records: list[Answer], flags: EvaluationFlags, source: Path) -> tuple[str, Callable[[Answer], Answer]]:
+    """The flag that says how these records are graded, and the rule."""
     compared = any(record.option_logprob for record in records)  # nothing to extract, but an option to choose again
-    rule, unused = ("length_norm", "extraction") if compared else ("extraction", "length_norm")
+    flag, unused = ("length_norm", "extraction") if compared else ("extraction", "length_norm")
     if getattr(flags, unused) != getattr(EvaluationFlags, unused):
         how = "compared options" if compared else "generated responses"
         raise UserError(f"--{unused} {getattr(flags, unused)}: {source} has {how}, to which it does not apply")
     if compared:
-        grade = partial(choices.chosen, norm=flags.length_norm)
-    else:
-        grade = partial(results.regrade, strict=flags.extraction == "strict")
-    return Rescored({rule: getattr(flags, rule)}, *_regrade(records, grade, source, skip))
+        return flag, partial(choices.choose_option, norm=flags.length_norm)
+    return flag, partial(generation.regrade, strict=flags.extraction == "strict")
 
 
 def _regrade(
     records: list[Answer], grade: Callable[[Answer], Answer], source: Path, skip: bool
 ) -> tuple[list[Answer], list[Answer], list[dict]]:
+    """The records that can be graded, the same graded again, and the others, as `store.rejected` has malformed ones."""
     before, now, bad = [], [], []
     for record in records:
         try:
@@ -88,11 +80,11 @@ def _regrade(
     return before, now, bad
 
 
-def report(found: Rescored, task: str) -> str:
+def _report(before: list[Answer], now: list[Answer], rule: str, task: str) -> str:
     """Old and new accuracies, and the first of the predictions that changed. `task` is that of records without one."""
     lines = []
-    for title, some in (("before", found.before), (f"now, {' '.join(*found.by.items())}", found.now)):
-        lines += [title, format_table(results.table_rows(some, task=task))]
-    changed = results.changes(found.before, found.now)
-    lines += [f"{len(changed)} of {len(found.now)} predictions changed", *(f"  {line}" for line in changed[:20])]
+    for title, records in (("before", before), (f"now, {rule}", now)):
+        lines += [title, format_table(table_rows(records, task=task))]
+    changed = generation.changes(before, now)
+    lines += [f"{len(changed)} of {len(now)} predictions changed", *(f"  {line}" for line in changed[:20])]
     return "\n".join(lines)

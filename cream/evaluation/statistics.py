@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import comb, nan, sqrt
 from statistics import NormalDist, fmean, stdev
 
+from cream.records import Answer, encode
+
 COUNTS = ("n", "correct", "unanswered", "truncated")
 RATES = ("accuracy", "unanswered_rate", "truncated_rate", "mean_tokens")
 
@@ -85,40 +87,43 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Chance that of `k` answers, drawn without replacement from `n` of which some are correct, one is correct.
+    """Chance that of `k` responses, drawn without replacement from `n` of which some are correct, one is correct.
 
     1 - C(n - correct, k) / C(n, k): M. Chen et al., arXiv 2107.03374, eq. 1; over n samples an unbiased estimate of the
     chance that one of k samples is right. Raises ValueError unless 0 <= correct <= n and 1 <= k <= n.
     """
     if not (0 <= correct <= n and 1 <= k <= n):
-        raise ValueError(f"{k} answers cannot be drawn from {n} of which {correct} are correct")
+        raise ValueError(f"{k} responses cannot be drawn from {n} of which {correct} are correct")
     return 1 - comb(n - correct, k) / comb(n, k)
 
 
 def summarise(records: Iterable[Mapping]) -> list[dict]:
-    """One row per task, in order of appearance, of graded answers as docs/formats.md has them.
+    """One row per task, in order of appearance, of graded records as docs/formats.md has them.
 
-    `accuracy`, in [0, 1], with `low` and `high`, its 95 % Wilson interval: of the one answer, or the vote of several.
-    `unanswered`: items whose prediction is "none". `truncated`: answers that ended by length (an absent or null
-    `finish_reason` means stop); its rate is the mean over items of that share of their answers. `mean_tokens`: of the
-    answers whose length is known, None without one. Only where items have k > 1 answers: `answers` (k); `pass_at`, the
-    mean over items of `pass_at_k` for 1, 2, 4 … and k; `pass_at_error`, its standard errors (None for a single item).
+    `accuracy`, in [0, 1], with `low` and `high`, its 95 % Wilson interval: of the one response, or the vote of several.
+    `unanswered`: items whose prediction is "none". `truncated`: responses that ended by length (an absent or null
+    `finish_reason` means stop); its rate is the mean over items of that share of theirs. `mean_tokens`: of responses of
+    known length, None without one. Only where items have k > 1 responses: `answers` (k); `pass_at`, the mean over items
+    of `pass_at_k` for 1, 2, 4 … and k; `pass_at_error`, its standard errors (None for a single item).
     Several tasks get a last row "macro": counts summed, rates the unweighted mean over tasks, no interval.
     """
     tasks: dict[str, list[Mapping]] = {}
     for record in records:
         tasks.setdefault(record["task"], []).append(record)
-    answered = [r.get("all_correct") or [True] for group in tasks.values() for r in group if _is_answered(r)]
-    rows = [_row(task, group, min(map(len, answered), default=1)) for task, group in tasks.items()]
+    graded = [
+        record for group in tasks.values() for record in group
+    ]  # wrong and one alone: its prompt may not have fit
+    counts = [len(r.get("all_correct") or [True]) for r in graded if r.get("all_correct") or r["correct"]]
+    rows = [_row(task, group, min(counts, default=1)) for task, group in tasks.items()]
     return [*rows, _macro(rows)] if len(rows) > 1 else rows
 
 
-def _is_answered(record: Mapping) -> bool:
-    """Whether it has an answer for certain; where a prompt did not fit, there is one that is wrong and empty."""
-    return bool(record.get("all_correct")) or record["correct"]
+def table_rows(records: Iterable[Answer], task: str | None = None) -> list[dict]:
+    """The summary's rows, one per task; `task` is that of records which have none (files of the released code)."""
+    return summarise({"task": task, **encode(record)} for record in records)
 
 
-def _row(task: str, group: Sequence[Mapping], answers: int) -> dict:
+def _row(task: str, group: Sequence[Mapping], responses: int) -> dict:
     n, right = len(group), sum(record["correct"] for record in group)
     low, high = wilson_interval(right, n)
     unanswered = sum(record["final_prediction"] == "none" for record in group)
@@ -128,16 +133,16 @@ def _row(task: str, group: Sequence[Mapping], answers: int) -> dict:
     row |= {"unanswered": unanswered, "unanswered_rate": unanswered / n}
     row |= {"truncated": sum(map(sum, cut)), "truncated_rate": fmean(map(fmean, cut))}
     row["mean_tokens"] = fmean(tokens) if tokens else None
-    return row | _passes([_each(record, "correct", "all_correct") for record in group], answers)
+    return row | _passes([_each(record, "correct", "all_correct") for record in group], responses)
 
 
 def _each(record: Mapping, one: str, several: str) -> Sequence:
-    """A value for each of a record's answers; one that has none counts as one without text."""
+    """A value for each of a record's responses; a record that has none counts as one without text."""
     return record.get(several) or [record.get(one)]
 
 
 def _passes(correct: Sequence[Sequence[bool]], k: int) -> dict:
-    """pass@j over items with `k` answers, {} for k = 1; an item whose prompt did not fit has one that is wrong."""
+    """pass@j over items with `k` responses, {} for k = 1; an item whose prompt did not fit has one that is wrong."""
     passed, errors = {}, {}
     for j in sorted({k} | {2**i for i in range(k.bit_length()) if 2**i < k}) if k > 1 else ():
         mean, std = mean_std([pass_at_k(len(each), sum(each), min(j, len(each))) for each in correct])

@@ -1,19 +1,27 @@
-"""Reward sources: one module each, and a line here.
+"""Reward sources: one module each, and a line in REWARDS. `rewarding.py --reward NAME` runs it.
 
 A source gives each response of a prompt a reward, or the reason why it has none. Its module has
 
     Options                             dataclass of its own flags, composed into rewarding.py --help; it extends the
-                                        Options of its passes' worker (scoring.logprobs, heads, completions)
-    passes(options)                     the models that look at the samples (scoring.driver.Pass), [] for none
-    combine(sample, results, options)   GroupReward; results: role -> one result for each request, in their order
+                                        Options of its passes' worker
+    passes(options) -> list[Pass]       Pass(role, model, kind, worker) for each model that looks at the samples
+    combine(sample, results, options) -> GroupReward
+                                        results: role -> the result of each request, in their order
 
 and where it needs them
 
-    requests(role, sample, options)     what a model is given: groups of responses (logprobs, heads) or prompts
-                                        (completions); without it, one group of the sample's responses
+    requests(role, sample, options)     what a model is given; without it, one group of the sample's responses
     files(options)                      {flag: (path, kind of record)} of the files it reads beside the samples
     prepare(options, samples, skip)     reads these, and refuses what can be refused before anything is computed
     DEFAULTS                            flags of its Options that are none by default -> their value for this source
+
+A pass's worker, a module of cream.scoring, says what is computed of a request:
+
+    logprobs      Group(uuid, prompt, responses, complete) -> Scored(logprob, num_tokens, reason), a value per response
+    heads         the same -> Outputs(outputs, reason): a reward model's, per response a list
+    completions   Prompt(messages=…) -> Texts(text, finish_reason), both empty where the prompt does not fit
+
+dpo.py is the example. What a source writes is in base.GroupReward; a request's uuid is set by the caller.
 """
 
 from cream.rewards import dpo, labels, likelihood

@@ -10,7 +10,6 @@ DEFAULTS = {"normalize": "sum"}
 
 
 def passes(options: Options) -> list[Pass]:
-    """The policy's and the reference's."""
     return [Pass("policy"), Pass("reference", model="ref_model_ckpt")]
 
 

@@ -34,17 +34,15 @@ class Options:
 
 
 def passes(options: Options) -> list[Pass]:
-    """None: no model is asked."""
     return []
 
 
 def files(options: Options) -> dict[str, tuple[Path, type]]:
-    """The file of labels, by its flag."""
     return {"labels": (Path(options.labels), Question)}
 
 
 def prepare(options: Options, samples: Callable[[], Iterable[Samples]], skip: bool) -> None:
-    """Read the labels. Raises UserError unless each prompt has one."""
+    """Raises UserError unless each prompt has a label."""
     if options.labels is None:
         raise UserError("--reward labels needs --labels FILE: questions with labels, of the same uuids as the prompts")
     options.items = {item.uuid: item for item in store.read(Path(options.labels), Question, skip=skip)}
@@ -69,6 +67,7 @@ def combine(sample: Samples, results: dict[str, list], options: Options) -> Grou
     if item is None:
         raise UserError(f"record {sample.uuid!r} has no label: the samples were changed while this ran; run it again")
     graded = [grade(item.question, item.label, text, strict=strict, task=item.task) for text in sample.responses]
-    found = [None if prediction == "none" else prediction for prediction, _ in graded]
-    reward = [None if text is None else float(correct) for text, (_, correct) in zip(found, graded, strict=True)]
-    return GroupReward(reward, [NOTHING if text is None else None for text in found], texts={"extracted": found})
+    extracted = [None if prediction == "none" else prediction for prediction, _ in graded]
+    reward = [None if text is None else float(correct) for text, (_, correct) in zip(extracted, graded, strict=True)]
+    reason = [NOTHING if text is None else None for text in extracted]
+    return GroupReward(reward, reason, texts={"extracted": extracted})

@@ -9,7 +9,6 @@ DEFAULTS = {"normalize": "mean"}  # over the response's tokens; CREAM's default 
 
 
 def passes(options: Options) -> list[Pass]:
-    """One, of the policy."""
     return [Pass("policy")]
 
 

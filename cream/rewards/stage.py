@@ -70,16 +70,16 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], templ
             from cream.model.load import check_tp_size
 
             check_tp_size(folders[p.role], group)
-    made = provenance.output("input_file", run.path)
+    about = provenance.output("input_file", run.path)
     if folders:
         template(provenance)
     for role, folder in folders.items():
         provenance.model(role, folder)
     for name, (path, _) in run.files.items():
         provenance.file(name, path)
-    _check_prompts(provenance, run.path, made)
+    _check_prompts(provenance, run.path, about)
     if getattr(run.options, "score_from", None) == "sampling":
-        _check_sampler(run.path, made, provenance.inputs)
+        _check_sampler(run.path, about, provenance.inputs)
     if "policy" in folders and provenance.inputs["policy"] == provenance.inputs.get("reference"):
         raise UserError(
             "--reward dpo: policy and reference are the same model, so that every reward is 0; give --checkpoint and "
@@ -87,22 +87,22 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], templ
         )
 
 
-def _check_prompts(provenance: Provenance, path: Path, made: dict) -> None:
+def _check_prompts(provenance: Provenance, path: Path, about: dict) -> None:
     """The prompts that the samples respond to are still those of their file."""
-    data = made.get("sources", {}).get("data")
+    data = about.get("sources", {}).get("data")
     prompts = data and place_of(path.parent, data)
-    if prompts and prompts.is_file() and fingerprint_file(prompts) != made["inputs"].get("data"):
+    if prompts and prompts.is_file() and fingerprint_file(prompts) != about["inputs"].get("data"):
         provenance.object(f"{path} is of other prompts than {prompts.resolve()} holds now: that was changed since")
 
 
-def _check_sampler(path: Path, made: dict, inputs: dict) -> None:
+def _check_sampler(path: Path, about: dict, inputs: dict) -> None:
     """--score_from sampling: the sampler's log-probabilities are the policy's only if it was the sampler."""
-    if made.get("output") not in (None, inputs["input_file"]):
-        raise UserError(f"--score_from sampling: {path} was changed since it was sampled; leave --score_from out")
-    if any(made.get("inputs", {}).get(name) != inputs.get(name) for name in ("policy", "chat_template")):
+    if about.get("output") not in (None, inputs["input_file"]):
+        raise UserError(f"--score_from sampling: {path} was changed since it was sampled; omit --score_from")
+    if any(about.get("inputs", {}).get(name) != inputs.get(name) for name in ("policy", "chat_template")):
         raise UserError(
             f"--score_from sampling: by its sidecar {path} was not sampled by this policy with this chat template; "
-            "leave it out, and the model computes the log-probabilities"
+            "omit it, and the model computes the log-probabilities"
         )
 
 
@@ -112,21 +112,21 @@ def check_output(target: Path, path: Path) -> None:
         raise UserError(f"{target}: log-probabilities are cached there, beside {path}; give another --output")
 
 
-def facts(run: Run, output: Output, reward: str, model, scored: dict[str, Source | None]) -> dict:
+def facts(run: Run, output: Output, reward: str, model, sources: dict[str, Source | None]) -> dict:
     """What the sidecar says besides: which policy these rewards are of, as the pairs drawn from them are for training
     that one, and what its log-probabilities were scored by, if `score` has them: it may then serve as DPO's reference.
 
-    model: --model and --checkpoint; scored: by role.
+    model: --model and --checkpoint; sources: by role.
     """
-    told: dict[str, object] = {"reward": reward}
+    facts: dict[str, object] = {"reward": reward}
     inputs = output.header["inputs"]
-    if "policy" in scored:
-        told["policy"] = {"model": model.name(), "checkpoint": model.checkpoint, "fingerprint": inputs["policy"]}
-    if scored.get("policy") and not hasattr(run.source, "requests"):
+    if "policy" in sources:
+        facts["policy"] = {"model": model.name(), "checkpoint": model.checkpoint, "fingerprint": inputs["policy"]}
+    if sources.get("policy") and not hasattr(run.source, "requests"):
         template = {name: digest for name, digest in inputs.items() if name == "chat_template"}
-        source = {**structs.asdict(scored["policy"]), "from": getattr(run.options, "score_from", "model")}
-        told["scored"] = source | template
-    return told
+        score_from = getattr(run.options, "score_from", "model")
+        facts["scored"] = structs.asdict(sources["policy"]) | {"from": score_from} | template
+    return facts
 
 
 def report(output: Output, responses: int) -> None:

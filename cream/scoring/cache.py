@@ -79,9 +79,9 @@ class Scores:
             cached |= LINE.decode(self._log.read(offset)).logprob
         return cached
 
-    def keep(self, found: Iterable[tuple[str, dict[str, float]]]) -> None:
+    def keep(self, computed: Iterable[tuple[str, dict[str, float]]]) -> None:
         """Add (uuid, digest -> log π) to the file. What is added is found by whoever opens the file next."""
-        if not (lines := [Line(uuid, self.source, values) for uuid, values in found if values]):
+        if not (lines := [Line(uuid, self.source, values) for uuid, values in computed if values]):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

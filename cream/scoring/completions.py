@@ -1,28 +1,27 @@
-"""Prompts -> responses through any engine: the worker of generation, which prompts fit, and the record of a sample."""
+"""Prompts -> responses through any engine: the worker of generation, and which prompts fit."""
 
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from msgspec import structs
 
+from cream import engines
 from cream.cli.flags import flag
 from cream.engines import ENGINES, Completion, Engine, Request, Sampling
 from cream.files.index import Keys
 from cream.files.journal import Output
-from cream.records import Message, Prompt, Samples
+from cream.records import Message, Prompt
 from cream.scoring import driver
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
 from cream.text.chat import Chat
 from cream.text.plain import Plain
-from cream.text.prompts import apply
 
 log = logging.getLogger("cream")
 
-Answered = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its responses: none if it is too long
+Responses = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its responses: none if it is too long
 CACHED = False  # its results do not enter the score cache
 SHOWN = 50_000  # characters of a text
 DONE = None  # stands for the responses of a prompt that an earlier run has finished
@@ -50,21 +49,21 @@ class Texts:
     finish_reason: list[str]
 
 
-class Answerer:
+class Responder:
     """A pool's worker: an engine that responds to prompts of at most `max_prompt` tokens; longer ones get no response,
     nor do those of the uuids in `done`, which have theirs already."""
 
     def __init__(self, engine: Engine, chat: Chat, sampling: Sampling, max_prompt: int, done: Container[str] = ()):
         self.engine, self.chat, self.sampling, self.max_prompt, self.done = engine, chat, sampling, max_prompt, done
 
-    def __call__(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, Answered | None]]:
+    def __call__(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, Responses | None]]:
         """(uuid, (prompt, its ids, its responses)) of each prompt, DONE for one of `done`, in any order, as they are
         finished; of a huge one that is too long no ids.
 
         Prompts are taken as the engine needs them, and held until they have their responses.
         """
-        asked: dict[str, tuple[Prompt, list[int]]] = {}
-        aside: list[tuple[str, Answered | None]] = []
+        waiting: dict[str, tuple[Prompt, list[int]]] = {}
+        aside: list[tuple[str, Responses | None]] = []
 
         def requests() -> Iterator[Request]:
             for prompt in prompts:
@@ -72,114 +71,88 @@ class Answerer:
                 ids = [] if exceeds else self.chat.encode_prompt(prompt.messages)
                 if exceeds or len(ids) > self.max_prompt:
                     aside.append((prompt.uuid, (prompt, ids, [])))
-                elif prompt.uuid in self.done:
+                    continue
+                if done := prompt.uuid in self.done:
                     aside.append((prompt.uuid, DONE))
-                    yield Request(prompt.uuid, ids, kept=True)
                 else:
-                    asked[prompt.uuid] = prompt, ids
-                    yield Request(prompt.uuid, ids)
+                    waiting[prompt.uuid] = prompt, ids
+                yield Request(prompt.uuid, ids, done=done)
 
         for uuid, completions in self.engine.generate(requests(), self.sampling):
-            yield uuid, (*asked.pop(uuid), completions)
+            yield uuid, (*waiting.pop(uuid), completions)
             while aside:
                 yield aside.pop()
         yield from aside
 
     def close(self) -> None:
-        """Give the device back."""
         self.engine.close()
 
 
-def answerer(
-    chat: Chat, sampling: Sampling, max_prompt: int, engine: dict, done: Container[str], device: str
-) -> Answerer:
-    """An Answerer on `device`, its engine by `engines.load` with these arguments."""
-    from cream import engines
-
-    loaded = engines.load(tokenizer=chat.tokenizer, device=device, **engine)
-    return Answerer(loaded, chat, sampling, max_prompt, done)
+def _load(chat: Chat, engine: dict, sampling: Sampling, max_prompt: int, done: Keys, device: str) -> Responder:
+    return Responder(engines.load(tokenizer=chat.tokenizer, device=device, **engine), chat, sampling, max_prompt, done)
 
 
 def engine_setup(
     model: Model, sampling: Sampling, engine: dict, max_length: int, max_prompt: int, done: Keys
-) -> Callable[[str], Answerer]:
-    """What a pool makes a replica's Answerer with. `engine` has `name` (or auto) and what `engines.load` takes besides
-    the lengths; prompt and response have `max_length` tokens together at most."""
-    from cream import engines
-
+) -> Callable[[str], Responder]:
+    """What a pool makes a replica's Responder with. `engine` has `name` (or auto) and further arguments of
+    `engines.load`; prompt and response have `max_length` tokens together at most."""
     name, why = engines.choose(engine["name"], model.folder, model.pool.kind)
     stops = model.chat.tokenizer.convert_ids_to_tokens(list(model.chat.stop_ids))
     log.info("engine %s (%s); %s", name, why, model.precision.reason)
     log.info(
         "at most %d tokens of prompt and response together; a response stops at %s", max_length, " or ".join(stops)
     )
-    dtype = str(model.precision.dtype).removeprefix("torch.")
-    options = engine | {"name": name, "model_folder": model.folder, "dtype": dtype, "max_model_len": max_length}
-    stopping = replace(sampling, stop_token_ids=model.chat.stop_ids)
-    return partial(answerer, model.chat, stopping, max_prompt, options, done)
+    options = engine | {
+        "name": name,
+        "model_folder": model.folder,
+        "dtype": str(model.precision.dtype).removeprefix("torch."),
+        "max_model_len": max_length,
+        "tensor_parallel_size": model.pool.group,
+    }
+    sampling = replace(sampling, stop_token_ids=model.chat.stop_ids)
+    return partial(_load, model.chat, options, sampling, max_prompt, done)
 
 
 def chunk_of(pool: Pool, count: int) -> int | None:
-    """Prompts of `count` that a resumed run skips together; None: one process gives its engine all, and which are done,
-    so that the others are in the same company as in a run without interruption."""
+    """None: one process gives its engine all, and which are done: the others keep the company of an undisturbed run."""
     return None if pool.alone else pool.batch(count)
 
 
-def setup(model: Model, options: Options, chunk: int | None, done: Keys) -> Callable[[str], Answerer]:
+def setup(model: Model, options: Options, chunk: int | None, done: Keys) -> Callable[[str], Responder]:
     """`engine_setup` for a pass of a reward source, by its flags."""
     n, tokens, temperature = options.gen_n, options.gen_max_tokens, options.gen_temperature
     sampling = Sampling(n, temperature, top_p=1.0, max_tokens=tokens, seed=options.seed, logprobs=False)
-    engine, limit = {"name": options.engine, "tensor_parallel_size": model.pool.group}, model.limit(options.max_length)
-    return engine_setup(model, sampling, engine, limit, limit - 1, done)
+    limit = model.limit(options.max_length)
+    return engine_setup(model, sampling, {"name": options.engine}, limit, limit - 1, done)
 
 
-def as_row(found: Answered) -> dict:
-    """A result as the journal has it."""
-    return asdict(Texts([c.text for c in found[2]], [c.finish_reason for c in found[2]]))
+def as_row(responses: Responses) -> dict:
+    return {"text": [c.text for c in responses[2]], "finish_reason": [c.finish_reason for c in responses[2]]}
 
 
 def from_row(row: dict, prompt: Prompt) -> Texts:
-    """The texts in a journal's row."""
     return Texts(**row)
 
 
-class Asked(Prompt, kw_only=True):
-    """A prompt as it is put to the policy; `source_prompt` is what it was before --sysprompt, None where it is that."""
-
-    source_prompt: list[Message] | None = None
-
-
-def asked(read: Callable[[], Iterable[Prompt]], sysprompt: str) -> Iterator[Asked]:
-    """The prompts of a file, as they are put to the policy."""
-    for prompt in read():
-        *before, last = prompt.messages
-        messages = [*before, Message("user", apply(sysprompt, last.content))]
-        source = prompt.messages if messages != prompt.messages else None
-        yield Asked(uuid=prompt.uuid, messages=messages, extra=prompt.extra, source_prompt=source)
-
-
-def answered(
+def generate_responses(
     output: Output,
-    chat: Chat,
+    model: Model,
     prompts: Callable[[], Iterable[Prompt]],
     total: int,
     sampling: Sampling,
     *,
-    pool: Pool,
-    policy: Path,
     engine: dict,
     max_length: int,
-    bf16: bool | None,
     show: bool,
-) -> Iterator[Answered]:
+) -> Iterator[Responses]:
     """The prompts that the journal does not hold yet, each with its ids and its responses, as they are finished. One
     that does not fit is counted as dropped.
 
-    `prompts` gives them all, `total` in number. `policy` is the model's folder; `engine`: see `engine_setup`; a prompt
-    has `max_length` tokens at most. `show`: print the first one.
+    `prompts` gives them all, `total` in number; `engine`: see `engine_setup`; a prompt has `max_length` tokens at most.
+    `show`: print the first one.
     """
-    model, done = driver.Model(policy, output.header["inputs"]["policy"], chat, pool, bf16), output.resume()
-    limit = model.limit(max_length + sampling.max_tokens)
+    done, limit = output.resume(), model.limit(max_length + sampling.max_tokens)
     max_prompt = min(max_length, limit - 1)
 
     def setup():
@@ -187,45 +160,23 @@ def answered(
             show_first(model, prompts())
         return engine_setup(model, sampling, engine, limit, max_prompt, done)
 
-    how = {"count": total, "chunk": chunk_of(pool, total), "doing": "generating"}
-    for _, found in driver.run(model, prompts, done, setup, **how):
-        if found[2]:
-            yield found
+    how = {"count": total, "chunk": chunk_of(model.pool, total), "doing": "generating"}
+    for _, responses in driver.run(model, prompts, done, setup, **how):
+        if responses[2]:
+            yield responses
         else:
             output.drop(f"prompt longer than {max_prompt} tokens")
 
 
 def show_first(model: Model, prompts: Iterable[Prompt], options: Options | None = None) -> None:
-    """Print the first prompt."""
     if first := next(iter(prompts), None):
-        log.info("first prompt as the model sees it:\n%s", shown(model.chat, first.messages))
+        log.info("first prompt as the model sees it:\n%s", render(model.chat, first.messages))
 
 
-def shown(chat: Chat | Plain, messages: Iterable[Message]) -> str:
+def render(chat: Chat | Plain, messages: Iterable[Message]) -> str:
     """A prompt as the model sees it; of very long texts their beginning and `…`."""
     short = [
         message if len(message.content) <= SHOWN else structs.replace(message, content=message.content[:SHOWN] + "…")
         for message in messages
     ]
     return chat.tokenizer.decode(chat.encode_prompt(short))
-
-
-def samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completions: Sequence[Completion]) -> Samples:
-    """The record of a prompt's responses; keys that the prompt's record has beside its messages are carried along.
-
-    `logprob` is null where the response's text does not tokenise back to the sampled ids: the sequence that will be
-    scored and trained on is then another than the one sampled.
-    """
-    complete = [c.finish_reason == "stop" for c in completions]
-    again = chat.encode_responses(prompt.messages, [c.text for c in completions], complete, prompt_ids)
-    same = [t is not None and t.ids[t.spans[0][0] :] == c.token_ids for t, c in zip(again, completions, strict=True)]
-    return Samples(
-        uuid=prompt.uuid,
-        prompt=prompt.messages,
-        responses=[c.text for c in completions],
-        finish_reason=[c.finish_reason for c in completions],
-        num_tokens=[len(c.token_ids) for c in completions],
-        logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
-        source_prompt=getattr(prompt, "source_prompt", None),
-        extra=prompt.extra,
-    )

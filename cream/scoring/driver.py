@@ -1,4 +1,4 @@
-"""One driver for every pass of a model over records, whether they are rewarded, answered or compared.
+"""One driver for every pass of a model over records, whether it scores, responds or compares.
 
 A pass resumes: what the journal holds is skipped in whole chunks, so that a resumed run computes the very same batches.
 It works on one device or on many (pool.py), checks the model's fingerprint where each replica reads it, and shows a

@@ -4,11 +4,10 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from cream.cli import interrupts
 from cream.cli.flags import flag
@@ -41,96 +40,110 @@ class Options:
 @dataclass(slots=True)
 class Group:
     """A prompt's responses. `complete` is false for a truncated one; `sampled` may hold the sampler's own (log π,
-    tokens) of each, None where its text does not give the sampled tokens back. `known`: cached values of this prompt's
+    tokens) of each, None where its text does not give the sampled tokens back. `cached`: values of this prompt's
     responses under the model that scores, digest of a response's tokens -> log π."""
 
     uuid: str
     prompt: list
-    answers: list[str]
+    responses: list[str]
     complete: list[bool]
     sampled: list[tuple[float, int] | None] | None = None
-    known: dict[str, float] = field(default_factory=dict)
+    cached: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class Scored:
-    """A group's scores: per response log π in nats, summed, or None; scored tokens; why it has none."""
+    """A group's scores: per response log π in nats, summed, or None; scored tokens; why it has none. For the score
+    cache: the new ones by digest, `computed`, and how many are computed, cached, or the sampler's."""
 
     logprob: list[float | None]
     num_tokens: list[int]
     reason: list[str | None]
-
-
-@dataclass(slots=True)
-class Found:
-    """A group's scores; the new ones among them, digest of a response's tokens -> log π; and how many responses' were
-    `computed`, `cached`, or the `sampler`'s."""
-
-    scored: Scored
-    computed: dict[str, float]
-    sources: Counter[str]
+    computed: dict[str, float] = field(default_factory=dict, compare=False)
+    sources: Counter[str] = field(default_factory=Counter, compare=False)
 
 
 class Scorer:
-    """Scores groups by the model that `load` gives, called when the first response is not `known`.
+    """A pool's worker: the model in `folder`, which `group` devices of a kind hold together. It is loaded when the
+    first response is not `cached`. `max_tokens` bounds a batch; None: as many as fit in memory.
 
     A response that does not fit `limit` tokens is not truncated: it gets no score, with the reason. `chunk` groups are
     computed together; cached values serve only where they leave nothing to compute, so that the batches, and with them
     the rounding, never depend on what an earlier run has cached.
     """
 
-    def __init__(self, load: Callable[[], Any], chat, *, limit: int, chunk: int):
-        self.load, self.chat, self.limit, self.chunk = load, chat, limit, chunk
-        self._loaded = None
+    def __init__(
+        self, folder: Path, chat, dtype, limit: int, max_tokens: int | None, chunk: int, group: int, device: str
+    ):
+        self.chat, self.limit, self.chunk = chat, limit, chunk
+        self._how, self._group, self._loaded = (folder, dtype, device, max_tokens), group, None
 
-    def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[str, Found]]:
-        """(uuid, Found) of each group, in their order; equal responses to a prompt are computed once."""
-        groups = iter(groups)
-        while chunk := list(islice(groups, self.chunk)):
-            if interrupts.received():  # it may be incomplete: a resumed run computes it whole
-                return
-            yield from zip([group.uuid for group in chunk], self._find(chunk), strict=True)
+    def __call__(self, groups: Iterable[Group]) -> Iterator[tuple[str, Scored]]:
+        """(uuid, scores) of each group, in their order; equal responses to a prompt are computed once."""
+        return in_chunks(groups, self.chunk, self._score)
 
     def close(self) -> None:
-        """Let the model go."""
         if self._loaded is not None:
             self._loaded.close()
         self._loaded = None
 
-    def _find(self, groups: list[Group]) -> list[Found]:
-        encoded = [encode(group, self.chat, self.limit) for group in groups]
-        digests = [[row and row.digest() for row in rows] for rows, _ in encoded]
-        tokens = [rows for rows, _ in encoded]
-        taken, missing = _split(groups, digests, tokens)
-        if any(missing):
-            taken, missing = _split([replace(group, known={}) for group in groups], digests, tokens)
-        found = []
-        computed = self._compute(missing)
-        for (rows, reasons), ids, (values, sources), new in zip(encoded, digests, taken, computed, strict=True):
-            sources["computed"] += len(new)
-            values |= new
-            scored = _scored(rows, reasons, [values.get(digest) for digest in ids])
-            found.append(Found(scored, {d: v for d, v in new.items() if math.isfinite(v)}, sources))
-        return found
+    def _score(self, groups: list[Group]) -> list[Scored]:
+        rows, reasons = zip(*(encode(group, self.chat, self.limit) for group in groups), strict=True)
+        for cached in (True, False):
+            known = [_known(group, own, cached) for group, own in zip(groups, rows, strict=True)]
+            missing = [
+                {digest: tokens for tokens in own if tokens and (digest := tokens.digest()) not in values}
+                for own, (values, _) in zip(rows, known, strict=True)
+            ]
+            if not any(missing):
+                break
+        scored = []
+        for own, why, (values, sources), new in zip(rows, reasons, known, self._compute(missing), strict=True):
+            values, sources["computed"] = values | new, len(new)
+            logprob, why = keep_finite([tokens and values.get(tokens.digest()) for tokens in own], why)
+            counts = [tokens.num_response_tokens if tokens else 0 for tokens in own]
+            computed = {digest: value for digest, value in new.items() if math.isfinite(value)}
+            scored.append(Scored(logprob, counts, why, computed, sources))
+        return scored
 
     def _compute(self, missing: list[dict]) -> list[dict[str, float]]:
         """digest -> log π of the missing rows of each group."""
         if not any(missing):
             return [{} for _ in missing]
         if self._loaded is None:  # a pass whose scores are all cached needs no model
-            self._loaded = self.load()
-        values = iter(self._loaded.score([list(m.values()) for m in missing if m]))
-        return [dict(zip(m, next(values), strict=True)) if m else {} for m in missing]
+            from cream.scoring.team import Local, Team
+
+            self._loaded = Team(*self._how, self._group) if self._group > 1 else Local(*self._how)
+        values = iter(self._loaded.score([list(rows.values()) for rows in missing if rows]))
+        return [dict(zip(rows, next(values), strict=True)) if rows else {} for rows in missing]
+
+
+def in_chunks(groups: Iterable[Group], size: int, compute: Callable[[list[Group]], Iterable]) -> Iterator[tuple]:
+    """(uuid, result) of each group, in their order, of which `size` are computed together."""
+    groups = iter(groups)
+    while chunk := list(islice(groups, size)):
+        if interrupts.received():  # it may be incomplete: a resumed run computes it whole
+            return
+        yield from zip([group.uuid for group in chunk], compute(chunk), strict=True)
+
+
+def keep_finite(values: list, reasons: list[str | None]) -> tuple[list, list[str | None]]:
+    """Both, with None and a reason in place of the values that are not finite numbers, or lists with such a number."""
+    broken = [value is not None and not _is_finite(value) for value in values]
+    kept = [None if bad else value for value, bad in zip(values, broken, strict=True)]
+    return kept, ["not a finite number" if bad else why for why, bad in zip(reasons, broken, strict=True)]
+
+
+def _is_finite(value: float | list) -> bool:
+    return all(map(_is_finite, value)) if isinstance(value, list) else math.isfinite(value)
 
 
 def chunk_of(pool: Pool, count: int) -> int:
-    """Groups of `count` that are computed together, or skipped together by a resumed run."""
     return pool.batch(count)
 
 
 def setup(model: Model, options: Options, chunk: int, done: Container[str] = ()) -> Callable[[str], Scorer]:
-    """What a pool makes a replica's Scorer with, of `chunk` groups at a time, those that are `done` included."""
-    return partial(scorer, *arguments(model, options), chunk, model.pool.group)
+    return partial(Scorer, *arguments(model, options), chunk, model.pool.group)
 
 
 def arguments(model: Model, options: Options) -> tuple:
@@ -141,80 +154,44 @@ def arguments(model: Model, options: Options) -> tuple:
     return model.folder, model.chat, model.precision.dtype, limit, budget
 
 
-def scorer(
-    folder: Path, chat, dtype, limit: int, max_tokens: int | None, chunk: int, group: int, device: str
-) -> Scorer:
-    """A Scorer by the model in `folder`, which `group` devices of a kind hold together. `max_tokens` bounds a batch;
-    None: as many as fit in memory."""
-
-    def load():
-        import torch
-
-        from cream.scoring.team import Local, Team
-
-        if group > 1:
-            return Team(folder, dtype, device, max_tokens, group)
-        return Local(folder, dtype, torch.device(device), max_tokens)
-
-    return Scorer(load, chat, limit=limit, chunk=chunk)
-
-
-def as_row(found: Found) -> dict:
-    """A result as the journal has it."""
-    return asdict(found.scored)
+def as_row(scored: Scored) -> dict:
+    return {"logprob": scored.logprob, "num_tokens": scored.num_tokens, "reason": scored.reason}
 
 
 def from_row(row: dict, group: Group) -> Scored | None:
-    """The scores in a journal's row; None where they are not of this group's responses."""
-    return Scored(**row) if len(row["logprob"]) == len(group.answers) else None
+    return Scored(**row) if len(row["logprob"]) == len(group.responses) else None
 
 
 def show_first(model: Model, groups: Iterable[Group], options: Options) -> None:
-    """Print the first response that fits, its scored tokens marked."""
     limit = model.limit(options.max_length)
     tokens = next((tokens for group in groups for tokens in encode(group, model.chat, limit)[0] if tokens), None)
     if tokens:
         log.info("first response as the model sees it, its scored tokens marked:\n%s", model.chat.show(tokens))
 
 
-def _split(groups: list[Group], digests: list[list], rows: list[list]) -> tuple[list, list[dict]]:
-    """Per group the values of `_known`, and digest -> tokens of the responses left to compute."""
-    taken = [_known(*each) for each in zip(groups, digests, rows, strict=True)]
-    return taken, [
-        {digest: row for digest, row in zip(ids, own, strict=True) if row and digest not in values}
-        for ids, own, (values, _) in zip(digests, rows, taken, strict=True)
-    ]
-
-
-def _known(group: Group, digests: list[str | None], rows: list) -> tuple[dict[str, float], Counter[str]]:
-    """digest -> log π of the responses that need no pass, and how many come from where."""
-    found = {digest: group.known[digest] for digest in digests if digest in group.known}
-    sources = Counter(cached=len(found))
-    for digest, row, sampled in zip(digests, rows, group.sampled or [None] * len(rows), strict=True):
-        if row and digest not in found and sampled and sampled[1] == row.num_response_tokens:
-            found[digest] = sampled[0]
+def _known(group: Group, rows: list, cached: bool) -> tuple[dict[str, float], Counter[str]]:
+    """digest -> log π of the responses that need no pass, `cached` or the sampler's own, and how many of each."""
+    values, sources = {}, Counter()
+    digests = [tokens and tokens.digest() for tokens in rows]
+    if cached:
+        values = {digest: group.cached[digest] for digest in digests if digest in group.cached}
+        sources["cached"] = len(values)
+    for digest, tokens, sampled in zip(digests, rows, group.sampled or [None] * len(rows), strict=True):
+        if tokens and digest not in values and sampled and sampled[1] == tokens.num_response_tokens:
+            values[digest] = sampled[0]
             sources["sampler"] += 1
-    return found, sources
-
-
-def _scored(rows: list, reasons: list[str | None], values: list[float | None]) -> Scored:
-    broken = [value is not None and not math.isfinite(value) for value in values]
-    return Scored(
-        [None if bad else value for value, bad in zip(values, broken, strict=True)],
-        [0 if tokens is None else tokens.num_response_tokens for tokens in rows],
-        ["not a finite number" if bad else why for why, bad in zip(reasons, broken, strict=True)],
-    )
+    return values, sources
 
 
 def encode(group: Group, chat, limit: int) -> tuple[list, list[str | None]]:
     """Per response its Tokens or None, and the reason for None."""
-    rows = chat.encode_within_limit(group.prompt, group.answers, group.complete, limit)
+    rows = chat.encode_within_limit(group.prompt, group.responses, group.complete, limit)
     reasons: list[str | None] = [None] * len(rows)
     texts: dict[tuple[int, ...], str] = {}
     for i, tokens in enumerate(rows):
         if isinstance(tokens, str):
             reasons[i] = tokens
-        elif texts.setdefault(tuple(tokens.ids), group.answers[i]) != group.answers[i]:
+        elif texts.setdefault(tuple(tokens.ids), group.responses[i]) != group.responses[i]:
             reasons[i] = "the same tokens as another response"  # a template that trims, say
         elif not tokens.num_response_tokens:
             reasons[i] = "no token to score"

@@ -27,17 +27,17 @@ def choose_interface() -> None:
                 address = probe.getsockname()[0]
         except OSError:
             return  # IPv6 alone, say; an unknown name is reported when connecting to the store
-        found = [name for name, addresses in here.items() if any(a.address == address for a in addresses)]
+        names = [name for name, addresses in here.items() if any(a.address == address for a in addresses)]
         if address.startswith("127.") and os.environ["WORLD_SIZE"] != os.environ.get("LOCAL_WORLD_SIZE"):
             # /etc/hosts may give the first host's own name as 127.0.1.1, where no other host finds it
-            found = [name for name, addresses in here.items() if any(_outside(a) for a in addresses)]
-            if len(found) != 1:
+            names = [name for name, addresses in here.items() if any(_outside(a) for a in addresses)]
+            if len(names) != 1:
                 raise UserError(
                     f"{os.environ['MASTER_ADDR']} is {address} on {socket.gethostname()}: set GLOO_SOCKET_IFNAME to "
-                    f"the interface that leads to the other hosts, one of {', '.join(found) or 'none'}"
+                    f"the interface that leads to the other hosts, one of {', '.join(names) or 'none'}"
                 )
-        if found:
-            os.environ["GLOO_SOCKET_IFNAME"] = found[0]
+        if names:
+            os.environ["GLOO_SOCKET_IFNAME"] = names[0]
 
 
 def _outside(address) -> bool:

@@ -54,7 +54,7 @@ class Pool:
     @classmethod
     def of_cluster(cls, address: str, kind: str, replicas: int | None, group: int) -> Pool:
         """On a running cluster, which this joins. kind auto: cuda where it has GPUs. replicas None: as many as its GPUs
-        carry, or one a node of CPUs. Raises UserError where there is no such cluster, or it has too few devices."""
+        hold, or one a node of CPUs. Raises UserError where there is no such cluster, or it has too few devices."""
         if address.startswith(CLIENT) and (Path.home() / ".ray" / "auth_token").exists():
             os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray itself does so for all but its client
         import ray
@@ -71,7 +71,7 @@ class Pool:
             asked = f"--num_replicas {replicas}" if replicas else "one replica"
             of = f" of --tensor_parallel_size {group}, each on one node" if group > 1 else ""
             raise UserError(
-                f"--ray_address {address}: the cluster's {kind} devices carry {most} replicas{of}, not {asked}"
+                f"--ray_address {address}: the cluster has {kind} devices for {most} replicas{of}, not for {asked}"
             )
         return cls(kind, replicas or usual, group, address)
 
@@ -119,7 +119,7 @@ class Replica:
         self.failed = None
         try:
             self.worker = make(kind)
-        except Exception as error:  # Ray would start the replica anew, for ever; the first call raises it
+        except Exception as error:  # Ray would start the replica again, for ever; the first call raises it
             self.failed = error
 
     def __call__(self, batch: dict) -> Iterator[dict]:
@@ -128,13 +128,13 @@ class Replica:
             if self.failed is not None:
                 raise self.failed
             items = [item for row in batch["items"] for item in pickle.loads(row)]
-            found: dict[str, object] = {}
+            results: dict[str, object] = {}
             todo = iter([item.uuid for item in items])
             wanted, ready = next(todo), []
             for key, result in self.worker(items):
-                found[key] = result
-                while wanted in found:
-                    ready.append((wanted, found.pop(wanted)))
+                results[key] = result
+                while wanted in results:
+                    ready.append((wanted, results.pop(wanted)))
                     wanted = next(todo, None)
                     if len(ready) == ROW or wanted is None:
                         yield {"results": [pickle.dumps(ready)]}
@@ -161,9 +161,9 @@ def _through_client(*work) -> Iterator[tuple[str, object]]:
     driver = ray.remote(num_cpus=0)(Driver).remote(*work)
     ahead = driver.some.remote()
     try:
-        while found := ray.get(ahead):
+        while results := ray.get(ahead):
             ahead = driver.some.remote()
-            yield from found
+            yield from results
     except RayTaskError as error:
         raise _mistake(error) or error from None
     except RayError as error:
@@ -192,6 +192,9 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = 1  # a block, which is what moves, holds one row
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}  # which has the input's file
+        share = {"num_gpus": pool.group}  # what Ray reserves for a replica; of CPUs an even part, and as many threads
+        if pool.kind == "cpu":
+            share = {"num_cpus": max(1, int(ray.cluster_resources()["CPU"]) // pool.replicas)}
         rows = _datasource(source, min(batch, ROW))
         items = ray.data.read_datasource(rows, override_num_blocks=1, num_cpus=0, label_selector=here)
         with warnings.catch_warnings():
@@ -202,7 +205,7 @@ def _on_ray(pool: Pool, source, make, batch: int) -> Iterator[tuple[str, object]
                 compute=ActorPoolStrategy(size=pool.replicas, max_tasks_in_flight_per_actor=2),
                 fn_constructor_args=(make, pool.kind),
                 max_restarts=RESTARTS,
-                **_share(pool),
+                **share,
             )
         taken: set[str] = set()
         for row in results.iter_rows():
@@ -245,15 +248,6 @@ def _join(address: str | None) -> None:
             if "Starting Ray client server failed" not in str(error) or attempt == ATTEMPTS - 1:
                 raise UserError(f"--ray_address {address}: no Ray cluster answers there: {error}") from None
     interrupts.listen()
-
-
-def _share(pool: Pool) -> dict:
-    """What Ray reserves for a replica; of CPUs an even part, and as many threads."""
-    import ray
-
-    if pool.kind == "cuda":
-        return {"num_gpus": pool.group}
-    return {"num_cpus": max(1, int(ray.cluster_resources()["CPU"]) // pool.replicas)}
 
 
 def _datasource(source: Callable[[], Iterable], size: int):

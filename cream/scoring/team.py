@@ -42,8 +42,9 @@ class Local:
     """
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, device: torch.device, max_tokens: int | None, tp_size: int = 1
+        self, folder: Path, dtype: torch.dtype, device: torch.device | str, max_tokens: int | None, tp_size: int = 1
     ):
+        device = torch.device(device)
         self.model = LogProbs(load_policy(folder, dtype, device, tp_size=tp_size))
         self.budget = hardware.budget(max_tokens, self.model.model, device, training=False)
 
@@ -52,7 +53,7 @@ class Local:
         return score(self.model, groups, self.budget)
 
     def close(self) -> None:
-        """Nothing to end: the model goes with this object."""
+        """The model goes with this object."""
 
 
 class Team:
@@ -65,7 +66,7 @@ class Team:
         self.size = size
         self.place = tempfile.TemporaryDirectory(prefix="cream-team-")  # where they meet: no port is open
         threads = max(1, torch.get_num_threads() // size)
-        work = folder, dtype, kind, max_tokens, threads, Path(self.place.name) / "store"
+        work = kind, threads, Path(self.place.name) / "store", folder, dtype, max_tokens
         context = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes = []
@@ -118,18 +119,10 @@ class Team:
         )
 
 
-def _member(
-    rank: int,
-    size: int,
-    pipe: Connection,
-    folder: Path,
-    dtype: torch.dtype,
-    kind: str,
-    max_tokens: int | None,
-    threads: int,
-    store: Path,
-) -> None:
-    """A process of a team: scores what comes, until it is ended or the process that asks is gone."""
+def _member(rank: int, size: int, pipe: Connection, kind: str, threads: int, store: Path, *model) -> None:
+    """A process of a team: scores what comes, until it is ended or the process that asks is gone. model: the folder,
+    the dtype, and what bounds a batch."""
+    folder, dtype, max_tokens = model
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the process that asks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # the GPU that the library takes
@@ -148,11 +141,11 @@ def _member(
         _check_plan(folder, device, size)
         model = Local(folder, dtype, device, max_tokens, tp_size=size)
         _agree(model, device)
-        found = None
+        scores = None
         while True:
             if rank == 0:
-                pipe.send(found)
-            found = model.score(pickle.loads(pipe.recv_bytes()))
+                pipe.send(scores)
+            scores = model.score(pickle.loads(pipe.recv_bytes()))
     except UserError as error:
         pipe.send(error)
     except Exception as error:
@@ -173,7 +166,7 @@ def _agree(model: Local, device: torch.device) -> None:
     dist.all_reduce(least, dist.ReduceOp.MIN)
     tokens, share, unshared = least.tolist()
     if share != -unshared:
-        raise RuntimeError("some processes found that answers can share their prompt, others that they cannot")
+        raise RuntimeError("some processes found that responses can share their prompt, others that they cannot")
     model.budget = Budget(tokens, common=True)
 
 

@@ -17,12 +17,9 @@ from typing import ClassVar
 
 from cream.cli.names import in_root
 from cream.errors import UserError
-from cream.evaluation.grade import Label, majority
-from cream.evaluation.multiple_choice import options_of, split_question
+from cream.evaluation.grade import Label
 from cream.evaluation.tasks import arc_challenge, arc_easy, gsm8k, openbookqa, other, siqa, tiny
 from cream.records import Item
-
-__all__ = ["majority", "options_of", "split_question"]  # from here, too, with what is defined below
 
 TASKS: dict[str, ModuleType] = {
     "arc_easy": arc_easy,
