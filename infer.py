@@ -75,7 +75,9 @@ def sample(config: InferConfig) -> None:
     chat = load_chat(folder, model.template())
     if not (run.dry_run or output.up_to_date):
         how = {"engine": config.engine.options(), "max_length": flags.max_length, "show": config.output.show_example}
-        sampling.sample(output, _policy(config, output, folder, chat), prompts, sysprompt, plan, **how)
+        loaded, named = _policy(config, output, folder, chat), {"model": model.name(), "checkpoint": model.checkpoint}
+        how["policy"] = named | {"fingerprint": loaded.fingerprint}
+        sampling.sample(output, loaded, prompts, sysprompt, plan, **how)
     if not run.dry_run:
         same = config.cluster.flags(config.device) | {"model": model.name(), "chat_template": model.chat_template}
         log.info(sampling.next_step(output.path, model.checkpoint, same))

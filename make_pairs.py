@@ -77,7 +77,7 @@ def main(argv=None):
         inputs,
         Rules(PAIRS[c.strategy], options, rank, p.keep_truncated, c.margin, c.max_pairs_per_prompt),
         p.path(inputs.paths["rewards"], c.strategy),
-        settings(config, *deciding(config.options)) | deciding(options),
+        settings(config, *deciding(config.options)) | deciding(options) | {"rank": rank if c.previous else None},
         p,
         (DATASETS, DATASET_FILES),
         method=c.method,

@@ -148,7 +148,7 @@ class Pair(Record, kw_only=True):
 
     `consistency` is the confidence in [0, 1] that `selected` is the better one: the prompt's C, the probability of a
     pseudo-label, 1/2 for "equally good"; null if unknown. After a truncated response no end-of-turn token is scored or
-    trained on.
+    trained on. `source_prompt` is the prompt before --sysprompt, absent where it is `prompt`.
     """
 
     prompt: list[Message]
@@ -163,6 +163,7 @@ class Pair(Record, kw_only=True):
     rejected_logp: Finite | None = None
     selected_truncated: bool = False
     rejected_truncated: bool = False
+    source_prompt: list[Message] | None = None
 
     def __post_init__(self):
         for name in ("selected", "rejected"):

@@ -279,7 +279,7 @@ BAD_ENDS = {
     "malformed and unmatched": ("file2", '{"uuid": "last"\n', "line 1501"),
     "doubled": ("file1", "{first}\n", "'p0' occurs twice"),
     "doubled by the previous model": ("file2", "{first}\n", "'p0' occurs twice"),
-    "missing": ("file1", "{last}\n", "'last' is missing in the previous ranking"),
+    "missing": ("file1", "{last}\n", "'last' is missing in --file2"),
 }
 
 

@@ -451,7 +451,7 @@ def test_inputs_are_looked_for_before_the_first_stage(capsys, tmp_path, monkeypa
         "rewards": {"ref_model_ckpt": "m0", "checkpoint": "outputs/first/test"},
         "pairs": {"labels": "labels.json", "file2": "outputs/other/rewards.json"},
         "tuned": {"model": "no-such-model"},
-        "test": {"few_shot_file": "shots.json"},
+        "test": {"few_shot_file": "shots.json", "dry_run": True},
     }
     Path("first.yaml").write_text(yaml.safe_dump(one_step() | {"output_dir": "outputs/first"}))
     Path("bad.yaml").write_text(yaml.safe_dump(LOOP | {"flags": flags}))
@@ -468,6 +468,7 @@ def test_inputs_are_looked_for_before_the_first_stage(capsys, tmp_path, monkeypa
         "round 1: pairs, round 2: pairs (cal_consistency.py): --file2 outputs/other/rewards.json: ",
         "round 1: tuned, round 2: tuned (train.py): --model no-such-model: neither a folder, ",
         "test (infer.py): --few_shot_file shots.json: ",
+        "test (infer.py): --dry_run: with it the step makes no output",
     ):
         (problem,) = [line for line in problems if line.startswith(f"bad.yaml: {text}")]
         problems.remove(problem)

@@ -254,6 +254,12 @@ def choose(record, usable, item, options):
 '''
 
 
+def test_a_default_that_is_spelled_out_is_the_same_output(world):
+    flags = f"--strategy extremes --rewards {REWARDS} --previous {PREVIOUS}"
+    make(world, flags, "spelled.json")
+    assert "is up to date" in make(world, f"{flags} --rank kendall", "spelled.json")[0]
+
+
 def test_a_strategy_is_one_file_and_one_line(world):
     """A new one is on the command line with its own flags, and changes nothing of what the others have made."""
     make(world, f"--strategy extremes --rewards {REWARDS}", "before.json")

@@ -471,6 +471,29 @@ def test_later_rounds_take_three_passes(world, second):
     assert sources(second["previous"]) == {"policy": {COMPUTED: answers}, "reference": {KEPT: answers}}
 
 
+def test_what_is_printed_next_follows_from_who_sampled(second):
+    """The current model's rewards need the previous model's; those of a model that did not sample are the latter."""
+    assert "outputs/m1/checkpoint-" in next_of(second["current"])[0]
+    assert next_of(second["previous"]) == [
+        "python cal_consistency.py --file1 CURRENT --file2 outputs/p2.json --method consistency_avg"
+    ]
+
+
+def next_of(out):
+    """The commands of next stages in what a stage printed."""
+    return [line.strip() for line in out.splitlines() if line.startswith("  python ")]
+
+
+def test_pairs_by_gold_labels_are_for_the_policy_that_sampled(world, first, second):
+    labels = "--reward labels --labels localdata/tiny/labels.json --output outputs/gold.json"
+    world.run(f"rewarding.py --input_file outputs/s1.json {labels}")
+    pairs = world.run("make_pairs.py --strategy extremes --rewards outputs/gold.json --output outputs/gold.pairs.json")
+    assert "python train.py --model tiny --checkpoint m1 " in pairs.out
+    train = f"{DPO} --name outputs/gold.pairs.json --output_dir outputs/gold --dry_run"
+    assert "were rewarded by --checkpoint m1 of tiny" in world.refused(f"{train} --checkpoint m2")
+    assert "it would train" in world.run(f"{train} --checkpoint m1").out
+
+
 def test_kept_scores_are_those_that_would_be_computed(world, first):
     """The previous ranking again, from a copy of the samples that has none."""
     shutil.copy(world.folder / "outputs/s1.json", world.folder / "outputs/copy.json")

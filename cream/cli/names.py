@@ -98,7 +98,7 @@ def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
             return Path(name)
         raise UserError(
             f"--name {name}: neither a file, nor a built-in dataset, nor a name in {registry}"
-            f"{nearest(name, [*known, *entries])} Known: {', '.join([*known, *entries])}"
+            f"{nearest(name, [*known, *entries])}. Known: {', '.join([*known, *entries])}"
         )
     return in_root(entry)
 

@@ -12,6 +12,7 @@ from cream.loops.plan import Command
 
 FILES = ("input_file", "file1", "file2", "rewards", "previous", "labels")  # flags that name a file
 FILES += ("few_shot_file", "chat_template", "deepspeed")
+IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = ("train.py", "infer.py")  # they read what --name says, or --input_file
 LookUps = Mapping[str, Callable[[str], Path | None]]
 
@@ -56,6 +57,8 @@ def check_commands(
 
 
 def _missing(command: Command, look_up: LookUps, outputs: set[Path]) -> Iterator[str]:
+    for name in command.flags.keys() & {*IDLE}:
+        yield f"--{name}: with it the step makes no output"
     if command.script in WITH_DATA and not command.flags.keys() & {"name", "input_file"}:
         yield "--name is missing: the data that the step reads"
     for name, value in ((name, spell(value)) for name, value in command.flags.items() if name in look_up):

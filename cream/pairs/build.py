@@ -72,6 +72,7 @@ def build(
     summed: bool = True,
     allow: Container[str] = (),
     check: Callable[[], object] = lambda: None,
+    name: str = "the previous ranking",
     size: int = BLOCK,
 ) -> PairSet:
     """Pairs of `current`'s responses; of a prompt those with the highest confidence first, then of the largest margin.
@@ -83,10 +84,13 @@ def build(
 
     Going through the pairs raises UserError (uuid) where a label is missing, a prompt has the uuid of another's further
     pair, or both do not hold the same responses; for the reasons in `allow` (MISSING, OTHER) such records are skipped.
-    Uuids of `current` are unique; `check` is called where `previous` may have one twice: it raises if so.
+    Uuids of `current` are unique; `check` is called where `previous` may have one twice: it raises if so. `name` is
+    that of `previous` in messages.
     """
     pair_set = PairSet(own=not rules.ranked)
-    blocks = _blocks(matched(current, previous, allow, check, pair_set.unmatched), rules, pair_set.responses, size)
+    blocks = _blocks(
+        matched(current, previous, allow, check, pair_set.unmatched, name), rules, pair_set.responses, size
+    )
     pair_set.pairs = _draw(pair_set, blocks, rules, labels, reassigned, summed)
     return pair_set
 
@@ -98,11 +102,12 @@ def consistencies(
     *,
     allow: Container[str] = (),
     check: Callable[[], object] = lambda: None,
+    name: str = "the previous ranking",
     size: int = BLOCK,
 ) -> Array:
     """The prompts' own c's (P,), NaN where there is none, as `build` has them: a pass without pairs."""
     values = array("d")
-    for block in _blocks(matched(current, previous, allow, check, Counter()), rules, Counter(), size):
+    for block in _blocks(matched(current, previous, allow, check, Counter(), name), rules, Counter(), size):
         values.extend(block.c)
     return np.asarray(values)
 
@@ -226,5 +231,6 @@ def _pair(record: Rewards, number: int, pair: Choice, c: float | None, statistic
         rejected_logp=logps and logps[rejected],
         selected_truncated=ended[chosen] == "length",
         rejected_truncated=ended[rejected] == "length",
+        source_prompt=record.source_prompt,
         extra=record.extra,
     )

@@ -19,6 +19,7 @@ def matched(
     allow: Container[str],
     check: Callable[[], object],
     unmatched: Counter[str],
+    name: str = "the previous ranking",
 ) -> Iterator[tuple[Rewards, list[float | None]]]:
     """Each current record, and the previous model's rewards of the same responses (None: the current ones again).
 
@@ -49,7 +50,7 @@ def matched(
             _count_rest(current)  # a duplicate uuid would be the true reason, and is named by the end
             check()
             said = "is missing" if reason == MISSING else "has other responses"
-            raise UserError(f"record {record.uuid!r} {said} in the previous ranking; both must rank the same samples")
+            raise UserError(f"record {record.uuid!r} {said} in {name}; both must rank the same samples")
     spare += _count_rest(previous)  # further records are no mistake, malformed ones are
     if spare:
         check()

@@ -91,12 +91,15 @@ class Inputs:
             return self.read("rewards"), self.read("previous", unique=False)
 
         allow = (MISSING, OTHER) if self.run.force else (MISSING,) if self.run.skip else ()
+        match = {"allow": allow, "check": check}
+        if "previous" in self.paths:
+            match["name"] = f"--{self.flags['previous']} {self.paths['previous']}"
         reassigned = None
         if shuffle is not None:  # a pass of its own: every c must be known before the first is reassigned
-            reassigned = shuffled(consistencies(*files(), rules, allow=allow, check=check), shuffle)
+            reassigned = shuffled(consistencies(*files(), rules, **match), shuffle)
         labels = {item.uuid: item for item in self.read("labels")} if "labels" in self.paths else None
         how = {"labels": labels, "reassigned": reassigned, "summed": self.summed}
-        return build(*files(), rules, **how, allow=allow, check=check)
+        return build(*files(), rules, **how, **match)
 
 
 def write(

@@ -10,9 +10,10 @@ from msgspec import structs
 from cream.cli import console, names
 from cream.cli.flags import chosen, deciding
 from cream.errors import UserError
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.folders import check_folder
 from cream.files.journal import Output
-from cream.files.provenance import Provenance, fingerprint_file, place_of, read_kind
+from cream.files.provenance import Provenance, fingerprint_file, place_of, read_kind, read_meta
 from cream.files.store import MALFORMED
 from cream.rewards import REWARDS
 from cream.rewards.passes import Run
@@ -122,6 +123,8 @@ def facts(run: Run, output: Output, reward: str, model, sources: dict[str, Sourc
     inputs = output.header["inputs"]
     if "policy" in sources:
         facts["policy"] = {"model": model.name(), "checkpoint": model.checkpoint, "fingerprint": inputs["policy"]}
+    elif sampler := (read_meta(run.path) or {}).get("policy"):  # the rewards are of its responses
+        facts["policy"] = sampler
     if sources.get("policy") and not hasattr(run.source, "requests"):
         template = {name: digest for name, digest in inputs.items() if name == "chat_template"}
         score_from = getattr(run.options, "score_from", "model")
@@ -143,7 +146,9 @@ def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str,
     if reward not in ("dpo", "likelihood"):
         log.info("next, the pairs:\n  %s", console.command("cal_consistency.py", file1=target))
         return
-    if reward == "likelihood" or model.checkpoint is None:
+    sampler = (read_meta(run.path) or {}).get("inputs", {}).get("policy")
+    previous_model = sampler is not None and sampler != fingerprint_folder(folders["policy"])
+    if reward == "likelihood" or model.checkpoint is None or previous_model:
         log.info("next, with CURRENT, the current model's rewards:")
         log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))
         return

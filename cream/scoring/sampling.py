@@ -55,9 +55,12 @@ def output_folder(sampling: Sampling, sysprompt: str, data: str, model: str, che
     return f"{data}-{model}-ckpt_{checkpoint}-{'Greedy' if sampling.greedy else 'Sample'}{how}"
 
 
-def sample(output: Output, model: Model, prompts: Prompts, sysprompt: str, sampling: Sampling, **how) -> None:
-    """Write the samples, and say what they are. `sysprompt` names the text that is appended to each prompt; `how`: the
-    engine and limits, as `generate_responses` takes them. Raises UserError where no prompt fits."""
+def sample(
+    output: Output, model: Model, prompts: Prompts, sysprompt: str, sampling: Sampling, policy: dict, **how
+) -> None:
+    """Write the samples, and say what they are. `sysprompt` names the text that is appended to each prompt; `policy`
+    says in the sidecar who sampled, as the user named it; `how`: the engine and limits,
+    as `generate_responses` takes them. Raises UserError where no prompt fits."""
     total, size = prompts.total, 0 if prompts.limit else prompts.path.stat().st_size
     need = preflight.size_of_samples(total, size, sampling.n, sampling.max_tokens)
     preflight.check_disk(output.path, need, "sampling")
@@ -69,7 +72,7 @@ def sample(output: Output, model: Model, prompts: Prompts, sysprompt: str, sampl
             raise UserError(f"{prompts.path}: no prompt is left to respond to (dropped: {dict(output.dropped)})")
         if prompts.skip:
             output.reject(store.rejected(prompts.path, Prompt, prompts.limit))
-        output.finish(_count(output.rows(record.uuid for record in prompts.read()), counts))
+        output.finish(_count(output.rows(record.uuid for record in prompts.read()), counts), policy=policy)
     log.info("%(prompts)d prompts, %(responses)d responses: %(distinct)d distinct, %(truncated)d truncated", counts)
     for reason, count in output.dropped.items():
         if reason != store.MALFORMED:

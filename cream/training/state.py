@@ -83,7 +83,14 @@ def resume(accelerator: Accelerator, weights, run: Path) -> int:
                 f"{folder}: {', '.join(changed[:3])} is not what was saved; nothing is loaded; {FROM_SCRATCH}"
             )
     accelerator.wait_for_everyone()
-    weights.load(folder, saved.processes)
+    try:
+        weights.load(folder, saved.processes)
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        raise UserError(
+            f"{folder}: another version of this project saved it, in another form; {FROM_SCRATCH}"
+        ) from None
     log.info("resuming after step %d", saved.step)
     return saved.step
 
