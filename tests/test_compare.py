@@ -246,7 +246,7 @@ def test_two_evaluations_are_compared(runs):
     sidecar = json.loads((runs.folder / "outputs/flips.jsonl.meta.json").read_text())
     assert sidecar["comparison"][-1]["n"] == 60 and {*sidecar["inputs"]} == {"a", "b"}
     assert "is up to date" in runs.run(f"report.py compare {A} {B} --output outputs/flips.jsonl").out
-    assert "other settings or inputs" in runs.refused(f"report.py compare {B} {A} --output outputs/flips.jsonl")
+    assert "its settings or inputs differ" in runs.refused(f"report.py compare {B} {A} --output outputs/flips.jsonl")
     assert "all files are as recorded" in runs.run("report.py verify outputs/flips.jsonl").out
 
 

@@ -247,6 +247,18 @@ def test_a_new_task_is_evaluated_by_log_likelihood(opposites):
     assert asked.endswith("The opposite of up is down\n\nThe opposite of wet is")
 
 
+def test_a_new_task_rewards_and_chooses_pairs_by_its_rule(opposites):
+    """Gold labels and the Oracle grade as the evaluation does, though the items do not name their task."""
+    prompt = [{"role": "user", "content": "wet?"}]
+    opposites.write("outputs/s.json", {"wet": {"prompt": prompt, "responses": ["dry", "no idea"]}})
+    labels = "--labels localdata/opposites/test.json"
+    opposites.run(f"rewarding.py --input_file outputs/s.json --reward labels {labels} --output outputs/r.json")
+    record = opposites.read("outputs/r.json")["wet"]
+    assert record["reward"] == [1.0, 1.0] and record["texts"] == {"extracted": ["any", "any"]}
+    oracle = f"make_pairs.py --strategy oracle --rewards outputs/r.json {labels} --output outputs/p.json"
+    assert "no pair from 1 prompts: no wrong response" in opposites.run(oracle, code=2).out
+
+
 def test_a_label_that_a_new_task_cannot_grade_is_refused(opposites):
     items = opposites.read("localdata/opposites/test.json")
     opposites.write("localdata/opposites/test.json", [items[0] | {"label": 7}])

@@ -10,15 +10,14 @@ from cream.cli import console, names, preflight
 from cream.cli.flags import flag
 from cream.consistency import shuffled
 from cream.errors import UserError
-from cream.evaluation.tasks import Question
+from cream.evaluation.tasks import questions_in
 from cream.files import journal, store
 from cream.pairs.build import Rules, build, consistencies
 from cream.pairs.match import MISSING, OTHER
 from cream.pairs.report import PairSet
-from cream.records import RANKS, Rewards, encode
+from cream.records import RANKS, Record, Rewards, encode
 
 log = logging.getLogger("cream")
-KINDS = {"rewards": Rewards, "previous": Rewards, "labels": Question}
 
 
 @dataclass
@@ -42,6 +41,10 @@ class PairOutput:
     def path(self, rewards: Path, suffix: str) -> Path:
         """The output's file."""
         return Path(self.output or rewards.with_name(f"{rewards.name.partition('.json')[0]}.{suffix}.dpo.json"))
+
+
+def _kind(role: str, path: Path) -> type[Record]:
+    return questions_in(path) if role == "labels" else Rewards
 
 
 class Inputs:
@@ -74,11 +77,11 @@ class Inputs:
     def read(self, role: str, **how) -> Iterator | None:
         """The records of a role's file; None where there is none."""
         path = self.paths.get(role)
-        return path and store.read(path, KINDS[role], skip=self.run.skip, **how)
+        return path and store.read(path, _kind(role, path), skip=self.run.skip, **how)
 
     def rejected(self) -> Iterator[dict]:
         """The malformed records of all files."""
-        return (bad for role, path in self.paths.items() for bad in store.rejected(path, KINDS[role]))
+        return (bad for role, path in self.paths.items() for bad in store.rejected(path, _kind(role, path)))
 
     def pairs(self, rules: Rules, shuffle: int | None) -> PairSet:
         """The pairs of these files; with the seed `shuffle` their c's are reassigned among the prompts."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cream.cli.flags import flag
 from cream.errors import UserError
-from cream.evaluation.tasks import Question, grade
+from cream.evaluation.tasks import Question, grade, questions_in
 from cream.files import store
 from cream.records import Samples
 from cream.rewards.base import GroupReward
@@ -38,14 +38,15 @@ def passes(options: Options) -> list[Pass]:
 
 
 def files(options: Options) -> dict[str, tuple[Path, type]]:
-    return {"labels": (Path(options.labels), Question)}
+    path = Path(options.labels)
+    return {"labels": (path, questions_in(path))}
 
 
 def prepare(options: Options, samples: Callable[[], Iterable[Samples]], skip: bool) -> None:
     """Raises UserError unless each prompt has a label."""
     if options.labels is None:
         raise UserError("--reward labels needs --labels FILE: questions with labels, of the same uuids as the prompts")
-    options.items = {item.uuid: item for item in store.read(Path(options.labels), Question, skip=skip)}
+    options.items = {item.uuid: item for item in store.read(*files(options)["labels"], skip=skip)}
     uuids = [sample.uuid for sample in samples()]
     missing = [uuid for uuid in uuids if uuid not in options.items]
     if missing and len(missing) == len(uuids):

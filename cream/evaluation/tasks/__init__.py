@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
-from cream.cli.names import in_root
+from cream.cli.names import in_root, short
 from cream.errors import UserError
 from cream.evaluation.grade import Label
 from cream.evaluation.tasks import arc_challenge, arc_easy, gsm8k, openbookqa, other, siqa, tiny
@@ -90,3 +90,8 @@ def questions_of(name: str) -> type[Question]:
         file_task = name
 
     return TaskQuestion
+
+
+def questions_in(path: Path) -> type[Question]:
+    """`questions_of` the task that a file is named for: its stem, or the folder of a test.json."""
+    return questions_of(short(str(path)).removesuffix("_test"))
