@@ -86,7 +86,7 @@ def test_a_second_run_stands_and_another_process_gives_the_same_bytes(workspace,
     assert first == second and len(first) == 15
     told = workspace.refused(f"{command}/first --seed 1")
     assert "seed: 0 -> 1" in told and "--overwrite" in told
-    assert "would overlap with 2 subsets" in workspace.refused(f"{command}/first --subsets 2 --overwrite")
+    assert "would overlap with the new 2" in workspace.refused(f"{command}/first --subsets 2 --overwrite")
 
 
 CARDS = {  # hub id -> configurations -> our splits; the hub's names of its splits
