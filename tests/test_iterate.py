@@ -626,7 +626,7 @@ def test_stages_of_big_models_are_processes(workspace):
     assert process.returncode == 2
     assert (workspace.folder / "outputs/other/M0.evaluation.json").exists()
     assert (
-        "is a file where the run's folder is to be" in out
+        "is a file, and the run needs a folder of that name" in out
         and "train M1 ended with 2" in out
         and "rank by M1" not in out
     )

@@ -295,4 +295,4 @@ def test_training_takes_several_pairs_of_a_prompt_with_their_confidences(world):
         "train.py --device cpu --model tiny --train_stage dpo --name outputs/several.json --output_dir outputs/run"
     )
     count = world.read("outputs/several.json.meta.json")["counts"]["out"]
-    assert count > COUNT and f"{count} pairs, C by consistency_dyn" in done.out
+    assert count > COUNT and f"{count} pairs, method consistency_dyn" in done.out

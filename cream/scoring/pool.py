@@ -26,6 +26,7 @@ from cream.files.folders import REMOTE_CODE
 
 BATCH = 256  # items that a replica takes at a time, computed again if it is lost
 CLIENT = "ray://"
+HEAD_FAILED = ("Starting Ray client server failed", "Initialization failure from server")
 ATTEMPTS = 3  # to join a cluster
 RESTARTS = 5  # of a replica that dies, alone or with its node; more often is not an accident
 ROW = 16  # items, or results, that go through Ray together: for each such row it takes some hundredths of a second
@@ -245,7 +246,7 @@ def _join(address: str | None) -> None:
             break
         except (ConnectionError, ValueError) as error:
             # of a client (ray://): the head starts a process for it, which at times fails or comes too late
-            if "Starting Ray client server failed" not in str(error) or attempt == ATTEMPTS - 1:
+            if not any(sign in str(error) for sign in HEAD_FAILED) or attempt == ATTEMPTS - 1:
                 raise UserError(f"--ray_address {address}: no Ray cluster answers there: {error}") from None
     interrupts.listen()
 
