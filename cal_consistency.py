@@ -36,12 +36,13 @@ class Consistency:
     )
     method: str | None = flag(
         None,
-        "which C train.py is to use (its --method), recorded with the pairs (the name of a rank is read as --rank)",
+        "C that train.py is to use, recorded with the pairs; none: consistency_avg with --file2, else original; "
+        "kendall, spearman or toporder here: the same as --rank",
         choices=(*METHODS, *RANKS),
     )
     labels: str | None = flag(
         None,
-        "labelled questions, matched by uuid: pairs of the Oracle, best-rewarded correct against worst-rewarded wrong",
+        "labelled questions, matched by uuid: pair the best correct with the worst wrong response (the Oracle)",
         decides=False,
     )
     shuffle_consistency: int | None = flag(

@@ -69,7 +69,7 @@ class Device:
     )
     bf16: bool | None = flag(
         None,
-        "compute matrix products in bfloat16 (in training the weights stay float32); none: if the device supports it",
+        "compute matrix products in bfloat16 (in training the weights stay float32); none: on GPUs that support it",
     )
 
     def devices(self) -> list[str]:
@@ -208,7 +208,9 @@ class Run:
     """Run"""
 
     overwrite: bool = flag(
-        False, "replace an existing output or registered name; if interrupted, the same command resumes", decides=False
+        False,
+        "replace an existing output or registered name; repeated after an interruption, it resumes",
+        decides=False,
     )
     force: bool = flag(
         False,

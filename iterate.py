@@ -4,7 +4,7 @@ A loop file (configs/loops) lists steps {id, script, flags}: those `before` the 
 `rounds`, and those `after` them. A step's output is named by its id (or `output`), in output_dir (with `shared: yes` in
 base_dir). In flags
   ${id}, ${id@-1}      the output of a step (for train.py: its checkpoint-last), and its output in the previous round;
-                       `start: {id: ...}` gives the latter for round 1
+                       `start: {id: ...}` says what ${id@-1} is in round 1
   ${round}             the number of the round, from 1; ${round+1}, ${round-1}
   [a, b, c]            one value per round
   {first: a, then: b}  a value for round 1, and one for all later rounds
@@ -33,7 +33,7 @@ from cream.loops.reading import read_loop
 
 EXAMPLE = """\
   tiny, one CPU        python iterate.py --config configs/recipes/tiny_cream.yaml
-  two, side by side    python iterate.py --config configs/loops/tiny_srlm.yaml,configs/loops/tiny_cream.yaml
+  two, in one table    python iterate.py --config configs/loops/tiny_srlm.yaml,configs/loops/tiny_cream.yaml
   the paper's, 8 GPUs  python iterate.py --config configs/loops/cream.yaml --device 0,1,2,3,4,5,6,7"""
 STAGES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py", "make_pairs.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work

@@ -1,7 +1,7 @@
 """Inspect outputs. PATH is a file, a checkpoint's folder, or a registered name.
 
 lineage PATH  how an output or checkpoint was made: all its inputs, down to the raw data
-verify PATH   hash these files again; exit code 1 if one of them is not as recorded
+verify PATH   hash all files of its lineage again; exit code 1 if one of them is not as recorded
 compare A B   compare two evaluations of the same data: accuracy per task with confidence intervals, flipped items
 """
 

@@ -180,7 +180,7 @@ def test_bad_records_and_truncated_responses_are_skipped_on_request(world):
     assert "'bad'" in world.refused(f"make_pairs.py {command} --output outputs/bad.json")
     out, pairs, about = make(world, f"{command} --on_bad_record skip", "bad.json")
     assert [p.uuid for p in pairs] == ["p0"] and "1 truncated" in out
-    assert about["counts"]["dropped"] == {"fewer than two responses": 1, "malformed record": 1}
+    assert about["counts"]["dropped"] == {"fewer than two usable responses": 1, "malformed record": 1}
     (rejected,) = store.read_rows(world.folder / "outputs/bad.json.rejected.jsonl")
     assert rejected["uuid"] == "bad"
     kept = make(world, f"{command} --on_bad_record skip --keep_truncated", "cut.json")[1]

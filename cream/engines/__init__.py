@@ -54,8 +54,7 @@ class SamplingFlags:
 
     gen_n: int | None = flag(
         None,
-        "responses per prompt; none: 5 in sampling, 1 (greedy) in evaluation, where several responses are "
-        "sampled and vote",
+        "responses per prompt; none: 5 in sampling, 1 (greedy) in evaluation; several are sampled there and vote",
         low=1,
     )
     gen_temperature: float = flag(0.8, "sampling temperature; below 0.001: greedy", low=0)

@@ -30,7 +30,9 @@ class Task:
         choices=("sampling", "evaluation", "rescore"),
     )
     name: str | None = flag(
-        None, "dataset: a built-in name (DatasetEnum), a name in configs/dataset.json, or a file", decides=False
+        None,
+        "dataset: a built-in name (DatasetEnum in config.py), a name in configs/dataset.json, or a file",
+        decides=False,
     )
     input_file: str | None = flag(None, "rescore: the evaluation's result file", decides=False)
     limit_size: int | None = flag(None, "read at most this many records; none: all", low=1)

@@ -25,7 +25,7 @@ from cream.ranking import Array, constant, padded
 from cream.records import Item, Pair, Rewards
 
 BLOCK = 1024  # prompts at a time: enough to compute with as arrays, few enough to hold
-FEWER_THAN_TWO = "fewer than two responses"
+FEWER_THAN_TWO = "fewer than two usable responses"
 NO_MARGIN = "no reward difference of --margin"
 NONE_CHOSEN = "the strategy chose none"
 NUMBERED = re.compile(r"#([2-9]|[1-9][0-9]+)\Z")  # how the uuids of a prompt's second and further pairs end

@@ -142,7 +142,7 @@ def write(
     if flags.register:
         names.register(registry[0], flags.register, target, overwrite=run.overwrite)
         log.info("registered as %s in %s", flags.register, registry[0].name)
-    log.info("pairs: %s\nnext, train on them, from the policy that was rewarded:", target)
+    log.info("pairs: %s\nnext, train the model that sampled on them:", target)
     start = {"model": policy["model"], "checkpoint": policy["checkpoint"]} if policy else {"checkpoint": "CHECKPOINT"}
     log.info("  %s", console.command("train.py", **start, name=flags.register or target, method=method))
 
@@ -153,7 +153,11 @@ def _rows(
     """The pairs as they are made; then the report on them, and their part of the sidecar."""
     pair_set = inputs.pairs(rules, shuffle)
     yield from map(encode, pair_set.pairs)
-    pair_set.report(beta)
+    by_default = "consistency_avg" if "previous" in inputs.paths else "original"
+    if pair_set.own and pair_set.c.n:
+        by_default = "consistency_dyn"
+    method = method or by_default
+    pair_set.report(None if method == "original" else beta)
     if not pair_set.count:
         rewards = inputs.paths["rewards"]
         raise UserError(f"{rewards}: no pair can be made of it, for the reasons above; nothing was written")
@@ -163,11 +167,8 @@ def _rows(
     if pair_set.unmatched and inputs.run.force:
         files = " and ".join(f"--{inputs.flags[role]}" for role in ("rewards", "previous"))
         output.provenance.object(f"{pair_set.unmatched.total()} records of {files} do not match")
-    by_default = "consistency_avg" if "previous" in inputs.paths else "original"
-    if pair_set.own and pair_set.c.n:
-        by_default = "consistency_dyn"
     output.facts = {
-        "method": method or by_default,
+        "method": method,
         "mean_consistency": pair_set.c.mean,
         "without_consistency": pair_set.without_c,
     }

@@ -67,8 +67,8 @@ class PairSet:
     without_c: int = 0  # prompts with a constant previous ranking
     lengths: Lengths = field(default_factory=Lengths)
 
-    def report(self, beta: float) -> None:
-        """Log it; `beta` is that of the margin cap."""
+    def report(self, beta: float | None) -> None:
+        """Log it; `beta` is that of the margin cap, None where training does not use C."""
         reasons = (f"{count} {reason}" for reason, count in self.responses.items() if reason)
         log.info("%s", ", ".join([f"{self.responses['']} responses", *reasons]))
         paired = self.prompts - self.dropped.total()
@@ -80,10 +80,11 @@ class PairSet:
             log.info(text, self.without_c)
         if (longer_by := self.lengths.longer_by) is not None:
             bias = "undefined" if self.lengths.bias is None else f"{self.lengths.bias:+.2f}"
-            log.info("chosen responses are %+.1f tokens longer; correlation of reward and length %s", longer_by, bias)
+            text = "chosen minus rejected responses: %+.1f tokens on average; correlation of reward and length %s"
+            log.info(text, longer_by, bias)
         self._report_consistency(beta)
 
-    def _report_consistency(self, beta: float) -> None:
+    def _report_consistency(self, beta: float | None) -> None:
         c, unit = self.c, "pairs" if self.own else "prompts"
         if c.mean is None:
             log.info("no %s has a consistency", unit[:-1])
@@ -94,6 +95,6 @@ class PairSet:
         log.info(text, c.n, unit, c.mean, spread, below)
         for i, count in enumerate(c.histogram):
             log.info("  %.1f  %6d  %s", i / 10, count, "#" * round(40 * count / max(c.histogram)))
-        cap = float(margin_cap(c.mean, beta))
-        text = "with beta %g the mean C lets a pair's log-ratio margin grow to logit(C) / beta = %.3g nats"
-        log.info(text, beta, cap)
+        if beta is not None and c.mean < 1:
+            text = "trained with the mean C and --beta %g, log-ratio margins stop at logit(C) / beta = %.3g nats"
+            log.info(text, beta, float(margin_cap(c.mean, beta)))

@@ -44,7 +44,7 @@ class LogProbOptions(logprobs.Options):
     score_from: str = flag(
         "model",
         "source of the policy's log-probabilities: model (computed, or cached from an earlier run), or sampling "
-        "(the sampler's own where the tokens match)",
+        "(the sampler's own where the tokens match, else as with model)",
         choices=("model", "sampling"),
     )
 

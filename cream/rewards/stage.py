@@ -149,7 +149,7 @@ def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str,
     sampler = (read_meta(run.path) or {}).get("inputs", {}).get("policy")
     previous_model = sampler is not None and sampler != fingerprint_folder(folders["policy"])
     if reward == "likelihood" or model.checkpoint is None or previous_model:
-        log.info("next, with CURRENT, the current model's rewards:")
+        log.info("next, compute the consistency (CURRENT stands for the current model's rewards):")
         log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))
         return
     about, previous = read_kind(folders["policy"]), {"reward": "likelihood", "checkpoint": "none"}

@@ -33,7 +33,10 @@ class Options:
         decides=False,
     )
     batch_size: int | None = flag(
-        None, "batch size as in the released code: rows of --max_length tokens", low=1, decides=False
+        None,
+        "instead of --max_tokens_per_batch, as in the released code: this many times --max_length tokens",
+        low=1,
+        decides=False,
     )
 
 

@@ -24,8 +24,8 @@ class TrainData:
 
     name: str | None = flag(
         None,
-        "dataset: a built-in name (DatasetEnum), a name in configs/dataset.json, or a file; none: oasst_sft, or "
-        "tiny_sft with the tiny model",
+        "dataset: a built-in name (DatasetEnum in config.py), a name in configs/dataset.json, or a file; none: "
+        "oasst_sft, or tiny_sft with the tiny model",
         decides=False,
     )
     limit_size: int | None = flag(None, "read at most this many records; none: all", low=1)
@@ -53,7 +53,7 @@ class Optimisation:
     )
     grad_accum: int = flag(
         1,
-        "factor of the global batch; it has no effect on memory, which --max_tokens_per_batch limits",
+        "multiplies the global batch (see --train_bsz); memory depends on --max_tokens_per_batch, not on this",
         aliases=("gradient_accumulation_steps",),
         low=1,
         decides=False,

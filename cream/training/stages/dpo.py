@@ -59,8 +59,8 @@ class Options:
     )
     rpo_alpha: float = flag(
         0.0,
-        "RPO: adds this weight times the chosen response's negative log-likelihood per token; with C, the chosen "
-        "one's times C and the rejected one's times 1 - C",
+        "RPO: adds this weight times the chosen response's mean loss per token (-log pi); with C, C times that plus "
+        "1 - C times the rejected response's",
         low=0,
     )
     length_normalize: bool | None = flag(
@@ -164,7 +164,7 @@ class Stage:
         mean, reverse = sum(used) / len(used), sum(c < 0.5 for c in used)
         source = self.method if self.options.fixed_consistency is None else "--fixed_consistency"
         log.info(
-            "%d pairs, method %s: mean C %.3f; %d with C < 1/2, trained in reverse",
+            "%d pairs, method %s: trained with a mean C of %.3f; %d with C < 1/2, in reverse",
             len(used),
             source,
             mean,
