@@ -285,7 +285,7 @@ def test_rankings_of_other_responses_are_refused_unless_forced(chain):
     del previous[second]
     chain.write("outputs/other.json", previous)
     command = STAGES[4].replace("p.json", "other.json").replace("pairs.json", "few.json")
-    assert f"record '{first}' has other responses in the previous ranking" in chain.refused(command)
+    assert f"record '{first}' has other responses in --file2" in chain.refused(command)
     out = chain.run(command + " --force").out
     assert OTHER in out and MISSING in out
     meta = chain.read("outputs/few.json.meta.json")
