@@ -144,8 +144,9 @@ def test_the_same_commands_again_change_nothing(world):
 
 def test_printed_commands_run(world, readme):
     """What a stage prints as next runs, once a placeholder has its value; training and sampling only try."""
-    values = {"CHECKPOINT": "tiny_m1", "CURRENT": REWARDS[0]}
     for start, done in readme.items():
+        current = REWARDS_2[0] if SAMPLES_2 in start else REWARDS[0]  # of the round
+        values = {"CHECKPOINT": "tiny_m1", "CURRENT": current}
         assert done.commands() or "evaluation" in start
         for command in done.commands():
             words = [values.get(word, word) for word in world.argv(command)]
