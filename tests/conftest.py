@@ -27,10 +27,29 @@ settings.load_profile("cream")
 REPO = Path(__file__).resolve().parent.parent
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """Workers take a group of tests at a time: those of one xdist_group mark, else those of one file."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByGroup(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            group = super()._split_scope(nodeid)
+            return group.partition("::")[0]
+
+    return ByGroup(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of many slow tests first: workers take a file at a time, and quick ones fill what is left at the end."""
+    """The longest groups first: tests that start several processes, then files by their number of slow tests; quick
+    ones fill what is left at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (_group(item) != "both cores", -slow[item.path]))
+
+
+def _group(item: pytest.Item) -> str | None:
+    mark = item.get_closest_marker("xdist_group")
+    return mark and mark.args[0]
 
 
 @pytest.fixture(scope="session", autouse=True)
