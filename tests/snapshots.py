@@ -70,21 +70,28 @@ class Recorder:
                 state[name] = ["link", os.readlink(path)]
             elif path.is_dir():
                 state[name] = ["folder", ""]
-            elif path.suffix == LOCK:
-                state[name] = ["file", self._keep(b"")]
             else:
-                data = path.read_bytes()
+                data = b"" if path.suffix == LOCK else path.read_bytes()
                 state[name] = ["file", self._keep(data)]
-                forced = self.synced.get(status.st_ino, (0, 0))
-                if forced != (len(data), status.st_mtime_ns) and self.last.get(name) != state[name]:
-                    before, digest = self.contents.get(status.st_ino, (0, ""))
-                    before = before if before <= len(data) and self._keep(data[:before]) == digest else 0
-                    torn += [(name, end) for end in torn_ends(data, min(forced[0], before), before)]
+                safe, before = self._safe(status, data)
+                if safe < len(data) and self.last.get(name) != state[name]:
+                    torn += [(name, end) for end in torn_ends(data, safe, before)]
+                elif safe < len(data) and "/." not in name:  # nobody reads a temporary file again
+                    torn += [(name, data[:safe])]
                 self.contents[status.st_ino] = len(data), state[name][1]
         self._say(event, state)
         for name, data in torn:
-            self._say(f"{event}; {name} torn", state | {name: ["file", self._keep(data)]})
+            if state.keys() != self.last.keys() or self.last.get(name) != state[name]:
+                self._say(f"{event}; {name} torn", state | {name: ["file", self._keep(data)]})
         self.last = state
+
+    def _safe(self, status: os.stat_result, data: bytes) -> tuple[int, int]:
+        """How many bytes of a file survive a power cut, and how many it had at the last look."""
+        forced = self.synced.get(status.st_ino, (0, 0))
+        before, digest = self.contents.get(status.st_ino, (0, ""))
+        if before > len(data) or self._keep(data[:before]) != digest:  # another file had this number
+            before = 0
+        return len(data) if forced == (len(data), status.st_mtime_ns) else min(forced[0], before), before
 
     def _paths(self) -> Iterator[Path]:
         for name in self.watched:

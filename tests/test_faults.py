@@ -104,6 +104,7 @@ def killed(stage, moments):
         for journal in stage.folder.rglob("*.partial"):
             lines, before = journalled(journal), held.get(journal, [])
             assert lines[: len(before)] == before, f"{journal.name} has lost records"
+            assert len({strip_checksum(line) for line in lines}) == len(lines), f"{journal.name} has records twice"
             held[journal] = lines
         assert all(logged - saved <= EVERY for logged, saved in progress(stage.folder))
         print(f"{stage.name}: killed with {so_far(finished, stage.folder)} records and steps done")

@@ -225,7 +225,7 @@ def _stage(folder: str, argv: list[str], fatal: int | None, record: list | None,
     for stream, target in ((out, 1), (err, 2)):
         os.dup2(stream, target)
     os.chdir(folder)
-    sys.path[0], sys.argv = folder, argv
+    sys.path[0], sys.argv = os.path.dirname(os.path.join(folder, argv[0])), argv
     try:
         runpy.run_path(argv[0], run_name="__main__")
         code = 0
