@@ -1,5 +1,5 @@
-"""Bugs put in by hand, each of which must make its test fail: planted_bugs.py [WORD ...], those whose kind, file or test
-has one of the words.
+"""Bugs put in by hand, each of which must make its test fail: planted_bugs.py [WORD ...]; those whose kind, file or
+test has one of the words.
 
 scripts/planted_bugs.yaml lists them by kind: a file, the text that is replaced there, and the test. Each is put into a
 copy of the tracked files, in which the test then runs. Exit code 1 if a test passes in spite of its bug.

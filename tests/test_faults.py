@@ -38,7 +38,8 @@ STAGES = {  # stage -> its command, and how much of its work is done at the two 
     ),
     "iterate": ("iterate.py --device cpu --config localdata/recipe.yaml", (2, 12)),
 }
-LONGER = RECIPE | {"sft": RECIPE["sft"] | {"limit_size": 32}, "sampling": RECIPE["sampling"] | {"limit_size": 24}}
+LONGER = RECIPE | {"base_dir": "outputs/iterate/base", "output_dir": "outputs/iterate/own"}
+LONGER |= {"sft": RECIPE["sft"] | {"limit_size": 32}, "sampling": RECIPE["sampling"] | {"limit_size": 24}}
 
 
 class Stage:
