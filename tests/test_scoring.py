@@ -1,4 +1,4 @@
-"""A tensor-parallel model: the scores of one process, or a clear end."""
+"""A tensor-parallel model: the scores of one process, or a clear end. Its processes are forks, but for one case."""
 
 import json
 import os
@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cream.errors import UserError
 from cream.model.load import check_tp_size
+from cream.scoring import team as module
 from cream.scoring.team import Local, Team
 
+together = pytest.mark.xdist_group("both cores")
 CPU = torch.device("cpu")
 SLIDING = "sliding_attention"
 
@@ -37,12 +39,13 @@ def make(tmp_path):
 
 
 @pytest.fixture
-def team():
+def team(monkeypatch):
     """Makes a team of two, which is ended with the test."""
     made = []
 
-    def make(folder, dtype=torch.float32, max_tokens=300):
-        made.append(Team(folder, dtype, "cpu", max_tokens, 2))
+    def make(folder, start="fork"):
+        monkeypatch.setattr(module, "START", start)
+        made.append(Team(folder, torch.float32, "cpu", 300, 2))
         return made[-1]
 
     yield make
@@ -50,6 +53,7 @@ def team():
         one.close()
 
 
+@together
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, changes",
@@ -65,12 +69,13 @@ def team():
 def test_two_processes_score_as_one(make, team, name, changes):
     folder = make(name, **changes)
     wanted = Local(folder, torch.float32, CPU, 300).score(GROUPS)
-    both = team(folder)
+    both = team(folder, "spawn" if name == "llama" else "fork")
     assert difference(both.score(GROUPS), wanted) <= 1e-4
     assert difference(both.score(GROUPS[:2]), wanted[:2], GROUPS[:2]) <= 1e-4
     assert both.score([]) == []
 
 
+@together
 @pytest.mark.slow
 def test_a_plan_that_cuts_nothing_is_refused(make, team):
     folder = make("llama")
@@ -80,6 +85,7 @@ def test_a_plan_that_cuts_nothing_is_refused(make, team):
         team(folder)
 
 
+@together
 @pytest.mark.slow
 def test_a_plan_that_makes_another_model_is_refused(make, team):
     folder = make("llama")
@@ -92,6 +98,7 @@ def test_a_plan_that_makes_another_model_is_refused(make, team):
         team(folder)
 
 
+@together
 @pytest.mark.slow
 def test_a_lost_process_ends_the_team(make, team):
     both = team(make("llama"))
@@ -101,6 +108,7 @@ def test_a_lost_process_ends_the_team(make, team):
     assert not any(process.is_alive() for process in both.processes)
 
 
+@together
 @pytest.mark.slow
 def test_an_error_in_a_process_comes_with_its_traceback(make, team):
     with pytest.raises(RuntimeError, match=r"(?s)in process \d of --tensor_parallel_size 2:.*Traceback"):
