@@ -16,7 +16,7 @@ STEPS, BATCH = 8, 8
 RECORDS = STEPS * BATCH - 5  # the last step is short: one process has three examples there, the other none
 COMMON = "--model tiny --lr 3e-4 --save_dtype float32 --show_example no --bf16 no --limit_size " + str(RECORDS)
 COMMON += " --max_tokens_per_batch 110"  # several micro-batches a step in each process
-COMMON += " --log_every 1 --save_eval_step_ratio 2"
+COMMON += " --log_every 1"
 LORA = "--lora yes --lora_r 8 --lora_alpha 16 --lora_dropout 0"  # dropout draws from one stream per process
 STAGES = {
     "sft": f"{COMMON} --name tiny_sft",
@@ -163,6 +163,7 @@ def test_bfloat16_in_shards_trains_as_autocast_does(world):
 # Killed runs ----------------------------------------------------------------------------------------------------------
 
 SAVED, KILLED = STEPS // 2, STEPS - 1  # after which step the state is saved; before which step's update all are killed
+STAGE = f"{STAGES['dpo']} --save_eval_step_ratio 2"
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def interrupted(world):
         if way not in made:
             made[way] = world.folder / f"outputs/killed-{way}"
             again(world)
-            killed = f"{ranks.disturbed(f'killed {KILLED}')} {STAGES['dpo']} {WAYS[way]} --output_dir '{made[way]}'"
+            killed = f"{ranks.disturbed(f'killed {KILLED}')} {STAGE} {WAYS[way]} --output_dir '{made[way]}'"
             world.run(killed, code=-signal.SIGKILL)
         return shutil.copytree(made[way], made[way].with_name(f"{made[way].name}-{name}"), symlinks=True)
 
@@ -195,7 +196,7 @@ def test_a_killed_run_goes_on(world, trained, interrupted, way, other):
     """In the same number of processes to the bit, in another one (at the same global batch) up to rounding."""
     run = interrupted(way, "one" if other else "two")
     again(world)
-    out = world.run(f"{ranks.disturbed('kept')} {STAGES['dpo']} {other or WAYS[way]} --output_dir '{run}'").out
+    out = world.run(f"{ranks.disturbed('kept')} {STAGE} {other or WAYS[way]} --output_dir '{run}'").out
     assert f"resuming after step {SAVED}" in out
     weights = difference(moved(world, run), moved(world, trained("dpo", way)))
     print(f"{way}, gone on {'in another number of processes' if other else 'in as many processes'}: {weights:.1e}")
