@@ -1,6 +1,10 @@
-"""A tensor-parallel model: the scores of one process, or a clear end. Its processes are forks, but for one case."""
+"""A tensor-parallel model: the scores of one process, or a clear end.
+
+Its processes are forks of a server that has imported the libraries, but for one case, where they are spawned.
+"""
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -18,6 +22,7 @@ from cream.scoring.team import Local, Team
 together = pytest.mark.xdist_group("both cores")
 CPU = torch.device("cpu")
 SLIDING = "sliding_attention"
+LIBRARIES = ["cream.scoring.team", "transformers.models.llama.modeling_llama", "torch.distributed.tensor"]
 
 
 @pytest.fixture
@@ -42,8 +47,9 @@ def make(tmp_path):
 def team(monkeypatch):
     """Makes a team of two, which is ended with the test."""
     made = []
+    multiprocessing.set_forkserver_preload(LIBRARIES)
 
-    def make(folder, start="fork"):
+    def make(folder, start="forkserver"):
         monkeypatch.setattr(module, "START", start)
         made.append(Team(folder, torch.float32, "cpu", 300, 2))
         return made[-1]
@@ -69,7 +75,7 @@ def team(monkeypatch):
 def test_two_processes_score_as_one(make, team, name, changes):
     folder = make(name, **changes)
     wanted = Local(folder, torch.float32, CPU, 300).score(GROUPS)
-    both = team(folder, "spawn" if name == "llama" else "fork")
+    both = team(folder, "spawn" if name == "llama" else "forkserver")
     assert difference(both.score(GROUPS), wanted) <= 1e-4
     assert difference(both.score(GROUPS[:2]), wanted[:2], GROUPS[:2]) <= 1e-4
     assert both.score([]) == []
