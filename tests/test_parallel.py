@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both cores")]
 
-STEPS, BATCH = 8, 8
+STEPS, BATCH = 6, 8
 RECORDS = STEPS * BATCH - 5  # the last step is short: one process has three examples there, the other none
 COMMON = "--model tiny --lr 3e-4 --save_dtype float32 --show_example no --bf16 no --limit_size " + str(RECORDS)
 COMMON += " --max_tokens_per_batch 110"  # several micro-batches a step in each process
