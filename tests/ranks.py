@@ -73,7 +73,7 @@ def _start(place: dict, argv: list[str], output: int) -> int:
         if host := place.pop("HOST", None):
             _enter(host)
         os.environ |= place
-        sys.argv = argv
+        sys.path[0], sys.argv = str(Path(argv[0]).resolve().parent), argv
         runpy.run_path(argv[0], run_name="__main__")
         code = 0
     except SystemExit as error:

@@ -306,8 +306,6 @@ def both_cores(test):
 
 
 SCRIPT = """
-import sys
-sys.path[0] = "."
 import torch, torch.distributed as dist
 from cream.errors import UserError
 from cream.training import world
