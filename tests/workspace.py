@@ -6,6 +6,7 @@ of its own. It never imports the project: a fork takes that from the workspace i
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LIBRARIES = ("torch", "transformers.models.llama.modeling_llama", "accelerate", "peft", "deepspeed", "datasets")
+LIBRARIES += ("deepspeed.runtime.zero.muon.muon_optimizer",)  # imports torch's compiler, for every ZeRO run
 CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.symlink"}  # and "open", to write
 PARTS = ("*.py", "cream", "configs", "localdata/tiny", "assets", "scripts")
 REGISTRIES = ("checkpoint.json", "dataset.json")  # what a user of this clone has registered is no part of a fresh one
@@ -175,6 +177,7 @@ def serve() -> None:
         if importlib.util.find_spec(name):
             with contextlib.redirect_stdout(sys.stderr):
                 importlib.import_module(name)
+    gc.freeze()  # forks need not look through the libraries for garbage
     for folder, argv, fatal, record in map(json.loads, sys.stdin):
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)  # the last one: until now its number stood for it alone
@@ -241,3 +244,4 @@ def _stage(folder: str, argv: list[str], fatal: int | None, record: list | None,
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # without what some libraries print when they are unloaded
