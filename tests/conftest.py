@@ -41,8 +41,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest groups first: tests that start several processes, then files by their number of slow tests; quick
-    ones fill what is left at the end."""
+    """Tests that run command lines are slow. The longest groups first: tests that start several processes, then files by
+    their number of slow tests; quick ones fill what is left at the end."""
+    for item in items:
+        if "stages" in item.fixturenames:
+            item.add_marker("slow")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (_group(item) != "both cores", -slow[item.path]))
 
