@@ -75,7 +75,7 @@ def wait_until(condition):
 def program(code):
     """The command that runs `code` with this module's names, and its environment; actors import from there, too."""
     path = os.pathsep.join([str(REPO), str(REPO / "tests")])
-    return [sys.executable, "-c", f"from test_pool import *; {code}"], os.environ | {"PYTHONPATH": path}
+    return [sys.executable, "-c", f"from test_pool import *; {code}"], os.environ | processes.RAY | {"PYTHONPATH": path}
 
 
 def test_one_device_needs_no_ray():
@@ -188,7 +188,10 @@ def one(workspace):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("both cores")
-def test_two_replicas_sample_as_one_process_does(workspace, one):
+def test_two_replicas_sample_as_one_process_does(workspace, one, monkeypatch):
+    """As a user starts it: an interpreter of its own, and its own Ray."""
+    for name, value in processes.RAY.items():
+        monkeypatch.setenv(name, value)
     workspace.spawn(f"{SAMPLE} --device cpu,cpu --output_dir outputs/two.json")
     two = list(read(workspace.folder / "outputs/two.json", Samples))
     assert [sample.uuid for sample in two] == [sample.uuid for sample in one] and len(one) == 60
@@ -200,7 +203,7 @@ def test_two_replicas_sample_as_one_process_does(workspace, one):
 @pytest.mark.slow
 @pytest.mark.xdist_group("both cores")
 def test_a_tensor_parallel_team_rewards_as_one_process_does(workspace, one):
-    """From the one's scores nothing is taken; a third run takes all of the team's."""
+    """And its scores are in the same cache."""
     for name, device in (("alone", "cpu"), ("team", "cpu,cpu --tensor_parallel_size 2")):
         (workspace.folder / "outputs/one.scores.jsonl").unlink(missing_ok=True)
         out = workspace.run(f"{REWARD} --device {device} --output outputs/{name}.json").out
