@@ -2,7 +2,6 @@
 
 import os
 import select
-import signal
 import socket
 import sys
 from contextlib import suppress
@@ -84,9 +83,9 @@ def lose_a_node(workspace, cluster, command):
     while not replica and not select.select([stage], [], [], 0.02)[0]:
         replica = stopped_at_work(raylet)
     os.close(stage)
+    cluster.remove()
     if replica:
-        cluster.remove()
-        replica.kill()  # it is stopped, and does not see that its node is gone
+        replica.kill()  # stopped, it does not see that its node is gone
     done = workspace.stages.end()
     assert done.code == 0 and "Traceback" not in done.out + done.err, done.out + done.err
     assert replica, "the stage ended before its second replica was seen at work"

@@ -6,6 +6,7 @@ of its own. It never imports the project: a fork takes that from the workspace i
 """
 
 import contextlib
+import copy
 import importlib
 import json
 import os
@@ -43,12 +44,13 @@ class Done:
 class Stages:
     """The process that runs stages in forks of itself."""
 
-    def __init__(self, *libraries: str):
+    def __init__(self, *libraries: str, **variables: str):
+        """With these libraries imported, too, and in this environment."""
         from cream.cli import console
 
         pipe, quiet = subprocess.PIPE, os.environ | console.QUIET | {"DS_ACCELERATOR": "cpu"}  # read at import
         argv = [sys.executable, __file__, *LIBRARIES, *libraries]
-        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=quiet)
+        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=quiet | variables)
 
     def run(self, folder: Path, argv: list[str]) -> Done:
         """`python argv…` in a folder."""
@@ -87,6 +89,12 @@ class Workspace:
         done = self.stages.run(self.folder, self.argv(command))
         assert done.code == code, f"{command}\nended with {done.code}, not {code}\n{done.out}\n{done.err}"
         return done
+
+    def in_forks_of(self, stages: Stages) -> "Workspace":
+        """The same folder, its commands in forks of another process."""
+        other = copy.copy(self)
+        other.stages = stages
+        return other
 
     def refused(self, command: str) -> str:
         """The message of a command that must end with exit code 2, no traceback, and nothing written or changed."""
