@@ -148,7 +148,7 @@ def stages():
 
 
 @pytest.fixture(scope="session")
-def vllm_stages():
+def with_vllm():
     """Another, which has imported vLLM (15 s). Tests that use it are of the group "vllm", so that there is one."""
     from workspace import Stages
 
@@ -164,3 +164,28 @@ def workspace(stages, tmp_path_factory):
     from workspace import Workspace
 
     return Workspace(tmp_path_factory.mktemp("workspace"), REPO, stages)
+
+
+@pytest.fixture(scope="session")
+def loop(stages, tmp_path_factory) -> Path:
+    """A workspace in which the tiny loop has run (workspace.ROUND): built once for all workers. Read only."""
+    from filelock import FileLock
+    from workspace import ROUND, Workspace
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(base / "loop.lock"):
+        if not (base / "loop/finished").exists():
+            world = Workspace(base / "loop", REPO, stages)
+            for command in ROUND:
+                world.run(command)
+            (base / "loop/finished").touch()
+    return base / "loop"
+
+
+@pytest.fixture(scope="module")
+def looped(stages, loop, tmp_path_factory):
+    """A workspace that has the tiny loop's outputs, for tests of something else than how they are made."""
+    from workspace import Workspace
+
+    return Workspace(tmp_path_factory.mktemp("workspace"), REPO, stages, loop)

@@ -5,6 +5,7 @@ with random weights and the same tokenizer takes vLLM. Neither can solve a probl
 and every number is what an independent computation says.
 """
 
+import copy
 import json
 import math
 import shutil
@@ -143,7 +144,7 @@ def head_32(world):
 
 
 @pytest.mark.slow
-def test_vllm_samples_and_evaluates(world, head_32, vllm_stages):
+def test_vllm_samples_and_evaluates(world, head_32, with_vllm):
     """The same data through vLLM, sampled as a user starts it: what it sampled is rewarded as a plain forward pass
     says."""
     model = f"--device cpu --model {head_32}"
@@ -157,7 +158,9 @@ def test_vllm_samples_and_evaluates(world, head_32, vllm_stages):
     assert len(samples) == 40 and all(len(set(sample.responses)) == 3 for sample in samples)
     world.run(f"{rewarding} --output outputs/means.json")
     check_scores(world, "outputs/means.json", head_32)
-    world.in_forks_of(vllm_stages).run(
+    world = copy.copy(world)
+    world.stages = with_vllm
+    world.run(
         f"infer.py {model} --engine vllm --mode evaluation --name all_test --gen_max_tokens 24 "
         "--output_dir outputs/vllm"
     )
