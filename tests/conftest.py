@@ -27,13 +27,8 @@ settings.load_profile("cream")
 REPO = Path(__file__).resolve().parent.parent
 
 # What vLLM imports for a Llama on a CPU, and its environment: without compilers, which a kill would leave behind.
-VLLM_MODULES = [
-    f"vllm.{name}"
-    for name in (
-        *("v1.engine.llm_engine", "v1.engine.core", "v1.executor.uniproc_executor", "v1.worker.cpu_worker"),
-        "model_executor.models.llama",
-    )
-]
+VLLM_MODULES = ("vllm.v1.engine.llm_engine", "vllm.v1.engine.core", "vllm.v1.executor.uniproc_executor")
+VLLM_MODULES += ("vllm.v1.worker.cpu_worker", "vllm.model_executor.models.llama")
 VLLM_QUICK = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_COMPILE_DISABLE": "1"}
 
 
