@@ -26,6 +26,11 @@ settings.load_profile("cream")
 
 REPO = Path(__file__).resolve().parent.parent
 
+# What vLLM imports for a Llama on a CPU, and its environment: without compilers, which a kill would leave behind.
+VLLM_MODULES = ("vllm.v1.engine.llm_engine", "vllm.v1.engine.core", "vllm.v1.executor.uniproc_executor")
+VLLM_MODULES += ("vllm.v1.worker.cpu_worker", "vllm.model_executor.models.llama")
+VLLM_QUICK = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_COMPILE_DISABLE": "1"}
+
 
 def pytest_xdist_make_scheduler(config, log):
     """Workers take a group of tests at a time: those of one xdist_group mark, else those of one file."""
@@ -136,6 +141,17 @@ def stages():
     from workspace import Stages
 
     process = Stages()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def with_vllm():
+    """Another, which has imported vLLM (15 s). Tests that use it are of the group "vllm", so that there is one."""
+    from workspace import Stages
+
+    pytest.importorskip("vllm", exc_type=ImportError)
+    process = Stages(*VLLM_MODULES, **VLLM_QUICK)
     yield process
     process.close()
 

@@ -322,14 +322,3 @@ def test_a_killed_comparison_goes_on(world):
     assert "resuming: 1 of 3 questions are done" in done.out
     part = world.read("outputs/part.json")
     assert part.pop("two") == kept and rows.pop("two") and part == rows
-
-
-@pytest.mark.slow
-def test_two_replicas_find_the_same(world):
-    command = f"{COMMAND}mixed.json --max_length 500 --output_dir outputs/"
-    world.run(command + "one.json")
-    world.spawn((command + "two.json").replace("--device cpu", "--device cpu,cpu"))
-    one, two = (world.read(f"outputs/{name}.json") for name in ("one", "two"))
-    assert list(one) == list(two)
-    for uuid in ("two", "gas"):
-        assert two[uuid]["option_logprob"] == pytest.approx(one[uuid]["option_logprob"], abs=1e-4)

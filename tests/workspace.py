@@ -63,15 +63,15 @@ class Done:
 class Stages:
     """The process that runs stages in forks of itself."""
 
-    def __init__(self, *libraries: str, project: Path | None = None):
+    def __init__(self, *libraries: str, project: Path | None = None, **variables: str):
         """`libraries`: further modules to import at once; also those of a `project`, which is then the only one that it
-        runs."""
+        runs. `variables`: of its environment."""
         from cream.cli import console
 
         pipe, quiet = subprocess.PIPE, os.environ | console.QUIET | {"DS_ACCELERATOR": "cpu"}  # read at import
         quiet |= {"PYTHONPATH": str(project)} if project else {}
         argv = [sys.executable, __file__, *LIBRARIES, *libraries]
-        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=quiet)
+        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=quiet | variables)
 
     def run(self, folder: Path, argv: list[str]) -> Done:
         """`python argv…` in a folder."""
