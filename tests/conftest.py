@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from _pytest.nodeid import coerce_node_id
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the hub fails instead of waiting
@@ -45,12 +46,16 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run command lines are slow. The longest groups first: tests that start several processes, then files by
-    their number of slow tests; quick ones fill what is left at the end."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that run command lines are slow. The longest groups first: tests that start several processes, then files
+    by their number of slow tests; quick ones fill what is left at the end."""
     for item in items:
         if "stages" in item.fixturenames:
             item.add_marker("slow")
+    if config.getoption("loadgroup", False):  # xdist names groups in `_nodeid`, which pytest 9.2 does not read
+        for item in items:
+            if group := _group(item):
+                item._id = coerce_node_id(f"{item.nodeid}@{group}")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (_group(item) != "both cores", -slow[item.path]))
 
