@@ -1,9 +1,11 @@
 """Chat templates -> ids and spans: what is scored, where it ends, and which templates are refused."""
 
 import copy
+import struct
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, processors
@@ -12,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from cream.errors import UserError
 from cream.records import Message
 from cream.text.chat import Chat
+from cream.text.tokens import Tokens
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
 HEADER = "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -157,8 +160,18 @@ def test_any_answer_comes_back_from_its_span(tiny_chat, answer, question):
 
 
 def test_show_marks_what_is_scored(tiny_chat):
-    shown = tiny_chat.show(tiny_chat.encode_conversation([*QUESTION, Message("assistant", "28.")]))
-    assert "<assistant>⟦28.<end>⟧" in shown and "4 of them scored" in shown
+    turns = [("user", "2 + 3?"), ("assistant", "5"), ("user", "And 1?"), ("assistant", "6")]
+    shown = tiny_chat.show(tiny_chat.encode_conversation([Message(*turn) for turn in turns]))
+    said = "<bos><user>2 + 3?<end><assistant>⟦5<end>⟧<user>And 1?<end><assistant>⟦6<end>⟧"
+    assert shown == said + "\n(21 tokens, 4 of them scored)"
+
+
+def test_a_digest_is_of_signed_numbers_that_keep_ids_and_spans_apart():
+    """The caches of scores on disk are read by it."""
+    flat = struct.pack("=7q", 5, 7, 8, 9, -1, 1, 3)
+    assert Tokens([5, 7, 8, 9], [(1, 3)]).digest() == xxhash.xxh3_64(flat).hexdigest()
+    one, other = Tokens([5, 6, 7, 8], [(0, 1), (3, 4)]), Tokens([5, 6, 7, 8, 1, 0], [(3, 4)])
+    assert one.digest() != other.digest()  # they were equal if 1 stood between ids and spans
 
 
 @pytest.mark.parametrize("folder, end", [("tokenizers/mistral", "</s>"), ("models/stories260K", "</s>")])
