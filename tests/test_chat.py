@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cream.errors import UserError
 from cream.records import Message
-from cream.text.chat import Chat
+from cream.text import chat as chat_module
+from cream.text.chat import NOT_A_PREFIX, Chat
 from cream.text.tokens import Tokens
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -140,6 +141,7 @@ def test_an_answer_that_merges_into_the_prompt_is_left_out():
     chat = Chat(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template))
     separate, merged = chat.encode_responses(QUESTION, ["8", "7"], [True, True])
     assert separate.num_response_tokens == 2 and merged is None
+    assert chat.encode_within_limit(QUESTION, ["8", "7"], [True, True], 99) == [separate, NOT_A_PREFIX]
     assert chat.encode_conversation([*QUESTION, Message("assistant", "7")]) is None
 
 
@@ -157,6 +159,30 @@ def test_any_answer_comes_back_from_its_span(tiny_chat, answer, question):
     (tokens,) = tiny_chat.encode_responses([Message("user", question)], [answer], [True])
     ((start, end),) = tokens.spans
     assert tiny_chat.tokenizer.decode(tokens.ids[start:end]) == answer + "<end>"
+
+
+def test_a_huge_conversation_is_measured_by_its_beginning(tiny_chat, monkeypatch):
+    """A character is a token here."""
+    monkeypatch.setattr(chat_module, "HUGE", 20)
+
+    def exceeds(limit, *texts):
+        return tiny_chat.exceeds([Message("user", text) for text in texts], limit)
+
+    assert not exceeds(0, "a" * 20)  # not huge: its tokens are to be counted
+    assert exceeds(18, "a" * 21) and not exceeds(19, "a" * 21)  # the last of 20 may be part of a longer one
+    assert exceeds(18, "a" * 10, "b" * 11)
+    blanks = " " * 30  # a template may strip them
+    assert exceeds(8, f"aaaaa{blanks}", f"{blanks}bbbb") and not exceeds(9, f"aaaaa{blanks}", f"{blanks}bbbb")
+
+
+@pytest.mark.parametrize("huge", [chat_module.HUGE, 0])
+def test_a_row_beyond_the_limit_has_a_reason_in_its_place(tiny_chat, monkeypatch, huge):
+    texts, complete = ["5", "5" * 30, "28", "28"], [True, True, True, False]
+    rows = tiny_chat.encode_responses(QUESTION, texts, complete)
+    monkeypatch.setattr(chat_module, "HUGE", huge)
+    for limit in range(len(rows[1]) + 1):
+        found = tiny_chat.encode_within_limit(QUESTION, texts, complete, limit)
+        assert found == [row if len(row) <= limit else f"longer than {limit} tokens" for row in rows]
 
 
 def test_show_marks_what_is_scored(tiny_chat):
