@@ -121,6 +121,15 @@ def test_it_stops_at_every_end_the_model_knows(tiny_tokenizer):
     chat = Chat(with_template(tiny_tokenizer, GOOD["bos"], eos_token="<pad>"), generation_eos=[special("<user>")])
     assert chat.end_of_turn == special("<end>")
     assert set(chat.stop_ids) == {special("<end>"), special("<pad>"), special("<user>")}
+    assert Chat(with_template(tiny_tokenizer, GOOD["bos"], eos_token=None)).stop_ids == (special("<end>"),)
+
+
+def test_what_will_be_rendered_is_probed_first(tiny_tokenizer, monkeypatch):
+    probed = []
+    monkeypatch.setattr(chat_module, "probe_in_subprocess", lambda work, what: probed.append((work(), what)))
+    Chat(with_template(tiny_tokenizer, GOOD["no bos"], name_or_path="my/model"))
+    prompt = "<user>What is 2 + 3?<end>"
+    assert probed == [([f"{prompt}<assistant>", f"{prompt}<assistant>5<end>"], "my/model: its chat template")]
 
 
 @pytest.mark.parametrize(
