@@ -381,6 +381,24 @@ def test_a_group_too_large_for_a_row_is_split_by_answers(group, max_tokens):
             assert prompt + sum(len(group[i]) - prompt for i in [*run, following[0]]) > max_tokens
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 3, 6, 7])
+@pytest.mark.parametrize("scaling", [None, 0.7])
+@pytest.mark.parametrize("queries", [4, 7])
+def test_attention_of_the_last_tokens_is_its_definition(queries, scaling, window, softcap):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, count, 8) for count in (queries, 7, 7))
+    wanted = torch.empty_like(query)
+    for head in range(2):
+        for at in range(queries):
+            last = 7 - queries + at
+            seen = slice(0 if window is None else max(0, last - window + 1), last + 1)
+            scores = key[0, head, seen] @ query[0, head, at] * (8**-0.5 if scaling is None else scaling)
+            scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+            wanted[0, head, at] = scores.softmax(0) @ value[0, head, seen]
+    torch.testing.assert_close(trees._causal(query, key, value, scaling, window, softcap), wanted)
+
+
 @settings(max_examples=10)
 @given(forests)
 def test_the_mask_is_one_that_flex_attention_can_evaluate(groups):
