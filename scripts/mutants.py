@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -44,16 +45,19 @@ TESTS = {  # module: the files of tests that are run against its mutants, but fo
     "evaluation.statistics": "statistics compare grading",
 }
 KILLED = ("killed", "timeout", "segfault")  # a test that no longer ends has seen the bug, too
-# No shrinking of examples that fail, and the same examples each time.
-PROFILE = """
+# What the copy's conftest.py ends with: the same examples each time, and no shrinking of those that fail.
+CONFTEST = """
 from hypothesis import Phase
 same = dict(derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
 settings.register_profile("mutants", deadline=None, **same)
 settings.load_profile("mutants")
+
+def pytest_collection_modifyitems(items):  # not what starts processes: mutmut sees what runs in this one
+    items[:] = [item for item in items if not {"stage", "workspace", "repo"} & {*item.fixturenames}]
 """
 CONFIG = """[mutmut]
 source_paths = cream
-only_mutate = {module}
+only_mutate = {paths}
 do_not_mutate_patterns = ^\\s*raise\\b
 pytest_add_cli_args = -p
     no:cacheprovider
@@ -72,12 +76,13 @@ def main() -> None:
         parser.error(f"no such module: {' '.join(names)}")
     total: Counter[str] = Counter()
     print(f"{'module':24}{'mutants':>8}{'killed':>8}{'survived':>10}{'share':>8}")
-    for module in modules:
+    for tests, some in groupby(modules, TESTS.get):  # modules with the same tests in one run
         with tempfile.TemporaryDirectory() as folder:
-            verdicts, survivors = check(module, TESTS[module].split(), Path(folder))
-        total += verdicts
-        print_row(module, verdicts)
-        print("".join(f"    {line}\n" for line in survivors), end="", flush=True)
+            found = check([*some], tests.split(), Path(folder))
+        for module, (verdicts, survivors) in found.items():
+            total += verdicts
+            print_row(module, verdicts)
+            print("".join(f"    {line}\n" for line in survivors), end="", flush=True)
     print_row("all", total)
 
 
@@ -86,23 +91,24 @@ def print_row(name: str, verdicts: Counter[str]) -> None:
     print(f"{name:24}{mutants:8}{killed:8}{mutants - killed:10}{(mutants - killed) / mutants:8.1%}", flush=True)
 
 
-def check(module: str, tests: list[str], folder: Path) -> tuple[Counter[str], list[str]]:
-    """The verdicts on a module's mutants, and those that survived, as `file:line: old -> new`."""
-    path = Path("cream", *module.split(".")).with_suffix(".py")
+def check(modules: list[str], tests: list[str], folder: Path) -> dict[str, tuple[Counter[str], list[str]]]:
+    """By module the verdicts on its mutants, and those that survived as `file:line: old -> new`."""
+    paths = {module: Path("cream", *module.split(".")).with_suffix(".py") for module in modules}
     copy_repository(folder)
-    selection, others = [f"tests/test_{name}.py" for name in tests], [p.name for p in folder.iterdir()]
+    others = {path.name for path in folder.iterdir()} - {"cream", "tests"}
+    lists = {"paths": paths.values(), "tests": [f"tests/test_{name}.py" for name in tests], "others": others}
     (folder / "setup.cfg").write_text(
-        CONFIG.format(module=path, tests="\n    ".join(selection), others="\n    ".join({*others} - {"cream", "tests"}))
+        CONFIG.format(**{name: "\n    ".join(map(str, values)) for name, values in lists.items()})
     )
     with open(folder / "tests/conftest.py", "a") as conftest:
-        conftest.write(PROFILE)
+        conftest.write(CONFTEST)
     mutmut = [Path(sys.executable).with_name("mutmut"), "run", "--max-children", "1"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}  # a process with one thread can be forked after it has used torch
     done = subprocess.run(mutmut, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        sys.exit(done.stdout + f"\nmutmut failed on {path}")
+        sys.exit(f"{done.stdout[-5000:]}\nmutmut failed on {', '.join(modules)}")
     with contextlib.chdir(folder):
-        return read_verdicts(path)
+        return {module: read_verdicts(path) for module, path in paths.items()}
 
 
 def copy_repository(folder: Path) -> None:

@@ -82,6 +82,10 @@ def test_top_order(current, previous, agree):
     np.testing.assert_array_equal(top_order([current], [previous]), [agree])
 
 
+def test_top_order_is_each_prompts_own():
+    assert top_order([[1, 2, 3]] * 3, [[1, 2, 3], [3, 2, 1], [1, 2, 4]]).tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_undefined_without_a_ranking(statistic):
     a = [[1, 1, 1], [1, 2, 3], [np.nan, np.nan, 3], [np.nan] * 3, [1, 2, np.nan]]
@@ -133,6 +137,12 @@ def two_rankings(draw):
     prompts, answers = draw(st.integers(1, 5)), draw(st.integers(1, 6))
     rows = st.lists(st.lists(REWARD, min_size=answers, max_size=answers), min_size=prompts, max_size=prompts)
     return np.array(draw(rows)), np.array(draw(rows))
+
+
+@pytest.mark.parametrize("ours, theirs", [(kendall, stats.kendalltau), (spearman, stats.spearmanr)])
+@given(rankings=two_rankings())
+def test_equals_scipy(ours, theirs, rankings):
+    np.testing.assert_allclose(ours(*rankings), by_scipy(theirs, *rankings), atol=1e-12)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
