@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cream.model import trees
 from cream.model.batches import pad
@@ -255,9 +256,9 @@ def test_a_wrong_attention_is_found_out(policy, monkeypatch, said, name, part, w
     assert model.model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "granite"])
 def test_a_model_made_ready_for_trees_still_takes_padded_rows(policy, name):
-    """Windows and caps included."""
+    """Windows, caps and scales included."""
     model = LogProbs(policy(name))
     found = score(LogProbs(model.model, share=False), GROUPS[:4], Budget(100))
     assert difference(found, [plain(policy(name), group) for group in GROUPS[:4]], GROUPS[:4]) <= 1e-4
@@ -397,6 +398,17 @@ def test_attention_of_the_last_tokens_is_its_definition(queries, scaling, window
             scores = scores if softcap is None else softcap * (scores / softcap).tanh()
             wanted[0, head, at] = scores.softmax(0) @ value[0, head, seen]
     torch.testing.assert_close(trees._causal(query, key, value, scaling, window, softcap), wanted)
+
+
+@pytest.mark.parametrize("others", [{}, {"is_causal": False}])
+def test_without_a_layout_attention_is_the_librarys(others):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 5, 8)
+    found, wanted = (
+        attention(torch.nn.Module(), query, key, value, None, scaling=0.7, **others)[0]
+        for attention in (trees.attend, sdpa_attention_forward)
+    )
+    torch.testing.assert_close(found, wanted)
 
 
 @settings(max_examples=10)
