@@ -72,7 +72,7 @@ def test_paired_difference_is_scipys(pairs, confidence):
 def test_intervals_are_of_95_percent_unless_told():
     assert wilson_interval(3, 7) == wilson_interval(3, 7, 0.95)
     assert paired_difference([1, 3, 4], [2, 2, 1]) == paired_difference([1, 3, 4], [2, 2, 1], 0.95)
-    counts = [(5, 12, 60)]
+    counts = [(5, 12, 61), (31, 19, 97), (7, 11, 53)]
     assert bootstrap_difference(counts) == bootstrap_difference(counts, 0.95, resamples=10_000, seed=0)
 
 
