@@ -148,6 +148,7 @@ def test_what_will_be_rendered_is_probed_first(tiny_tokenizer, monkeypatch):
             "after 13 equal tokens the prompt has ['<assistant>'], the conversation []; give another",
         ),
         ("{{ raise_exception('only Latin') }}", "only Latin"),
+        ("{% set n = 3 %}{{ 7 % n }}", ": its chat template computes with numbers that may be huge"),
     ],
 )
 def test_templates_that_would_train_the_wrong_thing_are_refused(tiny_tokenizer, template, complaint):
