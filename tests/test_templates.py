@@ -31,7 +31,6 @@ def tokenizer(tiny_folder):
         (SPIN, "takes more than 2 s"),
         ("{{ 9 ** (9 ** 9) }}", "takes more than 2 s"),  # one step, which no signal of Python's interrupts
         ("{{ 'x' * (10 ** 11) }}", "too much memory"),
-        ("{% set n = 3 %}{{ 7 % n }}", "computes with numbers that may be huge"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "refuses a conversation"),
         ("{{ messages.__init__.__globals__ }}", "refuses a conversation"),
         ("{{ messages.append(1) }}", "refuses a conversation"),
