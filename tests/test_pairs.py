@@ -286,8 +286,10 @@ def test_pairs_of_a_strategy_of_ones_own():
             return self.pairs
 
     strategy, one = Stated(), record("p", [3.0, 2.0, 1.0])
-    found = [(p.selected_index, p.rejected_index, p.consistency) for p in build([one], None, Rules(strategy)).pairs]
+    made = build([one], None, Rules(strategy))
+    found = [(p.selected_index, p.rejected_index, p.consistency) for p in made.pairs]
     assert found == [(0, 2, 0.9), (1, 2, 0.5), (0, 1, 0.0)]
+    assert made.own and (made.c.n, made.c.mean) == (3, pytest.approx(1.4 / 3))  # of the pairs
     strategy.pairs = []
     made = build([one], None, Rules(strategy))
     assert list(made.pairs) == [] and made.dropped == {NONE_CHOSEN: 1}
@@ -354,5 +356,6 @@ def test_what_the_previous_model_did_not_reward_leaves_and_so_do_its_repetitions
 def test_lengths_of_several_pairs_are_of_all_of_them():
     made = build([record("p", [1.0, 2.0, 4.0], num_tokens=[5, 9, 8])], None, Rules(all_pairs))
     assert len(list(made.pairs)) == 3
+    assert not made.own and (made.c.n, made.c.mean) == (1, 1.0)  # of the prompt
     assert made.lengths.longer_by == ((8 - 5) + (8 - 9) + (9 - 5)) / 3
     assert made.lengths.bias == pytest.approx(np.corrcoef([1, 2, 4], [5, 9, 8])[0, 1])

@@ -409,6 +409,8 @@ def test_without_a_layout_attention_is_the_librarys(others):
         for attention in (trees.attend, sdpa_attention_forward)
     )
     torch.testing.assert_close(found, wanted)
+    half = (x.bfloat16() for x in (query, key, value))
+    assert trees.attend(torch.nn.Module(), *half, None, softcap=2.0)[0].dtype == torch.bfloat16
 
 
 @settings(max_examples=10)
