@@ -197,7 +197,7 @@ NUMBERS = [
     ("Answer: 0.00001", "1e-05", "0.00001"),
     ("Answer: 9007199254740993", "9007199254740992", "9007199254740993"),
     # markers before an empty one, remarks, chains of equations, thousands and exponents below a line or a power
-    ("Answer: 2 hours and 30 minutes = 150 minutes, or Answer: not enough information", "2", "150"),
+    ("Answer: 2 hours and 30 minutes = 150 minutes or Answer: there is no way to know", "2", "150"),
     ("Answer: (rounded) 18 dollars for 7 days", "18", "18"),
     ("Answer: x = 5 = 2 + 3", "5", "5"),
     ("Answer: 5/1,000", "5", "0.005"),
@@ -519,7 +519,7 @@ CHOICES = [
     # points within a name, a last line without a word, options of which some or all are values
     ("Answer: Mt McKinley", {"A": "Mt. McKinley", "B": "Mt. Kea"}, None, "A"),
     ("It must be oxygen.\n---", GASES, None, "A"),
-    ("A came first, then B or C", GASES, "C", None),
+    ("B came first, then C or D", GASES, "D", None),
     ("Oxygen is lighter than argon.", GASES, None, "A"),
     ("Answer: D, 6 and 6", COUNTS, "D", "D"),
     ("Answer: not 4, 5 apples for 6 kids", COUNTS, None, "B"),
