@@ -5,6 +5,7 @@ import random
 import shutil
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -409,8 +410,29 @@ def test_without_a_layout_attention_is_the_librarys(others):
         for attention in (trees.attend, sdpa_attention_forward)
     )
     torch.testing.assert_close(found, wanted)
+
+
+def test_without_a_layout_scores_may_be_capped():
+    """As no attention of the library's is; there may be fewer keys than queries."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 5, 8) for heads in (4, 2, 2))
+    wanted = trees._causal(query, *(x.repeat_interleave(2, dim=1) for x in (key, value)), 0.7, None, 2.0)
+    found, _ = trees.attend(torch.nn.Module(), query, key, value, None, scaling=0.7, softcap=2.0)
+    torch.testing.assert_close(found, wanted.transpose(1, 2))
     half = (x.bfloat16() for x in (query, key, value))
     assert trees.attend(torch.nn.Module(), *half, None, softcap=2.0)[0].dtype == torch.bfloat16
+
+
+def test_on_cuda_flex_attention_takes_the_mask_of_the_layout(monkeypatch):
+    taken = []
+    name = "transformers.integrations.flex_attention.flex_attention_forward"
+    monkeypatch.setattr(name, lambda *values, **settings: taken.append((values, settings)) or "attended")
+    query = SimpleNamespace(device=torch.device("cuda"))
+    layout = SimpleNamespace(block_mask=lambda window: f"mask of window {window}")
+    settings = {"scaling": 0.7, "softcap": 2.0}
+    found = trees.attend("layer", query, "key", "value", None, sliding_window=3, tree_layout=layout, **settings)
+    assert found == "attended"
+    assert taken == [(("layer", query, "key", "value", "mask of window 3"), settings)]
 
 
 @settings(max_examples=10)
