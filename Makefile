@@ -1,6 +1,6 @@
 # `make` lists the targets. The first two are all a newcomer needs: make quickstart, make test.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast mutants setup setup-bench lint clean
+.PHONY: help quickstart test test-fast mutants setup lint clean
 
 # DEVICE=cpu|cuda and PYTHON=/path/to/python choose what `make setup` builds; it remembers the choice.
 export DEVICE PYTHON
@@ -29,9 +29,6 @@ mutants: setup ## put bugs into the code one at a time and list those that no te
 
 setup: ## create .venv and install the requirements (DEVICE=cpu|cuda, PYTHON=... override the detected ones)
 	@scripts/setup.sh
-
-setup-bench: setup ## the same, and the peers that benchmarks/ measures against
-	$(python) -m pip install -qq -r requirements-bench.txt
 
 lint: setup ## check the code with ruff, that imports go down, and the word list
 	$(python) -m ruff check .

@@ -36,14 +36,11 @@ class Question:
 
 def task(name: str, cache: Path, shots: int = 0, max_gen_toks: int = 256):
     """The peer's task, its definition unchanged but for where the rows are, how many are shown solved before (from
-    the training set), and acc_norm where it has acc alone. Raises UserError without the peer or the rows."""
-    try:
-        import lm_eval
-        from lm_eval.api.task import ConfigurableTask
-        from lm_eval.tasks._yaml_loader import load_yaml
-    except ImportError:
-        raise UserError("lm-evaluation-harness is not installed; make setup-bench installs it") from None
+    the training set), and acc_norm where it has acc alone. Raises UserError without the rows."""
     import datasets
+    import lm_eval
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()

@@ -26,6 +26,11 @@ settings.load_profile("cream")
 
 REPO = Path(__file__).resolve().parent.parent
 
+# What vLLM imports for a Llama on a CPU, and its environment: without compilers, which a kill would leave behind.
+VLLM_MODULES = ("vllm.v1.engine.llm_engine", "vllm.v1.engine.core", "vllm.v1.executor.uniproc_executor")
+VLLM_MODULES += ("vllm.v1.worker.cpu_worker", "vllm.model_executor.models.llama")
+VLLM_QUICK = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_COMPILE_DISABLE": "1"}
+
 
 def pytest_xdist_make_scheduler(config, log):
     """Workers take a group of tests at a time: those of one xdist_group mark, else those of one file."""
@@ -41,8 +46,11 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest groups first: tests that start several processes, then files by their number of slow tests; quick
-    ones fill what is left at the end."""
+    """Tests that run command lines are slow. The longest groups first: tests that start several processes, then files by
+    their number of slow tests; quick ones fill what is left at the end."""
+    for item in items:
+        if "stages" in item.fixturenames:
+            item.add_marker("slow")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (_group(item) != "both cores", -slow[item.path]))
 
@@ -137,9 +145,45 @@ def stages():
     process.close()
 
 
+@pytest.fixture(scope="session")
+def with_vllm():
+    """Another, which has imported vLLM (15 s). Tests that use it are of the group "vllm", so that there is one."""
+    from workspace import Stages
+
+    pytest.importorskip("vllm", exc_type=ImportError)
+    process = Stages(*VLLM_MODULES, **VLLM_QUICK)
+    yield process
+    process.close()
+
+
 @pytest.fixture(scope="module")
 def workspace(stages, tmp_path_factory):
     """A copy of the repository in which a file of tests runs real command lines; the repository stays as it is."""
     from workspace import Workspace
 
     return Workspace(tmp_path_factory.mktemp("workspace"), REPO, stages)
+
+
+@pytest.fixture(scope="session")
+def loop(stages, tmp_path_factory) -> Path:
+    """A workspace in which the tiny loop has run (workspace.ROUND): built once for all workers. Read only."""
+    from filelock import FileLock
+    from workspace import ROUND, Workspace
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(base / "loop.lock"):
+        if not (base / "loop/finished").exists():
+            world = Workspace(base / "loop", REPO, stages)
+            for command in ROUND:
+                world.run(command)
+            (base / "loop/finished").touch()
+    return base / "loop"
+
+
+@pytest.fixture(scope="module")
+def looped(stages, loop, tmp_path_factory):
+    """A workspace that has the tiny loop's outputs, for tests of something else than how they are made."""
+    from workspace import Workspace
+
+    return Workspace(tmp_path_factory.mktemp("workspace"), REPO, stages, loop)

@@ -6,6 +6,11 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
+RAY = {  # the environment of a Ray that a test starts
+    "RAY_worker_niceness": "0",  # not 15: the other tests would leave it no time
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
 
 @contextmanager
 def started(argv: Sequence[str], **options) -> Iterator[subprocess.Popen]:

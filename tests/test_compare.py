@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+from workspace import LOOP, ON
 
 from cream.errors import UserError
 from cream.evaluation.compare import COLUMNS, compare, flip_row, format_comparison, format_flips, join
@@ -213,27 +214,15 @@ def test_of_several_answers_the_one_that_won_the_vote_is_shown():
 
 # The command ----------------------------------------------------------------------------------------------------------
 
-ON = "--device cpu --model tiny"
-A, B = "outputs/a.json", "outputs/b.json"
-EVALUATE = f"infer.py {ON} --mode evaluation --name tiny_test --limit_size 60 --gen_max_tokens 48"
-
-
-@pytest.fixture(scope="module")
-def runs(workspace):
-    """The base model and one after a short SFT, evaluated on the same 60 items."""
-    sft = f"train.py {ON} --name tiny_sft --limit_size 64 --train_bsz 16 --lr 3e-4 --output_dir outputs/M1"
-    workspace.run(sft)
-    workspace.run(f"{EVALUATE} --output_dir {A}")
-    workspace.run(f"{EVALUATE} --checkpoint outputs/M1/checkpoint-last --output_dir {B}")
-    return workspace
+A, B = f"{LOOP}/m0.json", f"{LOOP}/m1.json"  # the base model and M1, evaluated on the same 60 items
 
 
 @pytest.mark.slow
-def test_two_evaluations_are_compared(runs):
-    done = runs.run(f"report.py compare {A} {B} --show 2 --output outputs/flips.jsonl")
-    before, after = ({a.uuid: a.correct for a in store.read(runs.folder / path, Answer)} for path in (A, B))
+def test_two_evaluations_are_compared(looped):
+    done = looped.run(f"report.py compare {A} {B} --show 2 --output outputs/flips.jsonl")
+    before, after = ({a.uuid: a.correct for a in store.read(looped.folder / path, Answer)} for path in (A, B))
     flipped = {uuid for uuid in before if before[uuid] != after[uuid]}
-    rows = [json.loads(line) for line in (runs.folder / "outputs/flips.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (looped.folder / "outputs/flips.jsonl").read_text().splitlines()]
     assert flipped == {row["uuid"] for row in rows} and len(flipped) >= 3
     assert all(row["a"]["correct"] == before[row["uuid"]] != row["b"]["correct"] for row in rows)
     everything = next(line for line in done.out.splitlines() if line.startswith("all items")).split()
@@ -243,74 +232,75 @@ def test_two_evaluations_are_compared(runs):
     assert f"{difference:+.1f}" in everything
     assert {"tiny_add", "tiny_sub", "tiny_compare"} < {line.split()[0] for line in done.out.splitlines() if line}
     assert f"only A right: {only_a} items" in done.out and f"only B right: {only_b} items" in done.out
-    sidecar = json.loads((runs.folder / "outputs/flips.jsonl.meta.json").read_text())
+    sidecar = json.loads((looped.folder / "outputs/flips.jsonl.meta.json").read_text())
     assert sidecar["comparison"][-1]["n"] == 60 and {*sidecar["inputs"]} == {"a", "b"}
-    assert "is up to date" in runs.run(f"report.py compare {A} {B} --output outputs/flips.jsonl").out
-    assert "its settings or inputs differ" in runs.refused(f"report.py compare {B} {A} --output outputs/flips.jsonl")
-    assert "all files are as recorded" in runs.run("report.py verify outputs/flips.jsonl").out
+    assert "is up to date" in looped.run(f"report.py compare {A} {B} --output outputs/flips.jsonl").out
+    assert "its settings or inputs differ" in looped.refused(f"report.py compare {B} {A} --output outputs/flips.jsonl")
+    assert "all files are as recorded" in looped.run("report.py verify outputs/flips.jsonl").out
 
 
 @pytest.mark.slow
-def test_flipped_items_are_evaluation_data(runs):
-    runs.run(f"report.py compare {A} {B} --output outputs/again.json")
-    items = list(store.read(runs.folder / "outputs/again.json", Item))
-    done = runs.run(f"infer.py {ON} --mode evaluation --name outputs/again.json --gen_max_tokens 48")
-    before = {answer.uuid: answer.correct for answer in store.read(runs.folder / A, Answer)}
+def test_flipped_items_are_evaluation_data(looped):
+    looped.run(f"report.py compare {A} {B} --output outputs/again.json")
+    items = list(store.read(looped.folder / "outputs/again.json", Item))
+    done = looped.run(f"infer.py {ON} --mode evaluation --name outputs/again.json --gen_max_tokens 48")
+    before = {answer.uuid: answer.correct for answer in store.read(looped.folder / A, Answer)}
     macro = next(line for line in done.out.splitlines() if line.startswith("macro")).split()
     assert macro[1:3] == [str(len(items)), str(sum(before[item.uuid] for item in items))]  # graded as the first time
 
 
 @pytest.mark.slow
-def test_a_file_of_the_released_code_is_compared(runs):
+def test_a_file_of_the_released_code_is_compared(looped):
     """Which has no sidecar, no task, and one item more here; the settings of the two are not known."""
-    records = json.loads((runs.folder / A).read_text())
+    records = json.loads((looped.folder / A).read_text())
     keys = ("question", "label", "responses", "final_prediction", "correct", "uuid")
     released = {uuid: {key: record[key] for key in keys} for uuid, record in records.items()}
     first = next(iter(released))
     released["extra"] = released[first] | {"uuid": "extra"}
-    (runs.folder / "outputs/released.json").write_text(json.dumps(released))
-    done = runs.run(f"report.py compare outputs/released.json {B}")
+    (looped.folder / "outputs/released.json").write_text(json.dumps(released))
+    done = looped.run(f"report.py compare outputs/released.json {B}")
     assert "released.json.meta.json: it is used unverified" in done.out
     assert "1 items are only in A and skipped: extra" in done.out and "tiny_sub" in done.out
     released[first]["label"] = "none"
-    (runs.folder / "outputs/released.json").write_text(json.dumps(released))
-    assert f"'{first}' has the label 'none' in A" in runs.refused(f"report.py compare outputs/released.json {B}")
+    (looped.folder / "outputs/released.json").write_text(json.dumps(released))
+    assert f"'{first}' has the label 'none' in A" in looped.refused(f"report.py compare outputs/released.json {B}")
 
 
 @pytest.mark.slow
-def test_what_else_is_not_alike_is_told(runs):
-    runs.run(f"{EVALUATE.replace('60', '50').replace('48', '40')} --output_dir outputs/less.json")
-    done = runs.run(f"report.py compare {A} outputs/less.json --show 0")
+def test_what_else_is_not_alike_is_told(looped):
+    few = "--mode evaluation --name tiny_test --limit_size 50 --gen_max_tokens 40"
+    looped.run(f"infer.py {ON} {few} --output_dir outputs/less.json")
+    done = looped.run(f"report.py compare {A} outputs/less.json --show 0")
     assert "10 items are only in A" in done.out and "gen_max_tokens: 48 -> 40" in done.out
-    runs.run(f"infer.py --mode rescore --input_file {A} --extraction strict --output_dir outputs/strict.json")
-    done = runs.run(f"report.py compare {A} outputs/strict.json --show 0")
+    looped.run(f"infer.py --mode rescore --input_file {A} --extraction strict --output_dir outputs/strict.json")
+    done = looped.run(f"report.py compare {A} outputs/strict.json --show 0")
     assert "A -> B: extraction: default -> strict" in done.out and "None" not in done.out
 
 
 @pytest.mark.slow
-def test_mistakes_are_refused(runs):
-    assert "lineage PATH, verify PATH, or compare A.json B.json" in runs.refused(f"report.py compare {A}")
-    assert "no such file" in runs.refused(f"report.py compare {A} outputs/nowhere.json")
-    assert "flags are not" in runs.refused(f"report.py compare {A} {B} --sho 3")
-    assert "takes no flags" in runs.refused(f"report.py lineage {A} --show 3")
-    assert "expected" in runs.refused("report.py")
-    assert "expected: " in runs.refused(f"report.py compare {A} localdata/tiny/prompt.1.json")
-    changed = runs.folder / "outputs/changed.json"
-    changed.write_bytes((runs.folder / A).read_bytes().replace(b'"correct":true', b'"correct":false', 1))
-    (runs.folder / "outputs/changed.json.meta.json").write_bytes((runs.folder / f"{A}.meta.json").read_bytes())
-    assert "was changed since it was made" in runs.refused(f"report.py compare outputs/changed.json {B}")
-    assert "--force: outputs/changed.json" in runs.run(f"report.py compare outputs/changed.json {B} --force").out
-    records = json.loads((runs.folder / A).read_text())
+def test_mistakes_are_refused(looped):
+    assert "lineage PATH, verify PATH, or compare A.json B.json" in looped.refused(f"report.py compare {A}")
+    assert "no such file" in looped.refused(f"report.py compare {A} outputs/nowhere.json")
+    assert "flags are not" in looped.refused(f"report.py compare {A} {B} --sho 3")
+    assert "takes no flags" in looped.refused(f"report.py lineage {A} --show 3")
+    assert "expected" in looped.refused("report.py")
+    assert "expected: " in looped.refused(f"report.py compare {A} localdata/tiny/prompt.1.json")
+    changed = looped.folder / "outputs/changed.json"
+    changed.write_bytes((looped.folder / A).read_bytes().replace(b'"correct":true', b'"correct":false', 1))
+    (looped.folder / "outputs/changed.json.meta.json").write_bytes((looped.folder / f"{A}.meta.json").read_bytes())
+    assert "was changed since it was made" in looped.refused(f"report.py compare outputs/changed.json {B}")
+    assert "--force: outputs/changed.json" in looped.run(f"report.py compare outputs/changed.json {B} --force").out
+    records = json.loads((looped.folder / A).read_text())
     del next(iter(records.values()))["correct"]
-    (runs.folder / "outputs/damaged.json").write_text(json.dumps(records))
-    assert "--on_bad_record skip" in runs.refused(f"report.py compare outputs/damaged.json {B}")
-    before = runs.state()
+    (looped.folder / "outputs/damaged.json").write_text(json.dumps(records))
+    assert "--on_bad_record skip" in looped.refused(f"report.py compare outputs/damaged.json {B}")
+    before = looped.state()
     skipping = f"report.py compare outputs/damaged.json {B} --on_bad_record skip --output outputs/part.jsonl"
-    done = runs.run(f"{skipping} --dry_run")
+    done = looped.run(f"{skipping} --dry_run")
     assert "1 malformed records are skipped" in done.out and "1 items are only in B" in done.out
-    assert runs.state() == before
-    runs.run(skipping)
-    assert "correct" in (runs.folder / "outputs/part.jsonl.rejected.jsonl").read_text()
+    assert looped.state() == before
+    looped.run(skipping)
+    assert "correct" in (looped.folder / "outputs/part.jsonl.rejected.jsonl").read_text()
     changed.write_text("[1]")
-    (runs.folder / "outputs/changed.json.meta.json").unlink()
-    assert "expected an object" in runs.refused(f"report.py compare outputs/changed.json {B}")
+    (looped.folder / "outputs/changed.json.meta.json").unlink()
+    assert "expected an object" in looped.refused(f"report.py compare outputs/changed.json {B}")

@@ -6,11 +6,13 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -89,13 +91,18 @@ def hf(folder, tokenizer):
 
 @pytest.fixture(scope="module")
 def vllm(folder, tokenizer):
+    """As by default but for the compiler, which takes 10 s."""
     pytest.importorskip("vllm", exc_type=ImportError)
-    engine = start("vllm", folder, tokenizer)
-    yield engine
-    engine.close()
+    with mock.patch.object(torch._dynamo.config, "disable", True):
+        engine = start("vllm", folder, tokenizer)
+        yield engine
+        engine.close()
 
 
-@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.slow)])
+WITH_VLLM = [pytest.mark.slow, pytest.mark.xdist_group("vllm")]
+
+
+@pytest.fixture(params=["hf", pytest.param("vllm", marks=WITH_VLLM)])
 def engine(request):
     return request.getfixturevalue(request.param)
 
@@ -209,6 +216,7 @@ def test_greedy_equals_plain_decoding(engine, model, requests):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_engines_agree_greedily(hf, vllm, requests):
     sampling = Sampling(temperature=0, max_tokens=40)
     one, two = ids_of(hf, requests, sampling), ids_of(vllm, requests, sampling)
@@ -343,6 +351,7 @@ def test_hf_bfloat16_stops_and_scores_in_float32(folder, tokenizer, requests):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_vllm_computes_a_shared_prompt_once(vllm):
     """And samples from what it kept as from what it computes."""
     from vllm.inputs import TokensPrompt
@@ -364,6 +373,7 @@ def test_vllm_computes_a_shared_prompt_once(vllm):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_vllm_batches_stay_full(vllm, monkeypatch):
     """While prompts are left, there are more answers under way than are decoded together, however uneven they are."""
     under_way, step = [], vllm.engine.step
@@ -437,6 +447,7 @@ def test_choose_refuses_what_is_not_there(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
 def test_head_sizes_are_vllms_own():
     backend = pytest.importorskip("vllm.v1.attention.backends.cpu_attn", exc_type=ImportError)
     assert list(engines.CPU_HEAD_SIZES) == backend.CPUAttentionBackend.get_supported_head_sizes()

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,10 +13,13 @@ from cream.cli.interrupts import Interrupted
 
 
 @pytest.fixture(autouse=True)
-def listening(monkeypatch):
+def clock(monkeypatch):
+    """The time that the handlers see. Without a signal nothing is left of them."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(interrupts._state, "clock", lambda: clock.now)
     before = [signal.getsignal(number) for number in interrupts.SIGNALS]
     with interrupts.listening():
-        yield
+        yield clock
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
     assert not interrupts.received()
 
@@ -28,13 +31,14 @@ def test_a_signal_ends_at_once_where_nothing_is_in_flight(number):
     assert ended.value.code == 128 + number and isinstance(ended.value, KeyboardInterrupt)
 
 
-def test_what_is_in_flight_is_finished_first(capfd):
+def test_what_is_in_flight_is_finished_first(clock, capfd):
     taken = []
     with interrupts.deferred():
         for item in interrupts.until_interrupted(range(10)):
             taken.append(item)
             if item == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
+                clock.now += 0.9
                 os.kill(os.getpid(), signal.SIGTERM)  # a launcher's copy of the same
     assert taken == [0, 1, 2, 3]
     assert "finishing the current work" in capfd.readouterr().err
@@ -42,12 +46,11 @@ def test_what_is_in_flight_is_finished_first(capfd):
         interrupts.check()
 
 
-def test_a_second_signal_ends_at_once(monkeypatch):
-    monkeypatch.setattr(interrupts, "ONE", 0.0)
+def test_a_second_signal_ends_at_once(clock):
     with pytest.raises(Interrupted), interrupts.deferred():
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.received()
-        time.sleep(0.01)
+        clock.now += 1.1
         os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -3,51 +3,61 @@
 import errno
 import fcntl
 import os
-import subprocess
 import sys
 import time
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
+from processes import started
 
 from cream.errors import UserError
 from cream.files.lock import Lock
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from cream.files.lock import Lock
 with Lock(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.read()
 """
 
 
 @pytest.fixture
 def hold(repo):
-    """A function: start a process that holds the lock of a path for so many seconds; returns once it does."""
-    started = []
+    """Start a process that holds the lock of a path until its stdin is closed; returns once it does."""
+    with ExitStack() as ends:
 
-    def start(path, seconds):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(path), str(seconds)], cwd=repo, stdout=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        assert process.stdout.readline() == "held\n"
-        return process
+        def start(path):
+            process = ends.enter_context(started([sys.executable, "-c", HOLD, str(path)], cwd=repo))
+            assert process.stdout.readline() == "held\n"
+            return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+        yield start
 
 
-def test_a_second_process_is_refused_at_once_and_told_of_the_first(tmp_path, hold):
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that passes when somebody waits, a second each time, and what happens meanwhile."""
+    clock = SimpleNamespace(now=0, meanwhile=lambda: None)
+
+    def sleep(_):
+        clock.now += 1
+        clock.meanwhile()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_a_second_process_is_refused_at_once_and_told_of_the_first(tmp_path, hold, clock):
     path = tmp_path / "x.json"
-    first, began = hold(path, 600), time.monotonic()
+    first = hold(path)
     for _ in range(2):  # being refused does not change what the next one is told
         with pytest.raises(UserError, match=rf"x\.json: process {first.pid} on .* is writing it"), Lock(path):
             pass
-    assert time.monotonic() - began < 5
+    assert clock.now == 0
     first.kill()
     first.wait()
     with Lock(path):  # the kernel released it
@@ -55,11 +65,13 @@ def test_a_second_process_is_refused_at_once_and_told_of_the_first(tmp_path, hol
     assert not [*tmp_path.iterdir()]
 
 
-def test_one_that_waits_gets_it_when_the_first_ends(tmp_path, hold):
+def test_one_that_waits_gets_it_when_the_first_ends(tmp_path, hold, clock):
     path = tmp_path / "new" / "x.json"
-    hold(path, 0.5)
-    with pytest.raises(UserError, match="is writing it"), Lock(path, timeout=0.1):
+    first = hold(path)
+    with pytest.raises(UserError, match="is writing it"), Lock(path, timeout=9):
         pass
+    assert clock.now in (9, 10)
+    clock.meanwhile = lambda: clock.now == 999 and (first.stdin.close(), first.wait())
     with Lock(path, timeout=-1):  # the first one removes its file and folder meanwhile
         with pytest.raises(UserError, match="is writing it"), Lock(path):
             pass

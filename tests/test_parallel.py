@@ -1,69 +1,43 @@
 """Every way to train in several processes against one, at the same global batch: the same gradients, the same weights
-after 20 steps; and runs that were killed.
-
-Run as a script, this file is train.py that also writes down the first step's gradient, before it is clipped.
-"""
+at the end; and runs that were killed. The processes are forks; once each, commands are started as users start them."""
 
 import json
-import os
+import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
+import ranks
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-STEPS, BATCH = 20, 8
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both cores")]
+
+STEPS, BATCH = 6, 8
 RECORDS = STEPS * BATCH - 5  # the last step is short: one process has three examples there, the other none
 COMMON = "--model tiny --lr 3e-4 --save_dtype float32 --show_example no --bf16 no --limit_size " + str(RECORDS)
 COMMON += " --max_tokens_per_batch 110"  # several micro-batches a step in each process
+COMMON += " --log_every 1"
 LORA = "--lora yes --lora_r 8 --lora_alpha 16 --lora_dropout 0"  # dropout draws from one stream per process
 STAGES = {
     "sft": f"{COMMON} --name tiny_sft",
     "dpo": f"{COMMON} --name outputs/pairs.json --method consistency_dyn --beta 0.5",
     "dpo, LoRA": f"{COMMON} --name outputs/pairs.json --method consistency_dyn --beta 0.5 {LORA}",
 }
+ONE = f"--device cpu --train_bsz {BATCH}"
 TWO = f"--device cpu,cpu --train_bsz {BATCH // 2}"
+RANK = f"--device cpu --train_bsz {BATCH // 2}"  # one of two that something else starts
+SHARDS = {"ZeRO-2": "--deepspeed configs/ds_stage2.json", "ZeRO-3": "--deepspeed outputs/ds_stage3.json"}
+OFFLOAD = "--deepspeed configs/ds_stage3_offload.json --grad_checkpointing yes"
 WAYS = {
+    "one process": ONE,
     "two processes": TWO,
-    "ZeRO-2": f"{TWO} --deepspeed configs/ds_stage2.json",
-    "ZeRO-3": f"{TWO} --deepspeed outputs/ds_stage3.json",
-    "ZeRO-3, offload": f"{TWO} --deepspeed configs/ds_stage3_offload.json --grad_checkpointing yes",
-    "torchrun": f"--device cpu --train_bsz {BATCH // 2}",
+    **{name: f"{TWO} {flags}" for name, flags in SHARDS.items()},
+    "ZeRO-3, offload": f"{TWO} {OFFLOAD}",
+    "a launcher": RANK,
 }
 CASES = [(stage, "two processes") for stage in ("sft", "dpo", "dpo, LoRA")]
-CASES += [(stage, way) for stage in ("dpo", "dpo, LoRA") for way in ("ZeRO-2", "ZeRO-3")]
-CASES += [("dpo", "ZeRO-3, offload"), ("dpo", "torchrun")]
-
-
-def recording_work(job):
-    """cream.training.run.work, with the first gradient kept in the run's folder."""
-    from deepspeed.utils import safe_get_full_grad
-
-    from cream.training import parallel
-    from cream.training.run import work
-
-    def keeping(step):
-        def keep_and_step(self, lr, max_norm):
-            kept = job.run / "gradient.safetensors"
-            if not kept.exists():
-                sharded = isinstance(self, parallel.Shards)
-                trained = [p for p in self.whole.parameters() if p.requires_grad]
-                gradients = [safe_get_full_grad(p) if sharded else p.grad for p in trained]
-                torch.distributed.barrier() if torch.distributed.is_initialized() else None
-                if self.accelerator.is_main_process:
-                    save_file({str(i): g.contiguous() for i, g in enumerate(gradients)}, kept)
-            return step(self, lr, max_norm)
-
-        return keep_and_step
-
-    for kind in (parallel.Replicas, parallel.Shards):
-        kind.step = keeping(kind.step)
-    work(job)
+CASES += [(stage, way) for stage in ("dpo", "dpo, LoRA") for way in SHARDS]
+CASES += [("dpo", "ZeRO-3, offload"), ("dpo", "a launcher")]
 
 
 @pytest.fixture(scope="module")
@@ -84,38 +58,36 @@ def world(workspace):
 
 
 @pytest.fixture(scope="module")
-def one(world):
-    """stage -> the run of one process."""
+def trained(world):
+    """(stage, way) -> the folder of that run."""
     made = {}
 
-    def run(stage):
-        if stage not in made:
-            made[stage] = train(world, stage, f"--device cpu --train_bsz {BATCH}", "one")
-        return made[stage]
+    def get(stage, way):
+        if (stage, way) not in made:
+            made[stage, way] = train(world, stage, way)
+        return made[stage, way]
 
+    return get
+
+
+def train(world, stage, way):
+    """The folder of a run, its first gradient in it."""
+    run = world.folder / "outputs" / f"{stage}-{way}"
+    again(world)
+    command = f"{ranks.disturbed('kept')} {STAGES[stage]} {WAYS[way]} --output_dir '{run}'"
+    if way == "a launcher":
+        ended = ranks.run(world, command)
+        assert [code for code, _ in ended] == [0, 0], ended
+        out = ended[0][1]
+    else:
+        out = world.run(command).out
+    assert stage == "sft" or f"{RECORDS} computed" in out
     return run
 
 
-def train(world, stage, where, name):
-    """The folder of a run."""
-    run = world.folder / "outputs" / f"{stage}-{name}"
-    (world.folder / "outputs/pairs.scores.jsonl").unlink(missing_ok=True)  # each computes its own reference
-    command = f"{__file__} {STAGES[stage]} {where} --output_dir '{run}'"
-    out = "".join(torchrun(world, command)) if name == "torchrun" else world.spawn(command)
-    assert stage.startswith("sft") or f"{RECORDS} computed" in out
-    return run
-
-
-def torchrun(world, command, nodes=2):
-    """What the nodes of a world print, each a torchrun of its own with one process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = f"-m torch.distributed.run --nnodes {nodes} --nproc_per_node 1 --master_addr 127.0.0.1 --master_port {port}"
-    started = [world.start(f"{place} --node_rank {rank} {command}") for rank in range(nodes)]
-    said = [process.communicate()[0] for process in started]
-    assert not any(process.returncode for process in started), "".join(said)
-    return said
+def again(world):
+    """Each run computes its own reference."""
+    (world.folder / "outputs/pairs.scores.jsonl").unlink(missing_ok=True)
 
 
 def flat(path):
@@ -123,98 +95,123 @@ def flat(path):
     return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
 
 
-@pytest.fixture(autouse=True)
-def found(world, monkeypatch):
-    """This file, run as a script, finds the project in the workspace."""
-    monkeypatch.setenv("PYTHONPATH", str(world.folder))
+def moved(world, run):
+    """How far a run's weights went from where they started."""
+    return flat(run / "checkpoint-last/model.safetensors") - flat(world.folder / "assets/tiny_m0/model.safetensors")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage, way", CASES)
-def test_all_ways_to_train_equal_one_process(world, one, stage, way):
-    runs = one(stage), train(world, stage, WAYS[way], way)
-    first = [json.loads((run / "log.jsonl").read_text().splitlines()[0]) for run in runs]
-    gradients = [flat(run / "gradient.safetensors") for run in runs]
-    start = flat(world.folder / "assets/tiny_m0/model.safetensors")
-    ends = [flat(run / "checkpoint-last/model.safetensors") for run in runs]
-    gradient = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
-    weights = ((ends[1] - ends[0]).norm() / (ends[0] - start).norm()).item()
-    print(f"{stage}, {way}: first gradient differs by {gradient:.1e}, weights after {STEPS} steps by {weights:.1e}")
-    assert (runs[1] / f"checkpoint-{STEPS}").is_dir() and (ends[0] - start).norm() > 0.01
-    assert first[0]["grad_norm"] == pytest.approx(first[1]["grad_norm"], rel=1e-5)
-    assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=1e-5)
-    assert gradients[0].norm() == pytest.approx(first[0]["grad_norm"], rel=1e-5)  # it is the gradient of that step
-    assert gradient <= 1e-5
+def difference(found, wanted):
+    """Relative to what is wanted."""
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
+def log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def check_equal(world, run, one):
+    """A run's first step and its last weights are those of one process."""
+    weights = difference(moved(world, run), moved(world, one))
+    print(f"weights after {STEPS} steps differ by {weights:.1e}")
+    assert (run / f"checkpoint-{STEPS}").is_dir() and moved(world, one).norm() > 0.01
+    first, wanted = log(run)[0], log(one)[0]
+    assert first["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-5)
+    assert first["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
     assert weights <= 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("stage, way", CASES)
+def test_all_ways_to_train_equal_one_process(world, trained, stage, way):
+    run, one = trained(stage, way), trained(stage, "one process")
+    found, wanted = (flat(folder / "gradient.safetensors") for folder in (run, one))
+    print(f"{stage}, {way}: first gradient differs by {difference(found, wanted):.1e}")
+    assert wanted.norm() == pytest.approx(log(one)[0]["grad_norm"], rel=1e-5)  # it is the gradient of that step
+    assert difference(found, wanted) <= 1e-5
+    check_equal(world, run, one)
+
+
+def test_two_processes_as_a_user_starts_them(world, trained):
+    """By spawn, each with its own imports, as CUDA needs it."""
+    run = world.folder / "outputs/spawned"
+    world.spawn(f"train.py {STAGES['sft']} {TWO} --output_dir {run}")
+    check_equal(world, run, trained("sft", "one process"))
+
+
+def test_torchrun_as_a_user_starts_it(world, trained):
+    """It holds the store where the processes meet."""
+    run = world.folder / "outputs/torchrun"
+    place = f"--nproc_per_node 2 --master_addr 127.0.0.1 --master_port {ranks.free_port()}"
+    world.spawn(f"-m torch.distributed.run {place} train.py {STAGES['sft']} {RANK} --output_dir {run}")
+    check_equal(world, run, trained("sft", "one process"))
+
+
 def test_bfloat16_in_shards_trains_as_autocast_does(world):
     """There the weights are float32 and products bfloat16, here the weights bfloat16 and their masters float32."""
     dpo = STAGES["dpo"].replace("--bf16 no", "--bf16 yes")
-    ways = {"autocast": f"--device cpu --train_bsz {BATCH}", "shards": WAYS["ZeRO-3"]}
-    runs = {name: world.folder / f"outputs/bfloat16-{name}" for name in ways}
-    for name, where in ways.items():
-        (world.folder / "outputs/pairs.scores.jsonl").unlink(missing_ok=True)
-        world.spawn(f"train.py {dpo} {where} --output_dir '{runs[name]}' --log_every 1")
-    start = flat(world.folder / "assets/tiny_m0/model.safetensors")
-    one, two = (flat(run / "checkpoint-last/model.safetensors") - start for run in runs.values())
-    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in runs.values()]
+    runs = [world.folder / f"outputs/bfloat16-{way}" for way in ("one process", "ZeRO-3")]
+    for run in runs:
+        again(world)
+        world.run(f"{ranks.disturbed('kept')} {dpo} {WAYS[run.name.removeprefix('bfloat16-')]} --output_dir '{run}'")
+    one, two = (moved(world, run) for run in runs)
     cosine = (one @ two / (one.norm() * two.norm())).item()
     print(f"bfloat16: the ways that the weights went have cosine {cosine:.4f}")
+    logs = [log(run) for run in runs]
     assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], abs=1e-3) and len(logs[1]) == STEPS
     assert cosine > 0.8
 
 
 # Killed runs ----------------------------------------------------------------------------------------------------------
 
-
-def kill_at(world, command, run, step):
-    """Kill a run and its processes when its state after `step` stands."""
-    process = subprocess.Popen(
-        [sys.executable, *world.argv(command)], cwd=world.folder, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    marker = run / "state/whole"
-    while not (marker.exists() and json.loads(marker.read_text())["step"] >= step):
-        assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+SAVED, KILLED = STEPS // 2, STEPS - 1  # after which step the state is saved; before which step's update all are killed
+STAGE = f"{STAGES['dpo']} --save_eval_step_ratio 2"
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def interrupted(world):
+    """way -> a copy of the folder of a run that was killed."""
+    made = {}
+
+    def copy(way, name):
+        if way not in made:
+            made[way] = world.folder / f"outputs/killed-{way}"
+            again(world)
+            killed = f"{ranks.disturbed(f'killed {KILLED}')} {STAGE} {WAYS[way]} --output_dir '{made[way]}'"
+            world.run(killed, code=-signal.SIGKILL)
+        return shutil.copytree(made[way], made[way].with_name(f"{made[way].name}-{name}"), symlinks=True)
+
+    return copy
+
+
 @pytest.mark.parametrize(
     "way, other",
     [
         ("ZeRO-2", None),
         ("ZeRO-3", None),
-        ("two processes", "--device cpu --train_bsz 8"),
-        ("ZeRO-2", "--device cpu --train_bsz 8 --deepspeed configs/ds_stage2.json"),
-        ("ZeRO-3", "--device cpu --train_bsz 8 --deepspeed outputs/ds_stage3.json"),
+        ("two processes", ONE),
+        ("ZeRO-2", f"{ONE} {SHARDS['ZeRO-2']}"),
+        ("ZeRO-3", f"{ONE} {SHARDS['ZeRO-3']}"),
     ],
 )
-def test_a_killed_run_goes_on(world, way, other):
+def test_a_killed_run_goes_on(world, trained, interrupted, way, other):
     """In the same number of processes to the bit, in another one (at the same global batch) up to rounding."""
-    runs = [world.folder / f"outputs/{name}" for name in (f"whole-{way}", f"killed-{way}-{bool(other)}")]
-    sft = STAGES["sft"] + " --save_eval_step_ratio 4"
-    whole, killed = (f"train.py {sft} {WAYS[way]} --output_dir '{run}'" for run in runs)
-    world.spawn(whole)  # one that stands is not run again
-    kill_at(world, killed, runs[1], 10)
-    said = world.spawn(killed if other is None else f"train.py {sft} {other} --output_dir '{runs[1]}'")
-    assert "resuming after step 1" in said
-    start = flat(world.folder / "assets/tiny_m0/model.safetensors")
-    ends = [flat(run / "checkpoint-last/model.safetensors") for run in runs]
-    weights = ((ends[1] - ends[0]).norm() / (ends[0] - start).norm()).item()
+    run = interrupted(way, "one" if other else "two")
+    again(world)
+    out = world.run(f"{ranks.disturbed('kept')} {STAGE} {other or WAYS[way]} --output_dir '{run}'").out
+    assert f"resuming after step {SAVED}" in out
+    weights = difference(moved(world, run), moved(world, trained("dpo", way)))
     print(f"{way}, gone on {'in another number of processes' if other else 'in as many processes'}: {weights:.1e}")
     assert weights <= (1e-3 if other else 1e-6)
 
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path.cwd())
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_process_ends_the_command_by_its_name(world, lost):
+    train = f"{STAGES['sft']} {TWO} --output_dir outputs/lost-{lost}"
+    done = world.run(f"{ranks.disturbed(f'lost 3 {lost}')} {train}", code=2)
+    assert f"error: training process {lost} of 2 ended with code -9 (signal SIGKILL); the same command" in done.err
 
-    import train as script
-    from cream.training import launch
 
-    processes = launch.run
-    launch.run = lambda _work, *where, **options: processes(recording_work, *where, **options)
-    script.main()
+def test_a_signal_to_one_process_ends_all_after_the_same_step(world):
+    run = world.folder / "outputs/asked"
+    done = world.run(f"{ranks.disturbed('asked 3 1')} {STAGES['sft']} {TWO} --output_dir {run}", code=143)
+    assert "interrupted: finished work is kept" in done.err and "Traceback" not in done.err
+    assert len(log(run)) == json.loads((run / "state/whole").read_text())["step"] == 3

@@ -5,6 +5,7 @@ with random weights and the same tokenizer takes vLLM. Neither can solve a probl
 and every number is what an independent computation says.
 """
 
+import copy
 import json
 import math
 import shutil
@@ -15,6 +16,8 @@ from layouts import slices
 
 from cream.files.store import read
 from cream.records import Pair, Rewards, Samples
+
+pytestmark = pytest.mark.xdist_group("vllm")
 
 TASKS = ("arc-easy", "arc-challenge", "openbookqa", "siqa", "gsm8k")
 ITEMS = 12  # of each task
@@ -141,8 +144,9 @@ def head_32(world):
 
 
 @pytest.mark.slow
-def test_vllm_samples_and_evaluates(world, head_32):
-    """The same data through vLLM: what it sampled is rewarded as a plain forward pass says."""
+def test_vllm_samples_and_evaluates(world, head_32, with_vllm):
+    """The same data through vLLM, sampled as a user starts it: what it sampled is rewarded as a plain forward pass
+    says."""
     model = f"--device cpu --model {head_32}"
     rewarding = f"rewarding.py {model} --reward likelihood --input_file outputs/vllm.json"
     out = world.spawn(
@@ -154,7 +158,9 @@ def test_vllm_samples_and_evaluates(world, head_32):
     assert len(samples) == 40 and all(len(set(sample.responses)) == 3 for sample in samples)
     world.run(f"{rewarding} --output outputs/means.json")
     check_scores(world, "outputs/means.json", head_32)
-    world.spawn(
+    world = copy.copy(world)
+    world.stages = with_vllm
+    world.run(
         f"infer.py {model} --engine vllm --mode evaluation --name all_test --gen_max_tokens 24 "
         "--output_dir outputs/vllm"
     )

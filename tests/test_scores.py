@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
+from workspace import LOOP, ON
 
 from cream.cli import interrupts
 from cream.cli.interrupts import Interrupted
@@ -406,29 +407,29 @@ def test_a_reference_that_is_not_finite_is_refused(tiny_folder, tiny_chat, tmp_p
 
 # Command lines ------------------------------------------------------------------------------------------------------
 
-MODEL = "--device cpu --model tiny"
-SAMPLE = f"infer.py {MODEL} --mode sampling --gen_n 4 --gen_temperature 1.0 --gen_max_tokens 48"
-DPO = f"train.py {MODEL} --epoch 1 --train_bsz 4 --lr 1e-3 --beta 1.0"
+SAMPLE = f"infer.py {ON} --mode sampling --gen_n 4 --gen_temperature 1.0 --gen_max_tokens 48"
+DPO = f"train.py {ON} --epoch 1 --train_bsz 4 --lr 1e-3 --beta 1.0"
 ROUND_1 = {
     "sample": f"{SAMPLE} --checkpoint m1 --name tiny_prompt_1 --output_dir outputs/s1.json",
-    "current": f"rewarding.py {MODEL} --input_file outputs/s1.json --checkpoint m1 --output outputs/c1.json",
-    "previous": f"rewarding.py {MODEL} --input_file outputs/s1.json --reward likelihood --output outputs/p1.json",
+    "current": f"rewarding.py {ON} --input_file outputs/s1.json --checkpoint m1 --output outputs/c1.json",
+    "previous": f"rewarding.py {ON} --input_file outputs/s1.json --reward likelihood --output outputs/p1.json",
     "pairs": "cal_consistency.py --file1 outputs/c1.json --file2 outputs/p1.json --output outputs/pairs1.json",
     "train": f"{DPO} --checkpoint m1 --name outputs/pairs1.json --output_dir outputs/m2 --register m2",
 }
 ROUND_2 = {
     "sample": f"{SAMPLE} --checkpoint m2 --name tiny_prompt_2 --output_dir outputs/s2.json",
-    "current": f"rewarding.py {MODEL} --input_file outputs/s2.json --checkpoint m2 --output outputs/c2.json",
-    "previous": f"rewarding.py {MODEL} --input_file outputs/s2.json --checkpoint m1 --output outputs/p2.json",
+    "current": f"rewarding.py {ON} --input_file outputs/s2.json --checkpoint m2 --output outputs/c2.json",
+    "previous": f"rewarding.py {ON} --input_file outputs/s2.json --checkpoint m1 --output outputs/p2.json",
 }
 
 
 @pytest.fixture(scope="module")
-def world(workspace):
-    for name, count in {"sft": 32, "prompt.1": 24, "prompt.2": 24}.items():
-        workspace.shorten(f"localdata/tiny/{name}.json", count)
-    workspace.run(f"train.py {MODEL} --name tiny_sft --lr 3e-4 --train_bsz 8 --output_dir outputs/m1 --register m1")
-    return workspace
+def world(looped):
+    """Few prompts; the tiny loop's M1, registered."""
+    for name in ("prompt.1", "prompt.2"):
+        looped.shorten(f"localdata/tiny/{name}.json", 24)
+    looped.write("configs/checkpoint.json", {"m1": f"{LOOP}/m1/checkpoint-last"})
+    return looped
 
 
 @pytest.fixture(scope="module")
@@ -473,7 +474,7 @@ def test_later_rounds_take_three_passes(world, second):
 
 def test_what_is_printed_next_follows_from_who_sampled(second):
     """The current model's rewards need the previous model's; those of a model that did not sample are the latter."""
-    assert "outputs/m1/checkpoint-" in next_of(second["current"])[0]
+    assert f"{LOOP}/m1/checkpoint-" in next_of(second["current"])[0]
     assert next_of(second["previous"]) == [
         "python cal_consistency.py --file1 CURRENT --file2 outputs/p2.json --method consistency_avg"
     ]
@@ -519,7 +520,7 @@ def test_training_takes_its_reference_from_the_pairs(world, first):
     scored = world.read("outputs/c1.json.meta.json")["scored"]
     assert scored == {
         **msgspec.structs.asdict(
-            Source(fingerprint_folder(world.folder / "outputs/m1/checkpoint-last"), "float32", "cpu")
+            Source(fingerprint_folder(world.folder / LOOP / "m1/checkpoint-last"), "float32", "cpu")
         ),
         "from": "model",
     }

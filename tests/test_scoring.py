@@ -1,6 +1,10 @@
-"""A tensor-parallel model: the scores of one process, or a clear end."""
+"""A tensor-parallel model: the scores of one process, or a clear end.
+
+Its processes are forks of a server that has imported the libraries, but for one case, where they are spawned.
+"""
 
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -12,10 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cream.errors import UserError
 from cream.model.load import check_tp_size
+from cream.scoring import team as module
 from cream.scoring.team import Local, Team
 
+together = pytest.mark.xdist_group("both cores")
 CPU = torch.device("cpu")
 SLIDING = "sliding_attention"
+LIBRARIES = ["cream.scoring.team", "transformers.models.llama.modeling_llama", "torch.distributed.tensor"]
 
 
 @pytest.fixture
@@ -37,12 +44,14 @@ def make(tmp_path):
 
 
 @pytest.fixture
-def team():
+def team(monkeypatch):
     """Makes a team of two, which is ended with the test."""
     made = []
+    multiprocessing.set_forkserver_preload(LIBRARIES)
 
-    def make(folder, dtype=torch.float32, max_tokens=300):
-        made.append(Team(folder, dtype, "cpu", max_tokens, 2))
+    def make(folder, start="forkserver"):
+        monkeypatch.setattr(module, "START", start)
+        made.append(Team(folder, torch.float32, "cpu", 300, 2))
         return made[-1]
 
     yield make
@@ -50,6 +59,7 @@ def team():
         one.close()
 
 
+@together
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, changes",
@@ -65,12 +75,13 @@ def team():
 def test_two_processes_score_as_one(make, team, name, changes):
     folder = make(name, **changes)
     wanted = Local(folder, torch.float32, CPU, 300).score(GROUPS)
-    both = team(folder)
+    both = team(folder, "spawn" if name == "llama" else "forkserver")
     assert difference(both.score(GROUPS), wanted) <= 1e-4
     assert difference(both.score(GROUPS[:2]), wanted[:2], GROUPS[:2]) <= 1e-4
     assert both.score([]) == []
 
 
+@together
 @pytest.mark.slow
 def test_a_plan_that_cuts_nothing_is_refused(make, team):
     folder = make("llama")
@@ -80,6 +91,7 @@ def test_a_plan_that_cuts_nothing_is_refused(make, team):
         team(folder)
 
 
+@together
 @pytest.mark.slow
 def test_a_plan_that_makes_another_model_is_refused(make, team):
     folder = make("llama")
@@ -92,6 +104,7 @@ def test_a_plan_that_makes_another_model_is_refused(make, team):
         team(folder)
 
 
+@together
 @pytest.mark.slow
 def test_a_lost_process_ends_the_team(make, team):
     both = team(make("llama"))
@@ -101,6 +114,7 @@ def test_a_lost_process_ends_the_team(make, team):
     assert not any(process.is_alive() for process in both.processes)
 
 
+@together
 @pytest.mark.slow
 def test_an_error_in_a_process_comes_with_its_traceback(make, team):
     with pytest.raises(RuntimeError, match=r"(?s)in process \d of --tensor_parallel_size 2:.*Traceback"):

@@ -7,14 +7,15 @@ import signal
 import time
 
 import pytest
-from test_faults import INFER, REWARD, TRAIN, Stage, progress, recorded, so_far, world  # noqa: F401  a fixture
+from on_disk import progress, recorded, so_far
+from test_faults import INFER, REWARD, TRAIN, Stage, finished, world  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.slow
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 COMMANDS = {
-    "sampling": f"{INFER}sampling/samples.json --name tiny_prompt_1 --gen_n 4 --max_tokens_per_batch 1000",
+    "sampling": f"{INFER}sampling/x.json --name tiny_prompt_1 --limit_size 60 --gen_n 4 --max_tokens_per_batch 1000",
     "rewarding": f"{REWARD}rewarding/rewards.jsonl --reward likelihood --checkpoint none",
-    "training": f"{TRAIN}training/run --name tiny_sft --epoch 5 --train_bsz 8",
+    "training": f"{TRAIN}training/run --name tiny_sft --limit_size 32 --epoch 5 --train_bsz 8",
 }
 GOES_ON = {"sampling": "resuming: ", "rewarding": "resuming: ", "training": "resuming after step "}
 
@@ -28,11 +29,6 @@ def undisturbed(world):  # noqa: F811
 def kept(folder):
     """Records in a journal, or steps in a saved state: what the next run has not to do again."""
     return recorded(folder) + sum(saved for _, saved in progress(folder))
-
-
-def finished(folder):
-    """The same, and steps that no state has yet."""
-    return kept(folder) + sum(logged - saved for logged, saved in progress(folder))
 
 
 def interrupted(stage, signum):

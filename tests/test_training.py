@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.optimization import _get_cosine_schedule_with_warmup_lr_lambda
 
 from config import Device, RandomRun
@@ -704,10 +704,14 @@ def test_gradient_checkpointing_changes_nothing(job, lora):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU layers are compiled by g++")
-def test_compiled_layers_change_nothing(job):
+def test_compiled_layers_change_nothing(job, tiny_folder, tmp_path):
+    """Of a model of one layer: each kernel takes the compiler a second."""
+    start = shutil.copytree(tiny_folder, tmp_path / "one layer")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, num_hidden_layers=1)
+    model.save_pretrained(start)
     ends = []
     for compiled in (False, True):
-        made = job("dpo", f"run{compiled}", compile=compiled)
+        made = job("dpo", f"run{compiled}", start, compile=compiled)
         work(made)
         ends.append(weights(made))
     torch.testing.assert_close(*ends, atol=1e-5, rtol=0)

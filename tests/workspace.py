@@ -6,6 +6,7 @@ of its own. It never imports the project: a fork takes that from the workspace i
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -20,9 +21,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LIBRARIES = ("torch", "transformers.models.llama.modeling_llama", "accelerate", "peft", "deepspeed", "datasets")
+LIBRARIES += ("deepspeed.runtime.zero.muon.muon_optimizer",)  # imports torch's compiler, for every ZeRO run
 CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.symlink"}  # and "open", to write
 PARTS = ("*.py", "cream", "configs", "localdata/tiny", "assets", "scripts")
 REGISTRIES = ("checkpoint.json", "dataset.json")  # what a user of this clone has registered is no part of a fresh one
+LOOP = "outputs/loop"  # one round of the tiny loop, which the fixture `looped` has in its workspace
+M1, M2 = (f"--checkpoint {LOOP}/m{t}/checkpoint-last" for t in (1, 2))
+ON = "--device cpu --model tiny"
+ROUND = [
+    f"train.py {ON} --name tiny_sft --limit_size 32 --epoch 2 --train_bsz 8 --lr 3e-4 --output_dir {LOOP}/m1",
+    f"infer.py {ON} {M1} --name tiny_prompt_1 --limit_size 24 --gen_n 4 --gen_max_tokens 48 --gen_temperature 1.0 "
+    f"--output_dir {LOOP}/samples.jsonl",
+    f"rewarding.py {ON} --input_file {LOOP}/samples.jsonl {M1} --ref_model_ckpt none --output {LOOP}/current.jsonl",
+    f"rewarding.py {ON} --input_file {LOOP}/samples.jsonl --reward likelihood --checkpoint none "
+    f"--output {LOOP}/previous.jsonl",
+    f"cal_consistency.py --file1 {LOOP}/current.jsonl --file2 {LOOP}/previous.jsonl --output {LOOP}/pairs.json",
+    f"train.py {ON} {M1} --name {LOOP}/pairs.json --train_bsz 8 --lr 3e-4 --output_dir {LOOP}/m2",
+    *(
+        f"infer.py {ON} {model} --mode evaluation --name tiny_test --limit_size 60 --gen_max_tokens 48 "
+        f"--output_dir {LOOP}/{name}.json"
+        for name, model in (("m0", "--checkpoint none"), ("m1", M1), ("m2", M2))
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -43,22 +63,30 @@ class Done:
 class Stages:
     """The process that runs stages in forks of itself."""
 
-    def __init__(self, *libraries: str):
+    def __init__(self, *libraries: str, project: Path | None = None, **variables: str):
+        """`libraries`: further modules to import at once; also those of a `project`, which is then the only one that it
+        runs. `variables`: of its environment."""
         from cream.cli import console
 
         pipe, quiet = subprocess.PIPE, os.environ | console.QUIET | {"DS_ACCELERATOR": "cpu"}  # read at import
+        quiet |= {"PYTHONPATH": str(project)} if project else {}
         argv = [sys.executable, __file__, *LIBRARIES, *libraries]
-        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=quiet)
+        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=quiet | variables)
 
     def run(self, folder: Path, argv: list[str]) -> Done:
         """`python argv…` in a folder."""
         os.close(self.start(folder, argv))
         return self.end()
 
-    def start(self, folder: Path, argv: list[str], fatal: int | None = None) -> int:
+    def record(self, folder: Path, argv: list[str], watched: list[str], store: Path) -> Done:
+        """The same, with every state of `watched`, patterns in the folder, recorded to `store` (tests/snapshots.py)."""
+        os.close(self.start(folder, argv, record=[watched, str(store)]))
+        return self.end()
+
+    def start(self, folder: Path, argv: list[str], fatal: int | None = None, record: list | None = None) -> int:
         """The same, not waited for; returns a pidfd. It kills itself before its `fatal`-th change of a file, 0: never
         (SIGKILL), and lists them."""
-        print(json.dumps([str(folder), argv, fatal]), file=self.process.stdin, flush=True)
+        print(json.dumps([str(folder), argv, fatal, record]), file=self.process.stdin, flush=True)
         return os.pidfd_open(int(self.process.stdout.readline()))
 
     def end(self) -> Done:
@@ -72,15 +100,18 @@ class Stages:
 
 
 class Workspace:
-    """A fresh clone: what the repository tracks, without its tests, in a folder of its own."""
+    """A fresh clone: what the repository tracks, without its tests, in a folder of its own; `loop`: another one, whose
+    round (ROUND) it has as well."""
 
-    def __init__(self, folder: Path, repo: Path, stages: Stages):
+    def __init__(self, folder: Path, repo: Path, stages: Stages, loop: Path | None = None):
         self.folder, self.stages = folder, stages
         ignore = shutil.ignore_patterns("__pycache__", ".*", *REGISTRIES)
         for source in (path for part in PARTS for path in repo.glob(part)):
             target = folder / source.relative_to(repo)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy(source, target)
+        if loop:
+            shutil.copytree(loop / LOOP, folder / LOOP, symlinks=True, copy_function=_link)
 
     def run(self, command: str, code: int = 0) -> Done:
         """A command line, "train.py --model tiny …" (a leading "python" is skipped); it must end with `code`."""
@@ -134,20 +165,26 @@ class Workspace:
         self.write(path, records[:count] if isinstance(records, list) else dict(list(records.items())[:count]))
 
 
+def _link(source: str, target: str) -> None:
+    """A link to weights, which no stage changes in place, and a copy of any other file, whose times are kept."""
+    (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
+
+
 def serve() -> None:
-    """Answer each line of stdin, [folder, argv, fatal], with a line at its start, its process, and one at its end, the
-    fields of Done."""
+    """Answer each line of stdin, [folder, argv, fatal, record], with a line at its start, its process, and one at its
+    end, the fields of Done."""
     for name in sys.argv[1:]:
         if importlib.util.find_spec(name):
             with contextlib.redirect_stdout(sys.stderr):
                 importlib.import_module(name)
-    for folder, argv, fatal in map(json.loads, sys.stdin):
+    gc.freeze()  # forks need not look through the libraries for garbage
+    for folder, argv, fatal, record in map(json.loads, sys.stdin):
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)  # the last one: until now its number stood for it alone
         streams = [os.memfd_create(name) for name in ("stdout", "stderr", "changes")]
         child = os.fork()
         if not child:
-            _stage(folder, argv, fatal, *streams)
+            _stage(folder, argv, fatal, record, *streams)
         print(child, flush=True)
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
@@ -179,14 +216,19 @@ def _watch(fatal: int, changes: int) -> None:
     sys.addaudithook(hook)
 
 
-def _stage(folder: str, argv: list[str], fatal: int | None, out: int, err: int, changes: int) -> None:
+def _stage(folder: str, argv: list[str], fatal: int | None, record: list | None, *streams: int) -> None:
     """Become `python argv…` in a folder; does not return."""
+    out, err, changes = streams
     if fatal is not None:
         _watch(fatal, changes)
+    if record is not None:
+        import snapshots
+
+        snapshots.record(Path(folder), record[0], Path(record[1]))
     for stream, target in ((out, 1), (err, 2)):
         os.dup2(stream, target)
     os.chdir(folder)
-    sys.path[0], sys.argv = folder, argv
+    sys.path[0], sys.argv = os.path.dirname(os.path.join(folder, argv[0])), argv
     try:
         runpy.run_path(argv[0], run_name="__main__")
         code = 0
@@ -202,3 +244,4 @@ def _stage(folder: str, argv: list[str], fatal: int | None, out: int, err: int, 
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # without what some libraries print when they are unloaded

@@ -33,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signum
 
 
-_state = SimpleNamespace(signum=None, since=0.0, deferred=0, children=())  # `deferred`: nesting depth
+_state = SimpleNamespace(signum=None, since=0.0, deferred=0, children=(), clock=time.monotonic)  # deferred: depth
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def listen() -> None:
 
 
 def _handle(signum: int, _frame) -> None:
-    first, now = _state.signum is None, time.monotonic()
+    first, now = _state.signum is None, _state.clock()
     if not first and now - _state.since < ONE:
         return
     if first:

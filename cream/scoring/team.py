@@ -33,6 +33,7 @@ from cream.model.logprobs import LogProbs, score
 from cream.scoring import network
 
 FLAG = "--tensor_parallel_size"
+START = "spawn"  # of the processes: CUDA does not work in forks
 
 
 class Local:
@@ -67,7 +68,7 @@ class Team:
         self.place = tempfile.TemporaryDirectory(prefix="cream-team-")  # where they meet: no port is open
         threads = max(1, torch.get_num_threads() // size)
         work = kind, threads, Path(self.place.name) / "store", folder, dtype, max_tokens
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START)
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(size):

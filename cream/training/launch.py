@@ -14,6 +14,7 @@ from collections.abc import Callable
 from cream.cli import interrupts
 from cream.errors import UserError
 
+START = "spawn"  # of the processes: CUDA does not work in forks
 HERE = "LOCAL_WORLD_SIZE"
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", HERE, "MASTER_ADDR", "MASTER_PORT")  # a process's place in the world
 
@@ -60,7 +61,7 @@ def run(
     import torch.multiprocessing as mp
 
     arguments = (worker, config, kind, len(devices), address, port, about)
-    processes = mp.start_processes(_enter, arguments, len(devices), join=False, start_method="spawn")
+    processes = mp.start_processes(_enter, arguments, len(devices), join=False, start_method=START)
     try:
         with interrupts.deferred(processes.pids()):
             while not processes.join():

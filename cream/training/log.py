@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from cream.errors import UserError
-from cream.files.raw import atomic, with_filename
+from cream.files.raw import atomic, sync, with_filename
 from cream.model.hardware import matrix_rate, peak_memory
 
 
@@ -62,6 +62,11 @@ class Log:
                 f"by step {step} a gradient is not finite; nothing was saved after the last checkpoint. A lower --lr, "
                 "or float32 (--bf16 no), may help"
             )
+
+    def sync(self) -> None:
+        """Make the lines so far survive a power cut: a run that resumes after this step does not write them again."""
+        if self.accelerator.is_main_process:
+            sync(self.path)
 
     def end_step(self, step: int, total: int, norm, lr: float, check: Callable | None) -> None:
         """After a step's backward passes; `check` sees the metrics before they are written."""

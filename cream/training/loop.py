@@ -117,6 +117,7 @@ def train(
             asked, due = any_process(accelerator, interrupts.received(), due)
             if step in saved or asked or due:
                 logger.check_finite(step)
+                logger.sync()
             if step in saved:
                 save(step)
             if step < len(plan) and (asked or due or step in saved):

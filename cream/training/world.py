@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import NamedTuple
@@ -51,6 +51,7 @@ def joined(kind: str, about: dict) -> Iterator[None]:
     store = _store(rank)
     names = _meet(store, rank, world, about)
     watch = Watch(store, rank, names)
+    watch.start()
     try:
         _connect(kind, dist.PrefixStore("group", store), rank, world, watch)
         yield
@@ -116,7 +117,7 @@ def _listening(address: str, port: int) -> int | None:
         return None
 
 
-def _meet(store: dist.Store, rank: int, world: int, about: dict) -> list[str]:
+def _meet(store: dist.Store, rank: int, world: int, about: dict, clock=time) -> list[str]:
     """Wait for all processes and check that they agree; returns their names (rank, host, process) by rank."""
     me = f"rank {rank} on {socket.gethostname()} (process {os.getpid()})"
     mine = json.dumps({"who": me, "world": world, "about": about}, sort_keys=True)
@@ -124,7 +125,7 @@ def _meet(store: dist.Store, rank: int, world: int, about: dict) -> list[str]:
     if first != mine:
         raise UserError(f"{me}: the same rank is taken by {json.loads(first)['who']}; each process needs its own RANK")
     try:
-        processes = _wait_for_all(store, me, world)
+        processes = _wait_for_all(store, me, world, clock)
     except RuntimeError:
         raise UserError(f"{me}: rank 0 ended while the processes were meeting; its own message says why") from None
     for theirs in processes:
@@ -139,17 +140,17 @@ def _meet(store: dist.Store, rank: int, world: int, about: dict) -> list[str]:
     return [theirs["who"] for theirs in processes]
 
 
-def _wait_for_all(store: dist.Store, me: str, world: int) -> list[dict]:
+def _wait_for_all(store: dist.Store, me: str, world: int, clock) -> list[dict]:
     """What the processes say about themselves, by rank; of as many as the smallest world any expects."""
-    deadline, processes = time.monotonic() + MEET, []
+    deadline, processes = clock.monotonic() + MEET, []
     while len(processes) < min([world, *(theirs["world"] for theirs in processes)]):
         if store.check([f"who/{len(processes)}"]):
             processes.append(json.loads(store.get(f"who/{len(processes)}")))
-        elif time.monotonic() > deadline:
+        elif clock.monotonic() > deadline:
             missing = [str(r) for r in range(world) if not store.check([f"who/{r}"])]
             raise UserError(f"{me}: rank {', '.join(missing)} of {world} did not join within {MEET} s")
         else:
-            time.sleep(0.05)
+            clock.sleep(0.05)
     return processes
 
 
@@ -166,28 +167,38 @@ class Watch:
     """Heartbeats: each process sends its own; the first watches all, the others the first.
 
     A verdict (who was lost, or why one failed) is put in the store, where all see it; one process of each host prints
-    it, and all end.
+    it, and all end. `clock` tells the time and waits, as the module `time` does.
     """
 
-    def __init__(self, store: dist.Store, rank: int, names: list[str]):
-        self.store, self.rank, self.names = store.clone(), rank, names
+    def __init__(self, store: dist.Store, rank: int, names: list[str], clock=time):
+        self.store, self.rank, self.names, self.clock = store.clone(), rank, names, clock
+        self.host = socket.gethostname()
         watched = [r for r in range(len(names)) if r != rank] if rank == 0 else [0]
-        self.heard = dict.fromkeys(watched, (b"", time.monotonic()))  # by rank: its last heartbeat, and when it came
-        self.contact = time.monotonic()
+        self.heard = dict.fromkeys(watched, (b"", clock.monotonic()))  # by rank: its last heartbeat, and when it came
+        self.count, self.contact = 0, clock.monotonic()
         self.verdict: Verdict | None = None
         self.ended = threading.Event()
-        self.threads = [threading.Thread(target=f, daemon=True) for f in (self._beat, self._look)]
-        for thread in self.threads:
-            thread.start()
+        self.threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Beat and look from now on, in threads: whatever this process does meanwhile."""
+        for act, seconds in ((self.beat, BEAT), (self.look, 1)):
+            self.threads.append(threading.Thread(target=self._repeat, args=(act, seconds), daemon=True))
+            self.threads[-1].start()
+
+    def _repeat(self, act: Callable[[], bool], seconds: float) -> None:
+        while not self.ended.is_set() and act():
+            self.ended.wait(seconds)
 
     def done(self) -> None:
         """This process has finished. The first, which may hold the store, waits for all, and watches them meanwhile."""
         if self.rank > 0:
             self.ended.set()
-            self.threads[0].join()
+            for thread in self.threads[:1]:  # which beats
+                thread.join()
             self.store.set(f"beat/{self.rank}", "done")
         while self.rank == 0 and any(since < math.inf for _, since in self.heard.values()):
-            time.sleep(0.2)
+            self.clock.sleep(0.2)
         self.ended.set()
 
     def failed(self, error: Exception) -> BaseException:
@@ -199,28 +210,28 @@ class Watch:
         elif not _of_a_connection(error):
             return self._unexpected(error)
         else:
-            until = time.monotonic() + SILENT + 4 * BEAT
+            until = self.clock.monotonic() + SILENT + 4 * BEAT
             while self.verdict is None:
-                if time.monotonic() > until:
+                if self.clock.monotonic() > until:
                     return self._unexpected(error)
-                time.sleep(0.2)
+                self.clock.sleep(0.2)
                 if lost := self._silent(SILENT):
                     self.post(1, lost)
             self._print(f"{self.verdict.text} (here: {str(error).splitlines()[0]})")
-        time.sleep(2 * BEAT)  # so that the others see the verdict: the store may end with this process
+        self.clock.sleep(2 * BEAT)  # so that the others see the verdict: the store may end with this process
         return SystemExit(self.verdict.code)
 
     def _unexpected(self, error: Exception) -> Exception:
         """An unexpected error: its traceback is printed here, one line of it by the others."""
         self.post(1, f"{self.names[self.rank]} ended: {type(error).__name__}: {error}")
         self.ended.set()
-        time.sleep(2 * BEAT)
+        self.clock.sleep(2 * BEAT)
         return error
 
     def post(self, code: int, text: str) -> None:
         """Make this the verdict, if there is none yet."""
-        self.verdict = mine = Verdict(self.rank, socket.gethostname(), code, text)
-        if time.monotonic() - self.contact > 3 * BEAT:  # the store itself was lost: asking it would take minutes
+        self.verdict = mine = Verdict(self.rank, self.host, code, text)
+        if self.clock.monotonic() - self.contact > 3 * BEAT:  # the store itself was lost: asking it would take minutes
             return
         with suppress(RuntimeError):
             self.verdict = Verdict(*json.loads(self.store.compare_set("verdict", "", json.dumps(mine))))
@@ -228,42 +239,43 @@ class Watch:
     def _print(self, text: str) -> None:
         """Print the verdict, in these words, if this is the process of its host that does."""
         self.ended.set()
-        there = self.verdict.host == socket.gethostname()
+        there = self.verdict.host == self.host
         if self.verdict.rank == self.rank or (not there and os.environ["LOCAL_RANK"] == "0"):
             print(f"error: {text}", file=sys.stderr, flush=True)
 
-    def _beat(self) -> None:
-        count = 0
-        while not self.ended.wait(BEAT if count else 0):
-            count += 1
-            try:
-                self.store.set(f"beat/{self.rank}", str(count))
-                for other, (before, _) in self.heard.items():
-                    key = f"beat/{other}"
-                    value = self.store.get(key) if self.store.check([key]) else b""
-                    if value != before:
-                        self.heard[other] = value, math.inf if value == b"done" else time.monotonic()
-                if self.store.check(["verdict"]):
-                    self.verdict = Verdict(*json.loads(self.store.get("verdict")))
-            except RuntimeError:
-                return  # the store is gone: `_silent` reports it
-            self.contact = time.monotonic()
+    def beat(self) -> bool:
+        """Send a heartbeat, read the others' and the verdict; False where the store is gone, as `look` reports."""
+        self.count += 1
+        try:
+            self.store.set(f"beat/{self.rank}", str(self.count))
+            for other, (before, _) in self.heard.items():
+                key = f"beat/{other}"
+                value = self.store.get(key) if self.store.check([key]) else b""
+                if value != before:
+                    self.heard[other] = value, math.inf if value == b"done" else self.clock.monotonic()
+            if self.store.check(["verdict"]):
+                self.verdict = Verdict(*json.loads(self.store.get("verdict")))
+        except RuntimeError:
+            return False
+        self.contact = self.clock.monotonic()
+        return True
 
-    def _look(self) -> None:
-        while not self.ended.wait(1):
-            if self.verdict is None and (lost := self._silent(LOST)):
-                self.post(1, lost)
-            if self.verdict is None:
-                continue
-            time.sleep(2)  # a main thread that fails by itself ends by itself, with a better message
-            if not self.ended.is_set():
-                self._print(self.verdict.text)
-                time.sleep(2 * BEAT if self.rank == 0 else 0)
-                os._exit(self.verdict.code)
+    def look(self) -> bool:
+        """Make it the verdict that a process was lost; True where there is no verdict, else this process ends."""
+        if self.verdict is None and (lost := self._silent(LOST)):
+            self.post(1, lost)
+        if self.verdict is None:
+            return True
+        self.clock.sleep(2)  # a main thread that fails by itself ends by itself, with a better message
+        if not self.ended.is_set():
+            self._print(self.verdict.text)
+            self.clock.sleep(2 * BEAT if self.rank == 0 else 0)
+            os._exit(self.verdict.code)
+        return False
 
     def _silent(self, seconds: float) -> str | None:
         """A message about a process without a heartbeat for so long; None if there is none."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         if now - self.contact > seconds:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             silence = f"{where} has not answered for {now - self.contact:.0f} s"
