@@ -53,7 +53,7 @@ settings.register_profile("mutants", deadline=None, **same)
 settings.load_profile("mutants")
 
 def pytest_collection_modifyitems(items):  # not what starts processes: mutmut sees what runs in this one
-    items[:] = [item for item in items if not {"stage", "workspace", "repo"} & {*item.fixturenames}]
+    items[:] = [item for item in items if not {"stage", "stages", "repo"} & {*item.fixturenames}]
 """
 CONFIG = """[mutmut]
 source_paths = cream
