@@ -293,6 +293,14 @@ def test_what_may_stand_twice_in_the_previous_file_is_looked_for(uuids, current,
         assert not any(asked)
 
 
+def test_another_order_is_no_reason_to_look():
+    def check():
+        raise AssertionError("looked for what is there twice")
+
+    current, previous = ([record(uuid, [1.0, 2.0]) for uuid in uuids] for uuids in ("pqrs", "srqp"))
+    assert len(pairs_of(current, previous, check=check)) == 4
+
+
 def test_no_prompts_make_no_pairs():
     made = build([], [])
     assert list(made.pairs) == [] and made.count == 0 and made.c.mean is None
