@@ -25,8 +25,8 @@ def matched(
 
     Both are read in step. A record of `previous` that comes before its turn waits for it: none where both have one
     order. Those without a match for a reason in `allow` are skipped, and counted in `unmatched`. Raises UserError for
-    another, with the `name` of `previous`; calls `check` where that may have a uuid twice, because not all of its records
-    match.
+    another, by the `name` of `previous`; calls `check` where that may have a uuid twice, because not all of its
+    records match.
     """
     if previous is None:
         yield from ((record, record.reward) for record in current)
