@@ -1,6 +1,6 @@
 # `make` lists the targets. The first two are all a newcomer needs: make quickstart, make test.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast setup lint clean
+.PHONY: help quickstart test test-fast mutants setup lint clean
 
 # DEVICE=cpu|cuda and PYTHON=/path/to/python choose what `make setup` builds; it remembers the choice.
 export DEVICE PYTHON
@@ -22,6 +22,10 @@ test: setup lint ## set up, lint, run every test
 
 test-fast: setup ## only the tests that take seconds
 	$(pytest)
+
+mutants: setup ## put bugs into the code one at a time and list those that no test sees (an hour or two, not in CI)
+	$(python) -m pip install -qq -r requirements-mutants.txt
+	$(python) scripts/mutants.py
 
 setup: ## create .venv and install the requirements (DEVICE=cpu|cuda, PYTHON=... override the detected ones)
 	@scripts/setup.sh

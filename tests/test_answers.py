@@ -78,7 +78,12 @@ def test_strict_is_the_released_rule_on_any_text(text):
 
 
 def test_numbers_equal_as_decimals():
-    assert numbers_equal("18.00", "18") and numbers_equal("1,080", "1080") and numbers_equal("-0", "0")
+    assert (
+        numbers_equal("18.00", "18")
+        and numbers_equal("1,080", "1080")
+        and numbers_equal("1080", "1,080")
+        and numbers_equal("-0", "0")
+    )
     assert not numbers_equal("0.1", "0.10000000000000000001")
 
 

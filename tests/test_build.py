@@ -20,7 +20,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.pairs import PAIRS
 from cream.pairs.build import FEWER_THAN_TWO, Rules, build, consistencies
-from cream.pairs.match import MISSING
+from cream.pairs.match import MISSING, OTHER
 from cream.records import RANKS, Item, Message, Rewards
 
 
@@ -232,10 +232,43 @@ def test_the_oracle_asks_the_labels():
         pairs_of(current, current, Rules(PAIRS["oracle"]), labels={"p": labels["p"]})
 
 
-@pytest.mark.parametrize("other", [[], [record("p", [1.0, 2.0], ["a", "other"])], [record("p", [1.0])]])
-def test_other_answers_are_refused_by_uuid(other):
-    with pytest.raises(UserError, match="'p'.*in the previous ranking"):
-        pairs_of([record("p", [1.0, 2.0])], other)
+def test_few_records_are_held_for_consistencies():
+    class Watched(Rewards, weakref=True):
+        pass
+
+    watched, held = [], []
+
+    def file():
+        for i in range(100):
+            whole = Watched(**msgspec.structs.asdict(record(f"p{i}", [1.0, 2.0])))
+            watched.append(weakref.ref(whole))
+            held.append(sum(w() is not None for w in watched))
+            yield whole
+
+    assert len(consistencies(file(), file(), size=4)) == 100 and len(held) == 200 and max(held) < 3 * 4
+
+
+@pytest.mark.parametrize("go_through", [pairs_of, consistencies])
+@pytest.mark.parametrize(
+    "other, said",
+    [([], "is missing"), ([record("p", [1.0, 2.0], ["a", "other"])], "has other responses")]
+    + [([record("p", [1.0])], "has other responses")],
+)
+def test_other_answers_are_refused_by_uuid(go_through, other, said):
+    for name in ({}, {"name": "--file2"}):
+        message = f"record 'p' {said} in {name.get('name', 'the previous ranking')}; both must rank the same samples"
+        with pytest.raises(UserError, match=f"^{message}$"):
+            go_through([record("p", [1.0, 2.0])], other, **name)
+
+
+def test_other_answers_are_skipped_and_counted_where_that_is_allowed():
+    current = [record(uuid, [1.0, 2.0]) for uuid in "pqrs"]
+    previous = [record("r", [1.0, 2.0], ["a", "other"]), record("s", [1.0, 2.0])]
+    made = build(current, previous, allow=(MISSING, OTHER))
+    assert [pair.uuid for pair in made.pairs] == ["s"] and made.unmatched == {MISSING: 2, OTHER: 1}
+    assert consistencies(current, previous, allow=(MISSING, OTHER)).tolist() == [1]
+    with pytest.raises(UserError, match="'p' is missing"):
+        consistencies(current, previous, allow=(OTHER,))
 
 
 def test_further_records_of_the_previous_model_are_no_mistake():
@@ -249,12 +282,23 @@ def test_what_may_stand_twice_in_the_previous_file_is_looked_for(uuids, current,
     """Whenever it does; and never where the previous file has the same prompts, in whatever order."""
     current, previous = ([record(uuid, [1.0, 2.0]) for uuid in names] for names in (current, uuids))
     asked = []
-    with suppress(UserError):  # a prompt that is missing
-        pairs_of(current, previous, allow=(MISSING,) if allowed else (), check=lambda: asked.append(True))
+    for go_through in (pairs_of, consistencies):
+        asked.append(0)
+        with suppress(UserError):  # a prompt that is missing
+            allow = (MISSING,) if allowed else ()
+            go_through(current, previous, allow=allow, check=lambda: asked.append(asked.pop() + 1))
     if len(set(uuids)) < len(uuids):
-        assert asked
+        assert all(asked)
     elif sorted(uuids) == [record.uuid for record in current]:
-        assert not asked
+        assert not any(asked)
+
+
+def test_another_order_is_no_reason_to_look():
+    def check():
+        raise AssertionError("looked for what is there twice")
+
+    current, previous = ([record(uuid, [1.0, 2.0]) for uuid in uuids] for uuids in ("pqrs", "srqp"))
+    assert len(pairs_of(current, previous, check=check)) == 4
 
 
 def test_no_prompts_make_no_pairs():

@@ -1,17 +1,22 @@
 """Chat templates -> ids and spans: what is scored, where it ends, and which templates are refused."""
 
 import copy
+import re
+import struct
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cream.errors import UserError
 from cream.records import Message
-from cream.text.chat import Chat
+from cream.text import chat as chat_module
+from cream.text.chat import NOT_A_PREFIX, PROBE, Chat
+from cream.text.tokens import Tokens
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
 HEADER = "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -24,6 +29,12 @@ GOOD = {
     "trimmed": TURNS.replace("m.content", "m.content | trim") + HEADER,
     "no header": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}<assistant>"
     "{% else %}{{ m.content }}<end>{% endif %}{% endfor %}",
+    "one header": "{% for m in messages %}<user>{{ m.role }}\n{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<user>assistant\n{% endif %}",
+    "refuses to follow a response": TURNS + "{% if add_generation_prompt and messages[-1].role == 'assistant' %}"
+    "{{ raise_exception('no question') }}{% endif %}" + HEADER,
+    "plain prompt": "{% for m in messages %}{{ m.role }}\n{{ m.content }}{{ '<end>' if m.role == 'assistant' }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}",
 }
 QUESTION = [Message("user", "Tom has 28 books. How many?")]
 
@@ -46,7 +57,7 @@ def test_the_span_is_the_answer_and_its_end_of_turn(chat):
     ((start, end),) = tokens.spans
     decode = chat.tokenizer.decode
     assert tokens.ids[:start] == chat.encode_prompt(QUESTION)
-    assert decode(tokens.ids[:start]).endswith("<assistant>")
+    assert decode(tokens.ids[:start]).endswith(("<assistant>", "assistant\n"))
     assert decode(tokens.ids[start:end]) == "He has 28.<end>"
     assert end == len(tokens) and tokens.ids[-1] == chat.end_of_turn == chat.tokenizer.eos_token_id
     assert tokens.num_response_tokens == end - start
@@ -57,6 +68,24 @@ def test_a_truncated_answer_gets_no_end_of_turn(chat):
     assert cut.ids == whole.ids[:-1]
     (nothing,) = chat.encode_responses(QUESTION, [""], [False])
     assert nothing.num_response_tokens == 0
+
+
+@pytest.mark.parametrize("question", [QUESTION, PROBE[:1]])
+def test_a_response_after_its_prompt_is_the_conversation(chat, question):
+    """The prompt is tokenised apart from its responses where that cannot change them."""
+    texts, prompt = ["He has 28.", "", "5"], chat.encode_prompt(question)
+    whole = [chat.encode_conversation([*question, Message("assistant", text)]) for text in texts]
+    for prompt_ids in (None, prompt):
+        assert chat.encode_responses(question, texts, [True] * 3, prompt_ids) == whole
+    assert chat.encode_responses(question, ["5"], [True], [*prompt[:-1], prompt[0]]) == [None]  # of another prompt
+
+
+def test_a_prompt_is_tokenised_once_for_all_its_responses(chat, monkeypatch):
+    """Unless nothing special ends it."""
+    seen, ids = [], chat._ids
+    monkeypatch.setattr(chat, "_ids", lambda texts: seen.extend(texts) or ids(texts))
+    chat.encode_responses([Message("user", "2" * 1000)], ["5"] * 7, [True] * 7)
+    assert (sum(map(len, seen)) < 2000) == (chat.tokenizer.chat_template != GOOD["plain prompt"])
 
 
 def test_every_assistant_turn_has_its_span(chat):
@@ -92,6 +121,15 @@ def test_it_stops_at_every_end_the_model_knows(tiny_tokenizer):
     chat = Chat(with_template(tiny_tokenizer, GOOD["bos"], eos_token="<pad>"), generation_eos=[special("<user>")])
     assert chat.end_of_turn == special("<end>")
     assert set(chat.stop_ids) == {special("<end>"), special("<pad>"), special("<user>")}
+    assert Chat(with_template(tiny_tokenizer, GOOD["bos"], eos_token=None)).stop_ids == (special("<end>"),)
+
+
+def test_what_will_be_rendered_is_probed_first(tiny_tokenizer, monkeypatch):
+    probed = []
+    monkeypatch.setattr(chat_module, "probe_in_subprocess", lambda work, what: probed.append((work(), what)))
+    Chat(with_template(tiny_tokenizer, GOOD["no bos"], name_or_path="my/model"))
+    prompt = "<user>What is 2 + 3?<end>"
+    assert probed == [([f"{prompt}<assistant>", f"{prompt}<assistant>5<end>"], "my/model: its chat template")]
 
 
 @pytest.mark.parametrize(
@@ -99,15 +137,29 @@ def test_it_stops_at_every_end_the_model_knows(tiny_tokenizer):
     [
         (None, "--chat_template"),
         ("{{ bos_token }}" + GOOD["bos"], "two BOS"),
-        (TURNS.replace("<end>", "\n") + HEADER, "not end a response with a special token"),
-        (TURNS + "{% if add_generation_prompt %}<assistant>Think:{% endif %}", "not a prefix.*'T', 'h'"),
+        (TURNS.replace("<end>", "\n") + HEADER, ": its chat template does not end a response with a special token"),
+        (
+            TURNS.replace("<end>", "<end>abc") + "{% if add_generation_prompt %}<assistant>Think:{% endif %}",
+            "'s prompt is not a prefix of its conversation: after 18 equal tokens the prompt has ['T', 'h', 'i', 'n'], "
+            "the conversation ['5', '<end>', 'a', 'b']; give another with --chat_template FILE",
+        ),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}<end>{% endfor %}" + HEADER,
+            "after 13 equal tokens the prompt has ['<assistant>'], the conversation []; give another",
+        ),
         ("{{ raise_exception('only Latin') }}", "only Latin"),
+        ("{% set n = 3 %}{{ 7 % n }}", ": its chat template computes with numbers that may be huge"),
     ],
 )
 def test_templates_that_would_train_the_wrong_thing_are_refused(tiny_tokenizer, template, complaint):
     tokenizer = with_template(tiny_tokenizer, template, name_or_path="my/model")
-    with pytest.raises(UserError, match=f"(?s)my/model.*{complaint}"):
+    with pytest.raises(UserError, match=f"(?s)my/model.*{re.escape(complaint)}"):
         Chat(tokenizer)
+
+
+def test_the_end_of_a_turn_is_behind_all_of_the_response(tiny_tokenizer):
+    twice = TURNS.replace("{{ m.content }}", "{{ m.content }}{{ '<pad>' ~ m.content if m.role == 'assistant' }}")
+    assert Chat(with_template(tiny_tokenizer, twice + HEADER)).end_of_turn == tiny_tokenizer.eos_token_id
 
 
 def test_a_template_of_ones_own_is_named(tiny_tokenizer):
@@ -137,7 +189,35 @@ def test_an_answer_that_merges_into_the_prompt_is_left_out():
     chat = Chat(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template))
     separate, merged = chat.encode_responses(QUESTION, ["8", "7"], [True, True])
     assert separate.num_response_tokens == 2 and merged is None
+    assert chat.encode_within_limit(QUESTION, ["8", "7"], [True, True], 99) == [separate, NOT_A_PREFIX]
     assert chat.encode_conversation([*QUESTION, Message("assistant", "7")]) is None
+
+
+def small_tokenizer(template, header, normalizer):
+    """Every letter is a token; the end of a turn and this header are special ones."""
+    letters = "abcdefghijklmnopqrstuvwxyzWA0123456789 .,?+<>"
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, merges=[]))
+    backend.normalizer = normalizer
+    backend.add_special_tokens([AddedToken("<end>", special=True), header])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template)
+
+
+@pytest.mark.parametrize("question", [QUESTION, PROBE[:1]])
+def test_a_header_that_the_tokenizer_writes_otherwise(question):
+    """So that it is not found in the rendered prompt."""
+    header = AddedToken("<a>", special=True, normalized=True)
+    template = "{% for m in messages %}{{ '<A>' if m.role == 'assistant' }}{{ m.content }}<end>{% endfor %}"
+    template += "{% if add_generation_prompt %}<A>{% endif %}"
+    chat = Chat(small_tokenizer(template, header, normalizers.Lowercase()))
+    (tokens,) = chat.encode_responses(question, ["28"], [True])
+    assert tokens == chat.encode_conversation([*question, Message("assistant", "28")])
+    assert tokens.num_response_tokens == 3
+
+
+def test_a_prompt_that_is_rewritten_once_it_is_answered_is_left_out(tiny_tokenizer):
+    rewritten = "{{ m.content.replace('28', '82') if add_generation_prompt else m.content }}"
+    chat = Chat(with_template(tiny_tokenizer, TURNS.replace("{{ m.content }}", rewritten) + HEADER))
+    assert chat.encode_responses(QUESTION, ["5"], [True]) == [None]
 
 
 def test_a_template_that_rewrites_earlier_turns_is_left_out(tiny_tokenizer):
@@ -156,9 +236,43 @@ def test_any_answer_comes_back_from_its_span(tiny_chat, answer, question):
     assert tiny_chat.tokenizer.decode(tokens.ids[start:end]) == answer + "<end>"
 
 
+def test_a_huge_conversation_is_measured_by_its_beginning(tiny_chat, monkeypatch):
+    """A character is a token here."""
+    monkeypatch.setattr(chat_module, "HUGE", 20)
+
+    def exceeds(limit, *texts):
+        return tiny_chat.exceeds([Message("user", text) for text in texts], limit)
+
+    assert not exceeds(0, "a" * 20)  # not huge: its tokens are to be counted
+    assert exceeds(18, "a" * 21) and not exceeds(19, "a" * 21)  # the last of 20 may be part of a longer one
+    assert exceeds(18, "a" * 10, "b" * 11)
+    blanks = " " * 30  # a template may strip them
+    assert exceeds(8, f"aaaaa{blanks}", f"{blanks}bbbb") and not exceeds(9, f"aaaaa{blanks}", f"{blanks}bbbb")
+
+
+@pytest.mark.parametrize("huge", [chat_module.HUGE, 0])
+def test_a_row_beyond_the_limit_has_a_reason_in_its_place(tiny_chat, monkeypatch, huge):
+    texts, complete = ["5", "5" * 30, "28", "28"], [True, True, True, False]
+    rows = tiny_chat.encode_responses(QUESTION, texts, complete)
+    monkeypatch.setattr(chat_module, "HUGE", huge)
+    for limit in range(len(rows[1]) + 1):
+        found = tiny_chat.encode_within_limit(QUESTION, texts, complete, limit)
+        assert found == [row if len(row) <= limit else f"longer than {limit} tokens" for row in rows]
+
+
 def test_show_marks_what_is_scored(tiny_chat):
-    shown = tiny_chat.show(tiny_chat.encode_conversation([*QUESTION, Message("assistant", "28.")]))
-    assert "<assistant>⟦28.<end>⟧" in shown and "4 of them scored" in shown
+    turns = [("user", "2 + 3?"), ("assistant", "5"), ("user", "And 1?"), ("assistant", "6")]
+    shown = tiny_chat.show(tiny_chat.encode_conversation([Message(*turn) for turn in turns]))
+    said = "<bos><user>2 + 3?<end><assistant>⟦5<end>⟧<user>And 1?<end><assistant>⟦6<end>⟧"
+    assert shown == said + "\n(21 tokens, 4 of them scored)"
+
+
+def test_a_digest_is_of_signed_numbers_that_keep_ids_and_spans_apart():
+    """The caches of scores on disk are read by it."""
+    flat = struct.pack("=7q", 5, 7, 8, 9, -1, 1, 3)
+    assert Tokens([5, 7, 8, 9], [(1, 3)]).digest() == xxhash.xxh3_64(flat).hexdigest()
+    one, other = Tokens([5, 6, 7, 8], [(0, 1), (3, 4)]), Tokens([5, 6, 7, 8, 1, 0], [(3, 4)])
+    assert one.digest() != other.digest()  # they were equal if 1 stood between ids and spans
 
 
 @pytest.mark.parametrize("folder, end", [("tokenizers/mistral", "</s>"), ("models/stories260K", "</s>")])

@@ -55,7 +55,7 @@ def test_the_bootstrap_is_that_of_resampled_items(counts, confidence):
 
 def test_bootstrap_at_the_edges():
     assert bootstrap_difference([(0, 0, 7)]) == (0, 0)
-    assert bootstrap_difference([(0, 7, 7)]) == (1, 1)
+    assert bootstrap_difference([(0, 7, 7)]) == bootstrap_difference([(0, 1, 1)]) == (1, 1)
     for counts in ([], [(0, 0, 0)], [(4, 4, 7)], [(-1, 2, 7)]):
         with pytest.raises(ValueError, match="at least one item"):
             bootstrap_difference(counts)

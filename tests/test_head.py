@@ -48,7 +48,7 @@ def case(kind=torch.nn.Linear, bias=False):
 def plain(layer, config, hidden, target):
     """The oracle: whole logits."""
     cap = getattr(config, "final_logit_softcapping", None)
-    logits = layer(hidden) * getattr(config, "logit_scale", 1.0)
+    logits = layer(hidden) * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
     return -F.cross_entropy(logits if cap is None else cap * torch.tanh(logits / cap), target, reduction="none")
 
 
@@ -56,7 +56,10 @@ def gradients(values, weight, layer, hidden):
     return torch.autograd.grad((values * weight).sum(), [hidden, *layer.parameters()])
 
 
-@pytest.mark.parametrize("settings", [{}, {"logit_scale": 0.5}, {"final_logit_softcapping": 5.0, "logit_scale": 2.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"logit_scale": 0.5}, {"final_logit_softcapping": 5.0, "logit_scale": 2.0}, {"logits_scaling": 1.5}],
+)
 @pytest.mark.parametrize("kind, bias", [(torch.nn.Linear, False), (torch.nn.Linear, True), (Adapted, True)])
 @pytest.mark.parametrize("blocks", ["one block", "small_blocks"])
 def test_value_and_gradient_equal_those_of_cross_entropy(request, kind, bias, settings, blocks):
@@ -146,6 +149,37 @@ def test_logits_are_never_all_in_memory(small_blocks):
     with Largest() as found:
         (token_log_probs(layer, PreTrainedConfig(), hidden, target) * weight).sum().backward()
     assert whole.most == TOKENS * WORDS and found.most == ROUNDED * 7
+
+
+def test_few_logits_wait_for_the_backward_pass_and_many_do_not(monkeypatch):
+    layer, hidden, target, _ = case()
+
+    def waiting():
+        (node, _), *_ = token_log_probs(layer, PreTrainedConfig(), hidden, target).grad_fn.next_functions
+        return node.kept and sum(logits.numel() for logits in node.kept)
+
+    monkeypatch.setitem(head.KEEP, "cpu", ROUNDED * WORDS)
+    assert waiting() == ROUNDED * WORDS
+    monkeypatch.setitem(head.KEEP, "cpu", ROUNDED * WORDS - 1)
+    assert waiting() is None
+
+
+def test_no_logits_wait_where_no_gradient_is_wanted(monkeypatch):
+    layer, hidden, target, _ = case()
+    asked = []
+    monkeypatch.setattr(HeadLogProb, "apply", lambda *inputs: asked.append(inputs) or torch.zeros(ROUNDED))
+    with torch.no_grad():
+        token_log_probs(layer, PreTrainedConfig(), hidden, target)
+    assert not asked[0][6]
+
+
+def test_a_gradient_in_place_is_added_and_not_returned():
+    layer, hidden, target, weight = case()
+    (wanted,) = torch.autograd.grad((plain(layer, PreTrainedConfig(), hidden, target) * weight).sum(), layer.weight)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    found = token_log_probs(layer, PreTrainedConfig(), hidden, target, in_place=True)
+    assert torch.autograd.grad((found * weight).sum(), layer.weight, allow_unused=True) == (None,)
+    torch.testing.assert_close(layer.weight.grad, wanted + 1, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture

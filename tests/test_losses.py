@@ -81,8 +81,17 @@ def test_the_optimum_is_the_logit_of_c(c):
 
 
 def test_half_precision_comes_back_as_float32():
-    losses, margins = dpo_loss(*(x.bfloat16() for x in logps()), BETA, 0.8)
-    assert losses.dtype == margins.dtype == torch.float32
+    arguments = [x.bfloat16() for x in logps()]
+    for c in (0.8, torch.full((64,), 0.8, dtype=torch.float64)):  # C as it is read from a file
+        losses, margins = dpo_loss(*arguments, BETA, c)
+        assert losses.dtype == margins.dtype == likelihood_loss(*logps()[:2], c).dtype == torch.float32
+
+
+def test_the_consistency_goes_to_the_device_of_the_scores():
+    chosen, rejected = torch.empty(2, 3, device="meta")
+    c = torch.tensor([0.9, 0.5, 0.2])
+    assert preference_loss(chosen, rejected, BETA, c)[0].device.type == "meta"
+    assert likelihood_loss(chosen, rejected, c).device.type == "meta"
 
 
 def trl_loss(arguments, loss_types, tokens=None, weights=(1.0,), smoothing=0.0):
@@ -255,7 +264,7 @@ def test_with_a_target_margin_trls_label_smoothing_is_no_mirror_image():
 def test_losses_by_hand(h):
     margin = torch.tensor([h], dtype=torch.float64)
     assert hinge(margin).item() == pytest.approx(max(0, 1 - h))
-    assert ipo(margin, beta=0.5).item() == pytest.approx((2 * h - 1) ** 2)
+    assert ipo(margin, beta=0.1).item() == pytest.approx((10 * h - 5) ** 2)
     assert simpo(margin, gamma=0.5).item() == pytest.approx(math.log1p(math.exp(0.5 - h)))
 
 

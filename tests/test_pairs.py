@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from cream.errors import UserError
 from cream.pairs import PAIRS, all_pairs, extremes, oracle, random, threshold
-from cream.pairs.build import FEWER_THAN_TWO, NO_MARGIN, Rules, build, usable
-from cream.records import Item, Message, Rewards
+from cream.pairs.build import FEWER_THAN_TWO, NO_MARGIN, NONE_CHOSEN, Rules, build, usable
+from cream.pairs.choice import Choice
+from cream.records import Item, Message, Pair, Rewards
 
 LABEL = Item(question="Which?\nA. oxygen\nB. neon", label="A")
 VALUE = st.one_of(st.sampled_from([-1.0, 0.0, 2.5, None]), st.floats(-9, 9))
@@ -121,6 +122,13 @@ def test_the_oracle_overrules_the_reward():
     assert pair == (1, 0, None)
 
 
+def test_the_oracle_grades_by_the_items_task():
+    """Without one a question with options is multiple choice, and both were right."""
+    item = Item(question="Which?\n1. a solid\n2. a liquid", label="2", task="gsm8k")
+    texts = ["Answer: a liquid", "Answer: 2"]
+    assert oracle.choose(record("p", [1.0, 0.0], texts), [0, 1], item, None) == [(1, 0, None)]
+
+
 @given(prompts(), st.one_of(st.none(), st.sampled_from([0.0, 1.0, 2.5]), st.floats(0, 9)))
 def test_all_pairs_equal_the_loop(records, margin):
     found = chosen("all_pairs", records, margin=margin)
@@ -173,6 +181,8 @@ def test_a_preference_is_the_mean_of_both_orders():
     assert (i, j, p) == (1, 0, pytest.approx(0.85))
     one_order = [[None, 0.2], [None, None]]
     assert chosen("threshold", [record("p", [9.0, 0.0], preferences=one_order)])["p"] == [(1, 0, 0.8)]
+    as_sure = chosen("threshold", [record("p", [9.0, 0.0], preferences=one_order)], threshold.Options(0.8))
+    assert as_sure["p"] == [(1, 0, 0.8)]
     unasked = [[None, None], [None, None]]
     assert chosen("threshold", [record("p", [9.0, 0.0], preferences=unasked)]) == {"p": threshold.NONE_SURE}
 
@@ -243,7 +253,7 @@ def test_fewer_pairs_of_a_prompt_are_the_first_of_all(records, name, most):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_prompt_that_is_named_as_a_further_pair_is_refused(order):
-    records = [record("p", [1.0, 2.0, 3.0]), record("p#2", [1.0, 2.0])][::order]
+    records = [record("p", [1.0, 2.0, 2.0]), record("p#2", [1.0, 2.0])][::order]
     for size in (1, 1024):
         with pytest.raises(UserError, match="'p#2'.*UUID#2"):
             list(build(records, None, Rules(all_pairs), size=size).pairs)
@@ -259,6 +269,56 @@ def test_a_margin_leaves_wide_pairs():
     assert (
         indices(chosen("oracle", [lower])["p"]) == [(1, 0)] and chosen("oracle", [lower], margin=0.0)["p"] == NO_MARGIN
     )
+
+
+def test_of_equal_margins_the_higher_rewards_come_first():
+    assert indices(chosen("all_pairs", [record("p", [0.0, 1.0, 2.0])])["p"]) == [(2, 0), (2, 1), (1, 0)]
+
+
+def test_pairs_of_a_strategy_of_ones_own():
+    """The surest first, one that is surely wrong last; or none at all."""
+
+    class Stated:
+        INPUTS = {"rewards": True}
+        pairs = [Choice(0, 1, 0.0), Choice(1, 2, 0.5), Choice(0, 2, 0.9)]
+
+        def choose(self, record, usable, item, options):
+            return self.pairs
+
+    strategy, one = Stated(), record("p", [3.0, 2.0, 1.0])
+    made = build([one], None, Rules(strategy))
+    found = [(p.selected_index, p.rejected_index, p.consistency) for p in made.pairs]
+    assert found == [(0, 2, 0.9), (1, 2, 0.5), (0, 1, 0.0)]
+    assert made.own and (made.c.n, made.c.mean) == (3, pytest.approx(1.4 / 3))  # of the pairs
+    strategy.pairs = []
+    made = build([one], None, Rules(strategy))
+    assert list(made.pairs) == [] and made.dropped == {NONE_CHOSEN: 1}
+
+
+def test_a_pair_holds_all_of_its_record():
+    one = record("p", [1.0, 4.0, None], truncated=[0])
+    one.score, one.source_prompt, one.extra = [-1.0, -2.0, None], "Solve it.", {"level": 2}
+    (pair,) = build([one], None, Rules(keep_truncated=True)).pairs
+    assert pair == Pair(
+        uuid="p",
+        prompt=one.prompt,
+        selected=one.response[1],
+        rejected=one.response[0],
+        consistency=1.0,
+        tau=1.0,
+        selected_index=1,
+        rejected_index=0,
+        margin=3.0,
+        selected_logp=-2.0,
+        rejected_logp=-1.0,
+        selected_truncated=False,
+        rejected_truncated=True,
+        source_prompt="Solve it.",
+        extra={"level": 2},
+    )
+    one.finish_reason = None  # of a file from elsewhere
+    (pair,) = build([one], None).pairs
+    assert not pair.selected_truncated and not pair.rejected_truncated
 
 
 def test_a_strategy_states_confidences_or_reads_a_previous_ranking():
@@ -282,7 +342,8 @@ def test_an_equal_text_with_another_reward_does_not_pair_with_itself():
 def test_a_repeated_text_counts_where_it_is_first_rewarded_and_whole():
     one, counts = record("p", [None, 1.0, 2.0, 3.0, 4.0], list("aaaba"), truncated=[1]), Counter()
     assert usable(one, one.reward, False, counts) == [2, 3]
-    assert counts == {"": 5, "without a reward": 1, "truncated": 1, "equal to an earlier one": 1}
+    assert usable(one, one.reward, False, counts) == [2, 3]
+    assert counts == {"": 10, "without a reward": 2, "truncated": 2, "equal to an earlier one": 2}
     assert usable(one, one.reward, True, Counter()) == [1, 3]
 
 
@@ -295,5 +356,6 @@ def test_what_the_previous_model_did_not_reward_leaves_and_so_do_its_repetitions
 def test_lengths_of_several_pairs_are_of_all_of_them():
     made = build([record("p", [1.0, 2.0, 4.0], num_tokens=[5, 9, 8])], None, Rules(all_pairs))
     assert len(list(made.pairs)) == 3
+    assert not made.own and (made.c.n, made.c.mean) == (1, 1.0)  # of the prompt
     assert made.lengths.longer_by == ((8 - 5) + (8 - 9) + (9 - 5)) / 3
     assert made.lengths.bias == pytest.approx(np.corrcoef([1, 2, 4], [5, 9, 8])[0, 1])

@@ -56,6 +56,15 @@ def test_chunks_leave_no_seam(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "at_once, responses, step", [(175, 5, 7), (174, 5, 6), (24, 5, 1), (10, 10, 1), (4, 1, 4), (4, 0, 4)]
+)
+def test_a_chunk_has_as_many_prompts_as_fit(monkeypatch, at_once, responses, step):
+    monkeypatch.setattr(ranking, "COMPARISONS_AT_ONCE", at_once)
+    chunks = [(chunk.start, chunk.stop) for chunk in ranking._chunks(20, responses)]
+    assert chunks == [(start, start + step) for start in range(0, 20, step)]
+
+
+@pytest.mark.parametrize(
     "current, previous, agree",
     [
         ((1, 4, 2, 3), (1, 2, 4, 3), 0),  # the winners differ; comparing the listed first and last said 1
@@ -73,6 +82,10 @@ def test_top_order(current, previous, agree):
     np.testing.assert_array_equal(top_order([current], [previous]), [agree])
 
 
+def test_top_order_is_each_prompts_own():
+    assert top_order([[1, 2, 3]] * 3, [[1, 2, 3], [3, 2, 1], [1, 2, 4]]).tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_undefined_without_a_ranking(statistic):
     a = [[1, 1, 1], [1, 2, 3], [np.nan, np.nan, 3], [np.nan] * 3, [1, 2, np.nan]]
@@ -80,6 +93,18 @@ def test_undefined_without_a_ranking(statistic):
     assert np.isnan(statistic(a, b)).all()
     assert statistic(np.empty((0, 5)), np.empty((0, 5))).shape == (0,)
     assert np.isnan(statistic(np.empty((3, 0)), np.empty((3, 0)))).all()
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_an_undefined_prompt_is_no_reason_to_warn(statistic):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(statistic([[1, 1], [np.nan, 1]], [[1, 2], [1, 2]])).all()
+
+
+def test_shared_arrays_are_float64():
+    narrow = np.float32([[1, np.nan, 3]])
+    assert [x.dtype for x in shared(narrow, narrow)] == [np.float64] * 2
 
 
 def test_constant_tells_which_ranking_is_missing():
@@ -112,6 +137,12 @@ def two_rankings(draw):
     prompts, answers = draw(st.integers(1, 5)), draw(st.integers(1, 6))
     rows = st.lists(st.lists(REWARD, min_size=answers, max_size=answers), min_size=prompts, max_size=prompts)
     return np.array(draw(rows)), np.array(draw(rows))
+
+
+@pytest.mark.parametrize("ours, theirs", [(kendall, stats.kendalltau), (spearman, stats.spearmanr)])
+@given(rankings=two_rankings())
+def test_equals_scipy(ours, theirs, rankings):
+    np.testing.assert_allclose(ours(*rankings), by_scipy(theirs, *rankings), atol=1e-12)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)

@@ -12,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream.evaluation.statistics import (
+    aligned,
+    bootstrap_difference,
+    format_percent,
     format_table,
     mean_std,
     paired_difference,
@@ -27,7 +30,14 @@ CONFIDENCE = st.sampled_from((0.5, 0.9, 0.95, 0.999))
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), CONFIDENCE)
 def test_wilson_is_scipys(counts, confidence):
     scipys = scipy.stats.binomtest(*counts).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(*counts, confidence) == pytest.approx((scipys.low, scipys.high), abs=1e-12)
+    low, high = wilson_interval(*counts, confidence)
+    assert (low, high) == pytest.approx((scipys.low, scipys.high), abs=1e-12)
+    assert 0 <= low <= high <= 1
+
+
+def test_no_rounding_leaves_the_unit_interval():
+    for n in range(1, 200):
+        assert wilson_interval(0, n)[0] >= 0 and wilson_interval(n, n)[1] <= 1
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 2)])
@@ -57,6 +67,13 @@ def test_paired_difference_is_scipys(pairs, confidence):
     if differences.std() > 1e-6:  # below that scipy warns of lost precision
         scipys = scipy.stats.ttest_rel(a, b).confidence_interval(confidence)
         assert (low, high) == pytest.approx((scipys.low, scipys.high), rel=1e-6, abs=1e-6)
+
+
+def test_intervals_are_of_95_percent_unless_told():
+    assert wilson_interval(3, 7) == wilson_interval(3, 7, 0.95)
+    assert paired_difference([1, 3, 4], [2, 2, 1]) == paired_difference([1, 3, 4], [2, 2, 1], 0.95)
+    counts = [(5, 12, 61), (31, 19, 97), (7, 11, 53)]
+    assert bootstrap_difference(counts) == bootstrap_difference(counts, 0.95, resamples=10_000, seed=0)
 
 
 @pytest.mark.parametrize(("a", "b"), [([1.0], [2.0]), ([1.0, 2.0], [1.0]), ([], [])])
@@ -145,6 +162,13 @@ def test_one_task_has_no_macro_average_and_none_no_rows():
     assert summarise([]) == []
 
 
+def test_items_that_are_all_wrong_tell_how_many_responses_they_have():
+    (one,) = summarise([record("siqa", False)] * 2)
+    assert one["accuracy"] == 0 and "pass_at" not in one
+    (two,) = summarise([several("siqa", [False, False], False, tokens=(1, 2))])
+    assert two["pass_at"] == {"1": 0, "2": 0}
+
+
 def test_table():
     table = format_table(summarise(RECORDS)).splitlines()
     assert len({len(line) for line in table}) == 1
@@ -153,7 +177,20 @@ def test_table():
         ["gsm8k", "1", "0", "0.0", "0.0", "to", "79.3", "100.0", "100.0", "7.0"],
         ["macro", "5", "3", "37.5", "62.5", "50.0", "11.0"],
     ]
-    assert "vote" not in table[0] and "pass" not in table[0]
+    assert re.split(r" {2,}", table[0]) == [*HEADER[:3], "accuracy %", *HEADER[4:]]
+
+
+HEADER = ["task", "n", "correct", "accuracy of vote %", "95 % interval", "unanswered %", "truncated %", "tokens"]
+
+
+def test_texts_to_the_left_numbers_to_the_right():
+    assert aligned([["task", "n"], ["a", "10"], ["gsm8k", "5"]]).splitlines() == ["task    n", "a      10", "gsm8k   5"]
+    (row,) = summarise([record("a", True)])
+    assert format_table([row]).splitlines()[1].split() == ["a", "1", "1", "100.0", "20.7", "to", "100.0", "0.0", "0.0"]
+
+
+def test_accuracies_in_one_line():
+    assert format_percent({"siqa": 0.5, "gsm8k": 1 / 3}) == "siqa 50.0, gsm8k 33.3"
 
 
 def several(task, correct, vote, prediction="a", ends=None, tokens=(1, 2, 3, 4)):
@@ -213,15 +250,5 @@ def test_pass_at_every_power_of_two_and_k():
 
 def test_table_of_several_answers():
     header, gsm8k, siqa, macro = format_table(summarise(VOTES)).splitlines()
-    assert re.split(r" {2,}", header) == [
-        "task",
-        "n",
-        "correct",
-        "accuracy of vote %",
-        "95 % interval",
-        *(f"pass@{j} %" for j in (1, 2, 4)),
-        "unanswered %",
-        "truncated %",
-        "tokens",
-    ]
+    assert re.split(r" {2,}", header) == [*HEADER[:5], *(f"pass@{j} %" for j in (1, 2, 4)), *HEADER[5:]]
     assert "37.5 ± 23.9" in gsm8k and "25.0  " in siqa and macro.split()[:5] == ["macro", "5", "2", "25.0", "31.2"]

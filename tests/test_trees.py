@@ -5,6 +5,7 @@ import random
 import shutil
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cream.model import trees
 from cream.model.batches import pad
@@ -255,9 +257,9 @@ def test_a_wrong_attention_is_found_out(policy, monkeypatch, said, name, part, w
     assert model.model.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "granite"])
 def test_a_model_made_ready_for_trees_still_takes_padded_rows(policy, name):
-    """Windows and caps included."""
+    """Windows, caps and scales included."""
     model = LogProbs(policy(name))
     found = score(LogProbs(model.model, share=False), GROUPS[:4], Budget(100))
     assert difference(found, [plain(policy(name), group) for group in GROUPS[:4]], GROUPS[:4]) <= 1e-4
@@ -379,6 +381,58 @@ def test_a_group_too_large_for_a_row_is_split_by_answers(group, max_tokens):
         assert len(run) == 1 or trees.tree_shape([group[i] for i in run])[0] <= max_tokens
         if following:  # as few runs as the prompt allows
             assert prompt + sum(len(group[i]) - prompt for i in [*run, following[0]]) > max_tokens
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 3, 6, 7])
+@pytest.mark.parametrize("scaling", [None, 0.7])
+@pytest.mark.parametrize("queries", [4, 7])
+def test_attention_of_the_last_tokens_is_its_definition(queries, scaling, window, softcap):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, count, 8) for count in (queries, 7, 7))
+    wanted = torch.empty_like(query)
+    for head in range(2):
+        for at in range(queries):
+            last = 7 - queries + at
+            seen = slice(0 if window is None else max(0, last - window + 1), last + 1)
+            scores = key[0, head, seen] @ query[0, head, at] * (8**-0.5 if scaling is None else scaling)
+            scores = scores if softcap is None else softcap * (scores / softcap).tanh()
+            wanted[0, head, at] = scores.softmax(0) @ value[0, head, seen]
+    torch.testing.assert_close(trees._causal(query, key, value, scaling, window, softcap), wanted)
+
+
+@pytest.mark.parametrize("others", [{}, {"is_causal": False}])
+def test_without_a_layout_attention_is_the_librarys(others):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 1, 2, 5, 8)
+    found, wanted = (
+        attention(torch.nn.Module(), query, key, value, None, scaling=0.7, **others)[0]
+        for attention in (trees.attend, sdpa_attention_forward)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_without_a_layout_scores_may_be_capped():
+    """As no attention of the library's is; there may be fewer keys than queries."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 5, 8) for heads in (4, 2, 2))
+    wanted = trees._causal(query, *(x.repeat_interleave(2, dim=1) for x in (key, value)), 0.7, None, 2.0)
+    found, _ = trees.attend(torch.nn.Module(), query, key, value, None, scaling=0.7, softcap=2.0)
+    torch.testing.assert_close(found, wanted.transpose(1, 2))
+    half = (x.bfloat16() for x in (query, key, value))
+    assert trees.attend(torch.nn.Module(), *half, None, softcap=2.0)[0].dtype == torch.bfloat16
+
+
+def test_on_cuda_flex_attention_takes_the_mask_of_the_layout(monkeypatch):
+    taken = []
+    name = "transformers.integrations.flex_attention.flex_attention_forward"
+    monkeypatch.setattr(name, lambda *values, **settings: taken.append((values, settings)) or "attended")
+    query = SimpleNamespace(device=torch.device("cuda"))
+    layout = SimpleNamespace(block_mask=lambda window: f"mask of window {window}")
+    settings = {"scaling": 0.7, "softcap": 2.0}
+    found = trees.attend("layer", query, "key", "value", None, sliding_window=3, tree_layout=layout, **settings)
+    assert found == "attended"
+    assert taken == [(("layer", query, "key", "value", "mask of window 3"), settings)]
 
 
 @settings(max_examples=10)

@@ -144,7 +144,7 @@ def _each(record: Mapping, one: str, several: str) -> Sequence:
 def _passes(correct: Sequence[Sequence[bool]], k: int) -> dict:
     """pass@j over items with `k` responses, {} for k = 1; an item whose prompt did not fit has one that is wrong."""
     passed, errors = {}, {}
-    for j in sorted({k} | {2**i for i in range(k.bit_length()) if 2**i < k}) if k > 1 else ():
+    for j in sorted({k} | {2**i for i in range(k.bit_length())}) if k > 1 else ():
         mean, std = mean_std([pass_at_k(len(each), sum(each), min(j, len(each))) for each in correct])
         passed[str(j)] = mean
         errors[str(j)] = std / sqrt(len(correct)) if len(correct) > 1 else None

@@ -19,13 +19,14 @@ def matched(
     allow: Container[str],
     check: Callable[[], object],
     unmatched: Counter[str],
-    name: str = "the previous ranking",
+    name: str,
 ) -> Iterator[tuple[Rewards, list[float | None]]]:
     """Each current record, and the previous model's rewards of the same responses (None: the current ones again).
 
     Both are read in step. A record of `previous` that comes before its turn waits for it: none where both have one
     order. Those without a match for a reason in `allow` are skipped, and counted in `unmatched`. Raises UserError for
-    another; calls `check` where `previous` may have a uuid twice, because not all of its records match.
+    another, by the `name` of `previous`; calls `check` where that may have a uuid twice, because not all of its
+    records match.
     """
     if previous is None:
         yield from ((record, record.reward) for record in current)
