@@ -301,6 +301,22 @@ def test_another_order_is_no_reason_to_look():
     assert len(pairs_of(current, previous, check=check)) == 4
 
 
+def test_one_that_waits_and_one_at_the_end_may_be_the_same():
+    looked = []
+    previous = [record(uuid, [1.0, 2.0]) for uuid in "xpx"]
+    assert len(pairs_of([record("p", [1.0, 2.0])], previous, check=lambda: looked.append(True))) == 1 and looked
+
+
+def test_the_rank_decides_what_consistency_is():
+    current, previous = [1.0, 2.0, 3.0, 4.0], [1.0, 4.0, 2.0, 3.0]
+    wanted = {"spearman": scipy.stats.spearmanr(current, previous).statistic, "toporder": 0.0}
+    wanted["kendall"] = scipy.stats.kendalltau(current, previous).statistic
+    for rank in RANKS:
+        (pair,) = pairs_of([record("p", current)], [record("p", previous)], Rules(rank=rank))
+        assert pair.tau == pytest.approx(wanted[rank])
+        assert pair.consistency == pytest.approx(0 if rank == "toporder" else (wanted[rank] + 1) / 2)
+
+
 def test_no_prompts_make_no_pairs():
     made = build([], [])
     assert list(made.pairs) == [] and made.count == 0 and made.c.mean is None

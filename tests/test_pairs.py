@@ -290,6 +290,7 @@ def test_pairs_of_a_strategy_of_ones_own():
     found = [(p.selected_index, p.rejected_index, p.consistency) for p in made.pairs]
     assert found == [(0, 2, 0.9), (1, 2, 0.5), (0, 1, 0.0)]
     assert made.own and (made.c.n, made.c.mean) == (3, pytest.approx(1.4 / 3))  # of the pairs
+    assert made.without_c == 0
     strategy.pairs = []
     made = build([one], None, Rules(strategy))
     assert list(made.pairs) == [] and made.dropped == {NONE_CHOSEN: 1}
