@@ -6,6 +6,7 @@ environment lets the tests see a GPU.
 
 import logging
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -33,6 +34,7 @@ VLLM_MODULES += ("vllm.v1.worker.cpu_worker", "vllm.model_executor.models.llama"
 VLLM_QUICK = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_COMPILE_DISABLE": "1"}
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Workers take a group of tests at a time: those of one xdist_group mark, else those of one file."""
     from xdist.scheduler import LoadGroupScheduling
@@ -179,6 +181,7 @@ def loop(stages, tmp_path_factory) -> Path:
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(base / "loop.lock"):
         if not (base / "loop/finished").exists():
+            shutil.rmtree(base / "loop", ignore_errors=True)  # of a worker in which a command failed
             world = Workspace(base / "loop", REPO, stages)
             for command in ROUND:
                 world.run(command)
@@ -192,3 +195,14 @@ def looped(stages, loop, tmp_path_factory):
     from workspace import Workspace
 
     return Workspace(tmp_path_factory.mktemp("workspace"), REPO, stages, loop)
+
+
+@pytest.fixture(scope="module")
+def quick(loop, tmp_path_factory):
+    """As `looped`, but its stages run in forks of a process that has also imported the project: for many commands."""
+    from workspace import Stages, Workspace
+
+    world = Workspace(tmp_path_factory.mktemp("workspace"), REPO, None, loop)
+    world.stages = Stages(*world.modules(), project=world.folder)
+    yield world
+    world.stages.close()

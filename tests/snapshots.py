@@ -3,7 +3,8 @@
 `record` works in the process that makes the changes. Python reports most of them before they happen (audit events);
 os.write, os.fsync and the libraries' own writers are wrapped. A file that was not forced to disk since it was written
 may have lost any end of what was written last, so each state comes with torn ones, in which one such file is shorter or
-ends in zeros. What the kernel may lose besides, the order of renames, is not modelled: journaling file systems keep it.
+ends in zeros. Not modelled: several files torn at once, and renames that are lost or in another order, which journaling
+file systems keep. What libraries write from C++ or Rust is seen at the next event.
 """
 
 import json
@@ -63,7 +64,7 @@ class Recorder:
         self.synced[status.st_ino] = status.st_size, status.st_mtime_ns
 
     def _look(self, event: str) -> None:
-        state, torn = {}, []
+        state, torn, contents = {}, [], {}
         for path in self._paths():
             name, status = str(path.relative_to(self.root)), path.lstat()
             if path.is_symlink():
@@ -73,23 +74,28 @@ class Recorder:
             else:
                 data = b"" if path.suffix == LOCK else path.read_bytes()
                 state[name] = ["file", self._keep(data)]
+                contents[status.st_ino] = len(data), state[name][1]
                 safe, before = self._safe(status, data)
-                if safe < len(data) and self.last.get(name) != state[name]:
+                if safe == len(data):
+                    continue
+                if "/." in name:  # a temporary file, which nobody reads again
+                    torn += [(name, data[: len(data) // 2])]
+                elif self.last.get(name) != state[name]:
                     torn += [(name, end) for end in torn_ends(data, safe, before)]
-                elif safe < len(data) and "/." not in name:  # nobody reads a temporary file again
+                else:
                     torn += [(name, data[:safe])]
-                self.contents[status.st_ino] = len(data), state[name][1]
         self._say(event, state)
         for name, data in torn:
             if state.keys() != self.last.keys() or self.last.get(name) != state[name]:
                 self._say(f"{event}; {name} torn", state | {name: ["file", self._keep(data)]})
-        self.last = state
+        self.last, self.contents = state, contents
+        self.synced = {inode: forced for inode, forced in self.synced.items() if inode in contents}
 
     def _safe(self, status: os.stat_result, data: bytes) -> tuple[int, int]:
         """How many bytes of a file survive a power cut, and how many it had at the last look."""
         forced = self.synced.get(status.st_ino, (0, 0))
         before, digest = self.contents.get(status.st_ino, (0, ""))
-        if before > len(data) or self._keep(data[:before]) != digest:  # another file had this number
+        if before > len(data) or _hash(data[:before]) != digest:  # another file had this number
             before = 0
         return len(data) if forced == (len(data), status.st_mtime_ns) else min(forced[0], before), before
 
@@ -100,7 +106,7 @@ class Recorder:
                 yield from path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
 
     def _keep(self, data: bytes) -> str:
-        digest = xxhash.xxh3_128_hexdigest(data)
+        digest = _hash(data)
         if not (path := self.store / digest).exists():
             path.write_bytes(data)
         return digest
@@ -113,15 +119,18 @@ class Recorder:
             self.states.flush()
 
 
+def _hash(data: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
 def torn_ends(data: bytes, safe: int, before: int) -> Iterator[bytes]:
     """What may be left of a file of which `safe` bytes were forced to disk and `before` were there at the last look: of
-    what came last nothing, half, all but a byte; if it was appended also one byte, zeros in its place, or no more than
-    was safe."""
+    what came last nothing, half, all but a byte, or zeros; if it was appended also one byte, or what was safe alone."""
     size = len(data)
-    ends = {before, (before + size) // 2, size - 1} | ({safe, before + 1} if before else set())
+    start = before if before < size else safe  # of what came last: a file that was only renamed has another beginning
+    ends = {start, (start + size) // 2, size - 1} | ({safe, start + 1} if start else set())
     yield from (data[:end] for end in sorted(ends) if end < size)
-    if before:
-        yield data[:before] + bytes(size - before)
+    yield data[:start] + bytes(size - start)
 
 
 def record(root: Path, watched: list[str], store: Path) -> None:

@@ -1,6 +1,7 @@
 """The benchmarks: that both sides do the same work, what is counted, and that each runs and prints its ratios."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -161,32 +162,29 @@ COMMANDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_benchmark_runs_and_ends_with_its_ratios(command, repo):
-    script, *words = command.split()
-    argv = [sys.executable, repo / "benchmarks" / script, *words, *TINY.split()]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-len(COMMANDS[command]) :]
+def test_a_benchmark_runs_and_ends_with_its_ratios(command, stages, repo):
+    out = _run(stages, repo, f"{command} {TINY}")
+    last = out.splitlines()[-len(COMMANDS[command]) :]
     found = [re.fullmatch(r"ratio (\w+) (\d+\.\d+)", line) for line in last]
-    assert all(found), done.stdout
+    assert all(found), out
     assert [match[1] for match in found] == COMMANDS[command]
     assert all(float(match[2]) > 0 for match in found)
 
 
 @pytest.mark.slow
-def test_evaluation_is_measured_beside_the_harness(shared, repo):
+def test_evaluation_is_measured_beside_the_harness(shared, stages, repo):
     """And both sides give the same."""
     command = "evaluation.py --shape tiny --rounds 1 --items 4 --batch_sizes 4 --tasks siqa,gsm8k --gen_max_tokens 4"
-    out = _run(repo, command)
+    out = _run(stages, repo, command)
     assert re.findall(r"^ratio (\w+) \d+\.\d+$", out, re.MULTILINE) == ["evaluation_siqa", "evaluation_gsm8k"]
     assert float(re.search(r"log-likelihoods of 12 options differ by (\S+) nats", out)[1]) < 1e-3
     assert "4 of 4 texts are equal" in out
 
 
 @pytest.mark.slow
-def test_the_harness_agrees(shared, repo):
+def test_the_harness_agrees(shared, stages, repo):
     """Every task's first items, by each measure."""
-    out = _run(repo, "harness.py --limit 6 --gen_max_tokens 8")
+    out = _run(stages, repo, "harness.py --limit 6 --gen_max_tokens 8")
     assert re.search(r"^disagreements gsm8k_rules \d+ of 1280$", out, re.MULTILINE)
     counts = re.findall(r"^disagreements (\w+) (\d+) of 6$", out, re.MULTILINE)
     assert len(counts) == 2 * 4 + 3 and {count for _, count in counts} == {"0"}, out
@@ -213,12 +211,11 @@ def test_a_disagreement_has_its_reason():
     assert harness.reason(without, [-1.0, -1.5]) == "longer; the peer scores it all the same"
 
 
-def _run(repo, command: str) -> str:
-    script, *words = command.split()
-    argv = [sys.executable, repo / "benchmarks" / script, *words]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def _run(stages, repo, command: str) -> str:
+    """What a benchmark prints."""
+    done = stages.run(repo, shlex.split(f"benchmarks/{command}"))
+    assert done.code == 0, done.err
+    return done.out
 
 
 def test_memory_in_shards_is_what_deepspeed_estimates():

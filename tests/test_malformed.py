@@ -21,10 +21,10 @@ GROUPS = ("sidecars", "journals", "registries", "models", "recipes")
 
 
 @pytest.fixture(scope="module")
-def world(workspace):
-    put(workspace.folder / GOOD, Rewards)
-    (workspace.folder / "localdata/bad").mkdir()
-    return workspace
+def world(quick):
+    put(quick.folder / GOOD, Rewards)
+    (quick.folder / "localdata/bad").mkdir()
+    return quick
 
 
 def is_refused(path, kind) -> bool:

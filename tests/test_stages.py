@@ -9,8 +9,6 @@ import math
 import re
 import shlex
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -453,69 +451,3 @@ def test_fixed_consistency(world):
     world.run(DPO + " outputs/not_fixed")
     first, other = (log_of(world, f"outputs/{name}")[0]["grad_norm"] for name in ("fixed", "not_fixed"))
     assert first < 1e-4 * other
-
-
-# Killed stages ------------------------------------------------------------------------------------------------------
-
-
-def kill(world, command, ready):
-    """Start a command and kill it as soon as `ready()`, with SIGKILL: it has no say in how it ends."""
-    process = world.start(command)
-    while not ready():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
-
-
-def lines(path):
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def test_killed_sampling_goes_on(world):
-    command = SAMPLE + " outputs/{}.json --gen_n 8 --max_tokens_per_batch 800"
-    output = world.folder / "outputs/killed.json"
-    kill(world, command.format("killed"), lambda: lines(output.with_name("killed.json.partial")) > 3)
-    assert not output.exists()
-    assert "found an interrupted run" in world.refused(command.format("killed") + " --seed 1")
-    assert "resuming: " in world.run(command.format("killed")).out
-    world.run(command.format("undisturbed"))
-    killed, undisturbed = (world.read(f"outputs/{name}.json") for name in ("killed", "undisturbed"))
-    assert list(killed) == list(undisturbed)
-    for uuid, record in undisturbed.items():
-        assert killed[uuid]["responses"] == record["responses"]
-        assert killed[uuid]["logprob"] == pytest.approx(record["logprob"], abs=1e-3)
-
-
-def test_killed_rewarding_goes_on(world):
-    samples = world.read(SAMPLES)
-    many = {f"{uuid}-{copy}": record for copy in range(14) for uuid, record in samples.items()}
-    many = {uuid: {"prompt": record["prompt"], "responses": record["responses"][:2]} for uuid, record in many.items()}
-    world.write("outputs/many.json", many)
-    command = REWARD.replace(SAMPLES, "outputs/many.json") + " --output outputs/{}.json"
-    output = world.folder / "outputs/scored.json"
-    kill(world, command.format("scored"), lambda: lines(output.with_name("scored.json.partial")) > 256)
-    assert not output.exists()
-    world.run(command.format("scored"))
-    output.with_name("many.scores.jsonl").unlink()  # else the second run would compute nothing
-    world.run(command.format("scored-undisturbed"))
-    assert output.read_bytes() == output.with_name("scored-undisturbed.json").read_bytes()
-
-
-@pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_killed_training_goes_on(world, stage):
-    """Optimiser, schedule and data go on where they were: the same weights and log as if nothing had happened."""
-    command = (TRAIN if stage == "sft" else DPO) + " outputs/{} --epoch 12 --log_every 1"
-    whole = world.folder / f"outputs/killed-{stage}/state/whole"
-    kill(world, command.format(f"killed-{stage}"), lambda: whole.exists() and json.loads(whole.read_text())["step"] > 3)
-    assert "found an interrupted run" in world.refused(command.format(f"killed-{stage}") + " --weight_decay 1")
-    assert "resuming after step" in world.run(command.format(f"killed-{stage}")).out
-    world.run(command.format(f"whole-{stage}"))
-    assert equal_weights(world, *(f"outputs/{name}-{stage}/checkpoint-last" for name in ("killed", "whole")))
-    logs = [log_of(world, f"outputs/{name}-{stage}") for name in ("killed", "whole")]
-    for rows in logs:
-        for row in rows:
-            for name in [name for name in row if name.endswith("_per_second") or name == "peak_memory_gb"]:
-                del row[name]
-    assert logs[0] == logs[1] and "loss" in logs[0][0]

@@ -2,7 +2,7 @@
 
 `python train.py …` spends four seconds on imports. Run as a script, this module imports the heavy libraries once, and
 then runs every command that it is given in a fork of itself, so that each still has a process, files and an exit code
-of its own. It never imports the project: a fork takes that from the workspace it runs in.
+of its own. A fork takes the project from the workspace it runs in, unless the process is that of one workspace alone.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ class Workspace:
     """A fresh clone: what the repository tracks, without its tests, in a folder of its own; `loop`: another one, whose
     round (ROUND) it has as well."""
 
-    def __init__(self, folder: Path, repo: Path, stages: Stages, loop: Path | None = None):
+    def __init__(self, folder: Path, repo: Path, stages: Stages | None, loop: Path | None = None):
         self.folder, self.stages = folder, stages
         ignore = shutil.ignore_patterns("__pycache__", ".*", *REGISTRIES)
         for source in (path for part in PARTS for path in repo.glob(part)):
@@ -126,6 +126,12 @@ class Workspace:
         assert "Traceback" not in done.err, done.err
         assert self.state() == before, f"{command}\nchanged files"
         return done.err
+
+    def modules(self) -> list[str]:
+        """The names of the project's modules."""
+        paths = [*self.folder.glob("*.py"), *self.folder.glob("cream/**/*.py")]
+        names = (".".join(path.relative_to(self.folder).with_suffix("").parts) for path in paths)
+        return sorted(name.removesuffix(".__init__") for name in names)
 
     def start(self, command: str) -> subprocess.Popen:
         """The same in a process of its own, not waited for."""

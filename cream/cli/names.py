@@ -35,14 +35,15 @@ def read_registry(registry: Path) -> dict[str, str]:
 
 def register(registry: Path, name: str, path: Path, *, overwrite: bool = False) -> None:
     """Write name -> path, under a lock, atomically. Raises UserError as check_free does."""
-    if read_registry(registry).get(name) == _spell_path(path):
+    left_over = Lock(registry.resolve()).path.exists()  # from a process that was killed
+    if read_registry(registry).get(name) == _spell_path(path) and not left_over:
         return
     registry = registry.resolve()  # clones may share one by a link
     registry.parent.mkdir(parents=True, exist_ok=True)
     with Lock(registry, timeout=-1):
         check_free(registry, name, path, overwrite=overwrite)
         entries = {**read_registry(registry), name: _spell_path(path)}
-        store.write_json(registry, dict(sorted(entries.items())))
+        store.update_json(registry, dict(sorted(entries.items())))
 
 
 def check_free(

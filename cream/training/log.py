@@ -66,7 +66,8 @@ class Log:
     def sync(self) -> None:
         """Make the lines so far survive a power cut: a run that resumes after this step does not write them again."""
         if self.accelerator.is_main_process:
-            sync(self.path)
+            with with_filename(self.path):
+                sync(self.path)
 
     def end_step(self, step: int, total: int, norm, lr: float, check: Callable | None) -> None:
         """After a step's backward passes; `check` sees the metrics before they are written."""
