@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 
 import pytest
 import xxhash
@@ -81,3 +82,14 @@ def test_it_is_appended_to_where_there_are_no_locks(tmp_path, monkeypatch, numbe
     with AppendLog(tmp_path / "x", writable=True) as log:
         log.append(1)
     assert read_all(tmp_path / "x") == [b"1"]
+
+
+def test_what_was_appended_survives_a_kill(tmp_path):
+    """Up to the last line, without `sync`."""
+    if not (child := os.fork()):
+        log = AppendLog(tmp_path / "x", writable=True)
+        for number in range(3):
+            log.append(number)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert read_all(tmp_path / "x") == [b"0", b"1", b"2"]
