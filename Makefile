@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 python := .venv/bin/python
 # A worker that is free takes the next group of tests; tests/conftest.py forms the groups and orders them.
-pytest := $(python) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 25 --durations-min 1
+pytest := $(python) -m pytest -n 3 --dist loadgroup --no-loadscope-reorder --durations 25 --durations-min 1
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile

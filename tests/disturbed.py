@@ -4,6 +4,7 @@ As a script, whose working directory is a copy of the repository: `disturbed.py 
 functions below, with the step and the rank that it is for: "kept", "killed 7", "lost 3 1".
 """
 
+import gc
 import os
 import signal
 import subprocess
@@ -11,6 +12,9 @@ import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
 
 
 def kept(weights) -> None:
@@ -67,6 +71,18 @@ def before_step(number: int, act: Callable) -> None:
         kind.step = acting(kind.step)
 
 
+def after_check(end_training: Callable) -> Callable:
+    """It ends the process group, which nothing that trained may outlive: at times that waits for ever."""
+
+    def check_and_end(self):
+        left = [o for o in gc.get_objects() if isinstance(o, DistributedDataParallel)]
+        if left:
+            sys.exit("DDP outlives its process group")
+        end_training(self)
+
+    return check_and_end
+
+
 def main(what: str) -> None:
     """Run train.py, with the flags that follow."""
     import train
@@ -74,6 +90,7 @@ def main(what: str) -> None:
 
     name, *numbers = what.split()
     step, *rank = map(int, numbers or [1])
+    Accelerator.end_training = after_check(Accelerator.end_training)
     before_step(step, lambda weights: globals()[name](weights, *rank))
     launch.START = "fork"
     if rank:  # it is soon found out

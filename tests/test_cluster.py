@@ -80,10 +80,12 @@ def lose_a_node(workspace, cluster, command):
     flags = f"--device cpu --num_replicas 2 --ray_address {cluster.address}"
     stage = workspace.stages.start(workspace.folder, workspace.argv(f"{command} {flags}"))
     replica = None
-    while not replica and not select.select([stage], [], [], 0.02)[0]:
-        replica = stopped_at_work(raylet)
-    os.close(stage)
-    cluster.remove()
+    try:
+        while not replica and not select.select([stage], [], [], 0.02)[0]:
+            replica = stopped_at_work(raylet)
+    finally:
+        os.close(stage)
+        cluster.remove()
     if replica:
         replica.kill()  # stopped, it does not see that its node is gone
     done = workspace.stages.end()

@@ -62,8 +62,19 @@ class Job:
 def work(job: Job) -> None:
     """Train, save checkpoints under `job.run`, and, last, the sidecar meta.json that says the run is finished."""
     began = time.monotonic()
-    config, stage, o = job.config, job.stage, job.config.optimisation
     precision, accelerator = _set_up(job)
+    facts = _train(job, precision, accelerator)
+    # DDP is gone by now. If it outlived the process group that this ends, its destructor would end the group's threads
+    # while it holds Python's lock, and wait for ever for one that needs it.
+    accelerator.free_memory()
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        _finish(job, {**facts, "wall_seconds": round(time.monotonic() - began, 3)})
+
+
+def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
+    """Everything between set-up and sidecar; returns the counts and the last metrics for the latter."""
+    config, stage, o = job.config, job.stage, job.config.optimisation
     chat = load_chat(job.start, config.model.template())
     dropped: Counter[str] = Counter()
     rows, facts = _examples(job, chat, dropped)
@@ -93,11 +104,7 @@ def work(job: Job) -> None:
 
     prepared = accelerator, weights, stage, examples, o, config.run.seed, tokens, job.run
     last = train(*prepared, save, _report, check_first)
-    accelerator.free_memory()
-    accelerator.end_training()
-    if accelerator.is_main_process:
-        counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
-        _finish(job, {"counts": counts, "last": last, "wall_seconds": round(time.monotonic() - began, 3)})
+    return {"counts": {"trained_on": len(examples), "dropped": dict(dropped), **facts}, "last": last}
 
 
 def _finish(job: Job, facts: dict) -> None:
