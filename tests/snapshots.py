@@ -76,11 +76,9 @@ class Recorder:
                 state[name] = ["file", self._keep(data)]
                 contents[status.st_ino] = len(data), state[name][1]
                 safe, before = self._safe(status, data)
-                if safe == len(data):
+                if safe == len(data) or "/." in name:  # a temporary file: nobody reads it again
                     continue
-                if "/." in name:  # a temporary file, which nobody reads again
-                    torn += [(name, data[: len(data) // 2])]
-                elif self.last.get(name) != state[name]:
+                if self.last.get(name) != state[name]:
                     torn += [(name, end) for end in torn_ends(data, safe, before)]
                 else:
                     torn += [(name, data[:safe])]

@@ -15,6 +15,7 @@ from workspace import LOOP, M1, ON
 
 pytestmark = pytest.mark.slow
 OUT = "outputs/crash"
+TEMPORARY = re.compile(r"/\.|\.partial$|/state\b")
 WATCHED = [OUT, f"{LOOP}/*.scores.jsonl", "configs/checkpoint.json", "configs/dataset.json", "configs/.*"]
 TRAIN = f"train.py {ON} --lr 3e-4 --log_every 1 --save_eval_step_ratio 2 --train_bsz 4"
 INFER = f"infer.py {ON} --gen_max_tokens 24 --max_length 100 --max_tokens_per_batch 300 --limit_size 8"
@@ -25,6 +26,7 @@ STAGES = {
     "dpo": f"{TRAIN} {M1} --name {LOOP}/pairs.json --limit_size 12 --output_dir {OUT}/run",
     "sampling": f"{INFER} {M1} --name tiny_prompt_1 --gen_n 2 --output_dir {OUT}/samples.json",
     "evaluation": f"{INFER} {M1} --mode evaluation --name tiny_test --output_dir {OUT}/answers.json",
+    "rescore": f"infer.py --mode rescore --input_file {LOOP}/m1.json --output_dir {OUT}/rescored.json",
     "rewarding": f"{REWARD} {M1} --ref_model_ckpt none --output {OUT}/rewards.jsonl",
     "consistency": f"cal_consistency.py --file1 {REWARDS[0]} --file2 {REWARDS[1]} --output {OUT}/pairs.json "
     "--register pairs",
@@ -68,7 +70,7 @@ def test_every_state_of_a_stage_ends_in_its_outputs(world, name, tmp_path):
         found += new_names(found, resumed(world, name, found, tmp_path))
     else:  # its stages are tested each: a state for each file that gets its name, of a checkpoint only one
         whole = [each for each in found if not each[1].endswith(" torn")]
-        found = [*{frozenset(n for n in _names(each[2]) if "/." not in n): each for each in whole}.values()]
+        found = [*{frozenset(n for n in _names(each[2]) if not TEMPORARY.search(n)): each for each in whole}.values()]
     wrong = []
     for store, event, state in found:
         restore(world.folder, WATCHED, store, state)
@@ -87,7 +89,7 @@ def test_every_state_of_a_stage_ends_in_its_outputs(world, name, tmp_path):
     torn = sum(event.endswith(" torn") for _, event, _ in found)
     print(f"{name}: {len(found)} states, {torn} of them torn; {len(wrong)} things wrong")
     assert not wrong, "\n".join(wrong)
-    assert len(found) - torn > 8 and (torn > 1 or name == "iterate")
+    assert len(found) - torn > 8 and (torn > 4 or name in ("iterate", "consistency", "pairs", "rescore"))
 
 
 @pytest.mark.parametrize("name, other", [("sft", "--weight_decay 1"), ("dpo", "--beta 2"), ("sampling", "--seed 1")])
