@@ -41,7 +41,9 @@ def rescore(input_file: str | None, flags: EvaluationFlags, output_dir: str | No
     settings = {flag: value, "on_bad_record": run.on_bad_record}
     output = Output(names.choose_output(output_dir, default), settings, provenance, overwrite=run.overwrite)
     log.info(_report(before, now, f"{flag} {value}", names.short(input_file)))
-    if not run.dry_run and not output.up_to_date:
+    if output.up_to_date:
+        log.info("%s is up to date (same settings and inputs); skipping", output.path)
+    elif not run.dry_run:
         with output:
             if skip:
                 output.reject(chain(store.rejected(source, Answer), ungradable))
