@@ -314,6 +314,13 @@ def test_a_method_without_any_c_is_refused(tiny_chat):
         dpo_stage(method="consistency_avg").prepare(pairs(1), tiny_chat, 128, Counter())
 
 
+def test_each_example_has_the_c_of_its_own_record(tiny_chat):
+    own = {f"p{i}": i / 20 for i in range(12)}
+    records = [msgspec.structs.replace(p, uuid=u, consistency=own[u]) for u, p in zip(own, pairs(), strict=False)]
+    rows = dpo_stage(method="consistency_dyn", beta=0.5).prepare(records, tiny_chat, 128, Counter())
+    assert len(rows) > 5 and all(example.consistency == own[uuid] for uuid, example in rows)
+
+
 def test_each_pair_weighs_its_two_directions_by_its_own_c(tiny_folder, tiny_chat):
     """∇L = C ∇L_DPO(+, -) + (1 - C) ∇L_DPO(-, +) (Algorithm 1), away from the reference, pair by pair."""
     model, stage = load(tiny_folder), dpo_stage(beta=0.5)
