@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 python := .venv/bin/python
 # A worker that is free takes the next group of tests; tests/conftest.py forms the groups and orders them.
-pytest := $(python) -m pytest -n 3 --dist loadgroup --no-loadscope-reorder --durations 25 --durations-min 1
+pytest := $(python) -m pytest --dist loadgroup --no-loadscope-reorder --durations 25 --durations-min 1
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -18,10 +18,10 @@ quickstart: setup ## set up, then show the method improving a tiny model (a minu
 	$(python) iterate.py --config configs/recipes/tiny_srlm.yaml,configs/recipes/tiny_cream.yaml
 
 test: setup lint ## set up, lint, run every test
-	$(pytest) -m ""
+	$(pytest) -n 3 -m ""
 
 test-fast: setup ## only the tests that take seconds
-	$(pytest)
+	$(pytest) -n 2
 
 mutants: setup ## put bugs into the code one at a time and list those that no test sees (an hour or two, not in CI)
 	$(python) -m pip install -qq -r requirements-mutants.txt
