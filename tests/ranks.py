@@ -7,7 +7,6 @@ prints how each ended. HOST in an environment is a network namespace to enter, w
 import ctypes
 import json
 import os
-import runpy
 import select
 import shlex
 import signal
@@ -15,8 +14,9 @@ import socket
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
+
+from workspace import become
 
 LIMIT = 300  # seconds, for processes that would otherwise hang
 NEW_NETWORK, NEW_NAME = 0x40000000, 0x04000000  # CLONE_NEWNET, CLONE_NEWUTS
@@ -68,21 +68,13 @@ def _start(place: dict, argv: list[str], output: int) -> int:
         return child
     for stream in (1, 2):
         os.dup2(output, stream)
-    code = 1
-    try:
+
+    def prepare() -> None:
         if host := place.pop("HOST", None):
             _enter(host)
         os.environ |= place
-        sys.path[0], sys.argv = str(Path(argv[0]).resolve().parent), argv
-        runpy.run_path(argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as error:
-        code = error.code or 0
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+
+    become(argv, prepare)
 
 
 def _enter(host: str) -> None:

@@ -17,15 +17,7 @@ from pathlib import Path
 
 import xxhash
 
-EVENTS = {
-    "os.mkdir",
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.symlink",
-    "os.link",
-    "os.truncate",
-}  # and "open", to write
+EVENTS = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate"}  # besides "open"
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC  # flags of the event "open"
 LOCK = ".lock"  # a file whose content, who holds it since when, does not matter
 

@@ -17,8 +17,10 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 LIBRARIES = ("torch", "transformers.models.llama.modeling_llama", "accelerate", "peft", "deepspeed", "datasets")
 LIBRARIES += ("deepspeed.runtime.zero.muon.muon_optimizer",)  # imports torch's compiler, for every ZeRO run
@@ -234,8 +236,14 @@ def _stage(folder: str, argv: list[str], fatal: int | None, record: list | None,
     for stream, target in ((out, 1), (err, 2)):
         os.dup2(stream, target)
     os.chdir(folder)
-    sys.path[0], sys.argv = os.path.dirname(os.path.join(folder, argv[0])), argv
+    become(argv)
+
+
+def become(argv: list[str], prepare: Callable[[], object] = lambda: None) -> NoReturn:
+    """Go on as `python argv…` in this folder, after prepare()."""
     try:
+        prepare()
+        sys.path[0], sys.argv = os.path.dirname(os.path.abspath(argv[0])), argv
         runpy.run_path(argv[0], run_name="__main__")
         code = 0
     except SystemExit as error:
