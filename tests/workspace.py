@@ -181,11 +181,14 @@ def _link(source: str, target: str) -> None:
 def serve() -> None:
     """Answer each line of stdin, [folder, argv, fatal, record], with a line at its start, its process, and one at its
     end, the fields of Done."""
+    sys.modules["sklearn"] = None  # as in every stage (cream/cli/console.py)
+    gc.disable()  # nothing that imports make is garbage
     for name in sys.argv[1:]:
         if importlib.util.find_spec(name):
             with contextlib.redirect_stdout(sys.stderr):
                 importlib.import_module(name)
-    gc.freeze()  # forks need not look through the libraries for garbage
+    gc.freeze()  # nor need forks look through it
+    gc.enable()
     for folder, argv, fatal, record in map(json.loads, sys.stdin):
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)  # the last one: until now its number stood for it alone
