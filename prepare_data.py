@@ -37,10 +37,11 @@ class PrepareConfig:
 
 
 RUN, MODEL = (tuple(each.name for each in fields(part)) for part in (Run, Model))
+IMPORT = ("columns", "best", "thoughts", "ignore_keys", "sep")
 USES = {  # the flags of each command; another is refused
     "build": ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "seed", *RUN),
     "list": ("list",),
-    "import": ("columns", "subset", "split", "first_answer", "output", "output_dir", *RUN),
+    "import": (*IMPORT, "subset", "split", "first_answer", "output", "output_dir", *RUN),
     "export": ("form", "output", *RUN),
     "validate": (*MODEL, "max_length"),
 }

@@ -172,7 +172,7 @@ ROWS = {
 
 def read(row: dict, columns: str = "", first=None):
     kind, names = table.plan(table.parse_columns(columns), row, "rows")
-    (made,) = table.records([row], kind, names, "rows", first, "rows")
+    (made,) = table.records([row], kind, names, "rows", "rows", table.Reading(first))
     return made
 
 
@@ -272,7 +272,7 @@ def test_cells_that_hold_no_such_number_or_a_list_say_so(cells, reason):
 
 def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
     rows = [{"id": "x", "messages": m} for m in ([user("q"), said("a")], [user("q")], [user("p"), said("a")])]
-    good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", None, "rows")
+    good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", "rows")
     assert isinstance(good, Conversation) and good.uuid == "x"
     assert prompt.reason == "it is a Prompt record, earlier ones are Conversation records"
     assert double.reason == "uuid 'x' occurs twice"

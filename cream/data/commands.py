@@ -5,8 +5,8 @@
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,9 +16,15 @@ from cream.data.forms import FORMS, export_row
 from cream.errors import UserError, user_error
 from cream.files import journal, store
 from cream.files.provenance import Provenance
-from cream.records import encode
+from cream.records import Conversation, Item, Pair, Prompt, encode
 
 log = logging.getLogger("cream")
+NEXT = {  # the stage that takes an imported file
+    Conversation: "train.py --train_stage sft",
+    Pair: "train.py",
+    Prompt: "infer.py --mode sampling",
+    Item: "infer.py --mode evaluation",
+}
 
 
 @dataclass
@@ -48,8 +54,18 @@ class Table:
 
     columns: str | None = flag(
         None,
-        "what each column is, field=column,…; a+b joins two columns, a.b is a key inside one; none: by their "
-        "usual names",
+        "what each column is, field=column,…; a+b joins two columns, a.b is a key (or number) inside one, #1 the first "
+        "column of a .csv file without a header; none: by their usual names",
+    )
+    best: str | None = flag(
+        None, "meaning of the column that --columns names as best, value=N,…: response 1 or 2 is better, 0 a tie"
+    )
+    thoughts: str | None = flag(
+        None, "key of messages with a response's thought, which is put into the response as <think>…</think>"
+    )
+    ignore_keys: str | None = flag(None, "keys of messages that are left out, key,…; other unknown ones are refused")
+    sep: str | None = flag(
+        None, "character between the cells of a .csv file, or tab; none: a comma, in a .tsv file a tab"
     )
     subset: str | None = flag(None, "configuration of a data set on the hub, or in a folder with the hub's layout")
     split: str = flag("train", "split of such a data set")
@@ -133,17 +149,23 @@ def _describe_dropped(dropped: dict[str, int]) -> None:
 
 def import_table(word: str, flags: Table, folder: Path, run) -> None:
     """Write a record file in `folder` from any table, whose first good row decides the layout."""
-    from cream.data import reading, table
+    from cream.data import plain, preferences, reading, table
+    from cream.data.messages import Keys
 
-    place = reading.Place(word, flags.subset, flags.split)
+    place, columns = reading.Place(word, flags.subset, flags.split), table.parse_columns(flags.columns or "")
+    keys = Keys(frozenset(_words(flags.ignore_keys)), flags.thoughts)
+    how = table.Reading(flags.first_answer, keys, preferences.parse_best(flags.best) if flags.best else {})
+    cells = plain.Cells(_separator(flags.sep), header=not table.without_header(columns))
     if place.file and (flags.subset, flags.split) != (Table.subset, Table.split):
         raise UserError(f"{place}: --subset and --split are for hub ids and folders like them; this is one file")
     stem = Path(os.path.abspath(word)).name.partition(".")[0]
-    with reading.open_rows(place) as rows:
-        kind, names = table.plan(table.parse_columns(flags.columns or ""), rows.column_names, str(place))
-        log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
+    with reading.open_rows(place, cells) as rows:
+        head = next(iter(rows), {})
+        kind, names = table.plan(columns, head, str(place))
+        _check_flags(flags, names)
+        _describe_columns(f"{place}: {len(rows)} rows", head, names, flags)
         rejected, dropped = [], Counter()
-        results = table.records(rows, kind, names, stem, flags.first_answer, str(place))
+        results = table.records(rows, kind, names, stem, str(place), how)
         records = table.keep_good(results, rejected, dropped, run.skip)
         if (first := next(records, None)) is None:
             why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
@@ -152,6 +174,8 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
         provenance = run.provenance()
         _add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
         settings = {"columns": flags.columns, "first_answer": flags.first_answer} | _skips(run)
+        more = {name: getattr(flags, name) for name in ("best", "thoughts", "ignore_keys", "sep")}
+        settings |= {name: value for name, value in more.items() if value is not None}
         settings |= {} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split}
         output = journal.Output(target, settings, provenance, overwrite=run.overwrite)
         if _is_needed(output, run):
@@ -161,7 +185,41 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
                 count = output.finish(map(encode, chain([first], records)))
             log.info("%s: %d %s records", target, count, type(first).__name__)
             _describe_dropped(dropped)
-    log.info("next: python prepare_data.py validate %s", target)
+        elif output.up_to_date:
+            deque(records, maxlen=0)  # an older version may have written rows that are refused now
+    log.info("next: python prepare_data.py validate %s\nthen: python %s --name %s", target, NEXT[type(first)], target)
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _separator(text: str | None) -> str | None:
+    sep = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if sep is not None and len(sep) != 1:
+        raise UserError(f"--sep {text}: expected one character, or tab")
+    return sep
+
+
+def _check_flags(flags: Table, names: Mapping[str, str]) -> None:
+    """Raises UserError for a flag of import that the columns do not use."""
+    if flags.best and "best" not in names:
+        raise UserError("--best is the meaning of a column's values: name the column with --columns best=…")
+
+
+def _describe_columns(what: str, head: Mapping, names: Mapping[str, str], flags: Table) -> None:
+    """Log what each column becomes, and how the first row shows that the columns could be read otherwise."""
+    from cream.data import layouts, table
+    from cream.data.messages import is_transcript
+
+    kept = table.copied(head, names)
+    used = ", ".join(f"{name}={column}" for name, column in names.items())
+    log.info("%s; %s%s", what, used, f"; only copied: {', '.join(kept)}" if kept else "")
+    texts = table.parts_of({name: names[name] for name in ("prompt", "chosen", "rejected") if name in names})
+    if seen := [name for name in texts if is_transcript(head.get(name))]:
+        log.info("  the turns in %s are those after Human: and Assistant:", ", ".join(seen))
+    if not flags.columns and (known := layouts.flags_for(head)):
+        log.info("  these are columns of %s; for pairs: %s", *known)
 
 
 def _skips(run) -> dict[str, str]:
