@@ -246,7 +246,7 @@ def test_validate_tells_of_each_file(workspace):
     assert (
         "items.json: 1 Item records, 0 responses, 1 bad" in done.out and "label 'Z' is none of its options" in done.out
     )
-    assert "sft.json: " in done.out and "3 of 4 files have bad records" in done.err
+    assert "sft.json: " in done.out and "3 of 4 files cannot be read or have bad records" in done.err
 
 
 def test_the_sources_are_listed(workspace):

@@ -16,9 +16,10 @@ from cream.data.forms import FORMS, export_row
 from cream.errors import UserError, user_error
 from cream.files import journal, store
 from cream.files.provenance import Provenance
-from cream.records import Conversation, Item, Pair, Prompt, encode
+from cream.records import Conversation, Item, Pair, Prompt, Record, encode
 
 log = logging.getLogger("cream")
+SHOWN = 10  # overlapping records that are listed
 NEXT = {  # the stage that takes an imported file
     Conversation: "train.py --train_stage sft",
     Pair: "train.py",
@@ -50,7 +51,7 @@ class Build:
 
 @dataclass
 class Table:
-    """Import and export"""
+    """Import, export and overlap"""
 
     columns: str | None = flag(
         None,
@@ -72,7 +73,9 @@ class Table:
     first_answer: int | None = flag(None, "number of the first option, if answers are numbers", choices=(0, 1))
     form: str | None = flag(None, "export: format of the rows", choices=FORMS)
     output: str | None = flag(
-        None, "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export)"
+        None,
+        "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export), no file "
+        "(overlap)",
     )
 
 
@@ -235,6 +238,55 @@ def _is_needed(output: journal.Output, run) -> bool:
     return not (output.up_to_date or run.dry_run)
 
 
+def overlap(words: Sequence[str], flags: Table, run) -> None:
+    """Say which prompts or questions of the first file share words with those of the others; with --output, write the
+    first file without them."""
+    from cream.data.overlap import CONTAMINATED, N, first_shared, grams, share
+
+    path, *others = paths = [Path(word) for word in words]
+    provenance = run.provenance()
+    for name, each in zip(("file", *(f"other_{number}" for number, _ in enumerate(others, 1))), paths, strict=True):
+        provenance.output(name, each)
+    kinds = {each: store.detect(each, skip=run.skip) for each in paths}
+    known, count = {}, 0  # gram -> the first record that has it
+    for each in others:
+        for record in store.read(each, kinds[each], skip=run.skip):
+            count += 1
+            known |= {gram: (each, record.uuid) for gram in grams(_asked(record)) if gram not in known}
+    shared = {}  # uuid -> what it shares with whom
+    total = 0
+    for record in store.read(path, kinds[path], skip=run.skip):
+        total += 1
+        text = _asked(record)
+        if found := first_shared(text, known):
+            own, (file, uuid) = grams(text), known[found[0]]
+            shared[record.uuid] = f"{share(own, known.keys()):4.0%} of its runs, one with {uuid} of {file}: {found[1]}"
+    log.info("%s: %d of %d records share %d words in a row (shorter ones: all words) with one of %d records of %s",
+             path, len(shared), total, N, count, ", ".join(map(str, others)))  # fmt: skip
+    for uuid, what in [*shared.items()][:SHOWN]:
+        log.info("  %s: %s", uuid, what)
+    if len(shared) > SHOWN:
+        log.info("  … and %d more", len(shared) - SHOWN)
+    if flags.output is None:
+        log.info("to write the others: --output FILE" if shared else "they do not overlap")
+        return
+    output = journal.Output(Path(flags.output), {"overlap": N} | _skips(run), provenance, overwrite=run.overwrite)
+    if _is_needed(output, run):
+        with output:
+            output.reject(store.rejected(path, kinds[path]) if run.skip else ())
+            output.dropped[CONTAMINATED] += len(shared)
+            kept = (each for each in store.read(path, kinds[path], skip=run.skip) if each.uuid not in shared)
+            log.info("%s: %d records", output.path, output.finish(map(encode, kept)))
+
+
+def _asked(record: Record) -> str:
+    """What a record asks: its question with its options, or the user's turns of its prompt."""
+    if isinstance(record, Item):
+        return record.question
+    messages = record.messages if isinstance(record, Conversation | Prompt) else record.prompt
+    return "\n".join(message.content for message in messages if message.role == "user")
+
+
 def export(word: str, flags: Table, run) -> None:
     """Write the rows of a record file in another tool's format."""
     path, form = Path(word), flags.form
@@ -286,4 +338,6 @@ def validate(words: Sequence[str], model: Path | None, template: Path | None, ma
             bad.append(path)
         log.info("%s", "\n".join(validation.report(path, summary, "tokens" if chat else "characters")))
     if bad:
-        raise UserError(f"{len(bad)} of {len(paths)} files have bad records: {', '.join(map(str, bad))}")
+        raise UserError(
+            f"{len(bad)} of {len(paths)} files cannot be read or have bad records: {', '.join(map(str, bad))}"
+        )
