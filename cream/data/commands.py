@@ -64,7 +64,7 @@ class Table:
     thoughts: str | None = flag(
         None, "key of messages with a response's thought, which is put into the response as <think>…</think>"
     )
-    ignore_keys: str | None = flag(None, "keys of messages that are left out, key,…; other unknown ones are refused")
+    ignore_keys: str | None = flag(None, "keys of messages to drop, key,…; other unknown ones are refused")
     sep: str | None = flag(
         None, "character between the cells of a .csv file, or tab; none: a comma, in a .tsv file a tab"
     )
@@ -74,8 +74,8 @@ class Table:
     form: str | None = flag(None, "export: format of the rows", choices=FORMS)
     output: str | None = flag(
         None,
-        "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export), no file "
-        "(overlap)",
+        "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export), "
+        "no file (overlap)",
     )
 
 

@@ -26,7 +26,7 @@ WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\
 
 
 class Keys(NamedTuple):
-    """What becomes of keys of messages: `ignored` ones are left out; `thoughts` names the one with the thought that
+    """What becomes of keys of messages: `ignored` ones are dropped; `thoughts` names the one with the thought that
     precedes an assistant's text, and becomes a part of it."""
 
     ignored: frozenset[str] = frozenset()
@@ -143,9 +143,9 @@ def _refusal(names: Sequence[str]) -> str:
     ignored = ",".join(names)
     if thoughts := [name for name in names if name in THOUGHTS]:
         choice = f"--thoughts {thoughts[0]} puts it into the response as <think>…</think>, --ignore_keys {ignored} "
-        return f"its messages have a thought besides their text, {', '.join(names)}: {choice}leaves it out"
+        return f"its messages have a thought besides their text, {', '.join(names)}: {choice}drops it"
     why = "calls of tools cannot be sampled or trained on here" if {*names} & {*TOOLS} else "records have no such keys"
-    return f"its messages have {', '.join(names)}: {why}; --ignore_keys {ignored} leaves them out"
+    return f"its messages have {', '.join(names)}: {why}; --ignore_keys {ignored} drops them"
 
 
 def _turn(value: Mapping, keys: Keys) -> dict:

@@ -89,7 +89,9 @@ def _named(value: object, responses: Sequence, best: Mapping[str, int]) -> tuple
 
 
 def _word(value: object) -> str:
-    """A value as one types it: true, 1 (of 1.0 as well), a text."""
+    """A value as one types it: true, 1 (of 1.0 as well), a text; nothing for null."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
