@@ -356,7 +356,7 @@ def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):
     "name, text, flags, made",
     [
         ("bare.csv", "q1,true\nq2,1.50\n", "--columns prompt=#1,response=#2", {"q1": "true", "q2": "1.50"}),
-        ("semi.csv", "prompt;response\nq,null\n", "--sep ;", {"q": "null"}),
+        ("semi.csv", "prompt;response\nq;null\n", "--sep ;", {"q": "null"}),
         ("tab.tsv", "prompt\tresponse\nq,r\tNA\n", "", {"q,r": "NA"}),
         ("bare.tsv", "q1\t009\n", "--columns prompt=#1,response=#2", {"q1": "009"}),
         ("pipes.csv.gz", "q1|a\n", "--sep | --columns prompt=#1,response=#2", {"q1": "a"}),
@@ -390,12 +390,11 @@ def test_what_import_saw_is_in_its_messages(workspace, tmp_path):
 
 def test_an_output_of_rows_that_are_refused_now_is_not_up_to_date(workspace, tmp_path):
     """As an older version wrote it: without the key that says what is not trained on."""
-    rows = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": text}] for text in "ab"]
-    rows[1][1]["weight"] = 1
-    path = put(tmp_path / "chat.jsonl", [{"messages": row} for row in rows])
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = put(tmp_path / "chat.jsonl", [{"messages": chat}] * 2)
     command = f"prepare_data.py import {path} --output outputs/chat.json"
     workspace.run(command)
-    path.write_bytes(path.read_bytes().replace(b'"weight":1', b'"weight":0'))
+    put(path, [{"messages": chat}, {"messages": [chat[0], {**chat[1], "weight": 0}]}])
     meta = workspace.read("outputs/chat.json.meta.json")
     meta["inputs"]["table"] = fingerprint_file(path)
     workspace.write("outputs/chat.json.meta.json", meta)
@@ -421,7 +420,7 @@ def test_files_of_ones_own_are_compared_for_overlap(workspace):
     workspace.write("configs/dataset.json", {"my_quiz": "localdata/quiz.json"})
     out = workspace.run("prepare_data.py overlap localdata/own.json my_quiz localdata/short.json").out
     assert "localdata/own.json: 2 of 3 records share 13 words in a row" in out and "with one of 2 records of" in out
-    assert "p1:  75% of its runs, one with t1 of" in out and "quiz.json: tom has 39 eggs and gets 92 more from" in out
+    assert "p1:  83% of its runs, one with t1 of" in out and "quiz.json: tom has 39 eggs and gets 92 more from" in out
     assert "p2: 100% of its runs, one with t2 of localdata/short.json: name a river" in out
     command = "prepare_data.py overlap localdata/own.json my_quiz --output outputs/clean.json"
     assert "outputs/clean.json: 2 records" in workspace.run(command).out
