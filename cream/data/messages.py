@@ -105,7 +105,8 @@ def _messages(value: object, role: str, keys: Keys) -> list[dict]:
     if not isinstance(values, Sequence):
         raise ValueError(f"expected a text or messages, found {value!r:.60}")
     messages = [turn for each in values for turn in _exchange(each)]
-    if unread := list(dict.fromkeys(key for each in messages for key in _unread(each, keys))):
+    more = [each for each in messages if not each.keys() <= TEXTS]  # none, as a rule
+    if unread := list(dict.fromkeys(key for each in more for key in _unread(each, keys))):
         raise ValueError(_refusal(unread))
     return [_turn(each, keys) for each in messages]
 
@@ -117,9 +118,9 @@ def _transcript(text: str) -> list[dict]:
 
 def _exchange(value: object) -> list[Mapping]:
     """A message, or the two of Capybara's form."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise ValueError(f"expected a message with role and content, found {value!r:.60}")
-    if not value.keys() >= {*EXCHANGE} or value.keys() & TEXTS:
+    if EXCHANGE[0] not in value or EXCHANGE[1] not in value or value.keys() & TEXTS:
         return [value]
     both = [{"role": role, "content": value[key]} for role, key in zip(("user", "assistant"), EXCHANGE, strict=True)]
     both[1] |= {key: each for key, each in value.items() if key not in EXCHANGE}
@@ -153,8 +154,10 @@ def _turn(value: Mapping, keys: Keys) -> dict:
     text = value["content"] if value.get("content") is not None else value.get("value")
     if role not in ROLES:
         raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
+    turn = _message(ROLES[role], text if isinstance(text, str) else _joined(text))
+    if value.keys() <= TEXTS:
+        return turn
     others = _others(value, keys)
-    turn = _message(ROLES[role], _joined(text))
     if keys.thoughts in others:
         if turn["role"] != "assistant":
             raise ValueError(f"the {turn['role']}'s turn has a thought, {keys.thoughts}")
@@ -172,7 +175,7 @@ def _turn(value: Mapping, keys: Keys) -> dict:
 
 def _joined(text: object) -> object:
     """The text of a list of text parts; other values as they are. Raises ValueError for parts that are not text."""
-    if not isinstance(text, Sequence) or isinstance(text, str) or not all(isinstance(part, Mapping) for part in text):
+    if not isinstance(text, list) or not all(isinstance(part, dict) for part in text):
         return text
     if odd := [part for part in text if part.get("type") != "text" or not isinstance(part.get("text"), str)]:
         raise ValueError(f"a message has a part of type {odd[0].get('type')!r}: only text can be read")

@@ -266,7 +266,7 @@ def _drafts(
             result = _result(kind, uuid, fields, _extra_of(row, names, fields), names, reading)
         except (ValueError, UserError) as error:
             result = error
-        if isinstance(result, Record):
+        if isinstance(result, Record) and result.extra:
             _check_meaning(result, row, names, f"{where}, row {index}")
         yield Draft(index, row, uuid, result)
 
