@@ -4,23 +4,27 @@ build SOURCE …    public sources, or all -> localdata/: SFT set, prompts and t
 list              print the sources: contents, published rows, licences
 import FILE|ID    any data set of messages, prompts and responses, pairs or questions -> a file of this project
 export FILE       conversations, prompts or pairs -> the format of other tools, one row per line
+overlap FILE …    records of the first file that share 13 words in a row with those of others, such as test questions
 validate FILE …   check files as stages do, and print their records, duplicates, lengths and all problems
 """
 
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from config import Model, Run, group
-from cream.cli import console
+from config import DATASET_FILES, DATASETS, Model, Run, group
+from cream.cli import console, names
 from cream.cli.flags import parse
 from cream.data import commands
 from cream.data.commands import Build, Lengths, Table
 from cream.errors import UserError
+from cream.files.store import is_record_file
 
 EXAMPLE = """\
   python prepare_data.py build all
   python prepare_data.py build gsm8k arc_easy --from FOLDER
   python prepare_data.py import pairs.jsonl --columns prompt=question,chosen=good,rejected=bad
+  python prepare_data.py overlap own.prompt.json all_test --output clean.prompt.json
   python prepare_data.py export localdata/dpo.1.json --form trl --output pairs.jsonl
   python prepare_data.py validate prompts.jsonl --model llama3 --max_length 2048"""
 
@@ -37,11 +41,13 @@ class PrepareConfig:
 
 
 RUN, MODEL = (tuple(each.name for each in fields(part)) for part in (Run, Model))
+IMPORT = ("columns", "best", "thoughts", "ignore_keys", "sep")
 USES = {  # the flags of each command; another is refused
     "build": ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "seed", *RUN),
     "list": ("list",),
-    "import": ("columns", "subset", "split", "first_answer", "output", "output_dir", *RUN),
+    "import": (*IMPORT, "subset", "split", "first_answer", "output", "output_dir", *RUN),
     "export": ("form", "output", *RUN),
+    "overlap": ("output", *RUN),
     "validate": (*MODEL, "max_length"),
 }
 
@@ -51,10 +57,15 @@ def main(argv=None):
     words: list[str] = []
     config = parse(PrepareConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
     command, *rest = words or ["list" if config.build.list else ""]
-    fits = {"list": not rest, "import": len(rest) == 1, "export": len(rest) == 1}.get(command, bool(rest))
+    one, several = len(rest) == 1, len(rest) > 1
+    fits = {"list": not rest, "import": one, "export": one, "overlap": several}.get(command, bool(rest))
     if command not in USES or not fits:
-        raise UserError("expected a command: build SOURCE …, list, import FILE|ID, export FILE, or validate FILE …")
+        raise UserError(
+            "expected a command: build SOURCE …, list, import FILE|ID, export FILE, overlap FILE FILE …, or validate "
+            "FILE …"
+        )
     _check_flags(command, config)
+    rest = [_file(word) for word in rest] if command in ("export", "overlap", "validate") else rest
     model, run = config.model, config.run
     match command:
         case "list":
@@ -65,10 +76,22 @@ def main(argv=None):
             commands.import_table(rest[0], config.table, Path(config.build.output_dir), run)
         case "export":
             commands.export(rest[0], config.table, run)
+        case "overlap":
+            commands.overlap(rest, config.table, run)
         case "validate":
             named = model.model or model.checkpoint
             folder = model.folder(model.checkpoint) if named else None
             commands.validate(rest, folder, model.template(), config.lengths.max_length)
+
+
+def _file(word: str) -> str:
+    """The path of a record file: a path, or that of a data set by its name."""
+    if os.sep in word or is_record_file(Path(word)) or Path(word).is_file():
+        return word
+    try:
+        return str(names.dataset(word, DATASET_FILES, DATASETS))
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--name ")) from None
 
 
 def _check_flags(command: str, config: PrepareConfig) -> None:

@@ -22,8 +22,8 @@ METHODS = ("original", "consistency_avg", "consistency_dyn")  # the C that DPO t
 RANKS = ("kendall", "spearman", "toporder")  # measures of the agreement of two rankings; recorded with the pairs
 
 
-class Message(msgspec.Struct, frozen=True):
-    """One turn of a conversation."""
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn of a conversation. Other keys are refused: they would be lost, and may change what it means."""
 
     role: Role
     content: str

@@ -1,6 +1,7 @@
 """prepare_data.py's command lines: public sources from local copies and from a mirror of the hub's data sets, tables of
 users, exports that trl trains on, and what is refused."""
 
+import gzip
 import hashlib
 import json
 import re
@@ -11,6 +12,7 @@ import pytest
 from layouts import lines, records, slices
 
 from cream.files import store
+from cream.files.fingerprints import fingerprint_file
 from cream.records import Conversation, Item, Pair, Prompt
 
 TASKS = ("arc-easy", "arc-challenge", "openbookqa", "siqa", "gsm8k")
@@ -210,6 +212,8 @@ def test_sources_that_leave_a_standing_file_are_named(workspace, tmp_path):
         ("export localdata/tiny/sft.json --form trl --output x.json", "ends in .jsonl"),
         ("export localdata/tiny/test.json --form trl", "not Item"),
         ("export nothing.json --form trl", "no such file"),
+        ("overlap localdata/tiny/sft.json", "overlap FILE FILE"),
+        ("overlap localdata/tiny/sft.json nothing.json", "no such file"),
         (
             "build all --columns prompt=q --split test",
             "build does not use --columns, --split; it takes --from",
@@ -246,7 +250,7 @@ def test_validate_tells_of_each_file(workspace):
     assert (
         "items.json: 1 Item records, 0 responses, 1 bad" in done.out and "label 'Z' is none of its options" in done.out
     )
-    assert "sft.json: " in done.out and "3 of 4 files have bad records" in done.err
+    assert "sft.json: " in done.out and "3 of 4 files cannot be read or have bad records" in done.err
 
 
 def test_the_sources_are_listed(workspace):
@@ -346,6 +350,93 @@ def test_bad_rows_of_a_table_are_named_or_left_out(workspace, tmp_path):
         assert f"{path}, line 1: not valid JSON" in workspace.refused(f"prepare_data.py import {path}")
     assert "no rows" in workspace.refused(f"prepare_data.py import {_written(tmp_path / 'y.jsonl', '')}")
     assert "make no record" in workspace.refused(f"prepare_data.py import {put(tmp_path / 'z.csv', [{'a': 1}])}")
+
+
+@pytest.mark.parametrize(
+    "name, text, flags, made",
+    [
+        ("bare.csv", "q1,true\nq2,1.50\n", "--columns prompt=#1,response=#2", {"q1": "true", "q2": "1.50"}),
+        ("semi.csv", "prompt;response\nq;null\n", "--sep ;", {"q": "null"}),
+        ("tab.tsv", "prompt\tresponse\nq,r\tNA\n", "", {"q,r": "NA"}),
+        ("bare.tsv", "q1\t009\n", "--columns prompt=#1,response=#2", {"q1": "009"}),
+        ("pipes.csv.gz", "q1|a\n", "--sep | --columns prompt=#1,response=#2", {"q1": "a"}),
+    ],
+)
+def test_csv_files_without_a_header_or_with_another_separator(workspace, tmp_path, name, text, flags, made):
+    data = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    (tmp_path / name).write_bytes(data)
+    workspace.run(f"prepare_data.py import {tmp_path / name} {flags} --output outputs/{name}.json")
+    found = store.read(workspace.folder / f"outputs/{name}.json", Conversation)
+    assert {each.messages[0].content: each.messages[1].content for each in found} == made
+
+
+def test_what_import_saw_is_in_its_messages(workspace, tmp_path):
+    told = workspace.refused(f"prepare_data.py import {_written(tmp_path / 'semi.csv', 'id;prompt')}")
+    assert "holds no rows" in told
+    (tmp_path / "semi.csv").write_text("id;prompt\n1;q")
+    told = workspace.refused(f"prepare_data.py import {tmp_path / 'semi.csv'}")
+    assert "It has: id;prompt ('1;q'). If ';' separates its cells: --sep ';'" in told
+    shp = {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 0, "upvotes": [1, 2]}
+    told = workspace.refused(f"prepare_data.py import {put(tmp_path / 'shp.jsonl', [shp])}")
+    assert "labels (0), upvotes (list of 2: 1). These are columns of SHP: --columns prompt=history," in told
+    rated = [{"prompt": "q", "response": "a", "helpfulness": 3, "style": 1}]
+    out = workspace.run(f"prepare_data.py import {put(tmp_path / 'rated.jsonl', rated)} --output outputs/r.json").out
+    assert "prompt=prompt, response=response; only copied: helpfulness, style\n" in out
+    assert "columns of HelpSteer, HelpSteer2; for pairs: --columns score=helpfulness" in out
+    assert "then: python train.py --train_stage sft --name outputs/r.json" in out
+    for flags, told in {"--best 1=1": "name the column with --columns best=", "--sep ;;": "one character"}.items():
+        assert told in workspace.refused(f"prepare_data.py import {tmp_path / 'rated.jsonl'} {flags}")
+
+
+def test_an_output_of_rows_that_are_refused_now_is_not_up_to_date(workspace, tmp_path):
+    """As an older version wrote it: without the key that says what is not trained on."""
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = put(tmp_path / "chat.jsonl", [{"messages": chat}] * 2)
+    command = f"prepare_data.py import {path} --output outputs/chat.json"
+    workspace.run(command)
+    put(path, [{"messages": chat}, {"messages": [chat[0], {**chat[1], "weight": 0}]}])
+    meta = workspace.read("outputs/chat.json.meta.json")
+    meta["inputs"]["table"] = fingerprint_file(path)
+    workspace.write("outputs/chat.json.meta.json", meta)
+    told = workspace.refused(command)
+    assert "row 1: by its 'weight' an assistant's turn is not to be trained on" in told
+    command = f"prepare_data.py import {path} --ignore_keys weight --output outputs/chat.ignored.json"
+    workspace.run(command)
+    assert "is up to date" in workspace.run(command).out
+
+
+# Own files ------------------------------------------------------------------------------------------------------------
+
+
+LONG = "Tom has 39 eggs and gets 92 more from the farm next door today, so how many"
+
+
+def test_files_of_ones_own_are_compared_for_overlap(workspace):
+    asked = {"p1": f"{LONG} now?", "p2": "Name a river.", "p3": "Name a hill."}
+    prompts = {uuid: [{"role": "user", "content": text}] for uuid, text in asked.items()}
+    workspace.write("localdata/own.json", prompts)
+    workspace.write("localdata/quiz.json", [{"uuid": "t1", "question": f"Well: {LONG} in all?", "label": "131"}])
+    workspace.write("localdata/short.json", [{"uuid": "t2", "question": "name a RIVER", "label": "7"}])
+    workspace.write("configs/dataset.json", {"my_quiz": "localdata/quiz.json"})
+    out = workspace.run("prepare_data.py overlap localdata/own.json my_quiz localdata/short.json").out
+    assert "localdata/own.json: 2 of 3 records share 13 words in a row" in out and "with one of 2 records of" in out
+    assert "p1:  83% of its runs, one with t1 of" in out and "quiz.json: tom has 39 eggs and gets 92 more from" in out
+    assert "p2: 100% of its runs, one with t2 of localdata/short.json: name a river" in out
+    command = "prepare_data.py overlap localdata/own.json my_quiz --output outputs/clean.json"
+    assert "outputs/clean.json: 2 records" in workspace.run(command).out
+    assert workspace.read("outputs/clean.json") == {uuid: prompts[uuid] for uuid in ("p2", "p3")}
+    assert "is up to date" in workspace.run(command).out
+    assert "they do not overlap" in workspace.run("prepare_data.py overlap localdata/short.json my_quiz").out
+
+
+def test_validate_and_export_take_names(workspace):
+    workspace.write("localdata/own.json", {"u": [{"role": "user", "content": "q"}]})
+    workspace.write("configs/dataset.json", {"my_prompts": "localdata/own.json"})
+    assert "own.json: 1 Prompt records" in workspace.run("prepare_data.py validate my_prompts").out
+    workspace.run("prepare_data.py export my_prompts --form trl --output outputs/own.jsonl")
+    assert len((workspace.folder / "outputs/own.jsonl").read_text().splitlines()) == 1
+    told = workspace.refused("prepare_data.py validate my_prompt")
+    assert "error: my_prompt: neither a file, nor a built-in dataset" in told and "did you mean my_prompts" in told
 
 
 def test_pairs_that_prefer_nothing_are_left_out(workspace, tmp_path):

@@ -3,11 +3,11 @@
 import bz2
 import gzip
 import json
-import logging
 import lzma
 import random
 import tracemalloc
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -277,27 +277,66 @@ def test_damaged_files_are_refused_with_the_line(tmp_path, suffix, data, told, f
     [
         ("sep: ','", "test", "a,b\n09,2\n", [{"a": "09", "b": "2"}]),
         ("sep: ';'", "test", "a;b\n09;2\n", [{"a": "09", "b": "2"}]),
-        ("sep: ','", "test[:1]", "a,b\n9,x\n8,y\n", [{"a": 9, "b": "x"}]),
-        ("skiprows: 1", "test", "told\na,b\n9,x\n", [{"a": 9, "b": "x"}]),
-        ("names: [p, r]", "test", "9,x\n8,y\n", [{"p": 9, "r": "x"}, {"p": 8, "r": "y"}]),
+        ("sep: ','", "test[:1]", "a,b\n9,x\n8,y\n", [{"a": "9", "b": "x"}]),
+        ("sep: ','", "test[1:]+test[:50%]", "a,b\n1.50,x\n,NA\n", [{"a": "", "b": "NA"}, {"a": "1.50", "b": "x"}]),
+        ("sep: ','", "all", "a,b\n009,null\n", [{"a": "009", "b": "null"}]),
+        ("skiprows: 1", "test", "told\na,b\n1.50,true\n,NA\n", [{"a": "1.50", "b": "true"}, {"a": "", "b": "NA"}]),
+        ("names: [p, r]", "test", "09,x\n8,\n", [{"p": "09", "r": "x"}, {"p": "8", "r": ""}]),
     ],
 )
-def test_what_a_mirrors_card_asks_for_is_heeded(tmp_path, caplog, monkeypatch, setting, split, text, expected):
-    """Where it is more than a separator, by the library, which guesses types and is said to."""
-    monkeypatch.setattr(logging.getLogger("cream"), "propagate", True)
+def test_what_a_mirrors_card_asks_for_is_heeded(tmp_path, setting, split, text, expected):
+    """Where it is more than a separator, by the library; every cell is a text."""
     (tmp_path / "data").mkdir()
     (tmp_path / "README.md").write_text(DECLARED.replace('sep: ","', setting).partition("dataset_info")[0] + "---")
     (tmp_path / "data/t.csv").write_text(text)
     assert reading.rows(Place(str(tmp_path), "main", split)) == expected
-    assert ("may have become numbers" in caplog.text) == (9 in expected[0].values())
     with pytest.raises(UserError, match='Unknown split "train"'):
         reading.rows(Place(str(tmp_path), "main"))
 
 
-def test_a_mirror_of_zipped_files_is_read(tmp_path):
-    with zipfile.ZipFile(tmp_path / "train.zip", "w") as file:
-        file.writestr("train.jsonl", '{"a": "1"}\n{"a": "2"}\n')
-    assert reading.rows(Place(str(tmp_path))) == [{"a": "1"}, {"a": "2"}]
+GUESSED = [{"a": text, "b": "2024-01-05"} for text in ("12", "true", "null", "1.50")] + [{"a": 13, "b": "x"}]
+
+
+@pytest.mark.parametrize("split", ["train", "train[:100%]", "train[:3]+train[3:]", "all"])
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train.jsonl.gz", "train.zip"])
+def test_texts_of_a_mixed_column_stay_texts_however_the_file_is_named(tmp_path, name, split):
+    """`datasets` reads them as its type Json, and decodes them: 12, True, None, 1.5."""
+    text = json.dumps(GUESSED) if name == "train.json" else "\n".join(map(json.dumps, GUESSED))
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.writestr("train.jsonl", text)
+    else:
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    assert reading.rows(Place(str(tmp_path), None, split)) == GUESSED
+    assert reading.rows(Place(str(tmp_path), None, "train[1:2]")) == GUESSED[1:2]
+    if not name.endswith(".zip"):
+        assert reading.rows(Place(str(tmp_path / name))) == GUESSED
+
+
+@pytest.mark.parametrize("rows", [GUESSED, GUESSED[:4], [{"a": ["true", 1]}], [{"a": {"b": "1.50"}}, {"a": {"b": 2}}]])
+def test_json_texts_that_the_library_changes_are_refused(tmp_path, rows):
+    """Where only it can read the file: here by a card with settings for it."""
+    (tmp_path / "README.md").write_text(CARD)
+    (tmp_path / "t.json").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match="takes texts in .* for other values"):
+        reading.rows(Place(str(tmp_path), "main"))
+
+
+CARD = """---
+configs:
+- config_name: main
+  chunksize: 100000
+  data_files: t.json
+---"""
+
+
+def test_a_card_may_name_the_key_that_holds_the_rows(tmp_path):
+    (tmp_path / "README.md").write_text(CARD.replace("chunksize: 100000", "field: rows"))
+    (tmp_path / "t.json").write_text(json.dumps({"version": 1, "rows": GUESSED}))
+    assert reading.rows(Place(str(tmp_path), "main", "train[:4]")) == GUESSED[:4]
+    (tmp_path / "t.json").write_text(json.dumps({"version": 1}))
+    with pytest.raises(UserError, match="has no key 'rows'"):
+        reading.rows(Place(str(tmp_path), "main"))
 
 
 def test_lines_after_a_bad_first_one_are_not_held(tmp_path):
@@ -318,16 +357,13 @@ def test_a_mirror_is_not_read_to_find_its_splits(tmp_path):
     assert find(tmp_path, source("gsm8k"), "test") == Place(str(tmp_path / "gsm8k"), "main", "test")
 
 
-def test_guessed_types_of_the_hubs_csv_files_are_told(tmp_path, caplog):
+def test_cells_of_the_hubs_csv_files_are_texts(tmp_path, monkeypatch):
     import datasets
 
-    for form, told in (("csv", True), ("json", False)):
-        path = tmp_path / f"t.{form}"
-        path.write_text("uuid,text\n009,a\n" if form == "csv" else '{"uuid": 9, "text": "a"}\n')
-        found = datasets.load_dataset(form, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-        caplog.clear()
-        assert reading._warn_of_guesses(Place("owner/name"), found) is found
-        assert ("owner/name (train): its files are .csv; in uuid texts" in caplog.text) is told
+    (tmp_path / "t.csv").write_text("uuid,text\n009,NA\n,true\n")
+    load = partial(datasets.load_dataset, "csv", data_files=str(tmp_path / "t.csv"), cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, subset, **flags: load(**flags))
+    assert reading.rows(Place("owner/name")) == [{"uuid": "009", "text": "NA"}, {"uuid": "", "text": "true"}]
 
 
 # Sources --------------------------------------------------------------------------------------------------------------

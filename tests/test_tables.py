@@ -1,14 +1,18 @@
 """Rows of any table become records, and records the rows of other tools."""
 
 import json
+import re
+import shlex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream.data import forms, questions, table
+from cream.data import forms, layouts, preferences, questions, table
+from cream.data.messages import Keys
 from cream.errors import UserError
 from cream.evaluation.grade import options_of
+from cream.files import store
 from cream.records import Conversation, Item, Pair, Prompt, encode
 
 
@@ -170,9 +174,13 @@ ROWS = {
 }
 
 
-def read(row: dict, columns: str = "", first=None):
-    kind, names = table.plan(table.parse_columns(columns), row, "rows")
-    (made,) = table.records([row], kind, names, "rows", first, "rows")
+def read_all(rows: list[dict], columns: str = "", first=None, keys=Keys(), best=None):  # noqa: B008
+    kind, names = table.plan(table.parse_columns(columns), rows[0], "rows")
+    return list(table.records(rows, kind, names, "rows", "rows", table.Reading(first, keys, best or {})))
+
+
+def read(row: dict, *args, **options):
+    (made,) = read_all([row], *args, **options)
     return made
 
 
@@ -211,6 +219,243 @@ def test_what_the_messages_make_needless_travels_along():
     assert [m.content for m in asked.prompt] == ["t", "a", "b", "p"] and asked.extra == {"messages": [user("q")]}
     answered = read({"prompt": "p", "response": "a", "messages": [user("q")]}, "prompt=prompt,response=response")
     assert answered.messages[0].content == "p" and answered.extra == {"input_messages": [user("q")]}
+
+
+# Keys of messages -----------------------------------------------------------------------------------------------------
+
+
+def asked_and(**keys):
+    return {"messages": [user("q"), {**said("a"), **keys}]}
+
+
+RUDE = [user("Hi"), {**said("Rude."), "weight": 0}, user("q"), {**said("a"), "weight": 1}]
+
+
+@pytest.mark.parametrize(
+    "row, named",
+    [
+        ({"messages": RUDE}, "--ignore_keys weight trains on it"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "train": False}]},
+            "'train'",
+        ),
+        (asked_and(trainable=False), "'trainable'"),
+        (asked_and(masked=True), "'masked'"),
+        (asked_and(weight=0.5), "weight 0.5: a turn is trained on"),
+        ({"messages": [{**user("q"), "train": True}, said("a")]}, "by its 'train' the user's turn is to be trained on"),
+        (asked_and(tool_calls=[{"name": "f"}]), "tool_calls: calls of tools cannot be"),
+        (asked_and(function_call={"name": "f"}), "function_call: calls of tools"),
+        ({"messages": [user("q"), {"role": "tool", "content": "x", "tool_call_id": "1"}]}, "tool_call_id"),
+        (asked_and(reasoning_content="t"), "--thoughts reasoning_content puts it into the response"),
+        (asked_and(thinking="t", name="b"), "a thought besides their text, thinking, name: --thoughts thinking"),
+        (asked_and(mood="glad", at=3), "mood, at: records have no such keys; --ignore_keys mood,at drops them"),
+        ({"prompt": "q", "chosen": [{**said("a"), "reasoning": "t"}], "rejected": "b"}, "--thoughts reasoning"),
+        ({"conversation": [{"input": "q", "output": "a", "score": 1}]}, "--ignore_keys score"),
+        ({"messages": [{**user(""), "content": [{"type": "image"}]}]}, "a part of type 'image'"),
+    ],
+)
+def test_keys_of_messages_that_records_do_not_have_are_named(row, named):
+    made = read(row)
+    assert isinstance(made, table.Bad) and named in made.reason
+
+
+@pytest.mark.parametrize(
+    "row, keys, expected",
+    [
+        (asked_and(weight=1), Keys(), "a"),
+        (asked_and(train=True, weight=1.0, masked=False), Keys(), "a"),
+        (asked_and(tool_calls=None, function_call={}, annotations=[], refusal="", name=None), Keys(), "a"),
+        (asked_and(content=[{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]), Keys(), "a b"),
+        ({"messages": RUDE}, Keys(frozenset({"weight"})), "a"),
+        (asked_and(reasoning_content="t"), Keys(frozenset({"reasoning_content"})), "a"),
+        (asked_and(reasoning_content="\nt\n"), Keys(thoughts="reasoning_content"), "<think>\nt\n</think>\n\na"),
+        (asked_and(thinking="t", content="\n\na"), Keys(thoughts="thinking"), "<think>\nt\n</think>\n\na"),
+        (asked_and(mood="glad", thinking=""), Keys(frozenset({"mood"}), "thinking"), "a"),
+        ({"conversation": [{"input": "p", "output": "x"}, {"input": "q", "output": "a"}]}, Keys(), "a"),
+    ],
+)
+def test_keys_of_messages_are_honoured(row, keys, expected):
+    made = read(row, keys=keys)
+    assert isinstance(made, Conversation) and made.messages[-1].content == expected and not made.extra
+
+
+def test_turns_that_are_not_trained_on_may_precede_a_prompt_or_a_pair():
+    prompt = RUDE[:3]
+    assert isinstance(read({"messages": prompt}), Prompt)
+    assert read({"messages": prompt, "chosen": "a", "rejected": "b"}).prompt[1].content == "Rude."
+
+
+def test_a_thought_in_a_column_of_its_own():
+    row = {"prompt": "q", "response": "a", "reasoning": "t"}
+    assert read(row).extra == {"reasoning": "t"}
+    made = read(row, "thought=reasoning")
+    assert made.messages[-1].content == "<think>\nt\n</think>\n\na" and not made.extra
+    assert "another one besides" in read({**row, "response": "<think>x</think>a"}, "thought=reasoning").reason
+
+
+def test_messages_of_record_files_have_no_other_keys(tmp_path):
+    path = tmp_path / "own.jsonl"
+    for key in ("weight", "train", "tool_calls", "reasoning_content"):
+        path.write_text(json.dumps({"uuid": "u", **asked_and(**{key: 0})}))
+        with pytest.raises(UserError, match=f"unknown field `{key}`"):
+            list(store.read(path, Conversation))
+
+
+# Preferences ----------------------------------------------------------------------------------------------------------
+
+
+GOOD_BAD = {"prompt": "q", "response1": "bad", "response2": "good"}
+PUBLIC = {  # a row (or rows with one prompt) of each data set of LAYOUTS
+    "SHP": [{"history": "q", "human_ref_A": "good", "human_ref_B": "bad", "labels": 1, "score_ratio": 2.0}],
+    "PKU-SafeRLHF": [{"prompt": "q", "response_0": "bad", "response_1": "good", "better_response_id": 1}],
+    "HelpSteer3": [{**GOOD_BAD, "context": [user("q")], "overall_preference": 2, "prompt": None}],
+    "HelpSteer, HelpSteer2": [{"prompt": "q", "response": r, "helpfulness": s} for r, s in (("bad", 1), ("good", 4))],
+    "Nectar": [
+        {
+            "prompt": "\n\nHuman: q\n\nAssistant: ",
+            "answers": [{"answer": a, "rank": r} for a, r in (("so", 2.0), ("bad", 7.0), ("good", 1.0))],
+        }
+    ],
+    "UltraFeedback": [
+        {
+            "instruction": "q",
+            "completions": [
+                {"response": r, "overall_score": s} for r, s in (("bad", 2), ("good", 8.5), ("none", None))
+            ],
+        }
+    ],
+    "Chatbot Arena": [
+        {
+            "conversation_a": [user("q"), said("bad")],
+            "conversation_b": [user("q"), said("good")],
+            "winner": "model_b",
+        }
+    ],
+    "PandaLM": [{**GOOD_BAD, "annotators": [2, 1, 2]}],
+    "trl's unpaired preferences": [
+        {"prompt": [user("q")], "completion": [said(text)], "label": label}
+        for text, label in (("good", True), ("bad", False))
+    ],
+}
+
+
+def flags_of(text: str) -> tuple[str, dict[str, int]]:
+    words = shlex.split(text)
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    return flags["--columns"], preferences.parse_best(flags["--best"]) if "--best" in flags else {}
+
+
+@pytest.mark.parametrize("name", layouts.LAYOUTS)
+def test_public_preferences_are_recognised_and_read(name, repo):
+    known, flags = layouts.flags_for(PUBLIC[name][0])
+    columns, best = flags_of(flags)
+    assert known == name and flags in (repo / "docs/data.md").read_text()
+    (made,) = read_all(PUBLIC[name], columns, best=best)
+    texts = [made.prompt[0].content, made.selected[-1].content, made.rejected[-1].content]
+    assert isinstance(made, Pair) and texts == ["q", "good", "bad"]
+
+
+HH = "\n\nHuman: q1\n\nAssistant: a1\n\nHuman: q2\n\nAssistant: "
+
+
+def test_every_command_of_the_documented_list_is_one(repo):
+    rows = re.findall(r"^\| .* \| `(--columns .*)` \|$", (repo / "docs/data.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 13
+    for row in rows:
+        columns, best = flags_of(row)
+        assert table.parse_columns(columns) and ("best=" in columns) == bool(best)
+
+
+def test_transcripts_are_turns():
+    made = read({"chosen": HH + "good", "rejected": HH + "bad"})
+    assert [m.content for m in made.prompt] == ["q1", "a1", "q2"]
+    assert (made.selected[-1].content, made.rejected[-1].content) == ("good", "bad")
+    assert read({"prompt": HH, "chosen": "good", "rejected": "bad"}).prompt == made.prompt
+    assert read({"prompt": HH}).messages == made.prompt
+    assert read({"messages": HH + "a"}).messages[-1].content == "a"
+    assert "after the same prompt" in read({"chosen": HH + "good", "rejected": "\n\nHuman: p\n\nAssistant: b"}).reason
+
+
+ROW = {"prompt": "q", "a": "good", "b": "bad"}
+
+
+@pytest.mark.parametrize(
+    "extra, columns, best, expected",
+    [
+        ({"s": [0.1, 0.9]}, "responses=b+a,score=s", {}, ("good", "bad")),
+        ({"s": "0.5", "t": "-1"}, "responses=a+b,score=s+t", {}, ("good", "bad")),
+        ({"s": True, "t": False}, "responses=a+b,score=s+t", {}, ("good", "bad")),
+        ({"s": 2, "t": 1}, "responses=b+a,rank=s+t", {}, ("good", "bad")),
+        ({"w": "a"}, "responses=a+b,best=w", {"a": 1, "b": 2}, ("good", "bad")),
+        ({"w": 1.0}, "responses=b+a,best=w", {"1": 2, "0": 1}, ("good", "bad")),
+        ({"w": False}, "responses=b+a,best=w", {"false": 2}, ("good", "bad")),
+        ({"list": ["good", "so", "bad"]}, "chosen=list.0,rejected=list.-1", {}, ("good", "bad")),
+        ({"s": 1, "t": 1}, "responses=a+b,score=s+t", {}, preferences.TIED),
+        ({"s": 1, "t": None}, "responses=a+b,score=s+t", {}, preferences.TIED),
+        ({"w": "tie"}, "responses=a+b,best=w", {"tie": 0}, preferences.TIED),
+        ({"w": None}, "responses=a+b,best=w", preferences.parse_best("a=1,=0"), preferences.TIED),
+        ({"keep": "no", "chosen": "x", "rejected": "y"}, "keep=keep", {}, "keep says no"),
+        ({"w": "c"}, "responses=a+b,best=w", {"a": 1}, "best is 'c': --best says which response each value means"),
+        ({"w": 1}, "responses=a+b,best=w", {}, "say --best 1=1,…"),
+        ({"s": "high", "t": 1}, "responses=a+b,score=s+t", {}, "score 'high' is not a number"),
+        ({"s": "nan", "t": 1}, "responses=a+b,score=s+t", {}, "score 'nan' is not a number"),
+        ({"s": [1]}, "responses=a+b,score=s", {}, "2 responses, but 1 scores"),
+        ({"list": ["x"]}, "chosen=list.0,rejected=list.4", {}, "list.4: there is no element 4 of 1"),
+        ({"keep": "rarely"}, "response=a,keep=keep", {}, "keep is 'rarely', neither yes nor no"),
+    ],
+)
+def test_the_better_response_is_the_one_that_a_column_says(extra, columns, best, expected):
+    made = read({**ROW, **extra}, columns, best=best)
+    if isinstance(expected, str):
+        assert expected in made.reason
+    else:
+        assert (made.selected[-1].content, made.rejected[-1].content) == expected
+
+
+def test_rows_of_one_prompt_make_a_pair_of_the_best_and_the_worst():
+    rows = [
+        {"id": f"r{i}", "prompt": p, "response": r, "score": s, "by": "me", "model": r.upper()}
+        for i, (p, r, s) in enumerate(
+            [("p", "so", 2), ("q", "x", 1), ("p", "bad", 1), ("p", "good", 3), ("q", "y", 1), ("s", "z", None)]
+        )
+    ]
+    pair, *skipped = read_all(rows, "score=score")
+    assert (pair.uuid, pair.selected[-1].content, pair.rejected[-1].content) == ("r3", "good", "bad")
+    assert pair.extra == {"score": [3, 1], "by": "me", "model": ["GOOD", "BAD"]}
+    assert [each.reason for each in skipped] == [preferences.TIED] * 2
+    (pair,) = read_all([{"messages": [user("q"), said(t)], "label": t == "a"} for t in "ba"], "score=label")
+    assert pair.selected[-1].content == "a" and pair.uuid == "rows-000001"
+
+
+@pytest.mark.parametrize(
+    "row, columns, told",
+    [
+        ({"prompt": "q", "completion": "a", "label": False}, "", "label is False"),
+        ({"prompt": "q", "completion": "a", "label": 0}, "", "label is 0"),
+        ({"messages": [user("q"), said("a")], "label": True}, "", "label is True"),
+        ({"instruction": "q", "output": "a", "kto_tag": "false"}, "", "kto_tag is 'false'"),
+        (
+            {"question": "q", "solution": "a", "is_correct": False},
+            "prompt=question,response=solution",
+            "keep=is_correct",
+        ),
+        ({"messages": [user("q"), said("a")], "tools": [{"name": "f"}]}, "", "declares tools"),
+    ],
+)
+def test_a_column_that_changes_what_a_row_means_is_not_copied_without_a_word(row, columns, told):
+    with pytest.raises(UserError, match=told):
+        read(row, columns)
+    (name,) = row.keys() & {"label", "kto_tag", "is_correct", "tools"}
+    assert read(row, ",".join(filter(None, [columns, f"copy={name}"]))).extra[name] == row[name]
+
+
+@pytest.mark.parametrize("text", ["1", "1=3", "a=1,a=2", "a=x", "a=1,"])
+def test_meanings_of_best_that_are_refused(text):
+    with pytest.raises(UserError, match="expected value=1"):
+        preferences.parse_best(text)
+
+
+# Bad rows -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -272,7 +517,7 @@ def test_cells_that_hold_no_such_number_or_a_list_say_so(cells, reason):
 
 def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
     rows = [{"id": "x", "messages": m} for m in ([user("q"), said("a")], [user("q")], [user("p"), said("a")])]
-    good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", None, "rows")
+    good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", "rows")
     assert isinstance(good, Conversation) and good.uuid == "x"
     assert prompt.reason == "it is a Prompt record, earlier ones are Conversation records"
     assert double.reason == "uuid 'x' occurs twice"

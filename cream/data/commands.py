@@ -5,8 +5,8 @@
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,9 +16,16 @@ from cream.data.forms import FORMS, export_row
 from cream.errors import UserError, user_error
 from cream.files import journal, store
 from cream.files.provenance import Provenance
-from cream.records import encode
+from cream.records import Conversation, Item, Pair, Prompt, Record, encode
 
 log = logging.getLogger("cream")
+SHOWN = 10  # overlapping records that are listed
+NEXT = {  # the stage that takes an imported file
+    Conversation: "train.py --train_stage sft",
+    Pair: "train.py",
+    Prompt: "infer.py --mode sampling",
+    Item: "infer.py --mode evaluation",
+}
 
 
 @dataclass
@@ -44,19 +51,31 @@ class Build:
 
 @dataclass
 class Table:
-    """Import and export"""
+    """Import, export and overlap"""
 
     columns: str | None = flag(
         None,
-        "what each column is, field=column,…; a+b joins two columns, a.b is a key inside one; none: by their "
-        "usual names",
+        "what each column is, field=column,…; a+b joins two columns, a.b is a key (or number) inside one, #1 the first "
+        "column of a .csv file without a header; none: by their usual names",
+    )
+    best: str | None = flag(
+        None, "meaning of the column that --columns names as best, value=N,…: response 1 or 2 is better, 0 a tie"
+    )
+    thoughts: str | None = flag(
+        None, "key of messages with a response's thought, which is put into the response as <think>…</think>"
+    )
+    ignore_keys: str | None = flag(None, "keys of messages to drop, key,…; other unknown ones are refused")
+    sep: str | None = flag(
+        None, "character between the cells of a .csv file, or tab; none: a comma, in a .tsv file a tab"
     )
     subset: str | None = flag(None, "configuration of a data set on the hub, or in a folder with the hub's layout")
     split: str = flag("train", "split of such a data set")
     first_answer: int | None = flag(None, "number of the first option, if answers are numbers", choices=(0, 1))
     form: str | None = flag(None, "export: format of the rows", choices=FORMS)
     output: str | None = flag(
-        None, "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export)"
+        None,
+        "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export), "
+        "no file (overlap)",
     )
 
 
@@ -133,17 +152,23 @@ def _describe_dropped(dropped: dict[str, int]) -> None:
 
 def import_table(word: str, flags: Table, folder: Path, run) -> None:
     """Write a record file in `folder` from any table, whose first good row decides the layout."""
-    from cream.data import reading, table
+    from cream.data import plain, preferences, reading, table
+    from cream.data.messages import Keys
 
-    place = reading.Place(word, flags.subset, flags.split)
+    place, columns = reading.Place(word, flags.subset, flags.split), table.parse_columns(flags.columns or "")
+    keys = Keys(frozenset(_words(flags.ignore_keys)), flags.thoughts)
+    how = table.Reading(flags.first_answer, keys, preferences.parse_best(flags.best) if flags.best else {})
+    cells = plain.Cells(_separator(flags.sep), header=not table.without_header(columns))
     if place.file and (flags.subset, flags.split) != (Table.subset, Table.split):
         raise UserError(f"{place}: --subset and --split are for hub ids and folders like them; this is one file")
     stem = Path(os.path.abspath(word)).name.partition(".")[0]
-    with reading.open_rows(place) as rows:
-        kind, names = table.plan(table.parse_columns(flags.columns or ""), rows.column_names, str(place))
-        log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
+    with reading.open_rows(place, cells) as rows:
+        head = next(iter(rows), {})
+        kind, names = table.plan(columns, head, str(place))
+        _check_flags(flags, names)
+        _describe_columns(f"{place}: {len(rows)} rows", head, names, flags)
         rejected, dropped = [], Counter()
-        results = table.records(rows, kind, names, stem, flags.first_answer, str(place))
+        results = table.records(rows, kind, names, stem, str(place), how)
         records = table.keep_good(results, rejected, dropped, run.skip)
         if (first := next(records, None)) is None:
             why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
@@ -152,6 +177,8 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
         provenance = run.provenance()
         _add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
         settings = {"columns": flags.columns, "first_answer": flags.first_answer} | _skips(run)
+        more = {name: getattr(flags, name) for name in ("best", "thoughts", "ignore_keys", "sep")}
+        settings |= {name: value for name, value in more.items() if value is not None}
         settings |= {} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split}
         output = journal.Output(target, settings, provenance, overwrite=run.overwrite)
         if _is_needed(output, run):
@@ -161,7 +188,41 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
                 count = output.finish(map(encode, chain([first], records)))
             log.info("%s: %d %s records", target, count, type(first).__name__)
             _describe_dropped(dropped)
-    log.info("next: python prepare_data.py validate %s", target)
+        elif output.up_to_date:
+            deque(records, maxlen=0)  # an older version may have written rows that are refused now
+    log.info("next: python prepare_data.py validate %s\nthen: python %s --name %s", target, NEXT[type(first)], target)
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _separator(text: str | None) -> str | None:
+    sep = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if sep is not None and len(sep) != 1:
+        raise UserError(f"--sep {text}: expected one character, or tab")
+    return sep
+
+
+def _check_flags(flags: Table, names: Mapping[str, str]) -> None:
+    """Raises UserError for a flag of import that the columns do not use."""
+    if flags.best and "best" not in names:
+        raise UserError("--best is the meaning of a column's values: name the column with --columns best=…")
+
+
+def _describe_columns(what: str, head: Mapping, names: Mapping[str, str], flags: Table) -> None:
+    """Log what each column becomes, and how the first row shows that the columns could be read otherwise."""
+    from cream.data import layouts, table
+    from cream.data.messages import is_transcript
+
+    kept = table.copied(head, names)
+    used = ", ".join(f"{name}={column}" for name, column in names.items())
+    log.info("%s; %s%s", what, used, f"; only copied: {', '.join(kept)}" if kept else "")
+    texts = table.parts_of({name: names[name] for name in ("prompt", "chosen", "rejected") if name in names})
+    if seen := [name for name in texts if is_transcript(head.get(name))]:
+        log.info("  the turns in %s are those after Human: and Assistant:", ", ".join(seen))
+    if not flags.columns and (known := layouts.flags_for(head)):
+        log.info("  these are columns of %s; for pairs: %s", *known)
 
 
 def _skips(run) -> dict[str, str]:
@@ -175,6 +236,55 @@ def _is_needed(output: journal.Output, run) -> bool:
     elif run.dry_run:
         log.info("dry run: would write %s; nothing was written", output.path)
     return not (output.up_to_date or run.dry_run)
+
+
+def overlap(words: Sequence[str], flags: Table, run) -> None:
+    """Say which prompts or questions of the first file share words with those of the others; with --output, write the
+    first file without them."""
+    from cream.data.overlap import CONTAMINATED, N, first_shared, grams, share
+
+    path, *others = paths = [Path(word) for word in words]
+    provenance = run.provenance()
+    for name, each in zip(("file", *(f"other_{number}" for number, _ in enumerate(others, 1))), paths, strict=True):
+        provenance.output(name, each)
+    kinds = {each: store.detect(each, skip=run.skip) for each in paths}
+    known, count = {}, 0  # gram -> the first record that has it
+    for each in others:
+        for record in store.read(each, kinds[each], skip=run.skip):
+            count += 1
+            known |= {gram: (each, record.uuid) for gram in grams(_asked(record)) if gram not in known}
+    shared = {}  # uuid -> what it shares with whom
+    total = 0
+    for record in store.read(path, kinds[path], skip=run.skip):
+        total += 1
+        text = _asked(record)
+        if found := first_shared(text, known):
+            own, (file, uuid) = grams(text), known[found[0]]
+            shared[record.uuid] = f"{share(own, known.keys()):4.0%} of its runs, one with {uuid} of {file}: {found[1]}"
+    log.info("%s: %d of %d records share %d words in a row (shorter ones: all words) with one of %d records of %s",
+             path, len(shared), total, N, count, ", ".join(map(str, others)))  # fmt: skip
+    for uuid, what in [*shared.items()][:SHOWN]:
+        log.info("  %s: %s", uuid, what)
+    if len(shared) > SHOWN:
+        log.info("  … and %d more", len(shared) - SHOWN)
+    if flags.output is None:
+        log.info("to write the others: --output FILE" if shared else "they do not overlap")
+        return
+    output = journal.Output(Path(flags.output), {"overlap": N} | _skips(run), provenance, overwrite=run.overwrite)
+    if _is_needed(output, run):
+        with output:
+            output.reject(store.rejected(path, kinds[path]) if run.skip else ())
+            output.dropped[CONTAMINATED] += len(shared)
+            kept = (each for each in store.read(path, kinds[path], skip=run.skip) if each.uuid not in shared)
+            log.info("%s: %d records", output.path, output.finish(map(encode, kept)))
+
+
+def _asked(record: Record) -> str:
+    """What a record asks: its question with its options, or the user's turns of its prompt."""
+    if isinstance(record, Item):
+        return record.question
+    messages = record.messages if isinstance(record, Conversation | Prompt) else record.prompt
+    return "\n".join(message.content for message in messages if message.role == "user")
 
 
 def export(word: str, flags: Table, run) -> None:
@@ -228,4 +338,6 @@ def validate(words: Sequence[str], model: Path | None, template: Path | None, ma
             bad.append(path)
         log.info("%s", "\n".join(validation.report(path, summary, "tokens" if chat else "characters")))
     if bad:
-        raise UserError(f"{len(bad)} of {len(paths)} files have bad records: {', '.join(map(str, bad))}")
+        raise UserError(
+            f"{len(bad)} of {len(paths)} files cannot be read or have bad records: {', '.join(map(str, bad))}"
+        )

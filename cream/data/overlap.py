@@ -11,7 +11,7 @@ one gram, all its words, which it shares only with texts of the same words.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Container, Iterable, Iterator, Set
 
 import xxhash
 
@@ -38,6 +38,13 @@ def share(own: Set[int], others: Set[int]) -> float:
     """|own ∩ others| / |own|, in [0, 1]: Broder's containment ("On the resemblance and containment of documents", 1997)
     of a text in all others together. `own` is not empty."""
     return len(own & others) / len(own)
+
+
+def first_shared(text: str, others: Container[int]) -> tuple[int, str] | None:
+    """The first gram of a text that is in `others`: its hash and its words; None if there is none."""
+    listed = words(text)
+    runs = (listed[i : i + N] for i in range(max(1, len(listed) - N + 1)))
+    return next(((own, " ".join(run)) for run in runs if (own := _hash(run)) in others), None)
 
 
 def sift(texts: Iterable[str], tests: Set[int]) -> Iterator[str | None]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -30,6 +30,17 @@ if TYPE_CHECKING:
 BLANK, VALUE = re.compile(r"\s*"), json.JSONDecoder()
 UNPACK = {".xz": lzma.open, ".bz2": bz2.open}  # for tables only
 PACKED = (".gz", ".zst", *UNPACK)
+
+
+class Cells(NamedTuple):
+    """What separates the cells of .csv files (None: a tab in .tsv files, else a comma), and whether their first line
+    has the names of the columns; without it these are #1, #2, …"""
+
+    sep: str | None = None
+    header: bool = True
+
+
+USUAL = Cells()
 
 
 @dataclass
@@ -66,19 +77,26 @@ def rows(place: object, paths: Sequence[Path], read: Callable[[Path], Iterator[d
     if not count:
         raise UserError(f"{place}: it holds no rows")
     every = dict.fromkeys(name for columns in headers for name in columns)
-    if read is not _objects and (differing := {name for columns in headers for name in every.keys() - columns}):
+    differing = {name for columns in headers for name in every.keys() - columns}
+    if differing and isinstance(read, partial) and read.func is _cells:
         raise UserError(f"{place}: not all of its files have the columns {', '.join(sorted(differing))}")
     return FileRows(lambda: (row for path in paths for row in read(path)), [*every], count)
 
 
-def reader(config: "BuilderConfig", form: str) -> Callable[[Path], Iterator[dict]] | None:
-    """The reader of a folder's files of a form, as `datasets` names it, by the settings in the folder's card; None if
-    they ask for more than is supported here."""
+def reader(form: str, cells: Cells = USUAL) -> Callable[[Path], Iterator[dict]] | None:
+    """The reader of files of a form, as `datasets` names it; None: there is none here."""
+    return {"json": _objects, "csv": partial(_cells, form=cells)}.get(form)
+
+
+def card_reader(config: "BuilderConfig", form: str, cells: Cells) -> Callable[[Path], Iterator[dict]] | None:
+    """The reader of a folder's files by the settings in the folder's card; None if they ask for more than is supported
+    here."""
     usual, sep = vars(type(config)()), str(getattr(config, "sep", ","))
     odd = [name for name, value in vars(config).items() if name not in HARMLESS and value != usual[name]]
-    if odd or len(sep) != 1 or form not in READERS:
-        return None
-    return partial(_cells, sep=sep) if form == "csv" else READERS[form]
+    if odd == ["field"]:  # of a JSON file, whose rows are the value of this key
+        return partial(_objects, field=config.field)
+    declared = cells._replace(sep=cells.sep or (sep if sep != "," else None))
+    return None if odd or len(sep) != 1 else reader(form, declared)
 
 
 @contextmanager
@@ -93,26 +111,28 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
             raise UserError(f"{path}: damaged, it cannot be unpacked: {error}") from None
 
 
-def _cells(path: Path, sep: str = ",") -> Iterator[dict[str, str]]:
+def _cells(path: Path, form: Cells = USUAL) -> Iterator[dict[str, str]]:
     """The rows of a .csv file, each value a text. Raises UserError for one without a cell per column."""
     csv.field_size_limit(MOST)
+    sep = form.sep or ("\t" if ".tsv" in path.suffixes else ",")
     columns, start = [], 1  # the line at which a row begins
     with _unpacked(path) as file:
         reader = csv.reader(_decoded(file, path), delimiter=sep, strict=True)
         try:
             for cells in reader:
                 where, start = f"{path}, line {start}", reader.line_num + 1
-                if not columns:
+                if not columns and form.header:
                     columns = _columns(cells, where)
-                elif not cells or (len(cells) == 1 < len(columns) and not cells[0].strip()):  # an empty line
                     continue
-                elif len(cells) != len(columns):
+                columns = columns or [f"#{number}" for number, _ in enumerate(cells, 1)]
+                if not cells or (len(cells) == 1 < len(columns) and not cells[0].strip()):  # an empty line
+                    continue
+                if len(cells) != len(columns):
                     raise UserError(
-                        f"{where}: has {len(cells)} cells where the header has {len(columns)} columns; quote a cell "
-                        f"that holds {sep!r}"
+                        f"{where}: has {len(cells)} cells where the {'header' if form.header else 'first line'} has "
+                        f"{len(columns)} columns; quote a cell that holds {sep!r}"
                     )
-                else:
-                    yield dict(zip(columns, cells, strict=True))
+                yield dict(zip(columns, cells, strict=True))
         except csv.Error as error:
             raise UserError(f"{path}, line {start}: cannot be read: {error}") from None
 
@@ -138,9 +158,10 @@ def _decoded(file: IO[bytes], path: Path) -> Iterator[str]:
         yield from io.StringIO(text, newline="")  # lines may end with a bare \r
 
 
-def _objects(path: Path) -> Iterator[dict]:
-    """The rows of a JSON file. Raises UserError for other values, and for a repeated key in one object."""
-    for where, data in _texts(path):
+def _objects(path: Path, field: str | None = None) -> Iterator[dict]:
+    """The rows of a JSON file, or of the list under a key of it. Raises UserError for other values, and for a repeated
+    key in one object."""
+    for where, data in _texts(path) if field is None else _texts_in(path, field):
         row = parse(data, where)
         if too_deep(row, data):
             raise UserError(f"{where}: nested too deeply: in more than {DEPTH} levels")
@@ -180,6 +201,15 @@ def _texts(path: Path) -> Iterator[tuple[str, bytes]]:
         yield from _values(data, path, number)
 
 
+def _texts_in(path: Path, field: str) -> Iterator[tuple[str, bytes]]:
+    with _unpacked(path) as file:
+        parts = parse(file.read(), path, dict[str, msgspec.Raw])
+    if field not in parts:
+        raise UserError(f"{path}: has no key {field!r}, in which its folder's card says that the rows are")
+    elements = parse(bytes(parts[field]), path, list[msgspec.Raw])
+    yield from ((f"{path}, element {i} of {field}", bytes(raw)) for i, raw in enumerate(elements))
+
+
 def _whole(line: bytes) -> bool:
     """Whether a line is one value, or invalid, rather than the beginning of a value or several of them."""
     try:
@@ -213,5 +243,4 @@ def _values(data: bytes, path: Path, number: int) -> Iterator[tuple[str, bytes]]
         number += text.count("\n", start, end)
 
 
-READERS = {"json": _objects, "csv": _cells}  # by the names of `datasets`
 HARMLESS = ("name", "data_dir", "data_files", "description", "features", "version", "sep", "delimiter")  # settings

@@ -1,16 +1,18 @@
 """Rows of a data set: on the hub, in a folder with the hub's layout, or in one file.
 
-plain.py reads local JSON and CSV files, `datasets` everything else: .parquet, other archives, parts of splits, and
-folders whose card has settings other than a separator. What it caches of local data is removed after reading.
+plain.py reads local JSON and CSV files, `datasets` everything else: .parquet, the hub, and folders whose card has
+settings other than a separator. What it caches of local data is removed after reading.
 """
 
 import glob
+import itertools
 import logging
 import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cream")
 
-LOADERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv"}
+LOADERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+SPLITS = re.compile(r"(?:^|\+)\s*([\w.-]+)")  # the names in train[:10]+test
 FEW = 5  # files that are named
 OFFLINE = "unset HF_HUB_OFFLINE and check the network, or read local files"
 
@@ -50,21 +53,28 @@ class Place(NamedTuple):
 
 
 @contextmanager
-def open_rows(place: Place) -> "Iterator[Dataset | plain.FileRows]":
-    """The rows of a place, open within `with`. Raises UserError if it does not exist, or cannot be reached or read."""
+def open_rows(place: Place, cells: plain.Cells = plain.USUAL) -> "Iterator[Dataset | plain.FileRows]":
+    """The rows of a place, open within `with`; `cells`: the form of its .csv files. Raises UserError if it does not
+    exist, or cannot be reached or read."""
     local = Path(place.path).exists()
     if not local and not HUB_ID.fullmatch(place.path):
         raise UserError(f"{place.path}: no such file or folder, and not an id of a data set on the hub (owner/name)")
     with tempfile.TemporaryDirectory() as cache:
-        yield _file(place, cache) if place.file else _load(place, cache if local else None)
+        if place.file:
+            table = _file(place, cache, cells)
+        else:
+            table = _folder(place, cache, cells) if local else _as_written(place, {})
+        if cells != plain.USUAL and not isinstance(table, plain.FileRows):
+            raise UserError(f"{place}: --sep and columns by number (#1) are for local .csv files")
+        yield table
 
 
-def _file(place: Place, cache: str) -> "Dataset | plain.FileRows":
+def _file(place: Place, cache: str, cells: plain.Cells) -> "Dataset | plain.FileRows":
     form = LOADERS.get(_suffix(place.file))
     if form is None:
         raise UserError(f"{place.path}: expected a file that ends in {', '.join(LOADERS)} (.gz or .zst may follow)")
-    if form in plain.READERS:
-        return plain.rows(place, [place.file], plain.READERS[form])
+    if read := plain.reader(form, cells):
+        return plain.rows(place, [place.file], read)
     import datasets
 
     with _explain_errors(place, local=True):
@@ -72,42 +82,88 @@ def _file(place: Place, cache: str) -> "Dataset | plain.FileRows":
         return datasets.load_dataset(form, data_files=name, split=place.split, cache_dir=cache)
 
 
-def _load(place: Place, cache: str | None) -> "Dataset | plain.FileRows":
-    """The rows of a data set on the hub (`cache` None), or in a folder."""
+def _folder(place: Place, cache: str, cells: plain.Cells) -> "Dataset | plain.FileRows":
+    """The rows of a folder with the hub's layout, or of a part of them."""
     import datasets
 
-    path = os.path.abspath(place.path) if cache else place.path  # "." has no name
-    with _explain_errors(place, local=cache is not None):
-        if cache is None:
-            return _warn_of_guesses(place, datasets.load_dataset(path, place.subset, split=place.split))
+    path = os.path.abspath(place.path)  # "." has no name
+    with _explain_errors(place, local=True):
         builder = datasets.load_dataset_builder(path, place.subset, cache_dir=cache)
-        files = builder.config.data_files or {}
-        if read := files.get(place.split):
+        files = {str(split): read for split, read in (builder.config.data_files or {}).items()}
+        splits = [*files] if place.split == "all" else [name for name in files if name in SPLITS.findall(place.split)]
+        for split in splits:
+            read = files[split]
             more = f" and {len(read) - FEW} more" if len(read) > FEW else ""  # if there are several forms, of one
             names = ", ".join(os.path.relpath(each, place.path) for each in read[:FEW])
             log.info("%s: its files are %s%s", place, names, more)
-        reader = plain.reader(builder.config, builder.name) if read and all(map(_is_plain, read)) else None
-        if reader is None:
-            table = datasets.load_dataset(path, place.subset, split=place.split, cache_dir=cache)
-            return _warn_of_guesses(place, table)
-    return plain.rows(place, [Path(each) for each in read], reader)
+        local = {split: _unzipped(files[split], cache) for split in splits}
+    reader = plain.card_reader(builder.config, builder.name, cells)
+    if not local or reader is None or not all(_is_plain(each) for read in local.values() for each in read):
+        return _as_written(place, {"cache_dir": cache})
+    return _part(place, {split: plain.rows(place, read, reader) for split, read in local.items()})
 
 
-def _is_plain(file: str) -> bool:
-    return LOADERS.get(_suffix(Path(file))) in plain.READERS or _suffix(Path(file)) == ".tsv"
+def _unzipped(files: Iterable[str], cache: str) -> list[Path]:
+    """The files, with those inside .zip archives in place of the archives."""
+    import datasets
+
+    manager = datasets.DownloadManager(download_config=datasets.DownloadConfig(cache_dir=cache))
+    inside = (manager.iter_files(manager.extract(each)) if each.endswith(".zip") else [each] for each in files)
+    return [Path(each) for every in inside for each in every]
 
 
-def _warn_of_guesses(place: Place, table: "Dataset") -> "Dataset":
-    """The rows as given, with a warning where `datasets` guessed types."""
-    guessed = [name for name, feature in table.features.items() if "string" not in getattr(feature, "dtype", "")]
-    if table.info.builder_name == "csv" and guessed:
-        log.warning(
-            "%s: its files are .csv; in %s texts such as 009 may have become numbers. A downloaded copy of the file, "
-            "imported by its path, is read as it is",
-            place,
-            ", ".join(guessed),
+def _part(place: Place, splits: dict[str, plain.FileRows]) -> plain.FileRows:
+    """The rows of an instruction such as train[:10] or train+test[50%:]."""
+    import datasets
+
+    if place.split in splits:
+        return splits[place.split]
+    with _explain_errors(place, local=True):
+        text = "+".join(splits) if place.split == "all" else place.split
+        parts = datasets.ReadInstruction.from_spec(text).to_absolute({name: len(rows) for name, rows in splits.items()})
+    columns = list(dict.fromkeys(name for part in parts for name in splits[part.splitname].column_names))
+
+    def read() -> Iterator[dict]:
+        for part in parts:
+            yield from itertools.islice(splits[part.splitname].read(), part.from_, part.to)
+
+    return plain.FileRows(read, columns, sum(part.to - part.from_ for part in parts))
+
+
+def _as_written(place: Place, cache: dict) -> "Dataset":
+    """The rows of a data set on the hub, or in a folder that plain.py cannot read, by `datasets`: cells of .csv files
+    as texts. Raises UserError for columns of JSON files in which it changes texts."""
+    import datasets
+
+    path = os.path.abspath(place.path) if cache else place.path
+    with _explain_errors(place, local=bool(cache)):
+        load = partial(datasets.load_dataset, path, place.subset, split=place.split, **cache)
+        table = load()
+        if table.info.builder_name == "csv":
+            texts = datasets.Features(dict.fromkeys(table.column_names, datasets.Value("string")))
+            return load(features=texts, keep_default_na=False)
+    guessed = [name for name, feature in table.features.items() if _is_guessed(feature)]
+    if table.info.builder_name == "json" and guessed:
+        raise UserError(
+            f"{place}: `datasets` takes texts in {', '.join(guessed)} for other values (1.50 for a number, 2024-01-05 "
+            "for a time). Import a downloaded copy of the file by its path"
         )
     return table
+
+
+def _is_guessed(feature: object) -> bool:
+    """Whether a column, or a part of it, has a type that `datasets` gives to texts of JSON files: a time, or its type
+    Json, by which the text "true" becomes true."""
+    import datasets
+
+    if isinstance(feature, datasets.Value):
+        return feature.dtype.startswith(("timestamp", "date", "time", "duration"))
+    parts = feature.values() if isinstance(feature, dict) else [getattr(feature, "feature", None)]
+    return isinstance(feature, datasets.Json) or any(_is_guessed(part) for part in parts if part is not None)
+
+
+def _is_plain(file: Path) -> bool:
+    return plain.reader(LOADERS.get(_suffix(file), "")) is not None
 
 
 @contextmanager

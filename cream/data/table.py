@@ -1,17 +1,21 @@
 """Rows of any table -> records, through a column map (field -> column).
 
-A column may be a path (`question.stem`), and several may be joined: `context+question` with a space,
-`instruction+input` with an empty line, `answerA+answerB` as a list of choices. Fields that are not in the map are taken
-from the columns with their usual names (NAMES). The fields of a row decide its layout: a pair (chosen, rejected), an
-item (question, answer), a conversation or a prompt.
+A column may be a path (`question.stem`; `answers.rank` of a list of objects is a list, `ranked.0` its first element),
+and several may be joined: `context+question` with a space, `instruction+input` with an empty line, `answerA+answerB` as
+a list of choices. Fields that are not in the map are taken from the columns with their usual names (NAMES). The fields
+of a row decide its layout: a pair (chosen, rejected, or responses and which is better), an item (question, answer), a
+conversation or a prompt.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
+from cream.data import layouts, preferences
+from cream.data.messages import NONE, Keys, conversation, pair
 from cream.data.questions import item
 from cream.errors import UserError, nearest
 from cream.evaluation.tasks import Question
@@ -30,9 +34,19 @@ NAMES = {
     "question": ("question", "question_stem"),
     "choices": ("choices", "options"),
     "answer": ("answer", "answerKey", "label"),
+    # Only by --columns:
+    "responses": (),
+    "best": (),
+    "score": (),
+    "rank": (),
+    "thought": (),
+    "keep": (),
+    "copy": (),
 }
+CHOICES = tuple(("responses", by) for by in ("best", "score", "rank"))  # two or more responses in a row
+ROWS = tuple((*form, by) for by in ("score", "rank") for form in (("messages",), ("prompt", "response")))  # one in each
 FORMS = {  # the fields that a layout needs; the first that fits is taken
-    Pair: (("chosen", "rejected"),),
+    Pair: (("chosen", "rejected"), *CHOICES, *ROWS),
     Item: (("question", "answer"),),
     Conversation: (("messages",), ("prompt", "response")),
     Prompt: (("messages",), ("prompt",)),
@@ -41,15 +55,35 @@ OPTIONAL = {  # other fields that it uses
     Pair: ("messages", "system", "history", "prompt"),
     Item: ("choices",),
     ("messages",): ("system",),
-    ("prompt", "response"): ("system", "history"),
+    ("prompt", "response"): ("system", "history", "thought"),
     ("prompt",): ("system", "history"),
 }
+ALWAYS = ("uuid", "keep", "copy")
+COPIED = ("best", "score", "rank", "keep", "copy")  # columns that are read, and kept as keys of the record as well
+JOINTS = {"question": " ", "uuid": "-"}  # between joined columns; else an empty line
+WANTED = ("label", "labels", "kto_tag", "desirable", "accepted", "is_correct", "is_chosen")  # names of columns that say
+# whether a response is wanted, if they hold yes or no
 WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
 SAME = "chosen and rejected are the same response"
-ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
-ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
-# Messages in a cell of a .csv file.
-WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\}\s*\]\s*$""", re.DOTALL)
+
+
+class Skipped(NamedTuple):
+    """A row without a record, which is not an error."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read: the number of the first option where answers are numbers, what becomes of keys of messages,
+    and the meaning of the values of `best` (1, 2, or 0 for a tie)."""
+
+    first: int | None = None
+    keys: Keys = NONE
+    best: Mapping[str, int] = field(default_factory=dict)
+
+
+USUAL = Reading()
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -67,37 +101,49 @@ def parse_columns(text: str) -> dict[str, str]:
     return columns
 
 
+def without_header(columns: Mapping[str, str]) -> bool:
+    """Whether a map names columns by number, #1 the first, as those of a .csv file without a header."""
+    return any(part.startswith("#") for part in parts_of(columns))
+
+
 def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[type[Record], dict[str, str]]:
-    """(layout, map of the fields that it uses) of the rows of a table with the columns `present`.
+    """(layout, map of the fields that it uses) of the rows of a table with the columns `present`: their names, or its
+    first row, whose values a message can show.
 
     `messages` may turn out to be a prompt's. Raises UserError if a given column does not exist or is not used, or the
     columns make no record.
     """
-    names = _resolved(given, {*present}, where)
+    names = _resolved(given, present, where)
     fits = [(kind, form) for kind, forms in FORMS.items() for form in forms if names.keys() >= {*form}]
     if not fits:
-        needed = "; ".join(dict.fromkeys(" and ".join(form) for forms in FORMS.values() for form in forms))
+        needed = "; ".join(" and ".join(form) for form in (*FORMS[Pair][:1], *FORMS[Item], *FORMS[Conversation]))
         raise UserError(
-            f"{where}: its columns make no record. Needed: {needed}. Name them with --columns field=column. An object "
-            "of records by uuid is a file of this project already; validate says what it holds"
+            f"{where}: its columns make no record. Needed: {needed}; prompt; or for pairs responses and one of best, "
+            f"score, rank. Name them with --columns field=column. It has: {layouts.describe(present)}"
+            f"{layouts.advice(present)}"
         )
-    kind, form = fits[0]
-    used = {"uuid", *form, *OPTIONAL[kind if kind in OPTIONAL else form]}
-    if "messages" in names:
-        used -= {"prompt", "history"}  # which are kept as extra keys
+    kind, form = next((fit for fit in fits if not given.keys() - _used(*fit, names)), fits[0])
+    used = _used(kind, form, names)
     if unused := given.keys() - used:
         raise UserError(f"{where}: {', '.join(sorted(unused))} of --columns is not used with {' and '.join(form)}")
     return kind, {name: column for name, column in names.items() if name in used}
 
 
-def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[str, str]:
+def _used(kind: type[Record], form: tuple[str, ...], names: Mapping[str, str]) -> set[str]:
+    """The fields of `names` that a layout uses."""
+    used = {*ALWAYS, *form, *OPTIONAL[kind if kind in OPTIONAL else form]}
+    return used - {"prompt", "history"} if "messages" in names else used  # which are kept as extra keys
+
+
+def _resolved(given: Mapping[str, str], present: Iterable[str], where: str) -> dict[str, str]:
     """The given map, and the columns with usual names; a given `prompt` excludes `messages` that are not given."""
+    columns = {*present}
     for name, column in given.items():
         for part in column.split("+"):
-            if part.partition(".")[0] not in present:
-                known = ", ".join(sorted(present)[:20])
-                raise UserError(f"{where}: no column {part!r}, for {name}{nearest(part, present)} It has: {known}")
-    free = present - {*parts_of(given)}
+            if part.partition(".")[0] not in columns:
+                known = layouts.describe(present)
+                raise UserError(f"{where}: no column {part!r}, for {name}{nearest(part, columns)} It has: {known}")
+    free = columns - {*parts_of(given)}
     common = {name: next((c for c in known if free.issuperset(c.split("+"))), None) for name, known in NAMES.items()}
     if "prompt" in given:
         del common["messages"]
@@ -106,7 +152,7 @@ def _resolved(given: Mapping[str, str], present: set[str], where: str) -> dict[s
 
 def fields_of(row: Mapping, names: Mapping[str, str]) -> dict[str, object]:
     """field -> value of a row by a map, without nulls, and without an empty system or history."""
-    values = {name: _value(row, name, column) for name, column in names.items()}
+    values = {name: _value(row, name, column) for name, column in names.items() if name != "copy"}
     return {name: v for name, v in values.items() if v is not None and (v or name not in ("system", "history"))}
 
 
@@ -114,18 +160,26 @@ def _value(row: Mapping, name: str, column: str) -> object:
     parts = [_at(row, part) for part in column.split("+")]
     if len(parts) == 1:
         return parts[0]
-    if name == "choices":
+    if name in ("choices", "responses", "score", "rank"):
         return parts
     texts = [str(part) for part in parts if part not in (None, "")]
-    return " ".join(text.strip() for text in texts) if name == "question" else "\n\n".join(texts)
+    return " ".join(text.strip() for text in texts) if name == "question" else JOINTS.get(name, "\n\n").join(texts)
 
 
 def _at(row: Mapping, path: str) -> object:
+    """The value at a path; of a list the element with a number, or a key of each of its elements."""
     value: object = row
     for key in path.split("."):
-        if not isinstance(value, Mapping):
+        if isinstance(value, list) and key.removeprefix("-").isdecimal():
+            if not -len(value) <= int(key) < len(value):
+                raise ValueError(f"{path}: there is no element {key} of {len(value)}")
+            value = value[int(key)]
+        elif isinstance(value, list) and all(isinstance(each, Mapping) for each in value):
+            value = [each.get(key) for each in value]
+        elif isinstance(value, Mapping):
+            value = value.get(key)
+        else:
             raise ValueError(f"{path}: there is no {key!r}")
-        value = value.get(key)
     return value
 
 
@@ -135,8 +189,15 @@ def _extra_of(row: Mapping, names: Mapping[str, str], fields: Mapping) -> dict:
     messages = fields.get("messages")
     first = messages[0] if isinstance(messages, Sequence) and messages else None
     own = isinstance(first, Mapping) and "system" in (first.get("role"), first.get("from"))
-    used = parts_of({name: column for name, column in names.items() if name != "system" or not own})
+    left = (*COPIED, "system") if own else COPIED
+    used = parts_of({name: column for name, column in names.items() if name not in left})
     return {key: value for key, value in row.items() if value is not None and key not in used}
+
+
+def copied(present: Iterable[str], names: Mapping[str, str]) -> list[str]:
+    """The columns that no field is made from, which are kept as extra keys."""
+    used = parts_of({name: column for name, column in names.items() if name not in COPIED})
+    return [name for name in present if name not in used]
 
 
 def uuid_of(fields: Mapping, otherwise: str) -> str:
@@ -149,39 +210,157 @@ def parts_of(names: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(part.partition(".")[0] for column in names.values() for part in column.split("+"))
 
 
-def records(
-    rows: Iterable[Mapping], kind: type[Record], names: Mapping[str, str], prefix: str, first: int | None, where: str
-) -> Iterator[Record | Bad]:
-    """The record of each row by `plan`, or a Bad; all have the layout of the first good one.
+class Draft(NamedTuple):
+    """What a row (or the first of those with one prompt) makes: a record, why it is skipped, or an error."""
 
-    A row without a uuid gets <prefix>-<its number>, from 000000 on.
+    index: int
+    row: Mapping
+    uuid: str | None
+    result: Record | Skipped | Exception
+
+
+def records(
+    rows: Iterable[Mapping],
+    kind: type[Record],
+    names: Mapping[str, str],
+    prefix: str,
+    where: str,
+    reading: Reading = USUAL,
+) -> Iterator[Record | Skipped | Bad]:
+    """The record of each row by `plan`, Skipped, or Bad; all have the layout of the first good one.
+
+    A row without a uuid gets <prefix>-<its number>, from 000000 on. Rows with one scored response each make a pair per
+    prompt, in the order of the prompts. Raises UserError where a column's meaning has to be given first.
     """
     seen: set[str] = set()
-    for index, row in enumerate(rows):
-        uuid = None
-        try:
-            fields = fields_of(row, names)
-            uuid = uuid_of(fields, f"{prefix}-{index:06d}")
-            result = record(kind, uuid, fields, _extra_of(row, names, fields), first)
-            if seen and type(result) is not kind:
-                raise ValueError(f"it is a {type(result).__name__} record, earlier ones are {kind.__name__} records")
-            if uuid in seen:
-                raise ValueError(f"uuid {uuid!r} occurs twice")
-        except (ValueError, UserError) as error:
-            yield Bad(f"{where}, row {index}", uuid or f"row {index}", str(error), msgspec.json.encode(row))
+    if kind is Pair and "chosen" not in names and "responses" not in names:
+        kind, drafts = Pair, _pair_up(_drafts(rows, Conversation, names, prefix, where, reading), names)
+    else:
+        drafts = _drafts(rows, kind, names, prefix, where, reading)
+    for index, row, uuid, result in drafts:
+        if isinstance(result, Skipped):
+            yield result
+            continue
+        if isinstance(result, Record) and seen and type(result) is not kind:
+            made = type(result).__name__
+            result = ValueError(f"it is a {made} record, earlier ones are {kind.__name__} records")
+        if isinstance(result, Record) and uuid in seen:
+            result = ValueError(f"uuid {uuid!r} occurs twice")
+        if isinstance(result, Exception):
+            reason = str(result).removeprefix(f"row: record {uuid!r}: ")
+            yield Bad(f"{where}, row {index}", uuid or f"row {index}", reason, msgspec.json.encode(row))
             continue
         kind = type(result)
         seen.add(uuid)
         yield result
 
 
+def _drafts(
+    rows: Iterable[Mapping], kind: type[Record], names: Mapping[str, str], prefix: str, where: str, reading: Reading
+) -> Iterator[Draft]:
+    for index, row in enumerate(rows):
+        uuid = None
+        try:
+            fields = fields_of(row, names)
+            uuid = uuid_of(fields, f"{prefix}-{index:06d}")
+            result = _result(kind, uuid, fields, _extra_of(row, names, fields), names, reading)
+        except (ValueError, UserError) as error:
+            result = error
+        if isinstance(result, Record) and result.extra:
+            _check_meaning(result, row, names, f"{where}, row {index}")
+        yield Draft(index, row, uuid, result)
+
+
+def _result(
+    kind: type[Record], uuid: str, fields: dict, extra: dict, names: Mapping[str, str], reading: Reading
+) -> Record | Skipped:
+    if "keep" in fields:
+        if (kept := preferences.truth(fields["keep"])) is None:
+            raise ValueError(f"keep is {fields['keep']!r:.40}, neither yes nor no")
+        if not kept:
+            return Skipped(f"{names['keep']} says no")
+    if kind is Pair and "responses" in names:
+        fields = preferences.choose(fields, reading.best)
+        if fields is None:
+            return Skipped(preferences.TIED)
+    return record(kind, uuid, fields, extra, reading)
+
+
+def _check_meaning(made: Record, row: Mapping, names: Mapping[str, str], where: str) -> None:
+    """Raises UserError for a column that changes what a row means, and that the map does not mention."""
+    unsaid = {name: row.get(name) for name in made.extra if name not in parts_of(names)}
+    if unsaid.get("tools"):
+        raise UserError(
+            f"{where}: its column tools declares tools, which no prompt here can offer to the model; --columns "
+            "copy=tools only keeps it as a key of the record"
+        )
+    numbers = () if "response" in names else (0, 1, "0", "1")  # besides whole conversations these may be classes
+    plain = {name: value for name, value in unsaid.items() if isinstance(value, bool) or value not in numbers}
+    said = [name for name in WANTED if name in plain and preferences.truth(plain[name]) is not None]
+    if isinstance(made, Conversation) and said:
+        name = said[0]
+        raise UserError(
+            f"{where}: {name} is {unsaid[name]!r}, which seems to say whether the response is wanted. Say what it is "
+            f"with --columns: keep={name} trains on those with yes only, score={name} makes a pair of the responses to "
+            f"one prompt, copy={name} only keeps it as a key"
+        )
+
+
+def _pair_up(drafts: Iterable[Draft], names: Mapping[str, str]) -> Iterator[Draft]:
+    """A pair for each prompt, of the best and the worst of the conversations that begin with it."""
+    groups: dict[bytes, list[tuple[float, Draft]]] = {}  # prompt -> the best one and the worst
+    for draft in drafts:
+        if not isinstance(draft.result, Record):
+            yield draft
+            continue
+        try:
+            if not isinstance(draft.result, Conversation):
+                raise ValueError("it has no response")
+            (score,) = preferences.scores(fields_of(draft.row, names))
+        except ValueError as error:
+            yield draft._replace(result=error)
+            continue
+        group = groups.setdefault(msgspec.json.encode(draft.result.messages[:-1]), [])
+        if score is not None:
+            best, worst = group or ((score, draft), (score, draft))
+            group[:] = [max(best, (score, draft), key=_first), min(worst, (score, draft), key=_first)]
+    for group in groups.values():
+        (best, chosen), (worst, rejected) = group or ((0, None), (0, None))
+        if best == worst:
+            yield Draft(-1, {}, None, Skipped(preferences.TIED))
+            continue
+        made, other = chosen.result, rejected.result
+        both = {"chosen": _plain(made.messages), "rejected": _plain(other.messages)}
+        try:
+            yield chosen._replace(result=record(Pair, chosen.uuid, both, _extra_of_both(made.extra, other.extra)))
+        except (ValueError, UserError) as error:
+            yield chosen._replace(result=error)
+
+
+def _first(scored: tuple[float, Draft]) -> float:
+    return scored[0]
+
+
+def _plain(messages: object) -> list[dict]:
+    return msgspec.to_builtins(messages)
+
+
+def _extra_of_both(chosen: Mapping, rejected: Mapping) -> dict:
+    """The extra keys of a pair: a value that both rows have, or the list of both."""
+    names = dict.fromkeys([*chosen, *rejected])
+    both = {name: [chosen.get(name), rejected.get(name)] for name in names}
+    return {name: values[0] if values[0] == values[1] else values for name, values in both.items()}
+
+
 def keep_good(
-    results: Iterable[Record | Bad], rejected: list[dict], dropped: Counter[str], skip: bool
+    results: Iterable[Record | Skipped | Bad], rejected: list[dict], dropped: Counter[str], skip: bool
 ) -> Iterator[Record]:
-    """The records, without pairs of equal responses, which are counted in `dropped`. Bad rows are added to `rejected`,
-    as journal.Output takes them; without `skip` the first one raises a UserError."""
+    """The records, without pairs of equal responses, which are counted in `dropped`, as skipped rows are. Bad rows are
+    added to `rejected`, as journal.Output takes them; without `skip` the first one raises a UserError."""
     for each in results:
-        if isinstance(each, Pair) and each.selected == each.rejected:
+        if isinstance(each, Skipped):
+            dropped[each.reason] += 1
+        elif isinstance(each, Pair) and each.selected == each.rejected:
             dropped[SAME] += 1
         elif not isinstance(each, Bad):
             yield each
@@ -192,23 +371,21 @@ def keep_good(
             raise UserError(f"{each.where}: {each.reason}. {SKIP}")
 
 
-# Conversations --------------------------------------------------------------------------------------------------------
-
-
-def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first: int | None = None) -> Record:
-    """One record of a layout; a conversation that ends with a user's turn is a prompt. `first`: see `letter`.
+def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, reading: Reading = USUAL) -> Record:
+    """One record of a layout; a conversation that ends with a user's turn is a prompt.
 
     Raises ValueError, or UserError that names the uuid, if the fields make no record.
     """
-    if not any(fields.keys() >= {*form} for form in FORMS[kind]):
-        raise ValueError(f"it lacks {' or '.join(' and '.join(form) for form in FORMS[kind])}")
+    forms = FORMS[kind][:1] if kind is Pair else FORMS[kind]
+    if not any(fields.keys() >= {*form} for form in forms):
+        raise ValueError(f"it lacks {' or '.join(' and '.join(form) for form in forms)}")
     if kind is Item:
-        own = item(fields, first)
+        own = item(fields, reading.first)
     elif kind is Pair:
-        own = pair(fields)
+        own = pair(fields, reading.keys)
         extra = {"consistency": None, **_numbers(extra, own)}
     else:
-        own = {"messages": turns(fields)}
+        own = {"messages": conversation(fields, reading.keys)}
         kind = Conversation if own["messages"] and own["messages"][-1]["role"] == "assistant" else Prompt
     whole = {f"input_{key}" if key in own else key: value for key, value in extra.items()} | own
     if kind is Item:  # one that cannot be graded is refused here, as stages refuse it
@@ -231,67 +408,3 @@ def _numbers(extra: Mapping, own: Mapping) -> dict:
                 raise ValueError(f"{name}: {error}, found {value!r:.60}; rename the column if it is another") from None
         numbers[name] = value
     return numbers
-
-
-def turns(fields: Mapping) -> list[dict]:
-    """The messages of a row: its `messages`, or its `system`, `history`, `prompt` and `response`."""
-    system = [_message("system", fields["system"])] if "system" in fields else []
-    if "messages" in fields:
-        messages = _messages(fields["messages"], "user")
-        return messages if messages[:1] and messages[0]["role"] == "system" else system + messages
-    past = [_message(role, text) for turn in fields.get("history", []) for role, text in _both(turn)]
-    prompt = _messages(fields.get("prompt", []), "user")
-    return [*system, *past, *prompt, *_messages(fields.get("response", []), "assistant")]
-
-
-def pair(fields: Mapping) -> dict:
-    """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages or whole
-    conversations."""
-    prompt = turns({key: value for key, value in fields.items() if key != "response"})
-    both = [_messages(fields[name], "assistant") for name in ("chosen", "rejected")]
-    if prompt and prompt[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
-        if both[0][-1:] != prompt[-1:]:
-            raise ValueError("its messages end with an assistant's turn that is not the chosen one")
-        prompt = prompt[:-1]
-    if not prompt:
-        prompt = both[0][:-1]
-    both = [each[len(prompt) :] if each[:-1] == prompt else each for each in both]
-    if any(len(each) != 1 or each[0]["role"] != "assistant" for each in both):
-        raise ValueError("chosen and rejected are not one assistant's turn each, after the same prompt")
-    return {"prompt": prompt, "selected": [*prompt, *both[0]], "rejected": [*prompt, *both[1]]}
-
-
-def _messages(value: object, role: str) -> list[dict]:
-    """Messages in any form; a bare text is a turn of `role`. Raises ValueError for messages written as a text."""
-    if isinstance(value, str):
-        if WRITTEN.match(value):
-            raise ValueError(
-                f"messages are written as a text, {value!r:.60}; give them as a list, in .jsonl or .parquet"
-            )
-        return [_message(role, value)]
-    values = [value] if isinstance(value, Mapping) else value
-    if not isinstance(values, Sequence):
-        raise ValueError(f"expected a text or messages, found {value!r:.60}")
-    return [_turn(each) for each in values]
-
-
-def _turn(value: object) -> dict:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"expected a message with role and content, found {value!r:.60}")
-    role = value.get("role") or value.get("from")
-    text = value["content"] if value.get("content") is not None else value.get("value")
-    if role not in ROLES:
-        raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
-    return _message(ROLES[role], text)
-
-
-def _message(role: str, text: object) -> dict:
-    if not isinstance(text, str):
-        raise ValueError(f"the {role}'s turn is not text: {text!r:.60}")
-    return {"role": role, "content": text}
-
-
-def _both(turn: object) -> zip:
-    if not isinstance(turn, Sequence) or len(turn) != 2:
-        raise ValueError(f"history: expected pairs of texts, found {turn!r:.60}")
-    return zip(("user", "assistant"), turn, strict=True)

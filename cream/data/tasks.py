@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from cream.data import Parsed, Source, Split
-from cream.data.table import fields_of, parts_of, record, uuid_of
+from cream.data.table import Reading, fields_of, parts_of, record, uuid_of
 from cream.errors import UserError
 from cream.records import Item
 
@@ -17,7 +17,7 @@ def read(rows: Iterable[dict], prefix: str, *, columns: Mapping[str, str], first
         fields = fields_of(row, columns)
         uuid = uuid_of(fields, f"{prefix}-{index:04d}")
         try:
-            parsed.items.append(record(Item, uuid, fields, {}, first))
+            parsed.items.append(record(Item, uuid, fields, {}, Reading(first)))
         except (ValueError, UserError) as error:
             parsed.reject(index, uuid, str(error), row)
     return parsed
