@@ -15,9 +15,10 @@ from cream.errors import UserError
 from cream.files import folders
 from cream.files.fingerprints import fingerprint_folder, fingerprint_text
 from cream.files.provenance import read_kind
+from cream.model.adapters import adapter_merged
 from cream.model.checkpoint import context_length, length_limit, save, stored_dtype
 from cream.model.load import load_chat, load_policy, load_tokenizer
-from cream.model.lora import adapter_merged, add_lora, merged
+from cream.model.lora import add_lora, merged
 from cream.model.precision import choose_precision
 
 CPU = torch.device("cpu")

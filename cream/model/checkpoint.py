@@ -12,7 +12,7 @@ import torch
 from cream.errors import UserError
 from cream.files import store
 from cream.files.fingerprints import fingerprint_folder, fingerprint_text
-from cream.files.folders import kind_of, tensors
+from cream.files.folders import kind_of, tensors, weight_files
 from cream.files.provenance import KIND, POLICY, REWARD_MODEL
 from cream.files.raw import with_filename
 from cream.model.reward_head import describe_head
@@ -20,7 +20,7 @@ from cream.model.reward_head import describe_head
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The floating-point dtype that a folder's weights are stored in."""
-    kinds = {tensor.dtype for file in folder.glob("*.safetensors") for tensor in tensors(file).values()}
+    kinds = {tensor.dtype for file in weight_files(folder) for tensor in tensors(file).values()}
     for name, dtype in (("F32", torch.float32), ("BF16", torch.bfloat16), ("F16", torch.float16)):
         if name in kinds:
             return dtype
