@@ -95,7 +95,7 @@ def load_adapter(folder: Path, base: Path):
     from peft.utils import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    config, weights = _settings(folder), load_file(folder / ADAPTER)
+    config, weights = _settings(folder), _without_copies(load_file(folder / ADAPTER))
     model = load_policy(base, torch.float32, torch.device("cpu"))
     added = _resize(model, weights)
     try:
@@ -149,12 +149,22 @@ def _settings(folder: Path):
     return config
 
 
+def _without_copies(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """An adapter's tensors without those that peft saves a second time where the vocabulary grew."""
+    names = {name: name.replace(".modules_to_save.", ".") for name in weights}
+    return {
+        name: value
+        for name, value in weights.items()
+        if names[name] == name or names[name] not in weights or not torch.equal(value, weights[names[name]])
+    }
+
+
 def _resize(model, weights: dict[str, torch.Tensor]) -> int:
     """Give the model the rows of the embeddings that an adapter brings, and return how many are new: those are NaN
     until the adapter's are there."""
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     names = [re.escape(name) for name, module in model.named_modules() if any(module is layer for layer in layers)]
-    brought = re.compile(rf"(?:.*\.)?(?:{'|'.join(names)})(?:\.modules_to_save|\.base_layer)?\.weight")
+    brought = re.compile(rf"(?:.*\.)?(?:{'|'.join(names)})(?:\.base_layer)?\.weight")
     rows = {len(tensor) for name, tensor in weights.items() if brought.fullmatch(name) and tensor.dim() == 2}
     before = len(layers[0].weight)
     if len(rows) != 1 or rows == {before}:

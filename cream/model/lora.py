@@ -53,11 +53,22 @@ def merged(model, tolerance: float = 1e-3):
     """A plain copy of a model with its adapters merged in float32; the model itself stays as it is. Raises UserError
     where its logits are not those of the model (`check_equal`)."""
     try:
-        plain = copy.deepcopy(model).eval().merge_and_unload(safe_merge=True)
+        plain = copy.deepcopy(model).eval()
+        _untie(plain)
+        plain = plain.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:  # NaN; what has no merged form
         raise UserError(f"the LoRA adapters cannot be merged: {error}") from None
     check_equal(plain, probe(model), "merging the LoRA adapters", tolerance)
     return plain
+
+
+def _untie(model) -> None:
+    """Give the head weights of its own where it is tied to embeddings and either has an adapter that the other has
+    not."""
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings, head = (getattr(layer, "base_layer", layer) for layer in layers)
+    if head is not None and head.weight is embeddings.weight and (embeddings, head) != layers:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
 @torch.no_grad()
