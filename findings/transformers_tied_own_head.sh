@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # transformers 5.19.0: a folder whose config.json ties the head to the embeddings (`tie_word_embeddings: true`), but whose
-# weights hold a head of its own, keeps that head when it is loaded; so does vLLM 0.32.0. Earlier versions tied them,
-# whatever the file held. And save_pretrained writes the head with a config that still says "tied": for a reader that
-# believes the config, the saved model is another.
+# weights hold a head of its own, keeps that head when it is loaded. And save_pretrained writes the head with a config
+# that still says "tied": for a reader that believes the config, the saved model is another.
 #
 # Seen, a small random Llama: after loading, the head is the file's and not the embeddings; after saving again, config.json
 # says tie_word_embeddings true, and the file has lm_head.weight.

@@ -1,6 +1,5 @@
 """Adapter folders from elsewhere: applied whole, as peft's own model has them, or refused with what does not fit."""
 
-import json
 import shutil
 
 import pytest
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cream.errors import UserError
 from cream.files import store
-from cream.files.folders import is_adapter
+from cream.files.folders import check_folder, is_adapter
 from cream.model.adapters import adapter_merged
 from cream.model.load import load_chat, load_policy, load_tokenizer
 from cream.model.lora import probe
@@ -207,4 +206,5 @@ def test_an_adapter_with_its_bases_config_is_still_one(tiny_folder, adapter):
     """Some trainers save that beside it."""
     shutil.copy(tiny_folder / "config.json", adapter)
     assert is_adapter(adapter) and not is_adapter(tiny_folder)
-    assert "base_model_name_or_path" in json.loads((adapter / "adapter_config.json").read_text())
+    with pytest.raises(UserError, match="an adapter; give it as a checkpoint"):
+        check_folder(adapter)

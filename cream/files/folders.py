@@ -96,6 +96,8 @@ def has_weights(folder: Path) -> bool:
 def check_weights(folder: Path, kind: str | None = POLICY) -> None:
     """Raises UserError unless the model is of this kind, and config.json and all safetensors shards are there, the
     latter as long as they say."""
+    if is_adapter(folder):
+        raise UserError(f"{folder}: an adapter; give it as a checkpoint, and --model the model that it was trained on")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: not a model folder, it has no config.json")
     config = store.read_json(folder / "config.json")
