@@ -15,7 +15,7 @@ from cream.cli.flags import deciding, flag, spell
 from cream.cli.names import ROOT
 from cream.errors import UserError
 from cream.evaluation.tasks import data_files
-from cream.files.folders import REMOTE_CODE
+from cream.files.folders import REMOTE_CODE, is_adapter
 from cream.files.provenance import Provenance
 from cream.scoring.pool import Pool
 
@@ -185,9 +185,9 @@ class Model:
         """
         os.environ[REMOTE_CODE] = spell(self.trust_remote_code)
         folder = self.base() if checkpoint is None else names.checkpoint(checkpoint, CHECKPOINTS, flag_name)
-        if (folder / "config.json").exists() or not (folder / "adapter_config.json").exists():
+        if not is_adapter(folder):
             return folder
-        from cream.model.lora import adapter_base, adapter_merged
+        from cream.model.adapters import adapter_base, adapter_merged
 
         return adapter_merged(
             folder, adapter_base(folder, MODEL_FILES.get(self.name(), self.name()), self.base()), Path("outputs/merged")

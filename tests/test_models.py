@@ -7,17 +7,20 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from cream.engines import choose
 from cream.errors import UserError
 from cream.files import folders
 from cream.files.fingerprints import fingerprint_folder, fingerprint_text
 from cream.files.provenance import read_kind
-from cream.model.checkpoint import context_length, length_limit, save, stored_dtype
+from cream.model.adapters import adapter_merged
+from cream.model.checkpoint import check_saving, context_length, length_limit, save, stored_dtype
 from cream.model.load import load_chat, load_policy, load_tokenizer
-from cream.model.lora import adapter_merged, add_lora, merged
+from cream.model.lora import add_lora, check_lora, merged
 from cream.model.precision import choose_precision
 
 CPU = torch.device("cpu")
@@ -118,9 +121,61 @@ def more_layers(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**12}))
 
 
+def shards(folder):
+    """Its weights in two shards with their index, as any tool saves them; nothing else is changed."""
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="100KB")
+    (folder / "model.safetensors").unlink()
+
+
+def shards_beside_a_single_file(folder):
+    single = (folder / "model.safetensors").read_bytes()
+    shards(folder)
+    (folder / "model.safetensors").write_bytes(single)
+
+
+def shards_that_overlap(folder):
+    shards(folder)
+    first, *_, last = sorted(folder.glob("model-*.safetensors"))
+    save_file(load_file(last) | load_file(first), last, {"format": "pt"})
+
+
+def index_of_the_single_file_alone(folder):
+    """Beside shards that it does not name: what transformers and vLLM read is the same."""
+    shards_beside_a_single_file(folder)
+    names = load_file(folder / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def copied_weights(name):
+    return lambda folder: shutil.copy(folder / "model.safetensors", folder / name)
+
+
+def settings(name="config.json", **changes):
+    def change(folder):
+        path = folder / name
+        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
+
+    return change
+
+
+def a_row_less(folder):
+    state = load_file(folder / "model.safetensors")
+    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"][:-1].contiguous()
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
 @pytest.mark.parametrize(
     "damage, named",
     [
+        (shards_beside_a_single_file, "holds model.safetensors and shards"),
+        (shards_that_overlap, "two of its weight files have model.embed_tokens.weight"),
+        (copied_weights("model.fp16.safetensors"), "model.safetensors and model.fp16.safetensors both have"),
+        (copied_weights("model-00001-of-00002.safetensors"), "both have"),
+        (settings(transformers_weights="other.safetensors"), "`transformers_weights` is 'other.safetensors'"),
+        (settings("adapter_config.json", peft_type="LORA"), "holds a model and an adapter"),
+        (settings(vocab_size=400), "`vocab_size` in its config.json is 400"),
+        (a_row_less, "model.embed_tokens.weight has"),
         (remove("config.json"), "config.json"),
         (more_layers, "`num_hidden_layers` is 1000000000000, but the weights have"),
         (remove("tokenizer.json"), "tokenizer"),
@@ -158,6 +213,30 @@ def test_only_the_models_own_weights_are_counted(copied):
     shards = dict.fromkeys(names, "model-1-of-1.safetensors")
     (copied / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     assert folders.parameter_count(copied) == count
+
+
+def test_files_that_no_loader_mistakes_for_the_weights_are_let_pass(copied, monkeypatch):
+    """Shards that the index does not name; the weights in Mistral's own names, where vLLM would take both."""
+    monkeypatch.setattr("cream.engines._vllm_build", lambda: "cpu")
+    save_file({"output.weight": torch.zeros(1)}, copied / "consolidated.safetensors")
+    folders.check_folder(copied)
+    assert choose("auto", copied, "cpu") == (
+        "hf",
+        "vLLM would read consolidated.safetensors as well as model.safetensors",
+    )
+    (copied / "consolidated.safetensors").unlink()
+    index_of_the_single_file_alone(copied)
+    folders.check_folder(copied)
+    assert [path.name for path in folders.weight_files(copied)] == ["model.safetensors"]
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(copied):
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(copied)
+    with pytest.raises(UserError, match=rf"token {size} \(\[PAD\]\), but the model embeds {size} tokens only"):
+        load_chat(copied)
 
 
 def test_a_policy_has_no_dropout(tmp_path, tiny_tokenizer):
@@ -234,6 +313,100 @@ def test_a_saved_folder_loads_with_any_tool(tiny_folder, tiny_tokenizer, tmp_pat
         assert torch.equal(again.state_dict()[name], value.to(again.dtype)), name
     assert AutoTokenizer.from_pretrained(folder).chat_template == tiny_tokenizer.chat_template
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+GENERATION = [  # settings that transformers loads and refuses to save: Vicuna's, and others
+    {"temperature": 0.9, "top_p": 0.6},
+    {"do_sample": False, "temperature": 1e-06},
+    {"do_sample": False, "top_k": 3},
+    {"typical_p": 0.5},
+    {"early_stopping": True, "length_penalty": 0.5},
+]
+
+
+@pytest.mark.parametrize("given", GENERATION)
+def test_generation_settings_are_saved_as_they_came(copied, tmp_path, given):
+    settings("generation_config.json", **given)(copied)
+    model = load(copied)
+    with pytest.raises(ValueError):
+        model.generation_config.save_pretrained(tmp_path)
+    check_saving(model, load_tokenizer(copied))
+    save(model, load_tokenizer(copied), tmp_path / "checkpoint-1", torch.float32, {})
+    saved = json.loads((tmp_path / "checkpoint-1/generation_config.json").read_text())
+    assert given.items() <= saved.items() and saved["eos_token_id"] == model.config.eos_token_id
+    load(tmp_path / "checkpoint-1")
+
+
+def named_template(model, tokenizer):
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tools/json": tokenizer.chat_template}
+
+
+def long_template_name(model, tokenizer):
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "a" * 300: tokenizer.chat_template}
+
+
+def undeclared_tie(model, tokenizer):
+    first, second = model.model.layers
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+
+
+def generation_setting_in_the_config(model, tokenizer):
+    model.config.temperature = 0.5
+
+
+def vocabulary_that_cannot_be_written(model, tokenizer):
+    tokenizer.init_kwargs["extra"] = {1, 2}
+
+
+UNSAVABLE = [
+    (named_template, "tools/json"),
+    (long_template_name, "File name too long"),
+    (undeclared_tie, "shared tensors"),
+    (generation_setting_in_the_config, "temperature"),
+    (vocabulary_that_cannot_be_written, "set"),
+]
+
+
+@pytest.mark.parametrize("change, named", UNSAVABLE)
+def test_what_could_not_be_saved_is_refused_before_training(tiny_folder, tmp_path, change, named):
+    model, tokenizer = load(tiny_folder), load_tokenizer(tiny_folder)
+    check_saving(model, tokenizer)
+    change(model, tokenizer)
+    with pytest.raises(UserError, match="its checkpoints could not be saved") as error:
+        check_saving(model, tokenizer)
+    assert named in str(error.value)
+
+
+def test_weights_are_not_lost_to_a_file_beside_them(tiny_folder, tmp_path):
+    """Were it to fail all the same, at the end of a run."""
+    model, tokenizer = load(tiny_folder), load_tokenizer(tiny_folder)
+    vocabulary_that_cannot_be_written(model, tokenizer)
+    with pytest.raises(UserError, match="the weights are in .*checkpoint-1.weights"):
+        save(model, tokenizer, tmp_path / "checkpoint-1", None, {})
+    state, saved = model.state_dict(), load_file(tmp_path / "checkpoint-1.weights/model.safetensors")
+    assert saved and all(torch.equal(state[name], value) for name, value in saved.items())
+    save(model, load_tokenizer(tiny_folder), tmp_path / "checkpoint-1", None, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    "config_class, experts",
+    [
+        ("MixtralConfig", {"num_local_experts": 4}),
+        ("Qwen3MoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 16}),
+        ("Qwen2MoeConfig", {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}),
+    ],
+)
+def test_lora_on_fused_experts_is_refused_before_anything_is_loaded(tmp_path, config_class, experts):
+    """Where peft puts adapters on them: it has no dropout there. Qwen2's get none."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    getattr(transformers, config_class)(**sizes, **heads, **experts).save_pretrained(tmp_path)  # no weights at all
+    check_lora(tmp_path, 4, 8, 0.0)
+    if config_class == "Qwen2MoeConfig":
+        return check_lora(tmp_path, 4, 8, 0.1)
+    with pytest.raises(UserError, match="its experts are fused: give --lora_dropout 0"):
+        check_lora(tmp_path, 4, 8, 0.1)
 
 
 def test_adapters_start_as_the_identity(tiny_folder):

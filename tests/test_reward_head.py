@@ -20,11 +20,12 @@ from cream.errors import UserError
 from cream.files import folders
 from cream.files.provenance import REWARD_MODEL, read_kind
 from cream.model import trees
+from cream.model.adapters import adapter_base
 from cream.model.checkpoint import save
 from cream.model.hardware import Budget
 from cream.model.load import load, load_policy
 from cream.model.logprobs import LogProbs
-from cream.model.lora import adapter_base, add_lora, merged
+from cream.model.lora import add_lora, merged
 from cream.model.reward_head import Heads, read_heads
 from cream.text.chat import Tokens
 

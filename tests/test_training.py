@@ -923,15 +923,19 @@ def test_a_stage_is_a_file_and_a_line(commands):
     assert "Anchored fine-tuning:" in commands.run("train.py --help").out
 
 
+ZERO3 = pytest.param(" --deepspeed configs/ds_stage3.json", marks=pytest.mark.xdist_group("both cores"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", ["", " --lora yes --lora_dropout 0"])
-def test_a_stage_that_trains_a_reward_head_is_a_file_and_a_line(commands, lora):
+@pytest.mark.parametrize("flags", ["", " --lora yes --lora_dropout 0", ZERO3])
+def test_a_stage_that_trains_a_reward_head_is_a_file_and_a_line(commands, flags):
     """A new head on a policy, trained by a loss of the stage's own. Any tool loads the checkpoint as a reward model;
-    training goes on from it with its head, and it is refused where a policy is expected."""
-    train = f"{TRAIN} --train_stage reward --name localdata/pairs.json --output_dir outputs/reward{len(lora)}"
-    done = commands.run(f"{train} --epoch 4{lora}")
+    training goes on from it with its head, and it is refused where a policy is expected. ZeRO-3's shards of a head as
+    small as this are "persistent": DeepSpeed frees them until the first step."""
+    train = f"{TRAIN} --train_stage reward --name localdata/pairs.json --output_dir outputs/reward{len(flags)}"
+    done = commands.run(f"{train} --epoch 4{flags}")
     assert done.commands() == []  # none of a policy's next steps
-    run = commands.folder / f"outputs/reward{len(lora)}"
+    run = commands.folder / f"outputs/reward{len(flags)}"
     folder = run / "checkpoint-last"
     assert logged(run)[-1]["loss"] < 0.5 * logged(run)[0]["loss"] and "pairs_per_second" in logged(run)[0]
     about = store.read_json(folder / "cream.json")

@@ -17,7 +17,7 @@ import xxhash
 
 from cream.cli.flags import flag
 from cream.errors import UserError, nearest
-from cream.files.folders import parameter_count
+from cream.files.folders import WEIGHTS, beside_single_file, parameter_count
 from cream.text.prompts import SYSPROMPTS
 
 log = logging.getLogger("cream")
@@ -241,6 +241,8 @@ def _vllm_obstacle(folder: Path, device: str) -> str | None:
         return "vLLM is not installed"
     if build != device.partition(":")[0]:
         return f"the installed vLLM is built for {build}, not for {device}"
+    if others := beside_single_file(folder):
+        return f"vLLM would read {others[0].name} as well as {WEIGHTS}"
     size = head_size(folder)
     if device == "cpu" and size is not None and size not in CPU_HEAD_SIZES:
         return f"vLLM's CPU attention has no head size {size} (it has {', '.join(map(str, CPU_HEAD_SIZES))})"

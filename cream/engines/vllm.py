@@ -109,6 +109,8 @@ def engine_options(
         "dtype": dtype,
         "trust_remote_code": remote_code(),
         "max_model_len": max_model_len,
+        "config_format": "hf",  # what the other stages read, not a copy in Mistral's own layout
+        "load_format": "safetensors",
         "enable_prefix_caching": True,  # a prompt is computed once for all its responses
         "generation_config": "vllm",  # the folder's top-k, penalties and stop tokens must not leak in
         "disable_log_stats": True,

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,12 @@ CONVERT = (
     "Python with transformers"
 )
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+ONE_MODEL = "remove what is not this model's, or save the model again"
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # names for it in config.json
+# ends of the names of embeddings and heads, which have a row for each token
+ROWS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "lm_head.weight")
 MOST_HEADER = 100_000_000  # bytes; safetensors' own limit
 KINDS = {POLICY: "a policy (a language model that generates text)", REWARD_MODEL: "a reward model"}
 CLASSES = {  # end of a class name in config.json -> kind, and where a head reads
@@ -68,13 +74,30 @@ def check_folder(folder: Path, kind: str | None = POLICY) -> None:
     """Raises UserError when a model folder holds another kind of model, misses a part, the tokenizer included, or holds
     pickled weights only."""
     check_weights(folder, kind)
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(folder):
         raise UserError(f"{folder}: the tokenizer's files are missing")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer's vocabulary."""
+    return any((folder / name).exists() for name in VOCABULARIES)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter's: it has no model of its own. Some trainers save the base model's config too."""
+    return (folder / ADAPTER_CONFIG).exists() and not has_weights(folder)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has a model's weights as safetensors, in one file or in shards."""
+    return (folder / INDEX).exists() or (folder / WEIGHTS).exists()
 
 
 def check_weights(folder: Path, kind: str | None = POLICY) -> None:
     """Raises UserError unless the model is of this kind, and config.json and all safetensors shards are there, the
     latter as long as they say."""
+    if is_adapter(folder):
+        raise UserError(f"{folder}: an adapter; give it as a checkpoint, and --model the model that it was trained on")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder}: not a model folder, it has no config.json")
     config = store.read_json(folder / "config.json")
@@ -86,11 +109,58 @@ def check_weights(folder: Path, kind: str | None = POLICY) -> None:
     if not isinstance(config.get("architectures"), list | None):
         raise UserError(f"{folder / 'config.json'}: `architectures` should be a list")
     check_kind(folder, config, kind)
-    if not (folder / INDEX).exists() and not (folder / WEIGHTS).exists():
+    if not has_weights(folder):
         pickles = sorted(p.name for form in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(form))
         pickle = f"; {pickles[0]} is a pickle, which is never loaded. {CONVERT}" if pickles else ""
         raise UserError(f"{folder}: no model.safetensors{pickle}")
-    _check_layers(folder, config, sum(map(len, _tensors_by_file(folder).values())))
+    files = _tensors_by_file(folder)
+    check_one_model(folder, config, files)
+    _check_layers(folder, config, sum(map(len, files.values())))
+    _check_vocabulary(folder, config, files)
+
+
+def check_one_model(folder: Path, config: dict, files: dict[str, dict[str, Tensor]]) -> None:
+    """Raises UserError where transformers and vLLM would read different weights: transformers prefers the single file
+    to shards, a file that config.json names to both, and applies an adapter beside them; vLLM takes the files of the
+    index, and without one every safetensors file. `files` are the weights by file."""
+    if (name := config.get("transformers_weights")) not in (None, WEIGHTS, INDEX):
+        raise UserError(f"{folder / 'config.json'}: `transformers_weights` is {name!r}, not the model's weights here")
+    if (folder / ADAPTER_CONFIG).exists():
+        raise UserError(f"{folder}: holds a model and an adapter ({ADAPTER_CONFIG}); give each a folder of its own")
+    if (folder / WEIGHTS).exists() and WEIGHTS not in files:
+        raise UserError(f"{folder}: holds {WEIGHTS} and shards ({INDEX}): one of them is not this model's; {ONE_MODEL}")
+    named = [name for file in files.values() for name in file]
+    if len(named) > len({*named}):
+        twice = sorted(name for name, count in Counter(named).items() if count > 1)
+        raise UserError(f"{folder}: two of its weight files have {', '.join(twice[:3])}; {ONE_MODEL}")
+    for other in beside_single_file(folder):
+        if again := sorted(tensors(other).keys() & {*named}):
+            raise UserError(f"{folder}: {WEIGHTS} and {other.name} both have {', '.join(again[:3])}; {ONE_MODEL}")
+
+
+def beside_single_file(folder: Path) -> list[Path]:
+    """Other safetensors files beside a model's single one; consolidated.safetensors has it in Mistral's own names."""
+    single = (folder / WEIGHTS).exists() and not (folder / INDEX).exists()
+    return sorted(path for path in folder.glob("*.safetensors") if single and path.name != WEIGHTS)
+
+
+def _check_vocabulary(folder: Path, config: dict, files: dict[str, dict[str, Tensor]]) -> None:
+    """Raises UserError where embeddings or head have other rows than config.json has tokens."""
+    size = vocabulary(config)
+    if size is None or "text_config" in config:  # the parts of a composite model have vocabularies of their own
+        return
+    for name, tensor in ((name, tensor) for file in files.values() for name, tensor in file.items()):
+        if name.endswith(ROWS) and len(tensor.shape) == 2 and tensor.shape[0] != size:
+            raise UserError(
+                f"{folder}: {name} has {tensor.shape[0]} rows, but `vocab_size` in its config.json is {size}; "
+                "model.resize_token_embeddings(SIZE) in transformers makes them equal"
+            )
+
+
+def vocabulary(config: dict) -> int | None:
+    """How many tokens a model embeds, by its config.json."""
+    size = (config.get("text_config") or config).get("vocab_size", config.get("vocab_size"))
+    return size if isinstance(size, int) else None
 
 
 def _check_layers(folder: Path, config: dict, count: int) -> None:
@@ -148,6 +218,11 @@ def tensors(file: Path) -> dict[str, Tensor]:
             f"{file}: has {size} bytes where its header says {end}: it is incomplete; download or save it again"
         )
     return by_name
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's model."""
+    return [folder / name for name in _tensors_by_file(folder)]
 
 
 def parameter_count(folder: Path) -> int:

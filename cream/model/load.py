@@ -11,7 +11,7 @@ from cream.cli import preflight
 from cream.errors import UserError, out_of_memory
 from cream.files import store
 from cream.files.fingerprints import fingerprint_text
-from cream.files.folders import check_weights, kind_of, parameter_count, remote_code, stated_kind
+from cream.files.folders import check_weights, kind_of, parameter_count, remote_code, stated_kind, vocabulary
 from cream.files.provenance import POLICY, REWARD_MODEL, Head, read_kind
 from cream.model.hardware import free_memory
 from cream.model.reward_head import describe_head, head_name
@@ -37,7 +37,20 @@ def load_tokenizer(folder: Path, chat_template: Path | None = None):
                 tokenizer.chat_template = file.read().decode()
             except UnicodeDecodeError as error:
                 raise UserError(f"--chat_template {chat_template}: not a text file: {error}") from None
+    if (folder / "config.json").exists():
+        check_vocabulary(tokenizer, vocabulary(store.read_json(folder / "config.json")), folder)
     return tokenizer
+
+
+def check_vocabulary(tokenizer, size: int | None, folder: Path) -> None:
+    """Raises UserError where a tokenizer has ids beyond the `size` tokens that its model embeds: a text that holds such
+    a token would end a stage in the middle."""
+    token, last = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if size is not None and last >= size:
+        raise UserError(
+            f"{folder}: its tokenizer has token {last} ({token}), but the model embeds {size} tokens only; train with "
+            "the tokenizer that the model was made with, or save both after model.resize_token_embeddings"
+        )
 
 
 def load_chat(folder: Path, chat_template: Path | None = None):

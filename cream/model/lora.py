@@ -1,4 +1,4 @@
-"""LoRA adapters (arXiv 2106.09685): added to a model, merged into it, and adapter folders from elsewhere."""
+"""LoRA adapters (arXiv 2106.09685): added to a model, and merged into it."""
 
 import copy
 import logging
@@ -7,13 +7,7 @@ from pathlib import Path
 import torch
 
 from cream.errors import UserError
-from cream.files import store
-from cream.files.fingerprints import fingerprint_folder
-from cream.files.folders import KINDS, kind_of, tensors
-from cream.files.lock import Lock
-from cream.files.provenance import POLICY
-from cream.model.checkpoint import save
-from cream.model.load import load_policy, load_tokenizer
+from cream.files.folders import kind_of, remote_code
 from cream.model.reward_head import head_name
 
 log = logging.getLogger("cream")
@@ -41,57 +35,56 @@ def add_lora(model, r: int, alpha: float, dropout: float):
     return get_peft_model(model, config)
 
 
-def merged(model, tolerance: float = 1e-3):
-    """A plain copy of a model with its adapters merged in float32; the model itself stays as it is.
+def check_lora(folder: Path, r: int, alpha: float, dropout: float) -> None:
+    """Raises UserError where a folder's model takes no such adapters, tried without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    Checked: logits of a probe may differ by `tolerance` (relative to their largest). Raises UserError above it.
-    """
-    plain = copy.deepcopy(model).eval().merge_and_unload(safe_merge=True)
-    probe = torch.arange(1, 33, device=plain.device).remainder(plain.config.vocab_size)[None]
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        before = model(probe).logits.float()
-        difference = (plain(probe).logits.float() - before).abs().max().item()
-    model.train(training)
-    if difference > tolerance * max(1.0, before.abs().max().item()):
-        raise UserError(f"merging the LoRA adapters changed the logits by {difference:.2g}; the merge is not trusted")
-    log.info("LoRA adapters merged in float32; logits of a probe differ by %.2g", difference)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=remote_code())
+        try:
+            add_lora(model, r, alpha, dropout)
+        except ValueError as error:
+            advice = "; its experts are fused: give --lora_dropout 0" if "lora_dropout" in str(error) else ""
+            raise UserError(f"--lora yes: not for {folder}: {error}{advice}") from None
+
+
+def merged(model, tolerance: float = 1e-3):
+    """A plain copy of a model with its adapters merged in float32; the model itself stays as it is. Raises UserError
+    where its logits are not those of the model (`check_equal`)."""
+    try:
+        plain = copy.deepcopy(model).eval()
+        _untie(plain)
+        plain = plain.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError) as error:  # NaN; what has no merged form
+        raise UserError(f"the LoRA adapters cannot be merged: {error}") from None
+    check_equal(plain, probe(model), "merging the LoRA adapters", tolerance)
     return plain
 
 
-def adapter_base(folder: Path, name: str, base: Path) -> Path:
-    """The model that an adapter was trained on, by its adapter_config.json: that folder, or `base` (the folder, or the
-    hub id, that --model names) when it is the same.
-
-    Raises UserError when it is neither: on any other model the adapter means nothing.
-    """
-    if not (folder / "adapter_model.safetensors").exists():
-        raise UserError(f"{folder}: no adapter_model.safetensors; pickled adapters are never loaded, convert it")
-    tensors(folder / "adapter_model.safetensors")
-    config = store.read_json(folder / "adapter_config.json")
-    if (task := config.get("task_type")) in ("SEQ_CLS", "TOKEN_CLS"):
-        raise UserError(f"{folder}: expected {KINDS[POLICY]}, found the adapter of a reward model (task_type {task})")
-    trained_on = config.get("base_model_name_or_path") or ""
-    if trained_on and Path(trained_on).is_dir():
-        return Path(trained_on)
-    if trained_on == name:
-        return base
-    raise UserError(
-        f"{folder}: an adapter of {trained_on or 'an unnamed model'}, which is neither a folder here nor --model "
-        f"{name}; give --model the model that it was trained on"
-    )
+def _untie(model) -> None:
+    """Give the head weights of its own where it is tied to embeddings and either has an adapter that the other has
+    not."""
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings, head = (getattr(layer, "base_layer", layer) for layer in layers)
+    if head is not None and head.weight is embeddings.weight and (embeddings, head) != layers:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
-def adapter_merged(folder: Path, base: Path, cache: Path) -> Path:
-    """A full model folder for an adapter folder from elsewhere: merged into `base`, once, under `cache`."""
-    from peft import PeftModel
+@torch.no_grad()
+def probe(model) -> torch.Tensor:
+    """Logits (4, 16, V), float32, of the first and the last 32 tokens of the vocabulary, where added ones are."""
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = torch.cat([torch.arange(32), torch.arange(size - 32, size)]).remainder(size).reshape(4, 16)
+    training = model.training
+    logits = model.eval()(ids.to(model.device)).logits.float()
+    model.train(training)
+    return logits
 
-    target = cache / f"{folder.name}-{fingerprint_folder(folder)[:8]}-on-{fingerprint_folder(base)[:8]}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with Lock(target, timeout=-1):  # the processes of one training all come here
-        if target.exists():
-            return target
-        model = PeftModel.from_pretrained(load_policy(base, torch.float32, torch.device("cpu")), folder)
-        save(merged(model), load_tokenizer(base), target, None, {"merged_from": str(folder)})
-    return target
+
+def check_equal(model, wanted: torch.Tensor, what: str, tolerance: float = 1e-3) -> None:
+    """Raises UserError where a model's `probe` differs from `wanted` by more than `tolerance` of its largest logit."""
+    difference = (probe(model) - wanted).abs().max().item()
+    if not difference <= tolerance * max(1.0, wanted.abs().max().item()):  # NaN is no equality
+        raise UserError(f"{what} changed the logits by {difference:.2g}; the merge is not trusted")
+    log.info("%s in float32 changed the logits of a probe by %.2g", what, difference)

@@ -79,7 +79,7 @@ def starts_again(run: Path, header: dict, overwrite: bool, resume: bool) -> bool
 def clear(run: Path) -> None:
     """Remove an earlier run from its folder: what training writes there, and nothing else. args.json stays until it is
     replaced: it says whose folder this is, whenever this is killed."""
-    for path in (run / RUN, *run.glob("checkpoint-*"), *(run / name for name in WRITTEN)):
+    for path in (run / RUN, *run.glob("checkpoint-*"), *run.glob("adapter-*"), *(run / name for name in WRITTEN)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

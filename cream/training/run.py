@@ -19,11 +19,11 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.provenance import ARGS, LAST, RUN, Provenance, origin, read_kind
 from cream.files.store import MALFORMED
-from cream.model.checkpoint import length_limit, save, stored_dtype
+from cream.model.checkpoint import check_saving, length_limit, save, stored_dtype
 from cream.model.hardware import free_memory
 from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs
-from cream.model.lora import add_lora, merged
+from cream.model.lora import add_lora, check_lora, merged
 from cream.model.precision import Precision, choose_precision
 from cream.model.reward_head import Heads
 from cream.scoring.cache import Source
@@ -82,7 +82,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     if config.output.show_example:
         first = chat.show(stage.group(examples[0])[0])
         log.info("first example, its trained tokens marked (the loss mask):\n%s", first)
-    model = MODELS[stage.model](_trained(job, precision.dtype, accelerator.device))
+    model = MODELS[stage.model](_trained(job, chat.tokenizer, precision.dtype, accelerator.device))
     saved_as = stored_dtype(job.start) if o.save_dtype == "auto" else getattr(torch, o.save_dtype)
     log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), o.save_dtype)
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
@@ -126,6 +126,8 @@ def _set_up(job: Job) -> tuple[Precision, Accelerator]:
     if not is_first_process():
         log.setLevel(logging.WARNING)
     precision = choose_precision(job.config.device.bf16, device, training=True, shards=job.deepspeed is not None)
+    if (lora := job.config.lora).lora:
+        check_lora(job.start, lora.lora_r, lora.lora_alpha, lora.lora_dropout)
     accelerator = _accelerator(job, precision, device)
     if accelerator.num_processes != (given_world() or 1):
         raise RuntimeError(f"accelerate sees {accelerator.num_processes} processes of {given_world() or 1}")
@@ -188,8 +190,8 @@ def _examples(job: Job, chat, dropped: Counter[str]) -> tuple[list[tuple[str, ob
     return rows, {"records": len(records)} | job.stage.facts([example for _, example in rows])
 
 
-def _trained(job: Job, dtype: torch.dtype, device: torch.device):
-    """The weights that are trained, once they are known to fit in memory."""
+def _trained(job: Job, tokenizer, dtype: torch.dtype, device: torch.device):
+    """The weights that are trained, once they are known to fit in memory; refused if they could not be saved."""
     o, lora, zero = job.config.optimisation, job.config.lora, (job.deepspeed or {}).get("zero_optimization", {})
     offload = "offload_optimizer" in zero or "offload_param" in zero
     shards = given_world() or 1, zero.get("stage", 0)
@@ -197,6 +199,7 @@ def _trained(job: Job, dtype: torch.dtype, device: torch.device):
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
     model = _load(job, dtype, device)
+    check_saving(model, tokenizer)
     if o.compile:
         model.base_model.compile(dynamic=True)
     if o.grad_checkpointing:
@@ -233,9 +236,17 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     folder = job.run / f"checkpoint-{step}"
     about = {"stage": job.name, "step": step, "started_from": str(job.start), **job.header}
     about |= job.provenance.record(folder)
-    save(merged(model) if lora.lora else model, tokenizer, folder, dtype, about, state)
-    if lora.lora:
-        model.save_pretrained(folder / "adapter")
+    if lora.lora:  # first: they are all there is if the merge is refused
+        adapter = job.run / f"adapter-{step}"
+        model.save_pretrained(adapter)
+        try:
+            plain = merged(model)
+        except UserError as error:
+            raise UserError(f"{error}; the adapters are in {adapter}") from None
+        save(plain, tokenizer, folder, dtype, about)
+        adapter.rename(folder / "adapter")
+    else:
+        save(model, tokenizer, folder, dtype, about, state)
     link = job.run / ".checkpoint-last"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
