@@ -40,7 +40,7 @@ RUN, MODEL = (tuple(each.name for each in fields(part)) for part in (Run, Model)
 USES = {  # the flags of each command; another is refused
     "build": ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "seed", *RUN),
     "list": ("list",),
-    "import": ("columns", "subset", "split", "first_answer", "output", "output_dir", *RUN),
+    "import": ("columns", "subset", "split", "first_answer", "grader", "output", "output_dir", *RUN),
     "export": ("form", "output", *RUN),
     "validate": (*MODEL, "max_length"),
 }

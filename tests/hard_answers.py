@@ -371,7 +371,7 @@ CHOICES = [
     ("Answer: vitamin C", {"A": "vitamin C", "B": "iron", "C": "zinc"}, "C", "A"),
     ("Answer: B. Answer: C. Answer: D", GASES, "B", "D"),
     ("Answer: B\nAnswer: C", GASES, "B", "C"),
-    ("Answer: B\n\nQuestion: Which is heavier?\nAnswer: D", GASES, "B", "D"),
+    ("Answer: B\n\nQuestion: Which is heavier?\nAnswer: D", GASES, "B", "B"),
     ("The answer is not B. The answer is C.", GASES, "C", "C"),
     ("The answer is not B but C.", GASES, "C", "C"),
     ("The answer can't be B", GASES, "B", None),

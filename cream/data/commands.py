@@ -54,6 +54,11 @@ class Table:
     subset: str | None = flag(None, "configuration of a data set on the hub, or in a folder with the hub's layout")
     split: str = flag("train", "split of such a data set")
     first_answer: int | None = flag(None, "number of the first option, if answers are numbers", choices=(0, 1))
+    grader: str | None = flag(
+        None,
+        "math: answers may be formulas, which evaluation compares by math-verify; none: letters and numbers only",
+        choices=("math",),
+    )
     form: str | None = flag(None, "export: format of the rows", choices=FORMS)
     output: str | None = flag(
         None, "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export)"
@@ -143,7 +148,7 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
         kind, names = table.plan(table.parse_columns(flags.columns or ""), rows.column_names, str(place))
         log.info("%s: %d rows; %s", place, len(rows), ", ".join(f"{name}={column}" for name, column in names.items()))
         rejected, dropped = [], Counter()
-        results = table.records(rows, kind, names, stem, flags.first_answer, str(place))
+        results = table.records(rows, kind, names, stem, flags.first_answer, str(place), flags.grader)
         records = table.keep_good(results, rejected, dropped, run.skip)
         if (first := next(records, None)) is None:
             why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
@@ -152,6 +157,7 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
         provenance = run.provenance()
         _add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
         settings = {"columns": flags.columns, "first_answer": flags.first_answer} | _skips(run)
+        settings |= {"grader": flags.grader} if flags.grader else {}
         settings |= {} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split}
         output = journal.Output(target, settings, provenance, overwrite=run.overwrite)
         if _is_needed(output, run):

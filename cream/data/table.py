@@ -150,7 +150,13 @@ def parts_of(names: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def records(
-    rows: Iterable[Mapping], kind: type[Record], names: Mapping[str, str], prefix: str, first: int | None, where: str
+    rows: Iterable[Mapping],
+    kind: type[Record],
+    names: Mapping[str, str],
+    prefix: str,
+    first: int | None,
+    where: str,
+    grader: str | None = None,
 ) -> Iterator[Record | Bad]:
     """The record of each row by `plan`, or a Bad; all have the layout of the first good one.
 
@@ -162,7 +168,7 @@ def records(
         try:
             fields = fields_of(row, names)
             uuid = uuid_of(fields, f"{prefix}-{index:06d}")
-            result = record(kind, uuid, fields, _extra_of(row, names, fields), first)
+            result = record(kind, uuid, fields, _extra_of(row, names, fields), first, grader)
             if seen and type(result) is not kind:
                 raise ValueError(f"it is a {type(result).__name__} record, earlier ones are {kind.__name__} records")
             if uuid in seen:
@@ -195,15 +201,18 @@ def keep_good(
 # Conversations --------------------------------------------------------------------------------------------------------
 
 
-def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first: int | None = None) -> Record:
-    """One record of a layout; a conversation that ends with a user's turn is a prompt. `first`: see `letter`.
+def record(
+    kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, first: int | None = None, grader: str | None = None
+) -> Record:
+    """One record of a layout; a conversation that ends with a user's turn is a prompt. `first`: see `letter`; `grader`:
+    see `item`.
 
     Raises ValueError, or UserError that names the uuid, if the fields make no record.
     """
     if not any(fields.keys() >= {*form} for form in FORMS[kind]):
         raise ValueError(f"it lacks {' or '.join(' and '.join(form) for form in FORMS[kind])}")
     if kind is Item:
-        own = item(fields, first)
+        own = {"grader": None, **item(fields, first, grader)}
     elif kind is Pair:
         own = pair(fields)
         extra = {"consistency": None, **_numbers(extra, own)}
