@@ -122,9 +122,12 @@ def grade_choice(question: str, label: Label, response: str, strict: bool = Fals
 
 
 def grade_number(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
-    """A number, compared as a decimal: "18.00" equals "18"."""
+    """A number, compared as a decimal: "18.00" equals "18". An item whose label is the letter of an option is multiple
+    choice, whatever its task."""
     gold = label_number(str(label))
     if gold is None:
+        if is_option(question, label):
+            return grade_choice(question, label, response, strict)
         raise _ungradable(question, label, "not a number")
     answer = extract_number_strict(response) if strict else extract_number(response)
     if answer is None:
