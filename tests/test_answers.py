@@ -6,7 +6,18 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hard_answers import CHOICES, COUNTS, DIGITS, GASES, NUMBERS
+from hard_answers import (
+    CHOICES,
+    COUNTS,
+    DIGITS,
+    GASES,
+    LATEX,
+    MANY_OPTIONS,
+    MARKS,
+    NUMBERS,
+    RUN_ON,
+    THOUGHTS,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +29,7 @@ from cream.evaluation.answers import (
     numbers_equal,
 )
 from cream.evaluation.grade import options_of
+from cream.text.thoughts import split_thought
 
 
 def released_number(text: str) -> str | None:
@@ -56,6 +68,12 @@ def test_number(text, released, wanted):
 def test_choice(text, options, released, wanted):
     assert extract_choice(text, options) == wanted
     assert extract_choice_strict(text) == released_choice(text) == released
+
+
+@pytest.mark.parametrize(("text", "options", "wanted"), [*THOUGHTS, *MARKS, *LATEX, *RUN_ON, *MANY_OPTIONS])
+def test_the_final_text_is_read_up_to_what_is_added(text, options, wanted):
+    final = split_thought(text).final
+    assert (extract_choice(final, options) if options else extract_number(final)) == wanted
 
 
 def test_the_table_holds_what_the_released_rule_misreads():

@@ -41,7 +41,8 @@ TEXT = r"\\(?:text(?:bf|rm|it|sf|normal)?|math(?:rm|bf|it|sf)|operatorname|mbox|
 # LaTeX and markdown to plain text, in this order.
 MARKUP = [
     (re.compile("⁄"), "/"),  # in ½
-    (re.compile(r"\\[()\[\],;:! ]|\\(?:left|right)\b|\*\*|`+|(?<![^\W_])_+|_+(?![^\W_])"), " "),
+    (re.compile(r"\\[()\[\],;:! ]|\\(?:left|right|(?:display|text)style|q?quad)\b"), " "),
+    (re.compile(r"\*\*|`+|(?<![^\W_])_+|_+(?![^\W_])"), " "),
     (re.compile(r"</answer>", re.IGNORECASE), "\n"),
     (re.compile(r"\\(?:times|cdot)\b"), "*"),
     (re.compile(r"\\(?:num|SI|qty)\s*\{([^{}]*)\}(?:\s*\{([^{}]*)\})?"), r"\1 \2"),
