@@ -28,6 +28,7 @@ from cream.evaluation.answers import (
     extract_number_strict,
     numbers_equal,
 )
+from cream.evaluation.formulas import extract_formula
 from cream.evaluation.grade import options_of
 from cream.text.thoughts import split_thought
 
@@ -143,6 +144,20 @@ def test_any_text_gives_a_plain_decimal_or_an_own_option_or_nothing(text):
 LOOPS = r"A |A or |not A |B, |Answer: |{|\boxed{|\text{|(|1|1,|12 |1/|10^|? |_|²|.|..., |.5, |4,  |4 ; ".split("|")
 
 
+LOOPS += [
+    "Is it 4? ",
+    "<answer>",
+    "<answer>1</answer>",
+    "Q: x\n",
+    "Question: x\n",
+    "user\n\n",
+    "</s>",
+    "<think>",
+    "</think>",
+]
+LOOPS += ["\n\nHow much will it be then? ", "\n\nAnswer: x\nQuestion:\n", "$x$ "]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_model_that_repeats_itself_is_read_in_linear_time(loop):
@@ -152,6 +167,8 @@ def test_a_model_that_repeats_itself_is_read_in_linear_time(loop):
         assert extract_choice(text, GASES) in {None, *GASES}
         assert extract_choice(text, COUNTS) in {None, *COUNTS}
         extract_number(text)
+        extract_formula(text)
+        split_thought(text)
 
 
 def test_agreement_with_the_graded_gsm8k_solutions(shared):

@@ -248,11 +248,14 @@ def first_answer(text: str, read: Callable[[str], str | None]) -> str | None:
 
 def _without_last_questions(text: str) -> str:
     """The text without the questions that it ends with; as it is if there is nothing else."""
-    end = len(text)
+    end, first = len(text), WORD.search(text)
     for start in reversed([0, *(match.end() for match in SENTENCE_END.finditer(text))]):
-        if WORD.search(text, start, end) and not text[start:end].rstrip(" *\n").endswith("?"):
-            return text[:end]
-        end = start if WORD.search(text, 0, start) else end
+        if WORD.search(text, start, end):
+            if not text[start:end].rstrip(" *\n").endswith("?"):
+                return text[:end]
+            end = start
+        if not first or start <= first.start():
+            break
     return text
 
 
