@@ -231,13 +231,13 @@ def test_lengths_of_thought_and_final_text():
     completions = [completion(texts[0]), completion(texts[1], "length"), completion(texts[2])]
     answer = grade_responses(ITEM, ASKED, completions, DEFAULT, tokenizer=Words())
     assert answer.all_predictions == ["12", "none", "12"]
-    assert (answer.num_thought_tokens, answer.all_num_thought_tokens) == (4, [4, 5, 0])
+    assert (answer.thought_tokens, answer.all_thought_tokens) == (4, [4, 5, None])
     (row,) = table_rows([answer])
     assert row["mean_thought_tokens"] == 3 and row["mean_final_tokens"] == pytest.approx(5 / 3)
     assert row["in_thought_rate"] == pytest.approx(1 / 3) and "of thought" in format_table([row])
     alone = grade_responses(ITEM, ASKED, completions[:1], DEFAULT, tokenizer=Words())
     plain = grade_responses(ITEM, ASKED, completions[2:], DEFAULT, tokenizer=Words())
-    assert alone.all_num_thought_tokens is None and plain.num_thought_tokens is None
+    assert alone.all_thought_tokens is None and plain.thought_tokens is None
     assert (
         table_rows([alone, plain])[0]["mean_thought_tokens"] == 2
         and "mean_thought_tokens" not in table_rows([plain])[0]

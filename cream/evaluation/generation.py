@@ -90,9 +90,9 @@ def grade_responses(
     reasons = [completion.finish_reason for completion in completions] or [None]
     lengths = [len(completion.token_ids) for completion in completions] or [None]
     thoughts = [_thought_tokens(completion, rules, opened, tokenizer) for completion in completions]
-    thoughts = [tokens or 0 for tokens in thoughts] if any(tokens is not None for tokens in thoughts) else None
+    thoughts = thoughts if any(tokens is not None for tokens in thoughts) else None
     several = {"all_responses": texts, "all_finish_reasons": reasons, "all_num_tokens": lengths}
-    several |= {"all_num_thought_tokens": thoughts}
+    several |= {"all_thought_tokens": thoughts}
     record = Answer(
         uuid=item.uuid,
         question=prompt.messages[-1].content,
@@ -104,7 +104,7 @@ def grade_responses(
         correct=False,
         finish_reason=reasons[0],
         num_tokens=lengths[0],
-        num_thought_tokens=thoughts and thoughts[0],
+        thought_tokens=thoughts and thoughts[0],
         thought_opened=opened,
         extra=item.extra if completions else {**item.extra, "reason": "the prompt does not fit"},
     )

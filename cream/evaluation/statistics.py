@@ -119,7 +119,7 @@ def summarise(records: Iterable[Mapping]) -> list[dict]:
     ]  # wrong and one alone: its prompt may not have fit
     counts = [len(r.get("all_correct") or [True]) for r in graded if r.get("all_correct") or r["correct"]]
     rows = [_row(task, group, min(counts, default=1)) for task, group in tasks.items()]
-    if any(record.get("num_thought_tokens") is not None for record in graded):
+    if any(record.get("thought_tokens") is not None for record in graded):
         rows = [row | _thoughts(group) for row, group in zip(rows, tasks.values(), strict=True)]
     return [*rows, _macro(rows)] if len(rows) > 1 else rows
 
@@ -149,7 +149,7 @@ def _thoughts(group: Sequence[Mapping]) -> dict:
         for record in group
         for total, thought in zip_longest(  # of several responses none may have a thought
             _each(record, "num_tokens", "all_num_tokens"),
-            _each(record, "num_thought_tokens", "all_num_thought_tokens"),
+            _each(record, "thought_tokens", "all_thought_tokens"),
         )
         if total is not None
     ]
