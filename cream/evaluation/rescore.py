@@ -38,7 +38,8 @@ def rescore(
     flag, grade = _rule(records, flags, thoughts, source)
     value = getattr(flags, flag)
     before, now, ungradable = _regrade(records, grade, source, skip)
-    default = source.with_name(f"{source.name.partition('.json')[0]}.rescored-{value}.json")
+    name = value if flags.grader == EvaluationFlags.grader else f"{value}-{flags.grader}"
+    default = source.with_name(f"{source.name.partition('.json')[0]}.rescored-{name}.json")
     provenance = run.provenance()
     provenance.output("input_file", source)
     settings = {flag: value, "on_bad_record": run.on_bad_record}
@@ -61,10 +62,11 @@ def _rule(
 ) -> tuple[str, Callable[[Answer], Answer]]:
     """The flag that says how these records are graded, and the rule."""
     compared = any(record.option_logprob for record in records)  # nothing to extract, but an option to choose again
-    flag, unused = ("length_norm", "extraction") if compared else ("extraction", "length_norm")
-    if getattr(flags, unused) != getattr(EvaluationFlags, unused):
-        how = "compared options" if compared else "generated responses"
-        raise UserError(f"--{unused} {getattr(flags, unused)}: {source} has {how}, to which it does not apply")
+    flag, unused = ("length_norm", ("extraction", "grader")) if compared else ("extraction", ("length_norm",))
+    for name in unused:
+        if getattr(flags, name) != getattr(EvaluationFlags, name):
+            how = "compared options" if compared else "generated responses"
+            raise UserError(f"--{name} {getattr(flags, name)}: {source} has {how}, to which it does not apply")
     if compared:
         return flag, partial(choices.choose_option, norm=flags.length_norm)
     return flag, partial(generation.regrade, rules=flags.rules(thoughts.tags))
