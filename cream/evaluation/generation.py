@@ -75,7 +75,7 @@ def summarise(plan: Plan, records: Sequence[Answer]) -> tuple[dict, str]:
         text += f"\naccuracy: of the majority vote of {n} responses; pass@j: one of j is right, ± standard error"
     text += f"\naccuracy % by the released code's extraction rules: {format_percent(strict)}"
     facts = {"tasks": rows, "strict": strict, "greedy": n == 1, "gen_n": n, "extraction": plan.flags.extraction}
-    return facts | {"grader": plan.flags.grader, "thinking_tags": [*map(list, plan.rules.tags)]}, text
+    return facts, text
 
 
 # Graded records ------------------------------------------------------------------------------------------------------
