@@ -24,6 +24,7 @@ from cream.files import journal
 from cream.files.folders import check_folder
 from cream.records import Item, Prompt
 from cream.scoring import driver, sampling
+from cream.text.thoughts import ThoughtFlags
 
 EXAMPLE = """\
   one CPU   python infer.py --model tiny --checkpoint tiny_m1 --name tiny_prompt_1 --output_dir outputs/sampling.json
@@ -44,6 +45,7 @@ class InferConfig:
     task: Task = group(Task)
     sampling: SamplingFlags = group(SamplingFlags)
     evaluation: EvaluationFlags = group(EvaluationFlags)
+    thoughts: ThoughtFlags = group(ThoughtFlags)
     engine: EngineFlags = group(EngineFlags)
     output: InferOutput = group(InferOutput)
     run: RandomRun = group(RandomRun)
@@ -56,7 +58,7 @@ def main(argv=None):
     config.evaluation.check(mode)
     config.sampling.fill(mode)
     if mode == "rescore":
-        return rescore(config.task.input_file, config.evaluation, config.output.output_dir, config.run)
+        return rescore(config.task.input_file, config.evaluation, config.thoughts, config.output.output_dir, config.run)
     return sample(config) if mode == "sampling" else evaluate(config)
 
 
@@ -89,7 +91,8 @@ def evaluate(config: InferConfig) -> None:
     path = task.dataset(Item, DATASET_FILES, DATASETS, skip=run.skip)
     which = {"limit": task.limit(run.debug), "seed": run.seed, "skip": run.skip}
     questions = read_questions(names.canonical(task.name, DATASET_FILES), path, config.evaluation, **which)
-    plan = evaluation.plan_evaluation(questions, config.evaluation, config.sampling, config.engine.options(), run.seed)
+    rules, engine = config.evaluation.rules(config.thoughts.tags), config.engine.options()
+    plan = evaluation.plan_evaluation(questions, config.evaluation, rules, config.sampling, engine, run.seed)
     policy = names.label(model.checkpoint) if model.checkpoint else names.short(model.name())
     name = f"{plan.folder(policy, names.short(task.name))}/results.json"
     target = names.choose_output(config.output.output_dir, run.outputs() / "evaluation" / name, name)

@@ -45,7 +45,7 @@ IMPORT = ("columns", "best", "thoughts", "ignore_keys", "sep")
 USES = {  # the flags of each command; another is refused
     "build": ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "seed", *RUN),
     "list": ("list",),
-    "import": (*IMPORT, "subset", "split", "first_answer", "output", "output_dir", *RUN),
+    "import": (*IMPORT, "subset", "split", "first_answer", "grader", "output", "output_dir", *RUN),
     "export": ("form", "output", *RUN),
     "overlap": ("output", *RUN),
     "validate": (*MODEL, "max_length"),

@@ -179,6 +179,7 @@ class Item(Record, kw_only=True):
     question: Text
     label: Text | Annotated[int, msgspec.Meta(ge=-(10**18), le=10**18)] | Finite
     task: str | None = None
+    grader: Literal["math"] | None = None  # what compares its answers; none: the rule of its task
 
 
 class Answer(Item, kw_only=True):
@@ -187,6 +188,8 @@ class Answer(Item, kw_only=True):
     Of several responses to one question, `responses`, `finish_reason` and `num_tokens` are the first one's; the lists
     have all of them; `final_prediction` is the answer of most, `correct` whether it is right. If options were compared,
     `option_logprob` (label -> log π) and `option_tokens` (label -> number of scored tokens) have all of them.
+    `thought_tokens` is the thought's part of `num_tokens` (null: there is none); `thought_opened` says that the
+    prompt ended with the tag that opens it.
     """
 
     responses: str
@@ -194,16 +197,20 @@ class Answer(Item, kw_only=True):
     correct: bool
     finish_reason: FinishReason | None = None
     num_tokens: Count | None = None
+    thought_tokens: Count | None = None
+    thought_opened: bool = False
     all_responses: Annotated[list[str], msgspec.Meta(min_length=2)] | None = None
     all_predictions: list[str] | None = None
     all_correct: list[bool] | None = None
     all_finish_reasons: list[FinishReason] | None = None
     all_num_tokens: list[Count] | None = None
+    all_thought_tokens: list[Count | None] | None = None
     option_logprob: dict[str, Finite] | None = None
     option_tokens: dict[str, Count] | None = None
 
     def __post_init__(self):
         firsts = {"responses": "all_responses", "finish_reason": "all_finish_reasons", "num_tokens": "all_num_tokens"}
+        firsts |= {"thought_tokens": "all_thought_tokens"}
         graded = ("all_predictions", "all_correct")
         options, tokens = self.option_logprob, self.option_tokens
         if (options is None) != (tokens is None) or (options or {}).keys() != (tokens or {}).keys():

@@ -6,7 +6,18 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hard_answers import CHOICES, COUNTS, DIGITS, GASES, NUMBERS
+from hard_answers import (
+    CHOICES,
+    COUNTS,
+    DIGITS,
+    GASES,
+    LATEX,
+    MANY_OPTIONS,
+    MARKS,
+    NUMBERS,
+    RUN_ON,
+    THOUGHTS,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +28,9 @@ from cream.evaluation.answers import (
     extract_number_strict,
     numbers_equal,
 )
+from cream.evaluation.formulas import extract_formula
 from cream.evaluation.grade import options_of
+from cream.text.thoughts import split_thought
 
 
 def released_number(text: str) -> str | None:
@@ -56,6 +69,12 @@ def test_number(text, released, wanted):
 def test_choice(text, options, released, wanted):
     assert extract_choice(text, options) == wanted
     assert extract_choice_strict(text) == released_choice(text) == released
+
+
+@pytest.mark.parametrize(("text", "options", "wanted"), [*THOUGHTS, *MARKS, *LATEX, *RUN_ON, *MANY_OPTIONS])
+def test_the_final_text_is_read_up_to_what_is_added(text, options, wanted):
+    final = split_thought(text).final
+    assert (extract_choice(final, options) if options else extract_number(final)) == wanted
 
 
 def test_the_table_holds_what_the_released_rule_misreads():
@@ -125,6 +144,20 @@ def test_any_text_gives_a_plain_decimal_or_an_own_option_or_nothing(text):
 LOOPS = r"A |A or |not A |B, |Answer: |{|\boxed{|\text{|(|1|1,|12 |1/|10^|? |_|²|.|..., |.5, |4,  |4 ; ".split("|")
 
 
+LOOPS += [
+    "Is it 4? ",
+    "<answer>",
+    "<answer>1</answer>",
+    "Q: x\n",
+    "Question: x\n",
+    "user\n\n",
+    "</s>",
+    "<think>",
+    "</think>",
+]
+LOOPS += ["\n\nHow much will it be then? ", "\n\nAnswer: x\nQuestion:\n", "$x$ "]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_model_that_repeats_itself_is_read_in_linear_time(loop):
@@ -134,6 +167,8 @@ def test_a_model_that_repeats_itself_is_read_in_linear_time(loop):
         assert extract_choice(text, GASES) in {None, *GASES}
         assert extract_choice(text, COUNTS) in {None, *COUNTS}
         extract_number(text)
+        extract_formula(text)
+        split_thought(text)
 
 
 def test_agreement_with_the_graded_gsm8k_solutions(shared):

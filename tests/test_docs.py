@@ -15,6 +15,7 @@ import iterate
 from cream.cli.flags import parse
 from cream.evaluation.choices import accuracies, choose_option
 from cream.evaluation.generation import regrade
+from cream.evaluation.grade import DEFAULT
 from cream.evaluation.statistics import table_rows
 from cream.evaluation.tasks import grade
 from cream.files import store
@@ -235,7 +236,7 @@ def test_the_examples_follow_from_each_other(documented):
 @pytest.mark.parametrize(("results", "summary"), [("results.json", "summary.json"), VOTES])
 def test_the_graded_examples_are_graded_as_shown(documented, results, summary):
     answers = list(store.read(documented / results, Answer))
-    assert [regrade(answer, strict=False) for answer in answers] == answers
+    assert [regrade(answer, DEFAULT) for answer in answers] == answers
     for made, shown in zip(table_rows(answers), json.loads(examples()[summary])["tasks"], strict=True):
         assert made == {k: _about(v) for k, v in shown.items()}
 

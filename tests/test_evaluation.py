@@ -268,6 +268,32 @@ def test_a_task_that_all_test_lacks_is_named(world):
         (world.folder / "localdata" / name).unlink()
 
 
+def test_rescore_reads_the_final_text_and_compares_formulas(world):
+    """The thought weighs 48, or is never closed; labels that only look like a number are refused, or formulas."""
+    texts = {
+        "closed": "<think>The answer is 48.</think>72",
+        "open": "<think>Answer: 72",
+        "run_on": "Answer: 72\n\nQ: 4?",
+    }
+    about = {"question": "How many?", "label": "72", "task": "x", "final_prediction": "none", "correct": False}
+    answers = {uuid: {"uuid": uuid, **about, "responses": text} for uuid, text in texts.items()}
+    world.write("outputs/r1.json", answers)
+
+    def predictions(flags, name):
+        world.run(f"infer.py --mode rescore --input_file outputs/r1.json --output_dir outputs/{name}.json {flags}")
+        return [row["final_prediction"] for row in world.read(f"outputs/{name}.json").values()]
+
+    assert predictions("", "usual") == ["72", "none", "72"]
+    assert predictions("--thinking_tags none", "whole") == ["48", "72", "72"]
+    assert predictions("--thinking_tags '<x> </x>'", "other") == ["48", "72", "72"]
+    answers = {"f": {"uuid": "f", **about, "label": r"2\sqrt{3}", "responses": r"\boxed{\sqrt{12}}"}}
+    world.write("outputs/r2.json", answers)
+    assert "--grader math" in world.refused("infer.py --mode rescore --input_file outputs/r2.json")
+    world.run("infer.py --mode rescore --input_file outputs/r2.json --grader math")
+    graded = world.read("outputs/r2.rescored-default-math.json")["f"]
+    assert (graded["correct"], graded["grader"], graded["final_prediction"]) == (True, "math", "sqrt(12)")
+
+
 def test_rescore_names_what_it_cannot_grade(world, votes):
     answers = world.read("outputs/votes.json")
     last = [*answers][-1]

@@ -174,9 +174,9 @@ ROWS = {
 }
 
 
-def read_all(rows: list[dict], columns: str = "", first=None, keys=Keys(), best=None):  # noqa: B008
+def read_all(rows: list[dict], columns: str = "", first=None, keys=Keys(), best=None, grader=None):  # noqa: B008
     kind, names = table.plan(table.parse_columns(columns), rows[0], "rows")
-    return list(table.records(rows, kind, names, "rows", "rows", table.Reading(first, keys, best or {})))
+    return list(table.records(rows, kind, names, "rows", "rows", table.Reading(first, keys, best or {}, grader)))
 
 
 def read(row: dict, *args, **options):
@@ -549,6 +549,34 @@ def test_columns_that_are_not_there_are_named_with_those_that_are():
 def test_lettered_options_are_read_back_as_options():
     made = read({"question": "q?", "choices": {"text": ["1. u", "B. v", "w"], "label": ["1", "2", "3"]}, "answer": "1"})
     assert options_of(made.question) == {"A": "1. u", "B": "B. v", "C": "w"}
+
+
+@pytest.mark.parametrize("answer", ["C", "c", "(C)", "C)", "80", "C)80"])
+@pytest.mark.parametrize("form", ["{0}){1}", "({0}){1}", "{0}. {1}", "{0}: {1}"])
+def test_options_that_bring_their_letters(form, answer):
+    """As AQuA-RAT's and AGIEval's: each letter once, and the text without it."""
+    choices = [form.format(letter, number) for letter, number in zip("ABCDE", (60, 75, 80, 90, 100), strict=True)]
+    answer = choices[2] if answer == "C)80" else answer
+    made = read({"question": "q?", "options": choices, "answer": answer})
+    assert made.question == "q?\nA. 60\nB. 75\nC. 80\nD. 90\nE. 100" and made.label == "C"
+    assert read({"question": "q?", "choices": {"text": choices, "label": list("ABCDE")}, "answer": "C"}) == made
+
+
+def test_up_to_26_options():
+    texts = [f"x{i}" for i in range(26)]
+    made = read({"question": "q?", "choices": texts, "answer": "x25"})
+    assert made.label == "Z" and [*options_of(made.question).values()] == texts
+    assert "27 options" in read({"question": "q?", "choices": [*texts, "y"], "answer": "x25"}).reason
+
+
+def test_formulas_as_answers_are_said_to_be():
+    row = {"question": "q?", "answer": r"2\sqrt{3}", "grader": "Ann"}
+    assert "--grader math" in read(row).reason
+    made = read(row, grader="math")
+    assert (made.label, made.grader, made.extra) == (r"2\sqrt{3}", "math", {"input_grader": "Ann"})
+    assert encode(made)["grader"] == "math"
+    assert read({"question": "q?", "choices": ["u", "v"], "answer": "u"}, grader="math").grader is None
+    assert "not a formula" in read({"question": "q?", "answer": "in Paris"}, grader="math").reason
 
 
 # Forms ----------------------------------------------------------------------------------------------------------------

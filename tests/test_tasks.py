@@ -169,8 +169,9 @@ def test_the_rule_of_a_task_decides():
     assert grade(listed, "2", "Answer: cool", task="gsm8k") == ("none", False)
     with pytest.raises(UserError, match="label '61' is given, but the question has no options"):
         grade(SUM, "61", "", task="siqa")
+    assert grade(GAS, "A", "Answer: A", task="gsm8k")[0] == "a"  # a letter cannot be anything else
     with pytest.raises(UserError, match="label 'A' is not a number"):
-        grade(GAS, "A", "", task="gsm8k")
+        grade(SUM, "A", "", task="gsm8k")
 
 
 def test_their_files_are_data_sets_by_name():

@@ -79,11 +79,12 @@ def one_of(options: dict[str, type]) -> type:
     return dataclasses.make_dataclass("Options", fields)
 
 
-def chosen(options, name: str, flag_name: str):
+def chosen(options, name: str, flag_name: str, *shared):
     """The flags of the choice `name`, from an instance of `one_of`. Raises UserError if a flag of another choice was
-    given, which would have no effect; `flag_name` is the choosing flag, such as "--reward"."""
+    given, which would have no effect; `flag_name` is the choosing flag, such as "--reward", and `shared` are groups
+    whose flags apply to all choices."""
     own = getattr(options, name)
-    known = {field.name for field in fields_of(own)}
+    known = {field.name for group in (own, *shared) for field in fields_of(group)}
     owners: dict[str, list[str]] = {}
     for other in fields_of(options):
         for field in fields_of(group := getattr(options, other.name)):

@@ -71,6 +71,11 @@ class Table:
     subset: str | None = flag(None, "configuration of a data set on the hub, or in a folder with the hub's layout")
     split: str = flag("train", "split of such a data set")
     first_answer: int | None = flag(None, "number of the first option, if answers are numbers", choices=(0, 1))
+    grader: str | None = flag(
+        None,
+        "math: answers may be formulas, which evaluation compares by math-verify; none: letters and numbers only",
+        choices=("math",),
+    )
     form: str | None = flag(None, "export: format of the rows", choices=FORMS)
     output: str | None = flag(
         None,
@@ -157,7 +162,8 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
 
     place, columns = reading.Place(word, flags.subset, flags.split), table.parse_columns(flags.columns or "")
     keys = Keys(frozenset(_words(flags.ignore_keys)), flags.thoughts)
-    how = table.Reading(flags.first_answer, keys, preferences.parse_best(flags.best) if flags.best else {})
+    best = preferences.parse_best(flags.best) if flags.best else {}
+    how = table.Reading(flags.first_answer, keys, best, flags.grader)
     cells = plain.Cells(_separator(flags.sep), header=not table.without_header(columns))
     if place.file and (flags.subset, flags.split) != (Table.subset, Table.split):
         raise UserError(f"{place}: --subset and --split are for hub ids and folders like them; this is one file")
@@ -177,7 +183,7 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
         provenance = run.provenance()
         _add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
         settings = {"columns": flags.columns, "first_answer": flags.first_answer} | _skips(run)
-        more = {name: getattr(flags, name) for name in ("best", "thoughts", "ignore_keys", "sep")}
+        more = {name: getattr(flags, name) for name in ("best", "thoughts", "ignore_keys", "sep", "grader")}
         settings |= {name: value for name, value in more.items() if value is not None}
         settings |= {} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split}
         output = journal.Output(target, settings, provenance, overwrite=run.overwrite)

@@ -3,18 +3,19 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from cream.evaluation.grade import LETTERS, OWN_LABEL, is_option, strip_labels
 from cream.evaluation.tasks import grade
 
 CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's annotations, 3*3=<<3*3=9>>9
 FINAL = "####"
-LETTERS = "ABCDEFGH"
+LABEL = re.compile(r"[(\[]?([A-Za-z]|\d\d?)[)\].:]")
 
 
-def item(fields: Mapping, first: int | None) -> dict:
+def item(fields: Mapping, first: int | None, grader: str | None = None) -> dict:
     """A question with its options as lines below it, "A. oxygen", and the label: a letter, or the text after ####.
 
-    A worked solution is kept as `solution`, without GSM8K's calculator annotations. Raises UserError for a label that
-    cannot be graded.
+    A worked solution is kept as `solution`, without GSM8K's calculator annotations; `grader` "math" is kept unless the
+    label is an option. Raises UserError for a label that cannot be graded.
     """
     question, answer, solution = str(fields["question"]).strip(), fields["answer"], {}
     if "choices" in fields:
@@ -25,14 +26,15 @@ def item(fields: Mapping, first: int | None) -> dict:
         working, sign, answer = answer.rpartition(FINAL)
         if sign:
             solution = {"solution": f"{CALCULATOR.sub('', working)}{FINAL}{answer}".strip()}
-        answer = number(answer)
-    grade(question, answer, "")
-    return {"question": question, "label": answer, **solution}
+        answer = answer.strip() if grader else number(answer)
+    grade(question, answer, "", grader=grader)
+    by = {"grader": grader} if grader and not is_option(question, answer) else {}
+    return {"question": question, "label": answer, **by, **solution}
 
 
 def options(choices: object) -> tuple[list[str], list[str] | None]:
     """(texts, labels) of options: a list of texts, whole numbers or {"text", "label"}, {"text": […], "label": […]}, or
-    {label: text}."""
+    {label: text}. Labels that the texts begin with, "(A)4", are theirs."""
     labels = None
     if isinstance(choices, Mapping) and "text" in choices:
         texts, labels = choices["text"], choices.get("label")
@@ -48,14 +50,19 @@ def options(choices: object) -> tuple[list[str], list[str] | None]:
         raise ValueError(f"an option is blank or not a text: {texts!r:.80}")
     if not 2 <= len(texts) <= len(LETTERS) or labels is not None and len({*labels}) != len(texts):
         raise ValueError(f"{len(texts)} options with labels {labels}: expected 2 to {len(LETTERS)}, a label each")
-    return [_line(str(text)) for text in texts], labels and [str(label) for label in labels]
+    texts, own = strip_labels([_line(str(text)) for text in texts])
+    return texts, [str(label) for label in labels] if labels else own
 
 
 def letter(answer: object, texts: Sequence[str], labels: Sequence[str] | None, first: int | None) -> str:
-    """The letter A to H of the right option: `answer` is its label (without labels: a letter), its text, or its number
-    counted from `first` (0 or 1). Raises ValueError if it fits no option, or several."""
+    """The letter of the right option: `answer` is its label (without labels: a letter), in brackets perhaps, its text,
+    both, or its number counted from `first` (0 or 1). Raises ValueError if it fits no option, or several."""
     text = _line(str(answer))
     marks = labels or LETTERS[: len(texts)]
+    if (both := OWN_LABEL.match(text)) and text not in texts and text[both.end() :] in texts:  # "C)80"
+        text = both[1] or both[2]
+    elif (bare := LABEL.fullmatch(text)) and text not in texts:  # "(C)", "C."
+        text = bare[1]
     if labels is not None and text in labels:
         fits = {labels.index(text)}
     elif text.isdecimal() and first is not None:

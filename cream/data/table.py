@@ -76,11 +76,12 @@ class Skipped(NamedTuple):
 @dataclass(frozen=True)
 class Reading:
     """How rows are read: the number of the first option where answers are numbers, what becomes of keys of messages,
-    and the meaning of the values of `best` (1, 2, or 0 for a tie)."""
+    the meaning of the values of `best` (1, 2, or 0 for a tie), and "math" where answers may be formulas."""
 
     first: int | None = None
     keys: Keys = NONE
     best: Mapping[str, int] = field(default_factory=dict)
+    grader: str | None = None
 
 
 USUAL = Reading()
@@ -380,7 +381,7 @@ def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, readi
     if not any(fields.keys() >= {*form} for form in forms):
         raise ValueError(f"it lacks {' or '.join(' and '.join(form) for form in forms)}")
     if kind is Item:
-        own = item(fields, reading.first)
+        own = {"grader": None, **item(fields, reading.first, reading.grader)}
     elif kind is Pair:
         own = pair(fields, reading.keys)
         extra = {"consistency": None, **_numbers(extra, own)}

@@ -7,13 +7,16 @@ every kind, with what both give, are in tests/hard_answers.py.
 The rule, for both kinds: the last final-answer marker wins (`####`, "answer:", "the answer is", "final answer",
 \\boxed{}), and the answer is in the first sentence after it that gives one. If that text gives none, the marker before
 it is asked, and so on; a response whose markers lead nowhere ("Answer: it cannot be known") stays unanswered. Only a
-response without any marker is searched as a whole, from its end.
+response without any marker is searched as a whole, from its end. Questions are read after all else. Text between
+<answer> and </answer> comes before any other marker, and once an answer has been given, what a model adds as a new
+question or turn of the user is not read.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal, Inexact, localcontext
+from itertools import chain, pairwise
 
 from cream.evaluation.mentions import HEAD, hedge, mentions, opening_option, option_texts, refuses
 
@@ -24,27 +27,56 @@ DIGITS = [
         re.compile(r"(?<![\d.,])\d{1,3}(?:[.'’\u2009\u202f\xa0 ]\d{3})+,\d{1,2}(?![\d,])"),  # 1.234,50 and 1 234,50
         lambda number: re.sub(r"[^\d,]", "", number[0]).replace(",", "."),
     ),
-    (re.compile(r"(?<=\d)(?:['’_\u2009\u202f\xa0]|\{,\}|\\,)(?=\d{3}(?!\d))"), ""),  # 1'234, 1{,}234 and 1\,234
+    (  # 1'234, 1{,}234, 1\,234, 1,\!234, 1\text{,}234
+        re.compile(
+            r"(?<=\d)(?:['’_\u2009\u202f\xa0]|(?:\\text)?\{,\}|\{\\,\}|,?\s?\\!|,?\\(?:[,:; ]|thinspace\s?))"
+            r"(?=\d{3}(?!\d))"
+        ),
+        "",
+    ),
     (re.compile("([⁺⁻]?[⁰¹²³⁴-⁹]+)"), r"^\1"),
     (re.compile("(?<=\\d)(?=[¼-¾⅐-⅞])"), " "),  # 2½
 ]
+TEXT = r"\\(?:text(?:bf|rm|it|sf|normal)?|math(?:rm|bf|it|sf)|operatorname|mbox|underline)\b"
 # LaTeX and markdown to plain text, in this order.
 MARKUP = [
     (re.compile("⁄"), "/"),  # in ½
-    (re.compile(r"\\[()\[\],;:! ]|\\(?:left|right)\b|\*\*|`+|(?<![^\W_])_+|_+(?![^\W_])"), " "),
+    (re.compile(r"\\[()\[\],;:! ]|\\(?:left|right|(?:display|text)style|q?quad)\b"), " "),
+    (re.compile(r"\*\*|`+|(?<![^\W_])_+|_+(?![^\W_])"), " "),
+    (re.compile(r"</answer>", re.IGNORECASE), "\n"),
     (re.compile(r"\\(?:times|cdot)\b"), "*"),
-    *[(re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}"), r"\1")] * 2,  # one within another
-    (re.compile(r"(?<=\d)\s*(?=\\[dt]?frac)"), " "),
-    (re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}\s*\{([^{}]*)\}|(\d)\s*(\d))"), r"\1\3/\2\4"),
+    (re.compile(r"\\(?:num|SI|qty)\s*\{([^{}]*)\}(?:\s*\{([^{}]*)\})?"), r"\1 \2"),
+    (re.compile(rf"(?<=\d)\s*(?={TEXT}\s*\{{)"), " "),  # a unit
+    *[(re.compile(rf"{TEXT}\s*\{{([^{{}}]*)\}}"), r"\1")] * 2,  # one within another
+    (re.compile(r"(?<=\d)\s*(?=\\(?:[dtcs]|nice)?frac)"), " "),
+    (re.compile(r"\\(?:[dtcs]|nice)?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))"), r"\1\2/\3\4"),
+    (re.compile(r"\{\s*([-+]?\d+)\s*\\over\s*(\d+)\s*\}"), r"\1/\2"),
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"\\f?box(?:ed)?\s*\{((?:[^{}]|\{[^{}]*\})*)\}"), r"\\boxed \1\n"),  # a box is a line of its own
     (re.compile(r"(?<![\w.^])10\^\s*\{?\s*([-+−]?\d{1,2})(?!\d|\.\d)\}?"), r"1e\1"),
 ]
 MARKER = re.compile(
-    r"####|\\boxed\b\s*\{?"
+    r"####|<answer>|\\boxed\b\s*\{?"
     r"|\b(?:final\s+)?answers?[\"']?\s*(?:[:：=]|(?:is|would\s+be|should\s+be|must\s+be)\b\s*:?)"
     r"|\bfinal\s+answer\b(?!\s*(?:[.!?,]|$))"
     r"|^[#\s]{0,9}answer[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+ANSWER_MARKS = re.compile(r"<answer>\s*([^\n<]+)", re.IGNORECASE)
+# What a model adds after its answer: the next turn of a user, in a chat format or in words, or a question of its own,
+# under a heading or as a paragraph, unless it asks about the answer just given.
+USER_TURN = re.compile(
+    r"^[ \t]*(?:\W{0,4}(?:user|human)\b\W{0,4}(?::|$)|Q:)"
+    r"|<\|(?:im_start|start_header_id|user|endoftext|eot_id|im_end|end|return)\|>|<end_of_turn>|</s>"
+    r"|(?<=\S)(?:user|assistant)[ \t]*\n\n",
+    re.IGNORECASE | re.MULTILINE,
+)
+ADDED = re.compile(
+    r"^[ \t]*[#*>-]{0,6}[ \t]*(?:(?:another|new|next)[ \t]+)?(?:question|problem|exercise|example|task|instruction)"
+    r"[ \t]*\#?\d{0,4}[*_]{0,2}[ \t]*(?:[:：.]|$)"
+    r"|\n[ \t]*\n(?![ \t]*\W{0,2}(?:wait|hmm+|but|hold|is|are|am|was|does|did|do|let|shall|should|so|or|really|right"
+    r"|correct|why|can|could|would|however|actually|what[ \t]+if|how[ \t]+(?:do|can)|check|verify|ha(?:ve|s)|if)\b)"
+    r"[^\n?]{20,600}\?[ \t]*(?=\n|\Z)",
     re.IGNORECASE | re.MULTILINE,
 )
 # A full stop ends a sentence after a digit or a word of two letters: not in "B. oxygen", not in "U.S. law".
@@ -63,6 +95,17 @@ NUMBER = re.compile(
     (?:\s*/\s*[$€£¥₹]?(?P<over>{NUMERAL}))?
     """,
     re.VERBOSE,
+)
+# What may follow the number of a label: a sign, a known unit, or words after a space, of which none is another number.
+UNIT = re.compile(
+    r"\s*(?:%|°[CF]?|\^\s*(?:\\circ|∘|°)\s*[CF]?|\\(?:circ|degrees?)\b|[€£¥₹])"
+    r"|(?:[ckdm]?m|k?g|mg|[mc]?l|mL|min|s|hrs?|mph|km/h|m/s|ft|in|lbs?|oz)(?:\^-?\d)?"
+    r"|(?:[\s/*·-]+(?:[^\W\d_]{2,}|[mgshL])\.?(?:\^-?\d)?){1,6}"
+)
+NO_UNIT = set(
+    "or and to plus minus times over divided by if when is pi sqrt root squared cubed factorial mod thousand million "
+    "billion trillion hundred dozen score half halves third thirds quarter quarters fourths fifths tenths sin cos tan "
+    "log ln exp infinity infty not but except more less than".split()
 )
 REMARK = re.compile(r"\([^()]*\)|\b(?:because|since|not|instead\s+of|rather\s+than)\b.*", re.IGNORECASE)
 COMPUTES = re.compile(r"\d\s*[-−+*×÷x]\s*[$\d]|\b(?:is|makes?|gives?|equals?|totals?|leaves?)\b", re.IGNORECASE)
@@ -85,9 +128,12 @@ def extract_number(text: str) -> str | None:
     Fractions that have no finite decimal are rounded to three places ("2/3" -> "0.667"). Without a marker the answer is
     the last number of the text.
     """
-    text = _plain(text)
+    return first_answer(_plain(text), _number)
+
+
+def _number(text: str) -> str | None:
     if not MARKER.search(text):
-        return next(reversed(_numbers(text)), None)
+        return next(reversed(_numbers(_without_last_questions(text)) or _numbers(text)), None)
     return next((number for clause in _clauses(text) if (number := _result(clause))), None)
 
 
@@ -103,21 +149,41 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
     for label, option in options.items():  # "Mt. McKinley" is one sentence
         options[label] = re.sub(r"[.!?;](?=\s)", "", option)
         text = text.replace(option, options[label])
+    return first_answer(text, lambda part: _option(part, options)) or None
+
+
+def _option(text: str, options: dict[str, str]) -> str | None:
+    """As `_choice`, of a whole text."""
     for clause in _clauses(text):
         if (choice := _choice(clause, options)) is not None:
-            return choice or None
+            return choice
     if MARKER.search(text):
         return None
-    sentences = [*filter(WORD.search, SENTENCE_END.split(text))]
+    sentences = [*filter(WORD.search, SENTENCE_END.split(_without_last_questions(text)))]
     for sentence in reversed(sentences):
         if named := mentions(sentence, options):
             last, label = named[-1]
             numbers = bool(_numeric(options))
             hedged = (hedge(sentence, at + len(other), other, options, numbers) for at, other in named[:-1])
-            return None if any(hedge and hedge.end() > last for hedge in hedged) else label
+            return "" if any(hedge and hedge.end() > last for hedge in hedged) else label
         if refuses(sentence, options):
-            return None
-    return (_text_choice(sentences[-1], options) if sentences else None) or None
+            return ""
+    return _text_choice(sentences[-1], options) if sentences else None
+
+
+def label_number(text: str) -> str | None:
+    """The number that a label is, as `extract_number` writes it; None unless all of the text is one number.
+
+    "$1,234.50", "\\frac{3}{4}", "5\\text{ cm}", "72 square feet", "90^\\circ" and "50\\%" (50) are; not "2\\sqrt{3}",
+    "3:4", "3, 5, 7", "x^2+1", "2 million".
+    """
+    text = re.sub(r"\\boxed\b|[{}]", "", _plain(re.sub(r"^\$(.*)\$$", r"\1", text.strip(), flags=re.DOTALL))).strip()
+    number = NUMBER.match(text.removeprefix("+"))
+    if number is None:
+        return None
+    unit = text.removeprefix("+")[number.end() :].rstrip(" .$")
+    words = {word.casefold() for word in re.findall(r"[^\W\d_]+", unit)}
+    return None if words & NO_UNIT or unit and not UNIT.fullmatch(unit) else _value(number)
 
 
 def extract_number_strict(text: str) -> str | None:
@@ -161,13 +227,50 @@ def _plain(text: str) -> str:
     return text
 
 
+def first_answer(text: str, read: Callable[[str], str | None]) -> str | None:
+    """What `read` makes of a text, or of the part that answers before the model adds a turn of the user, or a question
+    of its own. Text between <answer> and </answer> is read before the rest of its part.
+
+    A turn ends an answer without a marker as well; a question only one with a marker.
+    """
+    turn = USER_TURN.search(text, len(text) - len(text.lstrip()) + 1)
+    if turn and (MARKER.search(text, 0, turn.start()) or read(text[: turn.start()]) is not None):
+        text = text[: turn.start()]
+    starts = [0, *(match.start() for match in ADDED.finditer(text)), len(text)]
+    parts = [text[a:b] for a, b in pairwise(starts) if MARKER.search(text, a, b)] if len(starts) > 2 else []
+    for part in (*parts, text):
+        marked = (f"Answer: {match}" for match in reversed(ANSWER_MARKS.findall(part)))
+        for each in chain(marked, [part]):
+            if (answer := read(each)) is not None:
+                return answer
+    return None
+
+
+def _without_last_questions(text: str) -> str:
+    """The text without the questions that it ends with; as it is if there is nothing else."""
+    end, first = len(text), WORD.search(text)
+    for start in reversed([0, *(match.end() for match in SENTENCE_END.finditer(text))]):
+        if WORD.search(text, start, end):
+            if not text[start:end].rstrip(" *\n").endswith("?"):
+                return text[:end]
+            end = start
+        if not first or start <= first.start():
+            break
+    return text
+
+
 def _clauses(text: str) -> Iterator[str]:
-    """Sentences after the last marker, then those from the one before up to it, and so on; questions after the rest."""
-    end = len(text)
+    """Sentences after the last marker, then those from the one before up to it, and so on; questions after the rest,
+    and in particular a marker within one ("Shall I say why the answer is not 48?")."""
+    end, questions = len(text), []
     for marker in reversed(list(MARKER.finditer(text))):
-        sentences = SENTENCE_END.split(text[marker.end() : end])
-        yield from sorted(filter(WORD.search, sentences), key=lambda sentence: sentence.rstrip().endswith("?"))
+        for sentence in filter(WORD.search, SENTENCE_END.split(text[marker.end() : end])):
+            if sentence.rstrip().endswith("?"):
+                questions.append(sentence)
+            else:
+                yield sentence
         end = marker.start()
+    yield from questions
 
 
 def _value(number: re.Match) -> str | None:

@@ -28,7 +28,7 @@ from cream.errors import UserError
 from cream.evaluation.few_shot import build_prompt
 from cream.evaluation.grade import gold_option, is_option, options_of, split_question
 from cream.evaluation.statistics import format_percent, format_table, table_rows
-from cream.evaluation.tasks import find_task, grade
+from cream.evaluation.tasks import find_task, grade_record
 from cream.files.journal import Output
 from cream.records import Answer, Item, Message
 from cream.scoring import driver, logprobs
@@ -77,7 +77,7 @@ def is_choice(item: Item) -> bool:
     cannot grade."""
     if is_option(item.question, item.label):
         return True
-    grade(item.question, item.label, "", task=item.task)
+    grade_record(item, "")
     return False
 
 
@@ -122,6 +122,7 @@ def record_choice(item: Item, scored: Scored, norm: str) -> Answer:
         question=item.question,
         label=item.label,
         task=item.task,
+        grader=item.grader,
         responses="",
         final_prediction="none",
         correct=False,
@@ -194,7 +195,16 @@ def suffix(plan: Plan) -> str:
 
 
 def unused_flags(plan: Plan) -> list[str]:
-    unused = ["gen_n", "gen_temperature", "top_p", "do_sample", "gen_max_tokens", "extraction", "engine"]
+    unused = [
+        "gen_n",
+        "gen_temperature",
+        "top_p",
+        "do_sample",
+        "gen_max_tokens",
+        "extraction",
+        "engine",
+        "thinking_tags",
+    ]
     unused += [] if plan.flags.few_shot else ["seed"]
     return unused + (["sysprompt"] if plan.flags.prompt_format == "plain" else [])
 

@@ -156,7 +156,8 @@ def flip_row(task: str, a: Answer, b: Answer) -> dict:
         name: {"correct": answer.correct, "final_prediction": answer.final_prediction, "responses": _voting(answer)}
         for name, answer in (("a", a), ("b", b))
     }
-    return {"uuid": a.uuid, "question": a.question, "label": a.label, "task": task, **outcomes}
+    grader = {"grader": a.grader} if a.grader else {}
+    return {"uuid": a.uuid, "question": a.question, "label": a.label, "task": task, **grader, **outcomes}
 
 
 def _voting(answer: Answer) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from cream.cli import preflight
 from cream.engines import Sampling, SamplingFlags
 from cream.evaluation import choices, generation
+from cream.evaluation.grade import DEFAULT, Rules
 from cream.evaluation.questions import Questions
 from cream.files import store
 from cream.files.fingerprints import fingerprint_text
@@ -47,6 +48,7 @@ class Plan:
     questions: Questions
     flags: EvaluationFlags
     requests: dict[str, Prompt] | dict[str, Group]
+    rules: Rules = DEFAULT
     sampling: Sampling | None = None
     engine: dict | None = None  # its name, and arguments of engines.load
 
@@ -54,11 +56,6 @@ class Plan:
     def scoring(self) -> ModuleType:
         """One of SCORINGS."""
         return SCORINGS[self.flags.scoring]
-
-    @property
-    def strict(self) -> bool:
-        """Whether answers are extracted by the released code's rules."""
-        return self.flags.extraction == "strict"
 
     def unused_flags(self) -> list[str]:
         """Flags that decide nothing of the output."""
@@ -83,14 +80,14 @@ class Plan:
 
 
 def plan_evaluation(
-    questions: Questions, flags: EvaluationFlags, sampling: SamplingFlags, engine: dict, seed: int
+    questions: Questions, flags: EvaluationFlags, rules: Rules, sampling: SamplingFlags, engine: dict, seed: int
 ) -> Plan:
     """Raises UserError for an example without options where options are compared; says which flags do not apply."""
     requests = SCORINGS[flags.scoring].requests(questions, flags, sampling.sysprompt)
     if SCORINGS[flags.scoring].NEEDS_OPTIONS:
         log.info("options are compared, nothing is generated: flags of sampling, engine and extraction do not apply")
         return Plan(questions, flags, requests)
-    return Plan(questions, flags, requests, sampling.plan("evaluation", seed), engine)
+    return Plan(questions, flags, requests, rules, sampling.plan("evaluation", seed), engine)
 
 
 def evaluate(plan: Plan, output: Output, model: Model, **how) -> None:

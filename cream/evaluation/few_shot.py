@@ -29,16 +29,22 @@ def _place(task: str, questions: Path) -> Path:
     return questions.with_name("train.json")
 
 
-def files(places: Mapping[str, Path]) -> dict[Path, type[Question]]:
+def files(places: Mapping[str, Path], grader: str | None = None) -> dict[Path, type[Question]]:
     """The files of examples, each with the type of its records: one that serves a single task is of that task."""
     tasks: dict[Path, list[str]] = {}
     for task, path in places.items():
         tasks.setdefault(path, []).append(task)
-    return {path: questions_of(of[0]) if len(of) == 1 and of[0] else Question for path, of in tasks.items()}
+    return {path: questions_of(of[0] if len(of) == 1 else None, grader) for path, of in tasks.items()}
 
 
 def draw(
-    places: Mapping[str, Path], questions: Collection[Item], k: int, seed: int, *, skip: bool = False
+    places: Mapping[str, Path],
+    questions: Collection[Item],
+    k: int,
+    seed: int,
+    *,
+    skip: bool = False,
+    grader: str | None = None,
 ) -> dict[str, list[Item]]:
     """`k` examples for each task, from its file: those of the task, or of none, that are not one of `questions`.
 
@@ -47,7 +53,9 @@ def draw(
     Raises UserError where a file is missing or has fewer examples; all problems are listed at once.
     """
     problems, drawn = [], {}
-    held = {path: list(store.read(path, kind, skip=skip)) for path, kind in files(places).items() if path.exists()}
+    held = {
+        path: list(store.read(path, kind, skip=skip)) for path, kind in files(places, grader).items() if path.exists()
+    }
     taken = {_words(item.question) for item in questions}
     for task, path in places.items():
         if path not in held:

@@ -11,13 +11,14 @@ from msgspec import structs
 from cream.cli import preflight
 from cream.engines import Completion
 from cream.evaluation.few_shot import build_prompt
-from cream.evaluation.grade import majority
+from cream.evaluation.grade import Rules, majority
 from cream.evaluation.statistics import format_percent, format_table, table_rows
-from cream.evaluation.tasks import grade
+from cream.evaluation.tasks import grade_record
 from cream.files.journal import Output
 from cream.records import Answer, Item, Prompt, encode
 from cream.scoring.completions import generate_responses
 from cream.scoring.driver import Model
+from cream.text.thoughts import opens_thought, split_thought
 
 if TYPE_CHECKING:
     from cream.evaluation.evaluate import Plan
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cream.evaluation.questions import Questions
 
 NEEDS_OPTIONS = False
+TAG_TOKENS = 32  # a tag at the end of a prompt has fewer
 
 
 def requests(questions: Questions, flags: EvaluationFlags, sysprompt: str) -> dict[str, Prompt]:
@@ -53,15 +55,17 @@ def size(plan: Plan) -> float:
 def evaluate(plan: Plan, output: Output, model: Model, **how) -> Iterator[Answer]:
     """The graded record of each question that the journal does not hold yet. `how`: of `generate_responses`."""
     prompts, how = list(plan.requests.values()), how | {"engine": plan.engine}
-    for prompt, _, completions in generate_responses(
+    for prompt, ids, completions in generate_responses(
         output, model, partial(list, prompts), len(prompts), plan.sampling, **how
     ):
-        yield grade_responses(plan.questions.items[prompt.uuid], prompt, completions, plan.strict)
+        opened = opens_thought(model.chat.tokenizer.decode(ids[-TAG_TOKENS:]), plan.rules.tags)
+        about = {"opened": opened, "tokenizer": model.chat.tokenizer}
+        yield grade_responses(plan.questions.items[prompt.uuid], prompt, completions, plan.rules, **about)
 
 
 def complete(plan: Plan, rows: Iterator[dict], output: Output) -> Iterator[dict]:
     """The records of all questions, in their order; one whose prompt does not fit is wrong."""
-    return fill_missing(rows, plan.requests, plan.questions.items, plan.strict)
+    return fill_missing(rows, plan.requests, plan.questions.items, plan.rules)
 
 
 def summarise(plan: Plan, records: Sequence[Answer]) -> tuple[dict, str]:
@@ -77,30 +81,50 @@ def summarise(plan: Plan, records: Sequence[Answer]) -> tuple[dict, str]:
 # Graded records ------------------------------------------------------------------------------------------------------
 
 
-def grade_responses(item: Item, prompt: Prompt, completions: Sequence[Completion], strict: bool) -> Answer:
-    """The item with its responses; one that has none (its prompt did not fit) is wrong."""
+def grade_responses(
+    item: Item, prompt: Prompt, completions: Sequence[Completion], rules: Rules, *, opened: bool = False, tokenizer=None
+) -> Answer:
+    """The item with its responses; one that has none (its prompt did not fit) is wrong. `opened`: its prompt ends with
+    the tag that opens a thought; `tokenizer`: for the lengths of thoughts."""
     texts = [completion.text for completion in completions] or [""]
     reasons = [completion.finish_reason for completion in completions] or [None]
     lengths = [len(completion.token_ids) for completion in completions] or [None]
-    question = prompt.messages[-1].content
+    thoughts = [_thought_tokens(completion, rules, opened, tokenizer) for completion in completions]
+    thoughts = thoughts if any(tokens is not None for tokens in thoughts) else None
     several = {"all_responses": texts, "all_finish_reasons": reasons, "all_num_tokens": lengths}
-    return Answer(
+    several |= {"all_thought_tokens": thoughts}
+    record = Answer(
         uuid=item.uuid,
-        question=question,
+        question=prompt.messages[-1].content,
         label=item.label,
         task=item.task,
+        grader=item.grader or rules.grader,
         responses=texts[0],
+        final_prediction="none",
+        correct=False,
         finish_reason=reasons[0],
         num_tokens=lengths[0],
-        **_verdict(question, item, texts, strict),
-        **(several if len(texts) > 1 else {}),
+        thought_tokens=thoughts and thoughts[0],
+        thought_opened=opened,
         extra=item.extra if completions else {**item.extra, "reason": "the prompt does not fit"},
     )
+    verdict = _verdict(record, texts, rules)
+    return structs.replace(record, **verdict, **(several if len(texts) > 1 else {}))
 
 
-def _verdict(question: str, item: Item, texts: Sequence[str], strict: bool) -> dict:
+def _thought_tokens(completion: Completion, rules: Rules, opened: bool, tokenizer) -> int | None:
+    """The number of tokens of a response's thought with its tags; None without a thought. Those of the final text and
+    the end of the turn are counted, so that both add up."""
+    thought, final, _ = split_thought(completion.text, rules.tags, opened)
+    if thought is None or tokenizer is None:
+        return None
+    rest = len(tokenizer(final, add_special_tokens=False)["input_ids"]) if final else 0
+    return max(0, len(completion.token_ids) - rest - (completion.finish_reason == "stop"))
+
+
+def _verdict(record: Answer, texts: Sequence[str], rules: Rules) -> dict:
     """The keys of a record that say how its responses are graded: the vote, and where there are several, each."""
-    grades = [grade(question, item.label, text, strict, item.task) for text in texts]
+    grades = [grade_record(record, text, rules, record.thought_opened) for text in texts]
     predictions, correct = map(list, zip(*grades, strict=True))
     vote = majority(predictions)
     verdict = {"final_prediction": predictions[vote], "correct": correct[vote]}
@@ -108,7 +132,7 @@ def _verdict(question: str, item: Item, texts: Sequence[str], strict: bool) -> d
 
 
 def fill_missing(
-    rows: Iterator[dict], prompts: Mapping[str, Prompt], items: Mapping[str, Item], strict: bool
+    rows: Iterator[dict], prompts: Mapping[str, Prompt], items: Mapping[str, Item], rules: Rules
 ) -> Iterator[dict]:
     """The graded records, in the order of the prompts; a prompt without a response gets a record that is wrong."""
     row = next(rows, None)
@@ -117,13 +141,13 @@ def fill_missing(
             yield row
             row = next(rows, None)
         else:
-            yield encode(grade_responses(items[uuid], prompt, [], strict))
+            yield encode(grade_responses(items[uuid], prompt, [], rules))
 
 
-def regrade(record: Answer, strict: bool) -> Answer:
+def regrade(record: Answer, rules: Rules) -> Answer:
     """The same record, each of its responses graded again."""
-    texts = record.all_responses or [record.responses]
-    return structs.replace(record, **_verdict(record.question, record, texts, strict))
+    verdict = _verdict(record, record.all_responses or [record.responses], rules)
+    return structs.replace(record, grader=record.grader or rules.grader, **verdict)
 
 
 def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
@@ -137,4 +161,6 @@ def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
 
 def strict_accuracies(records: Iterable[Answer]) -> dict[str, float]:
     """Accuracy per task by the released code's extraction rules."""
-    return {row["task"]: row["accuracy"] for row in table_rows(regrade(record, strict=True) for record in records)}
+    return {
+        row["task"]: row["accuracy"] for row in table_rows(regrade(record, Rules(strict=True)) for record in records)
+    }

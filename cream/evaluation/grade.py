@@ -10,6 +10,7 @@ for a label that it cannot grade.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 from cream.errors import UserError
@@ -18,14 +19,39 @@ from cream.evaluation.answers import (
     extract_choice_strict,
     extract_number,
     extract_number_strict,
+    label_number,
     numbers_equal,
 )
+from cream.evaluation.formulas import grade_formula, is_formula
+from cream.text.thoughts import USUAL, Tags
 
 Label = str | int | float
-OPTION_LINE = re.compile(r"^[ \t]*(?:\(([A-H1-9])\)|([A-H1-9])[.):])[ \t]+(\S(?:.*[^ \t\n])?)[ \t]*$", re.MULTILINE)
-OPTION_INLINE = re.compile(
-    r"(?<!\S)\(?([A-H1-9])\)[ \t]+(\S.*?)(?<![ \t])(?=[ \t]+\(?[A-H1-9]\)[ \t]|[ \t]*$)", re.MULTILINE
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How responses are graded, by flags: as the released code does; the tags around a thought; `grader` "math" for all
+    items, else each by its own."""
+
+    strict: bool = False
+    tags: Tags = USUAL
+    grader: str | None = None
+
+
+DEFAULT = Rules()
+
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MOST_OPTIONS = len(LETTERS)
+MARK = "[A-Z]|1\\d|2[0-6]|[1-9]"  # a letter, or a number up to 26
+OPTION_LINE = re.compile(
+    rf"^[ \t]*(?:\(({MARK})\)[ \t]*|({MARK})(?:\)[ \t]*|[.:][ \t]+))(\S(?:.*[^ \t\n])?)[ \t]*$", re.MULTILINE
 )
+OPTION_INLINE = re.compile(
+    rf"(?<!\S)\(?({MARK})\)[ \t]+(\S.*?)(?<![ \t])(?=[ \t]+\(?(?:{MARK})\)[ \t]|[ \t]*$)", re.MULTILINE
+)
+# The label that an option's own text begins with: "(A)4", "A)60", "A. Tom", "1) red"; not the 1 of "1.5" and "1:2".
+OWN_LABEL = re.compile(rf"(?:\(({MARK}|[a-z])\)|({MARK}|[a-z])(?:\)|[.:](?=\s)|(?<=[A-Za-z])[.:](?!\d)))\s*(?=\S)")
 
 
 def options_of(question: str) -> dict[str, str]:
@@ -43,8 +69,20 @@ def split_question(question: str) -> tuple[str, dict[str, str]]:
         start, options = _last_run(list(pattern.finditer(question)))
         if options:
             before = question[:start]
-            return (before[:-1] if before[-1:] in ("\n", " ") else before), options
+            texts = strip_labels([*options.values()])[0]
+            return (before[:-1] if before[-1:] in ("\n", " ") else before), dict(zip(options, texts, strict=True))
     return question, {}
+
+
+def strip_labels(texts: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """(the texts of options without the labels that they begin with, these labels); the texts as they are, and None,
+    unless all of them begin with labels that run from A, a or 1."""
+    found = [OWN_LABEL.match(text) for text in texts]
+    labels = [match[1] or match[2] for match in found if match]
+    runs = (list(LETTERS), list(LETTERS.lower()), [str(i + 1) for i in range(MOST_OPTIONS)])
+    if labels not in [run[: len(texts)] for run in runs]:
+        return [*texts], None
+    return [text[match.end() :] for text, match in zip(texts, found, strict=True)], labels
 
 
 def _last_run(matches: list[re.Match]) -> tuple[int, dict[str, str]]:
@@ -55,9 +93,13 @@ def _last_run(matches: list[re.Match]) -> tuple[int, dict[str, str]]:
         label = next(filter(None, labels))
         if label in ("A", "1"):
             runs.append((match.start(), {label: text}))
-        elif runs and label == chr(ord(next(reversed(runs[-1][1]))) + 1):
+        elif runs and label == _next_label(next(reversed(runs[-1][1]))):
             runs[-1][1][label] = text
     return next((run for run in reversed(runs) if len(run[1]) > 1), (0, {}))
+
+
+def _next_label(label: str) -> str:
+    return str(int(label) + 1) if label.isdecimal() else chr(ord(label) + 1)
 
 
 def gold_option(label: Label) -> str:
@@ -80,9 +122,12 @@ def grade_choice(question: str, label: Label, response: str, strict: bool = Fals
 
 
 def grade_number(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
-    """A number, compared as a decimal: "18.00" equals "18"."""
-    gold = extract_number(str(label).strip())
+    """A number, compared as a decimal: "18.00" equals "18". An item whose label is the letter of an option is multiple
+    choice, whatever its task."""
+    gold = label_number(str(label))
     if gold is None:
+        if is_option(question, label):
+            return grade_choice(question, label, response, strict)
         raise _ungradable(question, label, "not a number")
     answer = extract_number_strict(response) if strict else extract_number(response)
     if answer is None:
@@ -94,9 +139,23 @@ def grade_item(question: str, label: Label, response: str, strict: bool = False)
     """As the item itself says: multiple choice where the label is one of the question's options, else a number."""
     if is_option(question, label):
         return grade_choice(question, label, response, strict)
-    if extract_number(str(label).strip()) is None:
+    if label_number(str(label)) is None:
         raise _not_an_option(question, label, "not a number, and it has no option lines")
     return grade_number(question, label, response, strict)
+
+
+def grade_math(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
+    """As the item itself says: multiple choice, else a formula, which a number is as well (cream/evaluation/formulas.py
+    ). By the released rules, where nothing but numbers can be extracted, equality of strings."""
+    if is_option(question, label):
+        return grade_choice(question, label, response, strict)
+    gold = str(label).strip()
+    if not is_formula(gold):
+        raise _ungradable(question, label, "not a formula that math-verify reads")
+    if strict:
+        answer = extract_number_strict(response)
+        return answer or "none", answer == gold
+    return grade_formula(gold, response)
 
 
 def _not_an_option(question: str, label: Label, without: str) -> UserError:
@@ -106,7 +165,10 @@ def _not_an_option(question: str, label: Label, without: str) -> UserError:
 
 def _ungradable(question: str, label: Label, why: str) -> UserError:
     text = str(label).strip()
-    return UserError(f"question {question[:80]!r}: label {text[:80]!r} is {why}; fix the label or the question")
+    formulas = "; formulas (and whatever else is not a number as a whole) need --grader math" if "number" in why else ""
+    return UserError(
+        f"question {question[:80]!r}: label {text[:80]!r} is {why}; fix the label or the question{formulas}"
+    )
 
 
 def majority(predictions: Sequence[str]) -> int:

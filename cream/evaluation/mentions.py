@@ -35,6 +35,7 @@ LIST_DENIED = (
 )
 OPEN = r"[(\[\"'“‘]?"
 CLOSED = r"[)\]}%?!\"'’”]*\s*"
+PRONOUN = re.compile(r",?\s+(?!(?:is|or|and|because|since|not)\b)[a-z]", re.IGNORECASE)  # after "I", but for the label
 WHOLE = r"(?![\w%-]|['’]\w|\.\w|/\d)"  # a label, not the letter that opens a word: "e.g.", "i.e.", "for"
 REFUSAL = re.compile(
     r"\bnone\b(?!\s+of\s+the\s+others?\b)|\bneither\b(?!.{1,200}\bbut\b)"
@@ -48,7 +49,7 @@ def mentions(sentence: str, options: dict[str, str]) -> list[tuple[int, str]]:
 
     Any case, letters and digits: in brackets, before ")", after "option", before the option's own text, or opening
     the sentence with nothing, punctuation or a verb behind it. A bare capital counts anywhere, but "A" before any other
-    word is the article.
+    word is the article, and "I" the pronoun.
     """
     by_folded = {label.casefold(): label for label in options}
     any_label = "|".join(map(re.escape, options))
@@ -71,6 +72,8 @@ def mentions(sentence: str, options: dict[str, str]) -> list[tuple[int, str]]:
         if with_text and TEXT_DENIED_AFTER.match(words_of(after)[len(texts[label]) :]):  # "A) oxygen is wrong"
             continue
         verb_or_end = VERB_OR_END.match(after)
+        if label == "I" and not with_text and PRONOUN.match(after):
+            continue
         if (
             (match[0].isupper() and (label != "A" or verb_or_end or re.match(r"\s*[^\w\s]", after)))
             or re.match(r"[)\]]", after)

@@ -9,9 +9,11 @@ from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.evaluation.choices import FORMATS, NORMS
 from cream.evaluation.evaluate import SCORINGS
+from cream.evaluation.grade import Rules
 from cream.evaluation.tasks import is_all_test
 from cream.files import store
 from cream.records import Item, Prompt
+from cream.text.thoughts import Tags
 
 TAKES = {
     Prompt: "sampling takes unlabelled prompts: test questions must not enter training",
@@ -76,6 +78,12 @@ class EvaluationFlags:
         "how an answer is extracted from a response: default, or strict (the released code's rules)",
         choices=("default", "strict"),
     )
+    grader: str = flag(
+        "task",
+        "what compares answers: task, each task's rule (letters and numbers), and math-verify for items imported with "
+        "--grader math; math: math-verify for all that is not multiple choice",
+        choices=("task", "math"),
+    )
     scoring: str = flag(
         "generate",
         "generate a response and extract its answer, or compare the options' log-likelihoods (nothing to extract)",
@@ -92,6 +100,15 @@ class EvaluationFlags:
         "them); none is the harness's acc, chars its acc_norm",
         choices=tuple(NORMS),
     )
+
+    def rules(self, tags: Tags) -> Rules:
+        """How responses are graded; `tags` are those around a thought."""
+        return Rules(self.extraction == "strict", tags, self.all_by)
+
+    @property
+    def all_by(self) -> str | None:
+        """What grades all items, if not each by its own."""
+        return None if self.grader == "task" else self.grader
 
     def check(self, mode: str) -> None:
         """Raises UserError for a flag that does not apply in `mode`."""

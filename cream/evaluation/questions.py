@@ -41,7 +41,7 @@ def read_questions(
     `few_shot.draw` do.
     """
     task_files = {t: in_root(task.TEST) for t, task in TASKS.items() if task.IN_ALL_TEST} if is_all_test(path) else {}
-    files = _files(name, path, task_files)
+    files = _files(name, path, task_files, flags.all_by)
     every = _all_tasks(path, task_files, files, skip) if task_files else list(store.read(path, files[path], skip=skip))
     present = {item.task for item in every}
     for task, file in ((task, file) for task, file in task_files.items() if task not in present):
@@ -53,8 +53,8 @@ def read_questions(
     items, skipped = choices.with_options(items, path) if flags.scoring == "loglikelihood" else (items, 0)
     tasks = dict.fromkeys(item.task for item in items.values()) if flags.few_shot else {}
     places = few_shot.places(tasks, flags.few_shot_file, path, task_files)
-    examples = few_shot.draw(places, every, flags.few_shot, seed, skip=skip)
-    example_files = few_shot.files(places)
+    examples = few_shot.draw(places, every, flags.few_shot, seed, skip=skip, grader=flags.all_by)
+    example_files = few_shot.files(places, flags.all_by)
     kinds = files | example_files
     rejected = [row for file, kind in kinds.items() for row in store.rejected(file, kind)] if skip else []
     named = (("data", files), ("examples", example_files))
@@ -62,11 +62,12 @@ def read_questions(
     return Questions(items, examples, inputs, skipped, rejected)
 
 
-def _files(name: str, path: Path, task_files: Mapping[str, Path]) -> dict[Path, type[Question]]:
+def _files(name: str, path: Path, task_files: Mapping[str, Path], grader: str | None) -> dict[Path, type[Question]]:
     """The files that a data set's items are read from, each with the type of its records."""
     if not task_files:
-        return {path: questions_of(name.removesuffix("_test"))}
-    files = {path: Question} | {file: questions_of(task) for task, file in task_files.items()}
+        return {path: questions_of(name.removesuffix("_test"), grader)}
+    files = {path: questions_of(None, grader)}
+    files |= {file: questions_of(task, grader) for task, file in task_files.items()}
     if not any(file.exists() for file in files):
         raise UserError(f"--name all_test: none of its files exists ({', '.join(map(str, files))})")
     return {file: kind for file, kind in files.items() if file.exists()}

@@ -16,11 +16,14 @@ from cream.evaluation.statistics import format_table, table_rows
 from cream.files import store
 from cream.files.journal import Output
 from cream.records import Answer, encode
+from cream.text.thoughts import ThoughtFlags
 
 log = logging.getLogger("cream")
 
 
-def rescore(input_file: str | None, flags: EvaluationFlags, output_dir: str | None, run) -> None:
+def rescore(
+    input_file: str | None, flags: EvaluationFlags, thoughts: ThoughtFlags, output_dir: str | None, run
+) -> None:
     """Write the records of --input_file graded again, and say what changed. `run`: the script's flags of that name.
 
     Raises UserError for a flag that does not apply to the file, for a record that cannot be graded unless these are to
@@ -32,13 +35,16 @@ def rescore(input_file: str | None, flags: EvaluationFlags, output_dir: str | No
     records = list(store.read(source, Answer, skip=skip))
     if not records:
         raise store.nothing_left(source, Answer, "record is left to grade")
-    flag, grade = _rule(records, flags, source)
+    flag, grade = _rule(records, flags, thoughts, source)
     value = getattr(flags, flag)
     before, now, ungradable = _regrade(records, grade, source, skip)
-    default = source.with_name(f"{source.name.partition('.json')[0]}.rescored-{value}.json")
+    name = value if flags.grader == EvaluationFlags.grader else f"{value}-{flags.grader}"
+    default = source.with_name(f"{source.name.partition('.json')[0]}.rescored-{name}.json")
     provenance = run.provenance()
     provenance.output("input_file", source)
     settings = {flag: value, "on_bad_record": run.on_bad_record}
+    if flag == "extraction":
+        settings |= {"grader": flags.grader, "thinking_tags": thoughts.thinking_tags}
     output = Output(names.choose_output(output_dir, default), settings, provenance, overwrite=run.overwrite)
     log.info(_report(before, now, f"{flag} {value}", names.short(input_file)))
     if output.up_to_date:
@@ -51,16 +57,19 @@ def rescore(input_file: str | None, flags: EvaluationFlags, output_dir: str | No
     log.info("results: %s", output.path)
 
 
-def _rule(records: list[Answer], flags: EvaluationFlags, source: Path) -> tuple[str, Callable[[Answer], Answer]]:
+def _rule(
+    records: list[Answer], flags: EvaluationFlags, thoughts: ThoughtFlags, source: Path
+) -> tuple[str, Callable[[Answer], Answer]]:
     """The flag that says how these records are graded, and the rule."""
     compared = any(record.option_logprob for record in records)  # nothing to extract, but an option to choose again
-    flag, unused = ("length_norm", "extraction") if compared else ("extraction", "length_norm")
-    if getattr(flags, unused) != getattr(EvaluationFlags, unused):
-        how = "compared options" if compared else "generated responses"
-        raise UserError(f"--{unused} {getattr(flags, unused)}: {source} has {how}, to which it does not apply")
+    flag, unused = ("length_norm", ("extraction", "grader")) if compared else ("extraction", ("length_norm",))
+    for name in unused:
+        if getattr(flags, name) != getattr(EvaluationFlags, name):
+            how = "compared options" if compared else "generated responses"
+            raise UserError(f"--{name} {getattr(flags, name)}: {source} has {how}, to which it does not apply")
     if compared:
         return flag, partial(choices.choose_option, norm=flags.length_norm)
-    return flag, partial(generation.regrade, strict=flags.extraction == "strict")
+    return flag, partial(generation.regrade, rules=flags.rules(thoughts.tags))
 
 
 def _regrade(

@@ -1,6 +1,7 @@
 """How sure an accuracy, a mean over seeds, or a difference between two methods is; and the table that says so."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from math import comb, nan, sqrt
 from statistics import NormalDist, fmean, stdev
 
@@ -8,6 +9,7 @@ from cream.records import Answer, encode
 
 COUNTS = ("n", "correct", "unanswered", "truncated")
 RATES = ("accuracy", "unanswered_rate", "truncated_rate", "mean_tokens")
+THOUGHTS = ("mean_thought_tokens", "mean_final_tokens", "in_thought_rate")  # where a response has a thought
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -105,6 +107,8 @@ def summarise(records: Iterable[Mapping]) -> list[dict]:
     `finish_reason` means stop); its rate is the mean over items of that share of theirs. `mean_tokens`: of responses of
     known length, None without one. Only where items have k > 1 responses: `answers` (k); `pass_at`, the mean over items
     of `pass_at_k` for 1, 2, 4 … and k; `pass_at_error`, its standard errors (None for a single item).
+    Only where a response has a thought: `mean_thought_tokens` and `mean_final_tokens`, which add up to `mean_tokens`,
+    and `in_thought_rate`, the share of responses that were truncated within their thought.
     Several tasks get a last row "macro": counts summed, rates the unweighted mean over tasks, no interval.
     """
     tasks: dict[str, list[Mapping]] = {}
@@ -115,6 +119,8 @@ def summarise(records: Iterable[Mapping]) -> list[dict]:
     ]  # wrong and one alone: its prompt may not have fit
     counts = [len(r.get("all_correct") or [True]) for r in graded if r.get("all_correct") or r["correct"]]
     rows = [_row(task, group, min(counts, default=1)) for task, group in tasks.items()]
+    if any(record.get("thought_tokens") is not None for record in graded):
+        rows = [row | _thoughts(group) for row, group in zip(rows, tasks.values(), strict=True)]
     return [*rows, _macro(rows)] if len(rows) > 1 else rows
 
 
@@ -134,6 +140,25 @@ def _row(task: str, group: Sequence[Mapping], responses: int) -> dict:
     row |= {"truncated": sum(map(sum, cut)), "truncated_rate": fmean(map(fmean, cut))}
     row["mean_tokens"] = fmean(tokens) if tokens else None
     return row | _passes([_each(record, "correct", "all_correct") for record in group], responses)
+
+
+def _thoughts(group: Sequence[Mapping]) -> dict:
+    """The THOUGHTS of a task; a response without a thought has one of no tokens."""
+    lengths = [
+        (total, thought or 0)
+        for record in group
+        for total, thought in zip_longest(  # of several responses none may have a thought
+            _each(record, "num_tokens", "all_num_tokens"),
+            _each(record, "thought_tokens", "all_thought_tokens"),
+        )
+        if total is not None
+    ]
+    if not lengths:
+        return dict.fromkeys(THOUGHTS)
+    thoughts, finals = fmean(thought for _, thought in lengths), fmean(total - thought for total, thought in lengths)
+    return dict(
+        zip(THOUGHTS, (thoughts, finals, fmean(total == thought > 0 for total, thought in lengths)), strict=True)
+    )
 
 
 def _each(record: Mapping, one: str, several: str) -> Sequence:
@@ -156,7 +181,7 @@ def _macro(rows: Sequence[Mapping]) -> dict:
         return None if None in values else fmean(values)
 
     macro = {"task": "macro", **{key: sum(row[key] for row in rows) for key in COUNTS}, "low": None, "high": None}
-    macro |= {key: mean([row[key] for row in rows]) for key in RATES}
+    macro |= {key: mean([row[key] for row in rows]) for key in (*RATES, *THOUGHTS) if key in rows[0]}
     if "pass_at" in rows[0]:
         macro |= {"answers": rows[0]["answers"], "pass_at": {}, "pass_at_error": {}}
         for j in rows[0]["pass_at"]:
@@ -175,6 +200,8 @@ def format_table(rows: Sequence[Mapping]) -> str:
     passes = list(dict.fromkeys(j for row in rows for j in row.get("pass_at", ())))
     lines = [["task", "n", "correct", "accuracy of vote %" if passes else "accuracy %", "95 % interval"]]
     lines[0] += [*(f"pass@{j} %" for j in passes), "unanswered %", "truncated %", "tokens"]
+    thinks = any("mean_thought_tokens" in row for row in rows)
+    lines[0] += ["of thought", "of final text", "truncated in thought %"] if thinks else []
     for row in rows:
         interval = "" if row["low"] is None else f"{_percent(row['low'])} to {_percent(row['high'])}"
         cells = [row["task"], str(row["n"]), str(row["correct"]), _percent(row["accuracy"]), interval]
@@ -182,7 +209,10 @@ def format_table(rows: Sequence[Mapping]) -> str:
             values = [row.get(key, {}).get(j) for key in ("pass_at", "pass_at_error")]
             cells.append(" ± ".join(_percent(value) for value in values if value is not None))
         cells += [_percent(row["unanswered_rate"]), _percent(row["truncated_rate"])]
-        cells.append("" if row["mean_tokens"] is None else f"{row['mean_tokens']:.1f}")
+        lengths = ["mean_tokens", *(THOUGHTS[:2] if thinks else [])]
+        cells += ["" if row.get(key) is None else f"{row[key]:.1f}" for key in lengths]
+        if thinks:
+            cells.append("" if row.get(THOUGHTS[2]) is None else _percent(row[THOUGHTS[2]]))
         lines.append(cells)
     return aligned(lines)
 

@@ -7,7 +7,7 @@ bound of such a model.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cream.evaluation.tasks import grade
+from cream.evaluation.tasks import grade_record
 from cream.pairs.choice import Choice, best_against_worst
 from cream.records import Item, Rewards
 
@@ -25,7 +25,7 @@ def choose(record: Rewards, usable: Sequence[int], item: Item | None, options: O
     """The highest-rewarded correct response against the lowest-rewarded wrong one, even where that has the higher
     reward: the Oracle knows better. The first of ties wins."""
     texts = record.responses()
-    correct = [i for i in usable if grade(item.question, item.label, texts[i], task=item.task)[1]]
+    correct = [i for i in usable if grade_record(item, texts[i])[1]]
     wrong = [i for i in usable if i not in correct]
     if correct and wrong:
         return [best_against_worst(record.reward, correct, wrong)]

@@ -1,7 +1,8 @@
 """Gold labels as rewards, without a model: 1 where a response's final answer is the label, 0 where it is another.
 
-The answer is extracted and graded as in evaluation: multiple choice by letter, numbers as decimals. A response from
-which none can be extracted has no reward. Labels belong to prompts by uuid; the options of a multiple choice question
+The answer is extracted from the response's final text, not its thought, and graded as in evaluation: multiple choice by
+letter, numbers as decimals, formulas of items with `grader` "math" by math-verify. A response from which none can be
+extracted has no reward. Labels belong to prompts by uuid; the options of a multiple choice question
 are those in the label's question.
 """
 
@@ -11,17 +12,19 @@ from pathlib import Path
 
 from cream.cli.flags import flag
 from cream.errors import UserError
-from cream.evaluation.tasks import Question, grade, questions_in
+from cream.evaluation.grade import Rules
+from cream.evaluation.tasks import Question, grade_record, questions_in
 from cream.files import store
 from cream.records import Samples
 from cream.rewards.base import GroupReward
 from cream.scoring.driver import Pass
+from cream.text.thoughts import ThoughtFlags
 
 NOTHING = "no answer could be extracted"
 
 
 @dataclass
-class Options:
+class Options(ThoughtFlags):
     """Rewards by gold labels (labels)"""
 
     labels: str | None = flag(None, "labelled questions, matched with the prompts by uuid", decides=False)
@@ -64,10 +67,14 @@ def prepare(options: Options, samples: Callable[[], Iterable[Samples]], skip: bo
 
 def combine(sample: Samples, results: dict[str, list], options: Options) -> GroupReward:
     """The extracted answers are in `texts`."""
-    item, strict = options.items.get(sample.uuid), options.extraction == "strict"
+    item, rules = options.items.get(sample.uuid), Rules(options.extraction == "strict", options.tags)
     if item is None:
         raise UserError(f"record {sample.uuid!r} has no label: the samples were changed while this ran; run it again")
-    graded = [grade(item.question, item.label, text, strict=strict, task=item.task) for text in sample.responses]
+    thoughts = getattr(sample, "thought_tokens", None) or [None] * len(sample.responses)  # null: no thought
+    graded = [
+        grade_record(item, text, rules, opened=thought is not None)
+        for text, thought in zip(sample.responses, thoughts, strict=True)
+    ]
     extracted = [None if prediction == "none" else prediction for prediction, _ in graded]
     reward = [None if text is None else float(correct) for text, (_, correct) in zip(extracted, graded, strict=True)]
     reason = [NOTHING if text is None else None for text in extracted]

@@ -23,7 +23,14 @@ from cream.text.prompts import apply
 
 log = logging.getLogger("cream")
 
-UNUSED = ("few_shot", "scoring", "prompt_format", "length_norm")  # flags that decide nothing of samples
+UNUSED = (
+    "few_shot",
+    "scoring",
+    "prompt_format",
+    "length_norm",
+    "grader",
+    "thinking_tags",
+)  # flags that decide nothing of samples
 
 
 class Prompts(NamedTuple):

@@ -17,9 +17,10 @@ from typing import ClassVar
 
 from cream.cli.names import in_root, short
 from cream.errors import UserError
-from cream.evaluation.grade import Label
+from cream.evaluation.grade import DEFAULT, Label, Rules, grade_math
 from cream.evaluation.tasks import arc_challenge, arc_easy, gsm8k, openbookqa, other, siqa, tiny
 from cream.records import Item
+from cream.text.thoughts import USUAL, Tags, split_thought
 
 TASKS: dict[str, ModuleType] = {
     "arc_easy": arc_easy,
@@ -54,14 +55,32 @@ def is_all_test(path: Path) -> bool:
 
 
 def grade(
-    question: str, label: Label, response: str, strict: bool = False, task: str | None = None
+    question: str,
+    label: Label,
+    response: str,
+    strict: bool = False,
+    task: str | None = None,
+    *,
+    grader: str | None = None,
+    tags: Tags = USUAL,
+    opened: bool = False,
 ) -> tuple[str, bool]:
-    """(prediction in lower case, or "none"; whether it is correct) of one response, by the rule of its task.
+    """(prediction, "none" without one; whether it is correct) of one response, by the rule of its task or by `grader`.
 
-    Without a known task: multiple choice where the label is one of the question's options, else a number. `strict`
-    grades as the released code does. Raises UserError for a label that cannot be graded.
+    Only the response's final text is read, not its thought between `tags`; `opened`: see `split_thought`. Without a
+    known task: multiple choice where the label is one of the question's options, else a number. `strict` grades the
+    whole response as the released code does. Raises UserError for a label that cannot be graded.
     """
-    return find_task(task).grade(question, label, response, strict)
+    text = response if strict else split_thought(response, tags, opened).final
+    rule = grade_math if grader == "math" else find_task(task).grade
+    return rule(question, label, text, strict)
+
+
+def grade_record(item: Item, response: str, rules: Rules = DEFAULT, opened: bool = False) -> tuple[str, bool]:
+    """`grade` of a response to an item, by its own grader if it has one."""
+    grader = item.grader or rules.grader
+    how = {"grader": grader, "tags": rules.tags, "opened": opened}
+    return grade(item.question, item.label, response, rules.strict, item.task, **how)
 
 
 class Question(Item, kw_only=True):
@@ -72,22 +91,26 @@ class Question(Item, kw_only=True):
     """
 
     file_task: ClassVar[str | None] = None  # of the items of a file that do not name theirs
+    file_grader: ClassVar[str | None] = None
 
     def __post_init__(self):
         self.task = self.task or self.file_task
+        self.grader = self.grader or self.file_grader
         try:
-            grade(self.question, self.label, "", task=self.task)
+            grade_record(self, "")
         except UserError as error:
             raise ValueError(str(error)) from None
 
 
 @cache
-def questions_of(name: str) -> type[Question]:
-    """Question for the file of one task: an item that names no task is of this one, and graded by its rule."""
+def questions_of(name: str | None, grader: str | None = None) -> type[Question]:
+    """Question for the file of one task: an item that names no task is of this one, and graded by its rule, or by this
+    grader."""
 
     class TaskQuestion(Question, kw_only=True):
         __doc__ = Question.__doc__
         file_task = name
+        file_grader = grader
 
     return TaskQuestion
 
