@@ -34,8 +34,8 @@ class ThoughtFlags:
 
     thinking_tags: str | None = flag(
         "usual",
-        "tags around a thought: OPEN CLOSE with a space between, pairs separated by commas; usual: <think> </think> and "
-        "nine others (cream/text/thoughts.py); none: responses have no thoughts",
+        "tags around a thought: OPEN CLOSE with a space between, pairs separated by commas; usual: <think> </think> "
+        "and nine others (cream/text/thoughts.py); none: responses have no thoughts",
     )
 
     def __post_init__(self):
