@@ -19,6 +19,7 @@ from cream.errors import UserError
 from cream.files import journal, store
 from cream.records import Samples
 from cream.rewards import REWARDS, passes, stage
+from cream.text.options import ThoughtUse
 
 EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
@@ -66,6 +67,7 @@ class RewardConfig:
     model: Model = group(Model)
     rewarding: Rewarding = group(Rewarding)
     options: Options = group(Options)
+    thoughts: ThoughtUse = group(ThoughtUse)
     run: TrialRun = group(TrialRun)
 
 
@@ -87,7 +89,7 @@ def main(argv=None):
     target = Path(r.output) if r.output else stage.default_output(path, reward, model.name(), checkpoints)
     stage.check_output(target, path)
     provenance = config.run.provenance()
-    stage.add_inputs(provenance, run, folders, model.add_template, config.cluster.tensor_parallel_size)
+    stage.add_inputs(provenance, run, folders, model, config.cluster.tensor_parallel_size)
     decide = stage.deciding_flags(config, options, run.passes) | {"reward": reward}
     output = journal.Output(target, decide, provenance, overwrite=config.run.overwrite)
     log.info("reward %s of %d prompts in %s", reward, prompts, path)
@@ -106,7 +108,7 @@ def main(argv=None):
                 prompts,
                 pool=partial(config.cluster.pool, config.device),
                 bf16=config.device.bf16,
-                template=model.template(),
+                text=model.text() | config.thoughts.text(),
                 show=r.show_example,
             )
             if skip:

@@ -165,6 +165,11 @@ class Pair(Record, kw_only=True):
     rejected_truncated: bool = False
     source_prompt: list[Message] | None = None
 
+    @property
+    def sampled(self) -> bool:
+        """Whether its responses are known to be sampled by a model; those of an imported pair may come from anywhere."""
+        return self.selected_index is not None or self.selected_logp is not None
+
     def __post_init__(self):
         for name in ("selected", "rejected"):
             conversation = getattr(self, name)

@@ -69,8 +69,8 @@ class Plan:
         shots = f"-{self.flags.few_shot}shot" if self.flags.few_shot else ""
         return f"{policy}-{data}{shots}{self.scoring.suffix(self)}"
 
-    def load_format(self, policy: Path, template: Path | None, group: int) -> Chat | Plain:
-        """How a prompt becomes tokens for the policy in this folder. Raises UserError where options are compared, and
+    def load_format(self, policy: Path, text: dict, group: int) -> Chat | Plain:
+        """How a prompt becomes tokens for the policy in this folder, `text` as `load_chat` takes it. Raises UserError where options are compared, and
         `group` devices cannot hold the policy together."""
         from cream.model.load import check_tp_size, load_chat, load_tokenizer
 
@@ -79,7 +79,7 @@ class Plan:
                 check_tp_size(policy, group)
             if self.flags.prompt_format == "plain":
                 return Plain(load_tokenizer(policy))
-        return load_chat(policy, template)
+        return load_chat(policy, **text)
 
 
 def plan_evaluation(
@@ -114,7 +114,7 @@ def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
     first = next(iter(plan.requests.values()))
     facts |= {
         "first_prompt": render(chat, first.prompt if isinstance(first, Group) else first.messages),
-        "chat_template": fingerprint_text(chat.tokenizer.chat_template) if isinstance(chat, Chat) else None,
+        "chat_template": fingerprint_text(chat.template) if isinstance(chat, Chat) else None,
         "few_shot": plan.flags.few_shot,
     }
     path = summary_path(output.path)

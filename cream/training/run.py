@@ -75,7 +75,7 @@ def work(job: Job) -> None:
 def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     """Everything between set-up and sidecar; returns the counts and the last metrics for the latter."""
     config, stage, o = job.config, job.stage, job.config.optimisation
-    chat = load_chat(job.start, config.model.template())
+    chat = load_chat(job.start, **config.model.text(), **config.thoughts.text())
     dropped: Counter[str] = Counter()
     rows, facts = _examples(job, chat, dropped)
     examples = [example for _, example in rows]
@@ -90,7 +90,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     tokens = common_budget(accelerator, weights, o.max_tokens_per_batch)
     if stage.reference:
         source = Source(job.header["inputs"]["start"], precision.name, accelerator.device.type)
-        reference.check_recorded(stage, examples, job.data, job.header["inputs"], source)
+        reference.check_recorded(stage, examples, job.data, job.header, source)
         reference.fill(accelerator, model, stage, rows, job.data, source, tokens)
     job.provenance.check_unchanged()
     _begin(accelerator, job)
