@@ -211,10 +211,10 @@ def test_the_rate_warms_up_then_follows_the_cosine_of_transformers(steps, ratio)
 
 def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
     model, examples = load(tiny_folder), sft_examples(tiny_chat)
-    loss, _ = SFT.loss(model, model.pack([[tokens] for tokens in examples]), examples)
-    batch, plain = pad([examples]), load(tiny_folder, share=False).model
+    loss, _ = SFT.loss(model, model.pack(examples), examples)
+    batch, plain = pad(examples), load(tiny_folder, share=False).model
     labels = torch.full_like(batch.input_ids, -100)
-    for row, tokens in zip(labels, examples, strict=True):
+    for row, (tokens,) in zip(labels, examples, strict=True):
         for start, end in tokens.spans:
             row[start:end] = torch.tensor(tokens.ids[start:end])
     assert {row[row != -100][-1].item() for row in labels} == {tiny_chat.end_of_turn}  # it learns to stop
@@ -240,12 +240,12 @@ class Table(torch.nn.Module):
 
 def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
     examples = sft_examples(tiny_chat)
-    batch = pad([examples])
+    batch = pad(examples)
     model = LogProbs(Table(*batch.input_ids.shape, len(tiny_chat.tokenizer)), share=False)
     SFT.loss(model, batch, examples)[0].backward()
     touched = model.model.logits.grad.abs().sum(-1) > 0
     answers = torch.zeros_like(touched)
-    for row, tokens in zip(answers, examples, strict=True):
+    for row, (tokens,) in zip(answers, examples, strict=True):
         for start, end in tokens.spans:
             row[start - 1 : end - 1] = True  # what predicts them
     assert torch.equal(touched, answers)
@@ -265,10 +265,10 @@ def test_the_pad_id_changes_no_gradient(tiny_folder, tiny_chat, stage):
 
 def test_what_does_not_fit_is_dropped_and_not_cut(tiny_chat):
     dropped = Counter()
-    lengths = {r.uuid: len(tiny_chat.encode_conversation(r.messages)) for r in conversations()}
+    lengths = {r.uuid: len(*tiny_chat.encode_conversation(r.messages)) for r in conversations()}
     limit = sorted(lengths.values())[5]
     kept = SFT.prepare(conversations(), tiny_chat, limit, dropped)
-    assert {uuid: len(tokens) for uuid, tokens in kept} == {u: n for u, n in lengths.items() if n <= limit}
+    assert {uuid: len(tokens) for uuid, (tokens,) in kept} == {u: n for u, n in lengths.items() if n <= limit}
     assert dropped == {f"longer than {limit} tokens": 12 - len(kept)} and 0 < len(kept) < 12
 
 
@@ -803,7 +803,7 @@ class Stage:
         self.summary = f"strength {options.strength:g}"
 
     def prepare(self, records, chat, limit, dropped):
-        return [(record.uuid, Example(chat.encode_conversation(record.messages))) for record in records]
+        return [(record.uuid, Example(*chat.encode_conversation(record.messages))) for record in records]
 
     def facts(self, examples):
         return {"anchors": len(examples)}
@@ -900,7 +900,7 @@ def test_a_stage_is_a_file_and_a_line(commands):
     assert first["away"] < 1e-3 < last["away"] and "conversations_per_second" in first
     chat = load_chat(commands.folder / "assets/tiny_m0")
     records = store.read(commands.folder / "localdata/tiny/sft.json", Conversation)
-    examples = [[chat.encode_conversation(record.messages)] for record in records]
+    examples = [chat.encode_conversation(record.messages) for record in records]
     start = load(commands.folder / "assets/tiny_m0")
     plan = next(global_batches(8, 4, 1, seed=0))
     wanted = -sum(score(start, [examples[i]], Budget(1000))[0][0] for i in plan) / 4

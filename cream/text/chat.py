@@ -19,7 +19,8 @@ from cream.text.templates import check_numbers, check_variables, limit_rendering
 from cream.text.thoughts import USUAL, Tags, opens_thought, split_thought
 from cream.text.tokens import Tokens, describe_length, show_spans
 
-NOT_A_PREFIX = "the template rewrites the prompt once a response follows"
+NOT_A_PREFIX = "the tokenizer merges the prompt's last token with the response"
+REWRITTEN = "the template rewrites the prompt once a response follows"
 CLOSED = "the response has a thought, but the template's generation prompt has an empty one already"
 UNFINISHED = "the response ends within its thought"
 TEMPLATE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
@@ -34,6 +35,15 @@ def _strftime(form: str) -> str:
 
 class Refused(UserError):
     """A template refuses one conversation; others may be fine."""
+
+
+@contextmanager
+def naming(uuid: str) -> Iterator[None]:
+    """A template's refusal within it names the record."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"record {uuid!r}: {error}") from None
 
 
 class Chat:
@@ -97,7 +107,9 @@ class Chat:
         self._closing = ends.count(self.end_of_turn)
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.stop_ids = tuple(sorted({self.end_of_turn, *eos, *generation_eos}))
-        self._opening = self._find_opening(prompt, ids)
+        self._opening = text, opening = self._find_opening(prompt, ids)
+        response = PROBE[1].content
+        self._separable = self._ids([text + response])[0] == [*opening, *self._bare_ids(response)]
 
     @property
     def dated(self) -> bool:
@@ -113,7 +125,9 @@ class Chat:
         return len(self._ids([text[:HUGE]])[0]) > limit + 1  # the last one may be incomplete
 
     def refusal(self, messages: Sequence[Message]) -> str | None:
-        """Why the template refuses these messages, a prompt or a conversation; None if it does not."""
+        """Why the template refuses these messages, a prompt or a conversation; None if it does not, or they are huge."""
+        if sum(len(message.content) for message in messages) > HUGE:
+            return None
         try:
             self._render(messages, messages[-1].role == "user")
         except Refused as error:
@@ -198,14 +212,16 @@ class Chat:
             rows.append(row)
         return rows
 
-    def decode(self, ids: Sequence[int], special: bool = True) -> str:
-        """The text of ids; `special`: of special tokens too. Nothing is tidied, so that it tokenises back to the ids
-        as far as it can."""
-        return self.tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, of special ones too."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def thought_tokens(self, ids: Sequence[int]) -> int | None:
+    def thought_tokens(self, ids: Sequence[int], text: str | None = None) -> int | None:
         """How many of a response's ids are its thought, the tags included; None if it has none. All of them, if it ends
-        within."""
+        within. `text`: that of the ids, without special tokens perhaps."""
+        marks = (tag for pair in self.tags for tag in pair)
+        if text is not None and not (self.opened or self.special.intersection(ids) or any(m in text for m in marks)):
+            return None
         text = self.decode(ids)
         split = split_thought(text, self.tags, self.opened)
         if split.thought is None or not split.closed:
@@ -216,6 +232,11 @@ class Chat:
             middle = (low + high) // 2
             low, high = (low, middle) if len(self.decode(ids[:middle])) >= end else (middle + 1, high)
         return low
+
+    def thought_marks(self) -> set[int]:
+        """The special tokens among the tags of thoughts."""
+        tags = [tag for pair in self.tags for tag in pair]
+        return {token for row in self._ids(tags) for token in row} & self.special
 
     def _mask(self, tokens: Tokens | str) -> Tokens | str:
         """The tokens without the thought of their last span as a part of that span."""
@@ -232,14 +253,16 @@ class Chat:
         whole = self._render([*prompt, Message("assistant", response)], False)
         if whole.startswith(rendered):
             (row,) = self._append(rendered, ids, [whole[len(rendered) :]])
-            ends = [i for i in range(len(ids), len(row or ())) if row[i] == self.end_of_turn]
-            if len(ends) < self._closing:
+            if row is None:
                 return NOT_A_PREFIX
+            ends = [i for i in range(len(ids), len(row)) if row[i] == self.end_of_turn]
+            if len(ends) < self._closing:
+                return REWRITTEN
             end = ends[-self._closing] + complete
             return Tokens(row[:end], [(len(ids), end)])
         thought = split_thought(response, self.tags).thought
         if not opens_thought(rendered, self.tags):
-            return NOT_A_PREFIX if thought is None else CLOSED
+            return REWRITTEN if thought is None else CLOSED
         # The template, such as DeepSeek-R1's, opens a thought for a response that it would write without one.
         opening, closing = next(pair for pair in self.tags if rendered.rstrip().endswith(pair[0]))
         line = rendered[len(rendered.rstrip()) :]
@@ -259,19 +282,17 @@ class Chat:
 
         Both are tokenised together, from the prompt's last special token on, across which nothing merges. Where they
         would merge all the same, the text is tokenised by itself: a model that is given the prompt's ids cannot write
-        otherwise. None where that is another text, with tokenizers that put a space before each.
+        otherwise. None with tokenizers that put a space before such a text.
         """
         text, opening = self._opening
         if not rendered.endswith(text) or ids[-len(opening) :] != opening:
             text, opening = rendered, ids
         before, found = ids[: len(ids) - len(opening)], []
         for row, added in zip(self._ids([text + added for added in texts]), texts, strict=True):
-            if row[: len(opening)] != opening:
-                row = opening + self.tokenizer(added, add_special_tokens=False, verbose=False)["input_ids"]
-                if self.decode(row) != self.decode(opening) + added:
-                    found.append(None)
-                    continue
-            found.append(before + row)
+            if row[: len(opening)] == opening:
+                found.append(before + row)
+            else:
+                found.append([*ids, *self._bare_ids(added)] if self._separable else None)
         return found
 
     def _find_opening(self, rendered: str, prompt: list[int]) -> tuple[str, list[int]]:
@@ -323,6 +344,9 @@ class Chat:
         if bos is not None and bos != self.tokenizer.eos_token_id and any(ids[:2] == [bos, bos] for ids in rows):
             raise UserError(f"{self._name} renders two BOS tokens; a model expects one")
         return rows
+
+    def _bare_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _mismatch(self, prompt: list[int], ids: list[int]) -> str:
         at = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
