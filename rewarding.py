@@ -109,6 +109,7 @@ def main(argv=None):
                 pool=partial(config.cluster.pool, config.device),
                 bf16=config.device.bf16,
                 text=model.text() | config.thoughts.text(),
+                skip=skip,
                 show=r.show_example,
             )
             if skip:

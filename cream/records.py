@@ -171,7 +171,7 @@ class Pair(Record, kw_only=True):
 
     @property
     def sampled(self) -> bool:
-        """Whether its responses are known to be sampled by a model; those of an imported pair may come from anywhere."""
+        """Whether its responses are known to be a model's samples; those of an imported pair may be from anywhere."""
         return self.selected_index is not None or self.selected_logp is not None
 
     def __post_init__(self):

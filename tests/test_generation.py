@@ -108,8 +108,8 @@ DIALOGUE = [Message("user", "How many?<end>"), Message("assistant", "28."), Mess
 
 
 def check_in_one_piece(chat):
-    """Spans equal those of conversations tokenised whole, with the prompt's ids given or not; also of responses that the
-    template would trim, and where the whole would merge a response with its prompt."""
+    """Spans equal those of conversations tokenised whole, with the prompt's ids given or not; also of responses that
+    the template would trim, and where the whole would merge a response with its prompt."""
     for prompt in (DIALOGUE[:1], DIALOGUE):
         ids = chat.encode_prompt(prompt)
         for complete in (True, False):

@@ -70,8 +70,8 @@ class Plan:
         return f"{policy}-{data}{shots}{self.scoring.suffix(self)}"
 
     def load_format(self, policy: Path, text: dict, group: int) -> Chat | Plain:
-        """How a prompt becomes tokens for the policy in this folder, `text` as `load_chat` takes it. Raises UserError where options are compared, and
-        `group` devices cannot hold the policy together."""
+        """How a prompt becomes tokens for the policy in this folder; `text`: as `load_chat` takes it. Raises UserError
+        where options are compared, and `group` devices cannot hold the policy together."""
         from cream.model.load import check_tp_size, load_chat, load_tokenizer
 
         if self.scoring.NEEDS_OPTIONS:

@@ -21,6 +21,7 @@ from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.driver import Model, Pass
 from cream.scoring.logprobs import Group, Scored, keep_finite
 from cream.scoring.pool import Pool
+from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
 WORKERS = {"logprobs": logprobs, "heads": heads, "completions": completions}
@@ -102,19 +103,24 @@ def score_all(
     pool: Callable[[], Pool],
     bf16: bool | None,
     text: dict,
+    skip: bool,
     show: bool,
 ) -> dict[str, Source | None]:
     """All passes into the journal, as far as it does not hold them; returns role -> source of its log-probabilities.
 
     `folders`: the model of each role; `prompts`: how many samples there are; `text`: how it becomes tokens, as
-    `load_chat` takes it. `show`: print the first request as the model sees it.
+    `load_chat` takes it. `skip`: a prompt that the chat template refuses has no rewards. `show`: print the first
+    request as the model sees it.
     """
     from cream.model.load import load_chat
 
     done, sources = output.resume(), {}
     for p in run.passes:
         folder = folders[p.role].absolute()  # as the input: a replica works in a folder of its own
-        model = Model(folder, output.header["inputs"][p.role], load_chat(folder, **text), pool(), bf16)
+        chat = load_chat(folder, **text)
+        if not skip:
+            find_refusals(run.path, run.read(), chat, skip)
+        model = Model(folder, output.header["inputs"][p.role], chat, pool(), bf16)
         sources[p.role] = _run_pass(run, output, done, p, model, prompts, show and not sources)
     return sources
 

@@ -20,6 +20,7 @@ from cream.scoring.completions import generate_responses
 from cream.scoring.driver import Model
 from cream.text.chat import Chat
 from cream.text.prompts import apply
+from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
 
@@ -60,17 +61,9 @@ def output_folder(sampling: Sampling, sysprompt: str, data: str, model: str, che
 def check_prompts(prompts: Prompts, sysprompt: str, chat: Chat) -> Prompts:
     """The prompts without those that the chat template refuses, which count as malformed. Raises UserError for the
     first of these, unless they are to be skipped."""
-    refused = {}
-    for prompt in build_prompts(prompts.read, sysprompt):
-        if (why := chat.refusal(prompt.messages)) is not None:
-            refused[prompt.uuid] = why
+    refused = find_refusals(prompts.path, build_prompts(prompts.read, sysprompt), chat, prompts.skip)
     if not refused:
         return prompts
-    if not prompts.skip:
-        (uuid, why), more = next(iter(refused.items())), len(refused) - 1
-        raise UserError(
-            f"{prompts.path}: record {uuid!r}: {why}{f'; {more} more are refused' if more else ''}. {store.SKIP}"
-        )
     if len(refused) == prompts.total:
         raise UserError(f"{prompts.path}: no prompt is left to respond to; the first: {next(iter(refused.values()))}")
     read = partial(prompts.read, refused=refused)

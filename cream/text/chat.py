@@ -8,6 +8,7 @@ Loss masks come from spans, never from comparing ids with pad (pad may equal eos
 renders it.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -83,6 +84,8 @@ class Chat:
         self.special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | {
             *tokenizer.all_special_ids
         }
+        marks = sorted(tokenizer.convert_ids_to_tokens(sorted(self.special)), key=len, reverse=True)
+        self._marks = re.compile("|".join(map(re.escape, marks)) or "(?!)")
         probe_in_subprocess(lambda: [self._render(PROBE[:1], True), self._render(PROBE, False)], self._name)
         with self._explain_errors():
             check_numbers(self.template, self._name)
@@ -125,7 +128,7 @@ class Chat:
         return len(self._ids([text[:HUGE]])[0]) > limit + 1  # the last one may be incomplete
 
     def refusal(self, messages: Sequence[Message]) -> str | None:
-        """Why the template refuses these messages, a prompt or a conversation; None if it does not, or they are huge."""
+        """Why the template refuses these messages, a prompt or a conversation; None if not, or if they are huge."""
         if sum(len(message.content) for message in messages) > HUGE:
             return None
         try:
@@ -232,6 +235,12 @@ class Chat:
             middle = (low + high) // 2
             low, high = (low, middle) if len(self.decode(ids[:middle])) >= end else (middle + 1, high)
         return low
+
+    def find_mark(self, texts: Sequence[str]) -> str | None:
+        """The first special token that is written in a text, as which the tokenizer will read it; None if there is
+        none."""
+        found = (self._marks.search(text) for text in texts)
+        return next((match[0] for match in found if match), None)
 
     def thought_marks(self) -> set[int]:
         """The special tokens among the tags of thoughts."""

@@ -129,8 +129,8 @@ def is_template_name(template: str) -> bool:
 
 
 def parse_variables(text: str | None) -> dict[str, object]:
-    """The variables that --chat_template_kwargs gives: name=value,…, or a JSON object. Values are yes, no, JSON, or else
-    texts. Raises UserError for anything else."""
+    """The variables that --chat_template_kwargs gives: name=value,…, or a JSON object. Values are yes, no, JSON, or
+    else texts. Raises UserError for anything else."""
     if text is None:
         return {}
     try:
