@@ -100,16 +100,20 @@ class Chat:
             raise UserError(self._mismatch(ids, whole_ids))
         before, after = self._around_response(prompt, whole)
         self._lead = self._find_lead(before, whole_ids[len(ids) :])
-        ends = [token for token in self._ids([after])[0] if token in self.special]
+        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        stops = {*eos, *generation_eos}
+        ends = self._special_in(after)
+        self._closing = ends.count(ends[0]) if ends else 0  # 0: the next turn's header ends a response, as GLM-4's
+        if not ends and stops:
+            followed = self._render([*PROBE, PROBE[0]], False)
+            ends = [end for end in self._special_in(self._around_response(prompt, followed)[1])[:1] if end in stops]
         if not ends:
             raise UserError(
                 f"{self._name} does not end a response with a special token, so that a model could not learn to stop; "
                 "give another with --chat_template FILE"
             )
         self.end_of_turn = ends[0]  # others may close the whole conversation
-        self._closing = ends.count(self.end_of_turn)
-        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        self.stop_ids = tuple(sorted({self.end_of_turn, *eos, *generation_eos}))
+        self.stop_ids = tuple(sorted({self.end_of_turn, *stops}))
         self._opening = text, opening = self._find_opening(prompt, ids)
         response = PROBE[1].content
         self._separable = self._ids([text + response])[0] == [*opening, *self._bare_ids(response)]
@@ -262,8 +266,8 @@ class Chat:
         whole = self._render([*prompt, Message("assistant", response)], False)
         if whole.startswith(rendered):
             (row,) = self._append(rendered, ids, [whole[len(rendered) :]])
-            if row is None:
-                return NOT_A_PREFIX
+            if row is None or not self._closing:
+                return self._close(row, ids, complete)
             ends = [i for i in range(len(ids), len(row)) if row[i] == self.end_of_turn]
             if len(ends) < self._closing:
                 return REWRITTEN
@@ -353,6 +357,9 @@ class Chat:
         if bos is not None and bos != self.tokenizer.eos_token_id and any(ids[:2] == [bos, bos] for ids in rows):
             raise UserError(f"{self._name} renders two BOS tokens; a model expects one")
         return rows
+
+    def _special_in(self, text: str) -> list[int]:
+        return [token for token in self._ids([text])[0] if token in self.special]
 
     def _bare_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
