@@ -2,13 +2,15 @@
 
 import copy
 import importlib.util
+import string
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from msgspec import structs
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from cream.engines import Completion, Sampling
 from cream.errors import UserError
@@ -269,21 +271,25 @@ def test_the_installed_templates_work_or_are_refused_with_their_reason(repo):
 
 
 @pytest.fixture(scope="module")
-def qwen3(workspace, tiny_tokenizer):
-    """A small random Qwen3 with its real template, that is quick to close its thoughts and its turns."""
+def qwen3(workspace):
+    """A small random Qwen3 with its real template, and data; each character is a token, so that what it samples
+    tokenises back."""
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     path = Path(pytest.importorskip("trl").__file__).parent / "chat_templates/qwen3.jinja"
-    tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
-    tokenizer.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>")])
+    vocabulary = {letter: i for i, letter in enumerate(f"\n{string.ascii_letters}{string.digits} .,?+<>/")}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[]))
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken(mark, special=True) for mark in ("<|im_start|>", "<|im_end|>", "<|pad|>")])
+    backend.add_tokens([AddedToken(tag, special=False) for tag in ("<think>", "</think>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|pad|>")
     tokenizer.chat_template, folder = path.read_text(), workspace.folder / "assets/qwen3"
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 512}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = Qwen3Config(len(tokenizer), tie_word_embeddings=False, initializer_range=0.02, **sizes)
+        config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=False, initializer_range=0.02, **sizes)
         model = Qwen3ForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
     model.save_pretrained(folder)
@@ -296,6 +302,8 @@ def qwen3(workspace, tiny_tokenizer):
         "localdata/turns.json",
         {f"t{i}": [{"role": role, "content": text} for role, text in turn] for i, turn in enumerate(turns)},
     )
+    short = {f"q{i}": [{"role": "user", "content": "Go."}, {"role": "assistant", "content": f"{i}"}] for i in range(2)}
+    workspace.write("localdata/q.sft.json", short)
     return "--device cpu --model assets/qwen3"
 
 
@@ -310,22 +318,21 @@ def check_round(world, on, folder, sampler=""):
     assert "responses have a thought" in out
     scoring = f"rewarding.py {on} --input_file {folder}/s.json"
     shown = world.run(f"{scoring} --ref_model_ckpt none --output {folder}/r.json").out
-    world.run(f"{scoring} --reward likelihood --checkpoint none --output {folder}/p.json")
+    before = scoring.replace(f"--checkpoint {folder}/m1/checkpoint-last", "--checkpoint none")
+    world.run(f"{before} --reward likelihood --output {folder}/p.json")
     pairing = f"cal_consistency.py --file1 {folder}/r.json --file2 {folder}/p.json --keep_truncated yes"
     world.run(f"{pairing} --output {folder}/pairs.json")
     trained = world.run(f"train.py {on} --name {folder}/pairs.json --train_bsz 2 --output_dir {folder}/dpo").out
     assert " from the data, 0 cached, 0 computed" in trained
     kwargs = on.partition("--chat_template_kwargs ")[2] or None
     chat = load_chat(world.folder / "assets/qwen3", variables=parse_variables(kwargs))
-    exact = 0
     for sample in read(world.folder / f"{folder}/s.json", Samples):
         ids = chat.encode_prompt(sample.prompt)
         complete = [reason == "stop" for reason in sample.finish_reason]
         rows = chat.encode_responses(sample.prompt, sample.responses, complete)
         for row, text, count, logprob in zip(rows, sample.responses, sample.num_tokens, sample.logprob, strict=True):
-            assert chat.decode(row.ids[len(ids) :]).removesuffix("<|im_end|>") == text.removesuffix("<|im_end|>")
-            exact += logprob is not None and row.num_response_tokens == count
-    assert exact > 3
+            assert logprob is not None and row.num_response_tokens == count
+            assert chat.decode(row.ids[len(ids) :]).removesuffix("<|im_end|>") == text
     first = next(read(world.folder / f"{folder}/s.json", Samples))
     assert f"⟦{first.responses[0]}" in shown
     for pair in read(world.folder / f"{folder}/pairs.json", Pair):
@@ -355,10 +362,9 @@ def test_the_loop_with_a_qwen3(workspace, qwen3, thinking):
 @pytest.mark.xdist_group("vllm")
 @pytest.mark.parametrize("thinking", ["yes", "no"])
 def test_the_loop_with_a_qwen3_by_vllm(workspace, qwen3, with_vllm, thinking):
-    world = copy.copy(workspace)
+    world, folder = copy.copy(workspace), f"outputs/vllm-{thinking}"
     world.stages = with_vllm
-    on = f"--checkpoint none {qwen3} --chat_template_kwargs enable_thinking={thinking}"
-    world.run(
-        f"infer.py {on} --engine vllm --name localdata/q.json --gen_n 6 --gen_temperature 1 --top_p 1 "
-        f"--gen_max_tokens 40 --output_dir outputs/vllm-{thinking}.json"
-    )
+    on = f"{qwen3} --chat_template_kwargs enable_thinking={thinking}"
+    tune = f"train.py {on} --name localdata/q.sft.json --train_bsz 2 --lr 1e-5 --output_dir {folder}/m1"
+    workspace.run(tune)
+    check_round(world, f"--checkpoint {folder}/m1/checkpoint-last {on}", folder, "--engine vllm")
