@@ -403,8 +403,8 @@ def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, ti
     examples, model = sft_examples(tiny_chat), load(tiny_folder, share=False)
     flags = dataclasses.replace(FLAGS, train_bsz=12, max_tokens_per_batch=50, epoch=1)
     trained(tiny_folder, SFT, examples, flags, tmp_path / "run")
-    total = sum(tokens.num_response_tokens for tokens in examples)
-    loss = -model(pad([examples])).sum() / total
+    total = sum(map(SFT.weight, examples))
+    loss = -model(pad(examples)).sum() / total
     (entry,) = logged(tmp_path / "run")
     assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert entry["grad_norm"] == pytest.approx(gradient(model, loss).norm().item(), rel=1e-4)
