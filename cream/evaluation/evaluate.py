@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from cream.cli import preflight
 from cream.engines import Sampling, SamplingFlags
+from cream.errors import UserError
 from cream.evaluation import choices, generation
 from cream.evaluation.questions import Questions
 from cream.files import store
@@ -94,7 +95,11 @@ def plan_evaluation(
 
 
 def evaluate(plan: Plan, output: Output, model: Model, **how) -> None:
-    """Write the records of all questions. `how`: limits, as scorings take them."""
+    """Write the records of all questions. `how`: limits, as scorings take them. Raises UserError for a question that
+    the chat template refuses."""
+    for uuid, request in plan.requests.items() if isinstance(model.chat, Chat) else ():
+        if why := model.chat.refusal(request.prompt if isinstance(request, Group) else request.messages):
+            raise UserError(f"record {uuid!r}: {why}")
     preflight.check_disk(output.path, plan.scoring.size(plan), "evaluation")
     with output:
         for record in plan.scoring.evaluate(plan, output, model, **how):
