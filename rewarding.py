@@ -97,6 +97,7 @@ def main(argv=None):
         log.info("dry run: would write %s; nothing was written", target)
         return
     if output.up_to_date:
+        stage.check_text(target, folders, model.text() | config.thoughts.text())
         log.info("%s is up to date (same settings and inputs); skipping", target)
     else:
         preflight.check_disk(target, size, "rewarding")

@@ -118,3 +118,30 @@ def test_named_templates(world):
     only.save_pretrained(world.folder / "assets/only")
     with pytest.raises(UserError, match="several chat templates and no default; choose one: --chat_template brief"):
         load_chat(world.folder / "assets/only")
+
+
+def test_outputs_of_an_earlier_version_that_rewrote_responses_are_not_up_to_date(world):
+    """But those under a template that writes a response as it was sampled are."""
+    template = (world.folder / "assets/tiny_m0/chat_template.jinja").read_text()
+    trim = template.replace("+ message.content +", "+ message.content | trim +")
+    assert trim != template
+    (world.folder / "trim.jinja").write_text(trim)
+    for name, flag in (("plain", ""), ("trim", " --chat_template trim.jinja")):
+        command = f"rewarding.py {ON}{flag} --input_file outputs/loop/samples.jsonl --reward likelihood --limit_size 2"
+        command += f" --checkpoint none --output outputs/{name}.json"
+        world.run(command)
+        assert "up to date" in world.run(command).out
+        path = world.folder / f"outputs/{name}.json.meta.json"
+        meta = json.loads(path.read_text())
+        assert meta["scored"].pop("text") == "as sampled"
+        path.write_text(json.dumps(meta))
+        if flag:
+            assert "an earlier version scored responses as the chat template rewrites them" in world.refused(command)
+        else:
+            assert "up to date" in world.run(command).out
+    command = f"train.py {ON} --name tiny_sft --limit_size 4 --train_bsz 4 --output_dir outputs/old"
+    world.run(command)
+    meta = world.read("outputs/old/meta.json")
+    meta["counts"]["dropped"]["the template or tokenizer merges the prompt's last token with the response"] = 3
+    world.write("outputs/old/meta.json", meta)
+    assert "an earlier version dropped 3 records that are trained on now" in world.refused(command)

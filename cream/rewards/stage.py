@@ -110,6 +110,21 @@ def _check_sampler(path: Path, about: dict, inputs: dict) -> None:
         )
 
 
+def check_text(target: Path, folders: dict[str, Path], text: dict) -> None:
+    """Raises UserError where an output of an earlier version, which is up to date otherwise, holds scores of responses
+    as the chat template rewrites them. `text`: as `load_chat` takes it."""
+    scored = (read_meta(target) or {}).get("scored")
+    if not scored or "text" in scored:
+        return
+    from cream.model.load import load_chat
+
+    if load_chat(folders["policy"], **text).rewrites:
+        raise UserError(
+            f"{target}: an earlier version scored responses as the chat template rewrites them, and not as they were "
+            "sampled; --overwrite scores them again"
+        )
+
+
 def check_output(target: Path, path: Path) -> None:
     """Raises UserError where an output would replace the score cache."""
     if target.resolve() == beside(path).resolve():

@@ -123,6 +123,16 @@ class Chat:
         """Whether the template writes today's date, which is TODAY in every stage."""
         return "strftime_now" in self.template
 
+    @property
+    def rewrites(self) -> bool:
+        """Whether the template writes some response otherwise than it was sampled."""
+        thought = "".join((*self.tags[0], "5")) if self.tags else "5"
+        texts, complete = ["5", " 5\n", thought, "5"], [True, True, True, False]
+        as_sampled, written = (
+            self.encode_responses(PROBE[:1], texts, complete, sampled=sampled) for sampled in (True, False)
+        )
+        return as_sampled != written
+
     def exceeds(self, messages: Sequence[Message], limit: int) -> bool:
         """Whether a huge conversation certainly has more than `limit` tokens. Tokenising all of it would take 100 times
         its size in memory. False for all others: count their tokens."""
