@@ -18,7 +18,7 @@ from cream.files.store import read
 from cream.records import Conversation, Message, Pair, Prompt, Samples
 from cream.scoring.sampling import describe_tokens, record_samples
 from cream.text.chat import CLOSED, REWRITTEN, UNFINISHED, Chat
-from cream.text.templates import parse_variables
+from cream.text.templates import is_template_name, parse_variables
 from cream.training.stages import sft
 
 USER, MORE = Message("user", "How many?"), Message("user", "And now?")
@@ -232,6 +232,13 @@ def test_variables_of_a_template(chat_of):
     for name in ("messages", "tools", "bos_token", "strftime_now"):  # of these no flag decides
         with pytest.raises(UserError, match="has no such variable; it reads none"):
             chat_of(TRIMMED, variables={name: "x"})
+
+
+def test_a_template_is_a_file_or_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rag").write_text("x")
+    names = ("tool_use", "tool-use", "rag", "tool.jinja", "a/tool")
+    assert list(map(is_template_name, names)) == [True, True, False, False, False]
 
 
 def test_a_template_that_writes_the_date_writes_the_same_on_every_day(chat_of):

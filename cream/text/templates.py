@@ -7,6 +7,7 @@ Limits around each rendering cannot interrupt a single step of Python. So templa
 
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -125,7 +126,7 @@ def check_numbers(template: str, what: str) -> None:
 
 def is_template_name(template: str) -> bool:
     """Whether --chat_template names a template of the tokenizer, rather than a file."""
-    return template.isidentifier() and not Path(template).exists()
+    return re.fullmatch(r"[\w-]+", template) is not None and not Path(template).exists()
 
 
 def parse_variables(text: str | None) -> dict[str, object]:
