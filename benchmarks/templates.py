@@ -8,6 +8,7 @@ sampling it would have, no end of turn is scored after a truncated response, and
 other entry is the reason for which records are refused or dropped.
 """
 
+import argparse
 import ast
 import re
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cream.errors import UserError
 from cream.records import Message
@@ -179,4 +182,6 @@ def _truncated(chat: Chat) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="WORD", help="parts of names of templates; none: all")
+    main(parser.parse_args().words)
