@@ -527,6 +527,7 @@ def test_training_takes_its_reference_from_the_pairs(world, first):
             Source(fingerprint_folder(world.folder / LOOP / "m1/checkpoint-last"), "float32", "cpu")
         ),
         "from": "model",
+        "text": "as sampled",
     }
     assert world.read("outputs/pairs1.json.meta.json")["scored"] == scored
     assert referenced(first["train"]) == (count, 0, 0)
