@@ -18,6 +18,7 @@ from cream.evaluation.tasks import data_files
 from cream.files.folders import REMOTE_CODE, is_adapter
 from cream.files.provenance import Provenance
 from cream.scoring.pool import Pool
+from cream.text.templates import is_template_name, parse_variables
 
 CHECKPOINTS = ROOT / "configs" / "checkpoint.json"
 DATASETS = ROOT / "configs" / "dataset.json"
@@ -165,7 +166,14 @@ class Model:
         "trained weights: a name in configs/checkpoint.json or a folder; none: the base model M0",
         decides=False,
     )
-    chat_template: str | None = flag(None, "Jinja file to use instead of the tokenizer's chat template", decides=False)
+    chat_template: str | None = flag(
+        None,
+        "Jinja file to use instead of the tokenizer's chat template, or the name of another one that the tokenizer has",
+        decides=False,
+    )
+    chat_template_kwargs: str | None = flag(
+        None, "variables that the chat template reads, name=value,…: enable_thinking=no, say"
+    )
     trust_remote_code: bool = flag(
         False, "run Python code that comes with a model and can do whatever you can: only for sources that you trust"
     )
@@ -193,13 +201,25 @@ class Model:
             folder, adapter_base(folder, MODEL_FILES.get(self.name(), self.name()), self.base()), Path("outputs/merged")
         )
 
-    def template(self) -> Path | None:
-        """The file of --chat_template."""
-        return None if self.chat_template is None else Path(self.chat_template)
+    def __post_init__(self):
+        parse_variables(self.chat_template_kwargs)
+
+    def text(self) -> dict[str, object]:
+        """How text becomes tokens, as `load_chat` takes it."""
+        template = None if self.chat_template is None else Path(self.chat_template)
+        return {"chat_template": template, "variables": parse_variables(self.chat_template_kwargs)}
+
+    def text_flags(self) -> dict[str, object]:
+        """These flags as the next stage's command needs them."""
+        return {"chat_template": self.chat_template, "chat_template_kwargs": self.chat_template_kwargs}
 
     def add_template(self, provenance: Provenance) -> None:
-        """Add the file of --chat_template, an input that decides the output."""
-        if self.chat_template is not None:
+        """Add --chat_template, an input that decides the output: its file, or the name of one in the model's folder."""
+        if self.chat_template is None:
+            return
+        if is_template_name(self.chat_template):
+            provenance.content("chat_template", f"named {self.chat_template}")
+        else:
             provenance.file("chat_template", self.chat_template)
 
 

@@ -74,14 +74,14 @@ def sample(config: InferConfig) -> None:
     default = run.outputs() / "sampling" / sampling.output_folder(plan, sysprompt, *of) / "results.json"
     target = names.choose_output(config.output.output_dir, default)
     output, folder = _begin(config, {"data": path}, target, sampling.UNUSED)
-    chat = load_chat(folder, model.template())
+    chat = load_chat(folder, **model.text(), tags=config.thoughts.tags)
     if not (run.dry_run or output.up_to_date):
         how = {"engine": config.engine.options(), "max_length": flags.max_length, "show": config.output.show_example}
         loaded, named = _policy(config, output, folder, chat), {"model": model.name(), "checkpoint": model.checkpoint}
         how["policy"] = named | {"fingerprint": loaded.fingerprint}
         sampling.sample(output, loaded, prompts, sysprompt, plan, **how)
     if not run.dry_run:
-        same = config.cluster.flags(config.device) | {"model": model.name(), "chat_template": model.chat_template}
+        same = config.cluster.flags(config.device) | {"model": model.name()} | model.text_flags()
         log.info(sampling.next_step(output.path, model.checkpoint, same))
 
 
@@ -97,7 +97,8 @@ def evaluate(config: InferConfig) -> None:
     name = f"{plan.folder(policy, names.short(task.name))}/results.json"
     target = names.choose_output(config.output.output_dir, run.outputs() / "evaluation" / name, name)
     output, folder = _begin(config, questions.inputs, target, plan.unused_flags(), evaluation.summary_path(target))
-    chat = plan.load_format(folder, model.template(), config.cluster.tensor_parallel_size)
+    text = model.text() | {"tags": config.thoughts.tags}
+    chat = plan.load_format(folder, text, config.cluster.tensor_parallel_size)
     if not (run.dry_run or output.up_to_date):
         how = {"max_length": config.sampling.max_length, "show": config.output.show_example}
         evaluation.evaluate(plan, output, _policy(config, output, folder, chat), **how)

@@ -81,7 +81,7 @@ def main(argv=None):
         case "validate":
             named = model.model or model.checkpoint
             folder = model.folder(model.checkpoint) if named else None
-            commands.validate(rest, folder, model.template(), config.lengths.max_length)
+            commands.validate(rest, folder, model.text(), config.lengths.max_length)
 
 
 def _file(word: str) -> str:

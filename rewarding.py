@@ -19,6 +19,7 @@ from cream.errors import UserError
 from cream.files import journal, store
 from cream.records import Samples
 from cream.rewards import REWARDS, passes, stage
+from cream.text.options import ThoughtUse
 
 EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
@@ -66,6 +67,7 @@ class RewardConfig:
     model: Model = group(Model)
     rewarding: Rewarding = group(Rewarding)
     options: Options = group(Options)
+    thoughts: ThoughtUse = group(ThoughtUse)
     run: TrialRun = group(TrialRun)
 
 
@@ -75,7 +77,7 @@ def main(argv=None):
     r, model, skip = config.rewarding, config.model, config.run.skip
     if r.input_file is None:
         raise UserError("--input_file is missing: the samples that infer.py --mode sampling wrote")
-    reward, options = stage.choose(config.options, r.reward, r.enable_ref_model)
+    reward, options = stage.choose(config.options, r.reward, r.enable_ref_model, config.thoughts)
     path, limit = Path(r.input_file), r.limit_size or (17 if config.run.debug else None)
     run = passes.Run(REWARDS[reward], options, path, partial(store.read, path.absolute(), Samples, limit, skip=skip))
     checkpoints = {p.role: getattr(model if p.model == "checkpoint" else options, p.model) for p in run.passes}
@@ -87,7 +89,7 @@ def main(argv=None):
     target = Path(r.output) if r.output else stage.default_output(path, reward, model.name(), checkpoints)
     stage.check_output(target, path)
     provenance = config.run.provenance()
-    stage.add_inputs(provenance, run, folders, model.add_template, config.cluster.tensor_parallel_size)
+    stage.add_inputs(provenance, run, folders, model, config.cluster.tensor_parallel_size)
     decide = stage.deciding_flags(config, options, run.passes) | {"reward": reward}
     output = journal.Output(target, decide, provenance, overwrite=config.run.overwrite)
     log.info("reward %s of %d prompts in %s", reward, prompts, path)
@@ -95,6 +97,7 @@ def main(argv=None):
         log.info("dry run: would write %s; nothing was written", target)
         return
     if output.up_to_date:
+        stage.check_text(target, folders, model.text() | config.thoughts.text())
         log.info("%s is up to date (same settings and inputs); skipping", target)
     else:
         preflight.check_disk(target, size, "rewarding")
@@ -106,7 +109,8 @@ def main(argv=None):
                 prompts,
                 pool=partial(config.cluster.pool, config.device),
                 bf16=config.device.bf16,
-                template=model.template(),
+                text=model.text() | config.thoughts.text(),
+                skip=skip,
                 show=r.show_example,
             )
             if skip:

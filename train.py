@@ -18,6 +18,7 @@ from cream.files import store
 from cream.files.folders import check_folder
 from cream.files.lock import Lock
 from cream.files.provenance import LAST, Provenance
+from cream.text.options import ThoughtUse, check_kwargs
 from cream.training import advice, folder, options
 from cream.training.launch import given_world, is_first_process
 from cream.training.stages import STARTS
@@ -39,6 +40,7 @@ class TrainConfig:
     optimisation: options.Optimisation = group(options.Optimisation)
     lora: options.LoraFlags = group(options.LoraFlags)
     stage: options.StageFlags = group(options.StageFlags)
+    thoughts: ThoughtUse = group(ThoughtUse)
     output: options.TrainOutput = group(options.TrainOutput)
     run: RandomRun = group(RandomRun)
 
@@ -88,6 +90,8 @@ def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance:
     about = provenance.output("data", data) if stage.made_for_policy else provenance.file("data", data)
     provenance.model("start", start)
     config.model.add_template(provenance)
+    if scored := (about or {}).get("scored"):
+        check_kwargs(scored, config.model.chat_template_kwargs, data, provenance)
     policy = (about or {}).get("policy") if stage.made_for_policy else None
     if policy is not None and policy["fingerprint"] != provenance.inputs["start"]:
         provenance.object(
@@ -126,7 +130,7 @@ def _finish(config: TrainConfig, run: Path, tiny: bool) -> None:
         console.log.info("registered as %s in %s", name, CHECKPOINTS.name)
     console.log.info("checkpoint: %s", last)
     flags = {"device": for_records(config.device.devices()), "model": config.model.name(), "checkpoint": name or last}
-    advice.print_next(last, tiny, flags | {"chat_template": config.model.chat_template})
+    advice.print_next(last, tiny, flags | config.model.text_flags())
 
 
 if __name__ == "__main__":

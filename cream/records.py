@@ -83,7 +83,8 @@ class Samples(Record, kw_only=True):
     """Sampling output. Lists have an entry per response; without `finish_reason` all responses stopped.
 
     `source_prompt` is the prompt without the text of --sysprompt, absent if it equals `prompt`. `logprob` is the
-    sampler's own, summed over the response, in nats.
+    sampler's own, summed over the response, in nats. `thought_tokens` and `special_tokens` are how many of the sampled
+    tokens are of its thought (null: it has none), and special ones before its end; absent if there are none.
     """
 
     prompt: list[Message]
@@ -91,12 +92,15 @@ class Samples(Record, kw_only=True):
     finish_reason: list[FinishReason] | None = None
     num_tokens: list[Count] | None = None
     logprob: list[Finite | None] | None = None
+    thought_tokens: list[Count | None] | None = None
+    special_tokens: list[Count] | None = None
     source_prompt: list[Message] | None = None
 
     def __post_init__(self):
         _check_prompt(self.prompt)
         _check_prompt(self.source_prompt)
-        _check_parallel(self, "responses", ("finish_reason", "num_tokens", "logprob"))
+        own = ("finish_reason", "num_tokens", "logprob", "thought_tokens", "special_tokens")
+        _check_parallel(self, "responses", own)
 
 
 class Rewards(Record, kw_only=True):
@@ -164,6 +168,11 @@ class Pair(Record, kw_only=True):
     selected_truncated: bool = False
     rejected_truncated: bool = False
     source_prompt: list[Message] | None = None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether its responses are known to be a model's samples; those of an imported pair may be from anywhere."""
+        return self.selected_index is not None or self.selected_logp is not None
 
     def __post_init__(self):
         for name in ("selected", "rejected"):

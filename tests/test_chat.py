@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from cream.errors import UserError
 from cream.records import Message
 from cream.text import chat as chat_module
-from cream.text.chat import NOT_A_PREFIX, PROBE, Chat
+from cream.text.chat import PROBE, REWRITTEN, Chat
 from cream.text.tokens import Tokens
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -74,10 +74,9 @@ def test_a_truncated_answer_gets_no_end_of_turn(chat):
 def test_a_response_after_its_prompt_is_the_conversation(chat, question):
     """The prompt is tokenised apart from its responses where that cannot change them."""
     texts, prompt = ["He has 28.", "", "5"], chat.encode_prompt(question)
-    whole = [chat.encode_conversation([*question, Message("assistant", text)]) for text in texts]
+    whole = [chat.encode_conversation([*question, Message("assistant", text)])[0] for text in texts]
     for prompt_ids in (None, prompt):
         assert chat.encode_responses(question, texts, [True] * 3, prompt_ids) == whole
-    assert chat.encode_responses(question, ["5"], [True], [*prompt[:-1], prompt[0]]) == [None]  # of another prompt
 
 
 def test_a_prompt_is_tokenised_once_for_all_its_responses(chat, monkeypatch):
@@ -90,10 +89,10 @@ def test_a_prompt_is_tokenised_once_for_all_its_responses(chat, monkeypatch):
 
 def test_every_assistant_turn_has_its_span(chat):
     turns = [*QUESTION, Message("assistant", "28."), Message("user", "And now?"), Message("assistant", "Still 28.")]
-    tokens = chat.encode_conversation(turns)
+    (tokens,) = chat.encode_conversation(turns)
     assert [chat.tokenizer.decode(tokens.ids[a:b]) for a, b in tokens.spans] == ["28.<end>", "Still 28.<end>"]
     assert tokens.ids[-1] == chat.end_of_turn
-    assert chat.encode_conversation(turns[:2]) == chat.encode_responses(QUESTION, ["28."], [True])[0]
+    assert chat.encode_conversation(turns[:2]) == chat.encode_responses(QUESTION, ["28."], [True])
 
 
 def test_bos_stands_only_where_the_template_puts_it(tiny_tokenizer):
@@ -178,8 +177,9 @@ def test_a_refused_conversation_is_a_users_error(tiny_chat):
         tiny_chat.encode_prompt([*QUESTION, Message("system", "Be brief.")])
 
 
-def test_an_answer_that_merges_into_the_prompt_is_left_out():
-    """Byte pairs may join the header's last character with the answer's first: such a span has no exact start."""
+def test_a_response_that_would_merge_with_the_prompt_follows_it():
+    """Byte pairs may join the header's last character with the response's first; a model that is given the prompt's
+    tokens cannot write that."""
     letters = "Atmw?+h. is:234578"
     vocabulary = {piece: i for i, piece in enumerate([*dict.fromkeys(letters), "W", "a", ":7", "<end>"])}
     backend = Tokenizer(models.BPE(vocabulary, merges=[(":", "7")]))
@@ -187,10 +187,11 @@ def test_an_answer_that_merges_into_the_prompt_is_left_out():
     template = "{% for m in messages %}{{ 'A:' if m.role == 'assistant' }}{{ m.content }}<end>{% endfor %}"
     template += "{% if add_generation_prompt %}A:{% endif %}"
     chat = Chat(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", chat_template=template))
-    separate, merged = chat.encode_responses(QUESTION, ["8", "7"], [True, True])
-    assert separate.num_response_tokens == 2 and merged is None
-    assert chat.encode_within_limit(QUESTION, ["8", "7"], [True, True], 99) == [separate, NOT_A_PREFIX]
-    assert chat.encode_conversation([*QUESTION, Message("assistant", "7")]) is None
+    prompt, (seven, end) = chat.encode_prompt(QUESTION), chat.tokenizer.convert_tokens_to_ids(["7", "<end>"])
+    for sampled in (True, False):
+        eight, tokens = chat.encode_responses(QUESTION, ["8", "7"], [True, True], sampled=sampled)
+        assert eight.num_response_tokens == 2 and tokens == Tokens([*prompt, seven, end], [(len(prompt), len(tokens))])
+    assert chat.encode_conversation([*QUESTION, Message("assistant", "7")]) == [tokens]
 
 
 def small_tokenizer(template, header, normalizer):
@@ -210,23 +211,34 @@ def test_a_header_that_the_tokenizer_writes_otherwise(question):
     template += "{% if add_generation_prompt %}<A>{% endif %}"
     chat = Chat(small_tokenizer(template, header, normalizers.Lowercase()))
     (tokens,) = chat.encode_responses(question, ["28"], [True])
-    assert tokens == chat.encode_conversation([*question, Message("assistant", "28")])
+    assert [tokens] == chat.encode_conversation([*question, Message("assistant", "28")])
     assert tokens.num_response_tokens == 3
 
 
-def test_a_prompt_that_is_rewritten_once_it_is_answered_is_left_out(tiny_tokenizer):
+def test_a_template_that_rewrites_the_prompt_once_it_is_answered(tiny_tokenizer):
+    """A sampled response follows the prompt that it was sampled for; one from elsewhere has none."""
     rewritten = "{{ m.content.replace('28', '82') if add_generation_prompt else m.content }}"
     chat = Chat(with_template(tiny_tokenizer, TURNS.replace("{{ m.content }}", rewritten) + HEADER))
-    assert chat.encode_responses(QUESTION, ["5"], [True]) == [None]
+    assert chat.encode_responses(QUESTION, ["5"], [True], sampled=False) == [REWRITTEN]
+    assert chat.encode_conversation([*QUESTION, Message("assistant", "5")]) == REWRITTEN
+    (tokens,) = chat.encode_responses(QUESTION, ["5"], [True])
+    assert chat.tokenizer.decode(tokens.ids) == "<user>Tom has 28 books. How many?<end><assistant>5<end>".replace(
+        "28", "82"
+    )
 
 
-def test_a_template_that_rewrites_earlier_turns_is_left_out(tiny_tokenizer):
+def test_a_template_that_rewrites_earlier_turns_has_a_row_for_each(tiny_tokenizer):
     """Some templates drop earlier reasoning, so that no single sequence has every turn as it was answered."""
     shortened = "{{ m.content if loop.last or m.role == 'user' else '...' }}"
     chat = Chat(with_template(tiny_tokenizer, TURNS.replace("{{ m.content }}", shortened) + HEADER))
     turns = [*QUESTION, Message("assistant", "28."), Message("user", "And now?"), Message("assistant", "28.")]
-    assert chat.encode_conversation(turns) is None
-    assert chat.encode_conversation(turns[:2]) is not None
+    rows = chat.encode_conversation(turns)
+    assert [chat.tokenizer.decode(row.ids).split("<user>")[-1] for row in rows] == [
+        "Tom has 28 books. How many?<end><assistant>28.<end>",
+        "And now?<end><assistant>28.<end>",
+    ]
+    assert chat.tokenizer.decode(rows[1].ids).startswith("<user>Tom has 28 books. How many?<end><assistant>...<end>")
+    assert [len(row.spans) for row in rows] == [1, 1] and chat.encode_conversation(turns[:2]) == rows[:1]
 
 
 @given(st.text(), st.text(min_size=1).filter(str.strip))
@@ -262,7 +274,7 @@ def test_a_row_beyond_the_limit_has_a_reason_in_its_place(tiny_chat, monkeypatch
 
 def test_show_marks_what_is_scored(tiny_chat):
     turns = [("user", "2 + 3?"), ("assistant", "5"), ("user", "And 1?"), ("assistant", "6")]
-    shown = tiny_chat.show(tiny_chat.encode_conversation([Message(*turn) for turn in turns]))
+    shown = tiny_chat.show(*tiny_chat.encode_conversation([Message(*turn) for turn in turns]))
     said = "<bos><user>2 + 3?<end><assistant>⟦5<end>⟧<user>And 1?<end><assistant>⟦6<end>⟧"
     assert shown == said + "\n(21 tokens, 4 of them scored)"
 

@@ -272,7 +272,8 @@ def test_first_tokens_follow_the_model(engine, model, requests):
 
 
 def test_stop_and_length(engine, tokenizer, requests):
-    sampling = Sampling(n=2, temperature=1.0, top_p=1.0, max_tokens=20, stop_token_ids=STOPS)
+    dropped = {"dropped": frozenset(tokenizer.all_special_ids), "special": frozenset(tokenizer.all_special_ids)}
+    sampling = Sampling(n=2, temperature=1.0, top_p=1.0, max_tokens=20, stop_token_ids=STOPS, **dropped)
     reasons = set()
     for _, answers in engine.generate(requests, sampling):
         for answer in answers:

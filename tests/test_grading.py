@@ -219,24 +219,22 @@ def test_twenty_six_options_in_lines():
 # Thoughts -------------------------------------------------------------------------------------------------------------
 
 
-class Words:
-    """A tokenizer of words."""
-
-    def __call__(self, text, **_):
-        return {"input_ids": text.split()}
-
-
 def test_lengths_of_thought_and_final_text():
     texts = ["<think> 3 or 4? </think> Answer: 12", "<think> the answer is 12", "Answer: 12"]
     completions = [completion(texts[0]), completion(texts[1], "length"), completion(texts[2])]
-    answer = grade_responses(ITEM, ASKED, completions, DEFAULT, tokenizer=Words())
+    count = {texts[0]: 4, texts[1]: 5}
+
+    def tokens(ids, text):
+        return count.get(text)
+
+    answer = grade_responses(ITEM, ASKED, completions, DEFAULT, count=tokens)
     assert answer.all_predictions == ["12", "none", "12"]
     assert (answer.thought_tokens, answer.all_thought_tokens) == (4, [4, 5, None])
     (row,) = table_rows([answer])
     assert row["mean_thought_tokens"] == 3 and row["mean_final_tokens"] == pytest.approx(5 / 3)
     assert row["in_thought_rate"] == pytest.approx(1 / 3) and "of thought" in format_table([row])
-    alone = grade_responses(ITEM, ASKED, completions[:1], DEFAULT, tokenizer=Words())
-    plain = grade_responses(ITEM, ASKED, completions[2:], DEFAULT, tokenizer=Words())
+    alone = grade_responses(ITEM, ASKED, completions[:1], DEFAULT, count=tokens)
+    plain = grade_responses(ITEM, ASKED, completions[2:], DEFAULT, count=tokens)
     assert alone.all_thought_tokens is None and plain.thought_tokens is None
     assert (
         table_rows([alone, plain])[0]["mean_thought_tokens"] == 2

@@ -78,7 +78,7 @@ def provenance_of(*folders):
 def compute(run, path, folders, count):
     """What rewarding.py does before the rewards: a pass for each model."""
     output = Output(path, {}, provenance_of(*folders.values()))
-    how = {"pool": lambda: Pool("cpu"), "bf16": None, "template": None, "show": False}
+    how = {"pool": lambda: Pool("cpu"), "bf16": None, "text": {}, "skip": False, "show": False}
     passes.score_all(run, output, folders, count, **how)
     return output
 

@@ -33,6 +33,7 @@ from cream.scoring import team as scoring
 from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.logprobs import Group, Scorer
 from cream.text.chat import Tokens
+from cream.text.options import describe_text
 from cream.training import reference
 from cream.training.loop import global_batches
 from cream.training.stages import dpo
@@ -298,7 +299,8 @@ def test_what_is_not_a_finite_number_is_not_kept(folder, tmp_path):
 
 # The reference of a training ----------------------------------------------------------------------------------------
 
-SCORED = {**msgspec.structs.asdict(SOURCE), "from": "model"}
+TEXT = describe_text({})
+SCORED = {**msgspec.structs.asdict(SOURCE), "from": "model", "text": "as sampled"}
 
 
 @pytest.mark.parametrize(
@@ -314,6 +316,8 @@ SCORED = {**msgspec.structs.asdict(SOURCE), "from": "model"}
         (SCORED | {"chat_template": "f00"}, None, "chat_template: f00 there, None here"),
         (SCORED | {"chat_template": "f00"}, "ba5", "chat_template: f00 there, ba5 here"),
         (SCORED, "ba5", "chat_template: None there, ba5 here"),
+        (SCORED | {"text": None}, None, "text: None there, as sampled here"),  # by an earlier version
+        (SCORED | {"thoughts": "mask"}, None, "thoughts: mask there, None here"),
         *(
             ({**SCORED, name: getattr(other, name)}, None, f"{name}: {getattr(other, name)}")
             for name, other in OTHERS.items()
@@ -321,7 +325,7 @@ SCORED = {**msgspec.structs.asdict(SOURCE), "from": "model"}
     ],
 )
 def test_pairs_hold_the_reference_only_if_scored_as_training_would(scored, template, named):
-    why = reference.trusted(scored, SOURCE, template)
+    why = reference.trusted(scored, SOURCE, template, TEXT)
     assert why is None if named is None else named in why
 
 
@@ -523,6 +527,7 @@ def test_training_takes_its_reference_from_the_pairs(world, first):
             Source(fingerprint_folder(world.folder / LOOP / "m1/checkpoint-last"), "float32", "cpu")
         ),
         "from": "model",
+        "text": "as sampled",
     }
     assert world.read("outputs/pairs1.json.meta.json")["scored"] == scored
     assert referenced(first["train"]) == (count, 0, 0)

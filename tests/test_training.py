@@ -211,10 +211,10 @@ def test_the_rate_warms_up_then_follows_the_cosine_of_transformers(steps, ratio)
 
 def test_sft_is_cross_entropy_on_answer_tokens(tiny_folder, tiny_chat):
     model, examples = load(tiny_folder), sft_examples(tiny_chat)
-    loss, _ = SFT.loss(model, model.pack([[tokens] for tokens in examples]), examples)
-    batch, plain = pad([examples]), load(tiny_folder, share=False).model
+    loss, _ = SFT.loss(model, model.pack(examples), examples)
+    batch, plain = pad(examples), load(tiny_folder, share=False).model
     labels = torch.full_like(batch.input_ids, -100)
-    for row, tokens in zip(labels, examples, strict=True):
+    for row, (tokens,) in zip(labels, examples, strict=True):
         for start, end in tokens.spans:
             row[start:end] = torch.tensor(tokens.ids[start:end])
     assert {row[row != -100][-1].item() for row in labels} == {tiny_chat.end_of_turn}  # it learns to stop
@@ -240,12 +240,12 @@ class Table(torch.nn.Module):
 
 def test_sft_puts_no_gradient_on_prompt_or_padding(tiny_chat):
     examples = sft_examples(tiny_chat)
-    batch = pad([examples])
+    batch = pad(examples)
     model = LogProbs(Table(*batch.input_ids.shape, len(tiny_chat.tokenizer)), share=False)
     SFT.loss(model, batch, examples)[0].backward()
     touched = model.model.logits.grad.abs().sum(-1) > 0
     answers = torch.zeros_like(touched)
-    for row, tokens in zip(answers, examples, strict=True):
+    for row, (tokens,) in zip(answers, examples, strict=True):
         for start, end in tokens.spans:
             row[start - 1 : end - 1] = True  # what predicts them
     assert torch.equal(touched, answers)
@@ -265,10 +265,10 @@ def test_the_pad_id_changes_no_gradient(tiny_folder, tiny_chat, stage):
 
 def test_what_does_not_fit_is_dropped_and_not_cut(tiny_chat):
     dropped = Counter()
-    lengths = {r.uuid: len(tiny_chat.encode_conversation(r.messages)) for r in conversations()}
+    lengths = {r.uuid: len(*tiny_chat.encode_conversation(r.messages)) for r in conversations()}
     limit = sorted(lengths.values())[5]
     kept = SFT.prepare(conversations(), tiny_chat, limit, dropped)
-    assert {uuid: len(tokens) for uuid, tokens in kept} == {u: n for u, n in lengths.items() if n <= limit}
+    assert {uuid: len(tokens) for uuid, (tokens,) in kept} == {u: n for u, n in lengths.items() if n <= limit}
     assert dropped == {f"longer than {limit} tokens": 12 - len(kept)} and 0 < len(kept) < 12
 
 
@@ -403,8 +403,8 @@ def test_a_step_is_the_mean_over_the_global_batchs_answer_tokens(tiny_folder, ti
     examples, model = sft_examples(tiny_chat), load(tiny_folder, share=False)
     flags = dataclasses.replace(FLAGS, train_bsz=12, max_tokens_per_batch=50, epoch=1)
     trained(tiny_folder, SFT, examples, flags, tmp_path / "run")
-    total = sum(tokens.num_response_tokens for tokens in examples)
-    loss = -model(pad([examples])).sum() / total
+    total = sum(map(SFT.weight, examples))
+    loss = -model(pad(examples)).sum() / total
     (entry,) = logged(tmp_path / "run")
     assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert entry["grad_norm"] == pytest.approx(gradient(model, loss).norm().item(), rel=1e-4)
@@ -430,10 +430,10 @@ def test_a_line_of_the_log_is_the_mean_since_the_line_before(tiny_folder, tiny_c
     model = load(tiny_folder, share=False)
     for entry, since in zip(entries, [0, *ends], strict=False):
         seen = [examples[i] for batch in plan[since : entry["step"]] for i in batch]
-        answers = sum(tokens.num_response_tokens for tokens in seen)
-        assert entry["loss"] == pytest.approx(-model(pad([seen])).sum().item() / answers, rel=1e-5)
+        answers = sum(map(SFT.weight, seen))
+        assert entry["loss"] == pytest.approx(-model(pad(seen)).sum().item() / answers, rel=1e-5)
         per_answer_token = entry["tokens_per_second"] / entry["answer_tokens_per_second"]
-        assert per_answer_token == pytest.approx(sum(map(len, seen)) / answers)
+        assert per_answer_token == pytest.approx(sum(len(tokens) for (tokens,) in seen) / answers)
         assert 0.01 < entry["peak_memory_gb"] < 1000
 
 
@@ -803,7 +803,7 @@ class Stage:
         self.summary = f"strength {options.strength:g}"
 
     def prepare(self, records, chat, limit, dropped):
-        return [(record.uuid, Example(chat.encode_conversation(record.messages))) for record in records]
+        return [(record.uuid, Example(*chat.encode_conversation(record.messages))) for record in records]
 
     def facts(self, examples):
         return {"anchors": len(examples)}
@@ -900,7 +900,7 @@ def test_a_stage_is_a_file_and_a_line(commands):
     assert first["away"] < 1e-3 < last["away"] and "conversations_per_second" in first
     chat = load_chat(commands.folder / "assets/tiny_m0")
     records = store.read(commands.folder / "localdata/tiny/sft.json", Conversation)
-    examples = [[chat.encode_conversation(record.messages)] for record in records]
+    examples = [chat.encode_conversation(record.messages) for record in records]
     start = load(commands.folder / "assets/tiny_m0")
     plan = next(global_batches(8, 4, 1, seed=0))
     wanted = -sum(score(start, [examples[i]], Budget(1000))[0][0] for i in plan) / 4

@@ -316,9 +316,9 @@ def export(word: str, flags: Table, run) -> None:
     log.info("%s: %d rows in the format of %s", target, count, form)
 
 
-def validate(words: Sequence[str], model: Path | None, template: Path | None, max_length: int) -> None:
+def validate(words: Sequence[str], model: Path | None, text: dict, max_length: int) -> None:
     """Print a summary of each file; raises UserError if one has bad records. Lengths are in tokens of the model in the
-    folder `model` (with its chat template, or `template`), without a model in characters."""
+    folder `model` (with its chat template, as `text` says), without a model in characters."""
     from cream.data import validation
 
     chat, bad = None, []
@@ -330,7 +330,7 @@ def validate(words: Sequence[str], model: Path | None, template: Path | None, ma
         from cream.model.load import load_chat
 
         check_folder(model)
-        chat = load_chat(model, template)
+        chat = load_chat(model, **text)
     for path in paths:
         try:
             summary = validation.validate(path, chat, max_length)

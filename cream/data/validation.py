@@ -15,7 +15,7 @@ from cream.files import store
 from cream.files.fingerprints import fingerprint_file
 from cream.files.provenance import read_meta
 from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Record, Rewards, Samples
-from cream.text.chat import Chat
+from cream.text.chat import Chat, Refused
 
 SHOWN = 10  # bad records that are listed one by one
 
@@ -28,10 +28,23 @@ class Summary:
     records: int = 0
     responses: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # legal, and worth knowing
+    first: dict[str, str] = field(default_factory=dict)  # the first record of some of these notes
     prompts: array = field(default_factory=lambda: array("Q"))  # lengths; of prompts, and with each response
     wholes: array = field(default_factory=lambda: array("Q"))
     bad: list[str] = field(default_factory=list)  # place and reason of the first SHOWN
     bad_count: int = 0
+
+    def note(self, what: str, uuid: str, more: str = "", count: int = 1) -> None:
+        """Count a note, and keep the first record that it is of."""
+        self.notes[what] += count
+        self.first.setdefault(what, f"record {uuid!r}{more}")
+
+    def add_bad(self, line: str) -> None:
+        """Count a bad record, and keep the first ones' lines."""
+        self.bad_count += 1
+        if len(self.bad) < SHOWN:
+            self.bad.append(line)
+
     sidecar: str = "no sidecar: stages use it unverified"
 
 
@@ -50,13 +63,18 @@ def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
         summary.responses += len(responses)
         seen.append(xxhash.xxh3_64_intdigest(msgspec.json.encode(prompt)))
         summary.notes.update(_notes(record, responses))
-        for length in _lengths(prompt, responses, chat, limit, summary):
+        if chat and (mark := chat.find_mark([m.content for m in prompt if m.role != "assistant"])):
+            summary.note("prompts with a mark of the chat template in their text", record.uuid, f", {mark!r}")
+        try:
+            lengths = _lengths(record, prompt, responses, chat, limit, summary)
+        except Refused as error:
+            summary.add_bad(f"{path}: record {record.uuid!r}: {error}")
+            continue
+        for length in lengths:
             summary.notes["longer than --max_length"] += length > limit and chat is not None
     summary.notes["prompts that equal an earlier one"] = len(seen) - len(np.unique(np.asarray(seen)))
     for row in store.rejected(path, kind):
-        summary.bad_count += 1
-        if len(summary.bad) < SHOWN:
-            summary.bad.append(f"{row['where']}: {row['reason']}")
+        summary.add_bad(f"{row['where']}: {row['reason']}")
     if (meta := read_meta(path)) is not None:
         same = meta["output"] == fingerprint_file(path) if "output" in meta else None
         summary.sidecar = {
@@ -77,7 +95,9 @@ def report(path: Path, summary: Summary, unit: str) -> Iterator[str]:
         if lengths:
             low, middle, high, most = np.percentile(np.asarray(lengths), (0, 50, 95, 100))
             yield f"  {what}: {low:.0f} to {most:.0f} {unit}, median {middle:.0f}, 95 % within {high:.0f}"
-    yield from (f"  {count} {what}" for what, count in summary.notes.items() if count)
+    for what, count in summary.notes.items():
+        if count:
+            yield f"  {count} {what}" + (f" (the first: {summary.first[what]})" if what in summary.first else "")
     yield f"  {summary.sidecar}"
     yield from (f"  bad: {line}" for line in summary.bad)
     if summary.bad_count > len(summary.bad):
@@ -114,7 +134,9 @@ def _notes(record: Record, responses: list[str]) -> dict[str, int]:
     }
 
 
-def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, limit: int, summary: Summary) -> list[int]:
+def _lengths(
+    record: Record, prompt: list[Message], responses: list[str], chat: Chat | None, limit: int, summary: Summary
+) -> list[int]:
     """The lengths that a stage limits: of the prompt with each response, or of the prompt alone."""
     if chat is None:
         start = sum(len(message.content) for message in prompt)
@@ -123,10 +145,24 @@ def _lengths(prompt: list[Message], responses: list[str], chat: Chat | None, lim
         if any(chat.exceeds([*prompt, Message("assistant", text)], limit) for text in responses or [""]):
             return [limit + 1]  # its length is not counted
         ids = chat.encode_prompt(prompt)
-        start = len(ids)
-        rows = chat.encode_responses(prompt, responses, [True] * len(responses), ids)
-        wholes = [len(row) for row in rows if row is not None]
-        summary.notes["responses whose prompt is not a prefix under this template"] += rows.count(None)
+        start, found = len(ids), _rows(record, prompt, responses, chat, ids)
+        wholes = [max(map(len, rows)) for rows in found if not isinstance(rows, str)]
+        for rows in found:
+            if isinstance(rows, str):
+                summary.note(f"responses that training drops: {rows}", record.uuid)
+            elif len(rows) > 1:
+                summary.note(
+                    "conversations that are trained on turn by turn, as the template rewrites turns", record.uuid
+                )
     summary.prompts.append(start)
     summary.wholes.extend(wholes)
     return wholes or [start]
+
+
+def _rows(record: Record, prompt: list[Message], responses: list[str], chat: Chat, ids: list[int]) -> list:
+    """Per response its rows of tokens as training has them, or the reason why it has none."""
+    if isinstance(record, Conversation):
+        return [chat.encode_conversation(record.messages)]
+    sampled = record.sampled if isinstance(record, Pair) else True
+    rows = chat.encode_responses(prompt, responses, [True] * len(responses), ids, sampled=sampled)
+    return [row if isinstance(row, str) else [row] for row in rows]

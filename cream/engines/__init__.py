@@ -62,6 +62,11 @@ class SamplingFlags:
         0.95, "nucleus sampling: use the most likely tokens up to this total probability", above=0, high=1
     )
     gen_max_tokens: int = flag(768, "limit on tokens per response", low=1)
+    keep_special_tokens: bool | None = flag(
+        None,
+        "keep the special tokens that a model writes in a response's text; none: yes in sampling, so that what is "
+        "scored is what was sampled, and in evaluation no, but for the marks of a thought",
+    )
     do_sample: bool = flag(True, "sample; no: one greedy response per prompt")
     max_length: int = flag(2048, "limit on tokens per prompt; longer ones are dropped, never truncated", low=2)
     sysprompt: str = flag(
@@ -87,6 +92,8 @@ class SamplingFlags:
             log.info("greedy: one response a prompt, --gen_n %d does not apply", self.gen_n)
         n, temperature = (1, 0.0) if greedy else (self.gen_n, self.gen_temperature)
         how = {"max_tokens": self.gen_max_tokens, "seed": seed, "logprobs": mode == "sampling"}
+        keep = mode == "sampling" if self.keep_special_tokens is None else self.keep_special_tokens
+        how |= {"keep_special": keep}
         return Sampling(n=n, temperature=temperature, top_p=self.top_p, **how)
 
 
@@ -100,6 +107,9 @@ class Sampling:
     max_tokens: int = 768  # per response, its end-of-turn token included
     seed: int = 0
     stop_token_ids: tuple[int, ...] = ()  # these end a response, and nothing else but its length does
+    keep_special: bool = True  # whether a response's text has the special tokens in it
+    special: frozenset[int] = frozenset()  # the tokenizer's
+    dropped: frozenset[int] = frozenset()  # those of them that the text lacks
     logprobs: bool = True  # no: responses come without their log-probability, which costs a softmax at every step
 
     def __post_init__(self):
@@ -144,21 +154,25 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One response. `token_ids` and `logprob` include the stop token of one that stopped; `text` does not."""
+    """One response. `token_ids` and `logprob` include the stop token of one that stopped; `text` does not. `special` is
+    the number of special tokens before it."""
 
     text: str
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
     logprob: float | None  # sum of log p(token | prompt, tokens before), nats, at temperature 1 and without top-p
+    special: int = 0
 
     @classmethod
     def of(cls, token_ids: list[int], logprob: float | None, sampling: Sampling, tokenizer) -> "Completion":
         """The response in these sampled ids, which end with the first stop token or at the length limit."""
         stopped = token_ids[-1] in sampling.stop_token_ids
-        # No tidying of spaces: the text should tokenise back to the sampled ids.
         spoken = token_ids[:-1] if stopped else token_ids
-        text = tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cls(text, token_ids, "stop" if stopped else "length", logprob)
+        if special := sum(token in sampling.special for token in spoken):
+            spoken = [token for token in spoken if token not in sampling.dropped]
+        # No tidying of spaces: the text should tokenise back to the sampled ids.
+        text = tokenizer.decode(spoken, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return cls(text, token_ids, "stop" if stopped else "length", logprob, special)
 
 
 class Engine(Protocol):

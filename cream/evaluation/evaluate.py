@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from cream.cli import preflight
 from cream.engines import Sampling, SamplingFlags
+from cream.errors import UserError
 from cream.evaluation import choices, generation
 from cream.evaluation.grade import DEFAULT, Rules
 from cream.evaluation.questions import Questions
@@ -66,9 +67,9 @@ class Plan:
         shots = f"-{self.flags.few_shot}shot" if self.flags.few_shot else ""
         return f"{policy}-{data}{shots}{self.scoring.suffix(self)}"
 
-    def load_format(self, policy: Path, template: Path | None, group: int) -> Chat | Plain:
-        """How a prompt becomes tokens for the policy in this folder. Raises UserError where options are compared, and
-        `group` devices cannot hold the policy together."""
+    def load_format(self, policy: Path, text: dict, group: int) -> Chat | Plain:
+        """How a prompt becomes tokens for the policy in this folder; `text`: as `load_chat` takes it. Raises UserError
+        where options are compared, and `group` devices cannot hold the policy together."""
         from cream.model.load import check_tp_size, load_chat, load_tokenizer
 
         if self.scoring.NEEDS_OPTIONS:
@@ -76,7 +77,7 @@ class Plan:
                 check_tp_size(policy, group)
             if self.flags.prompt_format == "plain":
                 return Plain(load_tokenizer(policy))
-        return load_chat(policy, template)
+        return load_chat(policy, **text)
 
 
 def plan_evaluation(
@@ -91,7 +92,11 @@ def plan_evaluation(
 
 
 def evaluate(plan: Plan, output: Output, model: Model, **how) -> None:
-    """Write the records of all questions. `how`: limits, as scorings take them."""
+    """Write the records of all questions. `how`: limits, as scorings take them. Raises UserError for a question that
+    the chat template refuses."""
+    for uuid, request in plan.requests.items() if isinstance(model.chat, Chat) else ():
+        if why := model.chat.refusal(request.prompt if isinstance(request, Group) else request.messages):
+            raise UserError(f"record {uuid!r}: {why}")
     preflight.check_disk(output.path, plan.scoring.size(plan), "evaluation")
     with output:
         for record in plan.scoring.evaluate(plan, output, model, **how):
@@ -111,7 +116,7 @@ def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
     first = next(iter(plan.requests.values()))
     facts |= {
         "first_prompt": render(chat, first.prompt if isinstance(first, Group) else first.messages),
-        "chat_template": fingerprint_text(chat.tokenizer.chat_template) if isinstance(chat, Chat) else None,
+        "chat_template": fingerprint_text(chat.template) if isinstance(chat, Chat) else None,
         "few_shot": plan.flags.few_shot,
     }
     path = summary_path(output.path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from cream.files.journal import Output
 from cream.records import Answer, Item, Prompt, encode
 from cream.scoring.completions import generate_responses
 from cream.scoring.driver import Model
-from cream.text.thoughts import opens_thought, split_thought
 
 if TYPE_CHECKING:
     from cream.evaluation.evaluate import Plan
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from cream.evaluation.questions import Questions
 
 NEEDS_OPTIONS = False
-TAG_TOKENS = 32  # a tag at the end of a prompt has fewer
 
 
 def requests(questions: Questions, flags: EvaluationFlags, sysprompt: str) -> dict[str, Prompt]:
@@ -55,11 +53,10 @@ def size(plan: Plan) -> float:
 def evaluate(plan: Plan, output: Output, model: Model, **how) -> Iterator[Answer]:
     """The graded record of each question that the journal does not hold yet. `how`: of `generate_responses`."""
     prompts, how = list(plan.requests.values()), how | {"engine": plan.engine}
-    for prompt, ids, completions in generate_responses(
+    for prompt, _, completions in generate_responses(
         output, model, partial(list, prompts), len(prompts), plan.sampling, **how
     ):
-        opened = opens_thought(model.chat.tokenizer.decode(ids[-TAG_TOKENS:]), plan.rules.tags)
-        about = {"opened": opened, "tokenizer": model.chat.tokenizer}
+        about = {"opened": model.chat.opened, "count": model.chat.thought_tokens}
         yield grade_responses(plan.questions.items[prompt.uuid], prompt, completions, plan.rules, **about)
 
 
@@ -82,14 +79,20 @@ def summarise(plan: Plan, records: Sequence[Answer]) -> tuple[dict, str]:
 
 
 def grade_responses(
-    item: Item, prompt: Prompt, completions: Sequence[Completion], rules: Rules, *, opened: bool = False, tokenizer=None
+    item: Item,
+    prompt: Prompt,
+    completions: Sequence[Completion],
+    rules: Rules,
+    *,
+    opened: bool = False,
+    count: Callable[[Sequence[int], str], int | None] | None = None,
 ) -> Answer:
     """The item with its responses; one that has none (its prompt did not fit) is wrong. `opened`: its prompt ends with
-    the tag that opens a thought; `tokenizer`: for the lengths of thoughts."""
+    the tag that opens a thought; `count`: tokens of the thought in a response's ids and text (Chat.thought_tokens)."""
     texts = [completion.text for completion in completions] or [""]
     reasons = [completion.finish_reason for completion in completions] or [None]
     lengths = [len(completion.token_ids) for completion in completions] or [None]
-    thoughts = [_thought_tokens(completion, rules, opened, tokenizer) for completion in completions]
+    thoughts = [count(completion.token_ids, completion.text) for completion in completions] if count else []
     thoughts = thoughts if any(tokens is not None for tokens in thoughts) else None
     several = {"all_responses": texts, "all_finish_reasons": reasons, "all_num_tokens": lengths}
     several |= {"all_thought_tokens": thoughts}
@@ -110,16 +113,6 @@ def grade_responses(
     )
     verdict = _verdict(record, texts, rules)
     return structs.replace(record, **verdict, **(several if len(texts) > 1 else {}))
-
-
-def _thought_tokens(completion: Completion, rules: Rules, opened: bool, tokenizer) -> int | None:
-    """The number of tokens of a response's thought with its tags; None without a thought. Those of the final text and
-    the end of the turn are counted, so that both add up."""
-    thought, final, _ = split_thought(completion.text, rules.tags, opened)
-    if thought is None or tokenizer is None:
-        return None
-    rest = len(tokenizer(final, add_special_tokens=False)["input_ids"]) if final else 0
-    return max(0, len(completion.token_ids) - rest - (completion.finish_reason == "stop"))
 
 
 def _verdict(record: Answer, texts: Sequence[str], rules: Rules) -> dict:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from cream.files.lock import Lock
 
 # weights, configs and tokenizer, template, vocabularies (merges.txt, vocab.txt), own code
 SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
+TEMPLATES = "additional_chat_templates"  # a folder of those that are not the default
 NOTES = {"cream.json", "args.json"}  # our own files, which do not affect a model's output
 SETTLED = 2 * 10**9  # ns; a younger file may change again within one tick of its file system's clock, unseen
 BLOCK = 1 << 22  # bytes read at a time
@@ -72,7 +74,8 @@ def fingerprint_folder(folder: Path, *, cached: bool = True) -> str:
 
 
 def _deciding(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.name not in NOTES and not p.is_dir())
+    places = [folder.iterdir(), (folder / TEMPLATES).glob("*")]
+    return sorted(p for p in chain(*places) if p.suffix in SUFFIXES and p.name not in NOTES and not p.is_dir())
 
 
 def states(path: Path) -> dict[str, State]:

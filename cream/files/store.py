@@ -1,7 +1,7 @@
 """Record files: read as a stream, written atomically; journal.py is for files that a stage is writing."""
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -55,18 +55,25 @@ class Bad(NamedTuple):
 
 
 def read(
-    path: Path, kind: type[R], limit: int | None = None, *, skip: bool = False, unique: bool = True
+    path: Path,
+    kind: type[R],
+    limit: int | None = None,
+    *,
+    skip: bool = False,
+    unique: bool = True,
+    refused: Mapping[str, str] = {},
 ) -> Iterator[R]:
     """The records of a file, or its first `limit`, one by one, of layout `kind`.
 
     A `.jsonl` file is streamed, with 8 bytes per record kept in memory; a `.json` file is read as bytes and decoded
     record by record. Raises UserError (file, line, uuid, JSON path) on a missing or damaged file and, without `skip`,
     on a malformed record, with the number of further ones, and on a duplicate uuid, at the latest at the end. With
-    `unique` False nothing is kept in memory, and the caller rules out duplicates, or calls `check_unique`.
+    `unique` False nothing is kept in memory, and the caller rules out duplicates, or calls `check_unique`. `refused`:
+    uuids of further malformed records, and why they are.
     """
     unique &= not skip  # skipped duplicates are bad records
     hashes = array("Q")
-    records = _checked(path, kind, limit, _doubled(path, limit) if skip else frozenset())
+    records = _checked(path, kind, limit, _doubled(path, limit) if skip else frozenset(), refused)
     for record in records:
         if isinstance(record, Bad):
             if skip:
@@ -87,9 +94,9 @@ def check_unique(path: Path) -> None:
     _refuse_doubles(path, _hashes(path))
 
 
-def rejected(path: Path, kind: type[R], limit: int | None = None) -> Iterator[dict]:
+def rejected(path: Path, kind: type[R], limit: int | None = None, refused: Mapping[str, str] = {}) -> Iterator[dict]:
     """The records that `read` skips with `skip`: {"uuid" (else the place), "where", "reason", "record" (its text)}."""
-    for bad in _checked(path, kind, limit, _doubled(path, limit)):
+    for bad in _checked(path, kind, limit, _doubled(path, limit), refused):
         if isinstance(bad, Bad):
             text = bad.data.decode(errors="backslashreplace")
             yield {"uuid": bad.uuid or bad.where, "where": bad.where, "reason": bad.reason, "record": text}
@@ -101,8 +108,11 @@ def nothing_left(path: Path, kind: type[Record], what: str, limit: int | None = 
     return UserError(f"{path}: " + (f"no {what}; the first: {bad['where']}: {bad['reason']}" if bad else NONE))
 
 
-def _checked(path: Path, kind: type[R], limit: int | None, doubled: frozenset[int]) -> Iterator[R | Bad]:
-    """Each record of a file, as Bad if it cannot be used. `doubled`: hashes of uuids that may occur more than once."""
+def _checked(
+    path: Path, kind: type[R], limit: int | None, doubled: frozenset[int], refused: Mapping[str, str] = {}
+) -> Iterator[R | Bad]:
+    """Each record of a file, as Bad if it cannot be used, or is among the `refused`, which say why. `doubled`: hashes
+    of uuids that may occur more than once."""
     seen = set()
     for raw in islice(_entries(path), limit):
         if isinstance(raw, Bad):
@@ -114,6 +124,8 @@ def _checked(path: Path, kind: type[R], limit: int | None, doubled: frozenset[in
                 continue
             seen.add(raw.uuid)
         try:
+            if raw.uuid in refused:
+                raise UserError(f"record {raw.uuid!r}: {refused[raw.uuid]}")
             yield decode(kind, raw.uuid, raw.value, raw.where)
         except UserError as error:
             reason = str(error).removeprefix(f"{raw.where}: ")

@@ -9,6 +9,7 @@ from cream.cli.flag_fields import NULLS
 from cream.cli.flags import find_problems, spell
 from cream.errors import UserError
 from cream.loops.plan import Command
+from cream.text.templates import is_template_name
 
 FILES = ("input_file", "file1", "file2", "rewards", "previous", "labels")  # flags that name a file
 FILES += ("few_shot_file", "chat_template", "deepspeed")
@@ -39,6 +40,7 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
         "checkpoint": lambda name: names.checkpoint(name, checkpoints),
         "ref_model_ckpt": lambda name: names.checkpoint(name, checkpoints, "--ref_model_ckpt"),
         **dict.fromkeys(FILES, Path),
+        "chat_template": lambda name: None if is_template_name(name) else Path(name),
     }
 
 

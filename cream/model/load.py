@@ -23,7 +23,7 @@ FIRST = 4  # layers that a tensor-parallel plan is tried on
 
 
 def load_tokenizer(folder: Path, chat_template: Path | None = None):
-    """The tokenizer of a folder; `chat_template` (a Jinja file) replaces its template."""
+    """The tokenizer of a folder; `chat_template`, a Jinja file or one of its own templates' names, is its default."""
     from transformers import AutoTokenizer
 
     try:
@@ -31,7 +31,14 @@ def load_tokenizer(folder: Path, chat_template: Path | None = None):
     except Exception as error:  # the tokenizers library raises plain Exceptions on damaged files
         advice = f" ({TRUST})" if "trust_remote_code" in str(error) else ""
         raise UserError(f"{folder}: its tokenizer cannot be loaded: {error}{advice}") from None
-    if chat_template is not None:
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if chat_template is not None and str(chat_template) in own and not chat_template.exists():
+        tokenizer.chat_template = own | {"default": own[str(chat_template)]}
+    elif chat_template is not None:
+        if own and not chat_template.exists():
+            raise UserError(
+                f"--chat_template {chat_template}: no such file, and none of this model's templates: {', '.join(own)}"
+            )
         with store.open_file(chat_template) as file:
             try:
                 tokenizer.chat_template = file.read().decode()
@@ -53,11 +60,12 @@ def check_vocabulary(tokenizer, size: int | None, folder: Path) -> None:
         )
 
 
-def load_chat(folder: Path, chat_template: Path | None = None):
-    """A folder's tokenizer and template as a Chat that also stops at the model's own end tokens."""
+def load_chat(folder: Path, chat_template: Path | None = None, **text):
+    """A folder's tokenizer and template as a Chat that also stops at the model's own end tokens. `text`: variables,
+    thoughts and tags, as Chat takes them."""
     from transformers import GenerationConfig
 
-    from cream.text.chat import Chat
+    from cream.text.chat import TODAY, Chat
 
     eos = None
     if (folder / "generation_config.json").exists():
@@ -65,8 +73,10 @@ def load_chat(folder: Path, chat_template: Path | None = None):
             raise UserError(f"{folder / 'generation_config.json'}: expected one object of settings")
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
     tokenizer = load_tokenizer(folder, chat_template)
-    chat = Chat(tokenizer, [eos] if isinstance(eos, int) else eos or [], chat_template)
-    if read_kind(folder).get("chat_template") not in (None, fingerprint_text(tokenizer.get_chat_template())):
+    chat = Chat(tokenizer, [eos] if isinstance(eos, int) else eos or [], chat_template, **text)
+    if chat.dated:
+        log.info("the chat template writes today's date: in every stage %s", TODAY)
+    if read_kind(folder).get("chat_template") not in (None, fingerprint_text(chat.template)):
         log.warning("%s: was trained on another chat template than %s", folder, chat_template or "the one in it now")
     return chat
 

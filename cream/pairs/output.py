@@ -144,6 +144,7 @@ def write(
         log.info("registered as %s in %s", flags.register, registry[0].name)
     log.info("pairs: %s\nnext, train the model that sampled on them:", target)
     start = {"model": policy["model"], "checkpoint": policy["checkpoint"]} if policy else {"checkpoint": "CHECKPOINT"}
+    start["chat_template_kwargs"] = (inputs.about.get("scored") or {}).get("chat_template_kwargs")
     log.info("  %s", console.command("train.py", **start, name=flags.register or target, method=method))
 
 

@@ -70,7 +70,7 @@ def combine(sample: Samples, results: dict[str, list], options: Options) -> Grou
     item, rules = options.items.get(sample.uuid), Rules(options.extraction == "strict", options.tags)
     if item is None:
         raise UserError(f"record {sample.uuid!r} has no label: the samples were changed while this ran; run it again")
-    thoughts = getattr(sample, "thought_tokens", None) or [None] * len(sample.responses)  # null: no thought
+    thoughts = sample.thought_tokens or [None] * len(sample.responses)  # null: no thought
     graded = [
         grade_record(item, text, rules, opened=thought is not None)
         for text, thought in zip(sample.responses, thoughts, strict=True)

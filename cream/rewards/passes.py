@@ -21,6 +21,7 @@ from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.driver import Model, Pass
 from cream.scoring.logprobs import Group, Scored, keep_finite
 from cream.scoring.pool import Pool
+from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
 WORKERS = {"logprobs": logprobs, "heads": heads, "completions": completions}
@@ -90,7 +91,7 @@ def group(sample: Samples, sampled: bool = False) -> Group:
     own = None
     if sampled and sample.logprob and sample.num_tokens:
         own = [None if v is None else (v, n) for v, n in zip(sample.logprob, sample.num_tokens, strict=True)]
-    return Group(sample.uuid, sample.prompt, sample.responses, complete, own)
+    return Group(sample.uuid, sample.prompt, sample.responses, complete, own, verbatim=True)
 
 
 def score_all(
@@ -101,20 +102,25 @@ def score_all(
     *,
     pool: Callable[[], Pool],
     bf16: bool | None,
-    template: Path | None,
+    text: dict,
+    skip: bool,
     show: bool,
 ) -> dict[str, Source | None]:
     """All passes into the journal, as far as it does not hold them; returns role -> source of its log-probabilities.
 
-    `folders`: the model of each role; `prompts`: how many samples there are; `template`: a chat template's file in
-    place of the tokenizers' own. `show`: print the first request as the model sees it.
+    `folders`: the model of each role; `prompts`: how many samples there are; `text`: how it becomes tokens, as
+    `load_chat` takes it. `skip`: a prompt that the chat template refuses has no rewards. `show`: print the first
+    request as the model sees it.
     """
     from cream.model.load import load_chat
 
     done, sources = output.resume(), {}
     for p in run.passes:
         folder = folders[p.role].absolute()  # as the input: a replica works in a folder of its own
-        model = Model(folder, output.header["inputs"][p.role], load_chat(folder, template), pool(), bf16)
+        chat = load_chat(folder, **text)
+        if not skip:
+            find_refusals(run.path, run.read(), chat, skip)
+        model = Model(folder, output.header["inputs"][p.role], chat, pool(), bf16)
         sources[p.role] = _run_pass(run, output, done, p, model, prompts, show and not sources)
     return sources
 

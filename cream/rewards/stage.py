@@ -18,19 +18,21 @@ from cream.files.store import MALFORMED
 from cream.rewards import REWARDS
 from cream.rewards.passes import Run
 from cream.scoring.cache import Source, beside
+from cream.text.options import check_kwargs, describe_text
 
 log = logging.getLogger("cream")
 SHORT = {"reference": "ref"}  # of roles in a file's name
 
 
-def choose(options, reward: str | None, enable_ref_model: bool | None) -> tuple[str, object]:
-    """(The reward's name, its flags), of all rewards' `options`; --enable_ref_model is the released scripts' way to say
-    dpo or likelihood. Raises UserError where the two differ, or a flag of another reward is given."""
+def choose(options, reward: str | None, enable_ref_model: bool | None, *shared) -> tuple[str, object]:
+    """(The reward's name, its flags), of all rewards' `options`; `shared` are groups whose flags apply to all.
+    --enable_ref_model is the released scripts' way to say dpo or likelihood. Raises UserError where the two differ, or
+    a flag of another reward is given."""
     implied = None if enable_ref_model is None else ("dpo" if enable_ref_model else "likelihood")
     if reward and implied and reward != implied:
         raise UserError(f"--reward {reward} contradicts --enable_ref_model {'yes' if enable_ref_model else 'no'}")
     reward = reward or implied or "dpo"
-    own = chosen(options, reward, "--reward")
+    own = chosen(options, reward, "--reward", *shared)
     for name, value in getattr(REWARDS[reward], "DEFAULTS", {}).items():
         if getattr(own, name) is None:
             setattr(own, name, value)
@@ -51,17 +53,18 @@ def default_output(path: Path, reward: str, model: str, checkpoints: dict[str, s
 def deciding_flags(config, own, passes: list) -> dict[str, object]:
     """The flags that decide the output: of the rewards' flags (config.options) only the chosen one's, `own`; a model's
     only where one looks at the samples."""
-    idle = deciding(config.options).keys() - deciding(own).keys()
+    idle = deciding(config.options).keys() - deciding(own).keys() | deciding(config.thoughts).keys()
     if not passes:
         idle |= deciding(config.device).keys() | deciding(config.model).keys()
         if config.model.model or config.model.checkpoint:
             log.info("no model is loaded: --model and --checkpoint do not apply")
-    return {name: value for name, value in deciding(config).items() if name not in idle} | deciding(own)
+    flags = {name: value for name, value in deciding(config).items() if name not in idle} | deciding(own)
+    return flags | (config.thoughts.settings() if passes else {})
 
 
-def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], template: Callable, group: int) -> None:
-    """Add the samples, the model of each role, and the source's own files. `template(provenance)` adds the chat
-    template's; `group` devices hold a model together.
+def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], model, group: int) -> None:
+    """Add the samples, the model of each role, and the source's own files. `model`: --chat_template and its variables;
+    `group` devices hold a model together.
 
     Raises UserError where one of them is damaged or of the wrong kind, or does not fit the others.
     """
@@ -73,7 +76,8 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], templ
             check_tp_size(folders[p.role], group)
     about = provenance.output("input_file", run.path)
     if folders:
-        template(provenance)
+        model.add_template(provenance)
+        check_kwargs(about.get("settings", {}), model.chat_template_kwargs, run.path, provenance)
     for role, folder in folders.items():
         provenance.model(role, folder)
     for name, (path, _) in run.files.items():
@@ -107,6 +111,21 @@ def _check_sampler(path: Path, about: dict, inputs: dict) -> None:
         )
 
 
+def check_text(target: Path, folders: dict[str, Path], text: dict) -> None:
+    """Raises UserError where an output of an earlier version, which is up to date otherwise, holds scores of responses
+    as the chat template rewrites them. `text`: as `load_chat` takes it."""
+    scored = (read_meta(target) or {}).get("scored")
+    if not scored or "text" in scored:
+        return
+    from cream.model.load import load_chat
+
+    if load_chat(folders["policy"], **text).rewrites:
+        raise UserError(
+            f"{target}: an earlier version scored responses as the chat template rewrites them, and not as they were "
+            "sampled; --overwrite scores them again"
+        )
+
+
 def check_output(target: Path, path: Path) -> None:
     """Raises UserError where an output would replace the score cache."""
     if target.resolve() == beside(path).resolve():
@@ -127,6 +146,7 @@ def facts(run: Run, output: Output, reward: str, model, sources: dict[str, Sourc
         facts["policy"] = sampler
     if sources.get("policy") and not hasattr(run.source, "requests"):
         template = {name: digest for name, digest in inputs.items() if name == "chat_template"}
+        template |= describe_text(output.header["settings"])
         score_from = getattr(run.options, "score_from", "model")
         facts["scored"] = structs.asdict(sources["policy"]) | {"from": score_from} | template
     return facts
@@ -158,7 +178,7 @@ def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str,
         previous = {"reward": "dpo", "checkpoint": _started_from(about), "ref_model_ckpt": reference}
     checkpoints = {"policy": previous["checkpoint"], "reference": previous.get("ref_model_ckpt")}
     other = default_output(run.path, previous["reward"], model.name(), checkpoints)
-    flags = where() | {"model": model.name(), "input_file": run.path, "chat_template": model.chat_template}
+    flags = where() | {"model": model.name(), "input_file": run.path} | model.text_flags()
     log.info("next, rank by the previous model:")
     log.info("  %s", console.command("rewarding.py", **flags, **previous))
     log.info("then compute the consistency and make pairs:")

@@ -16,7 +16,7 @@ from cream.records import Message, Prompt
 from cream.scoring import driver
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
-from cream.text.chat import Chat
+from cream.text.chat import Chat, naming
 from cream.text.plain import Plain
 
 log = logging.getLogger("cream")
@@ -68,7 +68,8 @@ class Responder:
         def requests() -> Iterator[Request]:
             for prompt in prompts:
                 exceeds = self.chat.exceeds(prompt.messages, self.max_prompt)
-                ids = [] if exceeds else self.chat.encode_prompt(prompt.messages)
+                with naming(prompt.uuid):
+                    ids = [] if exceeds else self.chat.encode_prompt(prompt.messages)
                 if exceeds or len(ids) > self.max_prompt:
                     aside.append((prompt.uuid, (prompt, ids, [])))
                     continue
@@ -110,7 +111,9 @@ def engine_setup(
         "max_model_len": max_length,
         "tensor_parallel_size": model.pool.group,
     }
-    sampling = replace(sampling, stop_token_ids=model.chat.stop_ids)
+    special = frozenset(model.chat.special)
+    dropped = frozenset() if sampling.keep_special else special - model.chat.thought_marks()
+    sampling = replace(sampling, stop_token_ids=model.chat.stop_ids, special=special, dropped=dropped)
     return partial(_load, model.chat, options, sampling, max_prompt, done)
 
 
@@ -122,7 +125,9 @@ def chunk_of(pool: Pool, count: int) -> int | None:
 def setup(model: Model, options: Options, chunk: int | None, done: Keys) -> Callable[[str], Responder]:
     """`engine_setup` for a pass of a reward source, by its flags."""
     n, tokens, temperature = options.gen_n, options.gen_max_tokens, options.gen_temperature
-    sampling = Sampling(n, temperature, top_p=1.0, max_tokens=tokens, seed=options.seed, logprobs=False)
+    sampling = Sampling(
+        n, temperature, top_p=1.0, max_tokens=tokens, seed=options.seed, logprobs=False, keep_special=False
+    )
     limit = model.limit(options.max_length)
     return engine_setup(model, sampling, {"name": options.engine}, limit, limit - 1, done)
 

@@ -13,6 +13,7 @@ from cream.cli import interrupts
 from cream.cli.flags import flag
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
+from cream.text.chat import Refused
 
 log = logging.getLogger("cream")
 CACHED = True  # its results enter the score cache
@@ -44,7 +45,8 @@ class Options:
 class Group:
     """A prompt's responses. `complete` is false for a truncated one; `sampled` may hold the sampler's own (log π,
     tokens) of each, None where its text does not give the sampled tokens back. `cached`: values of this prompt's
-    responses under the model that scores, digest of a response's tokens -> log π."""
+    responses under the model that scores, digest of a response's tokens -> log π. `verbatim`: the responses were
+    sampled, and follow the prompt as they are; else the chat template writes them."""
 
     uuid: str
     prompt: list
@@ -52,6 +54,7 @@ class Group:
     complete: list[bool]
     sampled: list[tuple[float, int] | None] | None = None
     cached: dict[str, float] = field(default_factory=dict)
+    verbatim: bool = False
 
 
 @dataclass(slots=True)
@@ -188,7 +191,10 @@ def _known(group: Group, rows: list, cached: bool) -> tuple[dict[str, float], Co
 
 def encode(group: Group, chat, limit: int) -> tuple[list, list[str | None]]:
     """Per response its Tokens or None, and the reason for None."""
-    rows = chat.encode_within_limit(group.prompt, group.responses, group.complete, limit)
+    try:
+        rows = chat.encode_within_limit(group.prompt, group.responses, group.complete, limit, sampled=group.verbatim)
+    except Refused as error:
+        rows = [str(error)] * len(group.responses)
     reasons: list[str | None] = [None] * len(rows)
     texts: dict[tuple[int, ...], str] = {}
     for i, tokens in enumerate(rows):

@@ -5,7 +5,7 @@ A `.jsonl` file is never in memory as a whole.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from cream.scoring.completions import generate_responses
 from cream.scoring.driver import Model
 from cream.text.chat import Chat
 from cream.text.prompts import apply
+from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
 
@@ -35,13 +36,15 @@ UNUSED = (
 
 class Prompts(NamedTuple):
     """The first `limit` prompts of a file (None: all), `total` of which are good; `skip`: the others are skipped.
-    `read` gives them one by one, whatever folder a replica works in; `open_prompts` has looked for duplicates."""
+    `read` gives them one by one, whatever folder a replica works in; `open_prompts` has looked for duplicates.
+    `refused`: those that are no prompts for the chat template, by uuid, and why."""
 
     path: Path
     limit: int | None
     skip: bool
     total: int
     read: Callable[[], Iterator[Prompt]]
+    refused: Mapping[str, str] = {}
 
 
 def open_prompts(path: Path, limit: int | None, *, skip: bool) -> Prompts:
@@ -62,12 +65,25 @@ def output_folder(sampling: Sampling, sysprompt: str, data: str, model: str, che
     return f"{data}-{model}-ckpt_{checkpoint}-{'Greedy' if sampling.greedy else 'Sample'}{how}"
 
 
+def check_prompts(prompts: Prompts, sysprompt: str, chat: Chat) -> Prompts:
+    """The prompts without those that the chat template refuses, which count as malformed. Raises UserError for the
+    first of these, unless they are to be skipped."""
+    refused = find_refusals(prompts.path, build_prompts(prompts.read, sysprompt), chat, prompts.skip)
+    if not refused:
+        return prompts
+    if len(refused) == prompts.total:
+        raise UserError(f"{prompts.path}: no prompt is left to respond to; the first: {next(iter(refused.values()))}")
+    read = partial(prompts.read, refused=refused)
+    return prompts._replace(total=prompts.total - len(refused), read=read, refused=refused)
+
+
 def sample(
     output: Output, model: Model, prompts: Prompts, sysprompt: str, sampling: Sampling, policy: dict, **how
 ) -> None:
     """Write the samples, and say what they are. `sysprompt` names the text that is appended to each prompt; `policy`
     says in the sidecar who sampled, as the user named it; `how`: the engine and limits,
     as `generate_responses` takes them. Raises UserError where no prompt fits."""
+    prompts = check_prompts(prompts, sysprompt, model.chat)
     total, size = prompts.total, 0 if prompts.limit else prompts.path.stat().st_size
     need = preflight.size_of_samples(total, size, sampling.n, sampling.max_tokens)
     preflight.check_disk(output.path, need, "sampling")
@@ -78,9 +94,11 @@ def sample(
         if output.dropped.total() == total:
             raise UserError(f"{prompts.path}: no prompt is left to respond to (dropped: {dict(output.dropped)})")
         if prompts.skip:
-            output.reject(store.rejected(prompts.path, Prompt, prompts.limit))
+            output.reject(store.rejected(prompts.path, Prompt, prompts.limit, prompts.refused))
         output.finish(_count(output.rows(record.uuid for record in prompts.read()), counts), policy=policy)
     log.info("%(prompts)d prompts, %(responses)d responses: %(distinct)d distinct, %(truncated)d truncated", counts)
+    for line in describe_tokens(counts, sampling.keep_special):
+        log.info("  %s", line)
     for reason, count in output.dropped.items():
         if reason != store.MALFORMED:
             log.info("  %d of %d prompts dropped: %s", count, total, reason)
@@ -109,7 +127,13 @@ def record_samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completion
     """
     complete = [c.finish_reason == "stop" for c in completions]
     encoded = chat.encode_responses(prompt.messages, [c.text for c in completions], complete, prompt_ids)
-    same = [t is not None and t.ids[t.spans[0][0] :] == c.token_ids for t, c in zip(encoded, completions, strict=True)]
+    same = [
+        not isinstance(t, str) and t.ids[len(prompt_ids) :] == c.token_ids
+        for t, c in zip(encoded, completions, strict=True)
+    ]
+    spoken = [c.token_ids[: len(c.token_ids) - end] for c, end in zip(completions, complete, strict=True)]
+    thoughts = [chat.thought_tokens(ids, c.text) for ids, c in zip(spoken, completions, strict=True)]
+    special = [c.special for c in completions]
     return Samples(
         uuid=prompt.uuid,
         prompt=prompt.messages,
@@ -117,6 +141,8 @@ def record_samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completion
         finish_reason=[c.finish_reason for c in completions],
         num_tokens=[len(c.token_ids) for c in completions],
         logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
+        thought_tokens=thoughts if any(n is not None for n in thoughts) else None,
+        special_tokens=special if any(special) else None,
         source_prompt=getattr(prompt, "source_prompt", None),
         extra=prompt.extra,
     )
@@ -132,6 +158,26 @@ def next_step(samples: Path, checkpoint: str | None, flags: dict[str, object]) -
     return f"samples: {samples}\nnext, reward them by the current model:\n  {command}"
 
 
+def describe_tokens(counts: Counter[str], keep_special: bool) -> Iterator[str]:
+    """What `_count` found in the sampled tokens, beside their number: lines for the log."""
+    of = f"of {counts['responses']} responses"
+    if counts["special"] and keep_special:
+        yield f"{counts['special']} {of} have special tokens within, which are kept in their text"
+    elif counts["special"]:
+        yield (
+            f"{counts['special']} {of} have special tokens within, which their text lacks, so that what will be scored "
+            "and trained on is not what was sampled; --keep_special_tokens yes keeps them"
+        )
+    if counts["respelled"]:
+        yield f"{counts['respelled']} {of} do not tokenise back to the tokens that were sampled; their logprob is null"
+    if thoughts := counts["thoughts"]:
+        thought, final = counts["thought_tokens"] / thoughts, counts["final_tokens"] / thoughts
+        yield (
+            f"{thoughts} {of} have a thought: {thought:.1f} tokens on average, and {final:.1f} after it; "
+            f"{counts['unfinished']} are truncated within it"
+        )
+
+
 def _count(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:
     """The same samples, encoded; once they are through, `counts` says what was in them."""
     for row in rows:
@@ -139,4 +185,13 @@ def _count(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:
         counts["responses"] += len(row["responses"])
         counts["distinct"] += len({*row["responses"]})
         counts["truncated"] += row["finish_reason"].count("length")
+        counts["respelled"] += row["logprob"].count(None)
+        counts["special"] += sum(map(bool, row.get("special_tokens", ())))
+        lengths = zip(row.get("thought_tokens", ()), row["num_tokens"], row["finish_reason"], strict=False)
+        for thought, tokens, reason in lengths:
+            if thought is not None:
+                counts["thoughts"] += 1
+                counts["thought_tokens"] += thought
+                counts["final_tokens"] += tokens - thought
+                counts["unfinished"] += thought == tokens and reason == "length"
         yield row

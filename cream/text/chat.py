@@ -1,62 +1,137 @@
 """Messages -> token ids and response spans, by a chat template.
 
-A response's span has the ids of the rendered conversation after those of the rendered prompt with generation prompt, up
-to and including the end-of-turn token, without whitespace that the template adds after it. Loss masks come from spans,
-never from comparing ids with pad (pad may equal eos). BOS appears only as the template renders it.
+A response that a model sampled is scored and trained on as it was sampled: the ids of the rendered prompt with
+generation prompt, those of its text, and the end-of-turn token if it ended by itself. Templates write a turn otherwise
+once it is part of a conversation: Qwen3's adds an empty thought, DeepSeek-R1's removes one, Llama-3's trims. A response
+from elsewhere (SFT data, imported pairs, options) is written by the template, as the last turn of its conversation.
+Loss masks come from spans, never from comparing ids with pad (pad may equal eos). BOS appears only as the template
+renders it.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 from cream.errors import UserError
 from cream.records import Message
-from cream.text.templates import check_numbers, limit_rendering, probe_in_subprocess
+from cream.text.templates import check_numbers, check_variables, limit_rendering, probe_in_subprocess
+from cream.text.thoughts import USUAL, Tags, opens_thought, split_thought
 from cream.text.tokens import Tokens, describe_length, show_spans
 
-NOT_A_PREFIX = "the template or tokenizer merges the prompt's last token with the response"
+NOT_A_PREFIX = "the tokenizer merges the prompt's last token with the response"
+REWRITTEN = "the template rewrites the prompt once a response follows"
+CLOSED = "the response has a thought, but the template's generation prompt has an empty one already"
+UNFINISHED = "the response ends within its thought"
 TEMPLATE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
 HUGE = 1 << 20  # characters; for a longer text the number of tokens in its beginning may suffice
+TODAY = date(2024, 7, 26)  # for templates that write today's date: the one that Llama-3's writes if it knows none
+
+
+def _strftime(form: str) -> str:
+    return TODAY.strftime(form)
+
+
+class Refused(UserError):
+    """A template refuses one conversation; others may be fine."""
+
+
+@contextmanager
+def naming(uuid: str) -> Iterator[None]:
+    """A template's refusal within it names the record."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f"record {uuid!r}: {error}") from None
 
 
 class Chat:
     """A tokenizer with its chat template, checked once on a probe.
 
-    Raises UserError if there is no template, its prompt is not a prefix of its conversation, it does not end a response
-    with a special token (a model could not learn to stop), or it renders two BOS.
+    variables: further ones for the template (enable_thinking). thoughts: what becomes of a response's thought, between
+    `tags`: score it as a part of the response, mask it (it is there, and neither scored nor trained on), or drop it.
+
+    Raises UserError if there is no template, its generation prompt is not a prefix of its conversation (but for the
+    beginning of a thought), it does not end a response with a special token (a model could not learn to stop), or it
+    renders two BOS.
     """
 
-    def __init__(self, tokenizer, generation_eos: Sequence[int] = (), template: Path | None = None):
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer,
+        generation_eos: Sequence[int] = (),
+        template: Path | None = None,
+        variables: Mapping[str, object] | None = None,
+        thoughts: str = "score",
+        tags: Tags = USUAL,
+    ):
+        self.tokenizer, self.thoughts, self.tags = tokenizer, thoughts, tags
         self._name = f"{template or tokenizer.name_or_path}: {'the' if template else 'its'} chat template"
         if not tokenizer.chat_template:
             raise UserError(
                 f"{tokenizer.name_or_path}: the tokenizer has no chat template; give the one this model was trained "
                 "with: --chat_template FILE (Jinja)"
             )
+        if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
+            raise UserError(
+                f"{tokenizer.name_or_path}: the tokenizer has several chat templates and no default; choose one: "
+                f"--chat_template {' or '.join(tokenizer.chat_template)}"
+            )
+        self.template: str = tokenizer.get_chat_template()
+        self._variables = {**(variables or {}), "strftime_now": _strftime}
         self.special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special} | {
             *tokenizer.all_special_ids
         }
+        marks = sorted(tokenizer.convert_ids_to_tokens(sorted(self.special)), key=len, reverse=True)
+        self._marks = re.compile("|".join(map(re.escape, marks)) or "(?!)")
         probe_in_subprocess(lambda: [self._render(PROBE[:1], True), self._render(PROBE, False)], self._name)
         with self._explain_errors():
-            check_numbers(tokenizer.get_chat_template(), self._name)
+            check_numbers(self.template, self._name)
+            check_variables(self.template, self.tokenizer.special_tokens_map, variables or {}, self._name)
+        prompt, whole = self._render(PROBE[:1], True), self._render(PROBE, False)
         try:
-            prompt, ids = self._ids([self._render(PROBE[:1], True), self._render(PROBE, False)])
+            ids, whole_ids = self._ids([prompt, whole])
         except TEMPLATE_ERRORS as error:  # a wrong type in its configuration, say
             raise UserError(f"{tokenizer.name_or_path}: its tokenizer cannot encode text: {error}") from None
-        if ids[: len(prompt)] != prompt:
-            raise UserError(self._mismatch(prompt, ids))
-        ends = [token for token in self._ids([self._after_response()])[0] if token in self.special]
+        self.opened = opens_thought(prompt, tags)  # the generation prompt begins a thought
+        if not whole.startswith(prompt) and not self.opened:
+            raise UserError(self._mismatch(ids, whole_ids))
+        before, after = self._around_response(prompt, whole)
+        self._lead = self._find_lead(before, whole_ids[len(ids) :])
+        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        stops = {*eos, *generation_eos}
+        ends = self._special_in(after)
+        self._closing = ends.count(ends[0]) if ends else 0  # 0: the next turn's header ends a response, as GLM-4's
+        if not ends and stops:
+            followed = self._render([*PROBE, PROBE[0]], False)
+            ends = [end for end in self._special_in(self._around_response(prompt, followed)[1])[:1] if end in stops]
         if not ends:
             raise UserError(
                 f"{self._name} does not end a response with a special token, so that a model could not learn to stop; "
                 "give another with --chat_template FILE"
             )
         self.end_of_turn = ends[0]  # others may close the whole conversation
-        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        self.stop_ids = tuple(sorted({self.end_of_turn, *eos, *generation_eos}))
-        self._opening = self._find_opening(prompt)
+        self.stop_ids = tuple(sorted({self.end_of_turn, *stops}))
+        self._opening = text, opening = self._find_opening(prompt, ids)
+        response = PROBE[1].content
+        self._separable = self._ids([text + response])[0] == [*opening, *self._bare_ids(response)]
+
+    @property
+    def dated(self) -> bool:
+        """Whether the template writes today's date, which is TODAY in every stage."""
+        return "strftime_now" in self.template
+
+    @property
+    def rewrites(self) -> bool:
+        """Whether the template writes some response otherwise than it was sampled."""
+        thought = "".join((*self.tags[0], "5")) if self.tags else "5"
+        texts, complete = ["5", " 5\n", thought, "5"], [True, True, True, False]
+        as_sampled, written = (
+            self.encode_responses(PROBE[:1], texts, complete, sampled=sampled) for sampled in (True, False)
+        )
+        return as_sampled != written
 
     def exceeds(self, messages: Sequence[Message], limit: int) -> bool:
         """Whether a huge conversation certainly has more than `limit` tokens. Tokenising all of it would take 100 times
@@ -65,6 +140,16 @@ class Chat:
             return False
         text = "\n".join(message.content.strip() for message in messages)  # templates may strip them, too
         return len(self._ids([text[:HUGE]])[0]) > limit + 1  # the last one may be incomplete
+
+    def refusal(self, messages: Sequence[Message]) -> str | None:
+        """Why the template refuses these messages, a prompt or a conversation; None if not, or if they are huge."""
+        if sum(len(message.content) for message in messages) > HUGE:
+            return None
+        try:
+            self._render(messages, messages[-1].role == "user")
+        except Refused as error:
+            return str(error)
+        return None
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the rendered prompt, the generation prompt included."""
@@ -76,85 +161,193 @@ class Chat:
         responses: Sequence[str],
         complete: Sequence[bool],
         prompt_ids: list[int] | None = None,
-    ) -> list[Tokens | None]:
-        """Each response after the same prompt, as the template renders the conversation.
+        *,
+        sampled: bool = True,
+    ) -> list[Tokens | str]:
+        """Each response after the same prompt, or the reason why it has no tokens. `sampled`: by a model, so that its
+        text follows the prompt as it is; else the template writes it.
 
-        A truncated response (`complete` false) gets no end-of-turn token. None where the prompt's ids are not a prefix
-        of the conversation's (reason: NOT_A_PREFIX). `prompt_ids`: the ids of `prompt`, if the caller has them.
+        A truncated response (`complete` false) gets no end-of-turn token. `prompt_ids`: the ids of `prompt`, if the
+        caller has them.
         """
         rendered = self._render(prompt, True)
-        texts = [self._render([*prompt, Message("assistant", response)], False) for response in responses]
-        text, opening = self._opening
-        first = [] if prompt_ids else [rendered]  # for short texts one call of the tokenizer is cheaper than two
-        if apart := rendered.endswith(text) and all(t.startswith(rendered) for t in texts):
-            texts, wholes = [t[len(rendered) - len(text) :] for t in texts], texts
-        rows = self._ids([*first, *texts])
-        ids = prompt_ids or rows.pop(0)
-        if apart and ids[-len(opening) :] == opening:
-            rows = [ids[: -len(opening)] + row for row in rows]  # nothing merges across a special token
-        elif apart:
-            rows = self._ids(wholes)
-        return [self._span(ids, row, whole) for row, whole in zip(rows, complete, strict=True)]
+        ids = prompt_ids or self._ids([rendered])[0]
+        texts, verbatim = list(responses), [sampled] * len(responses)
+        found: list[Tokens | str | None] = [None] * len(texts)
+        if self.thoughts == "drop":
+            for i, text in enumerate(texts):
+                split = split_thought(text, self.tags, sampled and self.opened)
+                if split.thought is not None:
+                    texts[i], verbatim[i] = split.final.lstrip("\n"), False
+                    found[i] = None if split.closed else UNFINISHED
+        own = [i for i, each in enumerate(verbatim) if each]
+        for i, row in zip(own, self._append(rendered, ids, [self._lead + texts[i] for i in own]), strict=True):
+            found[i] = self._close(row, ids, complete[i])
+        for i, text in enumerate(texts):
+            found[i] = found[i] or self._written(prompt, rendered, ids, text, complete[i])
+        return [self._mask(tokens) for tokens in found] if self.thoughts == "mask" else found
 
     def encode_within_limit(
-        self, prompt: Sequence[Message], responses: Sequence[str], complete: Sequence[bool], limit: int
+        self,
+        prompt: Sequence[Message],
+        responses: Sequence[str],
+        complete: Sequence[bool],
+        limit: int,
+        *,
+        sampled: bool = True,
     ) -> list[Tokens | str]:
-        """As `encode_responses`, with the reason instead of a row that is None or has more than `limit` tokens."""
+        """As `encode_responses`, with the reason instead of a row that has more than `limit` tokens."""
         long = describe_length(limit)
         short = [i for i, r in enumerate(responses) if not self.exceeds([*prompt, Message("assistant", r)], limit)]
-        found = self.encode_responses(prompt, [responses[i] for i in short], [complete[i] for i in short])
+        texts, whole = [responses[i] for i in short], [complete[i] for i in short]
+        found = self.encode_responses(prompt, texts, whole, sampled=sampled)
         rows = dict(zip(short, found, strict=True))
         return [
-            long if i not in rows or len(rows[i] or ()) > limit else rows[i] or NOT_A_PREFIX
+            long if i not in rows or not isinstance(rows[i], str) and len(rows[i]) > limit else rows[i]
             for i in range(len(responses))
         ]
 
-    def encode_conversation(self, messages: Sequence[Message]) -> Tokens | None:
-        """A conversation with a span for every assistant turn; None if a turn's prompt is not a prefix of it (some
-        templates change earlier turns)."""
-        turns = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        texts = [self._render(messages[:i], True) for i in turns]
-        texts += [self._render(messages[: i + 1], False) for i in turns]
-        rows = self._ids(texts)
-        prompts, wholes = rows[: len(turns)], rows[len(turns) :]
-        parts = [self._span(p, ids, True) for p, ids in zip(prompts, wholes, strict=True)]
-        if any(part is None or wholes[-1][: len(part)] != part.ids for part in parts):
-            return None
-        return Tokens(parts[-1].ids, [part.spans[0] for part in parts])
+    def encode_conversation(
+        self, messages: Sequence[Message], complete: bool = True, sampled: bool = False
+    ) -> list[Tokens] | str:
+        """A conversation with a span for every assistant turn, or the reason why it has no tokens. `complete` and
+        `sampled` are of its last turn, as in `encode_responses`.
 
-    def _find_opening(self, prompt: list[int]) -> tuple[str, list[int]]:
-        """The end of every prompt, from its last special token on, given the probe's ids: as text and ids."""
-        rendered = self._render(PROBE[:1], True)
+        One row, unless the template writes a turn otherwise once another follows: then every turn has a row, in which
+        it is the last, as a model that is asked for it sees what is before it.
+        """
+        rows: list[Tokens] = []
+        for i, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            how = {"sampled": sampled, "complete": [complete]} if i + 1 == len(messages) else {"sampled": False}
+            (row,) = self.encode_responses(messages[:i], [message.content], **{"complete": [True]} | how)
+            if isinstance(row, str):
+                return row
+            if rows and row.ids[: len(rows[-1])] == rows[-1].ids:
+                row = Tokens(row.ids, rows.pop().spans + row.spans)
+            rows.append(row)
+        return rows
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, of special ones too."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def thought_tokens(self, ids: Sequence[int], text: str | None = None) -> int | None:
+        """How many of a response's ids are its thought, the tags included; None if it has none. All of them, if it ends
+        within. `text`: that of the ids, without special tokens perhaps."""
+        marks = (tag for pair in self.tags for tag in pair)
+        if text is not None and not (self.opened or self.special.intersection(ids) or any(m in text for m in marks)):
+            return None
+        text = self.decode(ids)
+        split = split_thought(text, self.tags, self.opened)
+        if split.thought is None or not split.closed:
+            return None if split.thought is None else len(ids)
+        end = max(text.rfind(closing) + len(closing) for _, closing in self.tags if closing in text)
+        low, high = 0, len(ids)
+        while low < high:  # the first place whose text has the closing tag
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(self.decode(ids[:middle])) >= end else (middle + 1, high)
+        return low
+
+    def find_mark(self, texts: Sequence[str]) -> str | None:
+        """The first special token that is written in a text, as which the tokenizer will read it; None if there is
+        none."""
+        found = (self._marks.search(text) for text in texts)
+        return next((match[0] for match in found if match), None)
+
+    def thought_marks(self) -> set[int]:
+        """The special tokens among the tags of thoughts."""
+        tags = [tag for pair in self.tags for tag in pair]
+        return {token for row in self._ids(tags) for token in row} & self.special
+
+    def _mask(self, tokens: Tokens | str) -> Tokens | str:
+        """The tokens without the thought of their last span as a part of that span."""
+        if isinstance(tokens, str):
+            return tokens
+        *others, (start, end) = tokens.spans
+        thought = self.thought_tokens(tokens.ids[start:end]) or 0
+        return UNFINISHED if 0 < thought == end - start else Tokens(tokens.ids, [*others, (start + thought, end)])
+
+    def _written(
+        self, prompt: Sequence[Message], rendered: str, ids: list[int], response: str, complete: bool
+    ) -> Tokens | str:
+        """A response as the template writes it after `prompt`, which is `rendered` and has these ids."""
+        whole = self._render([*prompt, Message("assistant", response)], False)
+        if whole.startswith(rendered):
+            (row,) = self._append(rendered, ids, [whole[len(rendered) :]])
+            if row is None or not self._closing:
+                return self._close(row, ids, complete)
+            ends = [i for i in range(len(ids), len(row)) if row[i] == self.end_of_turn]
+            if len(ends) < self._closing:
+                return REWRITTEN
+            end = ends[-self._closing] + complete
+            return Tokens(row[:end], [(len(ids), end)])
+        thought = split_thought(response, self.tags).thought
+        if not opens_thought(rendered, self.tags):
+            return REWRITTEN if thought is None else CLOSED
+        # The template, such as DeepSeek-R1's, opens a thought for a response that it would write without one.
+        opening, closing = next(pair for pair in self.tags if rendered.rstrip().endswith(pair[0]))
+        line = rendered[len(rendered.rstrip()) :]
+        empty = f"{line}{closing}{line}{line}{response}"
+        text = empty if thought is None else response.lstrip().removeprefix(opening).lstrip("\n")
+        return self._close(self._append(rendered, ids, [text])[0], ids, complete)
+
+    def _close(self, row: list[int] | None, prompt: list[int], complete: bool) -> Tokens | str:
+        """A prompt and the response after it, with its end of turn if it is complete."""
+        if row is None:
+            return NOT_A_PREFIX
+        row = [*row, self.end_of_turn] if complete else row
+        return Tokens(row, [(len(prompt), len(row))])
+
+    def _append(self, rendered: str, ids: list[int], texts: Sequence[str]) -> list[list[int] | None]:
+        """The ids of each text after a prompt's, which is tokenised once for all.
+
+        Both are tokenised together, from the prompt's last special token on, across which nothing merges. Where they
+        would merge all the same, the text is tokenised by itself: a model that is given the prompt's ids cannot write
+        otherwise. None with tokenizers that put a space before such a text.
+        """
+        text, opening = self._opening
+        if not rendered.endswith(text) or ids[-len(opening) :] != opening:
+            text, opening = rendered, ids
+        before, found = ids[: len(ids) - len(opening)], []
+        for row, added in zip(self._ids([text + added for added in texts]), texts, strict=True):
+            if row[: len(opening)] == opening:
+                found.append(before + row)
+            else:
+                found.append([*ids, *self._bare_ids(added)] if self._separable else None)
+        return found
+
+    def _find_opening(self, rendered: str, prompt: list[int]) -> tuple[str, list[int]]:
+        """The end of every prompt, from its last special token on, given the probe's: as text and ids."""
         at = max((i for i, token in enumerate(prompt) if token in self.special), default=0)
         text = rendered[max(0, rendered.rfind(self.tokenizer.convert_ids_to_tokens(prompt[at]))) :]
         return (text, prompt[at:]) if self._ids([text])[0] == prompt[at:] else (rendered, prompt)
 
-    def _after_response(self) -> str:
-        """The text that the template writes after the probe's response."""
-        whole, start = self._render(PROBE, False), len(self._render(PROBE[:1], True))
-        if PROBE[1].content not in whole[start:]:
+    def _find_lead(self, before: str, response: list[int]) -> str:
+        """The space that the template writes before a response, and decoding removes from one: Llama-2's."""
+        return before if before.isspace() and not self.decode(response).startswith(before) else ""
+
+    def _around_response(self, prompt: str, whole: str) -> tuple[str, str]:
+        """The texts that the template writes before the probe's response, after its generation prompt, and after it."""
+        question, response = (message.content for message in PROBE)
+        at, start = whole.rfind(response), whole.find(question)
+        if start < 0 or at < start + len(question):
             raise UserError(
                 f"{self._name} does not render the assistant's response; give another with --chat_template FILE"
             )
-        return whole[whole.rindex(PROBE[1].content, start) + len(PROBE[1].content) :]
-
-    def _span(self, prompt: list[int], ids: list[int], complete: bool) -> Tokens | None:
-        start = len(prompt)
-        if ids[:start] != prompt or self.end_of_turn not in ids[start:]:
-            return None
-        last = len(ids) - 1 - ids[::-1].index(self.end_of_turn)
-        end = last + 1 if complete else last
-        return Tokens(ids[:end], [(start, end)])
+        before = whole[len(prompt) : whole.find(response, len(prompt))] if whole.startswith(prompt) else ""
+        return before, whole[at + len(response) :]
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         plain = [{"role": m.role, "content": m.content} for m in messages]
         apply = self.tokenizer.apply_chat_template
         with self._explain_errors():
-            text = apply(plain, tokenize=False, add_generation_prompt=generation_prompt)
+            text = apply(plain, tokenize=False, add_generation_prompt=generation_prompt, **self._variables)
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{self._name} renders text that is not valid Unicode (a lone surrogate)") from None
+            raise Refused(f"{self._name} renders text that is not valid Unicode (a lone surrogate)") from None
         return text
 
     @contextmanager
@@ -166,7 +359,7 @@ class Chat:
             with limit_rendering(self._name):
                 yield
         except (TemplateError, *TEMPLATE_ERRORS) as error:
-            raise UserError(f"{self._name} refuses a conversation: {error}") from None
+            raise Refused(f"{self._name} refuses a conversation: {error}") from None
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
@@ -174,6 +367,12 @@ class Chat:
         if bos is not None and bos != self.tokenizer.eos_token_id and any(ids[:2] == [bos, bos] for ids in rows):
             raise UserError(f"{self._name} renders two BOS tokens; a model expects one")
         return rows
+
+    def _special_in(self, text: str) -> list[int]:
+        return [token for token in self._ids([text])[0] if token in self.special]
+
+    def _bare_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _mismatch(self, prompt: list[int], ids: list[int]) -> str:
         at = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))

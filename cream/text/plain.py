@@ -47,9 +47,16 @@ class Plain:
         return [Tokens(alone + ids[len(alone) :], [(len(alone), max(len(alone), len(ids)))]) for ids in wholes]
 
     def encode_within_limit(
-        self, prompt: Sequence[Message], responses: Sequence[str], complete: Sequence[bool], limit: int
+        self,
+        prompt: Sequence[Message],
+        responses: Sequence[str],
+        complete: Sequence[bool],
+        limit: int,
+        *,
+        sampled: bool = True,
     ) -> list[Tokens | str]:
-        """As `encode_responses`, with the reason instead of a row that has more than `limit` tokens."""
+        """As `encode_responses`, with the reason instead of a row that has more than `limit` tokens. `sampled` has no
+        effect, since no template writes a continuation."""
         rows = self.encode_responses(prompt, responses, complete)
         return [describe_length(limit) if len(row) > limit else row for row in rows]
 

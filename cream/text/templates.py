@@ -5,20 +5,25 @@ which is enough alone. A probe in a forked process, which the kernel ends at its
 Limits around each rendering cannot interrupt a single step of Python. So templates with a huge step are refused.
 """
 
+import json
 import os
+import re
 import resource
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
-from cream.errors import UserError
+from cream.errors import UserError, nearest
 
 LIMIT = 2.0  # seconds of computing per rendering
 ROOM = 1 << 30  # bytes per rendering
 SMALL = 1000  # the largest number in a product, quotient or power
+GIVEN = {"messages", "tools", "documents", "add_generation_prompt"}  # variables of a template that no flag gives
+WORDS = {"yes": "true", "no": "false", "true": "true", "false": "false", "none": "null"}  # of a variable -> JSON
 PATIENCE = 60.0  # seconds after which a probe is ended that waits, or is slow on a busy machine
 
 
@@ -117,6 +122,46 @@ def check_numbers(template: str, what: str) -> None:
                 f"{what} computes with numbers that may be huge: `{sign}` on its line {node.lineno}; give another with "
                 f"--chat_template FILE, with one of the numbers written out, {SMALL} at most"
             )
+
+
+def is_template_name(template: str) -> bool:
+    """Whether --chat_template names a template of the tokenizer, rather than a file."""
+    return re.fullmatch(r"[\w-]+", template) is not None and not Path(template).exists()
+
+
+def parse_variables(text: str | None) -> dict[str, object]:
+    """The variables that --chat_template_kwargs gives: name=value,…, or a JSON object. Values are yes, no, JSON, or
+    else texts. Raises UserError for anything else."""
+    if text is None:
+        return {}
+    try:
+        if text.lstrip().startswith("{"):
+            return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--chat_template_kwargs {text!r}: not valid JSON: {error}") from None
+    variables: dict[str, object] = {}
+    for part in text.split(","):
+        name, equals, value = (each.strip() for each in part.partition("="))
+        if not name.isidentifier() or not equals or name in variables:
+            raise UserError(f"--chat_template_kwargs {text!r}: expected name=value,…, such as enable_thinking=no")
+        try:
+            variables[name] = json.loads(WORDS.get(value.lower(), value))
+        except ValueError:
+            variables[name] = value
+    return variables
+
+
+def check_variables(template: str, known: Iterable[str], variables: Mapping[str, object], what: str) -> None:
+    """Raises UserError for a variable that a template does not read: it would have no effect. `known` are the names of
+    those that the tokenizer gives."""
+    from jinja2 import meta
+    from transformers.utils.chat_template_utils import _compile_jinja_template  # with its own tags
+
+    environment = _compile_jinja_template(template).environment
+    read = sorted(meta.find_undeclared_variables(environment.parse(template)) - {*GIVEN, *environment.globals, *known})
+    if odd := [name for name in variables if name not in read]:
+        reads = f"it reads {', '.join(read)}" if read else "it reads none"
+        raise UserError(f"--chat_template_kwargs {odd[0]}: {what} has no such variable{nearest(odd[0], read)}; {reads}")
 
 
 def _used() -> int:

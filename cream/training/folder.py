@@ -17,6 +17,7 @@ from cream.files.fingerprints import fingerprint_folder
 from cream.files.lock import Lock
 from cream.files.provenance import ARGS, LAST, RUN, read_kind
 
+NO_LONGER_DROPPED = "the template or tokenizer merges the prompt's last token with the response"
 WRITTEN = ("state", "log.jsonl", "rejected.jsonl")  # by training, beside checkpoints, args.json and meta.json
 
 
@@ -46,6 +47,11 @@ def finished(run: Path, header: dict, inputs: Iterable[Path], overwrite: bool) -
     if (run / RUN).exists():
         made_by = store.read_json(run / RUN)
         journal.check_same(run, made_by, header, "holds a finished run")
+        if count := made_by.get("counts", {}).get("dropped", {}).get(NO_LONGER_DROPPED):
+            raise UserError(
+                f"{run}: an earlier version dropped {count} records that are trained on now, for turns that the chat "
+                "template rewrites once another follows; --overwrite trains again"
+            )
         _check_last(run, made_by.get("output"))
         return True
     what, advice = "found an interrupted run there", "Repeat its command to resume it. "

@@ -172,9 +172,15 @@ def choose_stage(train_stage: str | None, flags, data: Path, skip: bool) -> tupl
 
 def settings(config, name: str, stage, global_batch: int) -> dict:
     """{flag: value} that decide a run of train.py: of the stages' flags only those that `stage` says."""
-    own = as_dict(config.stage)
+    own = as_dict(config.stage) | as_dict(config.thoughts)
     shared = {flag: value for flag, value in deciding(config).items() if flag not in own or flag in EVERY_RUN}
-    return shared | EVERY_RUN | stage.settings | {"train_stage": name, "global_batch": global_batch}
+    return (
+        shared
+        | EVERY_RUN
+        | config.thoughts.settings()
+        | stage.settings
+        | {"train_stage": name, "global_batch": global_batch}
+    )
 
 
 def check_installed(optimisation: Optimisation, output: TrainOutput, cpu: bool) -> None:

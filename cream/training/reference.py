@@ -20,37 +20,40 @@ from cream.files.provenance import read_meta
 from cream.model.hardware import Budget
 from cream.model.logprobs import LogProbs
 from cream.scoring.cache import Scores, Source, beside
+from cream.text.options import GIVEN, describe_text
 from cream.training.loop import any_process, micro_batches
 
 log = logging.getLogger("cream")
 CHUNK = 512  # examples whose values are cached together: at most this much work is lost if the process is killed
 
 
-def trusted(scored: dict | None, source: Source, template: str | None) -> str | None:
+def trusted(scored: dict | None, source: Source, template: str | None, text: dict) -> str | None:
     """Why the log-probabilities in a file of data are not this reference's, None when they are.
 
-    `scored` is what the file's sidecar says of them, `template` the hash of --chat_template's file.
+    `scored` is what the file's sidecar says of them, `template` the hash of --chat_template's file,
+    `text` how a response becomes tokens (`describe_text`).
     """
     if not scored:
         return "their file does not say what scored them"
     wanted = {"policy": source.policy, "dtype": source.dtype, "device": source.device, "scorer": source.scorer}
-    wanted |= {"from": "model", "chat_template": template}
+    wanted |= {"from": "model", "chat_template": template} | dict.fromkeys(GIVEN) | text
     other = [name for name, value in wanted.items() if scored.get(name) != value]
     return ", ".join(f"{name}: {scored.get(name)} there, {wanted[name]} here" for name in other) or None
 
 
-def check_recorded(stage, examples: Sequence, data: Path, inputs: dict[str, str], source: Source) -> None:
+def check_recorded(stage, examples: Sequence, data: Path, header: dict, source: Source) -> None:
     """Forget the references that came with the examples unless they are those of `source`; a line of the log says why.
 
-    `inputs` are the hashes of the run's inputs, `data` is the file that the examples come from.
+    `header` has the run's settings and the hashes of its inputs, `data` is the file that the examples come from.
     """
+    inputs = header["inputs"]
     if not any(isfinite(value) for example in examples for value in getattr(example, stage.reference)):
         return  # they bring none
     about = read_meta(data) or {}
     if about and about.get("output") != inputs["data"]:
         why = "the file was changed since they were written"
     else:
-        why = trusted(about.get("scored"), source, inputs.get("chat_template"))
+        why = trusted(about.get("scored"), source, inputs.get("chat_template"), describe_text(header["settings"]))
     if why is None:
         return
     log.info("the data's own log-probabilities do not serve as reference: %s", why)

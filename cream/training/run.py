@@ -27,6 +27,7 @@ from cream.model.lora import add_lora, check_lora, merged
 from cream.model.precision import Precision, choose_precision
 from cream.model.reward_head import Heads
 from cream.scoring.cache import Source
+from cream.text.refusals import find_refusals
 from cream.training import parallel, reference, state
 from cream.training.folder import clear, tidy
 from cream.training.launch import given_world, is_first_process
@@ -75,9 +76,9 @@ def work(job: Job) -> None:
 def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     """Everything between set-up and sidecar; returns the counts and the last metrics for the latter."""
     config, stage, o = job.config, job.stage, job.config.optimisation
-    chat = load_chat(job.start, config.model.template())
+    chat = load_chat(job.start, **config.model.text(), **config.thoughts.text())
     dropped: Counter[str] = Counter()
-    rows, facts = _examples(job, chat, dropped)
+    rows, refused, facts = _examples(job, chat, dropped)
     examples = [example for _, example in rows]
     if config.output.show_example:
         first = chat.show(stage.group(examples[0])[0])
@@ -90,7 +91,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     tokens = common_budget(accelerator, weights, o.max_tokens_per_batch)
     if stage.reference:
         source = Source(job.header["inputs"]["start"], precision.name, accelerator.device.type)
-        reference.check_recorded(stage, examples, job.data, job.header["inputs"], source)
+        reference.check_recorded(stage, examples, job.data, job.header, source)
         reference.fill(accelerator, model, stage, rows, job.data, source, tokens)
     job.provenance.check_unchanged()
     _begin(accelerator, job)
@@ -104,13 +105,15 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
 
     prepared = accelerator, weights, stage, examples, o, config.run.seed, tokens, job.run
     last = train(*prepared, save, _report, check_first)
-    return {"counts": {"trained_on": len(examples), "dropped": dict(dropped), **facts}, "last": last}
+    counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
+    return {"counts": counts, "last": last, "refused": refused}
 
 
 def _finish(job: Job, facts: dict) -> None:
     """The sidecar, which says that the run is finished, and before it the malformed records that were skipped."""
+    refused = facts.pop("refused")
     if facts["counts"]["dropped"].get(MALFORMED):
-        bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size)
+        bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size, refused)
         store.write_rows(job.run / "rejected.jsonl", bad)
     facts |= {"output": read_kind(job.run / LAST)["fingerprint"]}
     store.write_json(job.run / RUN, {**job.header, **origin(), **job.provenance.record(job.run), **facts})
@@ -175,19 +178,22 @@ def _begin(accelerator: Accelerator, job: Job) -> None:
         accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=entity)
 
 
-def _examples(job: Job, chat, dropped: Counter[str]) -> tuple[list[tuple[str, object]], dict]:
-    """The stage's (uuid, example) rows, and what the sidecar says of them."""
+def _examples(job: Job, chat, dropped: Counter[str]) -> tuple[list[tuple[str, object]], dict[str, str], dict]:
+    """The stage's (uuid, example) rows; the records that the chat template refuses, and why; and what the sidecar says
+    of the rows."""
     skip = job.config.run.skip
     kind = store.detect(job.data, skip=skip)
     records = list(store.read(job.data, kind, job.limit_size, skip=skip))
+    refused = find_refusals(job.data, records, chat, skip)
+    records = [record for record in records if record.uuid not in refused]
     rows = job.stage.prepare(records, chat, length_limit(job.config.data.max_length, job.start), dropped)
     for reason, count in dropped.items():
         log.info("dropped %d of %d records: %s", count, len(records), reason)
-    if skip and (bad := sum(1 for _ in store.rejected(job.data, kind, job.limit_size))):
+    if skip and (bad := sum(1 for _ in store.rejected(job.data, kind, job.limit_size, refused))):
         dropped[MALFORMED] = bad
     if not rows:
         raise UserError(f"{job.data}: no record is left to train on (dropped: {dict(dropped)})")
-    return rows, {"records": len(records)} | job.stage.facts([example for _, example in rows])
+    return rows, refused, {"records": len(records)} | job.stage.facts([example for _, example in rows])
 
 
 def _trained(job: Job, tokenizer, dtype: torch.dtype, device: torch.device):

@@ -131,10 +131,12 @@ class Stage:
         for record in records:
             texts = [record.selected[-1].content, record.rejected[-1].content]
             complete = [not record.selected_truncated, not record.rejected_truncated]
-            chosen, rejected = chat.encode_within_limit(record.prompt, texts, complete, limit)
+            chosen, rejected = chat.encode_within_limit(record.prompt, texts, complete, limit, sampled=record.sampled)
             reasons = [row for row in (chosen, rejected) if isinstance(row, str)]
             if reasons:
                 dropped[reasons[0]] += 1
+            elif not chosen.num_response_tokens or not rejected.num_response_tokens:
+                dropped["no token to train on"] += 1
             elif texts[0] == texts[1] or chosen.ids == rejected.ids:
                 dropped["both responses are the same"] += 1
             else:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cream.records import Conversation, Pair
-from cream.text.chat import NOT_A_PREFIX, Chat, Tokens, describe_length
+from cream.text.chat import Chat, Tokens, describe_length
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cream.model.batches import Batch
 
+log = logging.getLogger("cream")
 RECORDS = (Conversation, Pair)  # of a pair, its chosen response
 
 
@@ -37,34 +39,46 @@ class Stage:
 
     def prepare(
         self, records: Iterable[Conversation | Pair], chat: Chat, limit: int, dropped: Counter[str]
-    ) -> list[tuple[str, Tokens]]:
-        """(uuid, tokens) of every conversation of at most `limit` tokens; the others are counted in `dropped`."""
+    ) -> list[tuple[str, list[Tokens]]]:
+        """(uuid, rows) of every conversation of at most `limit` tokens; the others are counted in `dropped`. A row for
+        each conversation, or for each of its turns, as `Chat.encode_conversation` says."""
         kept = []
         for record in records:
-            messages = record.selected if isinstance(record, Pair) else record.messages
-            exceeds = chat.exceeds(messages, limit)
-            tokens = None if exceeds else chat.encode_conversation(messages)
-            if exceeds or len(tokens or ()) > limit:
-                dropped[describe_length(limit)] += 1
-            elif tokens is None:
-                dropped[NOT_A_PREFIX] += 1
+            if isinstance(record, Pair):
+                messages, last = record.selected, (not record.selected_truncated, record.sampled)
             else:
-                kept.append((record.uuid, tokens))
+                messages, last = record.messages, (True, False)
+            rows = [] if chat.exceeds(messages, limit) else chat.encode_conversation(messages, *last)
+            if isinstance(rows, str):
+                dropped[rows] += 1
+            elif not rows or max(map(len, rows)) > limit:
+                dropped[describe_length(limit)] += 1
+            else:
+                kept.append((record.uuid, rows))
         return kept
 
-    def facts(self, examples: Sequence[Tokens]) -> dict[str, object]:
-        """Nothing beyond what every run's sidecar counts."""
-        return {}
+    def facts(self, examples: Sequence[list[Tokens]]) -> dict[str, object]:
+        """How many conversations are trained on turn by turn, if any are."""
+        several = [rows for rows in examples if len(rows) > 1]
+        if not several:
+            return {}
+        log.info(
+            "%d of %d conversations are trained on turn by turn, as %d rows: the chat template writes a turn otherwise "
+            "once another follows",
+            *(len(several), len(examples), sum(map(len, several))),
+        )
+        return {"turn_by_turn": len(several)}
 
-    def group(self, example: Tokens) -> list[Tokens]:
-        """The conversation alone: packed with others, it sees none of them."""
-        return [example]
+    def group(self, example: list[Tokens]) -> list[Tokens]:
+        """The conversation alone: packed with others, it sees none of them. Its turns, where each has a row, share
+        what they have in common."""
+        return example
 
-    def weight(self, example: Tokens) -> int:
+    def weight(self, example: list[Tokens]) -> int:
         """Response tokens."""
-        return example.num_response_tokens
+        return sum(tokens.num_response_tokens for tokens in example)
 
-    def loss(self, model, batch: Batch, examples: Sequence[Tokens]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, model, batch: Batch, examples: Sequence[list[Tokens]]) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed over the examples' response tokens: -Σ log π(y_i | y_<i)."""
         total = -model(batch).sum()
         return total, {"loss": total.detach()}
