@@ -257,6 +257,18 @@ def group(cls):
     return field(default_factory=cls)
 
 
+def for_next_stage(config) -> dict[str, object]:
+    """The flags of devices and model as the next stage's command needs them; None where it needs none."""
+    device, model = config.device, config.model
+    cluster = getattr(config, "cluster", None)
+    return (cluster.flags(device) if cluster else {"device": for_records(device.devices())}) | {
+        "bf16": device.bf16,
+        "model": model.name(),
+        "chat_template": model.chat_template,
+        "trust_remote_code": model.trust_remote_code or None,
+    }
+
+
 def settings(config, *idle: str) -> dict:
     """The flags that decide a script's output, without those that are `idle` in this run."""
     return {name: value for name, value in deciding(config).items() if name not in idle}

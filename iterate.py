@@ -8,10 +8,12 @@ base_dir). In flags
   ${round}             the number of the round, from 1; ${round+1}, ${round-1}
   [a, b, c]            one value per round
   {first: a, then: b}  a value for round 1, and one for all later rounds
-Other keys: title, model, seed, flags (id -> flags that override the step's; null removes one), extends (another file,
-whose keys these override). A recipe file (configs/recipes) has only the settings of configs/loops/cream.yaml: title,
-model, iterations, prompts (a set per round), base_dir (shared by recipes), output_dir, seed, and flags of sft,
+Other keys: title, model, seed, flags (id -> flags that override the step's; null removes one), fresh (ids of steps
+whose --name must be another data set in every round), extends (another file, whose keys these override). A recipe file
+(configs/recipes) has only the settings of configs/loops/cream.yaml: title, model, iterations, prompts (a set per round;
+one for several only with reuse_prompts: yes), base_dir (shared by recipes), output_dir, seed, and flags of sft,
 sampling, rewarding, consistency, dpo and evaluation; all but sft and evaluation may have a list, one value per round.
+Without sft, `start: CHECKPOINT` is M1; without evaluation nothing is evaluated.
 """
 
 import shlex
@@ -90,7 +92,8 @@ def prepare(loop: Loop, devices: list[str], bf16: bool | None, outputs: set[Path
     configs = {script: config_of(script) for script in STAGES}
     commands, wrong = plan(loop, configs, ",".join(devices), for_records(devices), bf16)
     places = look_ups(MODEL_FILES, DATASET_FILES, CHECKPOINTS, DATASETS)
-    return commands, wrong + check_commands(commands, configs, places, outputs)
+    check = {script: import_module(script.removesuffix(".py")).check for script in STAGES}
+    return commands, wrong + check_commands(commands, configs, check, places, outputs)
 
 
 def run(loop: Loop, commands: list[Command], *, dry_run: bool = False) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from config import Cluster, Device, Model, TrialRun, group
+from config import Cluster, Device, Model, TrialRun, for_next_stage, group
 from cream.cli import console, preflight
 from cream.cli.console import log
 from cream.cli.flags import flag, one_of, parse
@@ -72,10 +72,7 @@ class RewardConfig:
 @console.stage
 def main(argv=None):
     config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
-    r, model, skip = config.rewarding, config.model, config.run.skip
-    if r.input_file is None:
-        raise UserError("--input_file is missing: the samples that infer.py --mode sampling wrote")
-    reward, options = stage.choose(config.options, r.reward, r.enable_ref_model)
+    r, model, skip, (reward, options) = config.rewarding, config.model, config.run.skip, check(config)
     path, limit = Path(r.input_file), r.limit_size or (17 if config.run.debug else None)
     run = passes.Run(REWARDS[reward], options, path, partial(store.read, path.absolute(), Samples, limit, skip=skip))
     checkpoints = {p.role: getattr(model if p.model == "checkpoint" else options, p.model) for p in run.passes}
@@ -114,7 +111,15 @@ def main(argv=None):
             output.finish(passes.rewards(run, output), **stage.facts(run, output, reward, model, scored))
         stage.report(output, responses)
     log.info("rewards: %s", target)
-    stage.next_commands(run, target, reward, model, folders, partial(config.cluster.flags, config.device))
+    stage.next_commands(run, target, reward, model, folders, partial(for_next_stage, config))
+
+
+def check(config: RewardConfig, about: dict | None = None) -> tuple[str, object]:
+    """The reward's name and its flags. Raises UserError where flags are missing or contradict each other."""
+    r = config.rewarding
+    if r.input_file is None:
+        raise UserError("--input_file is missing: the samples that infer.py --mode sampling wrote")
+    return stage.choose(config.options, r.reward, r.enable_ref_model)
 
 
 if __name__ == "__main__":

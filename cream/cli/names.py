@@ -99,9 +99,16 @@ def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
             return Path(name)
         raise UserError(
             f"--name {name}: neither a file, nor a built-in dataset, nor a name in {registry}"
-            f"{nearest(name, [*known, *entries])}. Known: {', '.join([*known, *entries])}"
+            f"{nearest(name, [*known, *entries]).rstrip('?')}. Known: {', '.join([*known, *entries])}"
         )
     return in_root(entry)
+
+
+def missing_data(name: str, path: Path) -> UserError:
+    """The error that the file of a data set, given as `name`, does not exist, with what makes it, if something does."""
+    made = re.fullmatch(r"(?:(?!tiny)(\w+)_(?:test|train)|oasst_sft|all_prompt|prompt_\d)", name.lower())
+    how = f"`python prepare_data.py build {made[1] or 'oasst1'}` makes it; else " if made else ""
+    return UserError(f"--name {name}: {path} does not exist; {how}put the data there, or give a file")
 
 
 def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
@@ -113,7 +120,7 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
         if Path(name).is_dir():
             return Path(name)
         raise UserError(
-            f"{flag} {name}: neither a folder nor a name in {registry}{nearest(name, entries)} "
+            f"{flag} {name}: neither a folder nor a name in {registry}{nearest(name, entries).rstrip('?')}. "
             f"Known: {', '.join(entries) or 'none yet; train.py --register NAME adds one'}"
         )
     folder = in_root(entries[name])
