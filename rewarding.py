@@ -74,6 +74,7 @@ def main(argv=None):
     config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
     r, model, skip, (reward, options) = config.rewarding, config.model, config.run.skip, check(config)
     path, limit = Path(r.input_file), r.limit_size or (17 if config.run.debug else None)
+    store.refuse_other_kind("--input_file", path, Samples, "which infer.py --mode sampling writes")
     run = passes.Run(REWARDS[reward], options, path, partial(store.read, path.absolute(), Samples, limit, skip=skip))
     checkpoints = {p.role: getattr(model if p.model == "checkpoint" else options, p.model) for p in run.passes}
     folders = {p.role: model.folder(checkpoints[p.role], f"--{p.model}") for p in run.passes}

@@ -73,7 +73,8 @@ def _raise_again(unraisable) -> None:
         sys.__unraisablehook__(unraisable)
         return
     _state.signum = None
-    threading.Timer(SOON, signal.raise_signal, [unraisable.exc_value.signum]).start()
+    again = threading.main_thread().ident, unraisable.exc_value.signum  # that thread's system calls end, too
+    threading.Timer(SOON, signal.pthread_kill, again).start()
 
 
 def _handle(signum: int, _frame) -> None:

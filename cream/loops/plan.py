@@ -161,8 +161,9 @@ def _hand_on_beta(commands: list[Command]) -> None:
     makers = {command.result: command for command in commands if command.script in PAIRS}
     for command in commands:
         maker = makers.get(command.flags.get("name")) if command.script == TRAIN else None
-        if maker and "beta" in command.flags:
-            maker.flags.setdefault("beta", command.flags["beta"])
+        beta = command.flags.get("beta")
+        if maker and isinstance(beta, int | float) and beta > 0:  # any other is refused in training
+            maker.flags.setdefault("beta", beta)
 
 
 def _output_flag(flags: Collection[str]) -> str:
