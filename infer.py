@@ -121,6 +121,7 @@ def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: I
     if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     if run.dry_run:
+        config.cluster.flags(config.device)  # raises UserError where a device is not there
         log.info("dry run: nothing was written")
     return output, folder
 

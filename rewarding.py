@@ -90,6 +90,8 @@ def main(argv=None):
     output = journal.Output(target, decide, provenance, overwrite=config.run.overwrite)
     log.info("reward %s of %d prompts in %s", reward, prompts, path)
     if config.run.dry_run:
+        if run.passes:
+            config.cluster.flags(config.device)  # raises UserError where a device is not there
         log.info("dry run: would write %s; nothing was written", target)
         return
     if output.up_to_date:

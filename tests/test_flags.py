@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import iterate
-from cream.cli.flags import as_dict, chosen, deciding, flag, one_of, parse, try_parse
+from cream.cli.flags import OWNERS, as_dict, chosen, deciding, flag, one_of, parse, try_parse
 from cream.errors import UserError
 
 SCRIPTS = {script: iterate.config_of(script) for script in iterate.STAGES}
@@ -93,6 +93,35 @@ def write(folder, text, name="flags.yaml") -> str:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "hint"),
+    [
+        ("train.py", "--learning_rate", "; did you mean --lr?"),
+        ("train.py", "--num-train-epochs", "; did you mean --epoch?"),
+        ("train.py", "--batch_size", "; did you mean --train_bsz?"),
+        ("infer.py", "--batch_size", "; did you mean --max_tokens_per_batch?"),
+        ("infer.py", "--max_new_tokens", "; did you mean --gen_max_tokens?"),
+        ("rewarding.py", "--dataset", "; did you mean --input_file?"),
+        ("rewarding.py", "--output_file", "; did you mean --output?"),
+        ("train.py", "--output_file", "; did you mean --output_dir?"),
+        ("rewarding.py", "--learning_rate", "; --lr belongs to train.py"),
+        ("rewarding.py", "--beta", "; --beta belongs to train.py, cal_consistency.py and make_pairs.py"),
+        ("cal_consistency.py", "--gen_n", "; --gen_n belongs to infer.py"),
+        ("rewarding.py", "--rewrad", "; did you mean --reward?"),
+        ("rewarding.py", "--qqq", ""),
+    ],
+)
+def test_unknown_flags_that_are_known_elsewhere(script, flag, hint):
+    (problem,) = try_parse(SCRIPTS[script], [flag, "1"])[1]
+    assert problem == f"{flag}: unknown flag{hint}"
+
+
+def test_flags_belong_to_the_scripts_that_are_named():
+    for name, owners in OWNERS.items():
+        having = [script for script, cls in SCRIPTS.items() if name in as_dict(cls())]
+        assert name == "overwrite" or [script for script in SCRIPTS if script in owners] == having, name
 
 
 def test_defaults_are_the_dataclass_own():

@@ -691,9 +691,7 @@ def test_a_loop_of_one_s_own(workspace):
     again = workspace.run(loop)
     assert again.out.count("is up to date") == 12 and workspace.state() == before
     write(workspace, "own.yaml", LOOP | {"flags": {"more": {"gen_n": 3}}})
-    assert (
-        "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "another output_dir than outputs/own," in told
-    )
+    assert "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "another output_dir than outputs/own," in told
 
 
 @pytest.mark.slow

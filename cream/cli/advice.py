@@ -13,9 +13,9 @@ from cream.cli.names import ROOT
 from cream.errors import UserError
 from cream.files.provenance import RUN, place_of, read_kind, read_meta, read_sidecar
 
-# Flags that belong to one run: where its output goes, what it replaces, whose code it trusts.
+# Flags that belong to one run: where its output goes, what it replaces, what it was told to accept.
 ONCE = {"output", "output_dir", "o", "register", "run_name", "overwrite", "force", "resume", "local_rank"}
-ONCE |= {"trust_remote_code", "enable_ref_model", "enable_ref"}
+ONCE |= {"trust_remote_code", "allow_reversed", "enable_ref_model", "enable_ref"}
 REWARDS = ("file1", "rewards")  # the flag of the current model's rewards, in cal_consistency.py and make_pairs.py
 PREVIOUS = {"cal_consistency.py": "file2", "make_pairs.py": "previous"}
 
@@ -64,4 +64,4 @@ def again(before: Mapping, stage: str, script: str, first: Mapping[str, object],
     """The command of a stage: as in the round before, in the first round `script` with the flags `first`; `now` has
     this round's, None for one that is left to its default."""
     script, flags = before.get(stage, (script, first))
-    return command(script, **{**flags, **now})
+    return command(script, **{**now, **{name: value for name, value in flags.items() if name not in now}})

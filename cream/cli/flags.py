@@ -51,7 +51,6 @@ KNOWN_AS = {  # what other libraries call a flag -> its names here, of which a s
     "dataset_name": ("name", "input_file"),
     "data": ("name", "input_file"),
     "input": ("input_file",),
-    "out": ("output", "output_dir"),
     "output_file": ("output", "output_dir"),
     "num_return_sequences": ("gen_n",),
     "n": ("gen_n",),

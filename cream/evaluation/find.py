@@ -1,5 +1,6 @@
 """The evaluations that are meant by a file, a folder, or a checkpoint."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def evaluations_of(word: str, path: Path) -> list[Path]:
     for meta in (*EVALUATIONS.glob("*/*.meta.json"), *home.glob("*.meta.json"), *home.glob("*/*.meta.json")):
         results = meta.with_name(meta.name.removesuffix(".meta.json"))
         if results.is_file() and _tested(results) == fingerprint:
-            found.setdefault(results.resolve(), results)
+            found.setdefault(results.resolve(), Path(os.path.relpath(results)))
     if not found:
         evaluate = command("infer.py", mode="evaluation", checkpoint=word, name="DATA")
         raise UserError(f"{word}: no evaluation of this checkpoint is in {EVALUATIONS}; make one:\n  {evaluate}")

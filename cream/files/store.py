@@ -198,7 +198,7 @@ def refuse_other_kind(flag: str, path: Path, kind: type[Record], made_by: str) -
         if held is not None:
             if held is not kind:
                 text = f"holds {held.__name__} records; it should hold {kind.__name__} records, {made_by}"
-                raise UserError(f"{flag} {path}: {text}")
+                raise UserError(f"{flag} {path} {text}")
             return
 
 

@@ -12,7 +12,7 @@ from cream.consistency import shuffled
 from cream.errors import UserError
 from cream.evaluation.tasks import questions_in
 from cream.files import journal, store
-from cream.files.provenance import place_of
+from cream.files.provenance import place_of, read_meta
 from cream.pairs.build import Rules, build, consistencies
 from cream.pairs.match import MISSING, OTHER
 from cream.pairs.report import PairSet
@@ -76,6 +76,25 @@ class Inputs:
         if "previous" in self.paths and hashes[flags["previous"]] == hashes[flags["rewards"]]:
             first, second = flags["rewards"], flags["previous"]
             raise UserError(f"--{second} is --{first}: every C would be 1; give no --{second} for plain self-rewarding")
+        self._check_rankings()
+
+    def _check_rankings(self) -> None:
+        """Objects if the previous ranking is by the model that sampled and the current one is not; says so if neither
+        is: training starts from the model of the current ranking."""
+        sources, rewards = self.about.get("sources", {}), self.paths["rewards"]
+        sampled = place_of(rewards.parent, sources["input_file"]) if "input_file" in sources else None
+        sampler = (read_meta(sampled) or {}).get("inputs", {}).get("policy") if sampled else None
+        ranks = self.about.get("inputs", {}).get("policy")
+        if None in (sampler, ranks) or ranks == sampler:
+            return
+        first, second = (f"--{self.flags[role]}" for role in ("rewards", "previous"))
+        previous = read_meta(self.paths["previous"]) if "previous" in self.paths else None
+        if previous and previous.get("inputs", {}).get("policy") == sampler:
+            self.provenance.object(
+                f"{first} {rewards} ranks by a model that did not sample these responses, {second} by the one that "
+                "did: the current model's ranking is the first, so they seem to be swapped"
+            )
+        log.info("note: the model that ranks in %s is not the one that sampled; training starts from it", first)
 
     @property
     def summed(self) -> bool:
@@ -90,9 +109,9 @@ class Inputs:
         place = self.about["sources"].get("policy")
         before = advice.round_before(place_of(self.paths["rewards"].parent, place)) if place else {}
         device = advice.as_given(self.about.get("command", ["rewarding.py"])[1:]).get("device")
-        first = {"device": device, **DEFAULT, **advice.recipe(policy["model"]).get("dpo", {})}
-        flags = {**(before["train"][1] if before else first), "model": policy["model"]}
-        return flags | {"checkpoint": policy["checkpoint"], "beta": beta or float(flags.get("beta", DEFAULT["beta"]))}
+        flags = before["train"][1] if before else {**DEFAULT, **advice.recipe(policy["model"]).get("dpo", {})}
+        now = {"device": flags.get("device", device), "model": policy["model"], "checkpoint": policy["checkpoint"]}
+        return {**now, **flags, **now, "beta": beta or float(flags.get("beta", DEFAULT["beta"]))}
 
     def read(self, role: str, **how) -> Iterator | None:
         """The records of a role's file; None where there is none."""

@@ -168,7 +168,7 @@ def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str,
         other_reward = {} if previous["reward"] == reward else dict.fromkeys(("normalize", "score_from"))
         now = flags() | {"input_file": run.path} | previous | other_reward
         log.info("next, rank by the previous model:")
-        log.info("  %s", console.command("rewarding.py", **{**same, **now}))
+        log.info("  %s", advice.again({}, "rewards", "rewarding.py", same, **now))
         log.info("then compute the consistency and make pairs:")
         log.info("  %s", _pairs_command(folders["policy"], model.name(), target, other))
 
@@ -193,7 +193,8 @@ def _pairs_command(policy: Path | None, model: str, current: Path | str, previou
         flags = flags | shipped.get("consistency", {})
     trained = before["train"][1] if before else shipped.get("dpo", {})
     files = {advice.REWARDS[script == "make_pairs.py"]: current, advice.PREVIOUS.get(script, "file2"): previous}
-    return console.command(script, **{**flags, **files, "beta": trained.get("beta")})
+    now = files | {"beta": trained.get("beta")}
+    return advice.again({}, "pairs", script, flags, **now)
 
 
 def _find_current(samples: Path, target: Path, output: str | None, sampler: str | None) -> Path | None:
