@@ -259,14 +259,11 @@ def group(cls):
 
 def for_next_stage(config) -> dict[str, object]:
     """The flags of devices and model as the next stage's command needs them; None where it needs none."""
-    device, model = config.device, config.model
-    cluster = getattr(config, "cluster", None)
-    return (cluster.flags(device) if cluster else {"device": for_records(device.devices())}) | {
-        "bf16": device.bf16,
-        "model": model.name(),
-        "chat_template": model.chat_template,
-        "trust_remote_code": model.trust_remote_code or None,
-    }
+    device, model, cluster = config.device, config.model, getattr(config, "cluster", None)
+    flags = cluster.flags(device) if cluster else {"device": for_records(device.devices())}
+    flags |= {"model": model.name(), "chat_template": model.chat_template}
+    flags |= {} if device.bf16 is None else {"bf16": device.bf16}
+    return flags | ({"trust_remote_code": True} if model.trust_remote_code else {})
 
 
 def settings(config, *idle: str) -> dict:

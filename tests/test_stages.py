@@ -234,7 +234,7 @@ MISTAKES = {
         "ranks by a model that did not sample these responses, --file2 by the one that did",
     ),
     "swapped, round 2": (
-        f"make_pairs.py --strategy all_pairs --rewards {REWARDS_2[1]} --previous {REWARDS_2[0]} --output outputs/x.json",
+        f"make_pairs.py --strategy extremes --rewards {REWARDS_2[1]} --previous {REWARDS_2[0]} --output x.json",
         "did not sample these responses, --previous by the one that did: the current model's ranking is the first",
     ),
     "a run's folder": (SAMPLE.replace("tiny_m1", "{run}") + " outputs/x.json", "did you mean {run}/checkpoint-last?"),

@@ -639,11 +639,11 @@ def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_report", interrupt)
+        patch.setattr(run, "Report", lambda: interrupt)
         work(disturbed)
     assert not (disturbed.run / "meta.json").exists()
     steps = []
-    monkeypatch.setattr(run, "_report", lambda step, *_: steps.append(step))
+    monkeypatch.setattr(run, "Report", lambda: lambda step, *_: steps.append(step))
     work(disturbed)
     assert steps == list(range((killed_at - 1) // 2 * 2 + 1, 7))  # on from the last save, made every second step
     assert torch.equal(weights(disturbed), weights(undisturbed))
@@ -669,7 +669,7 @@ def test_a_state_is_saved_where_checkpoints_are_long_in_coming(job, monkeypatch)
         if steps.count(step) == 1 and step in (3, 5):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "_report", interrupt)
+    monkeypatch.setattr(run, "Report", lambda: interrupt)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             work(disturbed)
@@ -700,7 +700,7 @@ def test_a_state_that_is_not_what_was_saved_is_not_loaded(job, monkeypatch, tmp_
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_report", interrupt)
+        patch.setattr(run, "Report", lambda: interrupt)
         work(made)
     (made.run / "state/2" / planted).write_bytes(POISON % str(mark).encode())
     with pytest.raises(UserError, match=f"{planted} is not what was saved"):

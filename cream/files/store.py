@@ -184,7 +184,7 @@ def detect(path: Path, *, skip: bool = False) -> type[Record]:
         if kind is not None:
             return kind
         why = raw.reason if isinstance(raw, Bad) else f"record {raw.uuid!r} has no known layout"
-        first = first or f"{raw.where}: {why}; docs/formats.md shows them"
+        first = first or f"{raw.where}: {why}; docs/formats.md shows them; prepare_data.py import converts others"
         if not skip:
             raise UserError(f"{first}. {SKIP}")
     raise UserError(f"{path}: {NONE}" + (f" of a known layout. The first: {first}" if first else ""))

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +82,9 @@ class Inputs:
     def _check_rankings(self) -> None:
         """Objects if the previous ranking is by the model that sampled and the current one is not; says so if neither
         is: training starts from the model of the current ranking."""
-        sources, rewards = self.about.get("sources", {}), self.paths["rewards"]
-        sampled = place_of(rewards.parent, sources["input_file"]) if "input_file" in sources else None
-        sampler = (read_meta(sampled) or {}).get("inputs", {}).get("policy") if sampled else None
+        sources, rewards, sampler = self.about.get("sources", {}), self.paths["rewards"], None
+        with suppress(UserError, OSError, LookupError):  # the samples need not be there any more
+            sampler = (read_meta(place_of(rewards.parent, sources["input_file"])) or {})["inputs"].get("policy")
         ranks = self.about.get("inputs", {}).get("policy")
         if None in (sampler, ranks) or ranks == sampler:
             return
@@ -111,7 +112,7 @@ class Inputs:
         device = advice.as_given(self.about.get("command", ["rewarding.py"])[1:]).get("device")
         flags = before["train"][1] if before else {**DEFAULT, **advice.recipe(policy["model"]).get("dpo", {})}
         now = {"device": flags.get("device", device), "model": policy["model"], "checkpoint": policy["checkpoint"]}
-        return {**now, **flags, **now, "beta": beta or float(flags.get("beta", DEFAULT["beta"]))}
+        return {**now, **flags, **now, "beta": beta or advice.number(flags.get("beta"), DEFAULT["beta"])}
 
     def read(self, role: str, **how) -> Iterator | None:
         """The records of a role's file; None where there is none."""

@@ -192,8 +192,7 @@ def _pairs_command(policy: Path | None, model: str, current: Path | str, previou
     if "pairs" not in before:
         flags = flags | shipped.get("consistency", {})
     trained = before["train"][1] if before else shipped.get("dpo", {})
-    files = {advice.REWARDS[script == "make_pairs.py"]: current, advice.PREVIOUS.get(script, "file2"): previous}
-    now = files | {"beta": trained.get("beta")}
+    now = dict(zip(advice.PAIRS[script], (current, previous), strict=True)) | {"beta": trained.get("beta")}
     return advice.again({}, "pairs", script, flags, **now)
 
 

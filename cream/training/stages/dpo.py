@@ -106,7 +106,9 @@ class Stage:
             self.settings |= {"simpo_gamma": self.gamma} if o.loss == "simpo" else {}
         self.label = self.method if o.loss == "sigmoid" else f"{self.method}-{o.loss}"
         reference = "reference: the policy that training starts from" if self.reference else "no reference"
-        self.summary = f"method {self.method}, loss {o.loss}, beta {o.beta:g}, {reference}"
+        unit = "nats per token" if self.per_token else "nats"
+        how = f"method {self.method}, loss {o.loss}, beta {o.beta:g}"
+        self.summary = f"{how}, {reference}; the log has margins in beta x {unit}"
 
     def _check(self, target: str | None) -> None:
         """Raises UserError for a flag that would decide nothing, and for C with a loss that has a `target`."""
