@@ -117,7 +117,7 @@ def test_a_round_whose_outputs_are_gone_or_foreign_is_none(tmp_path):
     ("words", "given"),
     [
         ("--lr 1e-4 --lora --bf16=no", {"lr": "1e-4", "lora": "yes", "bf16": "no"}),
-        ("--shift -1e-5 --name x", {"shift": "-1e-5", "name": "x"}),
+        ("--shift -1e-5 -r 8", {"shift": "-1e-5", "r": "8"}),
         ("--output o.json --overwrite --register m --trust_remote_code yes -o x --beta 1", {"beta": "1"}),
         ("--enable_ref yes --checkpoint a", {"checkpoint": "a"}),
         ("--name \x1b[2J", {}),  # a terminal would obey it
@@ -126,4 +126,4 @@ def test_a_round_whose_outputs_are_gone_or_foreign_is_none(tmp_path):
 )
 def test_recorded_words(words, given):
     assert as_given(words.split(" ")) == given
-    assert advice.again({}, "x", "s.py", {"a": 1, "b": True}, b=None) == "python s.py --a 1"
+    assert advice.again({}, "x", "s.py", {"ab": True, "r": 8, "cd": 1}, cd=None) == "python s.py --ab yes -r 8"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 
 from cream.cli import interrupts
-from cream.cli.flag_fields import spell
+from cream.cli.flag_fields import dashed, spell
 from cream.errors import user_error
 from cream.files.provenance import RUNNING, typed_command
 
@@ -87,14 +87,14 @@ def _print_last(text: str) -> None:
 
 def command(script: str, **flags: object) -> str:
     """A literal command line; flags whose value is None are omitted."""
-    words = [f"--{name} {shlex.quote(spell(value))}" for name, value in flags.items() if value is not None]
+    words = [f"{dashed(name)} {shlex.quote(spell(value))}" for name, value in flags.items() if value is not None]
     return " ".join(["python", script, *words])
 
 
 def bar(total: int, what: str, unit: str):
     """A progress bar on stderr that closes itself when full; a line in the log now and then where that is no terminal.
     Both are context managers with an `update()` for every unit that is done."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
         return nullcontext(Progress(total, what, unit))
     from tqdm import tqdm
 

@@ -4,8 +4,10 @@ A recipe is CREAM's loop in short: it has the settings of each stage; the steps 
 Round t samples from M_t, ranks the responses by M_t and by M_{t-1} (in round 1 by M0's likelihood), and trains M_{t+1}.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
+from typing import get_type_hints
 
 import msgspec
 import yaml
@@ -151,4 +153,16 @@ def _convert(path: Path, value: object, kind, where: str = ""):
     except msgspec.ValidationError as error:
         top = "unknown field" in str(error) and "$" not in str(error)
         keys = f"; known keys: {', '.join(kind.__struct_fields__)}" if top else ""
-        raise UserError(f"{path}: {where}{error}{keys}") from None
+        raise UserError(f"{path}: {where}{_name_key(str(error), value, kind)}{keys}") from None
+
+
+def _name_key(message: str, value: object, kind) -> str:
+    """msgspec's message with the key of a map in place of its `[...]`."""
+    for name in re.findall(r"`\$\.(\w+)\[\.\.\.\]", message)[:1]:
+        hint = get_type_hints(kind)[name]
+        for key, each in value[name].items():
+            try:
+                msgspec.convert({key: each}, hint)
+            except msgspec.ValidationError:
+                return message.replace(f"$.{name}[...]", f"$.{name}.{key}")
+    return message
