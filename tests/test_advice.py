@@ -33,7 +33,8 @@ def follow(world, command):
 @pytest.mark.slow
 def test_three_rounds_by_printed_commands_are_the_recipe(world):
     """The tiny recipe's weights of M2, M3 and M4, with no word that was not printed but those of the first command."""
-    shipped = recipe("tiny") | {"iterations": 3, "base_dir": "outputs/r", "output_dir": "outputs/r"}
+    shipped = yaml.safe_load((world.folder / "configs/recipes/tiny_cream.yaml").read_text())
+    shipped |= {"iterations": 3, "base_dir": "outputs/r", "output_dir": "outputs/r"}
     (world.folder / "three.yaml").write_text(yaml.safe_dump(shipped))
     world.run("iterate.py --device cpu --config three.yaml")
     trained = world.run(SFT)
