@@ -235,7 +235,7 @@ MISTAKES = {
     ),
     "swapped, round 2": (
         f"make_pairs.py --strategy extremes --rewards {REWARDS_2[1]} --previous {REWARDS_2[0]} --output x.json",
-        "did not sample these responses, --previous by the one that did: the current model's ranking is the first",
+        "did not sample these responses, --previous by the one that did: they seem to be swapped",
     ),
     "a run's folder": (SAMPLE.replace("tiny_m1", "{run}") + " outputs/x.json", "did you mean {run}/checkpoint-last?"),
     "public data that are not there": (SFT.replace("tiny_sft", "oasst_sft"), "prepare_data.py build oasst1` makes it"),

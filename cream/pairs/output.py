@@ -92,8 +92,8 @@ class Inputs:
         previous = read_meta(self.paths["previous"]) if "previous" in self.paths else None
         if previous and previous.get("inputs", {}).get("policy") == sampler:
             self.provenance.object(
-                f"{first} {rewards} ranks by a model that did not sample these responses, {second} by the one that "
-                "did: the current model's ranking is the first, so they seem to be swapped"
+                f"{first} ranks by a model that did not sample these responses, {second} by the one that did: they "
+                "seem to be swapped"
             )
         log.info("note: the model that ranks in %s is not the one that sampled; training starts from it", first)
 
