@@ -677,7 +677,7 @@ def test_a_loop_of_one_s_own(workspace):
     blocked.write_text("in the way")
     failed = workspace.run(loop, code=2)
     assert len(stages(failed.out)) == 6
-    assert "round 1: tuned ended with 2; the same command resumes from there; for a changed setting" in failed.err
+    assert "round 1: tuned ended with 2; the same command resumes from there; where a setting was changed" in failed.err
     blocked.unlink()
     done = workspace.run(loop)
     assert len(stages(done.out)) == 12 and done.out.count("is up to date") == 5

@@ -149,7 +149,7 @@ def test_printed_commands_run(world, readme):
         for command in done.commands():
             words = [values.get(word, word) for word in world.argv(command)]
             quick = words[0] in ("rewarding.py", "cal_consistency.py")
-            world.run(shlex.join(words if quick else [*words, "--dry_run"]))
+            world.run(shlex.join(words if quick else [*words, "--dry_run", "--overwrite"]))
 
 
 def test_dry_runs_write_nothing(world):

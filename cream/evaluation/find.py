@@ -13,8 +13,9 @@ EVALUATIONS = Path("outputs/evaluation")
 
 
 def evaluations_of(word: str, path: Path) -> list[Path]:
-    """The result files that `word` may mean: `path` itself, results.json in that folder, or all evaluations of the
-    model or run in it, in outputs/evaluation and next to the run. Raises UserError where there is none."""
+    """The result files that `word` may mean: `path` itself, results.json in that folder or in the folders there, or all
+    evaluations of the model or run in it, in outputs/evaluation and next to the run. Raises UserError where there is
+    none."""
     if not path.exists():
         evaluate = command("infer.py", mode="evaluation", checkpoint="CHECKPOINT", name="DATA")
         raise UserError(
@@ -24,6 +25,8 @@ def evaluations_of(word: str, path: Path) -> list[Path]:
         return [path]
     if (path / "results.json").is_file():
         return [path / "results.json"]
+    if inside := sorted(path.glob("*/results.json")):  # of infer.py --output_dir FOLDER
+        return inside
     model = path / LAST if (path / LAST).is_dir() else path
     if not (model / "config.json").is_file():
         raise UserError(
@@ -31,7 +34,7 @@ def evaluations_of(word: str, path: Path) -> list[Path]:
         )
     fingerprint, home = fingerprint_folder(model), model.resolve().parent.parent
     found = {}
-    for meta in (*EVALUATIONS.glob("*/*.meta.json"), *home.glob("*.meta.json"), *home.glob("*/*.meta.json")):
+    for meta in (*EVALUATIONS.rglob("*.meta.json"), *home.glob("*.meta.json"), *home.glob("*/*.meta.json")):
         results = meta.with_name(meta.name.removesuffix(".meta.json"))
         if results.is_file() and _tested(results) == fingerprint:
             found.setdefault(results.resolve(), Path(os.path.relpath(results)))

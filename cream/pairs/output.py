@@ -67,10 +67,10 @@ class Inputs:
         self.paths = {role: Path(files[role]) for role in flags if files[role] is not None}
         self.provenance = run.provenance()
         for role, path in self.paths.items():
-            if role != "labels":
-                store.refuse_other_kind(f"--{flags[role]}", path, Rewards, "which rewarding.py writes")
             add = self.provenance.file if role == "labels" else self.provenance.output
             about = add(flags[role], path)
+            if role != "labels":
+                store.refuse_other_kind(f"--{flags[role]}", path, Rewards, "which rewarding.py writes")
             if role == "rewards":
                 self.about = about
         hashes = self.provenance.inputs
