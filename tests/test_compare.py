@@ -248,6 +248,7 @@ def test_evaluations_are_found(looped):
     wanted = looped.run(f"report.py compare {B} {LOOP}/m2.json").out
     for a, b in ((m1, m2), (m1, "second"), (B, "second")):
         assert looped.run(f"report.py compare {a} {b}").out == wanted
+    assert looped.run(f"report.py compare {m0} {m1}").out == looped.run(f"report.py compare {A} {B}").out
     quick = f"infer.py {ON} --mode evaluation --name tiny_test --limit_size"
     looped.run(f"{quick} 4 --gen_max_tokens 8 --checkpoint {m1}/checkpoint-last --output_dir outputs/evaluation/few")
     assert looped.run(f"report.py compare {m1} second").out == wanted  # the two with the same settings
@@ -265,9 +266,11 @@ def test_evaluations_are_found(looped):
         f"outputs/evaluation/none/results.json {B}": "--mode evaluation --checkpoint CHECKPOINT --name DATA",
     }.items():
         assert message in looped.refused(f"report.py compare {words}")
-    (looped.folder / LOOP / "m0.json").rename(looped.folder / "outputs/m0.json")
-    assert f"{m0}: no evaluation of this checkpoint is in " in looped.refused(f"report.py compare {m0} second")
-    (looped.folder / "outputs/m0.json").rename(looped.folder / LOOP / "m0.json")
+    (looped.folder / LOOP / "m0.json").rename(looped.folder / "m0.json")
+    assert f"{m0}: no evaluation of this checkpoint is in outputs/; make one:" in looped.refused(
+        f"report.py compare {m0} second"
+    )
+    (looped.folder / "m0.json").rename(looped.folder / LOOP / "m0.json")
 
 
 @pytest.mark.slow

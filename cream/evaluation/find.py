@@ -9,12 +9,12 @@ from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import LAST, read_meta
 
-EVALUATIONS = Path("outputs/evaluation")
+OUTPUTS = Path("outputs")
 
 
 def evaluations_of(word: str, path: Path) -> list[Path]:
     """The result files that `word` may mean: `path` itself, results.json in that folder or in the folders there, or all
-    evaluations of the model or run in it, in outputs/evaluation and next to the run. Raises UserError where there is
+    evaluations of the model or run in it, below outputs/ or next to the run. Raises UserError where there is
     none."""
     if not path.exists():
         evaluate = command("infer.py", mode="evaluation", checkpoint="CHECKPOINT", name="DATA")
@@ -34,13 +34,13 @@ def evaluations_of(word: str, path: Path) -> list[Path]:
         )
     fingerprint, home = fingerprint_folder(model), model.resolve().parent.parent
     found = {}
-    for meta in (*EVALUATIONS.rglob("*.meta.json"), *home.glob("*.meta.json"), *home.glob("*/*.meta.json")):
+    for meta in (*OUTPUTS.rglob("*.meta.json"), *home.glob("*.meta.json"), *home.glob("*/*.meta.json")):
         results = meta.with_name(meta.name.removesuffix(".meta.json"))
         if results.is_file() and _tested(results) == fingerprint:
             found.setdefault(results.resolve(), Path(os.path.relpath(results)))
     if not found:
         evaluate = command("infer.py", mode="evaluation", checkpoint=word, name="DATA")
-        raise UserError(f"{word}: no evaluation of this checkpoint is in {EVALUATIONS}; make one:\n  {evaluate}")
+        raise UserError(f"{word}: no evaluation of this checkpoint is in {OUTPUTS}/; make one:\n  {evaluate}")
     return list(found.values())
 
 
