@@ -262,7 +262,7 @@ def test_evaluations_are_found(looped):
         path.unlink()
     for words, message in {
         f"{m0} {LOOP}": f"error: {LOOP}: neither a result file, nor the folder of an evaluation",
-        "first second": "error: first: no such file or folder, nor a registered checkpoint; made by python infer.py",
+        "first second": "error: first: no such file or folder, nor a registered checkpoint. An evaluation is made by",
         f"outputs/evaluation/none/results.json {B}": "--mode evaluation --checkpoint CHECKPOINT --name DATA",
     }.items():
         assert message in looped.refused(f"report.py compare {words}")
