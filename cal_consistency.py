@@ -62,10 +62,7 @@ class ConsistencyConfig:
 @console.stage
 def main(argv=None):
     config = parse(ConsistencyConfig, argv, description=__doc__, example=EXAMPLE)
-    c = config.consistency
-    if c.file1 is None:
-        raise UserError("--file1 is missing: the current model's rewards, as rewarding.py writes them")
-    method, rank = _method_and_rank(config)
+    c, (method, rank) = config.consistency, check(config)
     inputs = Inputs(config.run, FLAGS, {role: getattr(c, name) for role, name in FLAGS.items()})
     if c.file2 and inputs.about.get("reward") == "likelihood":
         log.info("note: --file1 was rewarded by likelihood; CREAM's current ranking is a DPO reward. Swapped?")
@@ -82,8 +79,11 @@ def main(argv=None):
     )
 
 
-def _method_and_rank(config: ConsistencyConfig) -> tuple[str, str]:
-    """--method says which C training uses; a rank's name there is the released scripts' spelling of --rank."""
+def check(config: ConsistencyConfig, about: dict | None = None) -> tuple[str, str]:
+    """(method, rank): --method says which C training uses; a rank's name there is the released scripts' spelling of
+    --rank. Raises UserError where flags are missing or contradict each other."""
+    if config.consistency.file1 is None:
+        raise UserError("--file1 is missing: the current model's rewards, as rewarding.py writes them")
     method, rank, file2 = config.consistency.method, config.pairs.rank, config.consistency.file2
     default = "consistency_avg" if file2 else "original"
     if method in RANKS:

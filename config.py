@@ -277,6 +277,15 @@ def group(cls):
     return field(default_factory=cls)
 
 
+def for_next_stage(config) -> dict[str, object]:
+    """The flags of devices and model as the next stage's command needs them; None where it needs none."""
+    device, model, cluster = config.device, config.model, getattr(config, "cluster", None)
+    flags = cluster.flags(device) if cluster else {"device": for_records(device.devices())}
+    flags |= {"model": model.name(), **model.text_flags()}
+    flags |= {} if device.bf16 is None else {"bf16": device.bf16}
+    return flags | ({"trust_remote_code": True} if model.trust_remote_code else {})
+
+
 def settings(config, *idle: str) -> dict:
     """The flags that decide a script's output, without those that are `idle` in this run."""
     return {name: value for name, value in deciding(config).items() if name not in idle}

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import DATASET_FILES, DATASETS, Cluster, Device, Model, RandomRun, group, settings
+from config import DATASET_FILES, DATASETS, Cluster, Device, Model, RandomRun, for_next_stage, group, settings
 from cream.cli import console, names
 from cream.cli.console import log
 from cream.cli.flags import parse
@@ -54,12 +54,17 @@ class InferConfig:
 @console.stage
 def main(argv=None):
     config = parse(InferConfig, argv, description=__doc__, example=EXAMPLE)
+    check(config)
     mode = config.task.mode
-    config.evaluation.check(mode)
-    config.sampling.fill(mode)
     if mode == "rescore":
         return rescore(config.task.input_file, config.evaluation, config.thoughts, config.output.output_dir, config.run)
     return sample(config) if mode == "sampling" else evaluate(config)
+
+
+def check(config: InferConfig, about: dict | None = None) -> None:
+    """Fill in the mode's defaults. Raises UserError where flags contradict each other."""
+    config.evaluation.check(config.task.mode)
+    config.sampling.fill(config.task.mode)
 
 
 def sample(config: InferConfig) -> None:
@@ -81,8 +86,7 @@ def sample(config: InferConfig) -> None:
         how["policy"] = named | {"fingerprint": loaded.fingerprint}
         sampling.sample(output, loaded, prompts, sysprompt, plan, **how)
     if not run.dry_run:
-        same = config.cluster.flags(config.device) | {"model": model.name()} | model.text_flags()
-        log.info(sampling.next_step(output.path, model.checkpoint, same))
+        log.info(sampling.next_step(output.path, folder, model.checkpoint, for_next_stage(config)))
 
 
 def evaluate(config: InferConfig) -> None:
@@ -121,6 +125,7 @@ def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: I
     if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     if run.dry_run:
+        config.cluster.flags(config.device)  # raises UserError where a device is not there
         log.info("dry run: nothing was written")
     return output, folder
 

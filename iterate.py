@@ -8,10 +8,12 @@ base_dir). In flags
   ${round}             the number of the round, from 1; ${round+1}, ${round-1}
   [a, b, c]            one value per round
   {first: a, then: b}  a value for round 1, and one for all later rounds
-Other keys: title, model, seed, flags (id -> flags that override the step's; null removes one), extends (another file,
-whose keys these override). A recipe file (configs/recipes) has only the settings of configs/loops/cream.yaml: title,
-model, iterations, prompts (a set per round), base_dir (shared by recipes), output_dir, seed, and flags of sft,
+Other keys: title, model, seed, flags (id -> flags that override the step's; null removes one), fresh (ids of steps
+whose --name must be another data set in every round), extends (another file, whose keys these override). A recipe file
+(configs/recipes) has only the settings of configs/loops/cream.yaml: title, model, iterations, prompts (a set per round;
+one for several only with reuse_prompts: yes), base_dir (shared by recipes), output_dir, seed, and flags of sft,
 sampling, rewarding, consistency, dpo and evaluation; all but sft and evaluation may have a list, one value per round.
+Without sft, `start: CHECKPOINT` is M1; without evaluation nothing is evaluated.
 """
 
 import shlex
@@ -38,8 +40,9 @@ EXAMPLE = """\
 STAGES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py", "make_pairs.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
 RESUME = "the same command resumes from there"
-CHANGED = (
-    "; for a changed setting give the loop another output_dir or base_dir, or run this stage once with --overwrite"
+CHANGED = (  # what a stage advises, another output of its own, cannot be said in a loop
+    "; where a setting was changed give the file another {key} than {folder}, or repeat the command above once "
+    "with --overwrite, and so for the later stages that read its output"
 )
 
 
@@ -90,7 +93,8 @@ def prepare(loop: Loop, devices: list[str], bf16: bool | None, outputs: set[Path
     configs = {script: config_of(script) for script in STAGES}
     commands, wrong = plan(loop, configs, ",".join(devices), for_records(devices), bf16)
     places = look_ups(MODEL_FILES, DATASET_FILES, CHECKPOINTS, DATASETS)
-    return commands, wrong + check_commands(commands, configs, places, outputs)
+    check = {script: import_module(script.removesuffix(".py")).check for script in STAGES}
+    return commands, wrong + check_commands(commands, configs, check, places, outputs)
 
 
 def run(loop: Loop, commands: list[Command], *, dry_run: bool = False) -> None:
@@ -98,7 +102,7 @@ def run(loop: Loop, commands: list[Command], *, dry_run: bool = False) -> None:
     for number, command in enumerate(commands, 1):
         log.info("\n[%s %d/%d] %s", loop.title, number, len(commands), command.title)
         log.info("$ %s", shlex.join(["python", command.script, *command.argv()]))
-        if not dry_run and (code := _run(command, loop.model)):
+        if not dry_run and (code := _run(command, loop)):
             sys.exit(code)
 
 
@@ -109,9 +113,9 @@ def config_of(script: str) -> type:
     return config
 
 
-def _run(command: Command, model: str) -> int | None:
+def _run(command: Command, loop: Loop) -> int | None:
     """Run one stage; its exit code, None or 0 where it succeeded."""
-    folder = names.model(str(command.flags.get("model", model)), MODEL_FILES)
+    folder = names.model(str(command.flags.get("model", loop.model)), MODEL_FILES)
     if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < IN_PROCESS:
         try:
             return import_module(command.script.removesuffix(".py")).main(command.argv())
@@ -123,7 +127,10 @@ def _run(command: Command, model: str) -> int | None:
             code = process.wait()
         interrupts.check()
     if code and code not in interrupts.CODES:  # else the stage has said how to resume
-        print(f"{command.title} ended with {code}; {RESUME}{CHANGED if code == 2 else ''}", file=sys.stderr)
+        folder = command.output.parent
+        key = "base_dir" if loop.base_dir is not None and folder == Path(loop.base_dir) else "output_dir"
+        changed = CHANGED.format(key=key, folder=folder) if code == 2 else ""
+        print(f"{command.title} ended with {code}; {RESUME}{changed}", file=sys.stderr)
     return code
 
 

@@ -21,6 +21,7 @@ EXAMPLE = """\
   all of CREAM's python make_pairs.py --strategy all_pairs --rewards CURRENT.json --previous PREVIOUS.json --margin 0.5
   control        python make_pairs.py --strategy random --rewards REWARDS.json --seed 1"""
 
+FILES = ("rewards", "previous", "labels")
 Strategies = one_of({name: strategy.Options for name, strategy in PAIRS.items()})
 
 
@@ -65,12 +66,8 @@ class PairsConfig:
 @console.stage
 def main(argv=None):
     config = parse(PairsConfig, argv, description=__doc__, example=EXAMPLE)
-    c, p = config.choosing, config.pairs
-    if c.strategy is None:
-        raise UserError(f"--strategy is missing: one of {', '.join(PAIRS)}")
-    options = chosen(config.options, c.strategy, "--strategy")
-    files = {role: getattr(c, role) for role in ("rewards", "previous", "labels")}
-    _check(c, p, {role for role, path in files.items() if path is not None})
+    c, p, options = config.choosing, config.pairs, check(config)
+    files = {role: getattr(c, role) for role in FILES}
     inputs = Inputs(config.run, {role: role for role in files}, files)
     rank = p.rank or "kendall"
     write(
@@ -86,8 +83,13 @@ def main(argv=None):
     )
 
 
-def _check(c: Choosing, p: PairOutput, given: set[str]) -> None:
-    """Raises UserError where files do not fit the strategy, or a flag would decide nothing."""
+def check(config: PairsConfig, about: dict | None = None):
+    """The strategy's own flags. Raises UserError where flags are missing or decide nothing, or files do not fit it."""
+    c, p = config.choosing, config.pairs
+    if c.strategy is None:
+        raise UserError(f"--strategy is missing: one of {', '.join(PAIRS)}")
+    options = chosen(config.options, c.strategy, "--strategy")
+    given = {role for role in FILES if getattr(c, role) is not None}
     wanted = PAIRS[c.strategy].INPUTS
     problems = [f"it needs --{role}" for role, needed in wanted.items() if needed and role not in given]
     problems += [f"it does not read --{role}" for role in sorted(given - wanted.keys())]
@@ -100,6 +102,7 @@ def _check(c: Choosing, p: PairOutput, given: set[str]) -> None:
             problems.append(f"--method {c.method} needs --previous; without it C is 1 everywhere")
     if problems:
         raise UserError(f"--strategy {c.strategy}: {'; '.join(problems)}. It reads --{', --'.join(wanted)}")
+    return options
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 lineage PATH  how an output or checkpoint was made: all its inputs, down to the raw data
 verify PATH   hash all files of its lineage again; exit code 1 if one of them is not as recorded
-compare A B   compare two evaluations of the same data: accuracy per task with confidence intervals, flipped items
+compare A B   compare two evaluations of the same data: accuracy per task with confidence intervals, flipped items; A
+              and B are their result files or folders, or two checkpoints, whose evaluations are looked for
 """
 
 import os
@@ -17,14 +18,15 @@ from cream.cli.flags import parse
 from cream.errors import UserError
 from cream.evaluation import compare as comparison
 from cream.evaluation.compare import CompareFlags
+from cream.evaluation.find import choose_pair, evaluations_of
 from cream.files import journal, lineage, store
 from cream.records import Answer
 
 EXAMPLE = """\
   python report.py lineage tiny_m2
   python report.py verify outputs/sampling.json
-  python report.py compare outputs/evaluation/tiny_m1-tiny_test/results.json \\
-      outputs/evaluation/tiny_m2-tiny_test/results.json"""
+  python report.py compare tiny_m1 tiny_m2
+  python report.py compare outputs/evaluation/tiny_m1-tiny_test outputs/evaluation/tiny_m2-tiny_test"""
 
 
 @dataclass
@@ -41,9 +43,10 @@ def main(argv=None):
     config = parse(ReportConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
     command, *places = words or [""]
     if command == "compare" and len(places) == 2:
-        compare(config, *map(Path, places))
+        found = [evaluations_of(place, _place(place)) for place in places]
+        compare(config, *choose_pair(*found, tuple(places)))
     elif command not in ("lineage", "verify") or len(places) != 1:
-        raise UserError("expected a command and its paths: lineage PATH, verify PATH, or compare A.json B.json")
+        raise UserError("expected a command and its paths: lineage PATH, verify PATH, or compare A B")
     elif config != ReportConfig():
         raise UserError(f"{command} takes no flags; those of --help are for compare")
     elif command == "lineage":
@@ -76,6 +79,8 @@ def compare(config: ReportConfig, a: Path, b: Path) -> None:
     """Print how two evaluations differ, and the first flipped items; write all of these to --output."""
     run, flags, provenance = config.run, config.compare, config.run.provenance()
     settings = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
+    for path in (a, b):
+        store.refuse_other_kind("compare:", path, Answer, "which infer.py --mode evaluation writes")
     joined = comparison.join(*(store.read(path, Answer, skip=run.skip) for path in (a, b)))
     bad = [bad for path in (a, b) for bad in store.rejected(path, Answer)] if run.skip else []
     output = None

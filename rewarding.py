@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from config import Cluster, Device, Model, TrialRun, group
+from config import Cluster, Device, Model, TrialRun, for_next_stage, group
 from cream.cli import console, preflight
 from cream.cli.console import log
 from cream.cli.flags import flag, one_of, parse
@@ -74,11 +74,9 @@ class RewardConfig:
 @console.stage
 def main(argv=None):
     config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
-    r, model, skip = config.rewarding, config.model, config.run.skip
-    if r.input_file is None:
-        raise UserError("--input_file is missing: the samples that infer.py --mode sampling wrote")
-    reward, options = stage.choose(config.options, r.reward, r.enable_ref_model, config.thoughts)
+    r, model, skip, (reward, options) = config.rewarding, config.model, config.run.skip, check(config)
     path, limit = Path(r.input_file), r.limit_size or (17 if config.run.debug else None)
+    store.refuse_other_kind("--input_file", path, Samples, "which infer.py --mode sampling writes")
     run = passes.Run(REWARDS[reward], options, path, partial(store.read, path.absolute(), Samples, limit, skip=skip))
     checkpoints = {p.role: getattr(model if p.model == "checkpoint" else options, p.model) for p in run.passes}
     folders = {p.role: model.folder(checkpoints[p.role], f"--{p.model}") for p in run.passes}
@@ -94,6 +92,8 @@ def main(argv=None):
     output = journal.Output(target, decide, provenance, overwrite=config.run.overwrite)
     log.info("reward %s of %d prompts in %s", reward, prompts, path)
     if config.run.dry_run:
+        if run.passes:
+            config.cluster.flags(config.device)  # raises UserError where a device is not there
         log.info("dry run: would write %s; nothing was written", target)
         return
     if output.up_to_date:
@@ -118,7 +118,15 @@ def main(argv=None):
             output.finish(passes.rewards(run, output), **stage.facts(run, output, reward, model, scored))
         stage.report(output, responses)
     log.info("rewards: %s", target)
-    stage.next_commands(run, target, reward, model, folders, partial(config.cluster.flags, config.device))
+    stage.next_commands(run, target, reward, model, folders, partial(for_next_stage, config))
+
+
+def check(config: RewardConfig, about: dict | None = None) -> tuple[str, object]:
+    """The reward's name and its flags. Raises UserError where flags are missing or contradict each other."""
+    r = config.rewarding
+    if r.input_file is None:
+        raise UserError("--input_file is missing: the samples that infer.py --mode sampling wrote")
+    return stage.choose(config.options, r.reward, r.enable_ref_model, config.thoughts)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import CHECKPOINTS, DATASET_FILES, DATASETS, Device, Model, RandomRun, for_records, group
+from config import CHECKPOINTS, DATASET_FILES, DATASETS, Device, Model, RandomRun, for_next_stage, group
 from cream.cli import console, names, preflight
 from cream.cli.flags import parse
 from cream.files import store
@@ -50,9 +50,10 @@ def main(argv=None):
     config = parse(TrainConfig, argv, description=__doc__, example=EXAMPLE)
     if not is_first_process():
         console.log.setLevel("WARNING")
-    o, devices, tiny = config.optimisation, config.device.devices(), config.model.name() == "tiny"
-    dataset = config.data.name or ("tiny_sft" if tiny else "oasst_sft")
-    data = names.dataset(dataset, DATASET_FILES, DATASETS)
+    o, devices = config.optimisation, config.device.devices()
+    dataset = config.data.name or ("tiny_sft" if config.model.name() == "tiny" else "oasst_sft")
+    if not (data := names.dataset(dataset, DATASET_FILES, DATASETS)).exists():
+        raise names.missing_data(dataset, data)
     limit = config.data.limit_size or (19 if config.run.debug else None)
     name, stage = options.choose_stage(o.train_stage, config.stage, data, config.run.skip)
     start, provenance = config.model.folder(config.model.checkpoint), config.run.provenance()
@@ -81,7 +82,14 @@ def main(argv=None):
         with Lock(run) if is_first_process() else nullcontext():
             _train(config, name, stage, start, data, run, header, limit, provenance)
     if is_first_process():
-        _finish(config, run, tiny)
+        _finish(config, run, dataset)
+
+
+def check(config: TrainConfig, about: dict | None = None) -> None:
+    """Raises UserError where the flags of the stage that --train_stage names contradict each other, or the sidecar of
+    the data, `about`."""
+    if config.optimisation.train_stage is not None:
+        options.build_stage(config.optimisation.train_stage, config.stage, about or {})
 
 
 def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance: Provenance) -> None:
@@ -122,15 +130,14 @@ def _train(config: TrainConfig, name, stage, start: Path, data: Path, run: Path,
         raise
 
 
-def _finish(config: TrainConfig, run: Path, tiny: bool) -> None:
+def _finish(config: TrainConfig, run: Path, dataset: str) -> None:
     """Register the checkpoint and print the next commands."""
     name, last = config.output.register, run / LAST
     if name:
         names.register(CHECKPOINTS, name, last, overwrite=config.run.overwrite)
         console.log.info("registered as %s in %s", name, CHECKPOINTS.name)
     console.log.info("checkpoint: %s", last)
-    flags = {"device": for_records(config.device.devices()), "model": config.model.name(), "checkpoint": name or last}
-    advice.print_next(last, tiny, flags | config.model.text_flags())
+    advice.print_next(last, dataset, for_next_stage(config) | {"checkpoint": name or last})
 
 
 if __name__ == "__main__":

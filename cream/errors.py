@@ -11,9 +11,14 @@ class UserError(Exception):
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """'; did you mean a, b?' for the known words that look like `word`, or '' when none does."""
-    lower = {k.lower(): k for k in known}
-    close = [lower[k] for k in difflib.get_close_matches(word.lower(), lower, n=count, cutoff=0.5)]
+    close = alike(word, known, count)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def alike(word: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known words that look like `word`, in any case, the most similar first."""
+    lower = {k.lower(): k for k in known}
+    return [lower[k] for k in difflib.get_close_matches(word.lower(), lower, n=count, cutoff=0.5)]
 
 
 def user_error(error: Exception) -> UserError | None:

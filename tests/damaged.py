@@ -218,6 +218,7 @@ def recipes() -> Iterator[Damage]:
         "prompts": ["tiny_prompt_1"],
         "base_dir": "outputs/r",
         "output_dir": "outputs/r/own",
+        "sft": {"name": "tiny_sft"},
     }
     texts = {
         "empty": b"",
@@ -253,6 +254,8 @@ def recipes() -> Iterator[Damage]:
         "sft": ([], 7, {"epoch": [1]}, {"epoch": "two"}, {"no_such_flag": 1}, {"lr": -1}, {7: 1}),
         "dpo": ({"beta": 0}, {"method": "mine"}),
         "evaluation": ({"mode": "mine"},),
+        "start": (7, [], "none", "m1"),
+        "reuse_prompts": ("maybe",),
         "colour": ("red",),
     }.items():
         values |= {f"{key}: {value}": good | {key: value} for value in wrong}

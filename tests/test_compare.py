@@ -1,6 +1,7 @@
 """Paired differences between two evaluations: statistics against brute force, rates by simulation, the command."""
 
 import json
+import shutil
 from fractions import Fraction
 from functools import cache
 from math import comb, sqrt
@@ -240,6 +241,39 @@ def test_two_evaluations_are_compared(looped):
 
 
 @pytest.mark.slow
+def test_evaluations_are_found(looped):
+    """By their folder, by the run or checkpoint that they are of, or by its registered name."""
+    m0, m1, m2 = "assets/tiny_m0", f"{LOOP}/m1", f"{LOOP}/m2/checkpoint-last"
+    looped.write("configs/checkpoint.json", {"second": m2})
+    wanted = looped.run(f"report.py compare {B} {LOOP}/m2.json").out
+    for a, b in ((m1, m2), (m1, "second"), (B, "second")):
+        assert looped.run(f"report.py compare {a} {b}").out == wanted
+    assert looped.run(f"report.py compare {m0} {m1}").out == looped.run(f"report.py compare {A} {B}").out
+    quick = f"infer.py {ON} --mode evaluation --name tiny_test --limit_size"
+    looped.run(f"{quick} 4 --gen_max_tokens 8 --checkpoint {m1}/checkpoint-last --output_dir outputs/evaluation/few")
+    assert looped.run(f"report.py compare {m1} second").out == wanted  # the two with the same settings
+    assert "only in B" in looped.run(f"report.py compare outputs/evaluation/few {B}").out
+    looped.run(f"{quick} 60 --gen_max_tokens 48 --seed 1 --checkpoint second --output_dir outputs/evaluation/seed")
+    looped.run(f"{quick} 60 --gen_max_tokens 48 --seed 1 --checkpoint {m1}/checkpoint-last --output_dir {LOOP}/s.json")
+    several = looped.refused(f"report.py compare {m1} second")
+    assert "several evaluations are of the same data" in several and "second: " in several and "loop/s.json" in several
+    shutil.rmtree(looped.folder / "outputs/evaluation")
+    for path in (looped.folder / LOOP).glob("s.json*"):
+        path.unlink()
+    for words, message in {
+        f"{m0} {LOOP}": f"error: {LOOP}: neither a result file, nor the folder of an evaluation",
+        "first second": "error: first: no such file or folder, nor a registered checkpoint. An evaluation is made by",
+        f"outputs/evaluation/none/results.json {B}": "--mode evaluation --checkpoint CHECKPOINT --name DATA",
+    }.items():
+        assert message in looped.refused(f"report.py compare {words}")
+    (looped.folder / LOOP / "m0.json").rename(looped.folder / "m0.json")
+    assert f"{m0}: no evaluation of this checkpoint is in outputs/; make one:" in looped.refused(
+        f"report.py compare {m0} second"
+    )
+    (looped.folder / "m0.json").rename(looped.folder / LOOP / "m0.json")
+
+
+@pytest.mark.slow
 def test_flipped_items_are_evaluation_data(looped):
     looped.run(f"report.py compare {A} {B} --output outputs/again.json")
     items = list(store.read(looped.folder / "outputs/again.json", Item))
@@ -279,12 +313,14 @@ def test_what_else_is_not_alike_is_told(looped):
 
 @pytest.mark.slow
 def test_mistakes_are_refused(looped):
-    assert "lineage PATH, verify PATH, or compare A.json B.json" in looped.refused(f"report.py compare {A}")
+    assert "lineage PATH, verify PATH, or compare A B" in looped.refused(f"report.py compare {A}")
     assert "no such file" in looped.refused(f"report.py compare {A} outputs/nowhere.json")
     assert "flags are not" in looped.refused(f"report.py compare {A} {B} --sho 3")
     assert "takes no flags" in looped.refused(f"report.py lineage {A} --show 3")
     assert "expected" in looped.refused("report.py")
-    assert "expected: " in looped.refused(f"report.py compare {A} localdata/tiny/prompt.1.json")
+    assert "prompt.1.json holds Prompt records; it" in looped.refused(
+        f"report.py compare {A} localdata/tiny/prompt.1.json"
+    )
     changed = looped.folder / "outputs/changed.json"
     changed.write_bytes((looped.folder / A).read_bytes().replace(b'"correct":true', b'"correct":false', 1))
     (looped.folder / "outputs/changed.json.meta.json").write_bytes((looped.folder / f"{A}.meta.json").read_bytes())

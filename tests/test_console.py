@@ -60,6 +60,44 @@ def test_a_bug_keeps_its_traceback(error):
         main([])
 
 
+def test_progress_without_a_terminal(caplog):
+    """A line now and then, with what is left; none of work that is over soon, and none at the end."""
+    now = [0.0]
+    progress = console.Progress(100, "sampling", "prompts", clock=lambda: now[0])
+    with caplog.at_level("INFO", logger="cream"):
+        for second in range(100):
+            now[0] = 2.0 * (second + 1)
+            progress.update()
+    lines = [record.message for record in caplog.records]
+    assert lines[:2] == [
+        "sampling: 15 of 100 prompts, 30 s, about 2.83 min left",
+        "sampling: 30 of 100 prompts, 60 s, about 2.33 min left",
+    ]
+    assert len(lines) == 6
+    with console.bar(3, "sampling", "prompts") as bar:  # pytest's stderr is no terminal
+        bar.update()
+
+
+@pytest.mark.parametrize(
+    "passed, left, said",
+    [
+        (0.4, 59.6, "0 s, about 60 s left"),
+        (119, 120, "119 s, about 2 min left"),
+        (7e3, 1e5, "117 min, about 27.8 h left"),
+    ],
+)
+def test_durations(passed, left, said):
+    assert console.describe_times(passed, left) == said
+
+
+@pytest.mark.parametrize("script", ["train.py", "infer.py", "prepare_data.py", "report.py", "iterate.py"])
+def test_without_the_environment(repo, script):
+    """-S: without the packages of this environment."""
+    done = subprocess.run([sys.executable, "-S", "-E", script, "--help"], cwd=repo, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "make setup" in done.stderr and "xxhash" in done.stderr and done.stderr.count("\n") == 1
+
+
 UNHEARD = """
 import os, signal, sys
 from cream.cli import console, interrupts

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import iterate
-from cream.cli.flags import as_dict, chosen, deciding, find_problems, flag, one_of, parse
+from cream.cli.flags import OWNERS, as_dict, chosen, deciding, flag, one_of, parse, try_parse
 from cream.errors import UserError
 
 SCRIPTS = {script: iterate.config_of(script) for script in iterate.STAGES}
@@ -93,6 +93,35 @@ def write(folder, text, name="flags.yaml") -> str:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "hint"),
+    [
+        ("train.py", "--learning_rate", "; did you mean --lr?"),
+        ("train.py", "--num-train-epochs", "; did you mean --epoch?"),
+        ("train.py", "--batch_size", "; did you mean --train_bsz?"),
+        ("infer.py", "--batch_size", "; did you mean --max_tokens_per_batch?"),
+        ("infer.py", "--max_new_tokens", "; did you mean --gen_max_tokens?"),
+        ("rewarding.py", "--dataset", "; did you mean --input_file?"),
+        ("rewarding.py", "--output_file", "; did you mean --output?"),
+        ("train.py", "--output_file", "; did you mean --output_dir?"),
+        ("rewarding.py", "--learning_rate", "; --lr belongs to train.py"),
+        ("rewarding.py", "--beta", "; --beta belongs to train.py, cal_consistency.py and make_pairs.py"),
+        ("cal_consistency.py", "--gen_n", "; --gen_n belongs to infer.py"),
+        ("rewarding.py", "--rewrad", "; did you mean --reward?"),
+        ("rewarding.py", "--qqq", ""),
+    ],
+)
+def test_unknown_flags_that_are_known_elsewhere(script, flag, hint):
+    (problem,) = try_parse(SCRIPTS[script], [flag, "1"])[1]
+    assert problem == f"{flag}: unknown flag{hint}"
+
+
+def test_flags_belong_to_the_scripts_that_are_named():
+    for name, owners in OWNERS.items():
+        having = [script for script, cls in SCRIPTS.items() if name in as_dict(cls())]
+        assert name == "overwrite" or [script for script in SCRIPTS if script in owners] == having, name
 
 
 def test_defaults_are_the_dataclass_own():
@@ -286,7 +315,7 @@ def test_a_range_that_its_default_misses_raises_at_once(kind, field):
 def test_problems_are_those_that_parse_prints(capsys, tmp_path):
     path = write(tmp_path, "gen_n: x\n")
     for argv in ([], ["--gen_m", "3", "--rank", "x"], ["--gen_n", "0", "-r", "0"], ["--config", path]):
-        problems = find_problems(Config, argv)
+        problems = try_parse(Config, argv)[1]
         assert capsys.readouterr() == ("", "")
         if problems:
             assert [line.partition(": ")[2] for line in refused(capsys, *argv).splitlines()[:-1]] == problems
@@ -607,9 +636,9 @@ def test_every_number_has_a_range(cls):
     """No number may be negative, and each refusal says what it may be. Which flags are numbers, their refusals tell."""
     numbers = 0
     for name in as_dict(cls()):
-        if any(" number" in problem for problem in find_problems(cls, [f"--{name}=x"])):
+        if any(" number" in problem for problem in try_parse(cls, [f"--{name}=x"])[1]):
             numbers += 1
-            (problem,) = find_problems(cls, [f"--{name}=-1"])
+            (problem,) = try_parse(cls, [f"--{name}=-1"])[1]
             assert problem.startswith(f"--{name}: '-1' is not a") and not problem.endswith(" number")
     assert numbers
 
@@ -636,8 +665,8 @@ def test_every_number_has_a_range(cls):
     ],
 )
 def test_ranges_of_the_scripts(script, inside, outside):
-    assert find_problems(SCRIPTS[script], inside.split()) == []
-    (problem,) = find_problems(SCRIPTS[script], outside.split())
+    assert try_parse(SCRIPTS[script], inside.split())[1] == []
+    (problem,) = try_parse(SCRIPTS[script], outside.split())[1]
     assert problem.startswith(outside.split()[0])
 
 

@@ -177,7 +177,7 @@ def test_where_a_policy_says_it_comes_from_is_believed_by_nothing(world, place):
         return
     assert "--checkpoint CHECKPOINT --ref_model_ckpt none" in world.run(reward).out
     if place == "localdata/h/ancestor":
-        assert "--name tiny_prompt_3" in world.run(train).out
+        assert "--name PROMPTS" in world.run(train).out
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------

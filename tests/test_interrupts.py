@@ -31,6 +31,29 @@ def test_a_signal_ends_at_once_where_nothing_is_in_flight(number):
     assert ended.value.code == 128 + number and isinstance(ended.value, KeyboardInterrupt)
 
 
+@pytest.mark.parametrize("number", interrupts.SIGNALS)
+def test_what_python_discards_comes_again(number, capfd):
+    """In a callback of os.fork or a finaliser Python prints and forgets what is raised."""
+
+    class Finaliser:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as ended:
+        Finaliser()
+        signal.pause()
+    assert ended.value.signum == number and "Traceback" not in capfd.readouterr().err
+
+
+def test_other_errors_that_python_discards_are_printed(capfd):
+    class Finaliser:
+        def __del__(self):
+            raise ValueError("a bug")
+
+    Finaliser()
+    assert "a bug" in capfd.readouterr().err and not interrupts.received()
+
+
 def test_what_is_in_flight_is_finished_first(clock, capfd):
     taken = []
     with interrupts.deferred():

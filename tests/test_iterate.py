@@ -199,14 +199,47 @@ def test_recipes_have_values_per_round():
     assert [commands[f"train M{t}"]["lr"] for t in (2, 3)] == [2e-4, 1e-4]
 
 
+def test_a_recipe_starts_from_a_checkpoint():
+    """`start` is M1 wherever M1 is read, and nothing trains it; without `evaluation` nothing is evaluated."""
+    own = {key: value for key, value in SMALL.items() if key not in ("sft", "evaluation")} | {"start": "my_m1"}
+    trained = {command.title: command.flags for command in plan(SMALL)}
+    started = {command.title: command.flags for command in plan(own | {"evaluation": SMALL["evaluation"]})}
+    m1 = "outputs/base/M1/checkpoint-last"
+    assert started == {
+        title: {name: "my_m1" if value == m1 else value for name, value in flags.items()}
+        for title, flags in trained.items()
+        if title != "train M1"
+    }
+    assert m1 in [flags.get("checkpoint") for flags in trained.values()]
+    assert [command.title for command in plan(own)] == [title for title in started if "accuracy" not in title]
+
+
+def test_pairs_are_made_with_the_beta_of_their_training():
+    """For the cap that they print; of every round, and unless the loop says otherwise."""
+    for recipe, betas in (
+        (SMALL, [1.0, 1.0]),
+        (SMALL | {"dpo": {"beta": [0.5, 0.25]}}, [0.5, 0.25]),
+        (SMALL | {"consistency": {"beta": 2.0}}, [2.0, 2.0]),
+        (SMALL | {"dpo": {}}, [None, None]),
+    ):
+        assert [c.flags.get("beta") for c in plan(recipe) if c.script == "cal_consistency.py"] == betas
+    for path in (path for path in (*RECIPES, *LOOPS) if "tiny" in path.stem):
+        assert {c.flags["beta"] for c in plan(path) if c.script == "cal_consistency.py"} == {1.0}
+    assert {c.flags["beta"] for c in plan(CONFIGS / "loops/cream.yaml") if c.script == "cal_consistency.py"} == {0.1}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"iterations": 3}, "3 iterations need as many prompt sets"),
         ({"iteration": 2}, "unknown field `iteration`"),
         ({"model": 7}, "Expected `str`"),
-        ({"sft": {"lr": [1e-4, 2e-4]}}, "got `array` - at `$.sft"),
+        ({"sft": {"epoch": 2, "lr": [1e-4, 2e-4]}}, "got `array` - at `$.sft.lr`"),
+        ({"dpo": {"beta": 1.0, "lr": {"first": 1}}}, "missing required field `then` - at `$.dpo.lr`"),
         ({"dpo": {1: 2}}, "at `key` in `$.dpo`"),
+        ({"sft": None}, "M1 needs one of `sft` (the flags of its training, such as {name: tiny_sft, epoch: 2}) and"),
+        ({"start": "m1"}, "(a checkpoint that is M1 already); found both"),
+        ({"sft": None, "start": "none"}, "`start` is none, so that M1 would be M0"),
     ],
 )
 def test_wrong_recipes_are_refused(tmp_path, change, message):
@@ -260,13 +293,62 @@ def test_every_flag_is_checked_before_the_first_stage(capsys, tmp_path, monkeypa
     assert sorted(problems) == [
         f"one.yaml: {accuracies} (infer.py): --gen_max_tokens: '0' is not a whole number at least 1",
         f"one.yaml: {accuracies} (infer.py): --name is missing: the data that the step reads",
-        f"one.yaml: {pairs} (cal_consistency.py): --seed: unknown flag; did you mean --method, --register, --help?",
+        f"one.yaml: {pairs} (cal_consistency.py): --seed: unknown flag",
         "one.yaml: train M1 (train.py): --epoch: '0' is not a whole number at least 1",
         "one.yaml: train M1 (train.py): --lrr: unknown flag; did you mean --lr, --lora_r, --lora?",
         "one.yaml: train M1 (train.py): --name is missing: the data that the step reads",
         "two.yaml: train M2, train M3 (train.py): --beta: '0' is not a number above 0",
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"one.yaml", "two.yaml", "right.yaml"}
+
+
+TWICE = ["tiny_prompt_1", "localdata/tiny/prompt.1.json"]  # one file, by two names
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"sft": SMALL["sft"] | {"beta": 1.0}}, "train M1 (train.py): --train_stage sft: --beta belongs to "),
+        (
+            {"dpo": {"loss": "ipo"}},
+            "train M2, train M3 (train.py): --loss ipo with --method consistency_dyn: this loss",
+        ),
+        ({"dpo": {"method": "original"}}, "(train.py): --method original: the pairs were made for consistency_dyn"),
+        ({"dpo": {"simpo_gamma": 1.0}}, "(train.py): --simpo_gamma belongs to --loss simpo"),
+        ({"consistency": {"method": "kendall", "rank": "toporder"}}, "--method kendall contradicts --rank toporder"),
+        ({"rewarding": {"enable_ref_model": [False, True]}}, "--reward dpo contradicts --enable_ref_model no"),
+        ({"evaluation": {"name": "tiny_test", "few_shot_file": "pyproject.toml"}}, "--few_shot K says how many"),
+        ({"evaluation": {"name": "tiny_prompt_1"}}, "prompt.1.json holds Prompt records; the step reads Item records"),
+        ({"prompts": ["tiny_prompt_1", "tiny_test"]}, "round 2: sample from M2 (infer.py): --name tiny_test: "),
+        ({"prompts": ["tiny_prompt_1", "bad.json"]}, "round 2: sample from M2 (infer.py): bad.json: "),
+        ({"prompts": ["tiny_prompt_1", "gsm8k_test"]}, "`python prepare_data.py build gsm8k` makes it"),
+        ({"evaluation": {"name": "all_test"}}, "`python prepare_data.py build all` makes it"),
+        ({"sft": {"name": "oasst_sft"}}, "`python prepare_data.py build oasst1` makes it"),
+        ({"sft": None, "start": "folder"}, "folder: not a model folder, it has no config.json; did you mean folder/c"),
+        ({"model": "someone/some-model"}, "--model someone/some-model: not on disk, and the hub cannot be reached"),
+        ({"prompts": TWICE}, "round 1: sample from M1, round 2: sample from M2: the same prompts (tiny_prompt_1, "),
+    ],
+)
+def test_what_a_later_stage_would_refuse(capsys, tmp_path, monkeypatch, change, problem):
+    """Contradicting flags, missing and malformed data: before the first stage, and in the dry run."""
+    monkeypatch.chdir(tmp_path)
+    Path("localdata").symlink_to(CONFIGS.parent / "localdata")
+    Path("pyproject.toml").touch()
+    Path("bad.json").write_text('{"a": [{"role": "user", "content": "1 + 1?"}], "b": [{"role": "user"}]}')
+    Path("folder/checkpoint-last").mkdir(parents=True)
+    Path("own.yaml").write_text(yaml.safe_dump(SMALL | change))
+    assert problem in refused(capsys, ["--config", "own.yaml", "--dry_run"])
+
+
+def test_prompts_are_reused_only_where_the_file_says_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = SMALL | {"prompts": ["tiny_prompt_1"] * 2}
+    Path("one.yaml").write_text(yaml.safe_dump(one | {"reuse_prompts": True}))
+    iterate.main(["--device", "cpu", "--config", "one.yaml", "--dry_run"])
+    assert len(stages(capsys.readouterr().out)) == 15
+    assert read_loop(CONFIGS / "loops/tiny_cream.yaml").fresh == ["samples"]
+    (problem,) = planning.plan(load(one_step() | {"fresh": ["tset"]}), SCRIPTS, "cpu")[1]
+    assert problem == "fresh: no step has the id tset; did you mean test?"
 
 
 def test_what_config_cannot_name(capsys, tmp_path, monkeypatch):
@@ -400,7 +482,7 @@ def test_wrong_loops(loop, problem):
         ({"round": 2}, "unknown field `round`; known keys: title, model, output_dir, base_dir, seed, rounds, before"),
         ({"repeat": [EVALUATE | {"flag": {}}]}, "unknown field `flag` - at `$.repeat[0]`"),
         ({"repeat": [{"id": "x"}]}, "missing required field `script` - at `$.repeat[0]`"),
-        ({"flags": {"test": {"lr": {"first": 1}}}}, "missing required field `then`"),
+        ({"flags": {"test": {"lr": {"first": 1}}}}, "missing required field `then` - at `$.flags.test"),
         ({"flags": {"test": {"lr": [[1]]}}}, "at `$.flags"),
         ({"title": ""}, "'' is not a text"),
         ({"base_dir": "a\0b"}, "is not a text"),
@@ -451,7 +533,7 @@ def test_inputs_are_looked_for_before_the_first_stage(capsys, tmp_path, monkeypa
         "rewards": {"ref_model_ckpt": "m0", "checkpoint": "outputs/first/test"},
         "pairs": {"labels": "labels.json", "file2": "outputs/other/rewards.json"},
         "tuned": {"model": "no-such-model"},
-        "test": {"few_shot_file": "shots.json", "dry_run": True},
+        "test": {"few_shot": 2, "few_shot_file": "shots.json", "dry_run": True},
     }
     Path("first.yaml").write_text(yaml.safe_dump(one_step() | {"output_dir": "outputs/first"}))
     Path("bad.yaml").write_text(yaml.safe_dump(LOOP | {"flags": flags}))
@@ -595,7 +677,7 @@ def test_a_loop_of_one_s_own(workspace):
     blocked.write_text("in the way")
     failed = workspace.run(loop, code=2)
     assert len(stages(failed.out)) == 6
-    assert "round 1: tuned ended with 2; the same command resumes from there; for a changed setting" in failed.err
+    assert "round 1: tuned ended with 2; the same command resumes from there; where a setting was changed" in failed.err
     blocked.unlink()
     done = workspace.run(loop)
     assert len(stages(done.out)) == 12 and done.out.count("is up to date") == 5
@@ -610,7 +692,7 @@ def test_a_loop_of_one_s_own(workspace):
     again = workspace.run(loop)
     assert again.out.count("is up to date") == 12 and workspace.state() == before
     write(workspace, "own.yaml", LOOP | {"flags": {"more": {"gen_n": 3}}})
-    assert "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "give the loop another output_dir" in told
+    assert "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "another output_dir than outputs/own," in told
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_another_seed_makes_another_output_and_no_flag_of_another_strategy_does(
 def test_the_default_name_and_the_registry(world):
     done = world.run(f"make_pairs.py --strategy random --rewards {REWARDS} --register drawn")
     assert world.read("configs/dataset.json")["drawn"].endswith("localdata/p/r.random.dpo.json")
-    assert done.commands() == ["python train.py --checkpoint CHECKPOINT --name drawn"]
+    assert done.commands() == ["python train.py --checkpoint CHECKPOINT --lr 1e-06 --beta 0.1 --name drawn"]
 
 
 def test_what_is_up_to_date_is_not_made_again(world):
@@ -218,7 +218,7 @@ MISTAKES = {
     "one ranking twice": (f"--strategy extremes --rewards {REWARDS} --previous {REWARDS}", "--previous is --rewards"),
     "margin above all": (f"--strategy extremes --rewards {REWARDS} --margin 99", "no pair can be made"),
     "no such file": ("--strategy extremes --rewards localdata/nothing.json", "no such file"),
-    "samples": ("--strategy extremes --rewards localdata/tiny/labels.json", "missing required field"),
+    "samples": ("--strategy extremes --rewards localdata/tiny/labels.json", "holds Item records; it should"),
     "name taken": (f"--strategy extremes --rewards {REWARDS} --register tiny_sft", "built-in name"),
 }
 

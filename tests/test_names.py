@@ -41,6 +41,45 @@ def test_a_link_is_registered_as_itself(tmp_path, registry):
     assert names.checkpoint("m1", registry).name == "checkpoint-last"
 
 
+@pytest.mark.parametrize(
+    "checkpoint, label",
+    [
+        (None, "none"),
+        ("m1", "m1"),
+        ("outputs/run/checkpoint-last", "run-checkpoint-last"),
+        ("outputs/" + "r" * 48 + "/checkpoint-7", "r" * 48 + "-checkpoint-7"),
+        ("x" * 200, "x" * 24 + "-50ef124f"),
+    ],
+)
+def test_a_checkpoint_in_the_name_of_an_output(checkpoint, label):
+    assert names.label(checkpoint) == label
+
+
+def test_labels_do_not_grow_with_the_rounds():
+    """A run's name has the label of its start in it: after many rounds a file could not be called so."""
+    seen, label = set(), "m1"
+    for t in range(12):
+        label = names.label(f"outputs/dpo/results-ckpt_{label}-consistency_avg-{t:08x}/checkpoint-last")
+        seen.add(label)
+    assert len(seen) == 12 and max(map(len, seen)) < 64
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [
+        ("gsm8k_test", "`python prepare_data.py build gsm8k` makes it"),
+        ("ARC_Easy_train", "build arc_easy`"),
+        ("all_test", "build all`"),
+        ("prompt_2", "build oasst1`"),
+        ("oasst_sft", "build oasst1`"),
+        ("tiny_test", "does not exist; put the data there"),
+        ("dpo_1", "does not exist; put the data there"),
+    ],
+)
+def test_a_data_set_that_is_not_there(name, how):
+    assert how in str(names.missing_data(name, Path("localdata/x.json")))
+
+
 def test_a_stale_entry_breaks_only_itself(tmp_path, registry):
     (tmp_path / "run").mkdir()
     registry.write_text(json.dumps({"gone": str(tmp_path / "gone"), "m1": str(tmp_path / "run")}))

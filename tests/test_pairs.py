@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cream.consistency import Tally
 from cream.errors import UserError
 from cream.pairs import PAIRS, all_pairs, extremes, oracle, random, threshold
 from cream.pairs.build import FEWER_THAN_TWO, NO_MARGIN, NONE_CHOSEN, Rules, build, usable
 from cream.pairs.choice import Choice
+from cream.pairs.report import PairSet, describe_doubt
 from cream.records import Item, Message, Pair, Rewards
 
 LABEL = Item(question="Which?\nA. oxygen\nB. neon", label="A")
@@ -360,3 +362,43 @@ def test_lengths_of_several_pairs_are_of_all_of_them():
     assert not made.own and (made.c.n, made.c.mean) == (1, 1.0)  # of the prompt
     assert made.lengths.longer_by == ((8 - 5) + (8 - 9) + (9 - 5)) / 3
     assert made.lengths.bias == pytest.approx(np.corrcoef([1, 2, 4], [5, 9, 8])[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("values", "used", "said"),
+    [
+        ([0.1, 0.2, 0.1, 0.2], True, "below 1/2: the two rankings contradict each other more than they agree. By the"),
+        ([0.1, 0.2, 0.1, 0.2], False, "more than they agree. Likely a reward has the wrong sign"),
+        ([0.3], True, "the mean C is 0.300, below 1/2"),
+        ([0.2, 0.9, 0.4, 0.6, 0.5], True, "the mean C is 0.520, about 1/2, as of two unrelated rankings"),
+        ([0.1, 1.0, 0.9, 0.5], True, "the mean C is 0.625, about 1/2"),  # few, and far apart
+        ([0.54] * 1000, True, "the mean C is 0.540, about 1/2"),  # many, yet they hardly agree
+        ([0.4, 0.5, 0.4, 0.6], True, "about 1/2"),
+        ([0.8, 0.7, 0.9], True, None),
+        ([1.0, 1.0], False, None),
+        ([0.7], True, None),
+    ],
+)
+def test_a_doubtful_mean_is_told_in_plain_words(values, used, said):
+    found = describe_doubt(Tally(values), used=used)
+    assert (found is None) is (said is None) and (said is None or said in found)
+    assert found is None or ("--allow_reversed" in found) is (used and "below 1/2" in found)
+
+
+@pytest.mark.parametrize(
+    ("c", "beta", "line"),
+    [
+        (
+            0.7,
+            0.1,
+            "--beta 0.1, log-ratio margins stop at logit(C) / beta = 8.47 nats (`margin` in the training log is",
+        ),
+        (0.7, 1.0, "= 0.847 nats (`margin` in the training log is beta times that: 0.847)"),
+        (0.7, None, None),  # --method original
+        (1.0, 0.1, None),  # no cap
+    ],
+)
+def test_the_cap_and_the_unit_of_the_logged_margin(caplog, c, beta, line):
+    with caplog.at_level("INFO", logger="cream"):
+        PairSet(c=Tally([c] * 4), count=4, prompts=4).report(beta)
+    assert ("nats" in caplog.text) is (line is not None) and (line or "") in caplog.text

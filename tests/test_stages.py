@@ -144,12 +144,12 @@ def test_printed_commands_run(world, readme):
     """What a stage prints as next runs, once a placeholder has its value; training and sampling only try."""
     for start, done in readme.items():
         current = REWARDS_2[0] if SAMPLES_2 in start else REWARDS[0]  # of the round
-        values = {"CHECKPOINT": "tiny_m1", "CURRENT": current}
+        values = {"CHECKPOINT": "tiny_m1", "CURRENT": current, "PROMPTS": "tiny_prompt_3", "QUESTIONS": "tiny_test"}
         assert done.commands() or "evaluation" in start
         for command in done.commands():
             words = [values.get(word, word) for word in world.argv(command)]
             quick = words[0] in ("rewarding.py", "cal_consistency.py")
-            world.run(shlex.join(words if quick else [*words, "--dry_run"]))
+            world.run(shlex.join(words if quick else [*words, "--dry_run", "--overwrite"]))
 
 
 def test_dry_runs_write_nothing(world):
@@ -218,7 +218,32 @@ MISTAKES = {
     "nothing fits": (TRAIN + " outputs/x --max_length 8", "no record is left to train on"),
     "overwrite for nothing": (SFT + " --max_length 8 --output_dir {run} --overwrite", "no record is left to train on"),
     "no gpu": (SAMPLE.replace("--device cpu", "--device 7") + " outputs/x.json", "no NVIDIA device is visible"),
-    "no rewards but samples": (f"cal_consistency.py --file1 {SAMPLES}", "missing required field"),
+    "no rewards but samples": (f"cal_consistency.py --file1 {SAMPLES}", f"--file1 {SAMPLES} holds Samples records; it"),
+    "no samples but prompts": (
+        REWARD.replace(SAMPLES, "localdata/tiny/prompt.1.json"),
+        "holds Prompt records; it should hold Samples records, which infer.py --mode sampling writes",
+    ),
+    "no samples but rewards": (REWARD.replace(SAMPLES, REWARDS[0]), "holds Rewards records; it should hold Samples"),
+    "previous samples": (f"cal_consistency.py --file1 {REWARDS[0]} --file2 {SAMPLES}", f"--file2 {SAMPLES} holds"),
+    "sampling on pairs": (
+        SAMPLE.replace("tiny_prompt_1", PAIRS) + " outputs/x.json",
+        "sampling takes unlabelled prompts",
+    ),
+    "swapped, round 1": (
+        f"cal_consistency.py --file1 {REWARDS[1]} --file2 {REWARDS[0]} --output outputs/x.json",
+        "ranks by a model that did not sample these responses, --file2 by the one that did",
+    ),
+    "swapped, round 2": (
+        f"make_pairs.py --strategy extremes --rewards {REWARDS_2[1]} --previous {REWARDS_2[0]} --output x.json",
+        "did not sample these responses, --previous by the one that did: they seem to be swapped",
+    ),
+    "a run's folder": (SAMPLE.replace("tiny_m1", "{run}") + " outputs/x.json", "did you mean {run}/checkpoint-last?"),
+    "public data that are not there": (SFT.replace("tiny_sft", "oasst_sft"), "prepare_data.py build oasst1` makes it"),
+    "no gpu, dry run": (SAMPLE.replace("--device cpu", "--device 7") + " outputs/x.json --dry_run", "no NVIDIA device"),
+    "no gpu to reward on, dry run": (
+        REWARD.replace("--device cpu", "--device 7") + " --output outputs/x.json --dry_run",
+        "no NVIDIA device",
+    ),
 }
 
 
@@ -227,7 +252,7 @@ def test_mistakes_are_refused(world, command, message):
     """One message that says what is wrong, exit code 2, nothing written."""
     run = world.read("configs/checkpoint.json")["tiny_m1"].removesuffix("/checkpoint-last")
     error = world.refused(command.replace("{run}", run))
-    assert message in error and error.count("error: ") <= 1
+    assert message.replace("{run}", run) in error and error.count("error: ") <= 1
 
 
 TAKEN = {

@@ -301,7 +301,7 @@ def test_pairs_become_examples_or_are_counted(tiny_chat):
     ],
 )
 def test_the_method_decides_c(tiny_chat, method, fixed, used):
-    stage = dpo_stage(method=method, fixed_consistency=fixed)
+    stage = dpo_stage(method=method, fixed_consistency=fixed, allow_reversed=True)
     examples = [example for _, example in stage.prepare(pairs(4), tiny_chat, 128, Counter())]
     facts = stage.facts(examples)
     assert [example.consistency for example in examples] == pytest.approx(used)
@@ -314,10 +314,52 @@ def test_a_method_without_any_c_is_refused(tiny_chat):
         dpo_stage(method="consistency_avg").prepare(pairs(1), tiny_chat, 128, Counter())
 
 
+@pytest.mark.parametrize(
+    "own, options, refused",
+    [
+        ([0.4, 0.3, 0.2, 0.9], {"method": "consistency_dyn"}, "3 of 4 pairs have C < 1/2 (mean C 0.450)"),
+        ([0.4, 0.3, 0.2, 0.9], {"method": "consistency_avg"}, "4 of 4 pairs have C < 1/2 (mean C 0.450)"),
+        ([0.4, 0.3, 0.6, 0.6], {"method": "consistency_avg"}, "4 of 4 pairs"),  # half of them are reversed one by one
+        ([0.4, 0.3, 0.6, 0.6], {"method": "consistency_dyn"}, None),
+        ([0.1, 0.1, 0.1, 0.1], {"method": "original"}, None),
+        ([0.9, 0.9, 0.9, 0.9], {"fixed_consistency": 0.2}, "4 of 4 pairs have C < 1/2 (--fixed_consistency 0.2)"),
+        ([0.5, 0.5, 0.5, 0.5], {"method": "consistency_dyn", "loss": "hinge"}, None),
+        ([0.4, 0.4, 0.4, 0.4], {"method": "consistency_dyn", "loss": "hinge"}, "4 of 4 pairs"),
+    ],
+)
+def test_most_pairs_in_reverse_are_asked_for(tiny_chat, own, options, refused):
+    records = [msgspec.structs.replace(pair, consistency=c) for pair, c in zip(pairs(4), own, strict=True)]
+    for allow in (False, True):
+        stage, told = dpo_stage(**options, allow_reversed=allow), None
+        try:
+            assert len(stage.prepare(records, tiny_chat, 128, Counter())) == 4
+        except UserError as error:
+            told = str(error)
+        assert (told is None) is (refused is None or allow)
+        assert told is None or refused in told and "--allow_reversed trains all the same" in told
+        assert "allow_reversed" not in stage.settings  # the same run, whether it had to be asked for or not
+
+
+def test_a_line_of_training_says_how_long_it_takes(caplog):
+    """Without the first step, from which a resumed run counts too."""
+    now = iter([0.0, 10.0, 30.0, 130.0, 250.0])
+    report = run.Report(clock=lambda: next(now))
+    with caplog.at_level("INFO", logger="cream"):
+        for step in (41, 50, 100, 160):
+            report(step, 160, {"loss": 0.5})
+    assert [record.message.partition("0.5")[2] for record in caplog.records] == [
+        "",
+        "  30 s, about 4.07 min left",
+        "  2.17 min, about 2.03 min left",
+        "",
+    ]
+
+
 def test_each_example_has_the_c_of_its_own_record(tiny_chat):
     own = {f"p{i}": i / 20 for i in range(12)}
     records = [msgspec.structs.replace(p, uuid=u, consistency=own[u]) for u, p in zip(own, pairs(), strict=False)]
-    rows = dpo_stage(method="consistency_dyn", beta=0.5).prepare(records, tiny_chat, 128, Counter())
+    stage = dpo_stage(method="consistency_dyn", beta=0.5, allow_reversed=True)
+    rows = stage.prepare(records, tiny_chat, 128, Counter())
     assert len(rows) > 5 and all(example.consistency == own[uuid] for uuid, example in rows)
 
 
@@ -575,7 +617,7 @@ def test_no_gradient_at_one_half(job):
 def test_below_one_half_a_pair_is_trained_in_reverse(job):
     margins = []
     for c in (0.1, 0.9):
-        made = job("dpo", f"run{c}", fixed_consistency=c)
+        made = job("dpo", f"run{c}", fixed_consistency=c, allow_reversed=True)
         work(made)
         margins.append(logged(made.run)[-1]["margin"])
     assert margins[0] < 0 < margins[1]
@@ -597,11 +639,11 @@ def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_report", interrupt)
+        patch.setattr(run, "Report", lambda: interrupt)
         work(disturbed)
     assert not (disturbed.run / "meta.json").exists()
     steps = []
-    monkeypatch.setattr(run, "_report", lambda step, *_: steps.append(step))
+    monkeypatch.setattr(run, "Report", lambda: lambda step, *_: steps.append(step))
     work(disturbed)
     assert steps == list(range((killed_at - 1) // 2 * 2 + 1, 7))  # on from the last save, made every second step
     assert torch.equal(weights(disturbed), weights(undisturbed))
@@ -627,7 +669,7 @@ def test_a_state_is_saved_where_checkpoints_are_long_in_coming(job, monkeypatch)
         if steps.count(step) == 1 and step in (3, 5):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "_report", interrupt)
+    monkeypatch.setattr(run, "Report", lambda: interrupt)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             work(disturbed)
@@ -658,7 +700,7 @@ def test_a_state_that_is_not_what_was_saved_is_not_loaded(job, monkeypatch, tmp_
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_report", interrupt)
+        patch.setattr(run, "Report", lambda: interrupt)
         work(made)
     (made.run / "state/2" / planted).write_bytes(POISON % str(mark).encode())
     with pytest.raises(UserError, match=f"{planted} is not what was saved"):

@@ -4,14 +4,17 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from cream.cli import interrupts
+from cream.cli.flag_fields import dashed, spell
 from cream.errors import user_error
 from cream.files.provenance import RUNNING, typed_command
 
 log = logging.getLogger("cream")
+EVERY = 30.0  # seconds between two lines of progress
 QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -85,12 +88,45 @@ def _print_last(text: str) -> None:
 
 def command(script: str, **flags: object) -> str:
     """A literal command line; flags whose value is None are omitted."""
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None]
+    words = [f"{dashed(name)} {shlex.quote(spell(value))}" for name, value in flags.items() if value is not None]
     return " ".join(["python", script, *words])
 
 
 def bar(total: int, what: str, unit: str):
-    """A progress bar on stderr that closes itself when full; nothing where stderr is not a terminal."""
+    """A progress bar on stderr that closes itself when full; a line in the log now and then where that is no terminal.
+    Both are context managers with an `update()` for every unit that is done."""
+    if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
+        return nullcontext(Progress(total, what, unit))
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=f" {unit}", disable=None, leave=False, file=sys.stderr)
+    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, file=sys.stderr)
+
+
+class Progress:
+    """How far a piece of work is, how long it took and how long it may still take: a line every EVERY seconds."""
+
+    def __init__(self, total: int, what: str, unit: str, clock: Callable[[], float] = time.monotonic):
+        self.total, self.what, self.unit, self.clock = total, what, unit, clock
+        self.done, self.began = 0, clock()
+        self.due = self.began + EVERY
+
+    def update(self) -> None:
+        """One more is done."""
+        self.done += 1
+        if (now := self.clock()) >= self.due and self.done < self.total:
+            self.due = now + EVERY
+            passed = now - self.began
+            times = describe_times(passed, passed / self.done * (self.total - self.done))
+            log.info("%s: %d of %d %s, %s", self.what, self.done, self.total, self.unit, times)
+
+
+def describe_times(passed: float, left: float) -> str:
+    """Seconds that have passed and that are left: '90 s, about 12 min left'."""
+    return f"{_duration(passed)}, about {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} s"

@@ -27,11 +27,51 @@ from cream.cli.flag_fields import (
     spell,
 )
 from cream.cli.flag_files import read_pairs
-from cream.errors import UserError, nearest
+from cream.errors import UserError, alike
 
 __all__ = ["as_dict", "chosen", "deciding", "flag", "is_plain", "one_of", "spell"]  # re-exported
 
 OWN = "Configuration"  # the group of the parser's own flags
+KNOWN_AS = {  # what other libraries call a flag -> its names here, of which a script has at most one
+    "learning_rate": ("lr",),
+    "epochs": ("epoch",),
+    "num_train_epochs": ("epoch",),
+    "num_epochs": ("epoch",),
+    "batch_size": ("train_bsz", "max_tokens_per_batch"),
+    "per_device_train_batch_size": ("train_bsz",),
+    "gradient_checkpointing": ("grad_checkpointing",),
+    "warmup_ratio": ("warmup_step_ratio",),
+    "use_lora": ("lora",),
+    "model_name_or_path": ("model",),
+    "model_path": ("model",),
+    "base_model": ("model",),
+    "model_ckpt": ("checkpoint",),
+    "ref_model": ("ref_model_ckpt",),
+    "dataset": ("name", "input_file"),
+    "dataset_name": ("name", "input_file"),
+    "data": ("name", "input_file"),
+    "input": ("input_file",),
+    "output_file": ("output", "output_dir"),
+    "num_return_sequences": ("gen_n",),
+    "n": ("gen_n",),
+    "temperature": ("gen_temperature",),
+    "max_new_tokens": ("gen_max_tokens",),
+    "max_tokens": ("gen_max_tokens",),
+    "limit": ("limit_size",),
+    "gpus": ("device",),
+    "tp": ("tensor_parallel_size",),
+}
+OWNERS = {  # flags that belong to some stages, and are looked for in others
+    **dict.fromkeys(("lr", "epoch", "train_bsz", "grad_accum", "lora", "deepspeed", "loss"), "train.py"),
+    **dict.fromkeys(("gen_n", "gen_temperature", "top_p", "gen_max_tokens", "mode", "engine"), "infer.py"),
+    **dict.fromkeys(("reward", "ref_model_ckpt", "normalize"), "rewarding.py"),
+    **dict.fromkeys(("file1", "file2", "shuffle_consistency"), "cal_consistency.py"),
+    "rank": "cal_consistency.py and make_pairs.py",
+    "beta": "train.py, cal_consistency.py and make_pairs.py",
+    "method": "train.py, cal_consistency.py and make_pairs.py",
+    "checkpoint": "train.py, infer.py and rewarding.py",
+    "overwrite": "the stages; a loop whose settings changed gets another output_dir",
+}
 
 
 def parse(
@@ -83,13 +123,12 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def find_problems(cls, argv: list[str]) -> list[str]:
-    """The problems for which `parse` would refuse a command line, one message each."""
+def try_parse(cls, argv: list[str]) -> tuple[object | None, list[str]]:
+    """What `parse` returns for a command line, or None and the problems for which it would refuse it."""
     flags, problems = _all_flags(cls, files=True), []
     given = _given(flags, argv, problems)
     from_file = _from_file(cls, given.get("config"), problems)
-    _build(cls, flags, {f.name: f.default for f in flags} | from_file | given, problems)
-    return problems
+    return _build(cls, flags, {f.name: f.default for f in flags} | from_file | given, problems), problems
 
 
 @dataclasses.dataclass
@@ -190,7 +229,19 @@ def _look_up(spelling: str, spellings: dict[str, Flag]) -> Flag:
         return spellings[spelling]
     if longer := [name for name in spellings if spelling.strip("-") and name.startswith(spelling)]:
         raise ValueError(f"unknown flag; flags are not abbreviated, write {' or '.join(longer)}")
-    raise ValueError(f"unknown flag{nearest(spelling, spellings)}")
+    raise ValueError(f"unknown flag{_hint(spelling, spellings)}")
+
+
+def _hint(spelling: str, spellings: dict[str, Flag]) -> str:
+    """What may have been meant: a flag by its name elsewhere, a flag of another script, or flags that look alike."""
+    word, bare = spelling.lstrip("-").replace("-", "_"), {name.lstrip("-"): name for name in spellings}
+    names = KNOWN_AS.get(word, (word,))
+    meant = [bare[name] for name in names if name in bare][:1]
+    owned = next((f"--{name} belongs to {OWNERS[name]}" for name in names if name in OWNERS), None)
+    if owned and not meant:
+        return f"; {owned}"
+    close = meant or [bare[name] for name in alike(word, bare)]
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def _from_file(cls, path: str | None, problems: list[str]) -> dict:

@@ -19,6 +19,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CODES = tuple(128 + number for number in SIGNALS)  # exit codes: 130 after SIGINT, 143 after SIGTERM, as in shells
 ONE = 1.0  # seconds within which several signals count as one: a terminal signals all processes, a launcher forwards it
 
+SOON = 0.02  # seconds; a callback that Python runs itself is over by then
+
 
 class Interrupted(KeyboardInterrupt):
     """Raised by a signal. `agreed`: all training processes end after the same step."""
@@ -47,9 +49,11 @@ def listening() -> Iterator[None]:
         yield
         return
     listen()
+    hook, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
         _state.signum = None
@@ -60,6 +64,17 @@ def listen() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # a background job of a shell
             signal.signal(number, _handle)
+
+
+def _raise_again(unraisable) -> None:
+    """Python discards what is raised in a finaliser or in a callback of os.fork, and prints it with a traceback. An
+    Interrupted is not to be lost, nor printed: its signal comes again as soon as that callback has ended."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
+        return
+    _state.signum = None
+    again = threading.main_thread().ident, unraisable.exc_value.signum  # that thread's system calls end, too
+    threading.Timer(SOON, signal.pthread_kill, again).start()
 
 
 def _handle(signum: int, _frame) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import xxhash
+
 from cream.errors import UserError, nearest
 from cream.files import store
 from cream.files.folders import parameter_count, remote_code
@@ -17,6 +19,7 @@ from cream.files.lock import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+LONG = 48  # characters of a checkpoint's name that are kept in an output's
 NAME = re.compile(r"\w[\w.-]*")
 ANOTHER = "choose another name, or --overwrite to point it elsewhere"
 HUB_HELP = "Give a local folder, or unset HF_HUB_OFFLINE and check the network"
@@ -99,9 +102,16 @@ def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
             return Path(name)
         raise UserError(
             f"--name {name}: neither a file, nor a built-in dataset, nor a name in {registry}"
-            f"{nearest(name, [*known, *entries])}. Known: {', '.join([*known, *entries])}"
+            f"{nearest(name, [*known, *entries]).rstrip('?')}. Known: {', '.join([*known, *entries])}"
         )
     return in_root(entry)
+
+
+def missing_data(name: str, path: Path) -> UserError:
+    """The error that the file of a data set, given as `name`, does not exist, with what makes it, if something does."""
+    made = re.fullmatch(r"(?:(?!tiny)(\w+)_(?:test|train)|oasst_sft|all_prompt|prompt_\d)", name.lower())
+    how = f"`python prepare_data.py build {made[1] or 'oasst1'}` makes it; else " if made else ""
+    return UserError(f"--name {name}: {path} does not exist; {how}put the data there, or give a file")
 
 
 def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
@@ -113,7 +123,7 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
         if Path(name).is_dir():
             return Path(name)
         raise UserError(
-            f"{flag} {name}: neither a folder nor a name in {registry}{nearest(name, entries)} "
+            f"{flag} {name}: neither a folder nor a name in {registry}{nearest(name, entries).rstrip('?')}. "
             f"Known: {', '.join(entries) or 'none yet; train.py --register NAME adds one'}"
         )
     folder = in_root(entries[name])
@@ -123,9 +133,15 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
 
 
 def label(checkpoint: str | Path | None) -> str:
-    """A checkpoint's part in the name of an output; a folder checkpoint-N gets the run's name in front."""
+    """A checkpoint's part in the name of an output; a folder checkpoint-N gets the run's name in front. Of a long name,
+    as that of a run may be which has its start's in it, there is the beginning and a hash: else it would grow with
+    every round, until no file could have it."""
     path = Path(checkpoint or "none")
-    return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") and path.parent.name else path.name
+    in_run = path.name.startswith("checkpoint-") and path.parent.name
+    name, last = (path.parent.name, f"-{path.name}") if in_run else (path.name, "")
+    if len(name) > LONG:
+        name = f"{name[: LONG // 2]}-{xxhash.xxh3_64_hexdigest(name.encode())[:8]}"
+    return name + last
 
 
 def model(name: str, known: Mapping[str, str]) -> Path:

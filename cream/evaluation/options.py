@@ -16,7 +16,7 @@ from cream.records import Item, Prompt
 from cream.text.thoughts import Tags
 
 TAKES = {
-    Prompt: "sampling takes unlabelled prompts: test questions must not enter training",
+    Prompt: "sampling takes unlabelled prompts",
     Item: "evaluation takes questions with labels",
 }
 
@@ -52,10 +52,11 @@ class Task:
         if not path.exists():
             if is_all_test(path):
                 return path
-            raise UserError(f"--name {self.name}: {path} does not exist; put the data there, or give a file")
+            raise names.missing_data(self.name, path)
         if (held := store.detect(path, skip=skip)) is not kind:
             holds = f"{path} holds {held.__name__} records"
-            raise UserError(f"--mode {self.mode} --name {self.name}: {holds}; {TAKES[kind]}")
+            why = ": test questions must not enter training" if held is Item else ""
+            raise UserError(f"--mode {self.mode} --name {self.name}: {holds}; {TAKES[kind]}{why}")
         return path
 
     def limit(self, debug: bool) -> int | None:

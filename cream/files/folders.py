@@ -9,7 +9,7 @@ import msgspec
 
 from cream.errors import UserError
 from cream.files import store
-from cream.files.provenance import KIND, POLICY, REWARD_MODEL, read_kind
+from cream.files.provenance import KIND, LAST, POLICY, REWARD_MODEL, read_kind
 
 REMOTE_CODE = "CREAM_TRUST_REMOTE_CODE"  # "yes" under --trust_remote_code, for child processes too
 CONVERT = (
@@ -99,7 +99,9 @@ def check_weights(folder: Path, kind: str | None = POLICY) -> None:
     if is_adapter(folder):
         raise UserError(f"{folder}: an adapter; give it as a checkpoint, and --model the model that it was trained on")
     if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: not a model folder, it has no config.json")
+        inside = next((each for each in (folder / LAST, *sorted(folder.glob("checkpoint-*"))) if each.is_dir()), None)
+        hint = f"; did you mean {inside}?" if inside else ""
+        raise UserError(f"{folder}: not a model folder, it has no config.json{hint}")
     config = store.read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'}: expected one object of settings")

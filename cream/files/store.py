@@ -202,6 +202,18 @@ def detect(path: Path, *, skip: bool = False) -> type[Record]:
     raise UserError(f"{path}: {NONE}" + (f" of a known layout. The first: {first}" if first else ""))
 
 
+def refuse_other_kind(flag: str, path: Path, kind: type[Record], made_by: str) -> None:
+    """Raises UserError if the first record of a known layout in a file is of another kind than `flag` reads; what is
+    wrong within a record of the right kind, or of none, is said by `read`."""
+    for raw in _entries(path):
+        held = None if isinstance(raw, Bad) else kind_of(raw.value)
+        if held is not None:
+            if held is not kind:
+                text = f"holds {held.__name__} records; it should hold {kind.__name__} records, {made_by}"
+                raise UserError(f"{flag} {path} {text}")
+            return
+
+
 def _entries(path: Path) -> Iterator[Raw | Bad]:
     """Each record of a file before validation; a record that is not JSON, or has no uuid, as Bad."""
     form = _form(path)

@@ -19,6 +19,7 @@ from cream.files import store
 from cream.files.provenance import LAST
 
 TRAIN = "train.py"
+PAIRS = ("cal_consistency.py", "make_pairs.py")
 SEEDED = (TRAIN, "infer.py")  # every run of theirs has a seed; elsewhere a seed belongs to one choice, a step's own
 Value = str | int | float | bool | None
 Flags = dict[str, Value]
@@ -56,7 +57,7 @@ class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Steps that run once `before` the rounds, in every round (`repeat`), and once `after` them.
 
     `start`: id of a repeated step -> its output before round 1. `flags`: id of a step -> flags put over its own; a null
-    takes a flag away.
+    takes a flag away. `fresh`: ids of steps whose data must be another set in every round.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     after: list[Step] = []
     start: dict[str, str | None] = {}
     flags: dict[str, RoundFlags] = {}
+    fresh: list[str] = []
 
     def __post_init__(self):
         check_texts(self.title, self.model, self.output_dir, *([] if self.base_dir is None else [self.base_dir]))
@@ -91,12 +93,13 @@ def check_texts(*texts: str) -> None:
 
 @dataclass(frozen=True)
 class Command:
-    """One stage of the loop: `script` with `flags`, and what it makes."""
+    """One stage of the loop: `script` with `flags`, and what it makes; `fresh`: from data that no other round uses."""
 
     title: str
     script: str
     flags: Flags
     output: Path
+    fresh: bool = False
 
     @property
     def result(self) -> str:
@@ -145,11 +148,22 @@ def plan(
             flags["bf16"] = bf16
         title = value("title", step.title) or (f"round {t}: {step.id}" if t else step.id)
         given = {each: text for each, text in flags.items() if text is not None}
-        commands.append(Command(title, step.script, given, output))
+        commands.append(Command(title, step.script, given, output, step.id in loop.fresh))
         results[step.id, t] = commands[-1].result
+    _hand_on_beta(commands)
     names = [command.output.name for command in commands]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     return commands, [*problems, *(f"two outputs have the name {name}; `output` gives another" for name in twice)]
+
+
+def _hand_on_beta(commands: list[Command]) -> None:
+    """Pairs are made with the beta that they are trained with, for the margin cap that they print."""
+    makers = {command.result: command for command in commands if command.script in PAIRS}
+    for command in commands:
+        maker = makers.get(command.flags.get("name")) if command.script == TRAIN else None
+        beta = command.flags.get("beta")
+        if maker and isinstance(beta, int | float) and beta > 0:  # any other is refused in training
+            maker.flags.setdefault("beta", beta)
 
 
 def _output_flag(flags: Collection[str]) -> str:
@@ -172,6 +186,7 @@ def _structure(loop: Loop, known: Mapping[str, Collection[str]]) -> Iterator[str
         yield "no steps; `before`, `repeat` and `after` list them"
     yield from (f"two steps have the id {name}" for name in dict.fromkeys(ids) if ids.count(name) > 1)
     yield from (f"flags: no step has the id {name}{nearest(name, ids)}" for name in loop.flags if name not in ids)
+    yield from (f"fresh: no step has the id {name}{nearest(name, ids)}" for name in loop.fresh if name not in ids)
     for name in (name for name in loop.start if name not in repeated):
         yield f"start: no step of `repeat` has the id {name}{nearest(name, repeated)}"
     needs = {}

@@ -4,12 +4,15 @@ A recipe is CREAM's loop in short: it has the settings of each stage; the steps 
 Round t samples from M_t, ranks the responses by M_t and by M_{t-1} (in round 1 by M0's likelihood), and trains M_{t+1}.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
+from typing import get_type_hints
 
 import msgspec
 import yaml
 
+from cream.cli.flag_fields import NULLS
 from cream.cli.names import ROOT
 from cream.errors import UserError
 from cream.files import store
@@ -22,8 +25,9 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of a recipe file. Each map of flags goes to its stage unchanged; in `sampling`, `rewarding`,
     `consistency` and `dpo` a list has one value for each round.
 
+    M1 is trained by `sft`, or is `start`, a checkpoint's name or folder. Without `evaluation` nothing is evaluated.
     `base_dir` holds what recipes of one family share (M1, the evaluations of M0 and M1, round 1's samples and
-    rewards); `output_dir` this recipe's own outputs.
+    rewards); `output_dir` this recipe's own outputs. `reuse_prompts`: one prompt set may serve several rounds.
     """
 
     title: str
@@ -33,12 +37,14 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     base_dir: str
     output_dir: str
     seed: int = 0
-    sft: Flags = {}
+    sft: Flags | None = None
+    start: str | None = None
     sampling: RoundFlags = {}
     rewarding: RoundFlags = {}
     consistency: RoundFlags = {}
     dpo: RoundFlags = {}
-    evaluation: Flags = {}
+    evaluation: Flags | None = None
+    reuse_prompts: bool = False
 
     def __post_init__(self):
         check_texts(self.title, self.model, self.base_dir, self.output_dir)
@@ -46,26 +52,45 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(
                 f"{self.iterations} iterations need as many prompt sets; `prompts` has {len(self.prompts)}"
             )
+        if (self.sft is None) == (self.start is None):
+            raise ValueError(
+                "M1 needs one of `sft` (the flags of its training, such as {name: tiny_sft, epoch: 2}) and `start` (a "
+                f"checkpoint that is M1 already); found {'neither' if self.sft is None else 'both'}"
+            )
+        if (self.start or "").lower() in NULLS:
+            raise ValueError(
+                "`start` is none, so that M1 would be M0: the DPO reward of round 1, M1 against M0, is 0 for every "
+                "response; give another checkpoint, or `sft`"
+            )
 
 
 def as_loop(recipe: Recipe, cream: Loop) -> Loop:
     """The steps of `cream`, the loop of configs/loops/cream.yaml, with a recipe's settings in place of the loop's."""
+    without = {"sft"} if recipe.sft is None else set()
+    without |= {"accuracy.M0", "accuracy.M1", "accuracy"} if recipe.evaluation is None else set()
     settings = {
-        "sft": recipe.sft,
+        "sft": recipe.sft or {},
         "samples": {"name": recipe.prompts, **recipe.sampling},
         "rewards.current": recipe.rewarding,
         "rewards.previous": recipe.rewarding,
         "pairs": recipe.consistency,
         "train": recipe.dpo,
-        **dict.fromkeys(("accuracy.M0", "accuracy.M1", "accuracy"), recipe.evaluation),
+        **dict.fromkeys(("accuracy.M0", "accuracy.M1", "accuracy"), recipe.evaluation or {}),
     }
     flags = {
         step: {name: "none" if value is None else value for name, value in own.items()}
         for step, own in settings.items()
+        if step not in without
     }
+    if recipe.start is not None:
+        cream = msgspec.structs.replace(cream, start={"train": recipe.start})
+        if "accuracy.M1" in flags:
+            flags["accuracy.M1"] = {**flags["accuracy.M1"], "checkpoint": recipe.start}
+    steps = {part: [s for s in getattr(cream, part) if s.id not in without] for part in ("before", "repeat", "after")}
     places = {"base_dir": recipe.base_dir, "output_dir": recipe.output_dir}
     about = {"title": recipe.title, "model": recipe.model, "seed": recipe.seed, "rounds": recipe.iterations}
-    return msgspec.structs.replace(cream, **about, **places, flags=flags)
+    fresh = [] if recipe.reuse_prompts else cream.fresh
+    return msgspec.structs.replace(cream, **about, **places, **steps, flags=flags, fresh=fresh)
 
 
 class _Loader(yaml.SafeLoader):
@@ -128,4 +153,16 @@ def _convert(path: Path, value: object, kind, where: str = ""):
     except msgspec.ValidationError as error:
         top = "unknown field" in str(error) and "$" not in str(error)
         keys = f"; known keys: {', '.join(kind.__struct_fields__)}" if top else ""
-        raise UserError(f"{path}: {where}{error}{keys}") from None
+        raise UserError(f"{path}: {where}{_name_key(str(error), value, kind)}{keys}") from None
+
+
+def _name_key(message: str, value: object, kind) -> str:
+    """msgspec's message with the key of a map in place of its `[...]`."""
+    for name in re.findall(r"`\$\.(\w+)\[\.\.\.\]", message)[:1]:
+        hint = get_type_hints(kind)[name]
+        for key, each in value[name].items():
+            try:
+                msgspec.convert({key: each}, hint)
+            except msgspec.ValidationError:
+                return message.replace(f"$.{name}[...]", f"$.{name}.{key}")
+    return message

@@ -10,10 +10,9 @@ from cream.errors import UserError
 from cream.evaluation.evaluate import summary_path
 from cream.files import store
 from cream.files.provenance import meta_path
-from cream.loops.plan import TRAIN, Command
+from cream.loops.plan import PAIRS, TRAIN, Command
 
 T = TypeVar("T")
-PAIRS = ("cal_consistency.py", "make_pairs.py")
 
 
 # The fields that are read of an evaluation's summary, and of the sidecar of pairs.

@@ -3,21 +3,25 @@
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cream.cli import console, names, preflight
+from cream.cli import advice, console, names, preflight
 from cream.cli.flags import flag
 from cream.consistency import shuffled
 from cream.errors import UserError
 from cream.evaluation.tasks import questions_in
 from cream.files import journal, store
+from cream.files.provenance import place_of, read_meta
 from cream.pairs.build import Rules, build, consistencies
 from cream.pairs.match import MISSING, OTHER
 from cream.pairs.report import PairSet
 from cream.records import RANKS, Record, Rewards, encode
+from cream.text.options import GIVEN
 
 log = logging.getLogger("cream")
+DEFAULT = {"lr": 1e-6, "beta": 0.1}  # of train.py, for advice
 
 
 @dataclass
@@ -26,8 +30,12 @@ class PairOutput:
 
     rank: str | None = flag(None, "measure of the agreement of two rankings; none: kendall", choices=RANKS)
     keep_truncated: bool = flag(False, "allow truncated responses in pairs")
-    beta: float = flag(
-        0.1, "used only to print the largest margin that C allows, logit(C) / beta", above=0, decides=False
+    beta: float | None = flag(
+        None,
+        "beta of the training to come: for the largest margin that C allows, logit(C) / beta, and the next command; "
+        "none: as in the round before, else as in the model's recipe, else 0.1",
+        above=0,
+        decides=False,
     )
     output: str | None = flag(
         None,
@@ -62,17 +70,52 @@ class Inputs:
         for role, path in self.paths.items():
             add = self.provenance.file if role == "labels" else self.provenance.output
             about = add(flags[role], path)
+            if role != "labels":
+                store.refuse_other_kind(f"--{flags[role]}", path, Rewards, "which rewarding.py writes")
             if role == "rewards":
                 self.about = about
         hashes = self.provenance.inputs
         if "previous" in self.paths and hashes[flags["previous"]] == hashes[flags["rewards"]]:
             first, second = flags["rewards"], flags["previous"]
             raise UserError(f"--{second} is --{first}: every C would be 1; give no --{second} for plain self-rewarding")
+        self._check_rankings()
+
+    def _check_rankings(self) -> None:
+        """Objects if the previous ranking is by the model that sampled and the current one is not; says so if neither
+        is: training starts from the model of the current ranking."""
+        sources, rewards, sampler = self.about.get("sources", {}), self.paths["rewards"], None
+        with suppress(UserError, OSError, LookupError):  # the samples need not be there any more
+            sampler = (read_meta(place_of(rewards.parent, sources["input_file"])) or {})["inputs"].get("policy")
+        ranks = self.about.get("inputs", {}).get("policy")
+        if None in (sampler, ranks) or ranks == sampler:
+            return
+        first, second = (f"--{self.flags[role]}" for role in ("rewards", "previous"))
+        previous = read_meta(self.paths["previous"]) if "previous" in self.paths else None
+        if previous and previous.get("inputs", {}).get("policy") == sampler:
+            self.provenance.object(
+                f"{first} ranks by a model that did not sample these responses, {second} by the one that did: they "
+                "seem to be swapped"
+            )
+        log.info("note: the model that ranks in %s is not the one that sampled; training starts from it", first)
 
     @property
     def summed(self) -> bool:
         """Whether `score` holds log-probabilities, summed over a response: only these may become DPO's reference."""
         return bool(self.about.get("scored")) and self.about["settings"].get("normalize") == "sum"
+
+    def training(self, beta: float | None) -> dict[str, object]:
+        """The flags of the training to come: as the policy was trained in the round before, else as its recipe says."""
+        policy = self.about.get("policy")
+        if policy is None:
+            return {"checkpoint": "CHECKPOINT", "lr": DEFAULT["lr"], "beta": beta or DEFAULT["beta"]}
+        place = self.about["sources"].get("policy")
+        before = advice.round_before(place_of(self.paths["rewards"].parent, place)) if place else {}
+        device = advice.as_given(self.about.get("command", ["rewarding.py"])[1:]).get("device")
+        flags = before["train"][1] if before else {**DEFAULT, **advice.recipe(policy["model"]).get("dpo", {})}
+        scored = self.about.get("scored") or {}
+        now = {"device": flags.get("device", device), "model": policy["model"], "checkpoint": policy["checkpoint"]}
+        now |= {name: scored.get(name) for name in GIVEN}
+        return {**now, **flags, **now, "beta": beta or advice.number(flags.get("beta"), DEFAULT["beta"])}
 
     def read(self, role: str, **how) -> Iterator | None:
         """The records of a role's file; None where there is none."""
@@ -127,7 +170,8 @@ def write(
     output = journal.Output(target, settings, inputs.provenance, overwrite=run.overwrite)
     if flags.register:
         names.check_free(registry[0], flags.register, target, overwrite=run.overwrite, known=registry[1])
-    rows = _rows(inputs, rules, shuffle, output, flags.beta, method)
+    training = inputs.training(flags.beta)
+    rows = _rows(inputs, rules, shuffle, output, training["beta"], method)
     if run.dry_run:
         deque(rows, maxlen=0)
         read = ", ".join(map(str, inputs.paths.values()))
@@ -143,9 +187,8 @@ def write(
         names.register(registry[0], flags.register, target, overwrite=run.overwrite)
         log.info("registered as %s in %s", flags.register, registry[0].name)
     log.info("pairs: %s\nnext, train the model that sampled on them:", target)
-    start = {"model": policy["model"], "checkpoint": policy["checkpoint"]} if policy else {"checkpoint": "CHECKPOINT"}
-    start["chat_template_kwargs"] = (inputs.about.get("scored") or {}).get("chat_template_kwargs")
-    log.info("  %s", console.command("train.py", **start, name=flags.register or target, method=method))
+    data = {"name": flags.register or target, "method": method}
+    log.info("  %s", console.command("train.py", **{**training, **data}))
 
 
 def _rows(

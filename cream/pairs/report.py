@@ -13,6 +13,7 @@ from cream.ranking import Array, padded
 from cream.records import Pair, Rewards
 
 log = logging.getLogger("cream")
+AGREE = 0.55  # a mean C below this is about 1/2, however sure it is
 
 
 @dataclass
@@ -96,5 +97,31 @@ class PairSet:
         for i, count in enumerate(c.histogram):
             log.info("  %.1f  %6d  %s", i / 10, count, "#" * round(40 * count / max(c.histogram)))
         if beta is not None and c.mean < 1:
-            text = "trained with the mean C and --beta %g, log-ratio margins stop at logit(C) / beta = %.3g nats"
-            log.info(text, beta, float(margin_cap(c.mean, beta)))
+            cap = float(margin_cap(c.mean, beta))
+            text = (
+                "trained with the mean C and --beta %g, log-ratio margins stop at logit(C) / beta = %.3g nats "
+                "(`margin` in the training log is beta times that: %.3g)"
+            )
+            log.info(text, beta, cap, beta * cap)
+        if not self.own and (doubt := describe_doubt(c, used=beta is not None)):
+            log.warning("warning: %s", doubt)
+
+
+def describe_doubt(c: Tally, *, used: bool) -> str | None:
+    """In plain words that a mean C is below or about 1/2, None where it is clearly above. `used`: in training."""
+    error = 0.0 if c.std is None else 2 * c.std / c.n**0.5  # two standard errors: an interval of about 95 %
+    if c.mean + error < 0.5:
+        reverse = (
+            ". By the formula training would prefer the rejected responses; train.py refuses most pairs in reverse "
+            "without --allow_reversed"
+        )
+        return (
+            f"the mean C is {c.mean:.3f}, below 1/2: the two rankings contradict each other more than they agree"
+            f"{reverse * used}. Likely a reward has the wrong sign, or a file belongs to another model"
+        )
+    if c.mean < AGREE or c.mean - error <= 0.5:
+        return (
+            f"the mean C is {c.mean:.3f}, about 1/2, as of two unrelated rankings: they say little about which "
+            "response is better. More prompts or responses may help, else another previous model"
+        )
+    return None

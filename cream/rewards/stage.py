@@ -7,13 +7,13 @@ from pathlib import Path
 
 from msgspec import structs
 
-from cream.cli import console, names
+from cream.cli import advice, console, names
 from cream.cli.flags import chosen, deciding
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.folders import check_folder
 from cream.files.journal import Output
-from cream.files.provenance import Provenance, fingerprint_file, place_of, read_kind, read_meta
+from cream.files.provenance import RUNNING, Provenance, fingerprint_file, place_of, read_kind, read_meta
 from cream.files.store import MALFORMED
 from cream.rewards import REWARDS
 from cream.rewards.passes import Run
@@ -160,29 +160,76 @@ def report(output: Output, responses: int) -> None:
         log.info("  %d have no reward: %s", count, reason)
 
 
-def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str, Path], where: Callable) -> None:
-    """Print the literal commands of the previous model's ranking and of the consistency step. model: --model,
-    --checkpoint and --chat_template; where() gives the flags of the devices that the next stage works on."""
-    if reward not in ("dpo", "likelihood"):
+def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str, Path], flags: Callable) -> None:
+    """Print the commands of the previous model's ranking and of the consistency step. model: the script's flags of that
+    name; flags() gives those of devices and model as the next stage needs them."""
+    about = read_meta(run.path) or {}
+    sampler = about.get("inputs", {}).get("policy")
+    if reward not in ("dpo", "likelihood"):  # gold labels, say: no model ranks
         log.info("next, the pairs:\n  %s", console.command("cal_consistency.py", file1=target))
         return
-    sampler = (read_meta(run.path) or {}).get("inputs", {}).get("policy")
-    previous_model = sampler is not None and sampler != fingerprint_folder(folders["policy"])
-    if reward == "likelihood" or model.checkpoint is None or previous_model:
-        log.info("next, compute the consistency (CURRENT stands for the current model's rewards):")
-        log.info("  %s", console.command("cal_consistency.py", file1="CURRENT", file2=target, method="consistency_avg"))
-        return
-    about, previous = read_kind(folders["policy"]), {"reward": "likelihood", "checkpoint": "none"}
-    if about.get("stage") == "dpo":
-        reference = run.options.ref_model_ckpt or "none"
-        previous = {"reward": "dpo", "checkpoint": _started_from(about), "ref_model_ckpt": reference}
-    checkpoints = {"policy": previous["checkpoint"], "reference": previous.get("ref_model_ckpt")}
-    other = default_output(run.path, previous["reward"], model.name(), checkpoints)
-    flags = where() | {"model": model.name(), "input_file": run.path} | model.text_flags()
-    log.info("next, rank by the previous model:")
-    log.info("  %s", console.command("rewarding.py", **flags, **previous))
-    log.info("then compute the consistency and make pairs:")
-    log.info("  %s", console.command("cal_consistency.py", file1=target, file2=other, method="consistency_avg"))
+    own = fingerprint_folder(folders["policy"])
+    if sampler not in (None, own) or (sampler is None and (reward == "likelihood" or model.checkpoint is None)):
+        policy = None if sampler is None else place_of(run.path.parent, about["sources"].get("policy", ""))
+        current = _find_current(run.path, target, about.get("output"), sampler)
+        if current is None:
+            log.info("next, compute the consistency (CURRENT stands for the current model's rewards):")
+        else:
+            log.info("next, compute the consistency and make pairs:")
+        log.info("  %s", _pairs_command(policy, model.name(), current or "CURRENT", target))
+    elif model.checkpoint is None:
+        log.info("no model came before M0; next, make pairs by its own ranking:")
+        log.info("  %s", console.command("cal_consistency.py", file1=target, method="original"))
+    else:
+        previous = _previous(reward, folders, run.options)
+        checkpoints = {"policy": previous["checkpoint"], "reference": previous["ref_model_ckpt"]}
+        other = default_output(run.path, previous["reward"], model.name(), checkpoints)
+        same = advice.as_given(RUNNING[-1][1:]) if RUNNING else {}
+        other_reward = {} if previous["reward"] == reward else dict.fromkeys(("normalize", "score_from"))
+        now = flags() | {"input_file": run.path} | previous | other_reward
+        log.info("next, rank by the previous model:")
+        log.info("  %s", advice.again({}, "rewards", "rewarding.py", same, **now))
+        log.info("then compute the consistency and make pairs:")
+        log.info("  %s", _pairs_command(folders["policy"], model.name(), target, other))
+
+
+def _previous(reward: str, folders: dict[str, Path], options) -> dict[str, str | None]:
+    """The flags that rank by the model before the policy: the one that DPO started from, else M0. Against itself a DPO
+    reward would be 0 for every response: where that model is the reference, its likelihood ranks."""
+    about, reference = read_kind(folders["policy"]), getattr(options, "ref_model_ckpt", None) or "none"
+    before = _started_from(about) if about.get("stage") == "dpo" else "none"
+    if reward == "dpo" and before not in ("none", "CHECKPOINT"):
+        before = reference if fingerprint_folder(Path(before)) == fingerprint_folder(folders["reference"]) else before
+    if reward == "dpo" and before != reference:
+        return {"reward": "dpo", "checkpoint": before, "ref_model_ckpt": reference}
+    return {"reward": "likelihood", "checkpoint": before, "ref_model_ckpt": None}
+
+
+def _pairs_command(policy: Path | None, model: str, current: Path | str, previous: Path | str) -> str:
+    """The command that makes pairs to train this policy on, as its own were made; with the beta of its training."""
+    before, shipped = advice.round_before(policy) if policy else {}, advice.recipe(model)
+    script, flags = before.get("pairs", ("cal_consistency.py", {"method": "consistency_avg"}))
+    if "pairs" not in before:
+        flags = flags | shipped.get("consistency", {})
+    trained = before["train"][1] if before else shipped.get("dpo", {})
+    now = dict(zip(advice.PAIRS[script], (current, previous), strict=True)) | {"beta": trained.get("beta")}
+    return advice.again({}, "pairs", script, flags, **now)
+
+
+def _find_current(samples: Path, target: Path, output: str | None, sampler: str | None) -> Path | None:
+    """The rewards of these samples by the policy that sampled them, beside the samples or `target`; None unless there
+    is exactly one file of them. `output` and `sampler`: the hashes of both."""
+    found = set()
+    for folder in {samples.parent.resolve(): samples.parent, target.parent.resolve(): target.parent}.values():
+        for path in folder.glob("*.meta.json"):
+            rewards = path.with_name(path.name.removesuffix(".meta.json"))
+            with suppress(UserError, OSError):
+                about = read_meta(rewards) or {}
+                inputs = about.get("inputs", {})
+                by_sampler = sampler and inputs.get("policy") == sampler and "reward" in about
+                if by_sampler and inputs.get("input_file") == output and rewards.is_file():
+                    found.add(rewards)
+    return found.pop() if len(found) == 1 else None
 
 
 def _started_from(about: dict) -> str:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from cream.cli import console, preflight
+from cream.cli import advice, preflight
 from cream.engines import Completion, Sampling
 from cream.errors import UserError
 from cream.files import store
@@ -148,13 +148,16 @@ def record_samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completion
     )
 
 
-def next_step(samples: Path, checkpoint: str | None, flags: dict[str, object]) -> str:
-    """Where the samples are, and the command that rewards them by the policy; `flags` are the same there as here."""
+def next_step(samples: Path, policy: Path, checkpoint: str | None, flags: dict[str, object]) -> str:
+    """Where the samples are, and the command that rewards them by the policy, whose folder and --checkpoint are given;
+    `flags` are the same there as here."""
     if checkpoint:
         reward = {"reward": "dpo", "checkpoint": checkpoint, "ref_model_ckpt": "none"}
     else:
         reward = {"reward": "likelihood", "checkpoint": "none"}  # M0 against itself: every DPO reward is 0
-    command = console.command("rewarding.py", **flags, input_file=samples, **reward)
+    first = advice.recipe(str(flags["model"])).get("rewarding", {})
+    now = flags | {"input_file": samples} | reward
+    command = advice.again(advice.round_before(policy), "rewards", "rewarding.py", first, **now)
     return f"samples: {samples}\nnext, reward them by the current model:\n  {command}"
 
 

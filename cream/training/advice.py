@@ -1,35 +1,34 @@
 """The commands that follow a training run, printed at its end."""
 
-from contextlib import suppress
 from pathlib import Path
 
+from cream.cli.advice import again, recipe, round_before
 from cream.cli.console import command, log
-from cream.errors import UserError
 from cream.files.provenance import POLICY, read_kind
-from cream.training.stages import STAGES
 
 
-def print_next(last: Path, tiny: bool, flags: dict[str, object]) -> None:
-    """How to sample from the policy in `last`, and how to evaluate it; `flags` name it and its place."""
+def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
+    """How to sample from the policy in `last`, and how to evaluate it; `flags` name it and its place, `name` is the
+    data set that it was trained on."""
     if read_kind(last)["kind"] != POLICY:
         return
-    prompts = f"{'tiny_' * tiny}prompt_{min(_round(last), 3)}"
-    log.info("next, sample its responses for the next round:")
-    log.info("  %s", command("infer.py", **flags, mode="sampling", name=prompts))
-    log.info("or measure its accuracy:")
-    log.info("  %s", command("infer.py", **flags, mode="evaluation", name="tiny_test" if tiny else "all_test"))
+    before, shipped = round_before(last), recipe(str(flags["model"]))
+    if not before and name != shipped.get("sft", {}).get("name"):
+        shipped = {}  # a model trained on other data: its recipe's prompts and questions are not for it
+    sampled = before["samples"][1].get("name") if before else None
+    prompts = _fresh(shipped.get("prompts", []), sampled)
+    note = " (PROMPTS stands for prompts that no round has used)" * (prompts == "PROMPTS")
+    log.info("next, sample its responses for the next round%s:", note)
+    now = flags | {"mode": "sampling", "name": prompts}
+    log.info("  %s", again(before, "samples", "infer.py", shipped.get("sampling", {}), **now))
+    questions = {"name": "QUESTIONS"} | shipped.get("evaluation", {})
+    note = " (QUESTIONS stands for labelled ones)" * (questions["name"] == "QUESTIONS")
+    log.info("or measure its accuracy%s:", note)
+    log.info("  %s", command("infer.py", **flags, mode="evaluation", **questions))
 
 
-def _round(checkpoint: Path) -> int:
-    """t of the policy M_t in this folder: 1 after a run on data of its own, one more after each on data made for the
-    policy that it started from; as far as its ancestors are there and undamaged."""
-    seen: set[Path] = set()
-    with suppress(UserError, OSError, ValueError):  # it is for advice alone
-        while checkpoint.resolve() not in seen:
-            seen.add(checkpoint.resolve())
-            about = read_kind(checkpoint)
-            module = STAGES.get(about.get("stage"))
-            if module is None or not module.Stage.made_for_policy or "started_from" not in about:
-                break
-            checkpoint = Path(about["started_from"])
-    return len(seen)
+def _fresh(prompts: list[str], used: str | None) -> str:
+    """The recipe's prompt set after the one that was used, its first where none was."""
+    if used is not None and used not in prompts:
+        return "PROMPTS"
+    return next(iter(prompts[0 if used is None else prompts.index(used) + 1 :]), "PROMPTS")

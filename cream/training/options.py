@@ -166,8 +166,12 @@ def choose_stage(train_stage: str | None, flags, data: Path, skip: bool) -> tupl
         )
         given = "" if train_stage is None else f"--train_stage {train_stage}: "
         raise UserError(f"{given}{data} holds {kind.__name__} records; {trained}")
-    options = chosen(flags, name, "--train_stage")
-    return name, STAGES[name].Stage(options, read_meta(data) or {})
+    return name, build_stage(name, flags, read_meta(data) or {})
+
+
+def build_stage(name: str, flags, about: dict):
+    """The Stage of this name; `about` is the sidecar of its data. Raises UserError as choose_stage does."""
+    return STAGES[name].Stage(chosen(flags, name, "--train_stage"), about)
 
 
 def settings(config, name: str, stage, global_batch: int) -> dict:

@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
         stage.check_first(metrics, tolerance=1e-3 if exact else 0.5)
 
     prepared = accelerator, weights, stage, examples, o, config.run.seed, tokens, job.run
-    last = train(*prepared, save, _report, check_first)
+    last = train(*prepared, save, Report(), check_first)
     counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
     return {"counts": counts, "last": last, "refused": refused}
 
@@ -260,6 +261,21 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     log.info("saved %s", folder)
 
 
-def _report(step: int, steps: int, metrics: dict[str, float]) -> None:
-    names = [n for n in metrics if n in SHOWN or n.endswith("_per_second")]
-    log.info("step %d/%d  %s", step, steps, "  ".join(f"{n} {metrics[n]:.4g}" for n in names))
+class Report:
+    """A line for each logged step: its metrics, the time since training began, and about how long it still takes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self.began = clock()
+        self.first: tuple[int, float] | None = None  # the first logged step of this run, which may have resumed
+
+    def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        now = self.clock()
+        self.first = self.first or (step, now)
+        names = [n for n in metrics if n in SHOWN or n.endswith("_per_second")]
+        values = "  ".join(f"{n} {metrics[n]:.4g}" for n in names)
+        taken = step - self.first[0]  # the first step also compiles and warms up: the estimate is without it
+        if 0 < taken and step < steps:
+            left = (now - self.first[1]) / taken * (steps - step)
+            values += f"  {console.describe_times(now - self.began, left)}"
+        log.info("step %d/%d  %s", step, steps, values)

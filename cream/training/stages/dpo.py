@@ -48,6 +48,9 @@ class Options:
     fixed_consistency: float | None = flag(
         None, "use this C for every pair instead of its own (a control)", low=0, high=1
     )
+    allow_reversed: bool = flag(
+        False, "train although most pairs have C < 1/2, so that their rejected responses become likelier", decides=False
+    )
     loss: str = flag(
         "sigmoid",
         "loss of a pair's margin h: sigmoid, DPO's -log sigma(h); hinge, SLiC's max(0, 1 - h); ipo, (h / beta - "
@@ -103,7 +106,9 @@ class Stage:
             self.settings |= {"simpo_gamma": self.gamma} if o.loss == "simpo" else {}
         self.label = self.method if o.loss == "sigmoid" else f"{self.method}-{o.loss}"
         reference = "reference: the policy that training starts from" if self.reference else "no reference"
-        self.summary = f"method {self.method}, loss {o.loss}, beta {o.beta:g}, {reference}"
+        unit = "nats per token" if self.per_token else "nats"
+        how = f"method {self.method}, loss {o.loss}, beta {o.beta:g}"
+        self.summary = f"{how}, {reference}; the log has margins in beta x {unit}"
 
     def _check(self, target: str | None) -> None:
         """Raises UserError for a flag that would decide nothing, and for C with a loss that has a `target`."""
@@ -158,6 +163,14 @@ class Stage:
         for example in examples:
             own = None if self.method == "consistency_avg" else example.recorded
             example.consistency = fixed if fixed is not None else mean if own is None else own
+        in_reverse = sum(example.consistency < 0.5 for example in examples)
+        if 2 * in_reverse > len(examples) and not self.options.allow_reversed:
+            c = f"mean C {mean:.3f}" if fixed is None else f"--fixed_consistency {fixed:g}"
+            raise UserError(
+                f"{in_reverse} of {len(examples)} pairs have C < 1/2 ({c}) and would be trained in reverse, to prefer "
+                "the rejected response. Check that both rankings are of the right models and have the right sign; "
+                "--allow_reversed trains all the same"
+            )
 
     def facts(self, examples: Sequence[Example]) -> dict[str, object]:
         """How many pairs there are, and with which C they are trained."""
