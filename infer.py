@@ -100,14 +100,15 @@ def evaluate(config: InferConfig) -> None:
     policy = names.label(model.checkpoint) if model.checkpoint else names.short(model.name())
     name = f"{plan.folder(policy, names.short(task.name))}/results.json"
     target = names.choose_output(config.output.output_dir, run.outputs() / "evaluation" / name, name)
-    output, folder = _begin(config, questions.inputs, target, plan.unused_flags(), evaluation.summary_path(target))
+    summary = evaluation.summary_path(target, named=target == Path(config.output.output_dir or ""))
+    output, folder = _begin(config, questions.inputs, target, plan.unused_flags(), summary)
     text = model.text() | {"tags": config.thoughts.tags}
     chat = plan.load_format(folder, text, config.cluster.tensor_parallel_size)
     if not (run.dry_run or output.up_to_date):
         how = {"max_length": config.sampling.max_length, "show": config.output.show_example}
         evaluation.evaluate(plan, output, _policy(config, output, folder, chat), **how)
     if not run.dry_run:
-        log.info(evaluation.summarise(plan, output, chat))
+        log.info(evaluation.summarise(plan, output, summary, chat))
 
 
 def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: Iterable[str], *beside: Path):

@@ -70,9 +70,9 @@ EVALUATION = (
 
 def test_a_summary_replaces_nothing_else(world):
     """Neither a file of the user's own, nor the answers of another evaluation, though that be called a summary."""
-    world.write("outputs/own/summary.json", {"mine": 1})
+    world.write("outputs/own/results.summary.json", {"mine": 1})
     refused = world.refused(EVALUATION.replace("x.json", "own/results.json"))
-    assert "summary.json exists" in refused and "or --overwrite" in refused
+    assert "results.summary.json exists" in refused and "or --overwrite" in refused
     world.run(EVALUATION.replace("x.json", "y.summary.json"))
     assert "y.summary.json is an output of its own" in world.refused(EVALUATION.replace("x.json", "y.json --overwrite"))
 

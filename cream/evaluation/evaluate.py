@@ -109,9 +109,9 @@ def evaluate(plan: Plan, output: Output, model: Model, **how) -> None:
         output.finish(rows, **({"few_shot": drawn} if drawn else {}))
 
 
-def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
-    """Write the summary beside the records, unless it is there and the same; returns it as text. It says how questions
-    are put: the first prompt as the model sees it, the chat template's hash (None without one)."""
+def summarise(plan: Plan, output: Output, path: Path, chat: Chat | Plain) -> str:
+    """Write the summary of the records to `path`, unless it is there and the same; returns it as text. It says how
+    questions are put: the first prompt as the model sees it, the chat template's hash (None without one)."""
     facts, text = plan.scoring.summarise(plan, list(store.read(output.path, Answer)))
     first = next(iter(plan.requests.values()))
     facts |= {
@@ -119,7 +119,6 @@ def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
         "chat_template": fingerprint_text(chat.template) if isinstance(chat, Chat) else None,
         "few_shot": plan.flags.few_shot,
     }
-    path = summary_path(output.path)
     store.update_json(path, facts)
     wrong = [
         f"{count} of {len(plan.questions.items)} questions count as wrong: {reason}"
@@ -129,7 +128,7 @@ def summarise(plan: Plan, output: Output, chat: Chat | Plain) -> str:
     return "\n".join([*wrong, text, f"results: {output.path}", f"summary: {path}"])
 
 
-def summary_path(results: Path) -> Path:
-    """The file of the summary of an evaluation's results."""
-    stem = results.name.removesuffix(".json")
-    return results.with_name("summary.json" if stem == "results" else f"{stem}.summary.json")
+def summary_path(results: Path, named: bool = True) -> Path:
+    """The file of the summary of an evaluation's results: X.summary.json beside a file X.json that was `named` by a
+    flag, summary.json in a folder."""
+    return results.with_name(f"{results.name.removesuffix('.json')}.summary.json" if named else "summary.json")
