@@ -30,6 +30,7 @@ class VllmEngine:
             raise UserError(f"vLLM cannot run {folder} on {device}: {error}\n(--engine hf may)") from error
         # Twice as many responses are in flight as are decoded together, so that none waits for its prompt.
         self.window = 2 * self.engine.vllm_config.scheduler_config.max_num_seqs
+        self.words = self.engine.model_config.get_vocab_size()
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
         """As Engine.generate; a bounded number of responses is in flight, a prompt comes back with its last one."""
@@ -73,7 +74,7 @@ class VllmEngine:
             top_p=1.0 if sampling.greedy else sampling.top_p,
             max_tokens=request.room(sampling, self.max_model_len),
             seed=row_seed(sampling.seed, request.uuid, 0),  # response i gets seed + i: hashed seeds lie far apart
-            stop_token_ids=list(sampling.stop_token_ids),
+            stop_token_ids=[i for i in sampling.stop_token_ids if i < self.words],  # vLLM refuses any other
             ignore_eos=True,  # stop at the tokens above and at no others
             logprobs=0 if sampling.logprobs else None,  # of the sampled token alone, raw
             flat_logprobs=True,  # numbers in lists, not an object for every token
@@ -91,6 +92,7 @@ def engine_options(
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would call home
+    os.environ["VLLM_MAX_N_SEQUENCES"] = str(2**31 - 1)  # responses per prompt; no limit of the other engine's
     if device == "cpu":
         # In one process the engine is up in seconds and leaves no children behind when it is killed.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
