@@ -144,8 +144,8 @@ class TRL:
             made.train()
         if int(self.trained) != (wanted := sum(map(response_tokens, self.rows))):
             raise UserError(
-                f"trl trained on {int(self.trained)} of {wanted} response tokens: it drops and cuts what is longer than "
-                f"max_length, here {made.args.max_length}, so that the two sides do not do the same; take shorter rows"
+                f"trl trained on {int(self.trained)} of {wanted} response tokens: it drops and cuts what is longer "
+                f"than max_length, here {made.args.max_length}, so that the sides do not do the same; take shorter rows"
             )
         return clock[1] - clock[0]
 

@@ -97,8 +97,8 @@ class SamplingFlags:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample: temperature, then nucleus (top-p), nothing else. Raises UserError on senseless values, and on those
-    that one of the engines would change."""
+    """How to sample: temperature, then nucleus (top-p), nothing else. Raises UserError on senseless values, and on
+    those that one of the engines would change."""
 
     n: int = 1  # responses per prompt
     temperature: float = 0.8  # below 0.001: greedy; otherwise from 0.01 to 2
@@ -114,8 +114,8 @@ class Sampling:
             problems.append(f"n ({self.n}) and max_tokens ({self.max_tokens}) must be at least 1")
         if not (0 <= self.temperature < GREEDY or COLDEST <= self.temperature <= HOTTEST):
             problems.append(
-                f"temperature ({self.temperature}) must be 0 (greedy), or from {COLDEST:g} to {HOTTEST:g}, which is what "
-                "vLLM samples at; the hf engine is held to the same"
+                f"temperature ({self.temperature}) must be 0 (greedy), or from {COLDEST:g} to {HOTTEST:g}: vLLM "
+                f"samples at {COLDEST:g} below that and refuses more, and engines must not differ"
             )
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p ({self.top_p}) must lie in (0, 1]; 1 keeps every token")
