@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -496,6 +498,17 @@ def test_stop_ids_beyond_the_vocabulary_do_no_harm(engine, requests):
     sampling = Sampling(temperature=0, max_tokens=8, stop_token_ids=STOPS)
     beyond = replace(sampling, stop_token_ids=(*STOPS, VOCAB, 10**6))
     assert ids_of(engine, requests[:4], beyond) == ids_of(engine, requests[:4], sampling)
+
+
+@pytest.mark.parametrize("name", engines.ENGINES)
+@pytest.mark.parametrize("lost", ["lm_head", "model.layers.1.mlp.down_proj", "model.norm", "model.embed_tokens"])
+def test_a_folder_that_lacks_weights_is_refused_by_both(folder, tmp_path, tokenizer, name, lost):
+    """vLLM would serve it with whatever its memory holds."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != f"{lost}.weight"}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"1 weights are missing: {lost}.weight"):
+        start(name, tmp_path, tokenizer)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 2.0])

@@ -18,6 +18,7 @@ class VllmEngine:
     def __init__(self, folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, *memory):
         """memory: gpu_memory_utilization and tensor_parallel_size, as `engine_options` takes them."""
         self.tokenizer, self.max_model_len = tokenizer, max_model_len
+        _check_complete(Path(folder), dtype)
         options = engine_options(device, dtype, max_model_len, *memory)
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
@@ -81,6 +82,15 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,  # the default loses responses when n > 1
         )
+
+
+def _check_complete(folder: Path, dtype: str) -> None:
+    """Raises UserError where weights are missing: vLLM starts all the same, on what its memory happens to hold."""
+    import torch
+
+    from cream.model.load import load_policy
+
+    load_policy(folder, getattr(torch, dtype), torch.device("meta"))
 
 
 def engine_options(
