@@ -119,7 +119,7 @@ def test_a_token_that_merges_context_and_option_is_not_scored(tiny_tokenizer):
     """As in the harness, which has no score for an option of which nothing is left; nor is it the likeliest here."""
     words = {word: i for i, word in enumerate(["<pad>", "a", "b", "c", "ab", "abc"])}
     merging = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(words, [("a", "b"), ("ab", "c")])))
-    assert scored(merging, "ca", "bb", "c", "bcc") == [("ca", "b"), ("ca", "c"), ("ca", "c")]
+    assert scored(merging, "ca", "bb", "c", "bcc") == [("c a", "b"), ("c a", "c"), ("c a", "c")]
     options = logprobs.Group("q", [Message("user", "ca")], ["b", "bc", "c"], [True] * 3)
     rows, reasons = logprobs.encode(options, Plain(merging), 100)
     assert reasons == ["no token to score", "the same tokens as another response", None] and rows[:2] == [None, None]
