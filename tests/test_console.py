@@ -1,5 +1,6 @@
 """How a stage ends: what a user can fix is one message and exit code 2, all else keeps its traceback."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -88,9 +89,15 @@ def test_an_interrupt_that_nobody_hears_finishes_what_is_in_flight(tmp_path, rep
     assert process.wait() == 143 and (tmp_path / "kept").exists()
 
 
+def test_transformers_finds_no_library_that_it_would_import_in_vain(monkeypatch):
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    console.set_up_process()
+    assert importlib.util.find_spec("sklearn") is None
+
+
 def test_lines_that_nobody_reads_are_lost_without_a_word(repo):
     """`| head`: the pipe's other end is closed before the first line."""
-    code = "import sys; from cream.cli.console import *; set_up_logging(); log.info('a'); print('on', file=sys.stderr)"
+    code = "import sys; from cream.cli.console import *; set_up_process(); log.info('a'); print('on', file=sys.stderr)"
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-c", code], cwd=repo, stdout=write, stderr=subprocess.PIPE, text=True)

@@ -77,12 +77,13 @@ def met(world, damage) -> str | None:
 
 def refused(world, group: str) -> int:
     """How many of a stage's, or a group's, malformed inputs were refused as they should be: all of them."""
-    if group in GROUPS:
-        found = [met(world, damage) for damage in list(getattr(damaged, group)())]
-    else:
-        kind = STAGES[group][0]
-        cases = [*corpus(kind), *mutations(kind, group)]
-        found = [problem(world, group, case, number) for number, case in enumerate(cases)]
+    with world.stages.together():
+        if group in GROUPS:
+            found = [met(world, damage) for damage in list(getattr(damaged, group)())]
+        else:
+            kind = STAGES[group][0]
+            cases = [*corpus(kind), *mutations(kind, group)]
+            found = [problem(world, group, case, number) for number, case in enumerate(cases)]
     assert not [text for text in found if text not in (None, "valid")]
     return found.count(None)
 

@@ -1017,6 +1017,12 @@ def test_a_loss_with_a_target_trains_where_every_c_is_1(commands):
 # Several processes --------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def forks(monkeypatch):
+    """Training processes that need not import torch again."""
+    monkeypatch.setattr(launch, "START", "fork")
+
+
 def work_with_uneven_memory(made):
     """As on two GPUs of which one has more memory free."""
     loop.budget = lambda *args, **more: Budget(80 if os.environ.get("RANK") == "1" else 40)
@@ -1025,7 +1031,7 @@ def work_with_uneven_memory(made):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
-def test_two_processes_of_unequal_memory_equal_one(job, tiny_folder, stage):
+def test_two_processes_of_unequal_memory_equal_one(job, tiny_folder, stage, forks):
     """9 examples in batches of 4, each in micro-batches: the last is one example, so that one process gets an empty
     micro-batch."""
     batches = {
@@ -1033,9 +1039,9 @@ def test_two_processes_of_unequal_memory_equal_one(job, tiny_folder, stage):
         for name, size in {"one": 4, "two": 2}.items()
     }
     one, two = (job(stage, name, **by_own_c(stage), limit_size=9, flags=batches[name]) for name in batches)
-    work(one)
-    one.data.with_name("dpo.scores.jsonl").unlink(missing_ok=True)  # each computes its own reference
     launch.run(work_with_uneven_memory, two, ["cpu", "cpu"], "localhost", None, {})
+    two.data.with_name("dpo.scores.jsonl").unlink(missing_ok=True)  # each computes its own reference
+    work(one)
     state = load_file(tiny_folder / "model.safetensors")
     start = torch.cat([state[name].flatten() for name in sorted(state)])
     assert (weights(two) - weights(one)).norm() <= 1e-3 * (weights(one) - start).norm()
@@ -1044,7 +1050,7 @@ def test_two_processes_of_unequal_memory_equal_one(job, tiny_folder, stage):
 
 
 @pytest.mark.slow
-def test_a_users_mistake_in_a_worker_ends_all_of_them(job, capfd):
+def test_a_users_mistake_in_a_worker_ends_all_of_them(job, capfd, forks):
     with pytest.raises(SystemExit) as ended:
         launch.run(work, job("sft", "run", max_length=3), ["cpu", "cpu"], "localhost", None, {})
     assert ended.value.code == 2 and "longer than 3 tokens" in capfd.readouterr().err

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -90,6 +90,19 @@ class Stages:
         (SIGKILL), and lists them."""
         print(json.dumps([str(folder), argv, fatal, record]), file=self.process.stdin, flush=True)
         return os.pidfd_open(int(self.process.stdout.readline()))
+
+    @contextlib.contextmanager
+    def together(self):
+        """What is run within it has one process, a command after the other: for hundreds that are refused."""
+        self._switch()
+        try:
+            yield
+        finally:
+            self._switch()
+
+    def _switch(self) -> None:
+        print("null", file=self.process.stdin, flush=True)
+        self.process.stdout.readline()
 
     def end(self) -> Done:
         """How the command that was started last ended."""
@@ -180,15 +193,26 @@ def _link(source: str, target: str) -> None:
 
 def serve() -> None:
     """Answer each line of stdin, [folder, argv, fatal, record], with a line at its start, its process, and one at its
-    end, the fields of Done."""
+    end, the fields of Done. Between two lines "null", each answered with an empty one, one fork answers all."""
+    sys.modules["sklearn"] = None  # as in every stage (cream/cli/console.py)
+    gc.disable()  # nothing that imports make is garbage
     for name in sys.argv[1:]:
         if importlib.util.find_spec(name):
             with contextlib.redirect_stdout(sys.stderr):
                 importlib.import_module(name)
-    gc.freeze()  # forks need not look through the libraries for garbage
-    for folder, argv, fatal, record in map(json.loads, sys.stdin):
+    gc.freeze()  # nor need forks look through it
+    gc.enable()
+    requests = map(json.loads, sys.stdin)
+    for request in requests:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)  # the last one: until now its number stood for it alone
+        if request is None:
+            if not (child := os.fork()):
+                _answer_all(requests)
+            os.waitpid(child, 0)
+            print(flush=True)
+            continue
+        folder, argv, fatal, record = request
         streams = [os.memfd_create(name) for name in ("stdout", "stderr", "changes")]
         child = os.fork()
         if not child:
@@ -197,6 +221,20 @@ def serve() -> None:
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         print(json.dumps([code, *map(_text, streams)]), flush=True)
+
+
+def _answer_all(requests: Iterator) -> NoReturn:
+    """Run commands in this process, up to the end of requests or a null."""
+    answers = open(os.dup(1), "w")
+    print(file=answers, flush=True)
+    for folder, argv, _, _ in iter(lambda: next(requests, None), None):
+        streams = [os.memfd_create(name) for name in ("stdout", "stderr", "changes")]
+        print(os.getpid(), file=answers, flush=True)
+        _redirect(*streams[:2])
+        os.chdir(folder)
+        code = _run(argv)
+        print(json.dumps([code, *map(_text, streams)]), file=answers, flush=True)
+    os._exit(0)
 
 
 def _text(stream: int) -> str:
@@ -233,14 +271,23 @@ def _stage(folder: str, argv: list[str], fatal: int | None, record: list | None,
         import snapshots
 
         snapshots.record(Path(folder), record[0], Path(record[1]))
-    for stream, target in ((out, 1), (err, 2)):
-        os.dup2(stream, target)
+    _redirect(out, err)
     os.chdir(folder)
     become(argv)
 
 
+def _redirect(out: int, err: int) -> None:
+    for stream, target in ((out, 1), (err, 2)):
+        os.dup2(stream, target)
+
+
 def become(argv: list[str], prepare: Callable[[], object] = lambda: None) -> NoReturn:
     """Go on as `python argv…` in this folder, after prepare()."""
+    os._exit(_run(argv, prepare))
+
+
+def _run(argv: list[str], prepare: Callable[[], object] = lambda: None) -> int:
+    """The exit code of `python argv…` in this folder and process, after prepare()."""
     try:
         prepare()
         sys.path[0], sys.argv = os.path.dirname(os.path.abspath(argv[0])), argv
@@ -253,7 +300,7 @@ def become(argv: list[str], prepare: Callable[[], object] = lambda: None) -> NoR
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ class Handler(logging.StreamHandler):
             super().handleError(record)
 
 
-def set_up_logging() -> None:
+def set_up_process() -> None:
     """Log to stdout, without prefixes; libraries log errors only, unless the environment says otherwise."""
+    sys.modules.setdefault("sklearn", None)  # else transformers imports it, in vain: a second of every start
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if not log.handlers:
@@ -46,7 +47,7 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
     """A script's main with exit codes: 2 for an error that the user can fix, 130 after SIGINT, 143 after SIGTERM."""
 
     def wrapped(argv: Sequence[str] | None = None) -> None:
-        set_up_logging()
+        set_up_process()
         RUNNING.append(typed_command() if argv is None else [f"{main.__module__}.py", *argv])
         try:
             with interrupts.listening():

@@ -30,7 +30,7 @@ def shared(group: Group) -> int:
     """Tokens that all of a group's rows begin with; each keeps at least its last to itself."""
     first, last = min(row.ids for row in group), max(row.ids for row in group)
     most = min(map(len, group)) - 1
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most), most)
+    return next(i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most)
 
 
 def tree_shape(group: Group) -> tuple[int, int]:

@@ -133,7 +133,7 @@ def _member(rank: int, size: int, pipe: Connection, kind: str, threads: int, sto
         torch.set_num_threads(threads)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     if rank == 0:
-        console.set_up_logging()
+        console.set_up_process()
     try:
         network.choose_interface()
         backend = "nccl" if kind == "cuda" else "gloo"

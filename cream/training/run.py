@@ -119,7 +119,7 @@ def _finish(job: Job, facts: dict) -> None:
 
 def _set_up(job: Job) -> tuple[Precision, Accelerator]:
     """Logging, the precision, the processes, and the seed."""
-    console.set_up_logging()
+    console.set_up_process()
     device = torch.device("cpu" if job.config.device.devices()[0] == "cpu" else "cuda")
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # accelerate imports DeepSpeed, which would warn
