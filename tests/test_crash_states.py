@@ -71,25 +71,31 @@ def test_every_state_of_a_stage_ends_in_its_outputs(world, name, tmp_path):
     else:  # its stages are tested each: a state for each file that gets its name, of a checkpoint only one
         whole = [each for each in found if not each[1].endswith(" torn")]
         found = [*{frozenset(n for n in _names(each[2]) if not TEMPORARY.search(n)): each for each in whole}.values()]
-    wrong = []
-    for store, event, state in found:
-        restore(world.folder, WATCHED, store, state)
-        finished = name != "iterate" and raw(world.folder).items() >= last.items()
-        kept = unfinished(world.folder)
-        done = world.stages.run(world.folder, world.argv(STAGES[name]))
-        if done.code:
-            wrong.append(f"{event}: it ended with {done.code}: {done.err}")
-            continue
-        now = contents(world.folder, *WATCHED)
-        wrong += [f"{event}: {path} {how}" for path, how in differences(made, now)]
-        if finished and "is up to date" not in done.out:
-            wrong.append(f"{event}: it was finished, and was done again")
-        if kept_by(done.out) != kept and "is up to date" not in done.out:
-            wrong.append(f"{event}: {kept_by(done.out)} of {kept} (records in journals, steps in a state) were kept")
+    with world.stages.together():
+        wrong = [f"{each[1]}: {fault}" for each in found for fault in faults(world, name, each, made, last)]
     torn = sum(event.endswith(" torn") for _, event, _ in found)
     print(f"{name}: {len(found)} states, {torn} of them torn; {len(wrong)} things wrong")
     assert not wrong, "\n".join(wrong)
     assert len(found) - torn > 8 and (torn > 4 or name in ("iterate", "consistency", "pairs", "rescore"))
+
+
+def faults(world, name, found, made, last):
+    """What is wrong after the stage is resumed from a state."""
+    store, _, state = found
+    restore(world.folder, WATCHED, store, state)
+    finished = name != "iterate" and raw(world.folder).items() >= last.items()
+    there = unfinished(world.folder)
+    done = world.stages.run(world.folder, world.argv(STAGES[name]))
+    if done.code:
+        yield f"it ended with {done.code}: {done.err}"
+        return
+    for path, how in differences(made, contents(world.folder, *WATCHED)):
+        yield f"{path} {how}"
+    if "is up to date" not in done.out:
+        if finished:
+            yield "it was finished, and was done again"
+        if (kept := kept_by(done.out)) != there:
+            yield f"{kept} of {there} (records in journals, steps in a state) were kept"
 
 
 @pytest.mark.parametrize("name, other", [("sft", "--weight_decay 1"), ("dpo", "--beta 2"), ("sampling", "--seed 1")])

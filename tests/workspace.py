@@ -93,7 +93,7 @@ class Stages:
 
     @contextlib.contextmanager
     def together(self):
-        """What is run within it has one process, a command after the other: for hundreds that are refused."""
+        """What is run within it has one process, one command after the other: for hundreds of them."""
         self._switch()
         try:
             yield
