@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from measure import Layout, documents, rectangle, used_memory
 
+from cream.errors import UserError
 from cream.text.chat import Tokens
 
 SCORED, TRAINED = 6, 4  # rows, and pairs, of a batch
@@ -86,8 +87,9 @@ DPO_BEST = {
     "gradient_accumulation_steps": 8,
 }
 # Of the two that were fastest the benchmark takes the faster. A batch of one has no padding and needs no mask; packed
-# rows need a dense one, which keeps their conversations apart (transformers makes it of the positions).
-SFT_BEST = {"gradient_checkpointing": False, "per_device_train_batch_size": 1}
+# rows need a dense one, which keeps their conversations apart (transformers makes it of the positions). Without
+# completion_only_loss trl takes no notice of the rows' completion_mask.
+SFT_BEST = {"gradient_checkpointing": False, "per_device_train_batch_size": 1, "completion_only_loss": True}
 
 
 class TRL:
@@ -95,13 +97,15 @@ class TRL:
 
     From its start of training to its end: its data preparation and, where its settings have one, its precomputed
     reference pass are not counted. `layout` is what its last run laid out, by the shapes of its batches; `loaded` the
-    bytes in use when it began.
+    bytes in use when it began. Raises UserError where it did not train on every response token: what exceeds its
+    `max_length` it drops or cuts (a pair whose prompt does, a response's end), without a count.
     """
 
     def __init__(self, folder: Path, words: int, device: str, rows: list[dict], kind: str, **settings):
         self.folder, self.words, self.device, self.rows, self.kind = folder, words, device, rows, kind
         self.settings = settings
         self.layout, self.loaded = Layout(), 0
+        self.trained = torch.zeros((), dtype=torch.int64)  # response tokens of the last run's batches
 
     def __call__(self) -> float:
         import datasets
@@ -116,6 +120,7 @@ class TRL:
         class Clock(TrainerCallback):
             def on_train_begin(_, *args, **more):
                 self.layout, self.loaded = Layout(), used_memory(self.device)
+                self.trained.zero_()
                 clock.append(time.perf_counter())
 
             def on_train_end(_, *args, **more):
@@ -137,15 +142,19 @@ class TRL:
             made.remove_callback(PrinterCallback)
             made.data_collator = self._watched(made.data_collator)
             made.train()
+        if int(self.trained) != (wanted := sum(map(response_tokens, self.rows))):
+            raise UserError(
+                f"trl trained on {int(self.trained)} of {wanted} response tokens: it drops and cuts what is longer "
+                f"than max_length, here {made.args.max_length}, so that the sides do not do the same; take shorter rows"
+            )
         return clock[1] - clock[0]
 
     def _watched(self, collate: Callable) -> Callable:
         def watched(rows):
             batch = collate(rows)
-            head = None  # trl's fused head runs at every position on a CPU, at the trained ones on a GPU
-            if self.device == "cuda":
-                trained = batch["completion_mask"] if "completion_mask" in batch else batch["labels"] != -100
-                head = int(trained.sum())
+            trained = (batch["completion_mask"] if "completion_mask" in batch else batch["labels"] != -100).sum()
+            self.trained += trained
+            head = int(trained) if self.device == "cuda" else None  # of trl's fused head; on a CPU every position
             if "position_ids" in batch:
                 self.layout += documents(batch["position_ids"], head)
             else:
@@ -165,6 +174,11 @@ def preference_rows(pairs: Pairs) -> list[dict]:
         }
         for c, r in pairs
     ]
+
+
+def response_tokens(row: dict) -> int:
+    """Of a row as trl reads it: how many tokens it is to be trained on."""
+    return sum(row["completion_mask"]) if "completion_mask" in row else len((row["chosen"] + row["rejected"]).split())
 
 
 def _text(ids: Sequence[int]) -> str:

@@ -199,6 +199,6 @@ def conversations(work: str, count: int, longest: int, words: int, args: argpars
     chat = _chat()
     draw = random.Random(args.seed)
     rows = [[Message(m["role"], m["content"]) for m in row["messages"]] for row in _rows("sft/oasst_threads.jsonl")]
-    known = [row for row in map(chat.conversation, rows) if row is not None and len(row) <= longest]
+    known = [row for row in map(chat.encode_conversation, rows) if row is not None and len(row) <= longest]
     chosen = [draw.choice(known) for _ in range(count)]
     return [Tokens([draw.randrange(3, words) for _ in row.ids], row.spans) for row in chosen]

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,41 @@ def test_an_epoch_of_each_dpo_side_runs_on_the_same_pairs(folder):
     assert all(map(torch.equal, before, ours.model.parameters()))  # so that every round does the same work
 
 
+PAIRS = {  # prompt, chosen, rejected: tokens, and whether trl trains on all of them at max_length 30
+    "that fit to the last token": ([(20, [9, 10]), (5, [25, 4])], True),
+    "a response longer": ([(20, [9, 5]), (20, [9, 14])], False),
+    "a prompt longer": ([(20, [9, 5]), (40, [9, 5])], False),
+    "a prompt as long": ([(20, [9, 5]), (30, [9, 5])], False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", PAIRS)
+def test_pairs_that_trl_drops_or_cuts_are_no_comparison(folder, which):
+    lengths, whole = PAIRS[which]
+    rows = peers.preference_rows([tuple(group) for group in workload.groups(lengths, WORDS, seed=0)])
+    step = peers.TRL(folder, WORDS, "cpu", rows, "DPO", **peers.DPO_BEST, max_length=30, bf16=False)
+    if whole:
+        assert step() > 0
+        return
+    with pytest.raises(UserError, match=r"trl trained on \d+ of \d+ response tokens.*max_length, here 30"):
+        step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("longest", [29, 40])
+def test_conversations_that_trl_cuts_are_no_comparison(folder, longest, packing):
+    made = [group[0] for group in workload.groups([(9, [20]), (10, [longest - 10])], WORDS, seed=0)]
+    settings = peers.SFT_BEST | {"max_length": 30, "bf16": False, "packing": packing}
+    step = peers.TRL(folder, WORDS, "cpu", peers.conversation_rows(made), "SFT", **settings)
+    if longest <= 30:
+        assert step() > 0
+        return
+    with pytest.raises(UserError, match="trl trained on 40 of 50 response tokens"):
+        step()
+
+
 def test_packed_conversations_do_not_see_each_other_in_the_peer(folder):
     model = load_policy(folder, torch.float32, torch.device("cpu"))
     first, second = torch.randint(3, WORDS, (2, 1, 9), generator=torch.Generator().manual_seed(0))
@@ -130,6 +166,13 @@ def test_given_lengths_are_drawn_within_the_spread_and_by_the_seed():
     assert len(set(prompts)) > 1 and len(answers) == 250
     assert drawn == workload.lengths("100/50", 50, 5, 0.2, seed=0) != workload.lengths("100/50", 50, 5, 0.2, seed=1)
     assert workload.lengths("100/50", 2, 2, 0.0, seed=0) == [(100, [50, 50])] * 2
+
+
+def test_real_conversations_are_trained_on_every_answer(shared):
+    args = Namespace(seed=0, spread=0.2)
+    rows = workload.conversations("oasst", 6, 512, WORDS, args)
+    assert all(20 < len(row) <= 512 and max(row.ids) < WORDS for row in rows)
+    assert any(len(row.spans) > 1 for row in rows) and all(row.num_response_tokens < len(row) for row in rows)
 
 
 @pytest.mark.parametrize("work", ["oasst", "gsm8k"])

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
-from tokenizers import processors
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 from cream.errors import UserError
 from cream.evaluation import choices
@@ -20,6 +21,7 @@ from cream.files.provenance import Provenance
 from cream.files.store import read
 from cream.model.load import load_policy, load_tokenizer
 from cream.records import Answer, Item, Message
+from cream.scoring import logprobs
 from cream.scoring.driver import Model
 from cream.scoring.logprobs import Scored, Scorer
 from cream.scoring.pool import Pool
@@ -111,6 +113,16 @@ def test_a_continuation_is_what_is_scored(tiny_tokenizer):
     assert scored(with_bos(tiny_tokenizer), "A:", " b") == [("<bos>A:", " b")]
     assert scored(with_bos(tiny_tokenizer), "<bos>A:", " b") == [("<bos>A:", " b")]  # not twice
     assert scored(tiny_tokenizer, "", "b") == scored(with_bos(tiny_tokenizer), "", "b") == [("<bos>", "b")]
+
+
+def test_a_token_that_merges_context_and_option_is_not_scored(tiny_tokenizer):
+    """As in the harness, which has no score for an option of which nothing is left; nor is it the likeliest here."""
+    words = {word: i for i, word in enumerate(["<pad>", "a", "b", "c", "ab", "abc"])}
+    merging = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(words, [("a", "b"), ("ab", "c")])))
+    assert scored(merging, "ca", "bb", "c", "bcc") == [("c a", "b"), ("c a", "c"), ("c a", "c")]
+    options = logprobs.Group("q", [Message("user", "ca")], ["b", "bc", "c"], [True] * 3)
+    rows, reasons = logprobs.encode(options, Plain(merging), 100)
+    assert reasons == ["no token to score", "the same tokens as another response", None] and rows[:2] == [None, None]
 
 
 def test_a_tokenizer_that_ends_texts_is_refused(tiny_tokenizer):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -455,11 +457,74 @@ def test_head_sizes_are_vllms_own():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"n": 0}, {"temperature": -1}, {"temperature": math.nan}, {"top_p": 0}, {"n": 5, "temperature": 0}]
+    "wrong",
+    [
+        *({"temperature": t} for t in (-1, math.nan, math.inf, 0.001, 0.005, 0.0099999, 2.0001, 3)),
+        {"n": 0},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"max_tokens": 0},
+        {"n": 5, "temperature": 0},
+        {"n": 5, "temperature": 0.0009},
+    ],
 )
-def test_sampling_refuses_nonsense(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
+def test_sampling_refuses_nonsense_and_what_an_engine_would_change(wrong):
+    with pytest.raises(UserError, match=list(wrong)[-1]):
         Sampling(**wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+@pytest.mark.parametrize("top_p", [1e-6, 0.5, 1 - 1e-7, 1.0])
+@pytest.mark.parametrize("temperature", [0, 0.0009, 0.01, 0.0100001, 0.8, 2.0])
+def test_vllm_is_given_what_is_recorded(vllm, temperature, top_p, seed):
+    """Its parameters change some values without a word; what `Sampling` allows stays as it is."""
+    greedy = temperature < 0.001
+    sampling = Sampling(1 if greedy else 20_000, temperature, top_p, 9999, seed, (5, 5, VOCAB - 1, VOCAB, 10**6))
+    params = vllm._params(Request("p", [3] * 20), sampling)
+    assert (params.n, params.temperature, params.top_p) == (
+        sampling.n,
+        0.0 if greedy else temperature,
+        1.0 if greedy else top_p,
+    )
+    assert (params.seed, params.max_tokens) == (row_seed(seed, "p", 0), CONTEXT - 20)
+    assert (params.top_k, params.min_p, params.min_tokens, params.ignore_eos) == (0, 0.0, 0, True)
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0.0, 0.0, 1.0)
+    assert params.stop_token_ids == [5, VOCAB - 1]  # it refuses what is none of the model's words
+
+
+def test_stop_ids_beyond_the_vocabulary_do_no_harm(engine, requests):
+    """A generation_config.json may name some: no response can end with one."""
+    sampling = Sampling(temperature=0, max_tokens=8, stop_token_ids=STOPS)
+    beyond = replace(sampling, stop_token_ids=(*STOPS, VOCAB, 10**6))
+    assert ids_of(engine, requests[:4], beyond) == ids_of(engine, requests[:4], sampling)
+
+
+@pytest.mark.parametrize("name", engines.ENGINES)
+@pytest.mark.parametrize("lost", ["lm_head", "model.layers.1.mlp.down_proj", "model.norm", "model.embed_tokens"])
+def test_a_folder_that_lacks_weights_is_refused_by_both(folder, tmp_path, tokenizer, name, lost):
+    """vLLM would serve it with whatever its memory holds."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != f"{lost}.weight"}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"1 weights are missing: {lost}.weight"):
+        start(name, tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 2.0])
+def test_engines_sample_at_both_ends_of_the_temperature(engine, model, requests, temperature):
+    """After the prompt whose two likeliest tokens are so close that 0.01 leaves both a chance, and 0.005 another."""
+    tops = {r.uuid: plain_logits(model, r.prompt_ids)[-1].topk(2).values for r in requests}
+    prompt = min(requests, key=lambda r: tops[r.uuid][0] - tops[r.uuid][1]).prompt_ids
+    expected = (plain_logits(model, prompt)[-1].double() / temperature).softmax(-1).numpy()
+    sampling = Sampling(n=5, temperature=temperature, top_p=1.0, max_tokens=1, seed=1)
+    answers = ids_of(engine, [Request(f"t{i}", prompt) for i in range(400)], sampling)
+    counts = np.bincount([ids[0] for group in answers.values() for ids in group], minlength=VOCAB)
+    likely = 2000 * expected >= 5  # the rest is one class
+    wanted = np.append(2000 * expected[likely], 2000 * expected[~likely].sum() + 1e-9)
+    assert likely.sum() > 1
+    assert scipy.stats.chisquare([*counts[likely], counts[~likely].sum()], wanted).pvalue > ALPHA
 
 
 def test_importing_the_protocol_is_light():

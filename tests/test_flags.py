@@ -656,6 +656,7 @@ def test_every_number_has_a_range(cls):
         ("train.py", "--weight_decay 0", "--lr 0"),
         ("infer.py", "--top_p 1", "--top_p 0"),
         ("infer.py", "--gen_temperature 0", "--gen_n 0"),
+        ("infer.py", "--gen_temperature 2", "--gen_temperature 2.1"),
         ("infer.py", "--gpu_memory_utilization 1", "--gpu_memory_utilization 1.01"),
         ("rewarding.py", "--limit_size 1", "--limit_size 0"),
         ("cal_consistency.py", "--shuffle_consistency 0", "--beta 0"),

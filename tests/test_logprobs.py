@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from cream.model.batches import by_tokens, pad
 from cream.model.hardware import Budget
 from cream.model.logprobs import LogProbs, score
 from cream.text.chat import Tokens
+from cream.training.parallel import Replicas
 
 VOCAB = 300
 GROUPS = [
@@ -116,6 +118,27 @@ def test_the_pad_id_and_what_is_after_an_answer_change_nothing(policy):
 def test_no_groups_and_a_row_without_an_answer(model):
     assert score(model, [], Budget(100)) == []
     assert score(model, [[Tokens([1, 2, 3], [])], [Tokens([1], [(0, 1)])]], Budget(100)) == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_responses_are_summed_in_float32_and_in_nothing_else(dtype):
+    """A thousand ones that index_add sums in bfloat16 are 256."""
+    batch = pad([[Tokens(list(range(1002)), [(1, 1001)])]])
+    ones = torch.ones(1000)
+    assert batch.response_sums(ones).tolist() == [1000.0]
+    with pytest.raises(AssertionError, match=str(dtype)):
+        batch.response_sums(ones.to(dtype))
+
+
+def test_weights_that_differ_by_less_than_a_bfloat16_sum_tells_are_found_different():
+    """As ZeRO has them under bfloat16; one of a thousand weights is another, in its last bit."""
+    weights = torch.nn.Linear(1000, 1, bias=False, dtype=torch.bfloat16)
+    gathered = []
+    process = SimpleNamespace(model=weights, accelerator=SimpleNamespace(gather=lambda t: gathered.append(t) or t))
+    for last in (1.0, 1.0078125):
+        weights.weight.data.fill_(1.0)[0, -1] = last
+        Replicas.check_equal(process)
+    assert weights.weight.sum() == 1000 and gathered[0] != gathered[1]
 
 
 def test_the_softmax_is_in_float32_whatever_the_weights(policy):

@@ -1,5 +1,6 @@
 """Record files: every form reads back, errors name file and record, and a file is whole or absent."""
 
+import gzip
 import json
 import tracemalloc
 from array import array
@@ -132,6 +133,40 @@ def test_a_packed_file_is_unpacked_piece_by_piece(tmp_path):
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 48 << 20
+
+
+NOTHING, SKIPPABLE = zstandard.ZstdCompressor().compress(b""), b"\x50\x2a\x4d\x18\x04\0\0\0skip"  # RFC 8878 §3.1.2
+
+
+@pytest.mark.parametrize(
+    "suffix, between, after",
+    [
+        (".zst", b"", b""),  # cat a.zst b.zst
+        (".zst", SKIPPABLE, SKIPPABLE),  # pzstd's and the seekable format's frames
+        (".zst", NOTHING, NOTHING),
+        (".gz", b"", b""),
+        (".gz", gzip.compress(b""), b"\0" * 512),  # padded, as on a tape
+    ],
+)
+def test_all_that_was_appended_to_a_packed_file_is_read(tmp_path, suffix, between, after):
+    path = tmp_path / f"x.jsonl{suffix}"
+    parts = []
+    for uuid in ("a", "b", "c"):
+        store.write(path, [prompt(uuid, "long " * 3000)])
+        parts.append(path.read_bytes())
+    path.write_bytes(parts[0] + between + parts[1] + parts[2] + after)
+    assert [record.uuid for record in store.read(path, Prompt)] == ["a", "b", "c"]
+    path.write_bytes(path.read_bytes()[: len(parts[0] + between + parts[1]) - 3])
+    with pytest.raises(UserError, match=f"{path.name}: damaged"):
+        list(store.read(path, Prompt))
+
+
+def test_a_frame_that_takes_much_memory_is_not_called_damaged(tmp_path):
+    path = tmp_path / "x.jsonl.zst"
+    wide = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=28)).compressobj()
+    path.write_bytes(wide.compress(b"{}\n") + wide.flush())
+    with pytest.raises(UserError, match=r"window of more than 128 MB.*zstd -d --long=31 x.jsonl.zst"):
+        list(store.read(path, Prompt))
 
 
 @pytest.mark.parametrize("form", [".json.gz", ".jsonl.gz", ".json.zst"])

@@ -7,7 +7,6 @@ Which prompts fit is settled before: an engine shortens the response to what the
 import importlib.metadata
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,13 @@ log = logging.getLogger("cream")
 ENGINES = ("hf", "vllm")
 TINY = 50_000_000  # parameters; below, transformers is done before vLLM is up
 GREEDY = 0.001  # temperature; below, the most probable token is taken at every step
+COLDEST, HOTTEST = 0.01, 2.0  # vLLM 0.32's SamplingParams raises what is below to 0.01 without a word, and refuses more
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM 0.32, CPUAttentionBackend
+
+
+def temperature_flag(default: float, help: str):
+    """A flag that `Sampling` takes as its temperature."""
+    return flag(default, f"{help}: below {GREEDY:g} greedy, otherwise from {COLDEST:g}", low=0, high=HOTTEST)
 
 
 @dataclass
@@ -57,7 +62,7 @@ class SamplingFlags:
         "responses per prompt; none: 5 in sampling, 1 (greedy) in evaluation; several are sampled there and vote",
         low=1,
     )
-    gen_temperature: float = flag(0.8, "sampling temperature; below 0.001: greedy", low=0)
+    gen_temperature: float = temperature_flag(0.8, "sampling temperature")
     top_p: float = flag(
         0.95, "nucleus sampling: use the most likely tokens up to this total probability", above=0, high=1
     )
@@ -99,10 +104,11 @@ class SamplingFlags:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample: temperature, then nucleus (top-p), nothing else. Raises UserError on senseless values."""
+    """How to sample: temperature, then nucleus (top-p), nothing else. Raises UserError on senseless values, and on
+    those that one of the engines would change."""
 
     n: int = 1  # responses per prompt
-    temperature: float = 0.8  # below 0.001: greedy
+    temperature: float = 0.8  # below 0.001: greedy; otherwise from 0.01 to 2
     top_p: float = 0.95  # in (0, 1]
     max_tokens: int = 768  # per response, its end-of-turn token included
     seed: int = 0
@@ -116,8 +122,11 @@ class Sampling:
         problems = []
         if self.n < 1 or self.max_tokens < 1:
             problems.append(f"n ({self.n}) and max_tokens ({self.max_tokens}) must be at least 1")
-        if not 0 <= self.temperature < math.inf:
-            problems.append(f"temperature ({self.temperature}) must be 0 (greedy) or above")
+        if not (0 <= self.temperature < GREEDY or COLDEST <= self.temperature <= HOTTEST):
+            problems.append(
+                f"temperature ({self.temperature}) must be 0 (greedy), or from {COLDEST:g} to {HOTTEST:g}: vLLM "
+                f"samples at {COLDEST:g} below that and refuses more, and engines must not differ"
+            )
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p ({self.top_p}) must lie in (0, 1]; 1 keeps every token")
         if self.greedy and self.n > 1:

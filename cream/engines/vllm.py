@@ -18,6 +18,7 @@ class VllmEngine:
     def __init__(self, folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, *memory):
         """memory: gpu_memory_utilization and tensor_parallel_size, as `engine_options` takes them."""
         self.tokenizer, self.max_model_len = tokenizer, max_model_len
+        _check_complete(Path(folder), dtype)
         options = engine_options(device, dtype, max_model_len, *memory)
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
@@ -30,6 +31,7 @@ class VllmEngine:
             raise UserError(f"vLLM cannot run {folder} on {device}: {error}\n(--engine hf may)") from error
         # Twice as many responses are in flight as are decoded together, so that none waits for its prompt.
         self.window = 2 * self.engine.vllm_config.scheduler_config.max_num_seqs
+        self.words = self.engine.model_config.get_vocab_size()
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
         """As Engine.generate; a bounded number of responses is in flight, a prompt comes back with its last one."""
@@ -73,13 +75,22 @@ class VllmEngine:
             top_p=1.0 if sampling.greedy else sampling.top_p,
             max_tokens=request.room(sampling, self.max_model_len),
             seed=row_seed(sampling.seed, request.uuid, 0),  # response i gets seed + i: hashed seeds lie far apart
-            stop_token_ids=list(sampling.stop_token_ids),
+            stop_token_ids=[i for i in sampling.stop_token_ids if i < self.words],  # vLLM refuses any other
             ignore_eos=True,  # stop at the tokens above and at no others
             logprobs=0 if sampling.logprobs else None,  # of the sampled token alone, raw
             flat_logprobs=True,  # numbers in lists, not an object for every token
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,  # the default loses responses when n > 1
         )
+
+
+def _check_complete(folder: Path, dtype: str) -> None:
+    """Raises UserError where weights are missing: vLLM starts all the same, on what its memory happens to hold."""
+    import torch
+
+    from cream.model.load import load_policy
+
+    load_policy(folder, getattr(torch, dtype), torch.device("meta"))
 
 
 def engine_options(
@@ -91,6 +102,7 @@ def engine_options(
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ["VLLM_NO_USAGE_STATS"] = "1"  # it would call home
+    os.environ["VLLM_MAX_N_SEQUENCES"] = str(2**31 - 1)  # responses per prompt; no limit of the other engine's
     if device == "cpu":
         # In one process the engine is up in seconds and leaves no children behind when it is killed.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

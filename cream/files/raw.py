@@ -20,6 +20,7 @@ PACKED = {".gz", ".zst"}
 BLOCK = 1 << 20  # unpacked bytes of a packed file that are in memory at a time
 FEED = 1 << 10  # packed bytes that are unpacked at a time, to at most 32 MB
 MOST = 1 << 30  # bytes of a line, and of a packed file that is read as a whole
+WIDE = "requires too much memory"  # zstandard's words for a frame whose window exceeds its limit
 BOM = b"\xef\xbb\xbf"
 LONE = re.compile(
     rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]..)"
@@ -50,11 +51,17 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
     except PermissionError:
         raise UserError(f"{path}: no permission to read it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        if WIDE in str(error):
+            raise UserError(
+                f"{path}: was packed with a window of more than 128 MB, all of it in memory (zstd --long); unpack it: "
+                f"zstd -d --long=31 {path.name}"
+            ) from None
         raise UserError(f"{path}: damaged, it cannot be unpacked: {error}") from None
 
 
 class _Zstd(io.RawIOBase):
-    """Unpacks frame by frame; the library's own reader does not notice that a file is truncated."""
+    """Unpacks all frames, one after another: of the library's own readers some stop after the first, and the others do
+    not notice that a file is truncated."""
 
     def __init__(self, packed: IO[bytes]):
         self._packed, self._unpacked, self._rest, self._frame = packed, memoryview(b""), b"", None

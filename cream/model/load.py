@@ -111,13 +111,14 @@ def load(
     equal its own reference at the first step). Raises UserError for a folder of another kind, or that it cannot load.
 
     new_head: a reward model from the folder of a policy, its head drawn by torch's generator as in arXiv 2009.01325.
+    device "meta": no weights are read; the folder is checked as for any other device.
     tp_size > 1: each of so many processes of torch.distributed gets its part of every layer, by the library's plan
     (`check_tp_size`); the head stays whole. first: the first layers alone, of each kind one at least.
     """
     from transformers import AutoConfig
 
     check_weights(folder, POLICY if new_head else kind)
-    if not first:
+    if not first and device.type != "meta":
         need = parameter_count(folder) * dtype.itemsize / tp_size
         preflight.check_memory(need, free_memory(device), f"the weights of {folder}")
     try:
@@ -130,6 +131,7 @@ def load(
             folder,
             config=_first(config) if first else config,
             dtype=dtype,
+            device_map="meta" if device.type == "meta" else None,
             attn_implementation=_attention(config),
             use_safetensors=True,
             local_files_only=True,

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from cream import engines
 from cream.cli.flags import flag
-from cream.engines import ENGINES, Completion, Engine, Request, Sampling
+from cream.engines import ENGINES, Completion, Engine, Request, Sampling, temperature_flag
 from cream.files.index import Keys
 from cream.files.journal import Output
 from cream.records import Message, Prompt
@@ -36,7 +36,7 @@ class Options:
     )
     gen_n: int = flag(1, "number of texts that a reward's model generates per prompt", low=1)
     gen_max_tokens: int = flag(768, "limit on tokens per generated text", low=1)
-    gen_temperature: float = flag(0.0, "sampling temperature of these texts; below 0.001: greedy", low=0)
+    gen_temperature: float = temperature_flag(0.0, "sampling temperature of these texts")
     seed: int = flag(0, "seed of these texts", low=0, high=2**32 - 1)
     engine: str = flag("auto", "engine that generates these texts, as in infer.py", choices=("auto", *ENGINES))
 

@@ -13,7 +13,8 @@ class Plain:
     Ids are those of lm-evaluation-harness (`TemplateLM._encode_pair` of 0.4.13, and its rule for BOS), so that scores
     are equal:
     - whitespace at the end of the context is moved to the start of the continuation;
-    - with n ids for the context alone, the continuation has the ids of the whole text after the first n;
+    - with n ids for the context alone, the continuation has the ids of the whole text after the first n: a token that
+      merges both is not scored;
     - special tokens are those that the tokenizer adds by default, none if the text starts with BOS already. A context
       without ids gets BOS (or EOS, if there is no BOS).
     Raises UserError for a tokenizer that ends a text with a special token.

@@ -58,7 +58,8 @@ class Replicas:
 
     def check_equal(self) -> None:
         """After a step all processes hold the same weights; raises UserError where a gradient was not shared."""
-        total = sum(p.detach().sum().double() for p in self.model.parameters() if p.requires_grad).reshape(1)
+        trained = [p.detach() for p in self.model.parameters() if p.requires_grad]
+        total = sum(p.sum(dtype=torch.float64) for p in trained).reshape(1)  # a bfloat16 sum would hide a difference
         totals = self.accelerator.gather(total)
         if not torch.equal(totals, totals[:1].expand_as(totals)):
             raise UserError(f"the processes hold different weights after a step: their sums are {totals.tolist()}")
