@@ -155,7 +155,8 @@ def _counted(chat, turns: list[str], answers: list[str]) -> tuple[int, list[int]
     from cream.records import Message
 
     prompt = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(turns)]
-    rows = [row for row in chat.encode_responses(prompt, answers, [True] * len(answers)) if row]
+    encoded = chat.encode_responses(prompt, answers, [True] * len(answers))
+    rows = [row for row in encoded if not isinstance(row, str)]
     return rows[0].spans[0][0], [row.num_response_tokens for row in rows]
 
 
@@ -199,6 +200,7 @@ def conversations(work: str, count: int, longest: int, words: int, args: argpars
     chat = _chat()
     draw = random.Random(args.seed)
     rows = [[Message(m["role"], m["content"]) for m in row["messages"]] for row in _rows("sft/oasst_threads.jsonl")]
-    known = [row for row in map(chat.encode_conversation, rows) if row is not None and len(row) <= longest]
+    encoded = [found for found in map(chat.encode_conversation, rows) if not isinstance(found, str)]
+    known = [row for found in encoded for row in found if len(row) <= longest]
     chosen = [draw.choice(known) for _ in range(count)]
     return [Tokens([draw.randrange(3, words) for _ in row.ids], row.spans) for row in chosen]

@@ -477,11 +477,12 @@ def both(policy):
 def test_packed_conversations_learn_as_each_alone(policy, name):
     """SFT: the gradient of a row of conversations is the sum of theirs, each over the library's plain path."""
     stage, packed, padded = sft.Stage(sft.Options(), {}), LogProbs(policy(name)), LogProbs(policy(name), share=False)
-    batch = packed.pack([stage.group(tokens) for tokens in CONVERSATIONS])
+    examples = [[tokens] for tokens in CONVERSATIONS]
+    batch = packed.pack([stage.group(example) for example in examples])
     tokens = sum(map(len, CONVERSATIONS))
     assert batch.tokens == tokens and batch.input_ids.shape == (1, tokens + -tokens % trees.MULTIPLE["cpu"])
-    together = gradient(packed, stage.loss(packed, batch, CONVERSATIONS)[0])
-    alone = sum(gradient(padded, stage.loss(padded, padded.pack([[tokens]]), [tokens])[0]) for tokens in CONVERSATIONS)
+    together = gradient(packed, stage.loss(packed, batch, examples)[0])
+    alone = sum(gradient(padded, stage.loss(padded, padded.pack([each]), [each])[0]) for each in examples)
     assert (together - alone).norm() <= 1e-5 * alone.norm()
 
 
