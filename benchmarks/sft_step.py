@@ -38,9 +38,8 @@ def main() -> None:
                 settings = SFT_BEST | {"bf16": bf16, "max_length": LONGEST, "gradient_accumulation_steps": size}
                 data = (folder, args.words, args.device, conversation_rows(made), "SFT")
                 trl = {"trl, packing": TRL(*data, **settings, packing=True), "trl, one by one": TRL(*data, **settings)}
-                ours = Ours(
-                    folder, sft.Stage(sft.Options(), {}), made, size, bf16, args.device, args.max_tokens_per_batch
-                )
+                stage, rows = sft.Stage(sft.Options(), {}), [[tokens] for tokens in made]
+                ours = Ours(folder, stage, rows, size, bf16, args.device, args.max_tokens_per_batch)
                 seconds = interleaved(trl | {"ours": ours}, args.rounds)
                 print(f"\n{work}: {size} conversations, {sum(map(len, made))} tokens, one step")
                 # trl's head computes its logits once more in the backward pass

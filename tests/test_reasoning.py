@@ -329,7 +329,8 @@ def check_round(world, on, folder, sampler=""):
     world.run(f"{before} --reward likelihood --output {folder}/p.json")
     pairing = f"cal_consistency.py --file1 {folder}/r.json --file2 {folder}/p.json --keep_truncated yes"
     world.run(f"{pairing} --output {folder}/pairs.json")
-    trained = world.run(f"train.py {on} --name {folder}/pairs.json --train_bsz 2 --output_dir {folder}/dpo").out
+    training = f"train.py {on} --name {folder}/pairs.json --train_bsz 2 --allow_reversed"  # a random model's C
+    trained = world.run(f"{training} --output_dir {folder}/dpo").out
     assert " from the data, 0 cached, 0 computed" in trained
     kwargs = on.partition("--chat_template_kwargs ")[2] or None
     chat = load_chat(world.folder / "assets/qwen3", variables=parse_variables(kwargs))
