@@ -78,7 +78,9 @@ def sample(config: InferConfig) -> None:
     of = names.short(task.name), names.short(model.name()), names.label(model.checkpoint)
     default = run.outputs() / "sampling" / sampling.output_folder(plan, sysprompt, *of) / "results.json"
     target = names.choose_output(config.output.output_dir, default)
-    output, folder = _begin(config, {"data": path}, target, sampling.UNUSED)
+    usual = config.thoughts == ThoughtFlags()  # other tags count other thoughts
+    unused = [name for name in sampling.UNUSED if usual or name != "thinking_tags"]
+    output, folder = _begin(config, {"data": path}, target, unused)
     chat = load_chat(folder, **model.text(), tags=config.thoughts.tags)
     if not (run.dry_run or output.up_to_date):
         how = {"engine": config.engine.options(), "max_length": flags.max_length, "show": config.output.show_example}

@@ -9,6 +9,7 @@ records that are too long are dropped and counted.
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, Device, Model, RandomRun, for_next_stage, group
@@ -69,7 +70,8 @@ def main(argv=None):
     options.check_installed(o, config.output, devices[0] == "cpu")
     if config.output.register is not None:
         names.check_free(CHECKPOINTS, config.output.register, run / LAST, overwrite=config.run.overwrite)
-    done = folder.finished(run, header, provenance.sources.values(), config.run.overwrite)
+    sources, overwrite = provenance.sources.values(), config.run.overwrite
+    done = folder.finished(run, header, sources, overwrite, partial(_rewrites, config, stage, start))
     if config.run.dry_run:
         deque(store.read(data, store.detect(data, skip=config.run.skip), limit, skip=config.run.skip), maxlen=0)
         console.log.info("dry run: %s; nothing was written", "the run is up to date" if done else "it would train")
@@ -90,6 +92,14 @@ def check(config: TrainConfig, about: dict | None = None) -> None:
     the data, `about`."""
     if config.optimisation.train_stage is not None:
         options.build_stage(config.optimisation.train_stage, config.stage, about or {})
+
+
+def _rewrites(config: TrainConfig, stage, start: Path) -> bool:
+    """Whether the data are what the policy sampled, and its template writes that otherwise."""
+    from cream.model.load import load_chat
+
+    text = config.model.text() | config.thoughts.text()
+    return stage.made_for_policy and load_chat(start, **text).rewrites
 
 
 def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance: Provenance) -> None:

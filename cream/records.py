@@ -85,6 +85,7 @@ class Samples(Record, kw_only=True):
     `source_prompt` is the prompt without the text of --sysprompt, absent if it equals `prompt`. `logprob` is the
     sampler's own, summed over the response, in nats. `thought_tokens` and `special_tokens` are how many of the sampled
     tokens are of its thought (null: it has none), and special ones before its end; absent if there are none.
+    `thought_opened` says that the prompt ends with the tag that opens the thought.
     """
 
     prompt: list[Message]
@@ -94,6 +95,7 @@ class Samples(Record, kw_only=True):
     logprob: list[Finite | None] | None = None
     thought_tokens: list[Count | None] | None = None
     special_tokens: list[Count] | None = None
+    thought_opened: bool = False
     source_prompt: list[Message] | None = None
 
     def __post_init__(self):

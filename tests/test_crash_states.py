@@ -43,7 +43,7 @@ RECIPE = {
     "output_dir": f"{OUT}/own",
     "sft": {"name": "tiny_sft", "limit_size": 8, "lr": 2e-4, "train_bsz": 8},
     "sampling": {"limit_size": 6, "gen_n": 3, "gen_temperature": 1.0, "gen_max_tokens": 24},
-    "dpo": {"lr": 3e-4, "train_bsz": 4, "beta": 1.0, "save_eval_step_ratio": 1},
+    "dpo": {"lr": 3e-4, "train_bsz": 4, "beta": 1.0, "save_eval_step_ratio": 1, "allow_reversed": True},
     "evaluation": {"name": "tiny_test", "limit_size": 4, "gen_max_tokens": 24},
 }
 

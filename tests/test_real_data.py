@@ -117,7 +117,9 @@ def test_the_real_model_through_every_stage(world):
         "--keep_truncated --register dpo_1 --output outputs/pairs.json"
     )
     assert len(list(read(world.folder / "outputs/pairs.json", Pair))) > 80
-    world.run(f"train.py {model} --checkpoint m1 --name dpo_1 --lr 1e-4 --train_bsz 8 --output_dir outputs/m2")
+    dpo = f"train.py {model} --checkpoint m1 --name dpo_1 --lr 1e-4 --train_bsz 8"
+    assert "pairs have C < 1/2" in world.refused(f"{dpo} --output_dir outputs/m2")
+    world.run(f"{dpo} --allow_reversed --output_dir outputs/m2")
     first = json.loads((world.folder / "outputs/m2/log.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
     world.run(

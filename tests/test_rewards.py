@@ -327,6 +327,25 @@ def test_labels_grade_as_the_evaluation_does(world):
     assert world.read("outputs/default.json") != world.read("outputs/strict.json")
 
 
+@pytest.mark.parametrize(
+    "response, opened, flags, reward",
+    [
+        ("<thought>7</thought> 61", False, "", 1.0),
+        ("7</think> 61", True, " --thoughts mask", 1.0),
+        ("61", True, "", None),  # within the thought that the prompt opened
+        ("Answer: 61 <thought>7</thought>", False, " --thinking_tags '<think> </think>'", 1.0),  # not a thought's tags
+    ],
+)
+def test_labels_grade_the_final_text(world, response, opened, flags, reward):
+    record = {"prompt": [{"role": "user", "content": ASKED["sum"][0]}], "responses": [response, "7"]}
+    world.write("outputs/thoughts.json", {"sum": record | {"thought_tokens": [4, None], "thought_opened": opened}})
+    world.write("localdata/sum.json", LABELS[:1])
+    command = LABEL.replace("samples.json", "thoughts.json").replace("labels.json", "sum.json")
+    done = world.run(f"{command}{flags} --overwrite --output outputs/final.json")
+    assert world.read("outputs/final.json")["sum"]["reward"] == [reward, None if opened else 0.0]
+    assert ("--thoughts does not apply" in done.out) == ("--thoughts" in flags)
+
+
 def test_malformed_labels_are_skipped_on_request(world):
     world.write("localdata/some.json", [*LABELS, {"uuid": "bad", "question": "Which? A) x B) y", "label": "Z"}])
     command = LABEL.replace("labels.json", "some.json") + " --output outputs/some.json"

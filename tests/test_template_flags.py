@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from workspace import ON
+from workspace import M1, ON
 
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_folder
@@ -139,6 +139,19 @@ def test_outputs_of_an_earlier_version_that_rewrote_responses_are_not_up_to_date
             assert "an earlier version scored responses as the chat template rewrites them" in world.refused(command)
         else:
             assert "up to date" in world.run(command).out
+        command = f"train.py {ON} {M1}{flag} --name outputs/loop/pairs.json --limit_size 4 --train_bsz 4"
+        command += f" --allow_reversed --output_dir outputs/{name}"
+        world.run(command)
+        for left in ("meta.json", "args.json"):  # a finished run, and an interrupted one
+            about = world.read(f"outputs/{name}/{left}")
+            assert about.pop("text") == "as sampled"
+            world.write(f"outputs/{name}/{left}", about)
+            if flag:
+                assert "an earlier version trained on responses as the chat template" in world.refused(command)
+            else:
+                assert "up to date" in world.run(command).out
+            if left == "meta.json" and flag:
+                (world.folder / f"outputs/{name}/{left}").unlink()
     command = f"train.py {ON} --name tiny_sft --limit_size 4 --train_bsz 4 --output_dir outputs/old"
     world.run(command)
     meta = world.read("outputs/old/meta.json")

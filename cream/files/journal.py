@@ -27,7 +27,7 @@ from cream.files.raw import with_filename
 from cream.records import Record, encode
 
 log = logging.getLogger("cream")
-FORMAT = 1  # of a journal; increased when the records of any stage change their layout
+FORMAT = 2  # of a journal; increased when the records of any stage change their layout
 LONGEST = 250  # bytes of a name: most file systems allow 255, and temporary files add 5
 SYNC = 1.0  # seconds after which appended records are forced to disk
 

@@ -70,11 +70,7 @@ def combine(sample: Samples, results: dict[str, list], options: Options) -> Grou
     item, rules = options.items.get(sample.uuid), Rules(options.extraction == "strict", options.tags)
     if item is None:
         raise UserError(f"record {sample.uuid!r} has no label: the samples were changed while this ran; run it again")
-    thoughts = sample.thought_tokens or [None] * len(sample.responses)  # null: no thought
-    graded = [
-        grade_record(item, text, rules, opened=thought is not None)
-        for text, thought in zip(sample.responses, thoughts, strict=True)
-    ]
+    graded = [grade_record(item, text, rules, opened=sample.thought_opened) for text in sample.responses]
     extracted = [None if prediction == "none" else prediction for prediction, _ in graded]
     reward = [None if text is None else float(correct) for text, (_, correct) in zip(extracted, graded, strict=True)]
     reason = [NOTHING if text is None else None for text in extracted]

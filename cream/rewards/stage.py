@@ -58,6 +58,8 @@ def deciding_flags(config, own, passes: list) -> dict[str, object]:
         idle |= deciding(config.device).keys() | deciding(config.model).keys()
         if config.model.model or config.model.checkpoint:
             log.info("no model is loaded: --model and --checkpoint do not apply")
+        if config.thoughts.thoughts != type(config.thoughts).thoughts:
+            log.info("no model is loaded: --thoughts does not apply; only the final text of a response is graded")
     flags = {name: value for name, value in deciding(config).items() if name not in idle} | deciding(own)
     return flags | (config.thoughts.settings() if passes else {})
 

@@ -143,6 +143,7 @@ def record_samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completion
         logprob=[c.logprob if ok else None for c, ok in zip(completions, same, strict=True)],
         thought_tokens=thoughts if any(n is not None for n in thoughts) else None,
         special_tokens=special if any(special) else None,
+        thought_opened=chat.opened,
         source_prompt=getattr(prompt, "source_prompt", None),
         extra=prompt.extra,
     )

@@ -10,6 +10,7 @@ from cream.text.thoughts import ThoughtFlags
 
 GIVEN = ("chat_template_kwargs", "thoughts", "thinking_tags")  # flags that decide how a response becomes tokens
 THOUGHTS = ("score", "mask", "drop")
+AS_SAMPLED = {"text": "as sampled"}  # in sidecars; earlier versions scored and trained on what the template writes
 
 
 @dataclass
@@ -34,7 +35,7 @@ class ThoughtUse(ThoughtFlags):
 
 def describe_text(settings: Mapping[str, object]) -> dict[str, str]:
     """How responses became the tokens that were scored, for the sidecar: by the flags in `settings`."""
-    return {"text": "as sampled"} | {name: str(settings[name]) for name in GIVEN if settings.get(name) is not None}
+    return AS_SAMPLED | {name: str(settings[name]) for name in GIVEN if settings.get(name) is not None}
 
 
 def check_kwargs(theirs: Mapping[str, object], given: str | None, path: Path, provenance) -> None:

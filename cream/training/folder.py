@@ -4,7 +4,7 @@ args.json is there from the beginning and says whose folder it is; meta.json, wr
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from cream.files import journal, store
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.lock import Lock
 from cream.files.provenance import ARGS, LAST, RUN, read_kind
+from cream.text.options import AS_SAMPLED
 
 NO_LONGER_DROPPED = "the template or tokenizer merges the prompt's last token with the response"
 WRITTEN = ("state", "log.jsonl", "rejected.jsonl")  # by training, beside checkpoints, args.json and meta.json
@@ -27,8 +28,11 @@ def default_name(header: dict, *parts: str | None) -> str:
     return "-".join([*filter(None, parts), digest])
 
 
-def finished(run: Path, header: dict, inputs: Iterable[Path], overwrite: bool) -> bool:
+def finished(
+    run: Path, header: dict, inputs: Iterable[Path], overwrite: bool, rewrites: Callable[[], bool] = lambda: False
+) -> bool:
     """Whether the run of this `header` ({"settings": …, "inputs": …}) is finished, so that there is nothing to train.
+    `rewrites`: whether earlier versions trained on other tokens than the policy sampled.
 
     Raises UserError where the folder holds something else, a run of other settings or inputs, or a finished one whose
     last checkpoint was changed; with `overwrite` only where it is no run's, or holds one of the `inputs`.
@@ -52,11 +56,23 @@ def finished(run: Path, header: dict, inputs: Iterable[Path], overwrite: bool) -
                 f"{run}: an earlier version dropped {count} records that are trained on now, for turns that the chat "
                 "template rewrites once another follows; --overwrite trains again"
             )
+        _check_text(run, made_by, rewrites)
         _check_last(run, made_by.get("output"))
         return True
     what, advice = "found an interrupted run there", "Repeat its command to resume it. "
-    journal.check_same(run, store.read_json(run / ARGS), header, what, advice)
+    begun_by = store.read_json(run / ARGS)
+    journal.check_same(run, begun_by, header, what, advice)
+    _check_text(run, begun_by, rewrites)
     return False
+
+
+def _check_text(run: Path, about: dict, rewrites: Callable[[], bool]) -> None:
+    """Raises UserError where an earlier version, which did not write AS_SAMPLED, trained on other tokens."""
+    if not about.keys() & AS_SAMPLED.keys() and rewrites():
+        raise UserError(
+            f"{run}: an earlier version trained on responses as the chat template rewrites them, and not as they were "
+            "sampled; --overwrite trains again"
+        )
 
 
 def _check_last(run: Path, saved: str | None) -> None:

@@ -28,6 +28,7 @@ from cream.model.lora import add_lora, check_lora, merged
 from cream.model.precision import Precision, choose_precision
 from cream.model.reward_head import Heads
 from cream.scoring.cache import Source
+from cream.text.options import AS_SAMPLED
 from cream.text.refusals import find_refusals
 from cream.training import parallel, reference, state
 from cream.training.folder import clear, tidy
@@ -117,8 +118,12 @@ def _finish(job: Job, facts: dict) -> None:
         bad = store.rejected(job.data, store.detect(job.data, skip=True), job.limit_size, refused)
         store.write_rows(job.run / "rejected.jsonl", bad)
     facts |= {"output": read_kind(job.run / LAST)["fingerprint"]}
-    store.write_json(job.run / RUN, {**job.header, **origin(), **job.provenance.record(job.run), **facts})
+    store.write_json(job.run / RUN, {**_header(job), **origin(), **job.provenance.record(job.run), **facts})
     tidy(job.run)
+
+
+def _header(job: Job) -> dict:
+    return job.header | (AS_SAMPLED if job.stage.made_for_policy else {})
 
 
 def _set_up(job: Job) -> tuple[Precision, Accelerator]:
@@ -170,7 +175,7 @@ def _begin(accelerator: Accelerator, job: Job) -> None:
     if accelerator.is_main_process:
         if job.clear:
             clear(job.run)
-        store.write_json(job.run / ARGS, {**job.header, "flags": as_dict(job.config)})
+        store.write_json(job.run / ARGS, {**_header(job), "flags": as_dict(job.config)})
     accelerator.wait_for_everyone()
     output = job.config.output
     if output.report_to:
