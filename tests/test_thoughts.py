@@ -54,6 +54,7 @@ def test_a_template_may_have_opened_the_thought():
 def test_tags_by_flag():
     assert ThoughtFlags().tags == USUAL == parse_tags("Usual")
     assert parse_tags("<a> </a>, [b] [/b]") == (("<a>", "</a>"), ("[b]", "[/b]"))
+    assert parse_tags("usual, <a> </a>") == (*USUAL, ("<a>", "</a>"))
     assert split_thought("<think>3?</think>4", parse_tags(None), opened=True) == (None, "<think>3?</think>4", True)
     assert split_thought("<a>3?</a>4", parse_tags("<a> </a>")) == ("3?", "4", True)
     for bad in ("<think>", "<a> </a>,", "<a> <a>", "<a> </a>,<b> </a>", "a b c", " "):

@@ -92,7 +92,9 @@ class SamplingFlags:
         greedy = not self.do_sample or self.gen_temperature < GREEDY
         if mode == "evaluation" and self.gen_n == 1:
             greedy = True
-            log.info("one response per question, greedy: --gen_temperature, --top_p and --do_sample have no effect")
+            given = [n for n in ("gen_temperature", "top_p", "do_sample") if getattr(self, n) != getattr(type(self), n)]
+            idle = f": --{', --'.join(given)} without effect" if given else ""
+            log.info("one response per question, greedy%s", idle)
         elif greedy and self.gen_n > 1:
             log.info("greedy: one response a prompt, --gen_n %d does not apply", self.gen_n)
         n, temperature = (1, 0.0) if greedy else (self.gen_n, self.gen_temperature)

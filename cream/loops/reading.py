@@ -14,7 +14,7 @@ import yaml
 
 from cream.cli.flag_fields import NULLS
 from cream.cli.names import ROOT
-from cream.errors import UserError
+from cream.errors import UserError, alike
 from cream.files import store
 from cream.loops.plan import Flags, Loop, RoundFlags, check_texts
 
@@ -106,6 +106,10 @@ class _Loader(yaml.SafeLoader):
 def read_loop(path: Path, seed: int | None = None, output_root: str | None = None) -> Loop:
     """The loop in a YAML file, or the one that a recipe in it stands for. `seed`, if given, replaces the loop's;
     `output_root` is put in front of its folders. Raises UserError naming the file and the key."""
+    if not path.exists():
+        shipped = {file.stem: file for file in ROOT.glob("configs/*/*.yaml")}
+        hint = ", ".join(str(shipped[name].relative_to(ROOT)) for name in alike(path.stem, shipped))
+        raise UserError(f"{path}: no such file{f'; did you mean {hint}?' if hint else ''}")
     value = _merged(path)
     if isinstance(value, dict) and value.keys() & {"before", "repeat", "after"}:
         loop = _convert(path, value, Loop)

@@ -34,8 +34,8 @@ class ThoughtFlags:
 
     thinking_tags: str | None = flag(
         "usual",
-        "tags around a thought: OPEN CLOSE with a space between, pairs separated by commas; usual: <think> </think> "
-        "and nine others (cream/text/thoughts.py); none: responses have no thoughts",
+        "tags around a thought: OPEN CLOSE with a space between, pairs separated by commas; usual, which may be one of "
+        "these: <think> </think> and nine others (cream/text/thoughts.py); none: responses have no thoughts",
     )
 
     def __post_init__(self):
@@ -60,9 +60,8 @@ def parse_tags(text: str | None) -> Tags:
     """The pairs that --thinking_tags gives. Raises UserError for anything but pairs of distinct tags."""
     if text is None:
         return ()
-    if text.strip().lower() == "usual":
-        return USUAL
-    pairs = [tuple(pair.split()) for pair in text.split(",")]
+    parts = [part.strip() for part in text.split(",")]
+    pairs = [pair for part in parts for pair in (USUAL if part.lower() == "usual" else [tuple(part.split())])]
     tags = [tag for pair in pairs for tag in pair]
     if any(len(pair) != 2 for pair in pairs) or len({*tags}) < len(tags):
         raise UserError(
