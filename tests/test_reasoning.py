@@ -154,6 +154,13 @@ def test_a_thought_is_scored_masked_or_dropped(chat_of, way, text, mask, drop):
         assert (text in chat.decode(tokens.ids)) == (thoughts != "drop" or text == "7")
 
 
+def test_dropped_thoughts_are_in_no_turn_before(chat_of):
+    chat = chat_of(TRIMMED, thoughts="drop")
+    (row,) = chat.encode_conversation(TURNS)
+    assert [texts for _, *texts in scored(chat, [row])] == [["7<end>", "8<end>"]]
+    assert "think" not in chat.decode(row.ids)
+
+
 def test_a_response_from_elsewhere_is_written_by_the_template(chat_of):
     chat, closed = chat_of(THINKING), chat_of(THINKING, variables={"enable_thinking": False})
     for text, thinking, without in (

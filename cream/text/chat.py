@@ -217,17 +217,25 @@ class Chat:
         it is the last, as a model that is asked for it sees what is before it.
         """
         rows: list[Tokens] = []
+        before = [self._without_thought(message) for message in messages] if self.thoughts == "drop" else messages
         for i, message in enumerate(messages):
             if message.role != "assistant":
                 continue
             how = {"sampled": sampled, "complete": [complete]} if i + 1 == len(messages) else {"sampled": False}
-            (row,) = self.encode_responses(messages[:i], [message.content], **{"complete": [True]} | how)
+            (row,) = self.encode_responses(before[:i], [message.content], **{"complete": [True]} | how)
             if isinstance(row, str):
                 return row
             if rows and row.ids[: len(rows[-1])] == rows[-1].ids:
                 row = Tokens(row.ids, rows.pop().spans + row.spans)
             rows.append(row)
         return rows
+
+    def _without_thought(self, message: Message) -> Message:
+        """A turn of the conversation so far, as it is when thoughts are dropped."""
+        split = split_thought(message.content, self.tags)
+        if message.role != "assistant" or split.thought is None:
+            return message
+        return Message(message.role, split.final.lstrip("\n"))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, of special ones too."""
