@@ -4,10 +4,12 @@ The variables are set before anything imports torch or transformers. Each is a d
 environment lets the tests see a GPU.
 """
 
+import gc
 import logging
 import os
 import shutil
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the hub fails i
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warnings, no deadlocks, when a test forks
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs one worker per core
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+sys.modules.setdefault("sklearn", None)  # as in every stage (cream/cli/console.py)
+gc.disable()  # until all is imported, of which nothing is garbage
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that runs the tests in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -60,6 +64,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item._id = coerce_node_id(f"{item.nodeid}@{group}")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (_group(item) != "both cores", -slow[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else some libraries report at exit what was never freed
 
 
 def _group(item: pytest.Item) -> str | None:
