@@ -123,11 +123,15 @@ ONE_NUMBER = {
         r"5^\circ",
     ),
     "50": (r"50\%", "50 %", "50 percent", "50°", r"\text{50}"),
-    "300000": (r"3 \times 10^5", "3e5", r"3 \cdot 10^{5}"),
+    "300000": (r"3 \times 10^5", "3e5", r"3 \cdot 10^{5}", r"3\times10^{5}", r"3\cdot10^5", "3x10^5"),
+    "7": ("7 months", "7 men", "7 psi", "7 pm", "7 US dollars", "7 GBP", "7 kWh", "7 TVs", "7 lbs", "7 cups of tea")
+    + ("7 paths", "7 mph", "7 days per week", "7 sq ft", "7 teeth", "7 canteens", "7 tons", "7 eggs", "7 km", "7 yrs"),
 }
 NOT_ONE = r"""2\sqrt{3}; x^2+1; 3:4; 3, 5, 7; 6 - 5i; (-\infty, 5]; (2,3); 10:30; 2x; 2\pi; 5 or 6; 2^3; 5!; x = 5
 2 million; 3 dozen; 5-7; 2023-05-01; 0.\overline{3}; \frac{\pi}{2}; \frac{1}{2}x; 1,23; H2O; 3 + 4
-\{1\}; 5 \pm 2; 1 2; 7th; 1/0"""
+\{1\}; 5 \pm 2; 1 2; 7th; 1/0
+2 xy; 3 ab; 2 xyz; 2 abc; 3\cdot xy; 2 theta; 2 mu; 5 sixths; 1 eighth; 2 fifteenths; 7 twentieths; 3 hundredths
+5 quintillion; 3 thousands; 3 lakh; 2 crores; 2 gross; 5 bn; 5 below zero; 5 ten; 4 cot"""
 NOT_ONE = re.split(r"; |\n", NOT_ONE)
 
 
