@@ -4,6 +4,7 @@ import re
 import string
 
 import pytest
+from msgspec import structs
 
 from cream.engines import Completion
 from cream.errors import UserError
@@ -104,6 +105,20 @@ def test_a_file_of_the_released_code_is_graded_again(strict):
     assert regrade(released, Rules(strict)) == released
 
 
+def test_the_rule_for_all_items_is_not_kept_in_their_records():
+    """Graded by math-verify and then by its task, a record is what it was; an item's own grader stays."""
+    for own in (None, "math"):
+        item = Item(uuid="q", question="2 + 3?", label="5", grader=own)
+        rules = Rules(grader="math")
+        asked = grade_responses(item, ASKED, [completion("Answer: $4 + 1$")], rules)
+        assert (asked.grader, asked.correct) == (own, True)
+        task = regrade(asked, DEFAULT)
+        assert (task.grader, task.final_prediction) == (own, asked.final_prediction if own else "1")
+        assert regrade(task, rules) == asked
+    formula = grade_responses(structs.replace(ITEM, label=r"\sqrt{2}"), ASKED, [completion(r"\boxed{\sqrt2}")], rules)
+    assert (formula.correct, strict_accuracies([formula], "math")) == (True, {"gsm8k": 0.0})
+
+
 # Labels ---------------------------------------------------------------------------------------------------------------
 
 ONE_NUMBER = {
@@ -166,6 +181,30 @@ EQUAL = [  # label, response, whether it is right
     ("12", "\\boxed{12}\n\nUser: and 4 more?\nAssistant: \\boxed{16}", True),
     (r"50\%", "Answer: 50", True),  # as math-verify has it
     ("12", "", False),
+    # a number in words, as without math-verify
+    ("18", "The answer is **18**.", True),
+    ("18", "Answer: __18__", True),
+    ("18", "Answer: 18 apples.", True),
+    ("18", "The answer is 18 dollars.", True),
+    ("18", "So he has 18 apples.", True),
+    ("18", "He pays $20 and gets $2 back, so 18 in all", True),
+    ("18", "Answer: 17 apples.", False),
+    (r"5\text{ apples}", "5 apples", True),
+    (".5", "Answer: **.5**", True),
+    # displayed, marked up
+    (r"2\sqrt{3}", "Answer:\n\\[\n2\\sqrt{3}\n\\]", True),
+    (r"2\sqrt{3}", "The final answer is:\n$$\n2\\sqrt{3}\n$$\nI hope it helps.", True),
+    (r"2\sqrt{3}", "**Final Answer:**\n\n\\[ 2\\sqrt{3} \\]", True),
+    (r"2\sqrt{3}", r"Answer: `2\sqrt{3}`.", True),
+    (r"2\sqrt{3}", r"Answer: x = $2\sqrt{3}$, which costs $5 for \$3.", True),
+    (r"2\sqrt{3}", r"Answer: $2\sqrt{3}$. I hope the final answer is correct.", True),
+    # truncated in a box
+    ("18", r"Therefore it is \boxed", False),
+    ("18", "Therefore it is \\boxed \n", False),
+    ("18", r"$\boxed{18}$, again \boxed", True),
+    ("18", r"$\boxed{18}$, again \boxed{", True),
+    ("18", r"$\boxed 18$", True),
+    (r"2\sqrt{3}", r"<answer>\boxed</answer>", False),
 ]
 
 
