@@ -627,6 +627,17 @@ LATEX = [
     ("\\boxed{\\underline{72}}", None, "72"),
     ("$\\boxed{\\displaystyle\\frac{1}{8}}$", None, "0.125"),
     ("\\fbox{72}", None, "72"),
+    # a command right before a digit
+    ("Answer: $1.5\\times10^{3}$", None, "1500"),
+    ("$3\\cdot10^5$", None, "300000"),
+    ("\\boxed{2.4\\times10^{-3}}", None, "0.0024"),
+    ("Answer: 3\\times4=12", None, "12"),
+    ("Answer: 1.5x10^3", None, "1500"),
+    ("Answer: 1.5 X 10^3", None, "1500"),
+    ("5 pens, so \\boxed72", None, "72"),
+    ("x\\approx72", None, "72"),
+    ("$\\displaystyle72$", None, "72"),
+    ("So it is\\quad72", None, "72"),
 ]
 RUN_ON = [
     ("The answer is 72.\n\nQuestion: Ann has 3 boxes of 5 pens. How many?\nAnswer: 15", None, "72"),
@@ -663,6 +674,22 @@ RUN_ON = [
     ("C\n\nHuman: why not A?\n\nAssistant: A", AIRS, "C"),
     ("The answer is C. Shall I explain why the answer is not A?", AIRS, "C"),
     ("Answer: A or B\n\nQuestion: next\nAnswer: C", AIRS, None),
+    # an intermediate result, before the answer that a stronger marker has
+    ("Answer: There are 2 steps.\n\nFirst, how many eggs does she eat each day?\n3 + 4 = 7.\n\n#### 18", None, "18"),
+    ("First, the total answer is 40.\n\n**Example:** 5\n\n#### 42", None, "42"),
+    ("Answer: 2 steps are needed.\n\nHow much money does he have left after that?\n\\boxed{12}", None, "12"),
+    ("Answer: 2 parts.\n\nTask 1: 4 + 2\n<answer>6</answer>", None, "6"),
+    ("The answer to the first part is 2.\n\nExample: 4\n\nFinal answer: 6", None, "6"),
+    ("The answer is not A.\n\nWhich of the remaining gases do plants take in?\n\n#### C", AIRS, "C"),
+    ("#### 72\n\nQuestion: 5 pens\n#### 5\n\nQuestion: 6 pens\n#### 6", None, "72"),
+    # "Human:" and "User:" may be lines of the response
+    ("There are 3 beings.\nHuman: 2 legs\nDog: 4 legs\n2+4 = 6", None, "6"),
+    ("There are 3 beings.\n- **Human**: 2 legs\nDog: 4 legs\nAnswer: 6", None, "6"),
+    ("The answer for two is 3.\nUser: 2\nAdmin: 4\n#### 6", None, "6"),
+    ("Tom has 72 pens.\n\nHuman: Ann has 5. How many are that?", None, "72"),
+    ("Tom has 72 pens.\n\nUser: add 4.\n\nAssistant: 76", None, "72"),
+    ("Tom has 72 pens.\nUser 1: 24\nUser: 48<|im_end|>\n5", None, "48"),
+    ("Answer: 72\n\nUser: thanks for 2", None, "72"),
 ]
 MANY_OPTIONS = [
     ("Answer: J", METALS, "J"),

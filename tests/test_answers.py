@@ -156,6 +156,7 @@ LOOPS += [
     "</think>",
 ]
 LOOPS += ["\n\nHow much will it be then? ", "\n\nAnswer: x\nQuestion:\n", "$x$ "]
+LOOPS += [" ", "\t", "\n", " \n", "question ", "Human: x\n", "\\(", "\\[", "\\boxed", "$"]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cream.errors import UserError
 from cream.evaluation import choices
-from cream.evaluation.grade import options_of, split_question
+from cream.evaluation.grade import Rules, options_of, split_question
 from cream.files.append_log import add_checksum
 from cream.files.journal import FORMAT, Output
 from cream.files.provenance import Provenance
@@ -83,6 +83,10 @@ def test_examples_stand_before_in_the_same_form():
 def test_items_without_options_are_skipped_and_wrong_labels_are_not(tmp_path):
     items = {"a": item(), "b": item("How many?", "12"), "c": item("Which?\n1. x\n2. y", 2)}
     assert choices.with_options(items, tmp_path) == ({"a": items["a"], "c": items["c"]}, 1)
+    formula = items | {"f": item("Which root?", r"\sqrt{2}")}
+    assert choices.with_options(formula, tmp_path, Rules(grader="math"))[1] == 2
+    with pytest.raises(UserError, match="'Which root.*--grader math"):
+        choices.with_options(formula, tmp_path)
     with pytest.raises(UserError, match="no question of .* has any"):
         choices.with_options({"b": items["b"]}, tmp_path)
     with pytest.raises(UserError, match="label 'E' is none of its options"):
@@ -305,6 +309,7 @@ def test_options_are_compared_and_numbers_skipped(world, prompt_format):
     assert summary["by_length_norm"]["chars"] == {row["task"]: row["accuracy"] for row in summary["tasks"]}
     assert (summary["chat_template"] is None) == (prompt_format == "plain")
     assert "is up to date" in world.run(command).out
+    assert "is up to date" in world.run(f"{command} --grader math").out  # nothing is extracted
     if prompt_format == "chat":
         return
     assert "length_norm: chars -> none" in world.run(command + " --length_norm none", code=2).err

@@ -4,6 +4,7 @@ import re
 import string
 
 import pytest
+from msgspec import structs
 
 from cream.engines import Completion
 from cream.errors import UserError
@@ -104,6 +105,20 @@ def test_a_file_of_the_released_code_is_graded_again(strict):
     assert regrade(released, Rules(strict)) == released
 
 
+def test_the_rule_for_all_items_is_not_kept_in_their_records():
+    """Graded by math-verify and then by its task, a record is what it was; an item's own grader stays."""
+    for own in (None, "math"):
+        item = Item(uuid="q", question="2 + 3?", label="5", grader=own)
+        rules = Rules(grader="math")
+        asked = grade_responses(item, ASKED, [completion("Answer: $4 + 1$")], rules)
+        assert (asked.grader, asked.correct) == (own, True)
+        task = regrade(asked, DEFAULT)
+        assert (task.grader, task.final_prediction) == (own, asked.final_prediction if own else "1")
+        assert regrade(task, rules) == asked
+    formula = grade_responses(structs.replace(ITEM, label=r"\sqrt{2}"), ASKED, [completion(r"\boxed{\sqrt2}")], rules)
+    assert (formula.correct, strict_accuracies([formula], "math")) == (True, {"gsm8k": 0.0})
+
+
 # Labels ---------------------------------------------------------------------------------------------------------------
 
 ONE_NUMBER = {
@@ -123,11 +138,15 @@ ONE_NUMBER = {
         r"5^\circ",
     ),
     "50": (r"50\%", "50 %", "50 percent", "50°", r"\text{50}"),
-    "300000": (r"3 \times 10^5", "3e5", r"3 \cdot 10^{5}"),
+    "300000": (r"3 \times 10^5", "3e5", r"3 \cdot 10^{5}", r"3\times10^{5}", r"3\cdot10^5", "3x10^5"),
+    "7": ("7 months", "7 men", "7 psi", "7 pm", "7 US dollars", "7 GBP", "7 kWh", "7 TVs", "7 lbs", "7 cups of tea")
+    + ("7 paths", "7 mph", "7 days per week", "7 sq ft", "7 teeth", "7 canteens", "7 tons", "7 eggs", "7 km", "7 yrs"),
 }
 NOT_ONE = r"""2\sqrt{3}; x^2+1; 3:4; 3, 5, 7; 6 - 5i; (-\infty, 5]; (2,3); 10:30; 2x; 2\pi; 5 or 6; 2^3; 5!; x = 5
 2 million; 3 dozen; 5-7; 2023-05-01; 0.\overline{3}; \frac{\pi}{2}; \frac{1}{2}x; 1,23; H2O; 3 + 4
-\{1\}; 5 \pm 2; 1 2; 7th; 1/0"""
+\{1\}; 5 \pm 2; 1 2; 7th; 1/0
+2 xy; 3 ab; 2 xyz; 2 abc; 3\cdot xy; 2 theta; 2 mu; 5 sixths; 1 eighth; 2 fifteenths; 7 twentieths; 3 hundredths
+5 quintillion; 3 thousands; 3 lakh; 2 crores; 2 gross; 5 bn; 5 below zero; 5 ten; 4 cot"""
 NOT_ONE = re.split(r"; |\n", NOT_ONE)
 
 
@@ -162,6 +181,30 @@ EQUAL = [  # label, response, whether it is right
     ("12", "\\boxed{12}\n\nUser: and 4 more?\nAssistant: \\boxed{16}", True),
     (r"50\%", "Answer: 50", True),  # as math-verify has it
     ("12", "", False),
+    # a number in words, as without math-verify
+    ("18", "The answer is **18**.", True),
+    ("18", "Answer: __18__", True),
+    ("18", "Answer: 18 apples.", True),
+    ("18", "The answer is 18 dollars.", True),
+    ("18", "So he has 18 apples.", True),
+    ("18", "He pays $20 and gets $2 back, so 18 in all", True),
+    ("18", "Answer: 17 apples.", False),
+    (r"5\text{ apples}", "5 apples", True),
+    (".5", "Answer: **.5**", True),
+    # displayed, marked up
+    (r"2\sqrt{3}", "Answer:\n\\[\n2\\sqrt{3}\n\\]", True),
+    (r"2\sqrt{3}", "The final answer is:\n$$\n2\\sqrt{3}\n$$\nI hope it helps.", True),
+    (r"2\sqrt{3}", "**Final Answer:**\n\n\\[ 2\\sqrt{3} \\]", True),
+    (r"2\sqrt{3}", r"Answer: `2\sqrt{3}`.", True),
+    (r"2\sqrt{3}", r"Answer: x = $2\sqrt{3}$, which costs $5 for \$3.", True),
+    (r"2\sqrt{3}", r"Answer: $2\sqrt{3}$. I hope the final answer is correct.", True),
+    # truncated in a box
+    ("18", r"Therefore it is \boxed", False),
+    ("18", "Therefore it is \\boxed \n", False),
+    ("18", r"$\boxed{18}$, again \boxed", True),
+    ("18", r"$\boxed{18}$, again \boxed{", True),
+    ("18", r"$\boxed 18$", True),
+    (r"2\sqrt{3}", r"<answer>\boxed</answer>", False),
 ]
 
 

@@ -41,10 +41,10 @@ TEXT = r"\\(?:text(?:bf|rm|it|sf|normal)?|math(?:rm|bf|it|sf)|operatorname|mbox|
 # LaTeX and markdown to plain text, in this order.
 MARKUP = [
     (re.compile("⁄"), "/"),  # in ½
-    (re.compile(r"\\[()\[\],;:! ]|\\(?:left|right|(?:display|text)style|q?quad)\b"), " "),
+    (re.compile(r"\\[()\[\],;:! ]|\\(?:left|right|(?:display|text)style|q?quad)(?![A-Za-z])"), " "),
     (re.compile(r"\*\*|`+|(?<![^\W_])_+|_+(?![^\W_])"), " "),
     (re.compile(r"</answer>", re.IGNORECASE), "\n"),
-    (re.compile(r"\\(?:times|cdot)\b"), "*"),
+    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\(?:num|SI|qty)\s*\{([^{}]*)\}(?:\s*\{([^{}]*)\})?"), r"\1 \2"),
     (re.compile(rf"(?<=\d)\s*(?={TEXT}\s*\{{)"), " "),  # a unit
     *[(re.compile(rf"{TEXT}\s*\{{([^{{}}]*)\}}"), r"\1")] * 2,  # one within another
@@ -53,27 +53,31 @@ MARKUP = [
     (re.compile(r"\{\s*([-+]?\d+)\s*\\over\s*(\d+)\s*\}"), r"\1/\2"),
     (re.compile(r"\\([$%])"), r"\1"),
     (re.compile(r"\\f?box(?:ed)?\s*\{((?:[^{}]|\{[^{}]*\})*)\}"), r"\\boxed \1\n"),  # a box is a line of its own
-    (re.compile(r"(?<![\w.^])10\^\s*\{?\s*([-+−]?\d{1,2})(?!\d|\.\d)\}?"), r"1e\1"),
+    (re.compile(r"(\\[A-Za-z]+)(?=\d)"), r"\1 "),  # \approx5
+    (re.compile(r"(?:(?<![\w.^])|(?<=\d[xX]))10\^\s*\{?\s*([-+−]?\d{1,2})(?!\d|\.\d)\}?"), r"1e\1"),
 ]
 MARKER = re.compile(
-    r"####|<answer>|\\boxed\b\s*\{?"
+    r"####|<answer>|\\boxed(?![A-Za-z])\s*\{?"
     r"|\b(?:final\s+)?answers?[\"']?\s*(?:[:：=]|(?:is|would\s+be|should\s+be|must\s+be)\b\s*:?)"
     r"|\bfinal\s+answer\b(?!\s*(?:[.!?,]|$))"
     r"|^[#\s]{0,9}answer[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
+# Those that stand at no intermediate result ("the answer to the first part is 40").
+STRONG = re.compile(r"####|<answer>|\\boxed(?![A-Za-z])|\bfinal\s+answer\b", re.IGNORECASE)
 ANSWER_MARKS = re.compile(r"<answer>\s*([^\n<]+)", re.IGNORECASE)
 # What a model adds after its answer: the next turn of a user, in a chat format or in words, or a question of its own,
 # under a heading or as a paragraph, unless it asks about the answer just given.
-USER_TURN = re.compile(
-    r"^[ \t]*(?:\W{0,4}(?:user|human)\b\W{0,4}(?::|$)|Q:)"
-    r"|<\|(?:im_start|start_header_id|user|endoftext|eot_id|im_end|end|return)\|>|<end_of_turn>|</s>"
-    r"|(?<=\S)(?:user|assistant)[ \t]*\n\n",
+CHAT_TURN = re.compile(
+    r"<\|(?:im_start|start_header_id|user|endoftext|eot_id|im_end|end|return)\|>|<end_of_turn>|</s>"
+    r"|(?<=\S)(?:user|assistant)[ \t]*\n\n|^[ \t]*Q:",
     re.IGNORECASE | re.MULTILINE,
 )
+USER_TURN = re.compile(r"^[ \t]*+\W{0,4}(?:user|human)\b\W{0,4}(?::|$)(?P<asks>[^\n]*\?[ \t]*$)?", re.I | re.M)
+REPLY = re.compile(r"^[ \t]*+\W{0,4}(?:assistant|model|A)\b\W{0,4}(?::|$)", re.IGNORECASE | re.MULTILINE)
 ADDED = re.compile(
-    r"^[ \t]*[#*>-]{0,6}[ \t]*(?:(?:another|new|next)[ \t]+)?(?:question|problem|exercise|example|task|instruction)"
-    r"[ \t]*\#?\d{0,4}[*_]{0,2}[ \t]*(?:[:：.]|$)"
+    r"^[ \t]*+[#*>-]{0,6}+[ \t]*+(?:(?:another|new|next)[ \t]+)?(?:question|problem|exercise|example|task|instruction)"
+    r"[ \t]*+\#?\d{0,4}+[*_]{0,2}+[ \t]*+(?:[:：.]|$)"
     r"|\n[ \t]*\n(?![ \t]*\W{0,2}(?:wait|hmm+|but|hold|is|are|am|was|does|did|do|let|shall|should|so|or|really|right"
     r"|correct|why|can|could|would|however|actually|what[ \t]+if|how[ \t]+(?:do|can)|check|verify|ha(?:ve|s)|if)\b)"
     r"[^\n?]{20,600}\?[ \t]*(?=\n|\Z)",
@@ -91,7 +95,7 @@ NUMBER = re.compile(
     (?<![\w^])(?<!\^[-−{{])(?<!\^\{{-)(?<!\d\.)      # not the 2 of H2O, x^2, x^-2 or version 1.2
     (?P<whole>\d+[ ]+(?=\d+/\d))?                 # the 2 of 2 1/2
     (?P<numeral>{NUMERAL})
-    (?:(?:\s*[x×*·⋅]\s*1)?[eE](?P<e>[-+−]?\d{{1,2}})(?!\w))?
+    (?:(?:\s*[xX×*·⋅]\s*1)?[eE](?P<e>[-+−]?\d{{1,2}})(?!\w))?
     (?:\s*/\s*[$€£¥₹]?(?P<over>{NUMERAL}))?
     """,
     re.VERBOSE,
@@ -103,9 +107,23 @@ UNIT = re.compile(
     r"|(?:[\s/*·-]+(?:[^\W\d_]{2,}|[mgshL])\.?(?:\^-?\d)?){1,6}"
 )
 NO_UNIT = set(
-    "or and to plus minus times over divided by if when is pi sqrt root squared cubed factorial mod thousand million "
-    "billion trillion hundred dozen score half halves third thirds quarter quarters fourths fifths tenths sin cos tan "
-    "log ln exp infinity infty not but except more less than".split()
+    "or and to plus minus times over divided by if when is root squared cubed factorial mod infinity infty not but "
+    "except more less than half halves quarter quarters third thirds lakh lakhs crore crores gross myriad googol sqrt "
+    "sin cos tan cot csc sinh cosh tanh arcsin arccos arctan log exp lim alpha beta gamma delta epsilon zeta eta theta "
+    "iota kappa lambda omicron rho sigma tau upsilon phi chi omega varphi vartheta".split()
+)
+LARGE = r"(?:thir|four|fif|six|seven|eigh|nine)teen|hundred|thousand|\w+illi(?:on|ard)"
+TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)t"
+NUMERAL_WORD = re.compile(
+    rf"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|{TENS}y|dozen|score|{LARGE})s?"
+    rf"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|{TENS}ie|{LARGE})ths?"
+)
+# Words of two letters, and of three without a vowel, are products of variables unless they are known.
+VARIABLES = re.compile(r"[a-z]{2}|[b-df-hj-np-tv-z]{3}|[abcxyz]{3}")
+KNOWN = set(
+    "mm cm dm km nm um kg mg ug lb oz ft in yd mi ml cl dl hr am pm kb mb gb tb hz kw mw kv mv ma pa kj ev db ha cc sq "
+    "cu px pt qt rs kr us tv cd of on at an as so up mph kmh rpm bpm fps mpg kwh hrs yrs wks lbs kgs cms mms kms mls "
+    "yds fts pts pcs tsp tbs sqm mhz ghz khz gbp chf jpy cny hkd dkk pln tvs cds dvd".split()
 )
 REMARK = re.compile(r"\([^()]*\)|\b(?:because|since|not|instead\s+of|rather\s+than)\b.*", re.IGNORECASE)
 COMPUTES = re.compile(r"\d\s*[-−+*×÷x]\s*[$\d]|\b(?:is|makes?|gives?|equals?|totals?|leaves?)\b", re.IGNORECASE)
@@ -177,13 +195,21 @@ def label_number(text: str) -> str | None:
     "$1,234.50", "\\frac{3}{4}", "5\\text{ cm}", "72 square feet", "90^\\circ" and "50\\%" (50) are; not "2\\sqrt{3}",
     "3:4", "3, 5, 7", "x^2+1", "2 million".
     """
-    text = re.sub(r"\\boxed\b|[{}]", "", _plain(re.sub(r"^\$(.*)\$$", r"\1", text.strip(), flags=re.DOTALL))).strip()
+    text = re.sub(
+        r"\\boxed(?![A-Za-z])|[{}]", "", _plain(re.sub(r"^\$(.*)\$$", r"\1", text.strip(), flags=re.DOTALL))
+    ).strip()
     number = NUMBER.match(text.removeprefix("+"))
     if number is None:
         return None
     unit = text.removeprefix("+")[number.end() :].rstrip(" .$")
-    words = {word.casefold() for word in re.findall(r"[^\W\d_]+", unit)}
-    return None if words & NO_UNIT or unit and not UNIT.fullmatch(unit) else _value(number)
+    words = [word.casefold() for word in re.findall(r"[^\W\d_]+", unit)]
+    return None if unit and not UNIT.fullmatch(unit) or any(map(_no_unit, words)) else _value(number)
+
+
+def _no_unit(word: str) -> bool:
+    """Whether a word after a number makes it another number, or something that is none."""
+    variables = VARIABLES.fullmatch(word) and word not in KNOWN
+    return bool(variables or word in NO_UNIT or NUMERAL_WORD.fullmatch(word))
 
 
 def extract_number_strict(text: str) -> str | None:
@@ -231,19 +257,36 @@ def first_answer(text: str, read: Callable[[str], str | None]) -> str | None:
     """What `read` makes of a text, or of the part that answers before the model adds a turn of the user, or a question
     of its own. Text between <answer> and </answer> is read before the rest of its part.
 
-    A turn ends an answer without a marker as well; a question only one with a marker.
+    A turn ends an answer without a marker as well; a question only one with a marker, and where any part has a STRONG
+    one, only such a part.
     """
-    turn = USER_TURN.search(text, len(text) - len(text.lstrip()) + 1)
-    if turn and (MARKER.search(text, 0, turn.start()) or read(text[: turn.start()]) is not None):
-        text = text[: turn.start()]
+    text = _before_turn(text, read)
     starts = [0, *(match.start() for match in ADDED.finditer(text)), len(text)]
-    parts = [text[a:b] for a, b in pairwise(starts) if MARKER.search(text, a, b)] if len(starts) > 2 else []
+    marker = STRONG if STRONG.search(text) else MARKER
+    parts = [text[a:b] for a, b in pairwise(starts) if marker.search(text, a, b)] if len(starts) > 2 else []
     for part in (*parts, text):
         marked = (f"Answer: {match}" for match in reversed(ANSWER_MARKS.findall(part)))
         for each in chain(marked, [part]):
             if (answer := read(each)) is not None:
                 return answer
     return None
+
+
+def _before_turn(text: str, read: Callable[[str], str | None]) -> str:
+    """The text up to the first turn of the user after an answer.
+
+    A line such as "Human: 2 legs" may belong to the response: where it asks nothing, and no reply follows, it is a turn
+    only after a marker, and not if a STRONG one is still to come.
+    """
+    start = len(text) - len(text.lstrip()) + 1
+    chat, spoken = CHAT_TURN.search(text, start), USER_TURN.search(text, start)
+    if spoken and not spoken["asks"] and not REPLY.search(text, spoken.end()):
+        given, to_come = STRONG.search(text, 0, spoken.start()), STRONG.search(text, spoken.end())
+        if not given and (to_come or not MARKER.search(text, 0, spoken.start())):
+            spoken = None
+    end = min((turn.start() for turn in (chat, spoken) if turn), default=len(text))
+    answered = MARKER.search(text, 0, end) or read(text[:end]) is not None
+    return text[:end] if answered else text
 
 
 def _without_last_questions(text: str) -> str:

@@ -26,7 +26,7 @@ from msgspec import structs
 from cream.cli import preflight
 from cream.errors import UserError
 from cream.evaluation.few_shot import build_prompt
-from cream.evaluation.grade import gold_option, is_option, options_of, split_question
+from cream.evaluation.grade import DEFAULT, Rules, gold_option, is_option, options_of, split_question
 from cream.evaluation.statistics import format_percent, format_table, table_rows
 from cream.evaluation.tasks import find_task, grade_record
 from cream.files.journal import Output
@@ -57,12 +57,12 @@ NORMS: dict[str, Callable[[str, int], int]] = {
 }
 
 
-def with_options(items: Mapping[str, Item], source: Path) -> tuple[dict[str, Item], int]:
+def with_options(items: Mapping[str, Item], source: Path, rules: Rules = DEFAULT) -> tuple[dict[str, Item], int]:
     """(The items that are multiple choice, how many are not), which the log says.
 
     Raises UserError where none is, and for a label that is neither an option nor a number.
     """
-    kept = {uuid: item for uuid, item in items.items() if is_choice(item)}
+    kept = {uuid: item for uuid, item in items.items() if is_choice(item, rules)}
     if not kept:
         raise UserError(
             f"--scoring loglikelihood compares options, and no question of {source} has any; use --scoring generate"
@@ -72,12 +72,12 @@ def with_options(items: Mapping[str, Item], source: Path) -> tuple[dict[str, Ite
     return kept, skipped
 
 
-def is_choice(item: Item) -> bool:
-    """Whether an item is multiple choice: its label is one of its options. Raises UserError for a label that its task
-    cannot grade."""
+def is_choice(item: Item, rules: Rules = DEFAULT) -> bool:
+    """Whether an item is multiple choice: its label is one of its options. Raises UserError for a label that cannot
+    be graded."""
     if is_option(item.question, item.label):
         return True
-    grade_record(item, "")
+    grade_record(item, "", rules)
     return False
 
 
@@ -92,7 +92,7 @@ def group(item: Item, prompt_format: str, sysprompt: str = "none", shots: Sequen
 
     Raises UserError for an example that is not multiple choice.
     """
-    if bad := [shot.uuid for shot in shots if not is_choice(shot)]:
+    if bad := [shot.uuid for shot in shots if not is_option(shot.question, shot.label)]:
         raise UserError(f"examples {', '.join(bad)} have no options to compare; give others with --few_shot_file FILE")
 
     def solve(example: Item) -> str:
@@ -195,7 +195,7 @@ def suffix(plan: Plan) -> str:
 
 
 def unused_flags(plan: Plan) -> list[str]:
-    unused = ["gen_n", "gen_temperature", "top_p", "do_sample", "gen_max_tokens", "extraction", "engine"]
+    unused = ["gen_n", "gen_temperature", "top_p", "do_sample", "gen_max_tokens", "extraction", "grader", "engine"]
     unused += ["keep_special_tokens", "thinking_tags"]
     unused += [] if plan.flags.few_shot else ["seed"]
     return unused + (["sysprompt"] if plan.flags.prompt_format == "plain" else [])

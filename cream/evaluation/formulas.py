@@ -19,13 +19,14 @@ PACKAGE = "math-verify==0.9.0"
 SECONDS = 10  # for one formula; what takes longer is not equal. Outside the main thread there is no limit
 MOST = 1000  # characters of a formula
 WORDS = re.compile(r"(?<![\\A-Za-z{])(?!(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|frac|arc\w+|infinity)\b)[A-Za-z]{3,}")
-DELIMITED = re.compile(r"\$\$?(.+?)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+IN_TEXT = re.compile(r"\\(?:text(?:bf|rm|it)?|mathrm|operatorname|mbox)\s*\{[^{}]*\}")
+DELIMITED = re.compile(r"\$\$?(.+?)\$\$?|\\\(((?:(?!\\\().)+?)\\\)|\\\[((?:(?!\\\[).)+?)\\\]", re.DOTALL)
 ANSWER_MARK = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 def is_formula(label: str) -> bool:
     """Whether a label can be compared: math-verify reads it, and it holds no word outside \\text{}."""
-    return not WORDS.search(label) and any(not isinstance(part, str) for part in _parse(label))
+    return not _has_words(label) and any(not isinstance(part, str) for part in _parse(label))
 
 
 def grade_formula(label: str, response: str) -> tuple[str, bool]:
@@ -41,26 +42,46 @@ def grade_formula(label: str, response: str) -> tuple[str, bool]:
 
 def extract_formula(text: str) -> str | None:
     """The formula that a text gives as its answer, as LaTeX: that of the last box, else after the last marker or, where
-    there is none, the last one in dollar signs."""
+    there is none, the last one in dollar signs. Where a marker leads to none, the one before it is asked."""
     return first_answer(text, _formula)
 
 
 def _formula(text: str) -> str | None:
     if marked := ANSWER_MARK.findall(text):
         text = f"Answer: {marked[-1].strip()}"
-    markers = list(MARKER.finditer(text))
+    end, markers = len(text), list(MARKER.finditer(text))
     for marker in reversed(markers):
-        if "box" in marker[0]:
-            return _balanced(text, marker.end()) if marker[0].endswith("{") else text[marker.end() :].split()[0:1][0]
-        lines = [line.strip(" *`#:") for line in text[marker.end() :].splitlines()]
-        if line := next(filter(None, lines), ""):
-            return _delimited(line) or (None if WORDS.search(line) else line.rstrip(". "))
+        if formula := _after(text, marker, end):
+            return formula
+        end = marker.start()
     return None if markers else _delimited(text)
 
 
+def _after(text: str, marker: re.Match, end: int) -> str | None:
+    """The formula after a marker: in its braces, else in the next line, or in the lines that \\[ or $$ opens there."""
+    if marker[0].endswith("{"):
+        return _balanced(text, marker.end()).strip() or None  # math-verify leaves units aside
+    after = text[marker.end() : end].lstrip(" \t\n*`#:_")
+    if "box" in marker[0]:
+        return next(iter(after.split()), "").rstrip("$.") or None
+    line = next(iter(after.splitlines()), "").rstrip(" \t.*`_:")
+    if line in (r"\[", r"\(", "$$", "$"):
+        block = DELIMITED.match(after)
+        return block and _delimited(block[0])
+    return _delimited(line) or _without_words(line)
+
+
 def _delimited(text: str) -> str | None:
-    found = DELIMITED.findall(text)
-    return next(filter(None, found[-1])).strip() if found else None
+    found = [next(filter(None, groups)).strip() for groups in DELIMITED.findall(text)]
+    return next(filter(_without_words, reversed(found)), None)
+
+
+def _without_words(formula: str) -> str | None:
+    return None if _has_words(formula) else formula.strip() or None
+
+
+def _has_words(formula: str) -> bool:
+    return bool(WORDS.search(IN_TEXT.sub(" ", formula)))
 
 
 def _balanced(text: str, start: int) -> str:

@@ -66,7 +66,7 @@ def complete(plan: Plan, rows: Iterator[dict], output: Output) -> Iterator[dict]
 
 
 def summarise(plan: Plan, records: Sequence[Answer]) -> tuple[dict, str]:
-    rows, strict, n = table_rows(records), strict_accuracies(records), plan.sampling.n
+    rows, strict, n = table_rows(records), strict_accuracies(records, plan.rules.grader), plan.sampling.n
     text = format_table(rows)
     if n > 1:
         text += f"\naccuracy: of the majority vote of {n} responses; pass@j: one of j is right, ± standard error"
@@ -101,7 +101,7 @@ def grade_responses(
         question=prompt.messages[-1].content,
         label=item.label,
         task=item.task,
-        grader=item.grader or rules.grader,
+        grader=item.grader,
         responses=texts[0],
         final_prediction="none",
         correct=False,
@@ -140,7 +140,7 @@ def fill_missing(
 def regrade(record: Answer, rules: Rules) -> Answer:
     """The same record, each of its responses graded again."""
     verdict = _verdict(record, record.all_responses or [record.responses], rules)
-    return structs.replace(record, grader=record.grader or rules.grader, **verdict)
+    return structs.replace(record, **verdict)
 
 
 def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
@@ -152,8 +152,7 @@ def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
     ]
 
 
-def strict_accuracies(records: Iterable[Answer]) -> dict[str, float]:
-    """Accuracy per task by the released code's extraction rules."""
-    return {
-        row["task"]: row["accuracy"] for row in table_rows(regrade(record, Rules(strict=True)) for record in records)
-    }
+def strict_accuracies(records: Iterable[Answer], grader: str | None = None) -> dict[str, float]:
+    """Accuracy per task by the released code's extraction rules; `grader` as in Rules."""
+    rules = Rules(strict=True, grader=grader)
+    return {row["task"]: row["accuracy"] for row in table_rows(regrade(record, rules) for record in records)}

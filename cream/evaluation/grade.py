@@ -145,8 +145,9 @@ def grade_item(question: str, label: Label, response: str, strict: bool = False)
 
 
 def grade_math(question: str, label: Label, response: str, strict: bool = False) -> tuple[str, bool]:
-    """As the item itself says: multiple choice, else a formula, which a number is as well (cream/evaluation/formulas.py
-    ). By the released rules, where nothing but numbers can be extracted, equality of strings."""
+    """As the item itself says: multiple choice, else a formula, which a number is as well
+    (cream/evaluation/formulas.py), read as without math-verify where a response has no formula ("18 apples"). By the
+    released rules, where nothing but numbers can be extracted, equality of strings."""
     if is_option(question, label):
         return grade_choice(question, label, response, strict)
     gold = str(label).strip()
@@ -155,7 +156,10 @@ def grade_math(question: str, label: Label, response: str, strict: bool = False)
     if strict:
         answer = extract_number_strict(response)
         return answer or "none", answer == gold
-    return grade_formula(gold, response)
+    answer, correct = grade_formula(gold, response)
+    if answer == "none" and label_number(gold) is not None:
+        return grade_number(question, label, response)
+    return answer, correct
 
 
 def _not_an_option(question: str, label: Label, without: str) -> UserError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cream.cli.names import in_root
 from cream.errors import UserError
 from cream.evaluation import choices, few_shot
+from cream.evaluation.grade import Rules
 from cream.evaluation.tasks import TASKS, Question, is_all_test, questions_of
 from cream.files import store
 from cream.records import Item
@@ -50,7 +51,11 @@ def read_questions(
     items = {item.uuid: item for item in every[:limit]}
     if not items:
         raise UserError(f"{path}: no question is left to ask")
-    items, skipped = choices.with_options(items, path) if flags.scoring == "loglikelihood" else (items, 0)
+    items, skipped = (
+        choices.with_options(items, path, Rules(grader=flags.all_by))
+        if flags.scoring == "loglikelihood"
+        else (items, 0)
+    )
     tasks = dict.fromkeys(item.task for item in items.values()) if flags.few_shot else {}
     places = few_shot.places(tasks, flags.few_shot_file, path, task_files)
     examples = few_shot.draw(places, every, flags.few_shot, seed, skip=skip, grader=flags.all_by)

@@ -91,13 +91,12 @@ class Question(Item, kw_only=True):
     """
 
     file_task: ClassVar[str | None] = None  # of the items of a file that do not name theirs
-    file_grader: ClassVar[str | None] = None
+    file_grader: ClassVar[str | None] = None  # what grades those without their own, by a flag
 
     def __post_init__(self):
         self.task = self.task or self.file_task
-        self.grader = self.grader or self.file_grader
         try:
-            grade_record(self, "")
+            grade_record(self, "", Rules(grader=self.file_grader))
         except UserError as error:
             raise ValueError(str(error)) from None
 
