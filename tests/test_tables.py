@@ -243,6 +243,10 @@ RUDE = [user("Hi"), {**said("Rude."), "weight": 0}, user("q"), {**said("a"), "we
         (asked_and(masked=True), "'masked'"),
         (asked_and(weight=0.5), "weight 0.5: a turn is trained on"),
         ({"messages": [{**user("q"), "train": True}, said("a")]}, "by its 'train' the user's turn is to be trained on"),
+        ({"prompt": "q", "chosen": [{**said("a"), "weight": 0}], "rejected": "b"}, "but either response of a pair is"),
+        ({"prompt": "q", "chosen": "a", "rejected": {**said("b"), "train": False}}, "--ignore_keys train trains on it"),
+        ({"chosen": [user("q"), {**said("a"), "masked": 1}], "rejected": [user("q"), said("b")]}, "by its 'masked'"),
+        ({"messages": RUDE[:2], "chosen": [said("Rude.")], "rejected": "b"}, "by its 'weight'"),
         (asked_and(tool_calls=[{"name": "f"}]), "tool_calls: calls of tools cannot be"),
         (asked_and(function_call={"name": "f"}), "function_call: calls of tools"),
         ({"messages": [user("q"), {"role": "tool", "content": "x", "tool_call_id": "1"}]}, "tool_call_id"),
@@ -282,7 +286,10 @@ def test_keys_of_messages_are_honoured(row, keys, expected):
 def test_turns_that_are_not_trained_on_may_precede_a_prompt_or_a_pair():
     prompt = RUDE[:3]
     assert isinstance(read({"messages": prompt}), Prompt)
-    assert read({"messages": prompt, "chosen": "a", "rejected": "b"}).prompt[1].content == "Rude."
+    pair = {"messages": prompt, "chosen": "a", "rejected": "b"}
+    assert read(pair).prompt[1].content == "Rude."
+    assert read({**pair, "chosen": RUDE, "rejected": [*prompt, said("b")]}).selected[-1].content == "a"
+    assert read({"prompt": "q", "chosen": RUDE[1:2], "rejected": "b"}, keys=Keys(frozenset({"weight"}))).extra == {}
 
 
 def test_a_thought_in_a_column_of_its_own():

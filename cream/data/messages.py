@@ -42,20 +42,19 @@ def conversation(fields: Mapping, keys: Keys = NONE) -> list[dict]:
     If they end with an assistant's turn, each such turn is trained on: raises ValueError if a key says that one is not.
     """
     messages = _turns(fields, keys)
-    if messages and messages[-1]["role"] == "assistant" and (odd := [m for m in messages if UNTRAINED in m]):
-        key = odd[0][UNTRAINED]
-        raise ValueError(
-            f"by its {key!r} an assistant's turn is not to be trained on, but every assistant's turn of a conversation "
-            f"is; --ignore_keys {key} trains on it"
-        )
+    if messages and messages[-1]["role"] == "assistant":
+        _refuse_untrained(messages, "every assistant's turn of a conversation")
     return _spoken(messages)
 
 
 def pair(fields: Mapping, keys: Keys = NONE) -> dict:
     """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages or whole
-    conversations."""
-    prompt = _spoken(_turns({key: value for key, value in fields.items() if key not in ("response", "thought")}, keys))
-    both = [_spoken(_messages(fields[name], "assistant", keys)) for name in ("chosen", "rejected")]
+    conversations. Raises ValueError if a key says that one of these responses is not trained on."""
+    asked = _turns({key: value for key, value in fields.items() if key not in ("response", "thought")}, keys)
+    both = [_messages(fields[name], "assistant", keys) for name in ("chosen", "rejected")]
+    for turns in (asked, *both):
+        _refuse_untrained([turn for turn in turns[-1:] if turn["role"] == "assistant"], "either response of a pair")
+    prompt, *both = map(_spoken, (asked, *both))
     if prompt and prompt[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
         if both[0][-1:] != prompt[-1:]:
             raise ValueError("its messages end with an assistant's turn that is not the chosen one")
@@ -71,6 +70,15 @@ def pair(fields: Mapping, keys: Keys = NONE) -> dict:
 def is_transcript(value: object) -> bool:
     """Whether a text is several turns, as in Anthropic's data."""
     return isinstance(value, str) and value.startswith("\n\nHuman:")
+
+
+def _refuse_untrained(turns: Sequence[Mapping], trained: str) -> None:
+    """Raises ValueError if a key says that one of these turns is not trained on; `trained` says which turns are."""
+    if odd := [turn[UNTRAINED] for turn in turns if UNTRAINED in turn]:
+        raise ValueError(
+            f"by its {odd[0]!r} an assistant's turn is not to be trained on, but {trained} is; --ignore_keys {odd[0]} "
+            "trains on it"
+        )
 
 
 def _spoken(messages: Sequence[Mapping]) -> list[dict]:
