@@ -81,6 +81,10 @@ def said(text):
     return {"role": "assistant", "content": text}
 
 
+def asked_and(**keys):
+    return {"messages": [user("q"), {**said("a"), **keys}]}
+
+
 PAIR = {"prompt": [user("q")], "selected": [user("q"), said("good")], "rejected": [user("q"), said("bad")]}
 SYSTEM = {"role": "system", "content": "s"}
 ROWS = {
@@ -191,6 +195,33 @@ def test_what_a_row_becomes(row, kind, expected):
     assert encode(made) == {"uuid": "rows-000000", **({"consistency": None} if kind is Pair else {}), **expected}
 
 
+ASKED = {"question": "q", "answer": "A", "prompt": "q"}
+
+
+@pytest.mark.parametrize(
+    "row, columns, told",
+    [
+        *(({"messages": [{key: role, "content": "q"}]}, "", f"role {role!r} is none of") for key, role in (
+            ("role", ["user"]), ("role", {"a": 1}), ("from", ["human"]), ("role", 7), ("role", None)
+        )),
+        ({"prompt": "q", "chosen": [{"role": [], "content": "a"}], "rejected": "b"}, "", "role None is none of"),
+        ({"prompt": "q", "response": {"role": ["gpt"], "content": "a"}}, "", "role ['gpt'] is none of"),
+        (asked_and(weight=[1]), "", "weight [1]: a turn is trained on"),
+        (asked_and(content=[{"type": ["text"], "text": "a"}]), "", "a part of type ['text']"),
+        ({"prompt": "q", "history": 7}, "", "history: expected a list of pairs of texts, found 7"),
+        ({"prompt": "q", "history": "past"}, "", "history: expected a list of pairs of texts, found 'past'"),
+        ({"prompt": "q", "history": {"ab": 1}}, "", "history: expected a list of pairs of texts, found {'ab': 1}"),
+        ({"prompt": "q", "history": ["ab"]}, "", "history: expected pairs of texts, found 'ab'"),
+        *(({**ASKED, "choices": {"text": ["u", "v"], "label": labels}}, "", "a label of an option is not a text") for
+          labels in ([["A"], ["B"]], 3, [{}, {}], [None, None])),
+        ({"prompt": "q", "responses": ["a", "b"], "s": [10**400, 1]}, "responses=responses,score=s", "is not a number"),
+    ],
+)  # fmt: skip
+def test_values_of_other_types_are_named(row, columns, told):
+    made = read(row, columns)
+    assert isinstance(made, table.Bad) and told in made.reason
+
+
 def test_a_column_map_joins_and_looks_into_columns_and_the_rest_travels_along():
     siqa = {"context": "A left.", "question": "Why?", "answerA": "u", "answerB": "v", "label": "2", "kind": "social"}
     made = read(siqa, "question=context+question, choices=answerA+answerB,answer=label", 1)
@@ -222,10 +253,6 @@ def test_what_the_messages_make_needless_travels_along():
 
 
 # Keys of messages -----------------------------------------------------------------------------------------------------
-
-
-def asked_and(**keys):
-    return {"messages": [user("q"), {**said("a"), **keys}]}
 
 
 RUDE = [user("Hi"), {**said("Rude."), "weight": 0}, user("q"), {**said("a"), "weight": 1}]

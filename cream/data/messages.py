@@ -90,7 +90,7 @@ def _turns(fields: Mapping, keys: Keys) -> list[dict]:
     if "messages" in fields:
         messages = _messages(fields["messages"], "user", keys)
         return messages if messages[:1] and messages[0]["role"] == "system" else system + messages
-    past = [_message(role, text) for turn in fields.get("history", []) for role, text in _both(turn)]
+    past = [_message(role, text) for turn in _past(fields.get("history", [])) for role, text in _both(turn)]
     prompt = _messages(fields.get("prompt", []), "user", keys)
     response = _messages(fields.get("response", []), "assistant", keys)
     if response and "thought" in fields:
@@ -160,7 +160,7 @@ def _refusal(names: Sequence[str]) -> str:
 def _turn(value: Mapping, keys: Keys) -> dict:
     role = value.get("role") or value.get("from")
     text = value["content"] if value.get("content") is not None else value.get("value")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
     turn = _message(ROLES[role], text if isinstance(text, str) else _joined(text))
     if value.keys() <= TEXTS:
@@ -206,7 +206,13 @@ def _message(role: str, text: object) -> dict:
     return {"role": role, "content": text}
 
 
+def _past(history: object) -> Sequence:
+    if not isinstance(history, Sequence) or isinstance(history, str):
+        raise ValueError(f"history: expected a list of pairs of texts, found {history!r:.60}")
+    return history
+
+
 def _both(turn: object) -> Iterator[tuple[str, object]]:
-    if not isinstance(turn, Sequence) or len(turn) != 2:
+    if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
         raise ValueError(f"history: expected pairs of texts, found {turn!r:.60}")
     return zip(("user", "assistant"), turn, strict=True)
