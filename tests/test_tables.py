@@ -302,6 +302,8 @@ def test_keys_of_messages_that_records_do_not_have_are_named(row, named):
         (asked_and(reasoning_content="\nt\n"), Keys(thoughts="reasoning_content"), "<think>\nt\n</think>\n\na"),
         (asked_and(thinking="t", content="\n\na"), Keys(thoughts="thinking"), "<think>\nt\n</think>\n\na"),
         (asked_and(mood="glad", thinking=""), Keys(frozenset({"mood"}), "thinking"), "a"),
+        (asked_and(thinking=" \n"), Keys(thoughts="thinking"), "a"),
+        (asked_and(thinking="", content="<think>x</think>a"), Keys(thoughts="thinking"), "<think>x</think>a"),
         ({"conversation": [{"input": "p", "output": "x"}, {"input": "q", "output": "a"}]}, Keys(), "a"),
     ],
 )
@@ -325,6 +327,11 @@ def test_a_thought_in_a_column_of_its_own():
     made = read(row, "thought=reasoning")
     assert made.messages[-1].content == "<think>\nt\n</think>\n\na" and not made.extra
     assert "another one besides" in read({**row, "response": "<think>x</think>a"}, "thought=reasoning").reason
+    for blank in ("", "\n ", None):  # an empty cell of a .csv file, say
+        for text in ("a", "\n\na", "<think>x</think>a"):
+            made = read({**row, "reasoning": blank, "response": text}, "thought=reasoning")
+            assert made.messages[-1].content == text
+    assert "not text: 7" in read({**row, "reasoning": 7}, "thought=reasoning").reason
 
 
 def test_messages_of_record_files_have_no_other_keys(tmp_path):

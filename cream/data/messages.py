@@ -191,9 +191,11 @@ def _joined(text: object) -> object:
 
 
 def _thinking(thought: object, text: str) -> str:
-    """A response with its thought, as Qwen3's and DeepSeek's templates write it."""
+    """A response with its thought, as Qwen3's and DeepSeek's templates write it; a blank one is none."""
     if not isinstance(thought, str):
         raise ValueError(f"the thought is not text: {thought!r:.60}")
+    if not thought.strip():
+        return text
     if "</think>" in text:
         raise ValueError("a response has a thought in its text, and another one besides")
     thought, text = thought.strip("\n"), text.lstrip("\n")
