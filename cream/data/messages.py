@@ -26,11 +26,11 @@ WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\
 
 
 class Keys(NamedTuple):
-    """What becomes of keys of messages: `ignored` ones are dropped; `thoughts` names the one with the thought that
+    """What becomes of keys of messages: `ignored` ones are dropped; `thought` names the one with the thought that
     precedes an assistant's text, and becomes a part of it."""
 
     ignored: frozenset[str] = frozenset()
-    thoughts: str | None = None
+    thought: str | None = None
 
 
 NONE = Keys()
@@ -145,13 +145,13 @@ def _others(message: Mapping, keys: Keys) -> dict:
 
 
 def _unread(message: Mapping, keys: Keys) -> list[str]:
-    return [key for key in _others(message, keys) if key not in (*TRAINED, *MASKED, keys.thoughts)]
+    return [key for key in _others(message, keys) if key not in (*TRAINED, *MASKED, keys.thought)]
 
 
 def _refusal(names: Sequence[str]) -> str:
     ignored = ",".join(names)
     if thoughts := [name for name in names if name in THOUGHTS]:
-        choice = f"--thoughts {thoughts[0]} puts it into the response as <think>…</think>, --ignore_keys {ignored} "
+        choice = f"--thought_key {thoughts[0]} puts it into the response as <think>…</think>, --ignore_keys {ignored} "
         return f"its messages have a thought besides their text, {', '.join(names)}: {choice}drops it"
     why = "calls of tools cannot be sampled or trained on here" if {*names} & {*TOOLS} else "records have no such keys"
     return f"its messages have {', '.join(names)}: {why}; --ignore_keys {ignored} drops them"
@@ -166,10 +166,10 @@ def _turn(value: Mapping, keys: Keys) -> dict:
     if value.keys() <= TEXTS:
         return turn
     others = _others(value, keys)
-    if keys.thoughts in others:
+    if keys.thought in others:
         if turn["role"] != "assistant":
-            raise ValueError(f"the {turn['role']}'s turn has a thought, {keys.thoughts}")
-        turn["content"] = _thinking(others.pop(keys.thoughts), turn["content"])
+            raise ValueError(f"the {turn['role']}'s turn has a thought, {keys.thought}")
+        turn["content"] = _thinking(others.pop(keys.thought), turn["content"])
     for key, flag in others.items():
         if flag not in (0, 1):
             raise ValueError(f"{key} {flag!r:.40}: a turn is trained on (1, true) or not (0, false)")
