@@ -13,7 +13,7 @@ from cream.data.messages import Keys
 from cream.errors import UserError
 from cream.evaluation.grade import options_of
 from cream.files import store
-from cream.records import Conversation, Item, Pair, Prompt, encode
+from cream.records import Conversation, Item, Pair, Prompt, Samples, encode
 
 
 @pytest.mark.parametrize(
@@ -332,6 +332,24 @@ def test_a_thought_in_a_column_of_its_own():
             made = read({**row, "reasoning": blank, "response": text}, "thought=reasoning")
             assert made.messages[-1].content == text
     assert "not text: 7" in read({**row, "reasoning": 7}, "thought=reasoning").reason
+
+
+def test_messages_of_record_files_may_have_other_keys_that_are_null(tmp_path):
+    """In each file by uuid, whatever holds the messages."""
+    nulls = {"name": None, "tool_calls": None}
+    asked, answered, bad = {**user("q"), **nulls}, {**said("a"), **nulls}, {**said("b"), **nulls}
+    pair = {"prompt": [asked], "selected": [asked, answered], "rejected": [asked, bad]}
+    samples = {"prompt": [asked], "responses": ["a"], "finish_reason": ["stop"], "note": [{"by": None}]}
+    of = {Conversation: {"messages": [asked, answered]}, Prompt: [asked], Pair: pair, Samples: samples}
+    for kind, record in of.items():
+        path = tmp_path / f"{kind.__name__}.json"
+        path.write_text(json.dumps({"u": record}))
+        (made,) = store.read(path, kind)
+        assert made.uuid == "u" and not any("name" in key for key in encode(made))
+    assert made.extra == {"note": [{"by": None}]}
+    path.write_text(json.dumps({"u": [{**asked, "at": 0}]}))
+    with pytest.raises(UserError, match="unknown field `at`"):
+        list(store.read(path, Prompt))
 
 
 def test_messages_of_record_files_have_no_other_keys(tmp_path):
