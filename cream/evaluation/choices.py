@@ -196,7 +196,7 @@ def suffix(plan: Plan) -> str:
 
 def unused_flags(plan: Plan) -> list[str]:
     unused = ["gen_n", "gen_temperature", "top_p", "do_sample", "gen_max_tokens", "extraction", "engine"]
-    unused += ["keep_special_tokens", "thinking_tags"]
+    unused += ["grader", "keep_special_tokens", "thinking_tags"]
     unused += [] if plan.flags.few_shot else ["seed"]
     return unused + (["sysprompt"] if plan.flags.prompt_format == "plain" else [])
 
