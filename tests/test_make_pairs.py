@@ -159,10 +159,43 @@ def test_the_default_name_and_the_registry(world):
     assert done.commands() == ["python train.py --checkpoint CHECKPOINT --lr 1e-06 --beta 0.1 --name drawn"]
 
 
+TEXT = {"text": "as sampled"}
+MASKING = {"thoughts": "mask", "thinking_tags": "<a> </a>"}
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "told"),
+    [
+        (TEXT, TEXT | MASKING, "thoughts: score and mask; thinking_tags: none"),
+        (TEXT | {"thoughts": "drop"}, TEXT | {"thoughts": "mask"}, "thoughts: drop and mask"),
+        (TEXT | {"chat_template_kwargs": "a=no"}, TEXT, "chat_template_kwargs: {'a': False} and none"),
+        (TEXT | {"chat_template": "f00"}, TEXT | {"chat_template": "ba5"}, "chat_template: f00 and ba5"),
+        (TEXT, {}, "earlier version scored localdata/p/before.json as the"),  # whose model is not there any more
+        ({}, TEXT, "earlier version scored localdata/p/now.json as the chat template rewrites responses"),
+        (TEXT, TEXT | {"chat_template": "f00"}, None),  # the other model may have it in its folder
+        (TEXT | {"chat_template_kwargs": "a=no,b=1"}, TEXT | {"chat_template_kwargs": '{"b": 1, "a": false}'}, None),
+        ({}, {}, None),
+        (TEXT, None, None),  # a judge's, or from elsewhere
+        (None, TEXT | {"thoughts": "mask"}, None),
+    ],
+)  # fmt: skip
+def test_rankings_of_other_tokens_are_not_compared(world, now, before, told):
+    for name, scored in (("now", now), ("before", before)):
+        about = {"settings": {"normalize": "sum"}, "scored": None if scored is None else SCORED | scored}
+        put(world, f"localdata/p/{name}.json", [rewards(i, 0.5 * (name == "now")) for i in range(3)], **about)
+    files = "--rewards localdata/p/now.json --previous localdata/p/before.json --output outputs/text.json --overwrite"
+    command = f"make_pairs.py --strategy extremes {files}"
+    if told is None:
+        world.run(command)
+        return
+    assert told in world.refused(command)
+    world.run(f"{command} --force")
+    assert told in world.read("outputs/text.json.meta.json")["forced"][0]
+
+
 POLICY = {"policy": {"model": "tiny", "checkpoint": "m1", "fingerprint": "f00"}}
 TEMPLATE = {"inputs": {"chat_template": "f00"}}
 THERE = {"sources": {"chat_template": "../../own.jinja"}}
-MASKING = {"thoughts": "mask", "thinking_tags": "<a> </a>"}
 LABELLED = {"scored": None, "sources": {"input_file": "s.json"}}
 OWN = "--chat_template own.jinja --chat_template_kwargs b=2"
 

@@ -135,9 +135,16 @@ def test_outputs_of_an_earlier_version_that_rewrote_responses_are_not_up_to_date
         meta = json.loads(path.read_text())
         assert meta["scored"].pop("text") == "as sampled"
         path.write_text(json.dumps(meta))
+        new = f"{command.replace('none', 'outputs/loop/m1/checkpoint-last')} --normalize sum --output outputs/new.json"
+        world.run(f"{new} --overwrite")
+        pairs = (
+            f"cal_consistency.py --file1 outputs/new.json --file2 outputs/{name}.json --output outputs/{name}.p.json"
+        )
         if flag:
+            assert f"an earlier version scored outputs/{name}.json as the chat template" in world.refused(pairs)
             assert "an earlier version scored responses as the chat template rewrites them" in world.refused(command)
         else:
+            world.run(pairs)
             assert "up to date" in world.run(command).out
     command = f"train.py {ON} --name tiny_sft --limit_size 4 --train_bsz 4 --output_dir outputs/old"
     world.run(command)

@@ -20,6 +20,7 @@ from cream.pairs.match import MISSING, OTHER
 from cream.pairs.report import PairSet
 from cream.records import RANKS, Record, Rewards, encode
 from cream.text.options import GIVEN
+from cream.text.templates import parse_variables
 
 log = logging.getLogger("cream")
 DEFAULT = {"lr": 1e-6, "beta": 0.1}  # of train.py, for advice
@@ -79,7 +80,30 @@ class Inputs:
         if "previous" in self.paths and hashes[flags["previous"]] == hashes[flags["rewards"]]:
             first, second = flags["rewards"], flags["previous"]
             raise UserError(f"--{second} is --{first}: every C would be 1; give no --{second} for plain self-rewarding")
+        if "previous" in self.paths:
+            self._check_text()
         self._check_rankings()
+
+    def _check_text(self) -> None:
+        """Objects if the two rankings are of other tokens of the same responses, by what their sidecars say; one that
+        does not say what scored it is no objection."""
+        paths = [self.paths[role] for role in ("rewards", "previous")]
+        both = [self.about, read_meta(paths[1]) or {}]
+        if not all(about.get("scored") for about in both):
+            return
+        now, before = (_text_of(about["scored"]) for about in both)
+        names = [name for name in now if now[name] != before[name]]
+        if None in (now["chat_template"], before["chat_template"]):  # it may be in the model's folder
+            names = [name for name in names if name != "chat_template"]
+        other = [f"{name}: {now[name] or 'none'} and {before[name] or 'none'}" for name in names]
+        old = [each for each in zip(paths, both, strict=True) if "text" not in each[1]["scored"]]
+        if len(old) == 1 and _may_rewrite(*old[0]):
+            other.append(f"an earlier version scored {old[0][0]} as the chat template rewrites responses")
+        if other:
+            first, second = (f"--{self.flags[role]}" for role in ("rewards", "previous"))
+            self.provenance.object(
+                f"{first} and {second} rank other texts of the same responses ({'; '.join(other)}); score both alike"
+            )
 
     def _check_rankings(self) -> None:
         """Objects if the previous ranking is by the model that sampled and the current one is not; says so if neither
@@ -174,6 +198,25 @@ def _template(path: Path, about: Mapping) -> str | None:
         return os.path.relpath(place_of(path.parent, place)) if place.isprintable() else None
     named = "chat_template" in about.get("inputs", {})
     return advice.as_given(about.get("command", [""])[1:]).get("chat_template") if named else None
+
+
+def _text_of(scored: Mapping) -> dict[str, object]:
+    """The flags that decided the tokens that were scored, and the hash of the template, if a flag gave it."""
+    variables = parse_variables(scored.get("chat_template_kwargs"))
+    given = {name: scored.get(name) for name in (*GIVEN, "chat_template")}
+    return given | {"thoughts": given["thoughts"] or "score", "chat_template_kwargs": variables}
+
+
+def _may_rewrite(path: Path, about: Mapping) -> bool:
+    """Whether the template by which a file was scored writes some response otherwise than it was sampled; yes where the
+    policy or the template is not there any more."""
+    from cream.model.load import load_chat
+
+    folder, template = place_of(path.parent, about["sources"].get("policy", "")), _template(path, about)
+    variables = parse_variables(about["scored"].get("chat_template_kwargs"))
+    with suppress(UserError, OSError):
+        return load_chat(folder, template and Path(template), variables=variables).rewrites
+    return True
 
 
 def write(
