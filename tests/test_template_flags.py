@@ -128,6 +128,7 @@ def test_outputs_of_an_earlier_version_that_rewrote_responses_are_not_up_to_date
     (world.folder / "trim.jinja").write_text(trim)
     for name, flag in (("plain", ""), ("trim", " --chat_template trim.jinja")):
         command = f"rewarding.py {ON}{flag} --input_file outputs/loop/samples.jsonl --reward likelihood --limit_size 2"
+        new = f"{command} --checkpoint outputs/loop/m1/checkpoint-last --output outputs/new.{name}.json"
         command += f" --checkpoint none --output outputs/{name}.json"
         world.run(command)
         assert "up to date" in world.run(command).out
@@ -135,10 +136,9 @@ def test_outputs_of_an_earlier_version_that_rewrote_responses_are_not_up_to_date
         meta = json.loads(path.read_text())
         assert meta["scored"].pop("text") == "as sampled"
         path.write_text(json.dumps(meta))
-        new = f"{command.replace('none', 'outputs/loop/m1/checkpoint-last')} --normalize sum --output outputs/new.json"
-        world.run(f"{new} --overwrite")
+        world.run(new)
         pairs = (
-            f"cal_consistency.py --file1 outputs/new.json --file2 outputs/{name}.json --output outputs/{name}.p.json"
+            f"cal_consistency.py --file1 outputs/new.{name}.json --file2 outputs/{name}.json --output outputs/p.json"
         )
         if flag:
             assert f"an earlier version scored outputs/{name}.json as the chat template" in world.refused(pairs)
