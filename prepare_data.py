@@ -41,7 +41,7 @@ class PrepareConfig:
 
 
 RUN, MODEL = (tuple(each.name for each in fields(part)) for part in (Run, Model))
-IMPORT = ("columns", "best", "thoughts", "ignore_keys", "sep")
+IMPORT = ("columns", "best", "thought_key", "ignore_keys", "sep")
 USES = {  # the flags of each command; another is refused
     "build": ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "seed", *RUN),
     "list": ("list",),

@@ -23,7 +23,8 @@ RANKS = ("kendall", "spearman", "toporder")  # measures of the agreement of two 
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One turn of a conversation. Other keys are refused: they would be lost, and may change what it means."""
+    """One turn of a conversation. Other keys are refused, unless they are null (`decode`): they would be lost, and may
+    change what it means."""
 
     role: Role
     content: str
@@ -262,13 +263,31 @@ def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
     if isinstance(value, dict):  # a user's own key may be called `extra`
         fields = {key: v for key, v in value.items() if key in kind.__struct_fields__ and key != "extra"}
     try:
-        record = msgspec.convert(fields, kind)
+        record = _convert(fields, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         shown, layout = _found(fields, str(error)), kind.__doc__.strip().splitlines()[0]
         raise UserError(f"{where}: record {uuid!r}: {error}{shown} (expected: {layout})") from None
     record.uuid = uuid
     record.extra = {key: v for key, v in value.items() if key not in fields}
     return record
+
+
+def _convert(fields: object, kind: type[R]) -> R:
+    """The record in these fields; a message's key that is null says nothing (`name`, as others write messages)."""
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        if "unknown field" not in str(error):
+            raise
+    return msgspec.convert({name: _without_nulls(value) for name, value in fields.items()}, kind)
+
+
+def _without_nulls(value: object) -> object:
+    """The messages in a list without other keys that are null; other values as they are."""
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        return value
+    own = Message.__struct_fields__
+    return [{key: v for key, v in each.items() if v is not None or key in own} for each in value]
 
 
 def _found(value: object, error: str) -> str:

@@ -308,8 +308,9 @@ def test_options_are_compared_and_numbers_skipped(world, prompt_format):
     assert [row["task"] for row in summary["tasks"]] == ["siqa", "mixed", "macro"]
     assert summary["by_length_norm"]["chars"] == {row["task"]: row["accuracy"] for row in summary["tasks"]}
     assert (summary["chat_template"] is None) == (prompt_format == "plain")
-    assert "is up to date" in world.run(command).out
-    assert "is up to date" in world.run(f"{command} --grader math").out  # nothing is extracted
+    for flags in ("", " --grader math --extraction strict --thinking_tags none --gen_n 3 --engine hf"):
+        assert "is up to date" in world.run(command + flags).out
+    assert "grader" not in world.read(target + ".meta.json")["settings"]  # outputs of earlier versions do not have it
     if prompt_format == "chat":
         return
     assert "length_norm: chars -> none" in world.run(command + " --length_norm none", code=2).err

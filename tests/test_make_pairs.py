@@ -2,13 +2,16 @@
 
 import json
 import math
+import shlex
 
 import pytest
 from test_pairs import record
 
+from cream.cli import advice
 from cream.files import store
 from cream.files.provenance import fingerprint_file, meta_path
 from cream.records import Item, Pair
+from cream.text.options import GIVEN
 
 COUNT = 12
 SCORED = {"policy": "0" * 32, "dtype": "float32", "device": "cpu", "scorer": "test", "from": "model"}
@@ -154,6 +157,79 @@ def test_the_default_name_and_the_registry(world):
     done = world.run(f"make_pairs.py --strategy random --rewards {REWARDS} --register drawn")
     assert world.read("configs/dataset.json")["drawn"].endswith("localdata/p/r.random.dpo.json")
     assert done.commands() == ["python train.py --checkpoint CHECKPOINT --lr 1e-06 --beta 0.1 --name drawn"]
+
+
+TEXT = {"text": "as sampled"}
+MASKING = {"thoughts": "mask", "thinking_tags": "<a> </a>"}
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "told"),
+    [
+        (TEXT, TEXT | MASKING, "thoughts: score and mask; thinking_tags: none"),
+        (TEXT | {"thoughts": "drop"}, TEXT | {"thoughts": "mask"}, "thoughts: drop and mask"),
+        (TEXT | {"chat_template_kwargs": "a=no"}, TEXT, "chat_template_kwargs: {'a': False} and none"),
+        (TEXT | {"chat_template": "f00"}, TEXT | {"chat_template": "ba5"}, "chat_template: f00 and ba5"),
+        (TEXT, {}, "earlier version scored localdata/p/before.json as the"),  # whose model is not there any more
+        ({}, TEXT, "earlier version scored localdata/p/now.json as the chat template rewrites responses"),
+        (TEXT, TEXT | {"chat_template": "f00"}, None),  # the other model may have it in its folder
+        (TEXT | {"chat_template_kwargs": "a=no,b=1"}, TEXT | {"chat_template_kwargs": '{"b": 1, "a": false}'}, None),
+        ({}, {}, None),
+        (TEXT, None, None),  # a judge's, or from elsewhere
+        (None, TEXT | {"thoughts": "mask"}, None),
+    ],
+)  # fmt: skip
+def test_rankings_of_other_tokens_are_not_compared(world, now, before, told):
+    for name, scored in (("now", now), ("before", before)):
+        about = {"settings": {"normalize": "sum"}, "scored": None if scored is None else SCORED | scored}
+        put(world, f"localdata/p/{name}.json", [rewards(i, 0.5 * (name == "now")) for i in range(3)], **about)
+    files = "--rewards localdata/p/now.json --previous localdata/p/before.json --output outputs/text.json --overwrite"
+    command = f"make_pairs.py --strategy extremes {files}"
+    if told is None:
+        world.run(command)
+        return
+    assert told in world.refused(command)
+    world.run(f"{command} --force")
+    assert told in world.read("outputs/text.json.meta.json")["forced"][0]
+
+
+POLICY = {"policy": {"model": "tiny", "checkpoint": "m1", "fingerprint": "f00"}}
+TEMPLATE = {"inputs": {"chat_template": "f00"}}
+THERE = {"sources": {"chat_template": "../../own.jinja"}}
+LABELLED = {"scored": None, "sources": {"input_file": "s.json"}}
+OWN = "--chat_template own.jinja --chat_template_kwargs b=2"
+
+
+@pytest.mark.parametrize(
+    ("rewarded", "about", "wanted"),
+    [
+        ("--chat_template own.jinja", TEMPLATE | THERE, "--chat_template own.jinja"),
+        ("--config rewards.yaml", TEMPLATE | THERE, "--chat_template own.jinja"),
+        ("--chat_template brief", TEMPLATE, "--chat_template brief"),
+        ("", {"scored": SCORED | {"chat_template_kwargs": "a=1"}}, "--chat_template_kwargs a=1"),
+        ("", {"scored": SCORED | MASKING}, "--thoughts mask --thinking_tags '<a> </a>'"),
+        ("--bf16 no", {"settings": {"bf16": False}}, "--bf16 no"),
+        ("--config rewards.yaml", {"settings": {"bf16": True}}, "--bf16 yes"),
+        ("--max_length 4096 --device 0,1", {}, "--device 0,1 --max_length 4096"),
+        ("--device cpu --limit_size 3 --trust_remote_code yes --score_from sampling", {}, "--device cpu"),
+        ("--device cuda --ray_address auto --tensor_parallel_size 2", {}, ""),
+        ("--reward labels", LABELLED, OWN),
+        ("--reward labels", {"scored": None, "sources": {"input_file": "gone.json"}}, ""),
+    ],
+)  # fmt: skip
+def test_training_has_the_flags_of_the_rewards_that_it_needs(world, rewarded, about, wanted):
+    """Text, device and precision, from the sidecars; the text of gold labels' from that of the samples."""
+    path, usual = "localdata/p/flags.json", {"settings": {"normalize": "sum"}, "scored": SCORED}
+    (world.folder / "own.jinja").write_text("x")
+    sampled = {"settings": {"chat_template_kwargs": "b=2"}, **TEMPLATE, **THERE}
+    put(world, "localdata/p/s.json", [rewards(0)], **sampled)
+    put(world, path, [rewards(0)], **POLICY, command=["rewarding.py", *rewarded.split()], **(usual | about))
+    pairs = f"make_pairs.py --strategy extremes --rewards {path} --output outputs/f.json --overwrite"
+    (train,) = world.run(pairs).commands()
+    given = advice.as_given(shlex.split(train)[2:])
+    assert given.items() >= {"model": "tiny", "checkpoint": "m1", "lr": "0.0002", "beta": "1.0"}.items()
+    names = ("device", "bf16", "max_length", "chat_template", *GIVEN)
+    assert {name: text for name, text in given.items() if name in names} == advice.as_given(shlex.split(wanted))
 
 
 def test_what_is_up_to_date_is_not_made_again(world):

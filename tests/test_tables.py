@@ -13,7 +13,7 @@ from cream.data.messages import Keys
 from cream.errors import UserError
 from cream.evaluation.grade import options_of
 from cream.files import store
-from cream.records import Conversation, Item, Pair, Prompt, encode
+from cream.records import Conversation, Item, Pair, Prompt, Samples, encode
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,10 @@ def user(text):
 
 def said(text):
     return {"role": "assistant", "content": text}
+
+
+def asked_and(**keys):
+    return {"messages": [user("q"), {**said("a"), **keys}]}
 
 
 PAIR = {"prompt": [user("q")], "selected": [user("q"), said("good")], "rejected": [user("q"), said("bad")]}
@@ -191,6 +195,33 @@ def test_what_a_row_becomes(row, kind, expected):
     assert encode(made) == {"uuid": "rows-000000", **({"consistency": None} if kind is Pair else {}), **expected}
 
 
+ASKED = {"question": "q", "answer": "A", "prompt": "q"}
+
+
+@pytest.mark.parametrize(
+    "row, columns, told",
+    [
+        *(({"messages": [{key: role, "content": "q"}]}, "", f"role {role!r} is none of") for key, role in (
+            ("role", ["user"]), ("role", {"a": 1}), ("from", ["human"]), ("role", 7), ("role", None)
+        )),
+        ({"prompt": "q", "chosen": [{"role": [], "content": "a"}], "rejected": "b"}, "", "role None is none of"),
+        ({"prompt": "q", "response": {"role": ["gpt"], "content": "a"}}, "", "role ['gpt'] is none of"),
+        (asked_and(weight=[1]), "", "weight [1]: a turn is trained on"),
+        (asked_and(content=[{"type": ["text"], "text": "a"}]), "", "a part of type ['text']"),
+        ({"prompt": "q", "history": 7}, "", "history: expected a list of pairs of texts, found 7"),
+        ({"prompt": "q", "history": "past"}, "", "history: expected a list of pairs of texts, found 'past'"),
+        ({"prompt": "q", "history": {"ab": 1}}, "", "history: expected a list of pairs of texts, found {'ab': 1}"),
+        ({"prompt": "q", "history": ["ab"]}, "", "history: expected pairs of texts, found 'ab'"),
+        *(({**ASKED, "choices": {"text": ["u", "v"], "label": labels}}, "", "a label of an option is not a text") for
+          labels in ([["A"], ["B"]], 3, [{}, {}], [None, None])),
+        ({"prompt": "q", "responses": ["a", "b"], "s": [10**400, 1]}, "responses=responses,score=s", "is not a number"),
+    ],
+)  # fmt: skip
+def test_values_of_other_types_are_named(row, columns, told):
+    made = read(row, columns)
+    assert isinstance(made, table.Bad) and told in made.reason
+
+
 def test_a_column_map_joins_and_looks_into_columns_and_the_rest_travels_along():
     siqa = {"context": "A left.", "question": "Why?", "answerA": "u", "answerB": "v", "label": "2", "kind": "social"}
     made = read(siqa, "question=context+question, choices=answerA+answerB,answer=label", 1)
@@ -224,10 +255,6 @@ def test_what_the_messages_make_needless_travels_along():
 # Keys of messages -----------------------------------------------------------------------------------------------------
 
 
-def asked_and(**keys):
-    return {"messages": [user("q"), {**said("a"), **keys}]}
-
-
 RUDE = [user("Hi"), {**said("Rude."), "weight": 0}, user("q"), {**said("a"), "weight": 1}]
 
 
@@ -243,13 +270,17 @@ RUDE = [user("Hi"), {**said("Rude."), "weight": 0}, user("q"), {**said("a"), "we
         (asked_and(masked=True), "'masked'"),
         (asked_and(weight=0.5), "weight 0.5: a turn is trained on"),
         ({"messages": [{**user("q"), "train": True}, said("a")]}, "by its 'train' the user's turn is to be trained on"),
+        ({"prompt": "q", "chosen": [{**said("a"), "weight": 0}], "rejected": "b"}, "but either response of a pair is"),
+        ({"prompt": "q", "chosen": "a", "rejected": {**said("b"), "train": False}}, "--ignore_keys train trains on it"),
+        ({"chosen": [user("q"), {**said("a"), "masked": 1}], "rejected": [user("q"), said("b")]}, "by its 'masked'"),
+        ({"messages": RUDE[:2], "chosen": [said("Rude.")], "rejected": "b"}, "by its 'weight'"),
         (asked_and(tool_calls=[{"name": "f"}]), "tool_calls: calls of tools cannot be"),
         (asked_and(function_call={"name": "f"}), "function_call: calls of tools"),
         ({"messages": [user("q"), {"role": "tool", "content": "x", "tool_call_id": "1"}]}, "tool_call_id"),
-        (asked_and(reasoning_content="t"), "--thoughts reasoning_content puts it into the response"),
-        (asked_and(thinking="t", name="b"), "a thought besides their text, thinking, name: --thoughts thinking"),
+        (asked_and(reasoning_content="t"), "--thought_key reasoning_content puts it into the response"),
+        (asked_and(thinking="t", name="b"), "a thought besides their text, thinking, name: --thought_key thinking"),
         (asked_and(mood="glad", at=3), "mood, at: records have no such keys; --ignore_keys mood,at drops them"),
-        ({"prompt": "q", "chosen": [{**said("a"), "reasoning": "t"}], "rejected": "b"}, "--thoughts reasoning"),
+        ({"prompt": "q", "chosen": [{**said("a"), "reasoning": "t"}], "rejected": "b"}, "--thought_key reasoning"),
         ({"conversation": [{"input": "q", "output": "a", "score": 1}]}, "--ignore_keys score"),
         ({"messages": [{**user(""), "content": [{"type": "image"}]}]}, "a part of type 'image'"),
     ],
@@ -268,9 +299,11 @@ def test_keys_of_messages_that_records_do_not_have_are_named(row, named):
         (asked_and(content=[{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]), Keys(), "a b"),
         ({"messages": RUDE}, Keys(frozenset({"weight"})), "a"),
         (asked_and(reasoning_content="t"), Keys(frozenset({"reasoning_content"})), "a"),
-        (asked_and(reasoning_content="\nt\n"), Keys(thoughts="reasoning_content"), "<think>\nt\n</think>\n\na"),
-        (asked_and(thinking="t", content="\n\na"), Keys(thoughts="thinking"), "<think>\nt\n</think>\n\na"),
+        (asked_and(reasoning_content="\nt\n"), Keys(thought="reasoning_content"), "<think>\nt\n</think>\n\na"),
+        (asked_and(thinking="t", content="\n\na"), Keys(thought="thinking"), "<think>\nt\n</think>\n\na"),
         (asked_and(mood="glad", thinking=""), Keys(frozenset({"mood"}), "thinking"), "a"),
+        (asked_and(thinking=" \n"), Keys(thought="thinking"), "a"),
+        (asked_and(thinking="", content="<think>x</think>a"), Keys(thought="thinking"), "<think>x</think>a"),
         ({"conversation": [{"input": "p", "output": "x"}, {"input": "q", "output": "a"}]}, Keys(), "a"),
     ],
 )
@@ -282,7 +315,10 @@ def test_keys_of_messages_are_honoured(row, keys, expected):
 def test_turns_that_are_not_trained_on_may_precede_a_prompt_or_a_pair():
     prompt = RUDE[:3]
     assert isinstance(read({"messages": prompt}), Prompt)
-    assert read({"messages": prompt, "chosen": "a", "rejected": "b"}).prompt[1].content == "Rude."
+    pair = {"messages": prompt, "chosen": "a", "rejected": "b"}
+    assert read(pair).prompt[1].content == "Rude."
+    assert read({**pair, "chosen": RUDE, "rejected": [*prompt, said("b")]}).selected[-1].content == "a"
+    assert read({"prompt": "q", "chosen": RUDE[1:2], "rejected": "b"}, keys=Keys(frozenset({"weight"}))).extra == {}
 
 
 def test_a_thought_in_a_column_of_its_own():
@@ -291,6 +327,29 @@ def test_a_thought_in_a_column_of_its_own():
     made = read(row, "thought=reasoning")
     assert made.messages[-1].content == "<think>\nt\n</think>\n\na" and not made.extra
     assert "another one besides" in read({**row, "response": "<think>x</think>a"}, "thought=reasoning").reason
+    for blank in ("", "\n ", None):  # an empty cell of a .csv file, say
+        for text in ("a", "\n\na", "<think>x</think>a"):
+            made = read({**row, "reasoning": blank, "response": text}, "thought=reasoning")
+            assert made.messages[-1].content == text
+    assert "not text: 7" in read({**row, "reasoning": 7}, "thought=reasoning").reason
+
+
+def test_messages_of_record_files_may_have_other_keys_that_are_null(tmp_path):
+    """In each file by uuid, whatever holds the messages."""
+    nulls = {"name": None, "tool_calls": None}
+    asked, answered, bad = {**user("q"), **nulls}, {**said("a"), **nulls}, {**said("b"), **nulls}
+    pair = {"prompt": [asked], "selected": [asked, answered], "rejected": [asked, bad]}
+    samples = {"prompt": [asked], "responses": ["a"], "finish_reason": ["stop"], "note": [{"by": None}]}
+    of = {Conversation: {"messages": [asked, answered]}, Prompt: [asked], Pair: pair, Samples: samples}
+    for kind, record in of.items():
+        path = tmp_path / f"{kind.__name__}.json"
+        path.write_text(json.dumps({"u": record}))
+        (made,) = store.read(path, kind)
+        assert made.uuid == "u" and not any("name" in key for key in encode(made))
+    assert made.extra == {"note": [{"by": None}]}
+    path.write_text(json.dumps({"u": [{**asked, "at": 0}]}))
+    with pytest.raises(UserError, match="unknown field `at`"):
+        list(store.read(path, Prompt))
 
 
 def test_messages_of_record_files_have_no_other_keys(tmp_path):

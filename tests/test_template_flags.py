@@ -128,6 +128,7 @@ def test_outputs_of_an_earlier_version_that_rewrote_responses_are_not_up_to_date
     (world.folder / "trim.jinja").write_text(trim)
     for name, flag in (("plain", ""), ("trim", " --chat_template trim.jinja")):
         command = f"rewarding.py {ON}{flag} --input_file outputs/loop/samples.jsonl --reward likelihood --limit_size 2"
+        new = f"{command} --checkpoint outputs/loop/m1/checkpoint-last --output outputs/new.{name}.json"
         command += f" --checkpoint none --output outputs/{name}.json"
         world.run(command)
         assert "up to date" in world.run(command).out
@@ -135,9 +136,15 @@ def test_outputs_of_an_earlier_version_that_rewrote_responses_are_not_up_to_date
         meta = json.loads(path.read_text())
         assert meta["scored"].pop("text") == "as sampled"
         path.write_text(json.dumps(meta))
+        world.run(new)
+        pairs = (
+            f"cal_consistency.py --file1 outputs/new.{name}.json --file2 outputs/{name}.json --output outputs/p.json"
+        )
         if flag:
+            assert f"an earlier version scored outputs/{name}.json as the chat template" in world.refused(pairs)
             assert "an earlier version scored responses as the chat template rewrites them" in world.refused(command)
         else:
+            world.run(pairs)
             assert "up to date" in world.run(command).out
         command = f"train.py {ON} {M1}{flag} --name outputs/loop/pairs.json --limit_size 4 --train_bsz 4"
         command += f" --allow_reversed --output_dir outputs/{name}"

@@ -61,7 +61,7 @@ class Table:
     best: str | None = flag(
         None, "meaning of the column that --columns names as best, value=N,…: response 1 or 2 is better, 0 a tie"
     )
-    thoughts: str | None = flag(
+    thought_key: str | None = flag(
         None, "key of messages with a response's thought, which is put into the response as <think>…</think>"
     )
     ignore_keys: str | None = flag(None, "keys of messages to drop, key,…; other unknown ones are refused")
@@ -161,7 +161,7 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
     from cream.data.messages import Keys
 
     place, columns = reading.Place(word, flags.subset, flags.split), table.parse_columns(flags.columns or "")
-    keys = Keys(frozenset(_words(flags.ignore_keys)), flags.thoughts)
+    keys = Keys(frozenset(_words(flags.ignore_keys)), flags.thought_key)
     best = preferences.parse_best(flags.best) if flags.best else {}
     how = table.Reading(flags.first_answer, keys, best, flags.grader)
     cells = plain.Cells(_separator(flags.sep), header=not table.without_header(columns))
@@ -183,7 +183,7 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
         provenance = run.provenance()
         _add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
         settings = {"columns": flags.columns, "first_answer": flags.first_answer} | _skips(run)
-        more = {name: getattr(flags, name) for name in ("best", "thoughts", "ignore_keys", "sep", "grader")}
+        more = {name: getattr(flags, name) for name in ("best", "thought_key", "ignore_keys", "sep", "grader")}
         settings |= {name: value for name, value in more.items() if value is not None}
         settings |= {} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split}
         output = journal.Output(target, settings, provenance, overwrite=run.overwrite)

@@ -26,11 +26,11 @@ WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\
 
 
 class Keys(NamedTuple):
-    """What becomes of keys of messages: `ignored` ones are dropped; `thoughts` names the one with the thought that
+    """What becomes of keys of messages: `ignored` ones are dropped; `thought` names the one with the thought that
     precedes an assistant's text, and becomes a part of it."""
 
     ignored: frozenset[str] = frozenset()
-    thoughts: str | None = None
+    thought: str | None = None
 
 
 NONE = Keys()
@@ -42,20 +42,19 @@ def conversation(fields: Mapping, keys: Keys = NONE) -> list[dict]:
     If they end with an assistant's turn, each such turn is trained on: raises ValueError if a key says that one is not.
     """
     messages = _turns(fields, keys)
-    if messages and messages[-1]["role"] == "assistant" and (odd := [m for m in messages if UNTRAINED in m]):
-        key = odd[0][UNTRAINED]
-        raise ValueError(
-            f"by its {key!r} an assistant's turn is not to be trained on, but every assistant's turn of a conversation "
-            f"is; --ignore_keys {key} trains on it"
-        )
+    if messages and messages[-1]["role"] == "assistant":
+        _refuse_untrained(messages, "every assistant's turn of a conversation")
     return _spoken(messages)
 
 
 def pair(fields: Mapping, keys: Keys = NONE) -> dict:
     """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages or whole
-    conversations."""
-    prompt = _spoken(_turns({key: value for key, value in fields.items() if key not in ("response", "thought")}, keys))
-    both = [_spoken(_messages(fields[name], "assistant", keys)) for name in ("chosen", "rejected")]
+    conversations. Raises ValueError if a key says that one of these responses is not trained on."""
+    asked = _turns({key: value for key, value in fields.items() if key not in ("response", "thought")}, keys)
+    both = [_messages(fields[name], "assistant", keys) for name in ("chosen", "rejected")]
+    for turns in (asked, *both):
+        _refuse_untrained([turn for turn in turns[-1:] if turn["role"] == "assistant"], "either response of a pair")
+    prompt, *both = map(_spoken, (asked, *both))
     if prompt and prompt[-1]["role"] == "assistant":  # the whole chosen conversation, as UltraFeedback's messages
         if both[0][-1:] != prompt[-1:]:
             raise ValueError("its messages end with an assistant's turn that is not the chosen one")
@@ -73,6 +72,15 @@ def is_transcript(value: object) -> bool:
     return isinstance(value, str) and value.startswith("\n\nHuman:")
 
 
+def _refuse_untrained(turns: Sequence[Mapping], trained: str) -> None:
+    """Raises ValueError if a key says that one of these turns is not trained on; `trained` says which turns are."""
+    if odd := [turn[UNTRAINED] for turn in turns if UNTRAINED in turn]:
+        raise ValueError(
+            f"by its {odd[0]!r} an assistant's turn is not to be trained on, but {trained} is; --ignore_keys {odd[0]} "
+            "trains on it"
+        )
+
+
 def _spoken(messages: Sequence[Mapping]) -> list[dict]:
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
@@ -82,7 +90,7 @@ def _turns(fields: Mapping, keys: Keys) -> list[dict]:
     if "messages" in fields:
         messages = _messages(fields["messages"], "user", keys)
         return messages if messages[:1] and messages[0]["role"] == "system" else system + messages
-    past = [_message(role, text) for turn in fields.get("history", []) for role, text in _both(turn)]
+    past = [_message(role, text) for turn in _past(fields.get("history", [])) for role, text in _both(turn)]
     prompt = _messages(fields.get("prompt", []), "user", keys)
     response = _messages(fields.get("response", []), "assistant", keys)
     if response and "thought" in fields:
@@ -137,13 +145,13 @@ def _others(message: Mapping, keys: Keys) -> dict:
 
 
 def _unread(message: Mapping, keys: Keys) -> list[str]:
-    return [key for key in _others(message, keys) if key not in (*TRAINED, *MASKED, keys.thoughts)]
+    return [key for key in _others(message, keys) if key not in (*TRAINED, *MASKED, keys.thought)]
 
 
 def _refusal(names: Sequence[str]) -> str:
     ignored = ",".join(names)
     if thoughts := [name for name in names if name in THOUGHTS]:
-        choice = f"--thoughts {thoughts[0]} puts it into the response as <think>…</think>, --ignore_keys {ignored} "
+        choice = f"--thought_key {thoughts[0]} puts it into the response as <think>…</think>, --ignore_keys {ignored} "
         return f"its messages have a thought besides their text, {', '.join(names)}: {choice}drops it"
     why = "calls of tools cannot be sampled or trained on here" if {*names} & {*TOOLS} else "records have no such keys"
     return f"its messages have {', '.join(names)}: {why}; --ignore_keys {ignored} drops them"
@@ -152,16 +160,16 @@ def _refusal(names: Sequence[str]) -> str:
 def _turn(value: Mapping, keys: Keys) -> dict:
     role = value.get("role") or value.get("from")
     text = value["content"] if value.get("content") is not None else value.get("value")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
     turn = _message(ROLES[role], text if isinstance(text, str) else _joined(text))
     if value.keys() <= TEXTS:
         return turn
     others = _others(value, keys)
-    if keys.thoughts in others:
+    if keys.thought in others:
         if turn["role"] != "assistant":
-            raise ValueError(f"the {turn['role']}'s turn has a thought, {keys.thoughts}")
-        turn["content"] = _thinking(others.pop(keys.thoughts), turn["content"])
+            raise ValueError(f"the {turn['role']}'s turn has a thought, {keys.thought}")
+        turn["content"] = _thinking(others.pop(keys.thought), turn["content"])
     for key, flag in others.items():
         if flag not in (0, 1):
             raise ValueError(f"{key} {flag!r:.40}: a turn is trained on (1, true) or not (0, false)")
@@ -183,9 +191,11 @@ def _joined(text: object) -> object:
 
 
 def _thinking(thought: object, text: str) -> str:
-    """A response with its thought, as Qwen3's and DeepSeek's templates write it."""
+    """A response with its thought, as Qwen3's and DeepSeek's templates write it; a blank one is none."""
     if not isinstance(thought, str):
         raise ValueError(f"the thought is not text: {thought!r:.60}")
+    if not thought.strip():
+        return text
     if "</think>" in text:
         raise ValueError("a response has a thought in its text, and another one besides")
     thought, text = thought.strip("\n"), text.lstrip("\n")
@@ -198,7 +208,13 @@ def _message(role: str, text: object) -> dict:
     return {"role": role, "content": text}
 
 
+def _past(history: object) -> Sequence:
+    if not isinstance(history, Sequence) or isinstance(history, str):
+        raise ValueError(f"history: expected a list of pairs of texts, found {history!r:.60}")
+    return history
+
+
 def _both(turn: object) -> Iterator[tuple[str, object]]:
-    if not isinstance(turn, Sequence) or len(turn) != 2:
+    if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
         raise ValueError(f"history: expected pairs of texts, found {turn!r:.60}")
     return zip(("user", "assistant"), turn, strict=True)

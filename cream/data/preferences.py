@@ -29,7 +29,7 @@ def number(name: str, value: object) -> float | None:
     """A score or rank; true is 1, a text its number, an empty one None. Raises ValueError for other values."""
     if value is None or value == "":
         return None
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):
         found = float(BOOLEANS.get(value.lower(), value) if isinstance(value, str) else value)
         if isfinite(found):
             return found

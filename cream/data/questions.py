@@ -48,6 +48,9 @@ def options(choices: object) -> tuple[list[str], list[str] | None]:
     listed = isinstance(texts, Sequence) and not isinstance(texts, str) and texts
     if not listed or not all(type(text) is int or isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"an option is blank or not a text: {texts!r:.80}")
+    named = labels is None or isinstance(labels, Sequence) and all(isinstance(label, str | int) for label in labels)
+    if not named:
+        raise ValueError(f"a label of an option is not a text or a number: {labels!r:.80}")
     if not 2 <= len(texts) <= len(LETTERS) or labels is not None and len({*labels}) != len(texts):
         raise ValueError(f"{len(texts)} options with labels {labels}: expected 2 to {len(LETTERS)}, a label each")
     texts, own = strip_labels([_line(str(text)) for text in texts])

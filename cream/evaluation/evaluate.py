@@ -86,7 +86,9 @@ def plan_evaluation(
     """Raises UserError for an example without options where options are compared; says which flags do not apply."""
     requests = SCORINGS[flags.scoring].requests(questions, flags, sampling.sysprompt)
     if SCORINGS[flags.scoring].NEEDS_OPTIONS:
-        log.info("options are compared, nothing is generated: flags of sampling, engine and extraction do not apply")
+        log.info(
+            "options are compared, nothing is generated: flags of sampling, engine, extraction and grader do not apply"
+        )
         return Plan(questions, flags, requests)
     return Plan(questions, flags, requests, rules, sampling.plan("evaluation", seed), engine)
 

@@ -1,6 +1,7 @@
 """Files of rewards -> a file of pairs: what cal_consistency.py and make_pairs.py have in common."""
 
 import logging
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -19,6 +20,7 @@ from cream.pairs.match import MISSING, OTHER
 from cream.pairs.report import PairSet
 from cream.records import RANKS, Record, Rewards, encode
 from cream.text.options import GIVEN
+from cream.text.templates import parse_variables
 
 log = logging.getLogger("cream")
 DEFAULT = {"lr": 1e-6, "beta": 0.1}  # of train.py, for advice
@@ -78,15 +80,35 @@ class Inputs:
         if "previous" in self.paths and hashes[flags["previous"]] == hashes[flags["rewards"]]:
             first, second = flags["rewards"], flags["previous"]
             raise UserError(f"--{second} is --{first}: every C would be 1; give no --{second} for plain self-rewarding")
+        if "previous" in self.paths:
+            self._check_text()
         self._check_rankings()
+
+    def _check_text(self) -> None:
+        """Objects if the two rankings are of other tokens of the same responses, by what their sidecars say; one that
+        does not say what scored it is no objection."""
+        paths = [self.paths[role] for role in ("rewards", "previous")]
+        both = [self.about, read_meta(paths[1]) or {}]
+        if not all(about.get("scored") for about in both):
+            return
+        now, before = (_text_of(about["scored"]) for about in both)
+        names = [name for name in now if now[name] != before[name]]
+        if None in (now["chat_template"], before["chat_template"]):  # it may be in the model's folder
+            names = [name for name in names if name != "chat_template"]
+        other = [f"{name}: {now[name] or 'none'} and {before[name] or 'none'}" for name in names]
+        old = [each for each in zip(paths, both, strict=True) if "text" not in each[1]["scored"]]
+        if len(old) == 1 and _may_rewrite(*old[0]):
+            other.append(f"an earlier version scored {old[0][0]} as the chat template rewrites responses")
+        if other:
+            first, second = (f"--{self.flags[role]}" for role in ("rewards", "previous"))
+            self.provenance.object(
+                f"{first} and {second} rank other texts of the same responses ({'; '.join(other)}); score both alike"
+            )
 
     def _check_rankings(self) -> None:
         """Objects if the previous ranking is by the model that sampled and the current one is not; says so if neither
         is: training starts from the model of the current ranking."""
-        sources, rewards, sampler = self.about.get("sources", {}), self.paths["rewards"], None
-        with suppress(UserError, OSError, LookupError):  # the samples need not be there any more
-            sampler = (read_meta(place_of(rewards.parent, sources["input_file"])) or {})["inputs"].get("policy")
-        ranks = self.about.get("inputs", {}).get("policy")
+        sampler, ranks = (about.get("inputs", {}).get("policy") for about in (self._samples()[1], self.about))
         if None in (sampler, ranks) or ranks == sampler:
             return
         first, second = (f"--{self.flags[role]}" for role in ("rewards", "previous"))
@@ -97,6 +119,13 @@ class Inputs:
                 "seem to be swapped"
             )
         log.info("note: the model that ranks in %s is not the one that sampled; training starts from it", first)
+
+    def _samples(self) -> tuple[Path, dict]:
+        """The samples' file and its sidecar, {} where it is not there any more."""
+        path = place_of(self.paths["rewards"].parent, self.about.get("sources", {}).get("input_file", ""))
+        with suppress(UserError, OSError):
+            return path, read_meta(path) or {}
+        return path, {}
 
     @property
     def summed(self) -> bool:
@@ -110,12 +139,27 @@ class Inputs:
             return {"checkpoint": "CHECKPOINT", "lr": DEFAULT["lr"], "beta": beta or DEFAULT["beta"]}
         place = self.about["sources"].get("policy")
         before = advice.round_before(place_of(self.paths["rewards"].parent, place)) if place else {}
-        device = advice.as_given(self.about.get("command", ["rewarding.py"])[1:]).get("device")
         flags = before["train"][1] if before else {**DEFAULT, **advice.recipe(policy["model"]).get("dpo", {})}
-        scored = self.about.get("scored") or {}
-        now = {"device": flags.get("device", device), "model": policy["model"], "checkpoint": policy["checkpoint"]}
-        now |= {name: scored.get(name) for name in GIVEN}
-        return {**now, **flags, **now, "beta": beta or advice.number(flags.get("beta"), DEFAULT["beta"])}
+        usual = {**self._computation(), **flags}
+        now = {"device": usual.get("device"), "model": policy["model"], "checkpoint": policy["checkpoint"]}
+        now |= self._text()
+        return {**now, **usual, **now, "beta": beta or advice.number(flags.get("beta"), DEFAULT["beta"])}
+
+    def _computation(self) -> dict[str, object]:
+        """The flags of the rewards' command that say where and how training computes, where nothing else does."""
+        given = advice.as_given(self.about.get("command", ["rewarding.py"])[1:])
+        device, bf16 = given.get("device"), self.about["settings"].get("bf16")
+        return {
+            "device": None if device == "cuda" else device,  # which names a cluster's, to rewarding.py only
+            "bf16": bf16 if isinstance(bf16, bool) else given.get("bf16"),
+            "max_length": given.get("max_length"),
+        }
+
+    def _text(self) -> dict[str, str | None]:
+        """The flags that decide how a response becomes tokens: as it was scored, else as it was sampled."""
+        path, about = (self.paths["rewards"], self.about) if self.about.get("scored") else self._samples()
+        scored = about.get("scored") or about.get("settings", {})
+        return {"chat_template": _template(path, about), **{name: scored.get(name) for name in GIVEN}}
 
     def read(self, role: str, **how) -> Iterator | None:
         """The records of a role's file; None where there is none."""
@@ -146,6 +190,33 @@ class Inputs:
         labels = {item.uuid: item for item in self.read("labels")} if "labels" in self.paths else None
         how = {"labels": labels, "reassigned": reassigned, "summed": self.summed}
         return build(*files(), rules, **how, **match)
+
+
+def _template(path: Path, about: Mapping) -> str | None:
+    """--chat_template of the command that made this file with the sidecar `about`: its file, or a template's name."""
+    if place := about.get("sources", {}).get("chat_template"):
+        return os.path.relpath(place_of(path.parent, place)) if place.isprintable() else None
+    named = "chat_template" in about.get("inputs", {})
+    return advice.as_given(about.get("command", [""])[1:]).get("chat_template") if named else None
+
+
+def _text_of(scored: Mapping) -> dict[str, object]:
+    """The flags that decided the tokens that were scored, and the hash of the template, if a flag gave it."""
+    variables = parse_variables(scored.get("chat_template_kwargs"))
+    given = {name: scored.get(name) for name in (*GIVEN, "chat_template")}
+    return given | {"thoughts": given["thoughts"] or "score", "chat_template_kwargs": variables}
+
+
+def _may_rewrite(path: Path, about: Mapping) -> bool:
+    """Whether the template by which a file was scored writes some response otherwise than it was sampled; yes where the
+    policy or the template is not there any more."""
+    from cream.model.load import load_chat
+
+    folder, template = place_of(path.parent, about["sources"].get("policy", "")), _template(path, about)
+    variables = parse_variables(about["scored"].get("chat_template_kwargs"))
+    with suppress(UserError, OSError):
+        return load_chat(folder, template and Path(template), variables=variables).rewrites
+    return True
 
 
 def write(
