@@ -306,7 +306,8 @@ def test_a_folder_laid_out_as_the_hubs_is_imported(workspace, tmp_path):
         "---\nconfigs:\n- config_name: main\n  data_files:\n  - split: test\n    path: data/test-*.parquet\n---\n"
     )
     out = workspace.run(
-        f"prepare_data.py import {tmp_path} --subset main --split test --output outputs/folder.json"
+        f"prepare_data.py import {tmp_path} --subset main --split test --columns copy=score "
+        "--output outputs/folder.json"
     ).out
     assert "5 Conversation records" in out
     assert f"{tmp_path} (main, test): its files are data/test-00000-of-00001.parquet\n" in out

@@ -404,6 +404,17 @@ def flags_of(text: str) -> tuple[str, dict[str, int]]:
     return flags["--columns"], preferences.parse_best(flags["--best"]) if "--best" in flags else {}
 
 
+@pytest.mark.parametrize("name, value", [("score", 4.5), ("score", "1"), ("rating", 0), ("reward", -2.5), ("rank", 1)])
+def test_a_number_that_says_how_good_a_response_is_has_to_be_given_its_meaning(name, value):
+    """Not trained on as if all responses were good."""
+    row = {"prompt": "q", "response": "a", name: value}
+    with pytest.raises(UserError, match=f"{name} is .* seems to say how good .*={name} makes a pair .* copy={name}"):
+        read(row)
+    assert read(row, f"copy={name}").extra == {name: value}
+    assert read(row | {name: "high"}).extra == {name: "high"}  # no number
+    assert read({"prompt": "q", name: value}).extra == {name: value}  # of a prompt
+
+
 @pytest.mark.parametrize("name", layouts.LAYOUTS)
 def test_public_preferences_are_recognised_and_read(name, repo):
     known, flags = layouts.flags_for(PUBLIC[name][0])

@@ -221,7 +221,7 @@ def _describe_columns(what: str, head: Mapping, names: Mapping[str, str], flags:
     from cream.data import layouts, table
     from cream.data.messages import is_transcript
 
-    kept = table.copied(head, names)
+    kept = [name for name in table.copied(head, names) if name not in table.parts_of(names)]
     used = ", ".join(f"{name}={column}" for name, column in names.items())
     log.info("%s; %s%s", what, used, f"; only copied: {', '.join(kept)}" if kept else "")
     texts = table.parts_of({name: names[name] for name in ("prompt", "chosen", "rejected") if name in names})

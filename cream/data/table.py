@@ -9,6 +9,7 @@ conversation or a prompt.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -63,6 +64,7 @@ COPIED = ("best", "score", "rank", "keep", "copy")  # columns that are read, and
 JOINTS = {"question": " ", "uuid": "-"}  # between joined columns; else an empty line
 WANTED = ("label", "labels", "kto_tag", "desirable", "accepted", "is_correct", "is_chosen")  # names of columns that say
 # whether a response is wanted, if they hold yes or no
+SCORED = ("score", "rating", "reward", "rank")  # and how good it is, if they hold a number
 WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
 SAME = "chosen and rejected are the same response"
 
@@ -305,6 +307,18 @@ def _check_meaning(made: Record, row: Mapping, names: Mapping[str, str], where: 
             f"with --columns: keep={name} trains on those with yes only, score={name} makes a pair of the responses to "
             f"one prompt, copy={name} only keeps it as a key"
         )
+    if isinstance(made, Conversation) and (name := next((n for n in SCORED if _is_number(unsaid.get(n))), None)):
+        raise UserError(
+            f"{where}: {name} is {unsaid[name]!r}, which seems to say how good the response is. Say what it is with "
+            f"--columns: {'rank' if name == 'rank' else 'score'}={name} makes a pair of the best and the worst "
+            f"response to one prompt, copy={name} only keeps it as a key, and all responses are trained on"
+        )
+
+
+def _is_number(value: object) -> bool:
+    with suppress(ValueError):
+        return not isinstance(value, bool) and preferences.number("score", value) is not None
+    return False
 
 
 def _pair_up(drafts: Iterable[Draft], names: Mapping[str, str]) -> Iterator[Draft]:
