@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import re
 import string
 import sys
 from collections import Counter
@@ -14,11 +15,13 @@ from transformers import PreTrainedTokenizerFast
 
 from cream.engines import Completion, Sampling
 from cream.errors import UserError
+from cream.evaluation.tasks import grade
 from cream.files.store import read
-from cream.records import Conversation, Message, Pair, Prompt, Samples
+from cream.records import Answer, Conversation, Message, Pair, Prompt, Samples
 from cream.scoring.sampling import describe_tokens, record_samples
 from cream.text.chat import CLOSED, REWRITTEN, UNFINISHED, Chat
 from cream.text.templates import is_template_name, parse_variables
+from cream.text.thoughts import split_thought
 from cream.training.stages import sft
 
 USER, MORE = Message("user", "How many?"), Message("user", "And now?")
@@ -322,7 +325,7 @@ def qwen3(workspace):
 
 
 def check_round(world, on, folder, sampler=""):
-    """Sampling to DPO; what is scored is what was sampled."""
+    """Sampling to DPO and evaluation; what is scored is what was sampled, and the final text is graded."""
     from cream.model.load import load_chat
 
     out = world.run(
@@ -352,6 +355,12 @@ def check_round(world, on, folder, sampler=""):
     assert f"⟦{first.responses[0]}" in shown
     for pair in read(world.folder / f"{folder}/pairs.json", Pair):
         assert pair.sampled
+    trained = re.sub(r"--checkpoint \S+", f"--checkpoint {folder}/dpo/checkpoint-last", on)
+    asked = f"{trained} {sampler} --mode evaluation --name tiny_test --limit_size 4 --gen_max_tokens 24"
+    world.run(f"infer.py {asked} --output_dir {folder}/answers.json")
+    for answer in read(world.folder / f"{folder}/answers.json", Answer):
+        final = split_thought(answer.responses, opened=answer.thought_opened).final
+        assert (answer.final_prediction, answer.correct) == grade(answer.question, answer.label, final)
 
 
 @pytest.mark.slow
