@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream.data import forms, layouts, preferences, questions, table
+from cream.data.columns import parse_columns, plan
 from cream.data.messages import Keys
 from cream.errors import UserError
 from cream.evaluation.grade import options_of
@@ -179,7 +180,7 @@ ROWS = {
 
 
 def read_all(rows: list[dict], columns: str = "", first=None, keys=Keys(), best=None, grader=None):  # noqa: B008
-    kind, names = table.plan(table.parse_columns(columns), rows[0], "rows")
+    kind, names = plan(parse_columns(columns), rows[0], "rows")
     return list(table.records(rows, kind, names, "rows", "rows", table.Reading(first, keys, best or {}, grader)))
 
 
@@ -433,7 +434,7 @@ def test_every_command_of_the_documented_list_is_one(repo):
     assert len(rows) >= 13
     for row in rows:
         columns, best = flags_of(row)
-        assert table.parse_columns(columns) and ("best=" in columns) == bool(best)
+        assert parse_columns(columns) and ("best=" in columns) == bool(best)
 
 
 def test_transcripts_are_turns():
@@ -587,7 +588,7 @@ def test_cells_that_hold_no_such_number_or_a_list_say_so(cells, reason):
 
 def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
     rows = [{"id": "x", "messages": m} for m in ([user("q"), said("a")], [user("q")], [user("p"), said("a")])]
-    good, prompt, double = table.records(rows, *table.plan({}, rows[0], "rows"), "rows", "rows")
+    good, prompt, double = table.records(rows, *plan({}, rows[0], "rows"), "rows", "rows")
     assert isinstance(good, Conversation) and good.uuid == "x"
     assert prompt.reason == "it is a Prompt record, earlier ones are Conversation records"
     assert double.reason == "uuid 'x' occurs twice"
@@ -604,16 +605,16 @@ def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
 )
 def test_column_maps_that_are_refused(text, told):
     with pytest.raises(UserError, match=told):
-        table.parse_columns(text)
+        parse_columns(text)
 
 
 def test_columns_that_are_not_there_are_named_with_those_that_are():
     with pytest.raises(UserError, match=r"no column 'txt', for prompt; did you mean text\? It has: label, text"):
-        table.plan({"prompt": "txt"}, ["text", "label"], "rows")
+        plan({"prompt": "txt"}, ["text", "label"], "rows")
     with pytest.raises(UserError, match="make no record. Needed: chosen and rejected"):
-        table.plan({}, ["uuid"], "rows")
+        plan({}, ["uuid"], "rows")
     with pytest.raises(UserError, match="answer of --columns is not used with prompt and response"):
-        table.plan({"answer": "c"}, ["prompt", "response", "c"], "rows")
+        plan({"answer": "c"}, ["prompt", "response", "c"], "rows")
 
 
 def test_lettered_options_are_read_back_as_options():

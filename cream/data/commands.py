@@ -158,19 +158,20 @@ def _describe_dropped(dropped: dict[str, int]) -> None:
 def import_table(word: str, flags: Table, folder: Path, run) -> None:
     """Write a record file in `folder` from any table, whose first good row decides the layout."""
     from cream.data import plain, preferences, reading, table
+    from cream.data.columns import parse_columns, plan, without_header
     from cream.data.messages import Keys
 
-    place, columns = reading.Place(word, flags.subset, flags.split), table.parse_columns(flags.columns or "")
+    place, columns = reading.Place(word, flags.subset, flags.split), parse_columns(flags.columns or "")
     keys = Keys(frozenset(_words(flags.ignore_keys)), flags.thought_key)
     best = preferences.parse_best(flags.best) if flags.best else {}
     how = table.Reading(flags.first_answer, keys, best, flags.grader)
-    cells = plain.Cells(_separator(flags.sep), header=not table.without_header(columns))
+    cells = plain.Cells(_separator(flags.sep), header=not without_header(columns))
     if place.file and (flags.subset, flags.split) != (Table.subset, Table.split):
         raise UserError(f"{place}: --subset and --split are for hub ids and folders like them; this is one file")
     stem = Path(os.path.abspath(word)).name.partition(".")[0]
     with reading.open_rows(place, cells) as rows:
         head = next(iter(rows), {})
-        kind, names = table.plan(columns, head, str(place))
+        kind, names = plan(columns, head, str(place))
         _check_flags(flags, names)
         _describe_columns(f"{place}: {len(rows)} rows", head, names, flags)
         rejected, dropped = [], Counter()
@@ -218,13 +219,14 @@ def _check_flags(flags: Table, names: Mapping[str, str]) -> None:
 
 def _describe_columns(what: str, head: Mapping, names: Mapping[str, str], flags: Table) -> None:
     """Log what each column becomes, and how the first row shows that the columns could be read otherwise."""
-    from cream.data import layouts, table
+    from cream.data import layouts
+    from cream.data.columns import copied, parts_of
     from cream.data.messages import is_transcript
 
-    kept = [name for name in table.copied(head, names) if name not in table.parts_of(names)]
+    kept = [name for name in copied(head, names) if name not in parts_of(names)]
     used = ", ".join(f"{name}={column}" for name, column in names.items())
     log.info("%s; %s%s", what, used, f"; only copied: {', '.join(kept)}" if kept else "")
-    texts = table.parts_of({name: names[name] for name in ("prompt", "chosen", "rejected") if name in names})
+    texts = parts_of({name: names[name] for name in ("prompt", "chosen", "rejected") if name in names})
     if seen := [name for name in texts if is_transcript(head.get(name))]:
         log.info("  the turns in %s are those after Human: and Assistant:", ", ".join(seen))
     if not flags.columns and (known := layouts.flags_for(head)):

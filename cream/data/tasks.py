@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from cream.data import Parsed, Source, Split
-from cream.data.table import Reading, fields_of, parts_of, record, uuid_of
+from cream.data.columns import fields_of, parts_of
+from cream.data.table import Reading, record, uuid_of
 from cream.errors import UserError
 from cream.records import Item
 
