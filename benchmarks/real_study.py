@@ -5,7 +5,7 @@
     python benchmarks/real_study.py                       # runs what is missing, then prints all tables
     python benchmarks/real_study.py --parts accuracy,consistency
 
-It runs the two recipes configs/recipes/smollm2_*.yaml (up to an hour together on two cores), and reads their outputs.
+It runs the two recipes configs/recipes/smollm2_*.yaml (50 minutes together on two cores), and reads their outputs.
 
 accuracy     of every model, by log-likelihood and by greedy responses; paired differences
 consistency  C of every round and source of prompts: mean, spread, how much of it is below 1/2
