@@ -53,9 +53,12 @@ def main() -> None:
     args = parser.parse_args()
     try:
         make(args.folder, args.package)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"make real: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("make real: interrupted; nothing was made", file=sys.stderr)
+        sys.exit(130)
 
 
 def make(folder: Path, package: Path | None = None) -> None:
