@@ -88,7 +88,8 @@ def train_sft(chat: Chat, args: argparse.Namespace) -> list[str]:
 
 def train_dpo(chat: Chat, args: argparse.Namespace) -> list[str]:
     pairs = [(group[0], group[-1]) for group in ranked(chat, args.size)]
-    bf16, settings = args.bf16 == "yes", DPO_BEST | {"max_length": 4096, "bf16": args.bf16 == "yes"}
+    bf16 = args.bf16 == "yes"
+    settings = DPO_BEST | {"max_length": 4096, "bf16": bf16}
     examples = [dpo.Example(chosen, rejected, 1.0, (0.0, 0.0)) for chosen, rejected in pairs]
     sides = {
         "trl, best settings": TRL(MODEL, WORDS, "cpu", preference_rows(pairs), "DPO", **settings),

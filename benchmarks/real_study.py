@@ -14,7 +14,6 @@ length       rewards against length within prompts; chosen minus rejected in tok
 truncation   what responses that stop at the length limit do to C and to rewards
 beta         M2 trained from the same pairs with other beta: margins, accuracy
 perplexity   of texts in ../shared, float32 and bfloat16; nats per byte with and without the rule that splits off digits
-engines      vLLM against transformers on 100 prompts, float32 and bfloat16: greedy texts and log-probabilities
 
 Intervals are 95 %: Wilson's of a share, Student's of a mean, the bootstrap's of a difference of paired accuracies.
 """
@@ -35,13 +34,15 @@ from scipy.stats import t
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from cream.cli.flags import spell  # noqa: E402
 from cream.consistency import consistency, margin_cap  # noqa: E402
 from cream.evaluation.compare import compare, join  # noqa: E402
 from cream.evaluation.grade import grade_item  # noqa: E402
 from cream.evaluation.statistics import wilson_interval  # noqa: E402
 from cream.files.provenance import meta_path  # noqa: E402
 from cream.files.store import read, read_json  # noqa: E402
-from cream.records import Answer, Conversation, Item, Pair, Rewards, Samples  # noqa: E402
+from cream.loops.reading import read_loop  # noqa: E402
+from cream.records import Answer, Conversation, Item, Pair, Rewards  # noqa: E402
 
 OUT, DATA = ROOT / "outputs/smollm2", ROOT / "localdata/small"
 BY = ("mean", "sum")
@@ -65,7 +66,7 @@ def main() -> None:
 
 def stage(script: str, **flags) -> None:
     """Run a command as a user does; it does nothing where its output is up to date. Its log goes to stderr."""
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words = [word for name, value in flags.items() for word in (f"--{name}", spell(value))]
     print("$ python", script, *words, file=sys.stderr, flush=True)
     subprocess.run([sys.executable, script, *words, "--device", "cpu"], cwd=ROOT, check=True, stdout=sys.stderr)
 
@@ -249,21 +250,21 @@ def truncation() -> None:
 
 
 def beta() -> None:
-    """M2 by CREAM and by plain self-rewarding at other beta, from the pairs of round 1."""
+    """M2 by CREAM and by plain self-rewarding at other beta, from the pairs of round 1; all else as in the recipes."""
     rows = []
     for arm in ("cream", "srlm"):
         c = np.mean([pair.consistency for pair in read(OUT / arm / "round1.pairs.json", Pair)])
+        recipe = read_loop(ROOT / f"configs/recipes/smollm2_{arm}.yaml").flags
         for value in (0.1, 1.0):
             folder = OUT / arm if value == 0.1 else OUT / f"{arm}_beta_{value:g}"
-            same = {"model": "smollm2", "seed": 0}
             if value != 0.1:
-                start = OUT / "M1/checkpoint-last"
-                flags = {"epoch": 1, "lr": 5e-5, "train_bsz": 8, "beta": value, "lora": "yes"}
-                flags |= {"train_stage": "dpo", "checkpoint": start, "name": OUT / arm / "round1.pairs.json"}
-                stage("train.py", **same, **flags, output_dir=folder / "M2")
-                flags = {"mode": "evaluation", "checkpoint": folder / "M2/checkpoint-last", "limit_per_task": 200}
-                flags |= {"name": DATA / "all_test.json", "scoring": "loglikelihood"}
-                stage("infer.py", **same, **flags, output_dir=folder / "M2.loglikelihood.evaluation.json")
+                same = {"model": "smollm2", "seed": 0}
+                data = {"checkpoint": OUT / "M1/checkpoint-last", "name": OUT / arm / "round1.pairs.json"}
+                own = recipe["train"] | {"beta": value, "output_dir": folder / "M2"}
+                stage("train.py", train_stage="dpo", **same, **data, **own)
+                own = recipe["accuracy.loglikelihood"] | {"checkpoint": folder / "M2/checkpoint-last"}
+                target = folder / "M2.loglikelihood.evaluation.json"
+                stage("infer.py", mode="evaluation", **same, **own, output_dir=target)
             log = [json.loads(line) for line in (folder / "M2/log.jsonl").read_text().splitlines()]
             cap = "none" if arm == "srlm" else f"{float(margin_cap(c, value)):.2f}"
             macro = read_json(folder / "M2.loglikelihood.evaluation.summary.json")["tasks"][-1]["accuracy"]
@@ -322,49 +323,8 @@ def perplexity() -> None:
     table(head, rows)
 
 
-# Engines --------------------------------------------------------------------------------------------------------------
-
-
-def engines() -> None:
-    """Greedy responses to 100 prompts; log-probabilities against a float32 pass over the same tokens."""
-    found = {}
-    for engine in ("hf", "vllm"):
-        for bf16 in ("no", "yes"):
-            path = OUT / f"engines/{engine}-{bf16}.json"
-            flags = {"model": "smollm2", "mode": "sampling", "do_sample": "no", "gen_max_tokens": 128, "bf16": bf16}
-            stage("infer.py", **flags, engine=engine, name=DATA / "prompt.3.json", limit_size=100, output_dir=path)
-            scored = path.with_suffix(".scored.json")
-            stage(
-                "rewarding.py", model="smollm2", input_file=path, reward="likelihood", checkpoint="none", output=scored
-            )
-            samples, plain = read(path, Samples), read(scored, Rewards)
-            found[engine, bf16] = {a.uuid: (a, b) for a, b in zip(samples, plain, strict=True)}
-    names = {("hf", "no"): "hf, float32", ("vllm", "no"): "vLLM, float32"}
-    names |= {("hf", "yes"): "hf, bfloat16", ("vllm", "yes"): "vLLM, bfloat16"}
-    base, rows = found["hf", "no"], []
-    for key, name in names.items():
-        same = sum(found[key][uuid][0].responses == row.responses for uuid, (row, _) in base.items())
-        gaps = [
-            abs(sample.logprob[0] - scored.reward[0] * sample.num_tokens[0])
-            for sample, scored in found[key].values()
-            if sample.logprob[0] is not None and scored.reward[0] is not None
-        ]
-        rows.append([name, f"{same} of {len(base)}", f"{np.mean(gaps):.2g}", f"{max(gaps):.2g}"])
-    table(
-        ["engine", "greedy texts equal to hf, float32", "log-probability of a response, mean error, nats", "at most"],
-        rows,
-    )
-    print()
-    for uuid, (row, _) in base.items():
-        other = found["vllm", "no"][uuid][0].responses[0]
-        if other != row.responses[0]:
-            at = next((i for i, (a, b) in enumerate(zip(row.responses[0], other, strict=False)) if a != b), len(other))
-            ends = ", ".join(repr(text[at : at + 30]) for text in (row.responses[0], other))
-            print(f"{uuid}: the float32 texts part after {at} characters: {ends}")
-
-
 PARTS = {"accuracy": accuracy, "consistency": consistencies, "labels": labels, "length": lengths}
-PARTS |= {"truncation": truncation, "beta": beta, "perplexity": perplexity, "engines": engines}
+PARTS |= {"truncation": truncation, "beta": beta, "perplexity": perplexity}
 
 if __name__ == "__main__":
     main()

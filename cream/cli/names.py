@@ -22,6 +22,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LONG = 48  # characters of a checkpoint's name that are kept in an output's
 NAME = re.compile(r"\w[\w.-]*")
 ANOTHER = "choose another name, or --overwrite to point it elsewhere"
+ASSETS = {  # built-in models that are folders of the repository -> where each is from
+    "assets/tiny_m0": "it is part of the repository: git checkout assets",
+    "assets/smollm2": "`make real` makes it (93 MB to download)",
+}
 HUB_HELP = "Give a local folder, or unset HF_HUB_OFFLINE and check the network"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]  # no pickles
 
@@ -156,9 +160,8 @@ def model(name: str, known: Mapping[str, str]) -> Path:
     source = source or name
     if in_root(source).is_dir():
         return in_root(source)
-    if source.startswith("assets/"):
-        made_by = "`make real` makes it (93 MB to download)" if source == "assets/smollm2" else "git restores it"
-        raise UserError(f"--model {name}: {source} is not there; {made_by}")
+    if source in ASSETS:
+        raise UserError(f"--model {name}: {source} is not there; {ASSETS[source]}")
     if not HUB_ID.fullmatch(source):
         raise UserError(
             f"--model {name}: neither a folder, nor a Hugging Face id (owner/name), nor one of {', '.join(known)}"

@@ -6,6 +6,7 @@ Round t samples from M_t, ranks the responses by M_t and by M_{t-1} (in round 1 
 
 import re
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import get_type_hints
 
@@ -79,9 +80,8 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 def as_loop(recipe: Recipe, cream: Loop) -> Loop:
     """The steps of `cream`, the loop of configs/loops/cream.yaml, with a recipe's settings in place of the loop's."""
     evaluations = recipe.evaluations()
-    without = {"sft"} if recipe.sft is None else set()
     settings = {
-        "sft": recipe.sft or {},
+        **({} if recipe.sft is None else {"sft": recipe.sft}),
         "samples": {"name": recipe.prompts, **recipe.sampling},
         "rewards.current": recipe.rewarding,
         "rewards.previous": recipe.rewarding,
@@ -92,21 +92,18 @@ def as_loop(recipe: Recipe, cream: Loop) -> Loop:
     flags = {
         step: {name: "none" if value is None else value for name, value in own.items()}
         for step, own in settings.items()
-        if step not in without
     }
     if recipe.start is not None:
         cream = msgspec.structs.replace(cream, start={"train": recipe.start})
         for step in (f"accuracy.M1{name}" for name in evaluations):
             flags[step] = {**flags[step], "checkpoint": recipe.start}
-    steps = {
-        part: [
-            each
-            for step in getattr(cream, part)
-            if step.id not in without
-            for each in ([_named(step, name) for name in evaluations] if step.id in ACCURACY else [step])
-        ]
-        for part in ("before", "repeat", "after")
-    }
+
+    def kept(step: Step) -> list[Step]:
+        if step.id in ACCURACY:
+            return [_named(step, name) for name in evaluations]
+        return [] if step.id == "sft" and recipe.sft is None else [step]
+
+    steps = {part: list(chain.from_iterable(map(kept, getattr(cream, part)))) for part in ("before", "repeat", "after")}
     places = {"base_dir": recipe.base_dir, "output_dir": recipe.output_dir}
     about = {"title": recipe.title, "model": recipe.model, "seed": recipe.seed, "rounds": recipe.iterations}
     fresh = [] if recipe.reuse_prompts else cream.fresh
