@@ -26,7 +26,7 @@ test: setup lint ## set up, lint, run every test
 test-fast: setup ## only the tests that take seconds
 	$(pytest) -n 2
 
-test-real: real ## the tests that need that model, and ../shared (five minutes)
+test-real: real ## the tests that need that model, and ../shared (three minutes)
 	OMP_NUM_THREADS=2 $(python) -m pytest -m real --durations 25 --durations-min 1
 
 mutants: setup ## put bugs into the code one at a time and list those that no test sees (an hour or two, not in CI)
