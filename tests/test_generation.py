@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from msgspec import structs
@@ -10,6 +11,8 @@ from transformers import AutoTokenizer
 from cream import engines
 from cream.engines import Completion, Sampling
 from cream.records import Message, Prompt, encode
+from cream.rewards.passes import group
+from cream.scoring import logprobs
 from cream.scoring.completions import Responder
 from cream.scoring.sampling import build_prompts, record_samples
 from cream.text.chat import NOT_A_PREFIX, Chat
@@ -78,6 +81,23 @@ def test_a_log_probability_is_kept_where_the_text_is_what_was_sampled(engine, ti
             assert logprob == (completion.logprob if same else None)
             kinds[same] += 1
     assert len(kinds) == 2, kinds
+
+
+def test_a_stop_string_gets_no_end_of_turn(engine, tiny_chat, prompts):
+    """What is scored is what was sampled: the tokens up to the one that completes it, and no other."""
+    sampling = Sampling(n=8, temperature=1.0, top_p=1.0, max_tokens=12, stop_token_ids=tiny_chat.stop_ids)
+    free = dict(Responder(engine, tiny_chat, sampling, 60)(iter(prompts[:1])))["p0"][2]
+    stop = tiny_chat.decode(free[0].token_ids[2:4])
+    responder = Responder(engine, tiny_chat, replace(sampling, stop=(stop,)), 60)
+    prompt, ids, completions = dict(responder(iter(prompts[:1])))["p0"]
+    record = record_samples(tiny_chat, prompt, ids, completions)
+    assert record.finish_reason[0] == "stop_string" and stop in record.responses[0]
+    assert completions[0].token_ids == free[0].token_ids[: len(completions[0].token_ids)]
+    scored, _ = logprobs.encode(group(record), tiny_chat, 128)
+    for i, tokens in enumerate(scored):
+        assert (tokens.ids[-1] == tiny_chat.end_of_turn) == (record.finish_reason[i] == "stop")
+        assert (tokens.ids == ids + completions[i].token_ids) == (record.logprob[i] is not None)
+    assert record.logprob[0] == completions[0].logprob
 
 
 def test_the_prompt_before_sysprompt_is_kept_beside_it(tiny_chat, prompts):
