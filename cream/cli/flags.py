@@ -210,6 +210,12 @@ def _is_flag(word: str) -> bool:
     return False
 
 
+def as_words(name: str, value) -> list[str]:
+    """A flag and its value as words of a command line, one word where the value looks like a flag."""
+    text = spell(value)
+    return [f"{dashed(name)}={text}"] if _is_flag(text) else [dashed(name), text]
+
+
 def _assign(pairs: Iterable[tuple[str, object]], spellings: dict[str, Flag], where: str, problems: list[str]) -> dict:
     """{flag name: value} of (spelling, text) pairs; adds to `problems`."""
     values, spelled = {}, {}
