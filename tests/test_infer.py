@@ -57,12 +57,12 @@ def test_flags_that_are_off_decide_nothing(world):
 
 
 def test_stop_strings_are_kept_in_samples(world):
-    """A letter that is in nearly every response."""
-    done = world.run(ASKED + r" --stop 'a,\n' --output_dir outputs/stopped.json")
-    assert "a response stops at <end> or 'a' or '\\n'" in done.out
+    """One that is in nearly every response."""
+    done = world.run(ASKED + r" --stop '=,\n' --output_dir outputs/stopped.json")
+    assert "a response stops at <end> or '=' or '\\n'" in done.out
     samples = list(read(world.folder / "outputs/stopped.json", Samples))
     ended = [(text, reason) for s in samples for text, reason in zip(s.responses, s.finish_reason, strict=True)]
-    assert all(("a" in text or "\n" in text) == (reason == "stop_string") for text, reason in ended)
+    assert all(("=" in text or "\n" in text) == (reason == "stop_string") for text, reason in ended)
     count = sum(reason == "stop_string" for _, reason in ended)
     assert count and f"{count} of 6 responses ended with a stop string; no end of turn is scored" in done.out
 
@@ -110,10 +110,10 @@ def test_what_applies_to_one_greedy_response(world):
     done = world.run(command + " --top_k 5 --min_p 0.1")
     assert "greedy: --top_k, --min_p without effect\n" in done.out and "is up to date" in done.out
     assert "repetition_penalty: None -> 1.2" in world.refused(command + " --repetition_penalty 1.2")
-    world.run(command.replace("greedy.json", "stopped.json") + " --stop a")
-    records = world.read("outputs/stopped.json").values()
+    world.run(command.replace("greedy.json", "ended.json") + " --stop =")
+    records = world.read("outputs/ended.json").values()
     assert "stop_string" in {r["finish_reason"] for r in records}
-    assert not any("a" in r["responses"] for r in records)
+    assert not any("=" in r["responses"] for r in records)
 
 
 @pytest.mark.slow
