@@ -58,11 +58,11 @@ def test_flags_that_are_off_decide_nothing(world):
 
 def test_stop_strings_are_kept_in_samples(world):
     """One that is in nearly every response."""
-    done = world.run(ASKED + r" --stop '=,\n' --output_dir outputs/stopped.json")
-    assert "a response stops at <end> or '=' or '\\n'" in done.out
+    done = world.run(ASKED + r" --stop ':,\n' --output_dir outputs/stopped.json")
+    assert "a response stops at <end> or ':' or '\\n'" in done.out
     samples = list(read(world.folder / "outputs/stopped.json", Samples))
     ended = [(text, reason) for s in samples for text, reason in zip(s.responses, s.finish_reason, strict=True)]
-    assert all(("=" in text or "\n" in text) == (reason == "stop_string") for text, reason in ended)
+    assert all((":" in text or "\n" in text) == (reason == "stop_string") for text, reason in ended)
     count = sum(reason == "stop_string" for _, reason in ended)
     assert count and f"{count} of 6 responses ended with a stop string; no end of turn is scored" in done.out
 
