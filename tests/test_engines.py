@@ -484,19 +484,20 @@ PIECES = st.sampled_from(["Tom", " has", " 28", "\n", "\n\n", "é", "🙂", "\u2
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(PIECES, min_size=1, max_size=9), min_size=2, max_size=2), st.data())
 def test_hf_finds_a_stop_string_with_the_token_that_completes_it(tiny_tokenizer, pieces, data):
-    """By the definition, on the whole text so far; a row's text may have characters of several tokens."""
+    """By the definition, on the whole text so far, where its last character is complete."""
     texts = ["".join(row) for row in pieces]
     start = data.draw(st.integers(0, len(texts[0]) - 1))
     stops = [texts[0][start : start + data.draw(st.integers(1, 6))], data.draw(PIECES)]
     rows = tiny_tokenizer(texts, add_special_tokens=False)["input_ids"]
     length = max(map(len, rows))
     ids = torch.tensor([[4, *row, *[0] * (length - len(row))] for row in rows])
+    soon = [[tiny_tokenizer.decode(row[1 : i + 2]) for i in range(length)] for row in ids]
+    matches = [[not t.endswith("\ufffd") and find_stop(t, stops) is not None for t in texts] for texts in soon]
     watch = StopStrings(tiny_tokenizer, stops, rows=2, start=1)
     for t in range(1, length + 1):
         ended = watch(ids[:, : t + 1], None).tolist()
-        for row, found in zip(ids, watch.lengths, strict=True):
-            ends = (i for i in range(1, t + 1) if find_stop(tiny_tokenizer.decode(row[1 : i + 1]), stops) is not None)
-            assert found == next(ends, None)
+        for row, found in zip(matches, watch.lengths, strict=True):
+            assert found == (row.index(True) + 1 if True in row[:t] else None)
         assert ended == [found is not None for found in watch.lengths]
 
 

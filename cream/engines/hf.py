@@ -126,24 +126,33 @@ class HfEngine:
 class StopStrings(StoppingCriteria):
     """Ends a row with the token that completes a stop string in its response's text, special tokens included.
 
-    `lengths`: for each of the `rows` how many tokens its response then has, or None. `start`: where responses begin.
+    As vLLM's detokenizer: a token that ends within a character counts once the character is complete, and a response
+    has the space that it begins with. `lengths`: for each of the `rows` how many tokens its response then has, or None.
+    `start`: where responses begin, after one token of the prompt at least.
     """
 
     def __init__(self, tokenizer, stops: Sequence[str], rows: int, start: int):
         self.tokenizer, self.stops, self.start = tokenizer, stops, start
         self.lengths: list[int | None] = [None] * rows
-        # A token has a byte at least, and the first of a text may lose the space it begins with.
-        self.reach = 1 + max((len(stop.encode()) for stop in stops), default=0)
+        # Each of its tokens has a byte of it at least; a character after it may be incomplete until its fourth byte.
+        self.reach = 4 + max((len(stop.encode()) for stop in stops), default=0)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
         """input_ids: (B, T) so far. Returns (B,) bool: the rows that have ended."""
-        length = input_ids.shape[1] - self.start
-        ends = input_ids[:, -min(length, self.reach) :].tolist()
-        for row, ids in enumerate(ends):
-            if self.lengths[row] is None:
-                text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-                self.lengths[row] = None if find_stop(text, self.stops) is None else length
+        end = input_ids.shape[1]
+        before = max(self.start, end - self.reach) - 1
+        for row, ids in enumerate(input_ids[:, before:].tolist()):
+            if self.lengths[row] is None and self._complete(ids):
+                self.lengths[row] = end - self.start
         return torch.tensor([found is not None for found in self.lengths], device=input_ids.device)
+
+    def _complete(self, ids: list[int]) -> bool:
+        """Whether the text of these ids without their first, after which it is read, has a stop string."""
+        before, text = (
+            self.tokenizer.decode(each, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for each in (ids[:1], ids)
+        )
+        return not text.endswith("\ufffd") and find_stop(text[len(before) :], self.stops) is not None
 
 
 class GumbelMax(LogitsProcessor):
