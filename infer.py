@@ -79,7 +79,7 @@ def sample(config: InferConfig) -> None:
     default = run.outputs() / "sampling" / sampling.output_folder(plan, sysprompt, *of) / "results.json"
     target = names.choose_output(config.output.output_dir, default)
     usual = config.thoughts == ThoughtFlags()  # other tags count other thoughts
-    unused = [name for name in sampling.UNUSED if usual or name != "thinking_tags"]
+    unused = [name for name in sampling.UNUSED if usual or name != "thinking_tags"] + plan.idle_flags
     output, folder = _begin(config, {"data": path}, target, unused)
     chat = load_chat(folder, **model.text(), tags=config.thoughts.tags)
     if not (run.dry_run or output.up_to_date):

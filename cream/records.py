@@ -17,7 +17,7 @@ Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # so that sums of 
 Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Text = Annotated[str, msgspec.Meta(pattern=r"\S")]  # not blank
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "stop_string", "length"]
 METHODS = ("original", "consistency_avg", "consistency_dyn")  # the C that DPO trains with; recorded with the pairs
 RANKS = ("kendall", "spearman", "toporder")  # measures of the agreement of two rankings; recorded with the pairs
 
@@ -83,6 +83,7 @@ class Prompt(Record, kw_only=True):
 class Samples(Record, kw_only=True):
     """Sampling output. Lists have an entry per response; without `finish_reason` all responses stopped.
 
+    A response whose `finish_reason` is "stop_string" has the string of --stop, and no end-of-turn token.
     `source_prompt` is the prompt without the text of --sysprompt, absent if it equals `prompt`. `logprob` is the
     sampler's own, summed over the response, in nats. `thought_tokens` and `special_tokens` are how many of the sampled
     tokens are of its thought (null: it has none), and special ones before its end; absent if there are none.
@@ -154,8 +155,9 @@ class Pair(Record, kw_only=True):
     """A preference pair; `selected` is the chosen response.
 
     `consistency` is the confidence in [0, 1] that `selected` is the better one: the prompt's C, the probability of a
-    pseudo-label, 1/2 for "equally good"; null if unknown. After a truncated response no end-of-turn token is scored or
-    trained on. `source_prompt` is the prompt before --sysprompt, absent where it is `prompt`.
+    pseudo-label, 1/2 for "equally good"; null if unknown. `selected_truncated` and `rejected_truncated` say that the
+    response has no end-of-turn token (it is truncated, or a stop string ended it): none is scored or trained on.
+    `source_prompt` is the prompt before --sysprompt, absent where it is `prompt`.
     """
 
     prompt: list[Message]
@@ -239,6 +241,12 @@ class Answer(Item, kw_only=True):
         for one, name in firsts.items():
             if name in given and getattr(self, name)[0] != getattr(self, one):
                 raise ValueError(f"`{one}` is not the first of `{name}`")
+
+
+def ended_turn(reason: FinishReason | None) -> bool:
+    """Whether a response ended with its end-of-turn token, by its `finish_reason`; None: it did. After any other, no
+    such token is scored or trained on, since none was sampled."""
+    return reason in (None, "stop")
 
 
 R = TypeVar("R", bound=Record)

@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from unittest import mock
 
@@ -23,13 +24,30 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from cream import engines
 from cream.engines import Request, Sampling, row_seed
-from cream.engines.hf import GumbelMax, HfEngine, gumbel, nucleus, splitmix64
+from cream.engines.hf import (
+    GumbelMax,
+    HfEngine,
+    StopStrings,
+    gumbel,
+    keep_min_p,
+    keep_top_k,
+    nucleus,
+    penalize_repeated,
+    splitmix64,
+    warp,
+)
+from cream.engines.stops import ESCAPES, find_stop, parse_stops
 from cream.errors import UserError
 
 VOCAB = 512
@@ -119,11 +137,27 @@ def plain_logits(model, ids):
     return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
 
 
-def plain_greedy(model, ids, max_tokens, stops=()):
+def plain_greedy(model, ids, max_tokens, stops=(), penalty=1.0):
     answer = []
     while len(answer) < max_tokens and not (answer and answer[-1] in stops):
-        answer.append(int(plain_logits(model, ids + answer)[-1].argmax()))
+        logits = plain_logits(model, ids + answer)[-1].numpy()
+        answer.append(int(distribution(logits, ids + answer, repetition_penalty=penalty).argmax()))
     return answer
+
+
+def distribution(logits, ids=(), temperature=1.0, top_k=0, min_p=0.0, top_p=1.0, repetition_penalty=1.0):
+    """What is sampled from after `ids`, by the definitions, in the order of vLLM's sampler."""
+    z = np.array(logits, dtype=np.float64)
+    for token in {*ids}:
+        z[token] = z[token] / repetition_penalty if z[token] > 0 else z[token] * repetition_penalty
+    p = np.exp((z - z.max()) / temperature)
+    p[p < min_p * p.max()] = 0
+    order = np.argsort(-p, kind="stable")
+    p[order[top_k or len(p) :]] = 0
+    p /= p.sum()
+    before = np.cumsum(p[order]) - p[order]  # mass of likelier tokens
+    p[order[before >= min(top_p, 1 - 1e-9)]] = 0
+    return p / p.sum()
 
 
 # Noise ----------------------------------------------------------------------------------------------------------------
@@ -164,18 +198,24 @@ def test_gumbel_noise_depends_on_its_own_row_only():
     assert torch.equal(gumbel(seeds, 5, 40)[[6, 2], :30], gumbel(seeds[[6, 2]], 5, 30))
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
-def test_sampled_frequencies_match_the_warped_softmax(temperature, top_p):
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"temperature": 1.0, "top_p": 1.0},
+        {"temperature": 0.7, "top_p": 1.0},
+        {"temperature": 1.3, "top_p": 0.8},
+        {"temperature": 1.3, "top_k": 6, "min_p": 0.05, "top_p": 0.9, "repetition_penalty": 1.4},
+    ],
+)
+def test_sampled_frequencies_match_the_warped_softmax(how):
     logits = np.array([2.0, 1.5, 1.0, 0.0, -0.5, -1.0, -2.5, -4.0])
-    expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
-    order = np.argsort(-expected)
-    kept = order[: 1 + np.searchsorted(np.cumsum(expected[order]), min(top_p, 1 - 1e-9))]
-    expected = np.where(np.isin(np.arange(8), kept), expected, 0) / expected[kept].sum()
+    expected = distribution(logits, [1, 5], **how)
     rows = 100_000
     seeds = torch.tensor([row_seed(3, f"p{i // 5}", i % 5) for i in range(rows)])
-    sampler = GumbelMax(seeds, Sampling(n=5, temperature=temperature, top_p=top_p))
+    sampler = GumbelMax(seeds, Sampling(n=5, **how))
     batch = torch.tensor(logits, dtype=torch.float32).expand(rows, -1)
-    draws = [sampler(None, batch).argmax(-1) for _ in range(2)]
+    ids = torch.tensor([[1, 5]]).expand(rows, -1)
+    draws = [sampler(ids, batch).argmax(-1) for _ in range(2)]
     for drawn in draws:
         counts = np.bincount(drawn, minlength=8)
         assert counts[expected == 0].sum() == 0
@@ -197,6 +237,58 @@ def test_nucleus_equals_transformers(logits, top_p):
     assert torch.equal(nucleus(scores, top_p), TopPLogitsWarper(top_p)(None, scores))
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(-8, 8), min_size=2, max_size=12, unique=True),
+    st.integers(1, 14),
+    st.floats(0.01, 1.0),
+    st.floats(0.5, 2.0),
+    st.data(),
+)
+def test_each_warp_equals_transformers(logits, k, min_p, penalty, data):
+    scores = torch.tensor([logits, logits[::-1]], dtype=torch.float32) * 0.37
+    assert torch.equal(keep_top_k(scores, k), TopKLogitsWarper(k)(None, scores))
+    shares = scores.softmax(-1) / scores.softmax(-1).amax(-1, keepdim=True)
+    if not ((shares - min_p).abs() < 1e-5).any():  # rounding decides
+        assert torch.equal(keep_min_p(scores, min_p), MinPLogitsWarper(min_p)(None, scores))
+    token = st.integers(0, len(logits) - 1)
+    ids = torch.tensor([data.draw(st.lists(token, min_size=3, max_size=3)) for _ in range(2)])
+    wanted = RepetitionPenaltyLogitsProcessor(penalty)(ids, scores)
+    assert torch.equal(penalize_repeated(scores, ids, penalty), wanted)
+    for off in (keep_top_k(scores, 0), keep_min_p(scores, 0.0), penalize_repeated(scores, ids, 1.0)):
+        assert torch.equal(off, scores)
+
+
+def test_warps_in_vllms_order():
+    """All at once, against the definitions and transformers' warpers; in transformers' own order, where min-p is last
+    and looks at the same shares, top-p would keep more or fewer tokens."""
+    rng, differ = np.random.default_rng(0), 0
+    for _ in range(50):
+        temperature, top_p, min_p = rng.uniform(0.3, 2), rng.uniform(0.3, 1), rng.uniform(0, 0.3)
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=int(rng.integers(1, 30)), min_p=min_p)
+        logits = torch.tensor(rng.normal(0, 2, (3, 40)), dtype=torch.float32)
+        how = {name: getattr(sampling, name) for name in ("temperature", "top_k", "min_p", "top_p")}
+        wanted = np.stack([distribution(row, **how) for row in logits.numpy()])
+        found = warp(logits, sampling).softmax(-1)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        heat, last = TemperatureLogitsWarper(temperature), TopPLogitsWarper(top_p)
+        warpers = heat, MinPLogitsWarper(min_p), TopKLogitsWarper(sampling.top_k), last
+        assert torch.equal(LogitsProcessorList(warpers)(None, logits).softmax(-1), found)
+        theirs = LogitsProcessorList([heat, warpers[2], last, warpers[1]])(None, logits).softmax(-1)
+        differ += not torch.allclose(theirs, found)
+    assert differ > 10
+
+
+def test_padding_is_not_a_repeated_token():
+    """With the id of its padding, a word like any other, in front of the first prompt, and within the second."""
+    ids = torch.tensor([[0, 0, 3], [2, 0, 3]])
+    logits = torch.tensor([[4.0, 3.0, 2.0, -1.0]] * 2)
+    sampler = GumbelMax(torch.tensor([1, 2]), Sampling(temperature=0, repetition_penalty=2.0), torch.tensor([2, 0]))
+    assert sampler(ids, logits).tolist() == [[4.0, 3.0, 2.0, -2.0], [2.0, 3.0, 1.0, -2.0]]
+    raw = logits.log_softmax(-1)
+    assert torch.stack(sampler.logprobs).tolist() == [[raw[0, 0], raw[1, 1]]]
+
+
 @given(st.integers(0, 10**6), st.text(max_size=20), st.integers(0, 64))
 def test_row_seeds_fit_every_generator_and_lie_apart(seed, uuid, index):
     here = row_seed(seed, uuid, index)
@@ -208,10 +300,12 @@ def test_row_seeds_fit_every_generator_and_lie_apart(seed, uuid, index):
 # Both engines ---------------------------------------------------------------------------------------------------------
 
 
-def test_greedy_equals_plain_decoding(engine, model, requests):
+@pytest.mark.parametrize(("penalty", "count"), [(1.0, 50), (1.3, 15)])
+def test_greedy_equals_plain_decoding(engine, model, requests, penalty, count):
     """Also: nothing of the folder's generation_config.json leaks in."""
-    got = ids_of(engine, requests, Sampling(temperature=0, max_tokens=16, stop_token_ids=STOPS))
-    wanted = {r.uuid: [plain_greedy(model, r.prompt_ids, 16, STOPS)] for r in requests}
+    sampling = Sampling(temperature=0, max_tokens=16, stop_token_ids=STOPS, repetition_penalty=penalty)
+    got = ids_of(engine, requests[:count], sampling)
+    wanted = {r.uuid: [plain_greedy(model, r.prompt_ids, 16, STOPS, penalty)] for r in requests[:count]}
     assert got.keys() == wanted.keys()
     same = sum(got[uuid] == wanted[uuid] for uuid in wanted)
     assert same >= 0.95 * len(wanted), f"{same} of {len(wanted)}"
@@ -226,9 +320,12 @@ def test_engines_agree_greedily(hf, vllm, requests):
     assert same >= 0.95 * len(requests), f"{same} of {len(requests)}"
 
 
-@pytest.mark.parametrize("temperature", [0, 0.7])
-def test_logprob_is_the_raw_one(engine, model, requests, temperature):
-    sampling = Sampling(n=3 if temperature else 1, temperature=temperature, max_tokens=24, stop_token_ids=STOPS)
+WARPED = {"temperature": 0.9, "top_k": 30, "min_p": 0.02, "top_p": 0.9, "repetition_penalty": 1.4}
+
+
+@pytest.mark.parametrize("how", [{"temperature": 0, "repetition_penalty": 1.3}, {"temperature": 0.7}, WARPED])
+def test_logprob_is_the_raw_one(engine, model, requests, how):
+    sampling = Sampling(n=3 if how["temperature"] else 1, max_tokens=24, stop_token_ids=STOPS, **how)
     prompts = {r.uuid: r.prompt_ids for r in requests}
     for uuid, answers in engine.generate(requests[:20], sampling):
         for answer in answers:
@@ -260,17 +357,18 @@ def test_samples_depend_on_seed_and_uuid_alone(engine, requests):
     assert all(len({tuple(ids) for ids in answers}) > 1 for answers in first.values())
 
 
-def test_first_tokens_follow_the_model(engine, model, requests):
+@pytest.mark.parametrize("how", [{"temperature": 0.5, "top_p": 1.0}, WARPED])
+def test_first_tokens_follow_the_model(engine, model, requests, how):
     prompt = requests[3].prompt_ids
-    logits = plain_logits(model, prompt)[-1].double() / 0.5
-    expected = logits.softmax(-1).numpy()
-    sampling = Sampling(n=5, temperature=0.5, top_p=1.0, max_tokens=1)
+    expected = distribution(plain_logits(model, prompt)[-1].numpy(), prompt, **how)
+    sampling = Sampling(n=5, max_tokens=1, **how)
     answers = ids_of(engine, [Request(f"q{i}", prompt) for i in range(400)], sampling)
     counts = np.bincount([ids[0] for group in answers.values() for ids in group], minlength=VOCAB)
-    likely = 2000 * expected >= 5  # the rest is one class
-    seen = [*counts[likely], counts[~likely].sum()]
+    assert not counts[expected == 0].any()
+    likely = 2000 * expected >= 5  # the rest is one class, empty where few tokens are left
+    seen, wanted = ([*values[likely], *filter(None, [values[~likely].sum()])] for values in (counts, 2000 * expected))
     assert likely.sum() > 10
-    assert scipy.stats.chisquare(seen, [*2000 * expected[likely], 2000 * expected[~likely].sum()]).pvalue > ALPHA
+    assert scipy.stats.chisquare(seen, wanted).pvalue > ALPHA
 
 
 def test_stop_and_length(engine, tokenizer, requests):
@@ -290,6 +388,36 @@ def test_stop_and_length(engine, tokenizer, requests):
                 spoken = answer.token_ids
             assert answer.text == tokenizer.decode(spoken, skip_special_tokens=True)
     assert reasons == {"stop", "length"}
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_stop_strings(engine, model, tokenizer, requests, keep):
+    """A response ends with the token that completes one of them, wherever the tokens begin and end, and is otherwise
+    what it would have been; its log-probability is that of all its tokens."""
+    stops = ("7 w1", "w44", "w9 ")
+    free = Sampling(n=3, temperature=1.0, top_p=1.0, max_tokens=24, stop_token_ids=STOPS)
+    requests = requests[:25]
+    whole, prompts = ids_of(engine, requests, free), {r.uuid: r.prompt_ids for r in requests}
+    reasons = Counter()
+    for uuid, answers in engine.generate(requests, replace(free, stop=stops, keep_stop=keep)):
+        for answer, ids in zip(answers, whole[uuid], strict=True):
+            texts = [tokenizer.decode(ids[: i + 1]) for i in range(len(ids) - (ids[-1] in STOPS))]
+            end = next((i + 1 for i, text in enumerate(texts) if any(stop in text for stop in stops)), None)
+            reasons[answer.finish_reason] += 1
+            assert answer.token_ids == ids[:end]
+            if end is None:
+                assert answer.finish_reason == ("stop" if ids[-1] in STOPS else "length")
+                assert answer.text == texts[-1] if texts else answer.text == ""
+                continue
+            text = texts[end - 1]
+            _, begin = min((text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text)
+            assert answer.finish_reason == "stop_string"
+            assert answer.text == (text if keep else text[:begin])
+            if keep and reasons["stop_string"] < 5:
+                logits = plain_logits(model, prompts[uuid] + answer.token_ids)[len(prompts[uuid]) - 1 : -1]
+                plain = logits.log_softmax(-1).gather(-1, torch.tensor(answer.token_ids)[:, None]).sum()
+                assert answer.logprob == pytest.approx(float(plain), abs=5e-4)
+    assert len(reasons) == 3 and reasons["stop_string"] > 5, reasons
 
 
 def test_answers_end_where_the_context_ends(engine, model):
@@ -350,6 +478,29 @@ def test_hf_bfloat16_stops_and_scores_in_float32(folder, tokenizer, requests):
         assert torch.tensor(answer.logprob).bfloat16().double() != answer.logprob
 
 
+PIECES = st.sampled_from(["Tom", " has", " 28", "\n", "\n\n", "é", "🙂", "\u200b", "##", "#", "<end>", " "])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(PIECES, min_size=1, max_size=9), min_size=2, max_size=2), st.data())
+def test_hf_finds_a_stop_string_with_the_token_that_completes_it(tiny_tokenizer, pieces, data):
+    """By the definition, on the whole text so far, where its last character is complete."""
+    texts = ["".join(row) for row in pieces]
+    start = data.draw(st.integers(0, len(texts[0]) - 1))
+    stops = [texts[0][start : start + data.draw(st.integers(1, 6))], data.draw(PIECES)]
+    rows = tiny_tokenizer(texts, add_special_tokens=False)["input_ids"]
+    length = max(map(len, rows))
+    ids = torch.tensor([[4, *row, *[0] * (length - len(row))] for row in rows])
+    soon = [[tiny_tokenizer.decode(row[1 : i + 2]) for i in range(length)] for row in ids]
+    matches = [[not t.endswith("\ufffd") and find_stop(t, stops) is not None for t in texts] for texts in soon]
+    watch = StopStrings(tiny_tokenizer, stops, rows=2, start=1)
+    for t in range(1, length + 1):
+        ended = watch(ids[:, : t + 1], None).tolist()
+        for row, found in zip(matches, watch.lengths, strict=True):
+            assert found == (row.index(True) + 1 if True in row[:t] else None)
+        assert ended == [found is not None for found in watch.lengths]
+
+
 # vLLM alone -----------------------------------------------------------------------------------------------------------
 
 
@@ -392,6 +543,38 @@ def test_vllm_batches_stay_full(vllm, monkeypatch):
     assert len(counts) == 200 * 16 and min(counts) == 1 and max(counts) > 30
     full = under_way[: next(i for i, n in enumerate(under_way) if n < vllm.window)]
     assert len(full) > 0.5 * len(under_way) and max(under_way) < vllm.window + 16
+
+
+# Stop strings as a flag -----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text(st.sampled_from("ab,\\\n\t n"), min_size=1), min_size=1))
+def test_stops_are_read_as_they_were_written(stops):
+    spelled = {char: f"\\{letter}" for letter, char in ESCAPES.items()}
+    text = ",".join("".join(spelled.get(char, char) for char in stop) for stop in stops)
+    assert parse_stops(text) == tuple(stops)
+
+
+def test_stops_on_a_command_line_and_in_yaml():
+    assert (
+        parse_stops(r"\n\nQuestion:,###, Human")
+        == parse_stops("\n\nQuestion:,###, Human")
+        == (
+            "\n\nQuestion:",
+            "###",
+            " Human",
+        )
+    )
+    assert parse_stops(None) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("a,,b", "is empty"), ("a,", "is empty"), (r"\boxed", r"\\b means nothing"), ("a\\", "means nothing")],
+)
+def test_stops_that_mean_nothing_are_refused(text, problem):
+    with pytest.raises(UserError, match=problem):
+        parse_stops(text)
 
 
 # Choosing -------------------------------------------------------------------------------------------------------------
@@ -464,6 +647,10 @@ def test_head_sizes_are_vllms_own():
         {"top_p": 0},
         {"top_p": 1.1},
         {"max_tokens": 0},
+        {"top_k": -1},
+        *({"min_p": p} for p in (-0.1, 1.1, math.nan)),
+        *({"repetition_penalty": p} for p in (0, 0.09, 10.1, math.nan, math.inf)),
+        {"stop": ("a", "")},
         {"n": 5, "temperature": 0},
         {"n": 5, "temperature": 0.0009},
     ],
@@ -491,7 +678,17 @@ def test_vllm_is_given_what_is_recorded(vllm, temperature, top_p, seed):
     assert (params.seed, params.max_tokens) == (row_seed(seed, "p", 0), CONTEXT - 20)
     assert (params.top_k, params.min_p, params.min_tokens, params.ignore_eos) == (0, 0.0, 0, True)
     assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0.0, 0.0, 1.0)
+    assert (params.stop, params.detokenize) == ([], False)
     assert params.stop_token_ids == [5, VOCAB - 1]  # it refuses what is none of the model's words
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
+def test_vllm_is_given_the_other_settings_too(vllm):
+    how = {"top_k": 10**6, "min_p": 1.0, "repetition_penalty": 0.1, "stop": ("\n", "a,b")}
+    params = vllm._params(Request("p", [3] * 20), Sampling(n=2, temperature=0.01, **how))
+    assert {name: getattr(params, name) for name in how} == how | {"stop": ["\n", "a,b"]}
+    assert params.detokenize and not params.skip_special_tokens
 
 
 def test_stop_ids_beyond_the_vocabulary_do_no_harm(engine, requests):

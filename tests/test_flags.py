@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import field
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import iterate
-from cream.cli.flags import OWNERS, as_dict, chosen, deciding, flag, one_of, parse, try_parse
+from cream.cli.console import command
+from cream.cli.flags import OWNERS, as_dict, as_words, chosen, deciding, flag, one_of, parse, try_parse
 from cream.errors import UserError
 
 SCRIPTS = {script: iterate.config_of(script) for script in iterate.STAGES}
@@ -656,6 +658,9 @@ def test_every_number_has_a_range(cls):
         ("train.py", "--weight_decay 0", "--lr 0"),
         ("infer.py", "--top_p 1", "--top_p 0"),
         ("infer.py", "--gen_temperature 0", "--gen_n 0"),
+        ("infer.py", "--top_k 0 --min_p 1", "--top_k -1"),
+        ("infer.py", "--repetition_penalty 10", "--repetition_penalty 0"),
+        ("infer.py", "--stop=---,###", "--stop ###,"),
         ("infer.py", "--gen_temperature 2", "--gen_temperature 2.1"),
         ("infer.py", "--gpu_memory_utilization 1", "--gpu_memory_utilization 1.01"),
         ("rewarding.py", "--limit_size 1", "--limit_size 0"),
@@ -669,6 +674,14 @@ def test_ranges_of_the_scripts(script, inside, outside):
     assert try_parse(SCRIPTS[script], inside.split())[1] == []
     (problem,) = try_parse(SCRIPTS[script], outside.split())[1]
     assert problem.startswith(outside.split()[0])
+
+
+@pytest.mark.parametrize("text", ["---", "-e", "-1e-5", "###", "--top_p", "a b", "=", "\\n,\\,"])
+def test_a_value_is_given_as_it_is_read(text):
+    """One that looks like a flag too: on a command line, in a loop, in the next command."""
+    (config, problems) = try_parse(SCRIPTS["infer.py"], as_words("stop", text))
+    assert not problems and config.sampling.stop == text
+    assert try_parse(SCRIPTS["infer.py"], shlex.split(command("infer.py", stop=text))[2:])[0].sampling.stop == text
 
 
 def test_a_script_has_no_flag_that_it_does_not_use():

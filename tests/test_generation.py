@@ -10,6 +10,8 @@ from transformers import AutoTokenizer
 from cream import engines
 from cream.engines import Completion, Sampling
 from cream.records import Message, Prompt, encode
+from cream.rewards.passes import group
+from cream.scoring import logprobs
 from cream.scoring.completions import Responder
 from cream.scoring.sampling import build_prompts, record_samples
 from cream.text.chat import NOT_A_PREFIX, Chat
@@ -78,6 +80,21 @@ def test_a_log_probability_is_kept_where_the_text_is_what_was_sampled(engine, ti
             assert logprob == (completion.logprob if same else None)
             kinds[same] += 1
     assert len(kinds) == 2, kinds
+
+
+def test_a_stop_string_gets_no_end_of_turn(engine, tiny_chat, prompts):
+    """What is scored is what was sampled: the tokens up to the one that completes it, and no other."""
+    how = {"max_tokens": 12, "stop_token_ids": tiny_chat.stop_ids, "stop": ("e", "1")}
+    sampling, kept = Sampling(n=20, temperature=1.0, top_p=1.0, **how), Counter()
+    prompt, ids, completions = dict(Responder(engine, tiny_chat, sampling, 60)(iter(prompts[:1])))["p0"]
+    record = record_samples(tiny_chat, prompt, ids, completions)
+    scored, _ = logprobs.encode(group(record), tiny_chat, 128)
+    for tokens, sampled, text, logprob in zip(scored, completions, record.responses, record.logprob, strict=True):
+        assert (sampled.finish_reason == "stop_string") == ("e" in text or "1" in text)
+        assert (tokens.ids[-1] == tiny_chat.end_of_turn) == (sampled.finish_reason == "stop")
+        assert (tokens.ids == ids + sampled.token_ids) == (logprob is not None)
+        kept[sampled.finish_reason, logprob is not None] += 1
+    assert kept["stop_string", True] > 3, kept
 
 
 def test_the_prompt_before_sysprompt_is_kept_beside_it(tiny_chat, prompts):

@@ -40,6 +40,33 @@ def test_samples_follow_the_prompts(world, limit):
     assert found["json"] == found["jsonl"]
 
 
+ASKED = COMMAND + "localdata/asked.jsonl --limit_size 3"
+
+
+def test_flags_that_are_off_decide_nothing(world):
+    """So outputs of versions without them are up to date; those that are on are part of the output, and in its name."""
+    world.run(ASKED + " --output_dir outputs/off.json")
+    kept = world.read("outputs/off.json.meta.json")["settings"]
+    assert not {"top_k", "min_p", "repetition_penalty", "stop"} & kept.keys() and "top_p" in kept
+    off = " --output_dir outputs/off.json --top_k 0 --min_p 0 --repetition_penalty 1 --stop none"
+    assert "is up to date" in world.run(ASKED + off).out
+    error = world.refused(ASKED + " --output_dir outputs/off.json --top_k 5 --stop ###")
+    assert "its settings or inputs differ: stop: None -> ###, top_k: None -> 5" in error
+    named = world.run(ASKED + " --top_k 5 --repetition_penalty 1.2 --dry_run").out
+    assert "_temp-0.8_top_k-5_repetition_penalty-1.2_GenMaxT-8" in named
+
+
+def test_stop_strings_are_kept_in_samples(world):
+    """One that is in nearly every response."""
+    done = world.run(ASKED + r" --stop ':,\n' --output_dir outputs/stopped.json")
+    assert "a response stops at <end> or ':' or '\\n'" in done.out
+    samples = list(read(world.folder / "outputs/stopped.json", Samples))
+    ended = [(text, reason) for s in samples for text, reason in zip(s.responses, s.finish_reason, strict=True)]
+    assert all((":" in text or "\n" in text) == (reason == "stop_string") for text, reason in ended)
+    count = sum(reason == "stop_string" for _, reason in ended)
+    assert count and f"{count} of 6 responses ended with a stop string; no end of turn is scored" in done.out
+
+
 def test_a_bad_record_is_found_before_anything_is_spent(world):
     """Also one that comes after the limit."""
     lines = (world.folder / "localdata/asked.jsonl").read_text().splitlines()
@@ -75,6 +102,18 @@ def test_a_summary_replaces_nothing_else(world):
     assert "results.summary.json exists" in refused and "or --overwrite" in refused
     world.run(EVALUATION.replace("x.json", "y.summary.json"))
     assert "y.summary.json is an output of its own" in world.refused(EVALUATION.replace("x.json", "y.json --overwrite"))
+
+
+def test_what_applies_to_one_greedy_response(world):
+    command = EVALUATION.replace("x.json", "greedy.json")
+    world.run(command)
+    done = world.run(command + " --top_k 5 --min_p 0.1")
+    assert "greedy: --top_k, --min_p without effect\n" in done.out and "is up to date" in done.out
+    assert "repetition_penalty: None -> 1.2" in world.refused(command + " --repetition_penalty 1.2")
+    world.run(command.replace("greedy.json", "ended.json") + " --stop =")
+    records = world.read("outputs/ended.json").values()
+    assert "stop_string" in {r["finish_reason"] for r in records}
+    assert not any("=" in r["responses"] for r in records)
 
 
 @pytest.mark.slow

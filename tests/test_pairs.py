@@ -324,6 +324,14 @@ def test_a_pair_holds_all_of_its_record():
     assert not pair.selected_truncated and not pair.rejected_truncated
 
 
+def test_a_response_that_a_stop_string_ended_is_whole_and_has_no_end_of_turn():
+    one = record("p", [1.0, 4.0, 2.0], truncated=[2])
+    one.finish_reason[1] = "stop_string"
+    assert usable(one, one.reward, False, Counter()) == [0, 1]
+    (pair,) = build([one], None).pairs
+    assert (pair.selected_index, pair.selected_truncated, pair.rejected_truncated) == (1, True, False)
+
+
 def test_a_strategy_states_confidences_or_reads_a_previous_ranking():
     class Both:
         __name__, INPUTS = "both", {"rewards": True, "previous": False}

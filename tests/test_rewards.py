@@ -165,6 +165,8 @@ def test_an_absent_finish_reason_means_complete():
     samples = [Samples(uuid="a", prompt=[Message("user", "2 + 3?")], responses=["5", "6"])]
     assert passes.group(samples[0]).complete == [True, True]
     assert passes.group(records()[1]).complete == [True, False]
+    samples[0].finish_reason = ["stop_string", "stop"]
+    assert passes.group(samples[0]).complete == [False, True]
 
 
 def test_the_samplers_own_values_are_passed_on_when_asked_for():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 
 from cream.cli import interrupts
-from cream.cli.flag_fields import dashed, spell
+from cream.cli.flags import as_words
 from cream.errors import user_error
 from cream.files.provenance import RUNNING, typed_command
 
@@ -88,8 +88,8 @@ def _print_last(text: str) -> None:
 
 def command(script: str, **flags: object) -> str:
     """A literal command line; flags whose value is None are omitted."""
-    words = [f"{dashed(name)} {shlex.quote(spell(value))}" for name, value in flags.items() if value is not None]
-    return " ".join(["python", script, *words])
+    words = [word for name, value in flags.items() if value is not None for word in as_words(name, value)]
+    return shlex.join(["python", script, *words])
 
 
 def bar(total: int, what: str, unit: str):

@@ -57,6 +57,7 @@ KNOWN_AS = {  # what other libraries call a flag -> its names here, of which a s
     "temperature": ("gen_temperature",),
     "max_new_tokens": ("gen_max_tokens",),
     "max_tokens": ("gen_max_tokens",),
+    "stop_strings": ("stop",),
     "limit": ("limit_size",),
     "gpus": ("device",),
     "tp": ("tensor_parallel_size",),
@@ -64,6 +65,7 @@ KNOWN_AS = {  # what other libraries call a flag -> its names here, of which a s
 OWNERS = {  # flags that belong to some stages, and are looked for in others
     **dict.fromkeys(("lr", "epoch", "train_bsz", "grad_accum", "lora", "deepspeed", "loss"), "train.py"),
     **dict.fromkeys(("gen_n", "gen_temperature", "top_p", "gen_max_tokens", "mode", "engine"), "infer.py"),
+    **dict.fromkeys(("top_k", "min_p", "repetition_penalty", "stop"), "infer.py"),
     **dict.fromkeys(("reward", "ref_model_ckpt", "normalize"), "rewarding.py"),
     **dict.fromkeys(("file1", "file2", "shuffle_consistency"), "cal_consistency.py"),
     "rank": "cal_consistency.py and make_pairs.py",
@@ -206,6 +208,12 @@ def _is_flag(word: str) -> bool:
     except ValueError:
         return word.startswith("-") and word != "-"
     return False
+
+
+def as_words(name: str, value) -> list[str]:
+    """A flag and its value as words of a command line, one word where the value looks like a flag."""
+    text = spell(value)
+    return [f"{dashed(name)}={text}"] if _is_flag(text) else [dashed(name), text]
 
 
 def _assign(pairs: Iterable[tuple[str, object]], spellings: dict[str, Flag], where: str, problems: list[str]) -> dict:

@@ -15,8 +15,10 @@ from typing import Literal, Protocol
 import xxhash
 
 from cream.cli.flags import flag
+from cream.engines.stops import find_stop, parse_stops
 from cream.errors import UserError, nearest
 from cream.files.folders import WEIGHTS, beside_single_file, parameter_count
+from cream.records import FinishReason
 from cream.text.prompts import SYSPROMPTS
 
 log = logging.getLogger("cream")
@@ -25,6 +27,8 @@ ENGINES = ("hf", "vllm")
 TINY = 50_000_000  # parameters; below, transformers is done before vLLM is up
 GREEDY = 0.001  # temperature; below, the most probable token is taken at every step
 COLDEST, HOTTEST = 0.01, 2.0  # vLLM 0.32's SamplingParams raises what is below to 0.01 without a word, and refuses more
+REPEATED = 0.1, 10.0  # limits of the repetition penalty; far beyond them logits overflow in one engine or the other
+OFF = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": ()}  # flags of `Sampling` that are off by default
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # vLLM 0.32, CPUAttentionBackend
 
 
@@ -66,6 +70,22 @@ class SamplingFlags:
     top_p: float = flag(
         0.95, "nucleus sampling: use the most likely tokens up to this total probability", above=0, high=1
     )
+    top_k: int = flag(0, "use this many of the most likely tokens; 0: all", low=0)
+    min_p: float = flag(
+        0.0, "use tokens whose probability is at least this share of the most likely one's; 0: all", low=0, high=1
+    )
+    repetition_penalty: float = flag(
+        1.0,
+        "divide the logits of tokens that are in the prompt or in the response so far by this (multiply negative "
+        "ones), in greedy responses too; 1: off",
+        low=REPEATED[0],
+        high=REPEATED[1],
+    )
+    stop: str | None = flag(
+        None,
+        "texts that end a response once it has one of them, in greedy responses too; separated by commas (\\n is a "
+        "line break, \\t a tab, \\, a comma, \\\\ a backslash). Sampling keeps it in the response, evaluation does not",
+    )
     gen_max_tokens: int = flag(768, "limit on tokens per response", low=1)
     keep_special_tokens: bool | None = flag(
         None,
@@ -80,6 +100,9 @@ class SamplingFlags:
         choices=("auto", *SYSPROMPTS),
     )
 
+    def __post_init__(self):
+        parse_stops(self.stop)
+
     def fill(self, mode: str) -> None:
         """The default of --gen_n in `mode`. Raises UserError where it does not apply."""
         if mode == "rescore" and self.gen_n:
@@ -90,35 +113,47 @@ class SamplingFlags:
         """How to respond in `mode`, sampling or evaluation: one response if it is greedy, as an evaluation with one is.
         Says which flags do not apply."""
         greedy = not self.do_sample or self.gen_temperature < GREEDY
+        given = [name for name in ("top_p", "top_k", "min_p") if getattr(self, name) != getattr(type(self), name)]
         if mode == "evaluation" and self.gen_n == 1:
             greedy = True
-            given = [n for n in ("gen_temperature", "top_p", "do_sample") if getattr(self, n) != getattr(type(self), n)]
-            idle = f": --{', --'.join(given)} without effect" if given else ""
-            log.info("one response per question, greedy%s", idle)
-        elif greedy and self.gen_n > 1:
-            log.info("greedy: one response a prompt, --gen_n %d does not apply", self.gen_n)
+            given += [n for n in ("gen_temperature", "do_sample") if getattr(self, n) != getattr(type(self), n)]
+            log.info("one response per question, greedy%s", _without_effect(given))
+        elif greedy:
+            given = [*(["gen_n"] if self.gen_n > 1 else []), *given]
+            log.info("greedy: one response a prompt%s", _without_effect(given))
         n, temperature = (1, 0.0) if greedy else (self.gen_n, self.gen_temperature)
         how = {"max_tokens": self.gen_max_tokens, "seed": seed, "logprobs": mode == "sampling"}
+        how |= {"top_p": self.top_p} if greedy else {"top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        how |= {"repetition_penalty": self.repetition_penalty, "stop": parse_stops(self.stop)}
         keep = mode == "sampling" if self.keep_special_tokens is None else self.keep_special_tokens
-        how |= {"keep_special": keep}
-        return Sampling(n=n, temperature=temperature, top_p=self.top_p, **how)
+        how |= {"keep_special": keep, "keep_stop": mode == "sampling"}
+        return Sampling(n=n, temperature=temperature, **how)
+
+
+def _without_effect(flags: list[str]) -> str:
+    return f": --{', --'.join(flags)} without effect" if flags else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample: temperature, then nucleus (top-p), nothing else. Raises UserError on senseless values, and on
-    those that one of the engines would change."""
+    """How to sample: repetition penalty, temperature, min-p, top-k, top-p (nucleus), in this order, and nothing else.
+    Raises UserError on senseless values, and on those that one of the engines would change."""
 
     n: int = 1  # responses per prompt
     temperature: float = 0.8  # below 0.001: greedy; otherwise from 0.01 to 2
     top_p: float = 0.95  # in (0, 1]
     max_tokens: int = 768  # per response, its end-of-turn token included
     seed: int = 0
-    stop_token_ids: tuple[int, ...] = ()  # these end a response, and nothing else but its length does
+    stop_token_ids: tuple[int, ...] = ()  # these end a response, and nothing else but its length and `stop` does
     keep_special: bool = True  # whether a response's text has the special tokens in it
     special: frozenset[int] = frozenset()  # the tokenizer's
     dropped: frozenset[int] = frozenset()  # those of them that the text lacks
     logprobs: bool = True  # no: responses come without their log-probability, which costs a softmax at every step
+    top_k: int = 0  # number of the most likely tokens; 0: all
+    min_p: float = 0.0  # share of the most likely token's probability, in [0, 1]; 0: all tokens
+    repetition_penalty: float = 1.0  # for tokens of the prompt and of the response so far
+    stop: tuple[str, ...] = ()  # a response ends with the token that completes one of these in its text
+    keep_stop: bool = True  # whether a response's text has all tokens of that string, or ends before it
 
     def __post_init__(self):
         problems = []
@@ -131,6 +166,12 @@ class Sampling:
             )
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p ({self.top_p}) must lie in (0, 1]; 1 keeps every token")
+        if self.top_k < 0 or not 0 <= self.min_p <= 1:
+            problems.append(f"top_k ({self.top_k}) must be at least 0, min_p ({self.min_p}) lie in [0, 1]; 0 keeps all")
+        if not REPEATED[0] <= self.repetition_penalty <= REPEATED[1]:
+            problems.append(f"repetition_penalty ({self.repetition_penalty}) must be from 0.1 to 10; 1 changes nothing")
+        if "" in self.stop:
+            problems.append("stop: an empty text would end every response")
         if self.greedy and self.n > 1:
             problems.append(
                 f"temperature {self.temperature} is greedy: {self.n} responses would be equal; ask for n = 1"
@@ -142,6 +183,12 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the most probable token is taken at every step."""
         return self.temperature < GREEDY
+
+    @property
+    def idle_flags(self) -> list[str]:
+        """Flags that are off. They are no part of an output's identity, so that outputs of versions that did not have
+        them are up to date."""
+        return [name for name, off in OFF.items() if getattr(self, name) == off]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,24 +213,29 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Completion:
     """One response. `token_ids` and `logprob` include the stop token of one that stopped; `text` does not. `special` is
-    the number of special tokens before it."""
+    the number of special tokens before it. All of them include the tokens of a stop string, `text` if it is kept."""
 
     text: str
     token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
-    logprob: float | None  # sum of log p(token | prompt, tokens before), nats, at temperature 1 and without top-p
+    finish_reason: FinishReason
+    logprob: float | None  # sum of log p(token | prompt, tokens before), nats: the model's own, whatever `Sampling` is
     special: int = 0
 
     @classmethod
-    def of(cls, token_ids: list[int], logprob: float | None, sampling: Sampling, tokenizer) -> "Completion":
-        """The response in these sampled ids, which end with the first stop token or at the length limit."""
+    def of(
+        cls, token_ids: list[int], logprob: float | None, sampling: Sampling, tokenizer, matched: bool = False
+    ) -> "Completion":
+        """The response in these sampled ids, which end with the first stop token, with the token that completes a stop
+        string (`matched`), or at the length limit."""
         stopped = token_ids[-1] in sampling.stop_token_ids
         spoken = token_ids[:-1] if stopped else token_ids
         if special := sum(token in sampling.special for token in spoken):
             spoken = [token for token in spoken if token not in sampling.dropped]
         # No tidying of spaces: the text should tokenise back to the sampled ids.
         text = tokenizer.decode(spoken, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return cls(text, token_ids, "stop" if stopped else "length", logprob, special)
+        if matched and not sampling.keep_stop:
+            text = text[: find_stop(text, sampling.stop)]
+        return cls(text, token_ids, "stop" if stopped else "stop_string" if matched else "length", logprob, special)
 
 
 class Engine(Protocol):

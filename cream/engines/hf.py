@@ -5,16 +5,24 @@ brings its own noise instead: argmax(log p + g) is a draw from p when the g are 
 Gumbel-max trick: Maddison et al. 2014, arXiv 1411.0030), and each g is a hash of (the response's seed, step, token id).
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from cream.cli import interrupts
 from cream.engines import Completion, Request, Sampling, row_seed
+from cream.engines.stops import find_stop
 from cream.model.load import load_policy
 
 WINDOW = 1024  # prompts that are sorted by length together
@@ -76,7 +84,8 @@ class HfEngine:
         mask = torch.tensor([[0] * p + [1] * (width - p) for p in padding])
         seeds = [row_seed(sampling.seed, request.uuid, i) for request in batch for i in range(sampling.n)]
         device = self.model.device
-        sampler = GumbelMax(torch.tensor(seeds, device=device), sampling)
+        sampler = GumbelMax(torch.tensor(seeds, device=device), sampling, torch.tensor(padding, device=device))
+        watch = StopStrings(self.tokenizer, sampling.stop, len(rows), width)
         config = GenerationConfig(
             do_sample=False,  # the argmax of what `sampler` returns
             max_new_tokens=max(room),
@@ -88,20 +97,24 @@ class HfEngine:
             attention_mask=mask.to(device),
             generation_config=config,
             logits_processor=LogitsProcessorList([sampler]),
+            stopping_criteria=StoppingCriteriaList([watch] if sampling.stop else []),
         )
         logprobs = torch.stack(sampler.logprobs, dim=1).double().tolist() if sampling.logprobs else [None] * len(rows)
-        responses = [
-            self._completion(*row, sampling) for row in zip(sequences[:, width:].tolist(), logprobs, room, strict=True)
-        ]
+        found = zip(sequences[:, width:].tolist(), logprobs, room, watch.lengths, strict=True)
+        responses = [self._completion(*row, sampling) for row in found]
         n = sampling.n
         return [responses[i * n : (i + 1) * n] for i in range(len(batch))]
 
-    def _completion(self, ids: list[int], logprobs: list[float] | None, room: int, sampling: Sampling) -> Completion:
-        """A row up to its first stop token or its own limit: the batch continues until its last row has ended."""
+    def _completion(
+        self, ids: list[int], logprobs: list[float] | None, room: int, matched: int | None, sampling: Sampling
+    ) -> Completion:
+        """A row up to its first stop token, its stop string (`matched` tokens) or its own limit: the batch continues
+        until its last row has ended."""
+        room = min(room, matched or room)
         stops = (i + 1 for i, token in enumerate(ids[:room]) if token in sampling.stop_token_ids)
         length = next(stops, room)
         logprob = None if logprobs is None else sum(logprobs[:length])
-        return Completion.of(ids[:length], logprob, sampling, self.tokenizer)
+        return Completion.of(ids[:length], logprob, sampling, self.tokenizer, length == matched)
 
     def _stay_in_context(self, _model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Rows that have ended while others continue keep the last position: none past the context is ever computed."""
@@ -110,29 +123,106 @@ class HfEngine:
         return args, kwargs
 
 
-class GumbelMax(LogitsProcessor):
-    """Scores whose argmax is a sample from softmax(logits / temperature) cut to its top-p nucleus, row by row.
+class StopStrings(StoppingCriteria):
+    """Ends a row with the token that completes a stop string in its response's text, special tokens included.
 
-    seeds: (B,) int64, one per row. `logprobs` gains one (B,) float32 per step: the raw log-probability (temperature 1,
-    no top-p) of the argmax, if `sampling` asks for it. Greedy: the scores are the logits.
+    As vLLM's detokenizer: a token that ends within a character counts once the character is complete, and a response
+    has the space that it begins with. `lengths`: for each of the `rows` how many tokens its response then has, or None.
+    `start`: where responses begin, after one token of the prompt at least.
     """
 
-    def __init__(self, seeds: Tensor, sampling: Sampling):
+    def __init__(self, tokenizer, stops: Sequence[str], rows: int, start: int):
+        self.tokenizer, self.stops, self.start = tokenizer, stops, start
+        self.lengths: list[int | None] = [None] * rows
+        # Each of its tokens has a byte of it at least; a character after it may be incomplete until its fourth byte.
+        self.reach = 4 + max((len(stop.encode()) for stop in stops), default=0)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
+        """input_ids: (B, T) so far. Returns (B,) bool: the rows that have ended."""
+        end = input_ids.shape[1]
+        before = max(self.start, end - self.reach) - 1
+        for row, ids in enumerate(input_ids[:, before:].tolist()):
+            if self.lengths[row] is None and self._complete(ids):
+                self.lengths[row] = end - self.start
+        return torch.tensor([found is not None for found in self.lengths], device=input_ids.device)
+
+    def _complete(self, ids: list[int]) -> bool:
+        """Whether the text of these ids without their first, after which it is read, has a stop string."""
+        before, text = (
+            self.tokenizer.decode(each, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for each in (ids[:1], ids)
+        )
+        return not text.endswith("\ufffd") and find_stop(text[len(before) :], self.stops) is not None
+
+
+class GumbelMax(LogitsProcessor):
+    """Scores whose argmax is a sample from softmax(warp(logits)), row by row.
+
+    seeds: (B,) int64, one per row; padding: (B,) int64, tokens before a row's prompt (None: 0). `logprobs` gains one
+    (B,) float32 per step: the argmax's log-probability by the logits themselves, if `sampling` asks for it. Greedy: the
+    scores are the logits, after the repetition penalty.
+    """
+
+    def __init__(self, seeds: Tensor, sampling: Sampling, padding: Tensor | None = None):
         self.seeds, self.sampling = seeds, sampling
+        self.padding = torch.zeros_like(seeds) if padding is None else padding
         self.logprobs: list[Tensor] = []
         self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """input_ids: (B, T) so far, not looked at. scores: logits (B, V). Returns (B, V) float32."""
+        """input_ids: (B, T) so far. scores: logits (B, V). Returns (B, V) float32."""
         logits = scores.float()
+        scores = logits
+        if self.sampling.repetition_penalty != 1:
+            scores = penalize_repeated(scores, self._unpadded(input_ids), self.sampling.repetition_penalty)
         if not self.sampling.greedy:
-            scores = nucleus(logits / self.sampling.temperature, self.sampling.top_p)
-            scores = scores + gumbel(self.seeds, step=self.step, size=logits.shape[-1])
+            scores = warp(scores, self.sampling) + gumbel(self.seeds, step=self.step, size=logits.shape[-1])
         if self.sampling.logprobs:
             chosen = scores.argmax(-1, keepdim=True)
             self.logprobs.append(logits.log_softmax(-1).gather(-1, chosen).squeeze(-1))
         self.step += 1
         return scores
+
+    def _unpadded(self, input_ids: Tensor) -> Tensor:
+        """The ids (B, T), with each row's last one in place of its padding, which is a word of the model's as well."""
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return input_ids.where(places >= self.padding[:, None], input_ids[:, -1:])
+
+
+def warp(logits: Tensor, sampling: Sampling) -> Tensor:
+    """(B, V) logits of the tokens that may be sampled, -inf for others: temperature, min-p, top-k and top-p, in the
+    order of vLLM's sampler (transformers has min-p last)."""
+    logits = keep_min_p(logits / sampling.temperature, sampling.min_p)
+    return nucleus(keep_top_k(logits, sampling.top_k), sampling.top_p)
+
+
+def penalize_repeated(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """(B, V) logits, of the tokens in `ids` (B, T) divided by the penalty, or multiplied where negative.
+
+    Keskar et al. 2019, CTRL, arXiv 1909.05858, section 4.1; for negative logits as transformers and vLLM have it.
+    """
+    own = logits.gather(-1, ids)
+    return logits.scatter(-1, ids, torch.where(own > 0, own / penalty, own * penalty))
+
+
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """(B, V) logits with -inf where the probability is less than min_p times the largest.
+
+    Nguyen et al. 2024, arXiv 2407.01082.
+    """
+    if min_p <= 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -torch.inf)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """(B, V) logits with -inf outside the k largest, and those equal to the smallest of them; all of them if k is 0.
+
+    Fan et al. 2018, arXiv 1805.04833.
+    """
+    if not 0 < k < logits.shape[-1]:
+        return logits
+    return logits.masked_fill(logits < logits.topk(k).values[:, -1:], -torch.inf)
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:

@@ -29,6 +29,8 @@ class VllmEngine:
             self.engine = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:
             raise UserError(f"vLLM cannot run {folder} on {device}: {error}\n(--engine hf may)") from error
+        # With `skip_tokenizer_init` it has none, and so could not find stop strings; this one is used for these alone.
+        self.engine.output_processor.tokenizer = tokenizer
         # Twice as many responses are in flight as are decoded together, so that none waits for its prompt.
         self.window = 2 * self.engine.vllm_config.scheduler_config.max_num_seqs
         self.words = self.engine.model_config.get_vocab_size()
@@ -51,19 +53,18 @@ class VllmEngine:
                     return
                 for output in self.engine.step():
                     in_flight.remove(output.request_id)
-                    yield (
-                        output.request_id,
-                        [
-                            Completion.of(list(each.token_ids), each.cumulative_logprob, sampling, self.tokenizer)
-                            for each in sorted(output.outputs, key=lambda each: each.index)
-                        ],
-                    )
+                    outputs = sorted(output.outputs, key=lambda each: each.index)
+                    yield output.request_id, [self._completion(each, sampling) for each in outputs]
         finally:
             self.engine.abort_request(list(in_flight))  # whoever asked has stopped listening
 
     def close(self) -> None:
         """Shut the engine down, its worker processes included."""
         self.engine.engine_core.shutdown()
+
+    def _completion(self, output, sampling: Sampling) -> Completion:
+        matched = isinstance(output.stop_reason, str)  # a stop string; the id of a stop token, or None
+        return Completion.of(list(output.token_ids), output.cumulative_logprob, sampling, self.tokenizer, matched)
 
     def _params(self, request: Request, sampling: Sampling):
         from vllm import SamplingParams
@@ -73,13 +74,18 @@ class VllmEngine:
             n=sampling.n,
             temperature=0.0 if sampling.greedy else sampling.temperature,
             top_p=1.0 if sampling.greedy else sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
             max_tokens=request.room(sampling, self.max_model_len),
             seed=row_seed(sampling.seed, request.uuid, 0),  # response i gets seed + i: hashed seeds lie far apart
             stop_token_ids=[i for i in sampling.stop_token_ids if i < self.words],  # vLLM refuses any other
             ignore_eos=True,  # stop at the tokens above and at no others
-            logprobs=0 if sampling.logprobs else None,  # of the sampled token alone, raw
+            logprobs=0 if sampling.logprobs else None,  # of the sampled token alone, raw: before penalties too
             flat_logprobs=True,  # numbers in lists, not an object for every token
-            detokenize=False,
+            stop=list(sampling.stop),
+            detokenize=bool(sampling.stop),
+            skip_special_tokens=False,  # a stop string may be one
             output_kind=RequestOutputKind.FINAL_ONLY,  # the default loses responses when n > 1
         )
 

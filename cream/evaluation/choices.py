@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from cream.cli import preflight
+from cream.engines import OFF
 from cream.errors import UserError
 from cream.evaluation.few_shot import build_prompt
 from cream.evaluation.grade import DEFAULT, Rules, gold_option, is_option, options_of, split_question
@@ -196,7 +197,7 @@ def suffix(plan: Plan) -> str:
 
 def unused_flags(plan: Plan) -> list[str]:
     unused = ["gen_n", "gen_temperature", "top_p", "do_sample", "gen_max_tokens", "extraction", "grader", "engine"]
-    unused += ["keep_special_tokens", "thinking_tags"]
+    unused += ["keep_special_tokens", "thinking_tags", *OFF]
     unused += [] if plan.flags.few_shot else ["seed"]
     return unused + (["sysprompt"] if plan.flags.prompt_format == "plain" else [])
 

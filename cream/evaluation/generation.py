@@ -40,7 +40,7 @@ def suffix(plan: Plan) -> str:
 
 
 def unused_flags(plan: Plan) -> list[str]:
-    unused = ["scoring", "prompt_format", "length_norm"]
+    unused = ["scoring", "prompt_format", "length_norm", *plan.sampling.idle_flags]
     if plan.sampling.greedy:
         unused += ["gen_n", "gen_temperature", "top_p", "do_sample", *([] if plan.flags.few_shot else ["seed"])]
     return unused

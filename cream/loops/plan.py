@@ -12,7 +12,7 @@ from typing import Annotated
 
 import msgspec
 
-from cream.cli.flags import as_dict, is_plain, spell
+from cream.cli.flags import as_dict, as_words, is_plain, spell
 from cream.cli.names import NAME
 from cream.errors import nearest
 from cream.files import store
@@ -108,7 +108,7 @@ class Command:
 
     def argv(self) -> list[str]:
         """The flags as words of a command line."""
-        return [word for name, value in self.flags.items() for word in (f"--{name}", spell(value))]
+        return [word for name, value in self.flags.items() for word in as_words(name, value)]
 
 
 def plan(

@@ -22,7 +22,7 @@ from cream.pairs.choice import Choice
 from cream.pairs.match import matched
 from cream.pairs.report import PairSet
 from cream.ranking import Array, constant, padded
-from cream.records import Item, Pair, Rewards
+from cream.records import Item, Pair, Rewards, ended_turn
 
 BLOCK = 1024  # prompts at a time: enough to compute with as arrays, few enough to hold
 FEWER_THAN_TWO = "fewer than two usable responses"
@@ -229,8 +229,8 @@ def _pair(record: Rewards, number: int, pair: Choice, c: float | None, statistic
         margin=record.reward[chosen] - record.reward[rejected],
         selected_logp=logps and logps[chosen],
         rejected_logp=logps and logps[rejected],
-        selected_truncated=ended[chosen] == "length",
-        rejected_truncated=ended[rejected] == "length",
+        selected_truncated=not ended_turn(ended[chosen]),
+        rejected_truncated=not ended_turn(ended[rejected]),
         source_prompt=record.source_prompt,
         extra=record.extra,
     )

@@ -14,7 +14,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.index import Keys
 from cream.files.journal import Output
-from cream.records import Message, Rewards, Samples, encode
+from cream.records import Message, Rewards, Samples, encode, ended_turn
 from cream.rewards.base import GroupReward
 from cream.scoring import completions, driver, heads, logprobs
 from cream.scoring.cache import Scores, Source, beside
@@ -87,7 +87,7 @@ class Run:
 def group(sample: Samples, sampled: bool = False) -> Group:
     """A sample's responses; an absent finish_reason means that all of them ended by themselves. `sampled` adds the
     sampler's own log-probabilities."""
-    complete = [reason != "length" for reason in sample.finish_reason or [None] * len(sample.responses)]
+    complete = [ended_turn(reason) for reason in sample.finish_reason or [None] * len(sample.responses)]
     own = None
     if sampled and sample.logprob and sample.num_tokens:
         own = [None if v is None else (v, n) for v, n in zip(sample.logprob, sample.num_tokens, strict=True)]

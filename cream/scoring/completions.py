@@ -99,7 +99,7 @@ def engine_setup(
     """What a pool makes a replica's Responder with. `engine` has `name` (or auto) and further arguments of
     `engines.load`; prompt and response have `max_length` tokens together at most."""
     name, why = engines.choose(engine["name"], model.folder, model.pool.kind)
-    stops = model.chat.tokenizer.convert_ids_to_tokens(list(model.chat.stop_ids))
+    stops = [*model.chat.tokenizer.convert_ids_to_tokens(list(model.chat.stop_ids)), *map(repr, sampling.stop)]
     log.info("engine %s (%s); %s", name, why, model.precision.reason)
     log.info(
         "at most %d tokens of prompt and response together; a response stops at %s", max_length, " or ".join(stops)

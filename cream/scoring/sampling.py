@@ -15,7 +15,7 @@ from cream.engines import Completion, Sampling
 from cream.errors import UserError
 from cream.files import store
 from cream.files.journal import Output
-from cream.records import Message, Prompt, Samples
+from cream.records import Message, Prompt, Samples, ended_turn
 from cream.scoring.completions import generate_responses
 from cream.scoring.driver import Model
 from cream.text.chat import Chat
@@ -61,7 +61,9 @@ def open_prompts(path: Path, limit: int | None, *, skip: bool) -> Prompts:
 
 def output_folder(sampling: Sampling, sysprompt: str, data: str, model: str, checkpoint: str) -> str:
     """The output's folder below outputs/sampling, spelled as the released code does."""
-    how = f"_n-{sampling.n}_temp-{sampling.temperature:g}_GenMaxT-{sampling.max_tokens}-sys_{sysprompt}"
+    on = [name for name in ("top_k", "min_p", "repetition_penalty") if name not in sampling.idle_flags]
+    more = "".join(f"_{name}-{getattr(sampling, name):g}" for name in on)
+    how = f"_n-{sampling.n}_temp-{sampling.temperature:g}{more}_GenMaxT-{sampling.max_tokens}-sys_{sysprompt}"
     return f"{data}-{model}-ckpt_{checkpoint}-{'Greedy' if sampling.greedy else 'Sample'}{how}"
 
 
@@ -125,7 +127,7 @@ def record_samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completion
     `logprob` is null where the response's text does not tokenise back to the sampled ids: the sequence that will be
     scored and trained on is then another than the one sampled.
     """
-    complete = [c.finish_reason == "stop" for c in completions]
+    complete = [ended_turn(c.finish_reason) for c in completions]
     encoded = chat.encode_responses(prompt.messages, [c.text for c in completions], complete, prompt_ids)
     same = [
         not isinstance(t, str) and t.ids[len(prompt_ids) :] == c.token_ids
@@ -165,6 +167,8 @@ def next_step(samples: Path, policy: Path, checkpoint: str | None, flags: dict[s
 def describe_tokens(counts: Counter[str], keep_special: bool) -> Iterator[str]:
     """What `_count` found in the sampled tokens, beside their number: lines for the log."""
     of = f"of {counts['responses']} responses"
+    if counts["matched"]:
+        yield f"{counts['matched']} {of} ended with a stop string; no end of turn is scored or trained on after them"
     if counts["special"] and keep_special:
         yield f"{counts['special']} {of} have special tokens within, which are kept in their text"
     elif counts["special"]:
@@ -189,6 +193,7 @@ def _count(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:
         counts["responses"] += len(row["responses"])
         counts["distinct"] += len({*row["responses"]})
         counts["truncated"] += row["finish_reason"].count("length")
+        counts["matched"] += row["finish_reason"].count("stop_string")
         counts["respelled"] += row["logprob"].count(None)
         counts["special"] += sum(map(bool, row.get("special_tokens", ())))
         lengths = zip(row.get("thought_tokens", ()), row["num_tokens"], row["finish_reason"], strict=False)
@@ -197,5 +202,5 @@ def _count(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:
                 counts["thoughts"] += 1
                 counts["thought_tokens"] += thought
                 counts["final_tokens"] += tokens - thought
-                counts["unfinished"] += thought == tokens and reason == "length"
+                counts["unfinished"] += thought == tokens and not ended_turn(reason)
         yield row
