@@ -11,9 +11,10 @@ from math import exp
 
 from cream.cli.flags import flag
 from cream.pairs.choice import Choice
+from cream.pairs.inputs import REWARDS
 from cream.records import Item, Rewards
 
-INPUTS = {"rewards": True}  # no previous ranking: the confidence is the model's own
+INPUTS = {"rewards": REWARDS}  # no previous ranking: the confidence is the model's own
 NONE_SURE = "no pair as sure as --threshold"
 
 
