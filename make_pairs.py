@@ -26,10 +26,12 @@ EXAMPLE = """\
   control        python make_pairs.py --strategy random --rewards REWARDS.json --seed 1"""
 
 FILES = all_inputs()
+READERS = {role: ", ".join(name for name, strategy in PAIRS.items() if role in strategy.INPUTS) for role in FILES}
 Files = make_dataclass(
-    "Files", [(role, str | None, flag(None, file.help, decides=False)) for role, file in FILES.items()]
+    "Files",
+    [(role, str | None, flag(None, f"{READERS[role]}: {file.help}", decides=False)) for role, file in FILES.items()],
 )
-Files.__doc__ = "Files, each of some strategies"
+Files.__doc__ = "Files, by strategy"
 Strategies = one_of({name: strategy.Options for name, strategy in PAIRS.items()})
 
 

@@ -100,7 +100,7 @@ class Inputs:
         for role in self.paths:
             first = roles.setdefault((self.kinds[role].kind, self.provenance.inputs[self.flags[role]]), role)
             one, other = (f"--{self.flags[each].partition('@')[0]}" for each in (first, role))
-            if role == "previous":
+            if first != role and role == "previous":
                 raise UserError(f"{other} is {one}: every C would be 1; give no {other} for plain self-rewarding")
             if first != role:
                 raise UserError(f"{one} {self.paths[first]} and {other} {self.paths[role]} are the same file")
