@@ -72,12 +72,8 @@ class Inputs:
         for role, kind in kinds.items():
             name = (flags or {}).get(role, role)
             for number, path in enumerate(_split(name, kind, files[role])):
-                each = f"{role}@-{number}" if number else role
-                self.paths[each], self.kinds[each], self.flags[each] = (
-                    path,
-                    kind,
-                    f"{name}@-{number}" if number else name,
-                )
+                end = f"@-{number}" if number else ""
+                self.paths[role + end], self.kinds[role + end], self.flags[role + end] = path, kind, name + end
         self.provenance, abouts = run.provenance(), {}
         for role, path in self.paths.items():
             kind, name = self.kinds[role], self.flags[role]
