@@ -76,7 +76,7 @@ class SamplingFlags:
     max_length: int = flag(2048, "limit on tokens per prompt; longer ones are dropped, never truncated", low=2)
     sysprompt: str | None = flag(
         AUTO,
-        f"text to add to a prompt: {' or '.join(SYSPROMPTS)}, at the end of the user's turn; FILE, as system message; "
+        f"text to add to a prompt: {' or '.join(SYSPROMPTS)}, at the end of the user turn; FILE, as system message; "
         "auto: at the end nothing in sampling, the task's own text in evaluation (with FILE as well)",
     )
 

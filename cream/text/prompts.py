@@ -1,4 +1,4 @@
-"""What --sysprompt adds to a prompt: a named text at the end of the user's turn, as CREAM has it (despite the flag's
+"""What --sysprompt adds to a prompt: a named text at the end of the user turn, as CREAM has it (despite the flag's
 name), or the text of a file as system message, as RLCD's two samplings have it."""
 
 from collections.abc import Sequence
