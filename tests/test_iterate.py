@@ -21,6 +21,8 @@ from cream.loops.results import results, table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES, LOOPS = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("recipes", "loops"))
+OTHERS = ("spin", "tiny_spin", "rlcd", "tiny_rlcd")  # loops of other methods than CREAM
+OF_CREAM = [path for path in LOOPS if path.stem not in OTHERS]
 SCRIPTS = {script: iterate.config_of(script) for script in iterate.STAGES if (CONFIGS.parent / script).exists()}
 SMALL = {
     "title": "small",
@@ -114,9 +116,9 @@ def write(world, name, recipe):
 @pytest.mark.parametrize("path", [*RECIPES, *LOOPS], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_files_bind_to_their_scripts(path):
     """Every flag exists, takes its value, and arrives as the file has it."""
-    loop = read_loop(path)
-    commands = plan(path)
-    assert len(commands) == 3 + 6 * loop.rounds
+    loop, commands = read_loop(path), plan(path)
+    if path.stem not in OTHERS:
+        assert len(commands) == 3 + 6 * loop.rounds
     for command in commands:
         values = as_dict(parse(SCRIPTS[command.script], command.argv(), description="", example=""))
         for name, value in command.flags.items():
@@ -126,11 +128,33 @@ def test_shipped_files_bind_to_their_scripts(path):
 def test_shipped_loops_are_the_shipped_recipes():
     """The same commands with the same outputs, word for word."""
     recipes = {path.name.replace("llama3_", ""): path for path in RECIPES if path.stem != "llama2_cream"}
-    loops = {path.name: path for path in LOOPS}
+    loops = {path.name: path for path in OF_CREAM}
     assert loops.keys() == recipes.keys()
     for name in loops:
         assert plan(loops[name]) == plan(recipes[name])
         assert read_loop(loops[name]).title == read_loop(recipes[name]).title
+
+
+def test_a_twin_is_its_loop_with_other_settings():
+    """The same steps in each round, which read the same outputs; after what makes M1."""
+    for method in ("spin", "rlcd"):
+        steps = [read_loop(CONFIGS / f"loops/{name}.yaml").repeat for name in (method, f"tiny_{method}")]
+        assert steps[0] == steps[1]
+
+
+def test_spin_uses_the_samples_of_the_last_two_rounds():
+    """A model trains from the one that sampled last, with a beta and rate of its round."""
+    by_title = {command.title: command.flags for command in plan(CONFIGS / "loops/spin.yaml")}
+    samples = [f"outputs/zephyr/spin/round{t}.samples.json" for t in range(1, 5)]
+    models = ["none", *(f"outputs/zephyr/spin/M{t}/checkpoint-last" for t in range(2, 5))]
+    for t, start in enumerate(models, 1):
+        sampled, paired, trained = (
+            by_title[title]
+            for title in (f"round {t}: sample from M{t}", f"round {t}: data against samples", f"train M{t + 1}")
+        )
+        assert sampled["checkpoint"] == trained["checkpoint"] == start
+        assert paired["samples"] == ",".join(samples[max(0, t - 2) : t]) and paired["strategy"] == "spin"
+        assert (trained["lr"], trained["beta"]) == ((5e-7, 0.1), (5e-7, 0.1), (1e-7, 0.1), (1e-7, 5.0))[t - 1]
 
 
 def test_the_fixed_recipe_is_plain_self_rewarding_but_for_its_constant():
@@ -223,7 +247,7 @@ def test_pairs_are_made_with_the_beta_of_their_training():
         (SMALL | {"dpo": {}}, [None, None]),
     ):
         assert [c.flags.get("beta") for c in plan(recipe) if c.script == "cal_consistency.py"] == betas
-    for path in (path for path in (*RECIPES, *LOOPS) if "tiny" in path.stem):
+    for path in (path for path in (*RECIPES, *OF_CREAM) if "tiny" in path.stem):
         assert {c.flags["beta"] for c in plan(path) if c.script == "cal_consistency.py"} == {1.0}
     assert {c.flags["beta"] for c in plan(CONFIGS / "loops/cream.yaml") if c.script == "cal_consistency.py"} == {0.1}
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_expit
@@ -57,6 +57,7 @@ def likeliest(preferences):
     return minimize(loss, np.zeros(n), method="BFGS", options={"gtol": 1e-9}), loss
 
 
+@settings(max_examples=40)
 @given(matrices())
 def test_strengths_are_the_maximum_of_the_likelihood(preferences):
     own = np.array(bradley_terry(preferences))
@@ -67,6 +68,7 @@ def test_strengths_are_the_maximum_of_the_likelihood(preferences):
         assert q == pytest.approx(PRIOR * s, abs=1e-8)
 
 
+@settings(max_examples=40)
 @given(matrices(st.floats(0.1, 0.9)))
 def test_without_certainty_the_prior_hardly_matters(preferences):
     assert bradley_terry(preferences) == pytest.approx(likeliest(preferences)[0].x, abs=1e-4)

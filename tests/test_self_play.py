@@ -1,6 +1,7 @@
-"""SPIN and RLCD by their command lines: samples of SFT data's prompts, system prompts from files, pairs without rewards,
-and what they are tokenised as."""
+"""SPIN and RLCD by their command lines: samples of SFT data's prompts, system prompts from files, pairs without
+rewards, and what these are tokenised as."""
 
+import copy
 from collections import Counter
 
 import pytest
@@ -135,7 +136,7 @@ def test_system_prompts_that_cannot_be_read_are_refused(world):
         assert f"--sysprompt {text}: {message}" in error
 
 
-# In process ------------------------------------------------------------------------------------------------------------
+# In process ----------------------------------------------------------------------------------------------------------
 
 REWRITING = (  # as Qwen3's: a response gets an empty thought once it is part of a conversation, and is trimmed
     "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
@@ -143,13 +144,9 @@ REWRITING = (  # as Qwen3's: a response gets an empty thought once it is part of
 )
 
 
-def test_each_response_is_tokenised_by_its_origin(tiny_tokenizer, tmp_path):
+def test_each_response_is_tokenised_by_its_origin(tiny_tokenizer):
     """The data's as the template writes it, as in SFT; a sample as it was sampled."""
-    (tmp_path / "t.jinja").write_text(REWRITING)
-    tokenizer = type(tiny_tokenizer).from_pretrained(tiny_tokenizer.name_or_path) if False else tiny_tokenizer
-    import copy
-
-    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = REWRITING.replace("<end>", "{{ eos_token }}")
     chat = Chat(tokenizer)
     prompt = [Message("user", "2 + 3?")]
@@ -191,8 +188,6 @@ def test_a_system_prompt_goes_behind_an_existing_one():
     ids=["refused", "left out"],
 )
 def test_a_template_without_system_messages_is_refused(tiny_tokenizer, template, message):
-    import copy
-
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = template + tiny_tokenizer.chat_template
     chat = Chat(tokenizer)
