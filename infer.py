@@ -22,7 +22,7 @@ from cream.evaluation.questions import read_questions
 from cream.evaluation.rescore import rescore
 from cream.files import journal
 from cream.files.folders import check_folder
-from cream.records import Item
+from cream.records import Conversation, Item
 from cream.scoring import driver, sampling
 from cream.text import prompts as texts
 from cream.text.thoughts import ThoughtFlags
@@ -93,6 +93,8 @@ def sample(config: InferConfig) -> None:
         sampling.sample(output, loaded, prompts, sysprompt, plan, **how)
     if not run.dry_run:
         log.info(sampling.next_step(output.path, folder, model.checkpoint, for_next_stage(config)))
+        if prompts.kind is Conversation:
+            log.info("or, for SPIN:\n  %s", sampling.spin(output.path, path))
 
 
 def evaluate(config: InferConfig) -> None:
@@ -110,8 +112,7 @@ def evaluate(config: InferConfig) -> None:
     output, folder = _begin(config, questions.inputs, target, plan.unused_flags(), summary)
     text = model.text() | {"tags": config.thoughts.tags}
     chat = plan.load_format(folder, text, config.cluster.tensor_parallel_size)
-    if (sysprompt := texts.load(config.sampling.sysprompt)).system:
-        sysprompt.check(chat, config.sampling.sysprompt)
+    texts.load(config.sampling.sysprompt).check(chat, config.sampling.sysprompt)
     if not (run.dry_run or output.up_to_date):
         how = {"max_length": config.sampling.max_length, "show": config.output.show_example}
         evaluation.evaluate(plan, output, _policy(config, output, folder, chat), **how)

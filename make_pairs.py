@@ -96,7 +96,7 @@ def check(config: PairsConfig, about: dict | None = None):
         raise UserError(f"--strategy is missing: one of {', '.join(PAIRS)}")
     options = chosen(config.options, c.strategy, "--strategy")
     given = {role for role in FILES if getattr(config.files, role) is not None}
-    wanted, rewarded = PAIRS[c.strategy].INPUTS, hasattr(PAIRS[c.strategy], "choose")
+    wanted, rewarded = PAIRS[c.strategy].INPUTS, Rules(PAIRS[c.strategy]).rewarded
     problems = [f"it needs --{role}" for role, file in wanted.items() if file.needed and role not in given]
     problems += [f"it does not read --{role}" for role in sorted(given - wanted.keys())]
     if "previous" in given - wanted.keys() and rewarded:

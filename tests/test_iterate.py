@@ -524,11 +524,12 @@ def test_malformed_loops_are_refused(tmp_path, change, message):
 
 
 def test_a_file_extends_another(tmp_path):
-    """Keys replace keys, flags of a step go over its flags one by one, null removes one; over several files."""
+    """Keys replace keys, flags of a step go over its flags one by one, null removes one or all; over several files."""
     files = {
         "a": one_step() | {"flags": {"test": {"gen_n": 4, "top_p": 0.5, "limit_size": 9}}},
         "b": {"extends": "a.yaml", "title": "b", "flags": {"test": {"gen_n": 8, "name": "tiny_val"}}},
         "sub/c": {"extends": "../b.yaml", "output_dir": "outputs/c", "flags": {"test": {"top_p": None, "seed": 3}}},
+        "bare": {"extends": "sub/c.yaml", "flags": {"test": None}},
         "lost": {"extends": "list.yaml"},
         "odd": {"extends": "a.yaml", "flags": {"test": 7}},
     }
@@ -543,7 +544,8 @@ def test_a_file_extends_another(tmp_path):
         **{"model": "tiny", "device": "cpu", "seed": 3, "mode": "evaluation", "name": "tiny_val", "gen_n": 8},
         **{"limit_size": 9, "output_dir": "outputs/c/test.json"},
     }
-    for name, message in {"lost": "list.yaml: holds no loop", "odd": "odd.yaml: flags: Expected `object`"}.items():
+    assert read_loop(tmp_path / "bare.yaml").flags == {}
+    for name, message in {"lost": "list.yaml: holds no loop", "odd": "odd.yaml: flags: Expected `object"}.items():
         with pytest.raises(UserError, match=message):
             read_loop(tmp_path / f"{name}.yaml")
 

@@ -11,6 +11,7 @@ from cream.records import Message, Pair, Samples
 TRUNCATED = "truncated response"
 EQUAL = "both responses equal"
 REPEATED = "equal to an earlier pair"
+NO_RESPONSE = "no response"
 
 
 class Response(NamedTuple):
@@ -81,7 +82,7 @@ def _draw(
                 texts.add(both)
         pair_set.responses.update(["" for _ in prompt.pairs] + reasons)
         if not kept:
-            pair_set.dropped[reasons[0] if reasons else "no response"] += 1
+            pair_set.dropped[reasons[0] if reasons else NO_RESPONSE] += 1
         kept = kept[:most]
         uuids.check(prompt.uuid, len(kept))
         for number, pair in enumerate(kept, 1):

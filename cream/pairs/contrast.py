@@ -53,6 +53,8 @@ def candidates(files: Mapping[str, Iterable[Record]], options: Options) -> Itera
         else:
             yield _against(positive, negative, own and own.messages, options.max_length_gap)
     yield from repeat(NO_POSITIVE, negatives.rest())
+    if prompts:
+        prompts.rest()
 
 
 def _against(positive: Samples, negative: Samples, prompt: list[Message] | None, gap: int | None) -> Candidates:

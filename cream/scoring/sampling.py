@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cream.cli import advice, preflight
+from cream.cli.console import command
 from cream.engines import Completion, Sampling
 from cream.errors import UserError
 from cream.files import store
@@ -170,8 +171,13 @@ def next_step(samples: Path, policy: Path, checkpoint: str | None, flags: dict[s
         reward = {"reward": "likelihood", "checkpoint": "none"}  # M0 against itself: every DPO reward is 0
     first = advice.recipe(str(flags["model"])).get("rewarding", {})
     now = flags | {"input_file": samples} | reward
-    command = advice.again(advice.round_before(policy), "rewards", "rewarding.py", first, **now)
-    return f"samples: {samples}\nnext, reward them by the current model:\n  {command}"
+    again = advice.again(advice.round_before(policy), "rewards", "rewarding.py", first, **now)
+    return f"samples: {samples}\nnext, reward them by the current model:\n  {again}"
+
+
+def spin(samples: Path, conversations: Path) -> str:
+    """The command that makes SPIN's pairs of samples of the prompts in SFT data."""
+    return command("make_pairs.py", strategy="spin", conversations=conversations, samples=samples)
 
 
 def describe_tokens(counts: Counter[str], keep_special: bool) -> Iterator[str]:

@@ -51,11 +51,13 @@ class Sysprompt:
 
     def check(self, chat: Chat, source: str) -> None:
         """Raises UserError where the chat template has no system message; `source`: what --sysprompt is."""
+        if not self.system:
+            return
         question = [Message("user", "?")]
         asked = self.add_system(question)
         if why := chat.refusal(asked):
             raise UserError(f"--sysprompt {source}: {why}")
-        if self.system and chat.encode_prompt(asked) == chat.encode_prompt(question):
+        if chat.encode_prompt(asked) == chat.encode_prompt(question):
             raise UserError(
                 f"--sysprompt {source}: the chat template leaves the system message out, so that it would have no "
                 "effect; give another with --chat_template FILE"
