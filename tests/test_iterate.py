@@ -123,7 +123,8 @@ def test_shipped_files_bind_to_their_scripts(path):
     for command in commands:
         values = as_dict(parse(SCRIPTS[command.script], command.argv(), description="", example=""))
         for name, value in command.flags.items():
-            assert values[name] == (None if value == "none" else value)
+            number = int(value) if name == "seed" else value  # ${seed+round} is a text
+            assert values[name] == (None if value == "none" else number)
 
 
 def test_shipped_loops_are_the_shipped_recipes():
@@ -153,7 +154,7 @@ def test_spin_uses_the_samples_of_the_last_two_rounds():
             by_title[title]
             for title in (f"round {t}: sample from M{t}", f"round {t}: data against samples", f"train M{t + 1}")
         )
-        assert sampled["checkpoint"] == trained["checkpoint"] == start
+        assert sampled["checkpoint"] == trained["checkpoint"] == start and sampled["seed"] == str(t)
         assert paired["samples"] == ",".join(samples[max(0, t - 2) : t]) and paired["strategy"] == "spin"
         assert (trained["lr"], trained["beta"]) == ((5e-7, 0.1), (5e-7, 0.1), (1e-7, 0.1), (1e-7, 5.0))[t - 1]
 
