@@ -59,7 +59,7 @@ def test_spin_from_sft_data_to_pairs(world):
     assert about["counts"]["dropped"]["no sample of the conversation"] == len(data) - 8
     assert "possible pairs" in done.out and "has a consistency" not in done.out
     (train,) = done.commands()
-    assert f"{M2} " in train and "--method original" in train and "max_length" not in train
+    assert f"{M2} " in train and "max_length" not in train
     assert "is up to date" in world.run(f"{command} --output outputs/spin.json").out
     on = f"train.py {ON} --name outputs/spin.json --output_dir outputs/x"
     assert "would train" in world.run(f"{on} {M2} --loss hinge --dry_run").out
