@@ -139,12 +139,12 @@ class Inputs:
         sampler, ranks = (about.get("inputs", {}).get("policy") for about in (self._samples()[1], self.about))
         if None in (sampler, ranks) or ranks == sampler:
             return
-        first, second = (f"--{self.flags[role]}" for role in ("rewards", "previous"))
+        first = f"--{self.flags['rewards']}"
         previous = read_meta(self.paths["previous"]) if "previous" in self.paths else None
         if previous and previous.get("inputs", {}).get("policy") == sampler:
             self.provenance.object(
-                f"{first} ranks by a model that did not sample these responses, {second} by the one that did: they "
-                "seem to be swapped"
+                f"{first} ranks by a model that did not sample these responses, --{self.flags['previous']} by the one "
+                "that did: they seem to be swapped"
             )
         log.info("note: the model that ranks in %s is not the one that sampled; training starts from it", first)
 
