@@ -15,6 +15,7 @@ from cream.cli.flags import flag, parse
 from cream.errors import UserError
 from cream.pairs import extremes, oracle
 from cream.pairs.build import Rules
+from cream.pairs.inputs import LABELS, PREVIOUS, REWARDS
 from cream.pairs.output import Inputs, PairOutput, write
 from cream.records import METHODS, RANKS
 
@@ -24,6 +25,7 @@ EXAMPLE = """\
   Oracle       python cal_consistency.py --file1 CURRENT.json --labels localdata/tiny/labels.json"""
 
 FLAGS = {"rewards": "file1", "previous": "file2", "labels": "labels"}
+INPUTS = {"rewards": REWARDS, "previous": PREVIOUS, "labels": LABELS}
 
 
 @dataclass
@@ -63,13 +65,13 @@ class ConsistencyConfig:
 def main(argv=None):
     config = parse(ConsistencyConfig, argv, description=__doc__, example=EXAMPLE)
     c, (method, rank) = config.consistency, check(config)
-    inputs = Inputs(config.run, FLAGS, {role: getattr(c, name) for role, name in FLAGS.items()})
+    inputs = Inputs(config.run, INPUTS, {role: getattr(c, name) for role, name in FLAGS.items()}, FLAGS)
     if c.file2 and inputs.about.get("reward") == "likelihood":
         log.info("note: --file1 was rewarded by likelihood; CREAM's current ranking is a DPO reward. Swapped?")
     write(
         inputs,
         Rules(oracle if c.labels else extremes, rank=rank, keep_truncated=config.pairs.keep_truncated),
-        config.pairs.path(inputs.paths["rewards"], rank),
+        config.pairs.path(inputs.source, rank),
         settings(config) | {"rank": rank, "method": method},
         config.pairs,
         (DATASETS, DATASET_FILES),

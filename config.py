@@ -48,6 +48,7 @@ DatasetEnum = Enum(
         "tiny_prompt_1": "localdata/tiny/prompt.1.json",
         "tiny_prompt_2": "localdata/tiny/prompt.2.json",
         "tiny_prompt_3": "localdata/tiny/prompt.3.json",
+        **{f"tiny_{thing}_{t}": f"localdata/tiny/{thing}.{t}.json" for thing in ("books", "balls") for t in (1, 2)},
         "tiny_val": "localdata/tiny/val.json",
     },
 )

@@ -17,13 +17,14 @@ from cream.cli.console import log
 from cream.cli.flags import parse
 from cream.engines import EngineFlags, SamplingFlags
 from cream.evaluation import evaluate as evaluation
-from cream.evaluation.options import EvaluationFlags, InferOutput, Task
+from cream.evaluation.options import PROMPTS, EvaluationFlags, InferOutput, Task
 from cream.evaluation.questions import read_questions
 from cream.evaluation.rescore import rescore
 from cream.files import journal
 from cream.files.folders import check_folder
-from cream.records import Item, Prompt
+from cream.records import Conversation, Item
 from cream.scoring import driver, sampling
+from cream.text import prompts as texts
 from cream.text.thoughts import ThoughtFlags
 
 EXAMPLE = """\
@@ -65,6 +66,7 @@ def check(config: InferConfig, about: dict | None = None) -> None:
     """Fill in the mode's defaults. Raises UserError where flags contradict each other."""
     config.evaluation.check(config.task.mode)
     config.sampling.fill(config.task.mode)
+    texts.load(config.sampling.sysprompt)
 
 
 def sample(config: InferConfig) -> None:
@@ -72,16 +74,18 @@ def sample(config: InferConfig) -> None:
     from cream.model.load import load_chat
 
     model, run, task, flags = config.model, config.run, config.task, config.sampling
-    path = task.dataset(Prompt, DATASET_FILES, DATASETS, skip=run.skip)
+    path = task.dataset(PROMPTS, DATASET_FILES, DATASETS, skip=run.skip)
     prompts = sampling.open_prompts(path, task.limit(run.debug), skip=run.skip)
-    plan, sysprompt = flags.plan("sampling", run.seed), "none" if flags.sysprompt == "auto" else flags.sysprompt
+    plan, sysprompt = flags.plan("sampling", run.seed), texts.load(flags.sysprompt)
     of = names.short(task.name), names.short(model.name()), names.label(model.checkpoint)
-    default = run.outputs() / "sampling" / sampling.output_folder(plan, sysprompt, *of) / "results.json"
+    added = "none" if flags.sysprompt == texts.AUTO else names.short(flags.sysprompt)
+    default = run.outputs() / "sampling" / sampling.output_folder(plan, added, *of) / "results.json"
     target = names.choose_output(config.output.output_dir, default)
     usual = config.thoughts == ThoughtFlags()  # other tags count other thoughts
     unused = [name for name in sampling.UNUSED if usual or name != "thinking_tags"] + plan.idle_flags
     output, folder = _begin(config, {"data": path}, target, unused)
     chat = load_chat(folder, **model.text(), tags=config.thoughts.tags)
+    sysprompt.check(chat, flags.sysprompt)
     if not (run.dry_run or output.up_to_date):
         how = {"engine": config.engine.options(), "max_length": flags.max_length, "show": config.output.show_example}
         loaded, named = _policy(config, output, folder, chat), {"model": model.name(), "checkpoint": model.checkpoint}
@@ -89,12 +93,14 @@ def sample(config: InferConfig) -> None:
         sampling.sample(output, loaded, prompts, sysprompt, plan, **how)
     if not run.dry_run:
         log.info(sampling.next_step(output.path, folder, model.checkpoint, for_next_stage(config)))
+        if prompts.kind is Conversation:
+            log.info("or, for SPIN:\n  %s", sampling.spin(output.path, path))
 
 
 def evaluate(config: InferConfig) -> None:
     """Every question answered and graded; a table of accuracies."""
     model, run, task = config.model, config.run, config.task
-    path = task.dataset(Item, DATASET_FILES, DATASETS, skip=run.skip)
+    path = task.dataset((Item,), DATASET_FILES, DATASETS, skip=run.skip)
     limits = {"limit": task.limit(run.debug), "limit_per_task": task.limit_per_task}
     which = limits | {"seed": run.seed, "skip": run.skip}
     questions = read_questions(names.canonical(task.name, DATASET_FILES), path, config.evaluation, **which)
@@ -107,6 +113,7 @@ def evaluate(config: InferConfig) -> None:
     output, folder = _begin(config, questions.inputs, target, plan.unused_flags(), summary)
     text = model.text() | {"tags": config.thoughts.tags}
     chat = plan.load_format(folder, text, config.cluster.tensor_parallel_size)
+    texts.load(config.sampling.sysprompt).check(chat, config.sampling.sysprompt)
     if not (run.dry_run or output.up_to_date):
         how = {"max_length": config.sampling.max_length, "show": config.output.show_example}
         evaluation.evaluate(plan, output, _policy(config, output, folder, chat), **how)
@@ -118,7 +125,9 @@ def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: I
     """The output, and the policy's folder; says what will be done."""
     model, run = config.model, config.run
     check_folder(folder := model.folder(model.checkpoint))
-    provenance = run.provenance()
+    provenance, sysprompt = run.provenance(), config.sampling.sysprompt
+    if not texts.is_named(sysprompt):  # its content decides, not its name
+        inputs, unused = inputs | {"sysprompt": Path(sysprompt)}, [*unused, "sysprompt"]
     for name, path in inputs.items():
         provenance.file(name, path)
     provenance.model("policy", folder)

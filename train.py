@@ -113,7 +113,7 @@ def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance:
     policy = (about or {}).get("policy") if stage.made_for_policy else None
     if policy is not None and policy["fingerprint"] != provenance.inputs["start"]:
         provenance.object(
-            f"{data}: its pairs were rewarded by --checkpoint {policy['checkpoint'] or 'none'} of {policy['model']}, "
+            f"{data}: its pairs were made for --checkpoint {policy['checkpoint'] or 'none'} of {policy['model']}, "
             f"but training would start from --checkpoint {config.model.checkpoint or 'none'}; give that one"
         )
     if config.optimisation.deepspeed is not None:

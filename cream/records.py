@@ -175,9 +175,13 @@ class Pair(Record, kw_only=True):
     source_prompt: list[Message] | None = None
 
     @property
-    def sampled(self) -> bool:
-        """Whether its responses are known to be a model's samples; those of an imported pair may be from anywhere."""
-        return self.selected_index is not None or self.selected_logp is not None
+    def sampled(self) -> tuple[bool, bool]:
+        """Whether `selected` and `rejected` are known to be a model's samples; those of an imported pair may be from
+        anywhere, and SPIN's `selected` is from SFT data."""
+        return (
+            self.selected_index is not None or self.selected_logp is not None,
+            self.rejected_index is not None or self.rejected_logp is not None,
+        )
 
     def __post_init__(self):
         for name in ("selected", "rejected"):

@@ -15,6 +15,7 @@ from cream.scoring import logprobs
 from cream.scoring.completions import Responder
 from cream.scoring.sampling import build_prompts, record_samples
 from cream.text.chat import NOT_A_PREFIX, Chat
+from cream.text.prompts import Sysprompt
 
 LENGTHS = (3, 40, 7, 90, 12)  # words of the prompts
 
@@ -101,7 +102,7 @@ def test_the_prompt_before_sysprompt_is_kept_beside_it(tiny_chat, prompts):
     """Only where it is another; and so it reaches the file."""
     completions = [Completion("28", tiny_chat.tokenizer("28")["input_ids"], "length", -1.0)]
     for name, changed in (("task", True), ("none", False)):
-        for prompt, put in zip(prompts, build_prompts(lambda: prompts, name), strict=True):
+        for prompt, put in zip(prompts, build_prompts(lambda: prompts, Sysprompt(name)), strict=True):
             record = record_samples(tiny_chat, put, tiny_chat.encode_prompt(put.messages), completions)
             assert (record.prompt != prompt.messages) == changed and record.extra == prompt.extra
             assert record.source_prompt == (prompt.messages if changed else None)

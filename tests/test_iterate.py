@@ -22,6 +22,8 @@ from cream.loops.results import results, table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES, LOOPS = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("recipes", "loops"))
+OTHERS = ("spin", "tiny_spin", "tiny_more_sft", "rlcd", "tiny_rlcd", "tiny_rlcd_reversed")  # of other methods
+OF_CREAM = [path for path in LOOPS if path.stem not in OTHERS]
 SCRIPTS = {script: iterate.config_of(script) for script in iterate.STAGES if (CONFIGS.parent / script).exists()}
 SMALL = {
     "title": "small",
@@ -115,24 +117,47 @@ def write(world, name, recipe):
 @pytest.mark.parametrize("path", [*RECIPES, *LOOPS], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_files_bind_to_their_scripts(path):
     """Every flag exists, takes its value, and arrives as the file has it."""
-    loop = read_loop(path)
-    commands = plan(path)
-    evaluations = sum(command.title.startswith("accuracy of M0") for command in commands)
-    assert evaluations >= 1 and len(commands) == 1 + 2 * evaluations + (5 + evaluations) * loop.rounds
+    loop, commands = read_loop(path), plan(path)
+    if path.stem not in OTHERS:
+        evaluations = sum(command.title.startswith("accuracy of M0") for command in commands)
+        assert evaluations >= 1 and len(commands) == 1 + 2 * evaluations + (5 + evaluations) * loop.rounds
     for command in commands:
         values = as_dict(parse(SCRIPTS[command.script], command.argv(), description="", example=""))
         for name, value in command.flags.items():
-            assert values[name] == (None if value == "none" else value)
+            number = int(value) if name == "seed" else value  # ${seed+round} is a text
+            assert values[name] == (None if value == "none" else number)
 
 
 def test_shipped_loops_are_the_shipped_recipes():
     """The same commands with the same outputs, word for word, of every loop."""
     recipes = {path.name.replace("llama3_", ""): path for path in RECIPES if path.stem != "llama2_cream"}
-    loops = {path.name: path for path in LOOPS}
+    loops = {path.name: path for path in OF_CREAM}
     assert loops.keys() < recipes.keys()
     for name in loops:
         assert plan(loops[name]) == plan(recipes[name])
         assert read_loop(loops[name]).title == read_loop(recipes[name]).title
+
+
+def test_a_twin_is_its_loop_with_other_settings():
+    """The same steps in each round, which read the same outputs; after what makes M1."""
+    for method in ("spin", "rlcd"):
+        steps = [read_loop(CONFIGS / f"loops/{name}.yaml").repeat for name in (method, f"tiny_{method}")]
+        assert steps[0] == steps[1]
+
+
+def test_spin_uses_the_samples_of_the_last_two_rounds():
+    """A model trains from the one that sampled last, with a beta and rate of its round."""
+    by_title = {command.title: command.flags for command in plan(CONFIGS / "loops/spin.yaml")}
+    samples = [f"outputs/zephyr/spin/round{t}.samples.json" for t in range(1, 5)]
+    models = ["none", *(f"outputs/zephyr/spin/M{t}/checkpoint-last" for t in range(2, 5))]
+    for t, start in enumerate(models, 1):
+        sampled, paired, trained = (
+            by_title[title]
+            for title in (f"round {t}: sample from M{t}", f"round {t}: data against samples", f"train M{t + 1}")
+        )
+        assert sampled["checkpoint"] == trained["checkpoint"] == start and sampled["seed"] == str(t)
+        assert paired["samples"] == ",".join(samples[max(0, t - 2) : t]) and paired["strategy"] == "spin"
+        assert (trained["lr"], trained["beta"]) == ((5e-7, 0.1), (5e-7, 0.1), (1e-7, 0.1), (1e-7, 5.0))[t - 1]
 
 
 def test_the_fixed_recipe_is_plain_self_rewarding_but_for_its_constant():
@@ -242,7 +267,7 @@ def test_pairs_are_made_with_the_beta_of_their_training():
         (SMALL | {"dpo": {}}, [None, None]),
     ):
         assert [c.flags.get("beta") for c in plan(recipe) if c.script == "cal_consistency.py"] == betas
-    for path in (path for path in (*RECIPES, *LOOPS) if "tiny" in path.stem):
+    for path in (path for path in (*RECIPES, *OF_CREAM) if "tiny" in path.stem):
         assert {c.flags["beta"] for c in plan(path) if c.script == "cal_consistency.py"} == {1.0}
     assert {c.flags["beta"] for c in plan(CONFIGS / "loops/cream.yaml") if c.script == "cal_consistency.py"} == {0.1}
 
@@ -524,11 +549,12 @@ def test_malformed_loops_are_refused(tmp_path, change, message):
 
 
 def test_a_file_extends_another(tmp_path):
-    """Keys replace keys, flags of a step go over its flags one by one, null removes one; over several files."""
+    """Keys replace keys, flags of a step go over its flags one by one, null removes one or all; over several files."""
     files = {
         "a": one_step() | {"flags": {"test": {"gen_n": 4, "top_p": 0.5, "limit_size": 9}}},
         "b": {"extends": "a.yaml", "title": "b", "flags": {"test": {"gen_n": 8, "name": "tiny_val"}}},
         "sub/c": {"extends": "../b.yaml", "output_dir": "outputs/c", "flags": {"test": {"top_p": None, "seed": 3}}},
+        "bare": {"extends": "sub/c.yaml", "flags": {"test": None}},
         "lost": {"extends": "list.yaml"},
         "odd": {"extends": "a.yaml", "flags": {"test": 7}},
     }
@@ -543,7 +569,8 @@ def test_a_file_extends_another(tmp_path):
         **{"model": "tiny", "device": "cpu", "seed": 3, "mode": "evaluation", "name": "tiny_val", "gen_n": 8},
         **{"limit_size": 9, "output_dir": "outputs/c/test.json"},
     }
-    for name, message in {"lost": "list.yaml: holds no loop", "odd": "odd.yaml: flags: Expected `object`"}.items():
+    assert read_loop(tmp_path / "bare.yaml").flags == {}
+    for name, message in {"lost": "list.yaml: holds no loop", "odd": "odd.yaml: flags: Expected `object"}.items():
         with pytest.raises(UserError, match=message):
             read_loop(tmp_path / f"{name}.yaml")
 

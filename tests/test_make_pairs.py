@@ -313,8 +313,9 @@ from dataclasses import dataclass
 
 from cream.cli.flags import flag
 from cream.pairs.choice import Choice
+from cream.pairs.inputs import REWARDS
 
-INPUTS = {"rewards": True}
+INPUTS = {"rewards": REWARDS}
 
 
 @dataclass

@@ -354,7 +354,7 @@ def check_round(world, on, folder, sampler=""):
     first = next(read(world.folder / f"{folder}/s.json", Samples))
     assert f"⟦{first.responses[0]}" in shown
     for pair in read(world.folder / f"{folder}/pairs.json", Pair):
-        assert pair.sampled
+        assert pair.sampled == (True, True)
     trained = re.sub(r"--checkpoint \S+", f"--checkpoint {folder}/dpo/checkpoint-last", on)
     asked = f"{trained} {sampler} --mode evaluation --name tiny_test --limit_size 4 --gen_max_tokens 24"
     world.run(f"infer.py {asked} --output_dir {folder}/answers.json")

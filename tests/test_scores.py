@@ -494,7 +494,7 @@ def test_pairs_by_gold_labels_are_for_the_policy_that_sampled(world, first, seco
     pairs = world.run("make_pairs.py --strategy extremes --rewards outputs/gold.json --output outputs/gold.pairs.json")
     assert "python train.py --model tiny --checkpoint m1 " in pairs.out
     train = f"{DPO} --name outputs/gold.pairs.json --output_dir outputs/gold --dry_run"
-    assert "were rewarded by --checkpoint m1 of tiny" in world.refused(f"{train} --checkpoint m2")
+    assert "were made for --checkpoint m1 of tiny" in world.refused(f"{train} --checkpoint m2")
     assert "it would train" in world.run(f"{train} --checkpoint m1").out
 
 

@@ -19,7 +19,7 @@ from cream.engines.stops import find_stop, parse_stops
 from cream.errors import UserError, nearest
 from cream.files.folders import WEIGHTS, beside_single_file, parameter_count
 from cream.records import FinishReason
-from cream.text.prompts import SYSPROMPTS
+from cream.text.prompts import AUTO, SYSPROMPTS
 
 log = logging.getLogger("cream")
 
@@ -94,14 +94,16 @@ class SamplingFlags:
     )
     do_sample: bool = flag(True, "sample; no: one greedy response per prompt")
     max_length: int = flag(2048, "limit on tokens per prompt; longer ones are dropped, never truncated", low=2)
-    sysprompt: str = flag(
-        "auto",
-        "text to append to the user's turn; auto: nothing in sampling, the task's own in evaluation",
-        choices=("auto", *SYSPROMPTS),
+    sysprompt: str | None = flag(
+        AUTO,
+        f"text to add to a prompt: {' or '.join(SYSPROMPTS)}, at the end of the user turn; FILE, as system message; "
+        "auto: at the end nothing in sampling, the task's own text in evaluation (with FILE as well)",
     )
 
     def __post_init__(self):
         parse_stops(self.stop)
+        name = (self.sysprompt or "none").lower()  # `none` is a text's name here
+        self.sysprompt = name if name in (AUTO, *SYSPROMPTS) else self.sysprompt
 
     def fill(self, mode: str) -> None:
         """The default of --gen_n in `mode`. Raises UserError where it does not apply."""

@@ -13,10 +13,12 @@ summarise(plan, records)                  what the summary says, and the same as
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from cream.cli import preflight
 from cream.engines import Sampling, SamplingFlags
@@ -31,8 +33,10 @@ from cream.records import Answer, Prompt
 from cream.scoring.completions import render
 from cream.scoring.driver import Model
 from cream.scoring.logprobs import Group
+from cream.text import prompts
 from cream.text.chat import Chat
 from cream.text.plain import Plain
+from cream.text.prompts import Sysprompt
 
 if TYPE_CHECKING:
     from cream.evaluation.options import EvaluationFlags
@@ -84,13 +88,24 @@ def plan_evaluation(
     questions: Questions, flags: EvaluationFlags, rules: Rules, sampling: SamplingFlags, engine: dict, seed: int
 ) -> Plan:
     """Raises UserError for an example without options where options are compared; says which flags do not apply."""
-    requests = SCORINGS[flags.scoring].requests(questions, flags, sampling.sysprompt)
+    sysprompt = prompts.load(sampling.sysprompt)
+    requests = SCORINGS[flags.scoring].requests(questions, flags, sysprompt.name)
+    if sysprompt.system:
+        if flags.scoring == "loglikelihood" and flags.prompt_format == "plain":
+            raise UserError(f"--sysprompt {sampling.sysprompt}: --prompt_format plain has no system message; take chat")
+        requests = {uuid: _with_system(request, sysprompt) for uuid, request in requests.items()}
     if SCORINGS[flags.scoring].NEEDS_OPTIONS:
         log.info(
             "options are compared, nothing is generated: flags of sampling, engine, extraction and grader do not apply"
         )
         return Plan(questions, flags, requests)
     return Plan(questions, flags, requests, rules, sampling.plan("evaluation", seed), engine)
+
+
+def _with_system(request: Prompt | Group, sysprompt: Sysprompt) -> Prompt | Group:
+    if isinstance(request, Group):
+        return replace(request, prompt=sysprompt.add_system(request.prompt))
+    return structs.replace(request, messages=sysprompt.add_system(request.messages))
 
 
 def evaluate(plan: Plan, output: Output, model: Model, **how) -> None:

@@ -12,12 +12,13 @@ from cream.evaluation.evaluate import SCORINGS
 from cream.evaluation.grade import Rules
 from cream.evaluation.tasks import is_all_test
 from cream.files import store
-from cream.records import Item, Prompt
+from cream.records import Conversation, Item, Prompt
 from cream.text.thoughts import Tags
 
+PROMPTS = (Prompt, Conversation)  # of which sampling takes what comes before the last response
 TAKES = {
-    Prompt: "sampling takes unlabelled prompts",
-    Item: "evaluation takes questions with labels",
+    PROMPTS: "sampling takes unlabelled prompts, or conversations",
+    (Item,): "evaluation takes questions with labels",
 }
 
 
@@ -49,9 +50,9 @@ class Task:
         if self.mode == "sampling" and self.limit_per_task:
             raise UserError("--limit_per_task: prompts have no task; --limit_size limits --mode sampling")
 
-    def dataset(self, kind: type[Prompt | Item], known: Mapping[str, str], registry: Path, *, skip: bool) -> Path:
+    def dataset(self, kinds: tuple[type, ...], known: Mapping[str, str], registry: Path, *, skip: bool) -> Path:
         """The data set's file; `known` and `registry` as names.dataset takes them. Raises UserError unless it holds
-        records of this kind. The file of all tasks may be missing: those of each task stand for it."""
+        records of one of these kinds. The file of all tasks may be missing: those of each task stand for it."""
         if self.name is None:
             raise UserError(f"--mode {self.mode} needs --name, a data set's name or file")
         path = names.dataset(self.name, known, registry)
@@ -59,10 +60,10 @@ class Task:
             if is_all_test(path):
                 return path
             raise names.missing_data(self.name, path)
-        if (held := store.detect(path, skip=skip)) is not kind:
+        if (held := store.detect(path, skip=skip)) not in kinds:
             holds = f"{path} holds {held.__name__} records"
             why = ": test questions must not enter training" if held is Item else ""
-            raise UserError(f"--mode {self.mode} --name {self.name}: {holds}; {TAKES[kind]}{why}")
+            raise UserError(f"--mode {self.mode} --name {self.name}: {holds}; {TAKES[kinds]}{why}")
         return path
 
     def limit(self, debug: bool) -> int | None:

@@ -9,21 +9,24 @@ from cream.cli import names
 from cream.cli.flag_fields import NULLS
 from cream.cli.flags import spell, try_parse
 from cream.errors import UserError
+from cream.evaluation.options import PROMPTS
 from cream.evaluation.tasks import is_all_test
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
 from cream.files.folders import check_folder
 from cream.loops.plan import PAIRS, TRAIN, Command
-from cream.records import METHODS, Item, Prompt
+from cream.pairs import all_inputs
+from cream.records import METHODS, Item
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
-FILES = ("input_file", "file1", "file2", "rewards", "previous", "labels")  # flags that name a file
+FILES = ("input_file", "file1", "file2", *all_inputs())  # flags that name a file
 FILES += ("few_shot_file", "chat_template", "deepspeed")
+SEVERAL = tuple(role for role, file in all_inputs().items() if file.several)  # of these several, separated by commas
 MODELS = ("model", "checkpoint", "ref_model_ckpt")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = (TRAIN, "infer.py")  # they read what --name says, or --input_file
-SAMPLED = {"sampling": (Prompt,), "evaluation": (Item,)}  # --mode -> records that infer.py reads
+SAMPLED = {"sampling": PROMPTS, "evaluation": (Item,)}  # --mode -> records that infer.py reads
 LookUps = Mapping[str, Callable[[str], Path | None]]
 
 
@@ -103,7 +106,7 @@ class Files:
             yield f"--{name}: with it the step makes no output"
         if command.script in WITH_DATA and not command.flags.keys() & {"name", "input_file"}:
             yield "--name is missing: the data that the step reads"
-        for name, value in ((name, spell(v)) for name, v in command.flags.items() if name in self.look_up):
+        for name, value in self._named(command):
             if value.lower() in NULLS or "${" in value or outputs & {Path(value), *Path(value).parents}:
                 continue  # "${": a reference that the plan has refused already
             try:
@@ -117,6 +120,13 @@ class Files:
                 yield from _refused(check_folder, path, None)
             elif path is not None and name == "name":
                 yield from self._unread(command, value, path)
+
+    def _named(self, command: Command) -> Iterator[tuple[str, str]]:
+        """(flag, value) of what names a file or model; a flag with several files has each."""
+        for name, value in command.flags.items():
+            if name in self.look_up:
+                text = spell(value)
+                yield from ((name, part.strip()) for part in (text.split(",") if name in SEVERAL else [text]))
 
     def _unread(self, command: Command, value: str, path: Path) -> list[str]:
         """What is wrong with the records of a data set."""

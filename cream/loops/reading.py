@@ -148,7 +148,7 @@ def read_loop(path: Path, seed: int | None = None, output_root: str | None = Non
 
 def _merged(path: Path, extending: tuple[Path, ...] = ()) -> object:
     """What a file holds; `extends: OTHER` puts its keys over those of another file, beside it or by its path from
-    there, and its `flags` over the other's flags, step by step and flag by flag."""
+    there, and its `flags` over the other's flags, step by step and flag by flag; null takes a step's flags away."""
     value = _read_yaml(path)
     if not isinstance(value, dict) or "extends" not in value:
         return value
@@ -162,8 +162,9 @@ def _merged(path: Path, extending: tuple[Path, ...] = ()) -> object:
     if not isinstance(below, dict):
         raise UserError(f"{base}: holds no loop for {path} to extend")
     kinds = ((base, below), (path, value))
-    old, new = (_convert(file, held.get("flags", {}), dict[str, dict], "flags: ") for file, held in kinds)
-    return below | value | {"flags": {step: {**old.get(step, {}), **new.get(step, {})} for step in {**old, **new}}}
+    old, new = (_convert(file, held.get("flags", {}), dict[str, dict | None], "flags: ") for file, held in kinds)
+    steps = [step for step in {**old, **new} if new.get(step, {}) is not None]
+    return below | value | {"flags": {step: {**(old.get(step) or {}), **new.get(step, {})} for step in steps}}
 
 
 def _read_yaml(path: Path) -> object:

@@ -7,9 +7,10 @@ from itertools import permutations
 
 from cream.pairs.choice import Choice
 from cream.pairs.extremes import ALL_EQUAL
+from cream.pairs.inputs import PREVIOUS, REWARDS
 from cream.records import Item, Rewards
 
-INPUTS = {"rewards": True, "previous": False}
+INPUTS = {"rewards": REWARDS, "previous": PREVIOUS}
 
 
 @dataclass

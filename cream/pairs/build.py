@@ -3,7 +3,6 @@
 Prompts go through in blocks; only sums are kept of them.
 """
 
-import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from cream.consistency import consistency
 from cream.errors import UserError
 from cream.pairs import extremes
-from cream.pairs.choice import Choice
+from cream.pairs.choice import Choice, PairUuids, pair_uuid
 from cream.pairs.match import matched
 from cream.pairs.report import PairSet
 from cream.ranking import Array, constant, padded
@@ -28,7 +27,6 @@ BLOCK = 1024  # prompts at a time: enough to compute with as arrays, few enough 
 FEWER_THAN_TWO = "fewer than two usable responses"
 NO_MARGIN = "no reward difference of --margin"
 NONE_CHOSEN = "the strategy chose none"
-NUMBERED = re.compile(r"#([2-9]|[1-9][0-9]+)\Z")  # how the uuids of a prompt's second and further pairs end
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,11 @@ class Rules:
     def ranked(self) -> bool:
         """Whether a pair has its prompt's c, not a confidence that the strategy states."""
         return "previous" in self.strategy.INPUTS
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether the strategy chooses by rewards; else it has `candidates`."""
+        return hasattr(self.strategy, "choose")
 
 
 CREAM = Rules()
@@ -160,7 +163,7 @@ def _draw(
     reassigned: Array | None,
     summed: bool,
 ) -> Iterator[Pair]:
-    numbered, several = None, False  # the uuid of a prompt that may be that of a further pair; whether there are any
+    uuids = PairUuids()
     for block in blocks:
         c = block.c if reassigned is None else reassigned[pair_set.prompts :][: len(block.c)]
         pair_set.prompts += len(c)
@@ -171,13 +174,7 @@ def _draw(
                 pair_set.dropped[pairs] += 1
                 pairs = []
             chosen.append(pairs)
-            several |= len(pairs) > 1
-            numbered = numbered or (NUMBERED.search(record.uuid) and record.uuid)
-            if numbered and several:
-                raise UserError(
-                    f"record {numbered!r}: a prompt's second and further pairs are named UUID#2, UUID#3 …, so no "
-                    "prompt may have such a uuid; give it another one, or --max_pairs_per_prompt 1"
-                )
+            uuids.check(record.uuid, len(pairs))
         pair_set.lengths.add(block.records, block.usable, chosen)
         stated = [nan if pair.confidence is None else pair.confidence for pairs in chosen for pair in pairs]
         pair_set.c.add(c if rules.ranked else stated)
@@ -218,7 +215,7 @@ def _pair(record: Rewards, number: int, pair: Choice, c: float | None, statistic
     ended = record.finish_reason or ["stop"] * len(record.response)
     logps = record.score if summed else None
     return Pair(
-        uuid=record.uuid if number == 1 else f"{record.uuid}#{number}",
+        uuid=pair_uuid(record.uuid, number),
         prompt=record.prompt,
         selected=record.response[chosen],
         rejected=record.response[rejected],

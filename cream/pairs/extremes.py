@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cream.pairs.choice import Choice, best_against_worst
+from cream.pairs.inputs import PREVIOUS, REWARDS
 from cream.records import Item, Rewards
 
-INPUTS = {"rewards": True, "previous": False}
+INPUTS = {"rewards": REWARDS, "previous": PREVIOUS}
 ALL_EQUAL = "all rewards equal"
 
 

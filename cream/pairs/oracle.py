@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from cream.evaluation.tasks import grade_record
 from cream.pairs.choice import Choice, best_against_worst
+from cream.pairs.inputs import LABELS, PREVIOUS, REWARDS
 from cream.records import Item, Rewards
 
-INPUTS = {"rewards": True, "previous": False, "labels": True}
+INPUTS = {"rewards": REWARDS, "previous": PREVIOUS, "labels": LABELS}
 NONE_CORRECT = "no correct response"
 NONE_WRONG = "no wrong response"
 

@@ -1,4 +1,4 @@
-"""Files of rewards -> a file of pairs: what cal_consistency.py and make_pairs.py have in common."""
+"""Files of rewards or samples -> a file of pairs: what cal_consistency.py and make_pairs.py have in common."""
 
 import logging
 import os
@@ -16,9 +16,11 @@ from cream.evaluation.tasks import questions_in
 from cream.files import journal, store
 from cream.files.provenance import place_of, read_meta
 from cream.pairs.build import Rules, build, consistencies
+from cream.pairs.candidates import build_candidates
+from cream.pairs.inputs import Input
 from cream.pairs.match import MISSING, OTHER
 from cream.pairs.report import PairSet
-from cream.records import RANKS, Record, Rewards, encode
+from cream.records import RANKS, Item, Record, Samples, encode
 from cream.text.options import GIVEN
 from cream.text.templates import parse_variables
 
@@ -41,48 +43,74 @@ class PairOutput:
     )
     output: str | None = flag(
         None,
-        "output file; none: next to the rewards, with their name and .<rank>.dpo.json (make_pairs.py: "
+        "output file; none: next to the rewards or samples, with their name and .<rank>.dpo.json (make_pairs.py: "
         ".<strategy>.dpo.json)",
         aliases=("output_dir",),
         decides=False,
     )
     register: str | None = flag(None, "name to register the pairs under, in configs/dataset.json", decides=False)
 
-    def path(self, rewards: Path, suffix: str) -> Path:
-        """The output's file."""
-        return Path(self.output or rewards.with_name(f"{rewards.name.partition('.json')[0]}.{suffix}.dpo.json"))
-
-
-def _kind(role: str, path: Path) -> type[Record]:
-    return questions_in(path) if role == "labels" else Rewards
+    def path(self, source: Path, suffix: str) -> Path:
+        """The output's file; `source`: the rewards or samples."""
+        return Path(self.output or source.with_name(f"{source.name.partition('.json')[0]}.{suffix}.dpo.json"))
 
 
 class Inputs:
-    """The files that pairs are made of: `paths` by role (rewards, previous, labels; those that are given), `flags` how
-    the script calls them, `about` the sidecar of the rewards ({} without one).
+    """The files that pairs are made of.
 
-    `run` is the script's group of that name. Raises UserError where a file is not what its sidecar describes, or
-    current and previous rewards are the same.
+    `kinds` are the INPUTS of the strategy, by role: a role's flag has its name, unless `flags` says another. `paths`
+    are those of `files` that are given, by role; of several in one flag, `role` is the last one, `role@-1` the one
+    before. `source` is the first of these: its sidecar, `about` ({} without one), says for which policy the pairs are.
+    `run` is the script's group of that name. Raises UserError where a file is not what its sidecar describes or its
+    role needs, or two are the same.
     """
 
-    def __init__(self, run, flags: Mapping[str, str], files: Mapping[str, str | None]):
-        self.run, self.flags = run, flags
-        self.paths = {role: Path(files[role]) for role in flags if files[role] is not None}
-        self.provenance = run.provenance()
+    def __init__(
+        self, run, kinds: Mapping[str, Input], files: Mapping[str, str | None], flags: Mapping[str, str] | None = None
+    ):
+        self.run, self.flags, self.kinds, self.paths = run, {}, {}, {}
+        for role, kind in kinds.items():
+            name = (flags or {}).get(role, role)
+            for number, path in enumerate(_split(name, kind, files[role])):
+                end = f"@-{number}" if number else ""
+                self.paths[role + end], self.kinds[role + end], self.flags[role + end] = path, kind, name + end
+        self.provenance, abouts = run.provenance(), {}
         for role, path in self.paths.items():
-            add = self.provenance.file if role == "labels" else self.provenance.output
-            about = add(flags[role], path)
-            if role != "labels":
-                store.refuse_other_kind(f"--{flags[role]}", path, Rewards, "which rewarding.py writes")
-            if role == "rewards":
-                self.about = about
-        hashes = self.provenance.inputs
-        if "previous" in self.paths and hashes[flags["previous"]] == hashes[flags["rewards"]]:
-            first, second = flags["rewards"], flags["previous"]
-            raise UserError(f"--{second} is --{first}: every C would be 1; give no --{second} for plain self-rewarding")
+            kind, name = self.kinds[role], self.flags[role]
+            abouts[role] = (self.provenance.output if kind.made_by else self.provenance.file)(name, path) or {}
+            if kind.kind is not Item:
+                made_by = f"which {kind.made_by} writes" if kind.made_by else kind.help.partition(";")[0]
+                store.refuse_other_kind(f"--{name.partition('@')[0]}", path, kind.kind, made_by)
+        self.source = next(iter(self.paths.values()))
+        self.about = next(iter(abouts.values()))
+        self._check_distinct()
         if "previous" in self.paths:
             self._check_text()
-        self._check_rankings()
+        if "rewards" in self.paths:
+            self._check_rankings()
+        self._check_samplers(abouts)
+
+    def _check_distinct(self) -> None:
+        """Raises UserError where two files of one layout have the same content."""
+        roles = {}
+        for role in self.paths:
+            first = roles.setdefault((self.kinds[role].kind, self.provenance.inputs[self.flags[role]]), role)
+            one, other = (f"--{self.flags[each].partition('@')[0]}" for each in (first, role))
+            if first != role and role == "previous":
+                raise UserError(f"{other} is {one}: every C would be 1; give no {other} for plain self-rewarding")
+            if first != role:
+                raise UserError(f"{one} {self.paths[first]} and {other} {self.paths[role]} are the same file")
+
+    def _check_samplers(self, abouts: Mapping[str, dict]) -> None:
+        """Objects if samples of one round were drawn from different models: the pairs are for the first one's."""
+        fingerprints = {
+            role: about["policy"]["fingerprint"]
+            for role, about in abouts.items()
+            if self.kinds[role].kind is Samples and "@" not in role and about.get("policy")
+        }
+        if len({*fingerprints.values()}) > 1:
+            names = " and ".join(f"--{self.flags[role]}" for role in fingerprints)
+            self.provenance.object(f"{names} were sampled from different models; training starts from the first one's")
 
     def _check_text(self) -> None:
         """Objects if the two rankings are of other tokens of the same responses, by what their sidecars say; one that
@@ -111,18 +139,20 @@ class Inputs:
         sampler, ranks = (about.get("inputs", {}).get("policy") for about in (self._samples()[1], self.about))
         if None in (sampler, ranks) or ranks == sampler:
             return
-        first, second = (f"--{self.flags[role]}" for role in ("rewards", "previous"))
+        first = f"--{self.flags['rewards']}"
         previous = read_meta(self.paths["previous"]) if "previous" in self.paths else None
         if previous and previous.get("inputs", {}).get("policy") == sampler:
             self.provenance.object(
-                f"{first} ranks by a model that did not sample these responses, {second} by the one that did: they "
-                "seem to be swapped"
+                f"{first} ranks by a model that did not sample these responses, --{self.flags['previous']} by the one "
+                "that did: they seem to be swapped"
             )
         log.info("note: the model that ranks in %s is not the one that sampled; training starts from it", first)
 
     def _samples(self) -> tuple[Path, dict]:
         """The samples' file and its sidecar, {} where it is not there any more."""
-        path = place_of(self.paths["rewards"].parent, self.about.get("sources", {}).get("input_file", ""))
+        if self.kinds[next(iter(self.paths))].kind is Samples:
+            return self.source, self.about
+        path = place_of(self.source.parent, self.about.get("sources", {}).get("input_file", ""))
         with suppress(UserError, OSError):
             return path, read_meta(path) or {}
         return path, {}
@@ -138,7 +168,7 @@ class Inputs:
         if policy is None:
             return {"checkpoint": "CHECKPOINT", "lr": DEFAULT["lr"], "beta": beta or DEFAULT["beta"]}
         place = self.about["sources"].get("policy")
-        before = advice.round_before(place_of(self.paths["rewards"].parent, place)) if place else {}
+        before = advice.round_before(place_of(self.source.parent, place)) if place else {}
         flags = before["train"][1] if before else {**DEFAULT, **advice.recipe(policy["model"]).get("dpo", {})}
         usual = {**self._computation(), **flags}
         now = {"device": usual.get("device"), "model": policy["model"], "checkpoint": policy["checkpoint"]}
@@ -146,32 +176,40 @@ class Inputs:
         return {**now, **usual, **now, "beta": beta or advice.number(flags.get("beta"), DEFAULT["beta"])}
 
     def _computation(self) -> dict[str, object]:
-        """The flags of the rewards' command that say where and how training computes, where nothing else does."""
-        given = advice.as_given(self.about.get("command", ["rewarding.py"])[1:])
+        """The flags of the source's command that say where and how training computes, where nothing else does."""
+        script, *words = self.about.get("command", ["rewarding.py"])
+        given = advice.as_given(words)
         device, bf16 = given.get("device"), self.about["settings"].get("bf16")
         return {
-            "device": None if device == "cuda" else device,  # which names a cluster's, to rewarding.py only
+            "device": None if device == "cuda" else device,  # which names a cluster's, in these stages only
             "bf16": bf16 if isinstance(bf16, bool) else given.get("bf16"),
-            "max_length": given.get("max_length"),
+            "max_length": None if script == "infer.py" else given.get("max_length"),  # that of prompts there
         }
 
     def _text(self) -> dict[str, str | None]:
         """The flags that decide how a response becomes tokens: as it was scored, else as it was sampled."""
-        path, about = (self.paths["rewards"], self.about) if self.about.get("scored") else self._samples()
+        path, about = (self.source, self.about) if self.about.get("scored") else self._samples()
         scored = about.get("scored") or about.get("settings", {})
         return {"chat_template": _template(path, about), **{name: scored.get(name) for name in GIVEN}}
 
     def read(self, role: str, **how) -> Iterator | None:
         """The records of a role's file; None where there is none."""
         path = self.paths.get(role)
-        return path and store.read(path, _kind(role, path), skip=self.run.skip, **how)
+        return path and store.read(path, self._kind(role), skip=self.run.skip, **how)
 
     def rejected(self) -> Iterator[dict]:
         """The malformed records of all files."""
-        return (bad for role, path in self.paths.items() for bad in store.rejected(path, _kind(role, path)))
+        return (bad for role, path in self.paths.items() for bad in store.rejected(path, self._kind(role)))
+
+    def _kind(self, role: str) -> type[Record]:
+        kind = self.kinds[role].kind
+        return questions_in(self.paths[role]) if kind is Item else kind
 
     def pairs(self, rules: Rules, shuffle: int | None) -> PairSet:
         """The pairs of these files; with the seed `shuffle` their c's are reassigned among the prompts."""
+        if not rules.rewarded:
+            candidates = rules.strategy.candidates({role: self.read(role) for role in self.paths}, rules.options)
+            return build_candidates(candidates, rules.keep_truncated, rules.most)
 
         def check():
             if not self.run.skip:  # duplicates are skipped otherwise
@@ -190,6 +228,16 @@ class Inputs:
         labels = {item.uuid: item for item in self.read("labels")} if "labels" in self.paths else None
         how = {"labels": labels, "reassigned": reassigned, "summed": self.summed}
         return build(*files(), rules, **how, **match)
+
+
+def _split(flag_name: str, kind: Input, text: str | None) -> list[Path]:
+    """The files that a flag names, the last one first. Raises UserError where one has no name."""
+    if text is None:
+        return []
+    parts = [part.strip() for part in text.split(",")] if kind.several else [text]
+    if not all(parts):
+        raise UserError(f"--{flag_name} {text}: expected FILE or FILE,FILE")
+    return [Path(part) for part in reversed(parts)]
 
 
 def _template(path: Path, about: Mapping) -> str | None:
@@ -251,7 +299,7 @@ def write(
     if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", target)
     else:
-        preflight.check_disk(target, 0.2 * inputs.paths["rewards"].stat().st_size, "the pairs")
+        preflight.check_disk(target, 0.2 * inputs.source.stat().st_size, "the pairs")
         with output:
             output.finish(rows, policy=policy, scored=inputs.about.get("scored"), **facts)
     if flags.register:
@@ -274,8 +322,7 @@ def _rows(
     method = method or by_default
     pair_set.report(None if method == "original" else beta)
     if not pair_set.count:
-        rewards = inputs.paths["rewards"]
-        raise UserError(f"{rewards}: no pair can be made of it, for the reasons above; nothing was written")
+        raise UserError(f"{inputs.source}: no pair can be made of it, for the reasons above; nothing was written")
     if inputs.run.skip:
         output.reject(inputs.rejected())
     output.dropped += pair_set.dropped + pair_set.unmatched

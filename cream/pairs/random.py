@@ -7,9 +7,10 @@ import xxhash
 
 from cream.cli.flags import flag
 from cream.pairs.choice import Choice
+from cream.pairs.inputs import PREVIOUS, REWARDS
 from cream.records import Item, Rewards
 
-INPUTS = {"rewards": True, "previous": False}
+INPUTS = {"rewards": REWARDS, "previous": PREVIOUS}
 
 
 @dataclass

@@ -58,6 +58,8 @@ class PairSet:
     """
 
     pairs: Iterator[Pair] = iter(())
+    of: str = "responses"  # what `responses` counts
+    trusted: bool = False  # whether all pairs are trusted fully, so that nothing is said of C
     prompts: int = 0
     count: int = 0  # pairs
     dropped: Counter[str] = field(default_factory=Counter)  # prompts without a pair, by reason
@@ -71,7 +73,7 @@ class PairSet:
     def report(self, beta: float | None) -> None:
         """Log it; `beta` is that of the margin cap, None where training does not use C."""
         reasons = (f"{count} {reason}" for reason, count in self.responses.items() if reason)
-        log.info("%s", ", ".join([f"{self.responses['']} responses", *reasons]))
+        log.info("%s", ", ".join([f"{self.responses['']} {self.of}", *reasons]))
         paired = self.prompts - self.dropped.total()
         log.info("%d pairs%s", self.count, "" if paired == self.count else f" from {paired} prompts")
         for reason, count in (self.dropped + self.unmatched).items():
@@ -83,7 +85,8 @@ class PairSet:
             bias = "undefined" if self.lengths.bias is None else f"{self.lengths.bias:+.2f}"
             text = "chosen minus rejected responses: %+.1f tokens on average; correlation of reward and length %s"
             log.info(text, longer_by, bias)
-        self._report_consistency(beta)
+        if not self.trusted:
+            self._report_consistency(beta)
 
     def _report_consistency(self, beta: float | None) -> None:
         c, unit = self.c, "pairs" if self.own else "prompts"

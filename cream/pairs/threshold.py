@@ -7,13 +7,15 @@ With Bradley-Terry rewards P(i is better than j) = sigmoid(r_i - r_j) (semi-supe
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import exp
+from math import exp, isnan
 
 from cream.cli.flags import flag
 from cream.pairs.choice import Choice
+from cream.pairs.inputs import REWARDS
+from cream.preferences import comparisons
 from cream.records import Item, Rewards
 
-INPUTS = {"rewards": True}  # no previous ranking: the confidence is the model's own
+INPUTS = {"rewards": REWARDS}  # no previous ranking: the confidence is the model's own
 NONE_SURE = "no pair as sure as --threshold"
 
 
@@ -36,19 +38,14 @@ def choose(record: Rewards, usable: Sequence[int], item: Item | None, options: O
 
 
 def _preferences(record: Rewards, usable: Sequence[int]) -> Iterator[tuple[int, int, float]]:
-    """(i, j, P(i is better than j) >= 1/2) of every two responses that the model compared.
-
-    From the record's `preferences` where it has them: the mean over both orders of presentation, or the one that there
-    is. Else from the rewards.
-    """
+    """(i, j, P(i is better than j) >= 1/2) of every two responses that the model compared: from the record's
+    `preferences` where it has them, else from the rewards."""
+    compared = None if record.preferences is None else comparisons(record.preferences)
     for i, j in combinations(usable, 2):
-        if record.preferences is None:
+        if compared is None:
             if record.reward[i] < record.reward[j]:
                 i, j = j, i
             yield i, j, 1 / (1 + exp(min(0.0, record.reward[j] - record.reward[i])))
             continue
-        orders = [record.preferences[i][j], record.preferences[j][i]]
-        stated = [p for p in (orders[0], None if orders[1] is None else 1 - orders[1]) if p is not None]
-        if stated:
-            p = sum(stated) / len(stated)
+        if not isnan(p := float(compared[i, j])):
             yield (i, j, p) if p >= 0.5 else (j, i, 1 - p)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from cream.cli.flags import flag
+from cream.preferences import NOT_JOINED, SCORES
 from cream.scoring import logprobs
 from cream.scoring.logprobs import Scored
 
@@ -25,6 +26,25 @@ class GroupReward:
     parts: dict[str, list] = field(default_factory=dict)
     texts: dict[str, list[str | None]] = field(default_factory=dict)
     preferences: list[list[float | None]] | None = None
+
+
+@dataclass
+class PreferenceOptions:
+    """Rewards by pairwise comparisons"""
+
+    preference_score: str = flag(
+        "wins",
+        "reward of a response that was compared with others: wins, the sum of its probabilities of being better; "
+        "bradley_terry, its strength in nats, of which differences are log-odds",
+        choices=tuple(SCORES),
+    )
+
+
+def reward_by_preferences(preferences: list[list[float | None]], score: str) -> GroupReward:
+    """The rewards of compared responses, by --preference_score; None with a reason where one cannot be compared."""
+    reward = SCORES[score](preferences)
+    reason = [NOT_JOINED if value is None else None for value in reward]
+    return GroupReward(reward, reason, preferences=preferences)
 
 
 @dataclass

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cream.cli import advice, preflight
+from cream.cli.console import command
 from cream.engines import Completion, Sampling
 from cream.errors import UserError
 from cream.files import store
 from cream.files.journal import Output
-from cream.records import Message, Prompt, Samples, ended_turn
+from cream.records import Conversation, Message, Prompt, Samples, ended_turn
 from cream.scoring.completions import generate_responses
 from cream.scoring.driver import Model
 from cream.text.chat import Chat
-from cream.text.prompts import apply
+from cream.text.prompts import Sysprompt
 from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
@@ -36,10 +37,12 @@ UNUSED = (
 
 class Prompts(NamedTuple):
     """The first `limit` prompts of a file (None: all), `total` of which are good; `skip`: the others are skipped.
+    `kind`: the layout of the file's records; of a conversation the prompt is what comes before its last response.
     `read` gives them one by one, whatever folder a replica works in; `open_prompts` has looked for duplicates.
     `refused`: those that are no prompts for the chat template, by uuid, and why."""
 
     path: Path
+    kind: type[Prompt | Conversation]
     limit: int | None
     skip: bool
     total: int
@@ -50,13 +53,24 @@ class Prompts(NamedTuple):
 def open_prompts(path: Path, limit: int | None, *, skip: bool) -> Prompts:
     """Reads the whole file: a bad record or a duplicate raises UserError here, before a model is loaded, unless bad
     records are to be skipped; so does a file without any prompt."""
-    read = partial(store.read, path.absolute(), Prompt, limit, skip=skip, unique=False)
-    total = sum(1 for _ in store.read(path, Prompt, skip=skip))
+    kind = store.detect(path, skip=skip)
+    read = partial(read_prompts, path.absolute(), kind, limit, skip=skip, unique=False)
+    total = sum(1 for _ in store.read(path, kind, skip=skip))
     if limit:
         total = sum(1 for _ in read())
     if not total:
-        raise store.nothing_left(path, Prompt, "prompt is left to respond to", limit)
-    return Prompts(path, limit, skip, total, read)
+        raise store.nothing_left(path, kind, "prompt is left to respond to", limit)
+    if kind is Conversation:
+        log.info("prompts: what comes before the last response of %d conversations", total)
+    return Prompts(path, kind, limit, skip, total, read)
+
+
+def read_prompts(path: Path, kind: type[Prompt | Conversation], limit: int | None, **how) -> Iterator[Prompt]:
+    """The prompts of a file; `how` as `store.read` takes it."""
+    for record in store.read(path, kind, limit, **how):
+        if kind is Conversation:
+            record = Prompt(uuid=record.uuid, messages=record.messages[:-1], extra=record.extra)
+        yield record
 
 
 def output_folder(sampling: Sampling, sysprompt: str, data: str, model: str, checkpoint: str) -> str:
@@ -67,7 +81,7 @@ def output_folder(sampling: Sampling, sysprompt: str, data: str, model: str, che
     return f"{data}-{model}-ckpt_{checkpoint}-{'Greedy' if sampling.greedy else 'Sample'}{how}"
 
 
-def check_prompts(prompts: Prompts, sysprompt: str, chat: Chat) -> Prompts:
+def check_prompts(prompts: Prompts, sysprompt: Sysprompt, chat: Chat) -> Prompts:
     """The prompts without those that the chat template refuses, which count as malformed. Raises UserError for the
     first of these, unless they are to be skipped."""
     refused = find_refusals(prompts.path, build_prompts(prompts.read, sysprompt), chat, prompts.skip)
@@ -80,11 +94,11 @@ def check_prompts(prompts: Prompts, sysprompt: str, chat: Chat) -> Prompts:
 
 
 def sample(
-    output: Output, model: Model, prompts: Prompts, sysprompt: str, sampling: Sampling, policy: dict, **how
+    output: Output, model: Model, prompts: Prompts, sysprompt: Sysprompt, sampling: Sampling, policy: dict, **how
 ) -> None:
-    """Write the samples, and say what they are. `sysprompt` names the text that is appended to each prompt; `policy`
-    says in the sidecar who sampled, as the user named it; `how`: the engine and limits,
-    as `generate_responses` takes them. Raises UserError where no prompt fits."""
+    """Write the samples, and say what they are. `sysprompt` is added to each prompt; `policy` says in the sidecar who
+    sampled, as the user named it; `how`: the engine and limits, as `generate_responses` takes them. Raises UserError
+    where no prompt fits."""
     prompts = check_prompts(prompts, sysprompt, model.chat)
     total, size = prompts.total, 0 if prompts.limit else prompts.path.stat().st_size
     need = preflight.size_of_samples(total, size, sampling.n, sampling.max_tokens)
@@ -96,7 +110,7 @@ def sample(
         if output.dropped.total() == total:
             raise UserError(f"{prompts.path}: no prompt is left to respond to (dropped: {dict(output.dropped)})")
         if prompts.skip:
-            output.reject(store.rejected(prompts.path, Prompt, prompts.limit, prompts.refused))
+            output.reject(store.rejected(prompts.path, prompts.kind, prompts.limit, prompts.refused))
         output.finish(_count(output.rows(record.uuid for record in prompts.read()), counts), policy=policy)
     log.info("%(prompts)d prompts, %(responses)d responses: %(distinct)d distinct, %(truncated)d truncated", counts)
     for line in describe_tokens(counts, sampling.keep_special):
@@ -112,11 +126,10 @@ class FullPrompt(Prompt, kw_only=True):
     source_prompt: list[Message] | None = None
 
 
-def build_prompts(read: Callable[[], Iterable[Prompt]], sysprompt: str) -> Iterator[FullPrompt]:
+def build_prompts(read: Callable[[], Iterable[Prompt]], sysprompt: Sysprompt) -> Iterator[FullPrompt]:
     """The prompts of a file, as they are put to the policy."""
     for prompt in read():
-        *before, last = prompt.messages
-        messages = [*before, Message("user", apply(sysprompt, last.content))]
+        messages = sysprompt.apply(prompt.messages)
         source = prompt.messages if messages != prompt.messages else None
         yield FullPrompt(uuid=prompt.uuid, messages=messages, extra=prompt.extra, source_prompt=source)
 
@@ -160,8 +173,13 @@ def next_step(samples: Path, policy: Path, checkpoint: str | None, flags: dict[s
         reward = {"reward": "likelihood", "checkpoint": "none"}  # M0 against itself: every DPO reward is 0
     first = advice.recipe(str(flags["model"])).get("rewarding", {})
     now = flags | {"input_file": samples} | reward
-    command = advice.again(advice.round_before(policy), "rewards", "rewarding.py", first, **now)
-    return f"samples: {samples}\nnext, reward them by the current model:\n  {command}"
+    again = advice.again(advice.round_before(policy), "rewards", "rewarding.py", first, **now)
+    return f"samples: {samples}\nnext, reward them by the current model:\n  {again}"
+
+
+def spin(samples: Path, conversations: Path) -> str:
+    """The command that makes SPIN's pairs of samples of the prompts in SFT data."""
+    return command("make_pairs.py", strategy="spin", conversations=conversations, samples=samples)
 
 
 def describe_tokens(counts: Counter[str], keep_special: bool) -> Iterator[str]:

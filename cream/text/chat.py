@@ -162,21 +162,22 @@ class Chat:
         complete: Sequence[bool],
         prompt_ids: list[int] | None = None,
         *,
-        sampled: bool = True,
+        sampled: bool | Sequence[bool] = True,
     ) -> list[Tokens | str]:
         """Each response after the same prompt, or the reason why it has no tokens. `sampled`: by a model, so that its
-        text follows the prompt as it is; else the template writes it.
+        text follows the prompt as it is; else the template writes it. One value for all, or one for each.
 
         A truncated response (`complete` false) gets no end-of-turn token. `prompt_ids`: the ids of `prompt`, if the
         caller has them.
         """
         rendered = self._render(prompt, True)
         ids = prompt_ids or self._ids([rendered])[0]
-        texts, verbatim = list(responses), [sampled] * len(responses)
+        texts = list(responses)
+        verbatim = [sampled] * len(texts) if isinstance(sampled, bool) else list(sampled)
         found: list[Tokens | str | None] = [None] * len(texts)
         if self.thoughts == "drop":
             for i, text in enumerate(texts):
-                split = split_thought(text, self.tags, sampled and self.opened)
+                split = split_thought(text, self.tags, verbatim[i] and self.opened)
                 if split.thought is not None:
                     texts[i], verbatim[i] = split.final.lstrip("\n"), False
                     found[i] = None if split.closed else UNFINISHED
@@ -194,12 +195,13 @@ class Chat:
         complete: Sequence[bool],
         limit: int,
         *,
-        sampled: bool = True,
+        sampled: bool | Sequence[bool] = True,
     ) -> list[Tokens | str]:
         """As `encode_responses`, with the reason instead of a row that has more than `limit` tokens."""
         long = describe_length(limit)
         short = [i for i, r in enumerate(responses) if not self.exceeds([*prompt, Message("assistant", r)], limit)]
         texts, whole = [responses[i] for i in short], [complete[i] for i in short]
+        sampled = sampled if isinstance(sampled, bool) else [sampled[i] for i in short]
         found = self.encode_responses(prompt, texts, whole, sampled=sampled)
         rows = dict(zip(short, found, strict=True))
         return [

@@ -34,5 +34,5 @@ def _rendered(record: Record) -> list[list[Message]]:
         case Conversation():
             return [record.messages[:-1], record.messages]
         case Pair():
-            return [record.prompt] if record.sampled else [record.prompt, record.selected, record.rejected]
+            return [record.prompt] if all(record.sampled) else [record.prompt, record.selected, record.rejected]
     return []

@@ -19,6 +19,7 @@ NAMES = ("Tom", "Mary", "Anna", "Ben", "Lily", "Sam", "Kate", "Max")
 OBJECTS = ("books", "pens", "cards", "coins", "shells", "apples", "stamps", "marbles", "eggs", "balls")
 OPENINGS = ("Listen.", "Good morning.", "It is raining.", "Here we go.")
 CLOSINGS = ("", " Thank you.", " Take your time.")
+CONTRAST = ("books", "balls")  # RLCD's: about the first objects the noisy authors are the most careful, the last least
 SIZES = {"sft": 200, "prompt1": 300, "prompt2": 300, "prompt3": 300, "val": 450, "test": 1500}
 
 
@@ -180,19 +181,22 @@ def conversation(problem: Problem, response: str, set_name: str, index: int) -> 
     return Conversation(uuid=uuid(problem, set_name, index), messages=messages)
 
 
+def about(thing: str, problem: Problem) -> str:
+    """The question of a problem, put about another kind of objects: the answer is the same."""
+    return problem.question.replace(f" {problem.thing}", f" {thing}")
+
+
 def write_world(folder: Path, seed: int) -> None:
-    """One world's files: sft.json, prompt.1.json to prompt.3.json, labels.json (of all three), val.json, test.json."""
+    """One world's files: sft.json, prompt.1.json to prompt.3.json, labels.json (of all three), val.json, test.json; and
+    of the first two prompt sets books.1.json, balls.1.json …, the same problems about these objects (CONTRAST). Such a
+    question may be one of a base model's training set: it is only sampled from."""
     sets = problem_sets(seed)
     write(folder / "sft.json", (conversation(p, p.worked, "sft", i) for i, p in enumerate(sets["sft"])))
     prompt_sets = [name for name in sets if name.startswith("prompt")]
     for number, name in enumerate(prompt_sets, 1):
-        write(
-            folder / f"prompt.{number}.json",
-            (
-                Prompt(uuid=uuid(p, name, i), messages=[Message(role="user", content=p.question)])
-                for i, p in enumerate(sets[name])
-            ),
-        )
+        write(folder / f"prompt.{number}.json", _prompts(name, sets[name]))
+        for thing in CONTRAST if number < 3 else ():
+            write(folder / f"{thing}.{number}.json", _prompts(name, sets[name], thing))
     for stem, names in {"labels": prompt_sets, "val": ["val"], "test": ["test"]}.items():
         items = (
             Item(uuid=uuid(p, name, i), question=p.question, label=p.answer_label, task=p.task)
@@ -200,3 +204,10 @@ def write_world(folder: Path, seed: int) -> None:
             for i, p in enumerate(sets[name])
         )
         write_json(folder / f"{stem}.json", [encode(item) for item in items])
+
+
+def _prompts(name: str, problems: list[Problem], thing: str | None = None) -> Iterator[Prompt]:
+    """The questions of a set, about `thing` if given."""
+    for i, problem in enumerate(problems):
+        question = about(thing, problem) if thing else problem.question
+        yield Prompt(uuid=uuid(problem, name, i), messages=[Message(role="user", content=question)])

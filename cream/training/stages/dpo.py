@@ -44,7 +44,9 @@ class Options:
         "(consistency_avg); none: as recorded with the pairs, else original",
         choices=METHODS,
     )
-    beta: float = flag(0.1, "strength of the pull to the reference: h = beta x difference of log-ratios", above=0)
+    beta: float = flag(
+        0.1, "strength of the pull to the reference: h = beta x difference of log-ratios (SPIN's lambda)", above=0
+    )
     fixed_consistency: float | None = flag(
         None, "use this C for every pair instead of its own (a control)", low=0, high=1
     )

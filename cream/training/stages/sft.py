@@ -45,7 +45,7 @@ class Stage:
         kept = []
         for record in records:
             if isinstance(record, Pair):
-                messages, last = record.selected, (not record.selected_truncated, record.sampled)
+                messages, last = record.selected, (not record.selected_truncated, record.sampled[0])
             else:
                 messages, last = record.messages, (True, False)
             rows = [] if chat.exceeds(messages, limit) else chat.encode_conversation(messages, *last)
