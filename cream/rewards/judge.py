@@ -186,7 +186,7 @@ def distribution(logprob: Sequence[float], num_tokens: Sequence[int], verdicts: 
     """The probability of each admissible verdict, given that it is one of them: the softmax of their log-probabilities.
 
     A verdict whose tokens begin another one ("1" and "10", digit by digit) stands for itself alone: without the
-    probability that the judge goes on to the longer one.
+    probability that the judge continues to the longer one.
     """
     logs = []
     for i, text in enumerate(verdicts):

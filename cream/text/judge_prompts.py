@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class JudgePrompt(NamedTuple):
-    """template: Jinja, of the user's turn to the judge; its variables are `prompt` and `response`, or `response_a` and
+    """template: Jinja, of the turn to the judge; its variables are `prompt` and `response`, or `response_a` and
     `response_b` of a pairwise judge. One without variables is a turn after the response, which is then the
     assistant's. parse: the text around the score, {{ reward }}. valid: as --valid_reward."""
 

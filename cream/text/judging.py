@@ -21,8 +21,9 @@ import regex
 from cream.errors import UserError, nearest
 from cream.records import Message
 from cream.text.judge_prompts import JUDGE_PROMPTS, JudgePrompt
-from cream.text.templates import check_numbers, limit_rendering
+from cream.text.templates import check_numbers, limit_rendering, probe_in_subprocess
 
+FLAG = "--judge_prompt FILE"
 NAMES = ("prompt", "response", "response_a", "response_b")  # of a template's variables
 LETTERS = ("A", "B")
 HOLE = re.compile(r"\{\{-?\s*reward\s*-?\}\}")
@@ -77,7 +78,7 @@ class Form:
         return [Message("user", self._render({name: self._fenced(text) for name, text in texts.items()}))]
 
     def _render(self, texts: dict[str, str]) -> str:
-        with limit_rendering(f"--judge_prompt {self.name}", "--judge_prompt FILE"):
+        with limit_rendering(f"--judge_prompt {self.name}", FLAG):
             return _compile(self.template).render(**texts)
 
     def _fenced(self, text: str) -> str:
@@ -196,9 +197,14 @@ def _check_template(form: Form) -> None:
             f"{where}: the judge would not see what it judges: the template needs {{{{ response }}}}, or both "
             "{{ response_a }} and {{ response_b }} to compare two"
         )
-    check_numbers(form.template, where, "--judge_prompt FILE")
-    try:
+
+    def probe() -> None:
         form.ask([Message("user", "What is 2 + 3?")], *["5"] * (1 + form.pairwise))
+
+    check_numbers(form.template, where, FLAG)
+    probe_in_subprocess(probe, where, FLAG)
+    try:
+        probe()
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise UserError(f"{where}: the template fails on a test conversation: {error}") from None
 
@@ -291,7 +297,7 @@ COMPARE = {
 
 
 def is_valid(valid: str | None, score: float) -> bool:
-    """Whether a score is in a range LOW:HIGH, both included and either left out, or fulfils comparisons of `reward`
+    """Whether a score is in a range LOW:HIGH, both included, without one of them perhaps, or fulfils comparisons of `reward`
     with numbers. None: any score. Raises UserError for anything else.
 
     >>> is_valid("0:5", -1), is_valid("reward > 0 and reward <= 5", 5.0)

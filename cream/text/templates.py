@@ -62,7 +62,7 @@ def limit_rendering(what: str, flag: str = TEMPLATE_FLAG) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
+def probe_in_subprocess(work: Callable[[], object], what: str, flag: str = TEMPLATE_FLAG) -> None:
     """Do the work in a fork of this process, under limits of the kernel. Raises UserError if it takes too long or too
     much memory; other errors occur again when the caller does the work itself."""
     child = os.fork()
@@ -90,7 +90,7 @@ def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
             f"{what} did not render a test conversation within {PATIENCE:g} s; the machine may be busy: try again"
         )
     if ended < 0 or ended == 3:
-        raise _refusal(what, slow=ended == -signal.SIGXCPU)
+        raise _refusal(what, ended == -signal.SIGXCPU, flag)
 
 
 def check_numbers(template: str, what: str, flag: str = TEMPLATE_FLAG) -> None:
@@ -175,6 +175,6 @@ def _used() -> int:
         os.close(handle)
 
 
-def _refusal(what: str, slow: bool, flag: str = TEMPLATE_FLAG) -> UserError:
+def _refusal(what: str, slow: bool, flag: str) -> UserError:
     excess = f"more than {LIMIT:g} s" if slow else "too much memory"
     return UserError(f"{what} takes {excess} for one conversation; give another with {flag}")
