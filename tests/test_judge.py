@@ -226,11 +226,12 @@ def test_expected_scores_equal_plain_forward_passes(tiny_tokenizer, tmp_path, ki
     chat = load_chat(tmp_path / "model")
     encode = partial(tiny_tokenizer.encode, add_special_tokens=False)
     digit = {n: encode(str(n)) for n in range(11)}
-    assert encode("Answer: 7") == encode("Answer: ") + digit[7]
+    lead = encode("Answer: 7")[:-1]
+    assert all(encode(f"Answer: {n}") == lead + ids for n, ids in digit.items())
     assert [len(ids) for ids in digit.values()] == [1] * 10 + [2]
     for text, shares, reward in zip(RESPONSES, found.parts["distribution"], found.reward, strict=True):
         asked = f"2 + 3? {text} How many?".replace("<end>", "<\\end>")
-        ids = chat.encode_prompt([Message("user", asked)]) + encode("Answer: ")
+        ids = chat.encode_prompt([Message("user", asked)]) + lead
         with torch.no_grad():
             first = model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
             second = model(torch.tensor([ids + digit[1]])).logits[0, -1].double().softmax(-1)

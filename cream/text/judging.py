@@ -297,8 +297,8 @@ COMPARE = {
 
 
 def is_valid(valid: str | None, score: float) -> bool:
-    """Whether a score is in a range LOW:HIGH, both included, without one of them perhaps, or fulfils comparisons of `reward`
-    with numbers. None: any score. Raises UserError for anything else.
+    """Whether a score is in a range, LOW:HIGH, LOW: or :HIGH, both included, or fulfils comparisons of `reward` with
+    numbers. None: any score. Raises UserError for anything else.
 
     >>> is_valid("0:5", -1), is_valid("reward > 0 and reward <= 5", 5.0)
     (False, True)
