@@ -115,7 +115,7 @@ def test_the_report():
     text = "\n".join(judges.describe(found, gold))
     assert "2 prompts; 4 of 5 responses have a reward" in text
     assert "parsed: 7 of 8 (87.5%) of the judgements" in text and "scores: 1: 1, 2: 4, 3: 2" in text
-    assert "Spearman of reward and characters in a prompt 1.000 (1.000 to 1.000), 1 prompts" in text
+    assert "Spearman of reward and characters within a prompt 1.000 (1.000 to 1.000), 1 prompts" in text
     assert "pairwise accuracy: 1.000 (1.000 to 1.000) (3)" in text
     assert "against gold: 3 of 3 (100.0%) of the pairs" in text
     compared = judges.collect([rewards_of("a", [0.5, 0.5], parts={"chosen_first": [[None, 1.0], [1.0, None]]})])
