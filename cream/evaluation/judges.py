@@ -19,6 +19,7 @@ from cream.ranking import kendall, padded, spearman
 from cream.records import Item, Record, Rewards
 
 RESAMPLES = 2000
+AT_ONCE = 1 << 19  # prompts drawn at once
 BINS = 10  # of a histogram of rewards that are not whole numbers
 Number = float | None
 
@@ -95,12 +96,19 @@ def ratio_interval(parts: Sequence[float], wholes: Sequence[float], seed: int = 
     parts, wholes = parts[wholes > 0], wholes[wholes > 0]
     if not len(wholes):
         return np.nan, np.nan, np.nan
-    rng, drawn = np.random.default_rng(seed), np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        some = rng.integers(len(wholes), size=len(wholes))
-        drawn[i] = parts[some].sum() / wholes[some].sum()
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    rng, n, drawn = np.random.default_rng(seed), len(wholes), []
+    for count in _chunks(n):
+        some = rng.integers(n, size=(count, n))
+        drawn.append(parts[some].sum(axis=1) / wholes[some].sum(axis=1))
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
     return float(parts.sum() / wholes.sum()), float(low), float(high)
+
+
+def _chunks(n: int) -> list[int]:
+    """RESAMPLES in parts whose draws of n prompts fit into some megabytes."""
+    most = max(1, AT_ONCE // n)
+    whole, rest = divmod(RESAMPLES, most)
+    return [most] * whole + [rest] * (rest > 0)
 
 
 def alpha(scores: Sequence[Sequence[Number]]) -> float | None:
