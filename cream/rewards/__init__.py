@@ -15,8 +15,9 @@ and where it needs them
                                         kind is None for a file without records
     contents(options) -> {name: text}   texts that decide the rewards, and are neither flags nor in these files
     prepare(options, samples, skip)     reads these, and refuses what can be refused before anything is computed
-    watch(role, options)                looks at each result of a pass as it is finished, `see(result)`, and at its end,
-                                        `end()`: a UserError ends the stage, and what is finished stays in its journal
+    watch(role, options)                for completions: an object that is given each result as it is finished,
+                                        see(result), until that is false, and is told of the end of the pass, end(). A
+                                        UserError ends the stage; what is finished stays in its journal
     DEFAULTS                            flags of its Options that are none by default -> their value for this source
 
 A pass's worker, a module of cream.scoring, says what is computed of a request:

@@ -305,15 +305,17 @@ class Watch:
     def __init__(self, options: Options):
         self.options, self.seen, self.truncated, self.said, self.found = options, 0, 0, None, False
 
-    def see(self, texts: Texts) -> None:
+    def see(self, texts: Texts) -> bool:
+        """Looks at a request's texts; returns whether others are of interest."""
         if self.found or not texts.text:
-            return
+            return not self.found
         self.found = any(verdict.value is not None for verdict in read_texts(texts, self.options))
         self.seen += 1
         self.truncated += texts.finish_reason.count("length")
         self.said = self.said or texts.text[0]
         if self.seen == FIRST:
             self.end()
+        return not self.found
 
     def end(self) -> None:
         """Raises UserError where nothing was found so far."""

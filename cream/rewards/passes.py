@@ -147,13 +147,13 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
     if not cache:
         watch = run.source.watch(p.role, run.options) if hasattr(run.source, "watch") else None
         if watch and done:
-            for row in output.rows(request.uuid for request in run.items(p.role)):
-                watch.see(_result(worker, row))
+            rows = output.rows(request.uuid for request in run.items(p.role))
+            _ = all(watch.see(_result(worker, row)) for row in rows)
         for key, result in results:
             row = worker.as_row(result, model.chat)
             output.append({"uuid": key, **row})
-            if watch:
-                watch.see(_result(worker, row))
+            if watch and not watch.see(_result(worker, row)):
+                watch = None
         if watch:
             watch.end()
         return None

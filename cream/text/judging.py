@@ -6,7 +6,6 @@ written out, which `Chat` with `literal` breaks up alike. The verdict is looked 
 that a score in the response is none.
 """
 
-import ast
 import importlib.util
 import math
 import re
@@ -22,12 +21,14 @@ from cream.errors import UserError, nearest
 from cream.records import Message
 from cream.text.judge_prompts import JUDGE_PROMPTS, JudgePrompt
 from cream.text.templates import check_numbers, limit_rendering, probe_in_subprocess
+from cream.text.valid_scores import bounds_of, is_valid
 
 FLAG = "--judge_prompt FILE"
 NAMES = ("prompt", "response", "response_a", "response_b")  # of a template's variables
 LETTERS = ("A", "B")
 HOLE = re.compile(r"\{\{-?\s*reward\s*-?\}\}")
-NUMBER, LETTER = r"([-+]?\d+(?:\.\d+)?)(?!\d)", r"([AB])(?!\w)"
+MARKS = r"""[\s*_`"'<(\[]*"""  # that a judge may write before its verdict: **4**, <4>, [[A]]
+NUMBER, LETTER = MARKS + r"([-+]?\d+(?:\.\d+)?)(?!\d)", MARKS + r"([AB])(?!\w)"
 AFTER = re.compile(r"\{\{-?\s*(?:" + "|".join(NAMES) + r")\b[^{}]*\}\}([^{]*)")
 SHORT = 3  # characters; shorter text after a quoted one does not mark its end
 TAIL = 20_000  # characters at the end of a judge's text that are searched
@@ -104,7 +105,7 @@ class Form:
     @property
     def scores(self) -> tuple[int, ...]:
         """The admissible scores: the whole numbers in the valid range. Raises UserError where they are not few."""
-        bounds = _bounds(self.valid or "")
+        bounds = bounds_of(self.valid or "")
         if bounds is None or not all(map(math.isfinite, bounds)) or not 1 < bounds[1] - bounds[0] + 1 <= MOST:
             raise UserError(
                 "--judge_mode expected needs the admissible scores: --valid_reward LOW:HIGH, such as 0:5, with at most "
@@ -282,78 +283,3 @@ def _load_function(path: Path, name: str) -> Callable[[str], object]:
     if not callable(function := getattr(module, name, None)):
         raise UserError(f"--judge_parse {path}:{name}: the file has no function of this name")
     return function
-
-
-# Valid scores ---------------------------------------------------------------------------------------------------------
-
-COMPARE = {
-    ast.Lt: lambda a, b: a < b,
-    ast.LtE: lambda a, b: a <= b,
-    ast.Gt: lambda a, b: a > b,
-    ast.GtE: lambda a, b: a >= b,
-    ast.Eq: lambda a, b: a == b,
-    ast.NotEq: lambda a, b: a != b,
-}
-
-
-def is_valid(valid: str | None, score: float) -> bool:
-    """Whether a score is in a range, LOW:HIGH, LOW: or :HIGH, both included, or fulfils comparisons of `reward` with
-    numbers. None: any score. Raises UserError for anything else.
-
-    >>> is_valid("0:5", -1), is_valid("reward > 0 and reward <= 5", 5.0)
-    (False, True)
-    """
-    if valid is None:
-        return True
-    if bounds := _bounds(valid):
-        return bounds[0] <= score <= bounds[1]
-    return bool(_evaluate(_expression(valid), score, valid))
-
-
-def _bounds(valid: str) -> tuple[float, float] | None:
-    """(low, high) of a range; None for anything else."""
-    low, colon, high = valid.partition(":")
-    try:
-        bounds = float(low or -math.inf), float(high or math.inf)
-    except ValueError:
-        return None
-    return bounds if colon and bounds[0] <= bounds[1] else None
-
-
-@cache
-def _expression(valid: str) -> ast.expr:
-    try:
-        expression = ast.parse(valid.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise _senseless(valid) from None
-    if not isinstance(expression, ast.Compare | ast.BoolOp | ast.UnaryOp):
-        raise _senseless(valid)
-    return expression
-
-
-def _evaluate(node: ast.expr, score: float, valid: str) -> float | bool:
-    """The value of an expression of comparisons. Every part is looked at, so that a wrong one is found at once."""
-    match node:
-        case ast.BoolOp():
-            values = [_evaluate(each, score, valid) for each in node.values]
-            return all(values) if isinstance(node.op, ast.And) else any(values)
-        case ast.UnaryOp(op=ast.Not()):
-            return not _evaluate(node.operand, score, valid)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())):
-            return -node.operand.value
-        case ast.Compare():
-            terms = [_evaluate(each, score, valid) for each in (node.left, *node.comparators)]
-            if all(type(op) in COMPARE for op in node.ops):
-                return all(COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, terms, terms[1:], strict=False))
-        case ast.Name(id="reward"):
-            return score
-        case ast.Constant(value=int() | float()):
-            return node.value
-    raise _senseless(valid)
-
-
-def _senseless(valid: str) -> UserError:
-    return UserError(
-        f"--valid_reward {valid!r}: expected a range LOW:HIGH, such as 0:5, or comparisons of reward with numbers, "
-        "such as 'reward >= 1 and reward != 3'"
-    )
