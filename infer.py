@@ -95,7 +95,8 @@ def evaluate(config: InferConfig) -> None:
     """Every question answered and graded; a table of accuracies."""
     model, run, task = config.model, config.run, config.task
     path = task.dataset(Item, DATASET_FILES, DATASETS, skip=run.skip)
-    which = {"limit": task.limit(run.debug), "seed": run.seed, "skip": run.skip}
+    limits = {"limit": task.limit(run.debug), "limit_per_task": task.limit_per_task}
+    which = limits | {"seed": run.seed, "skip": run.skip}
     questions = read_questions(names.canonical(task.name, DATASET_FILES), path, config.evaluation, **which)
     rules, engine = config.evaluation.rules(config.thoughts.tags), config.engine.options()
     plan = evaluation.plan_evaluation(questions, config.evaluation, rules, config.sampling, engine, run.seed)
@@ -122,6 +123,7 @@ def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: I
         provenance.file(name, path)
     provenance.model("policy", folder)
     model.add_template(provenance)
+    unused = [*unused, *([] if config.task.limit_per_task else ["limit_per_task"])]
     output = journal.Output(target, settings(config, *unused), provenance, overwrite=run.overwrite, beside=beside)
     data = ", ".join(str(path) for name, path in inputs.items() if name.startswith("data"))
     log.info("%s of %s by %s -> %s", config.task.mode, data, folder, target)

@@ -13,7 +13,7 @@ whose --name must be another data set in every round), extends (another file, wh
 (configs/recipes) has only the settings of configs/loops/cream.yaml: title, model, iterations, prompts (a set per round;
 one for several only with reuse_prompts: yes), base_dir (shared by recipes), output_dir, seed, and flags of sft,
 sampling, rewarding, consistency, dpo and evaluation; all but sft and evaluation may have a list, one value per round.
-Without sft, `start: CHECKPOINT` is M1; without evaluation nothing is evaluated.
+Without sft, `start: CHECKPOINT` is M1. Several evaluations are {name: flags}; without any nothing is evaluated.
 """
 
 import shlex

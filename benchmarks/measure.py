@@ -109,11 +109,10 @@ class Layout:
         """Floating-point operations of `passes` forward passes (a backward pass counts as two), two a multiply-add;
         `head` passes of the head, if those are not as many.
 
-        A token: 4 h^2 + 3 h f weights a layer; a head position: h V; a pair: 2 h a layer (scores and values).
+        A token: the layers' weights; a head position: h V; a pair: 2 h a layer (scores and values).
         """
-        weights = shape.layers * (4 * shape.hidden**2 + 3 * shape.hidden * shape.inner)
         attention = shape.layers * 2 * shape.hidden
-        layers = passes * (self.tokens * weights + self.pairs * attention)
+        layers = passes * (self.tokens * shape.weights + self.pairs * attention)
         return 2.0 * (layers + (passes if head is None else head) * self.head * shape.hidden * words)
 
 

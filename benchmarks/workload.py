@@ -33,12 +33,20 @@ EOS = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama: width, layers, attention heads, feed-forward width; the head is tied to the embeddings."""
+    """A Llama: width, layers, attention heads, feed-forward width, heads of keys and values (None: as many); the output
+    layer is tied to the embeddings."""
 
     hidden: int
     layers: int
     heads: int
     inner: int
+    key_heads: int | None = None
+
+    @property
+    def weights(self) -> int:
+        """Weights of the matrix products of all layers."""
+        keys = self.hidden * (self.key_heads or self.heads) // self.heads
+        return self.layers * (2 * self.hidden**2 + 2 * self.hidden * keys + 3 * self.hidden * self.inner)
 
 
 SHAPES = {

@@ -21,6 +21,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the hub fails i
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warnings, no deadlocks, when a test forks
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs one worker per core
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if shutil.which("g++"):
+    os.environ.setdefault("CXX", str(Path(__file__).with_name("quick_g++")))
 sys.modules.setdefault("sklearn", None)  # as in every stage (cream/cli/console.py)
 gc.disable()  # until all is imported, of which nothing is garbage
 

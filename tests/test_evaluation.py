@@ -131,6 +131,22 @@ def test_rescore_grades_every_answer_again(world, votes):
         assert (r["final_prediction"], r["correct"]) in strict
 
 
+def test_a_limit_per_task_takes_the_first_questions_of_each(world):
+    """Of a file whose tasks are mixed; another limit is another output, and sampling has no tasks."""
+    tasks = ["a", "b", "a", "a", None, "b", "c"]
+    items = [{"uuid": f"u{i}", "question": f"What is {i} + 1?", "label": i + 1, "task": t} for i, t in enumerate(tasks)]
+    world.write("localdata/tasks.json", items)
+    command = f"{ON} --output_dir outputs/tasks.json".replace("tiny_test", "localdata/tasks.json")
+    world.run(f"{command} --limit_per_task 2")
+    assert list(world.read("outputs/tasks.json")) == ["u0", "u1", "u2", "u4", "u5", "u6"]
+    assert "limit_per_task: 2 -> 1" in world.refused(f"{command} --limit_per_task 1")
+    assert "is up to date" in world.run(f"{command} --limit_per_task 2").out
+    world.run(f"{command} --limit_per_task 2 --limit_size 3 --overwrite")
+    assert list(world.read("outputs/tasks.json")) == ["u0", "u1", "u2"]
+    sampling = "infer.py --device cpu --model tiny --name tiny_prompt_1 --limit_per_task 2"
+    assert "--limit_per_task: prompts have no task" in world.refused(sampling)
+
+
 def test_a_prompt_that_does_not_fit_has_no_answers(world):
     done = world.run(VOTE + "short.json --max_length 24 --limit_size 12")
     records = world.read("outputs/short.json")
@@ -310,7 +326,7 @@ def test_rescore_names_what_it_cannot_grade(world, votes):
     assert [json.loads(line)["uuid"] for line in rejected.read_text().splitlines()] == [last]
 
 
-@pytest.mark.parametrize("flags", ["--length_norm none", "--gen_n 2", "--limit_size 3"])
+@pytest.mark.parametrize("flags", ["--length_norm none", "--gen_n 2", "--limit_size 3", "--limit_per_task 3"])
 def test_rescore_says_what_does_not_apply(world, votes, flags):
     error = world.refused(f"infer.py --mode rescore --input_file outputs/votes.json {flags}")
     assert flags.split()[0] in error and "not apply" in error

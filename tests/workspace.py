@@ -27,6 +27,7 @@ LIBRARIES += ("deepspeed.runtime.zero.muon.muon_optimizer",)  # imports torch's 
 CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.symlink"}  # and "open", to write
 PARTS = ("*.py", "cream", "configs", "localdata/tiny", "assets", "scripts")
 REGISTRIES = ("checkpoint.json", "dataset.json")  # what a user of this clone has registered is no part of a fresh one
+REAL = "smollm2"  # nor is what `make real` makes, half a GB
 LOOP = "outputs/loop"  # one round of the tiny loop, which the fixture `looped` has in its workspace
 M1, M2 = (f"--checkpoint {LOOP}/m{t}/checkpoint-last" for t in (1, 2))
 ON = "--device cpu --model tiny"
@@ -120,7 +121,7 @@ class Workspace:
 
     def __init__(self, folder: Path, repo: Path, stages: Stages | None, loop: Path | None = None):
         self.folder, self.stages = folder, stages
-        ignore = shutil.ignore_patterns("__pycache__", ".*", *REGISTRIES)
+        ignore = shutil.ignore_patterns("__pycache__", ".*", *REGISTRIES, REAL)
         for source in (path for part in PARTS for path in repo.glob(part)):
             target = folder / source.relative_to(repo)
             target.parent.mkdir(parents=True, exist_ok=True)

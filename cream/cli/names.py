@@ -163,6 +163,9 @@ def model(name: str, known: Mapping[str, str], flag: str = "--model") -> Path:
     source = source or name
     if in_root(source).is_dir():
         return in_root(source)
+    if source.startswith("assets/"):
+        made_by = "`make real` makes it (93 MB to download)" if source == "assets/smollm2" else "git restores it"
+        raise UserError(f"--model {name}: {source} is not there; {made_by}")
     if not HUB_ID.fullmatch(source):
         raise UserError(
             f"{flag} {name}: neither a folder, nor a Hugging Face id (owner/name), nor one of {', '.join(known)}"

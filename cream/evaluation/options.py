@@ -38,10 +38,16 @@ class Task:
     )
     input_file: str | None = flag(None, "rescore: the evaluation's result file", decides=False)
     limit_size: int | None = flag(None, "read at most this many records; none: all", low=1)
+    limit_per_task: int | None = flag(
+        None, "evaluation: read at most this many questions of each task, the first ones; none: all", low=1
+    )
 
     def __post_init__(self):
-        if self.mode == "rescore" and self.limit_size:
-            raise UserError("--mode rescore grades every response of the file: --limit_size does not apply")
+        for name in ("limit_size", "limit_per_task"):
+            if self.mode == "rescore" and getattr(self, name):
+                raise UserError(f"--mode rescore grades every response of the file: --{name} does not apply")
+        if self.mode == "sampling" and self.limit_per_task:
+            raise UserError("--limit_per_task: prompts have no task; --limit_size limits --mode sampling")
 
     def dataset(self, kind: type[Prompt | Item], known: Mapping[str, str], registry: Path, *, skip: bool) -> Path:
         """The data set's file; `known` and `registry` as names.dataset takes them. Raises UserError unless it holds

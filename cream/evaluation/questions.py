@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,9 +34,17 @@ class Questions(NamedTuple):
 
 
 def read_questions(
-    name: str, path: Path, flags: EvaluationFlags, *, limit: int | None = None, seed: int = 0, skip: bool = False
+    name: str,
+    path: Path,
+    flags: EvaluationFlags,
+    *,
+    limit: int | None = None,
+    limit_per_task: int | None = None,
+    seed: int = 0,
+    skip: bool = False,
 ) -> Questions:
-    """The first `limit` items of a data set, with --few_shot examples for each of their tasks, drawn by `seed`.
+    """The first `limit` items of a data set, at most `limit_per_task` of each task, with --few_shot examples for each
+    of their tasks, drawn by `seed`.
 
     `path` may be the file of all_test, whose tasks' own files count as well. Where options are compared only multiple
     choice is kept. `skip`: malformed items and examples are skipped, and `rejected`. Logs which tasks are missing, and
@@ -48,7 +58,7 @@ def read_questions(
     for task, file in ((task, file) for task, file in task_files.items() if task not in present):
         why = f"{path} has none of its questions" if file.exists() else f"{file} does not exist"
         log.info("task %s is not evaluated: %s", task, why)
-    items = {item.uuid: item for item in every[:limit]}
+    items = {item.uuid: item for item in _first_of_each_task(every, limit_per_task)[:limit]}
     if not items:
         raise UserError(f"{path}: no question is left to ask")
     items, skipped = (
@@ -65,6 +75,13 @@ def read_questions(
     named = (("data", files), ("examples", example_files))
     inputs = {f"{name}.{i}" if i else name: file for name, each in named for i, file in enumerate(each)}
     return Questions(items, examples, inputs, skipped, rejected)
+
+
+def _first_of_each_task(items: list[Item], limit: int | None) -> list[Item]:
+    if limit is None:
+        return items
+    numbers = defaultdict(count)
+    return [item for item in items if next(numbers[item.task]) < limit]
 
 
 def _files(name: str, path: Path, task_files: Mapping[str, Path], grader: str | None) -> dict[Path, type[Question]]:

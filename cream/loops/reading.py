@@ -16,16 +16,18 @@ from cream.cli.flag_fields import NULLS
 from cream.cli.names import ROOT
 from cream.errors import UserError, alike
 from cream.files import store
-from cream.loops.plan import Flags, Loop, RoundFlags, check_texts
+from cream.loops.plan import Flags, Loop, RoundFlags, Step, Value, check_texts
 
 CREAM = ROOT / "configs" / "loops" / "cream.yaml"
+ACCURACY = ("accuracy.M0", "accuracy.M1", "accuracy")  # its steps that evaluate
 
 
 class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of a recipe file. Each map of flags goes to its stage unchanged; in `sampling`, `rewarding`,
     `consistency` and `dpo` a list has one value for each round.
 
-    M1 is trained by `sft`, or is `start`, a checkpoint's name or folder. Without `evaluation` nothing is evaluated.
+    M1 is trained by `sft`, or is `start`, a checkpoint's name or folder. `evaluation`: flags, or several evaluations,
+    {name: flags}, each with a row per model in the table; without it nothing is evaluated.
     `base_dir` holds what recipes of one family share (M1, the evaluations of M0 and M1, round 1's samples and
     rewards); `output_dir` this recipe's own outputs. `reuse_prompts`: one prompt set may serve several rounds.
     """
@@ -43,7 +45,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     rewarding: RoundFlags = {}
     consistency: RoundFlags = {}
     dpo: RoundFlags = {}
-    evaluation: Flags | None = None
+    evaluation: dict[str, Value | Flags] | None = None
     reuse_prompts: bool = False
 
     def __post_init__(self):
@@ -57,17 +59,27 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 "M1 needs one of `sft` (the flags of its training, such as {name: tiny_sft, epoch: 2}) and `start` (a "
                 f"checkpoint that is M1 already); found {'neither' if self.sft is None else 'both'}"
             )
+        if len({isinstance(value, dict) for value in (self.evaluation or {}).values()}) > 1:
+            raise ValueError("`evaluation` has flags, or a map of flags for each of several evaluations; found both")
         if (self.start or "").lower() in NULLS:
             raise ValueError(
                 "`start` is none, so that M1 would be M0: the DPO reward of round 1, M1 against M0, is 0 for every "
                 "response; give another checkpoint, or `sft`"
             )
 
+    def evaluations(self) -> dict[str, Flags]:
+        """The flags of each evaluation, by the ending of its steps' ids: "" for the only one, else "." and its name."""
+        found = self.evaluation
+        if found is None:
+            return {}
+        named = any(isinstance(value, dict) for value in found.values())
+        return {f".{name}": flags for name, flags in found.items()} if named else {"": found}
+
 
 def as_loop(recipe: Recipe, cream: Loop) -> Loop:
     """The steps of `cream`, the loop of configs/loops/cream.yaml, with a recipe's settings in place of the loop's."""
+    evaluations = recipe.evaluations()
     without = {"sft"} if recipe.sft is None else set()
-    without |= {"accuracy.M0", "accuracy.M1", "accuracy"} if recipe.evaluation is None else set()
     settings = {
         "sft": recipe.sft or {},
         "samples": {"name": recipe.prompts, **recipe.sampling},
@@ -75,7 +87,7 @@ def as_loop(recipe: Recipe, cream: Loop) -> Loop:
         "rewards.previous": recipe.rewarding,
         "pairs": recipe.consistency,
         "train": recipe.dpo,
-        **dict.fromkeys(("accuracy.M0", "accuracy.M1", "accuracy"), recipe.evaluation or {}),
+        **{step + name: flags for name, flags in evaluations.items() for step in ACCURACY},
     }
     flags = {
         step: {name: "none" if value is None else value for name, value in own.items()}
@@ -84,13 +96,27 @@ def as_loop(recipe: Recipe, cream: Loop) -> Loop:
     }
     if recipe.start is not None:
         cream = msgspec.structs.replace(cream, start={"train": recipe.start})
-        if "accuracy.M1" in flags:
-            flags["accuracy.M1"] = {**flags["accuracy.M1"], "checkpoint": recipe.start}
-    steps = {part: [s for s in getattr(cream, part) if s.id not in without] for part in ("before", "repeat", "after")}
+        for step in (f"accuracy.M1{name}" for name in evaluations):
+            flags[step] = {**flags[step], "checkpoint": recipe.start}
+    steps = {
+        part: [
+            each
+            for step in getattr(cream, part)
+            if step.id not in without
+            for each in ([_named(step, name) for name in evaluations] if step.id in ACCURACY else [step])
+        ]
+        for part in ("before", "repeat", "after")
+    }
     places = {"base_dir": recipe.base_dir, "output_dir": recipe.output_dir}
     about = {"title": recipe.title, "model": recipe.model, "seed": recipe.seed, "rounds": recipe.iterations}
     fresh = [] if recipe.reuse_prompts else cream.fresh
     return msgspec.structs.replace(cream, **about, **places, **steps, flags=flags, fresh=fresh)
+
+
+def _named(step: Step, name: str) -> Step:
+    """An evaluation's step for one of several evaluations; `name` as in Recipe.evaluations."""
+    title, output = step.title + name.replace(".", ", "), step.output.replace(".evaluation", f"{name}.evaluation")
+    return msgspec.structs.replace(step, id=step.id + name, title=title, output=output)
 
 
 class _Loader(yaml.SafeLoader):
