@@ -22,7 +22,7 @@ from cream.loops.results import results, table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES, LOOPS = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("recipes", "loops"))
-OTHERS = ("spin", "tiny_spin", "tiny_more_sft", "rlcd", "tiny_rlcd", "tiny_rlcd_reversed")  # of other methods
+OTHERS = ("p_srlm", "spin", "tiny_spin", "tiny_more_sft", "rlcd", "tiny_rlcd", "tiny_rlcd_reversed")  # of other methods
 OF_CREAM = [path for path in LOOPS if path.stem not in OTHERS]
 SCRIPTS = {script: iterate.config_of(script) for script in iterate.STAGES if (CONFIGS.parent / script).exists()}
 SMALL = {
