@@ -31,10 +31,10 @@ def comparisons(preferences: Preferences) -> Array:
     return np.where(np.isnan(stated), other, np.where(np.isnan(other), stated, (stated + other) / 2))
 
 
-def win_counts(preferences: Preferences) -> list[float | None]:
-    """Expected wins, sum_j P_ij over the known comparisons of each response. Where not every two are compared, a
-    response that is compared more often wins more often: `bradley_terry` does not depend on that."""
-    return _of_joined(preferences, lambda p: np.nansum(p, axis=1))
+def win_rates(preferences: Preferences) -> list[float | None]:
+    """Expected wins over known comparisons: the mean of P_ij over j, so that an unknown one is no loss. Where not every
+    two are compared, it depends on the strength of those that are: `bradley_terry` does not."""
+    return _of_joined(preferences, _rates)
 
 
 def bradley_terry(preferences: Preferences) -> list[float | None]:
@@ -48,7 +48,7 @@ def bradley_terry(preferences: Preferences) -> list[float | None]:
     return _of_joined(preferences, _strengths)
 
 
-SCORES: dict[str, Callable[[Preferences], list[float | None]]] = {"wins": win_counts, "bradley_terry": bradley_terry}
+SCORES: dict[str, Callable[[Preferences], list[float | None]]] = {"wins": win_rates, "bradley_terry": bradley_terry}
 
 
 def _of_joined(preferences: Preferences, numbers: Callable[[Array], Array]) -> list[float | None]:
@@ -74,6 +74,11 @@ def _largest_group(joined: np.ndarray) -> list[int]:
         groups.append(sorted(group))
     largest = max(groups, key=len, default=[])
     return largest if len(largest) > 1 else []
+
+
+def _rates(p: Array) -> Array:
+    """(n,) means of (n, n) comparisons, with NaN where unknown, of which each row has one at least."""
+    return np.nanmean(p, axis=1) if len(p) else np.zeros(0)
 
 
 def _strengths(p: Array) -> Array:

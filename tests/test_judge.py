@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cream.engines import Request
 from cream.errors import UserError
 from cream.files import store
 from cream.files.journal import Output
 from cream.files.provenance import Provenance
 from cream.model.load import load_chat
+from cream.preferences import NOT_JOINED, bradley_terry, win_rates
 from cream.records import Message, Rewards, Samples
 from cream.rewards import judge, passes
 from cream.rewards.judge import ALONE, TOO_LONG, UNDECIDED, UNFINISHED, Options, Watch
@@ -25,11 +27,12 @@ from cream.scoring.pool import Pool
 from cream.text.judging import NO_SCORE, NOT_VALID
 
 PROMPT = [Message("user", "2 + 3?")]
+NO_CHOICE = {NO_SCORE, UNDECIDED}
 
 
 def options_of(**flags):
     options = Options(**flags)
-    judge.prepare(options, lambda: [], False)
+    judge.check(options)
     return options
 
 
@@ -90,13 +93,13 @@ def test_a_judge_that_always_says_a_prefers_nothing():
     pairs = order("xyz")
     found = combine(["x", "y", "z"], [["Choice: A"] * 3] * len(pairs), judge_prompt="pairwise")
     assert found.reward == [0.5] * 3
-    assert found.preferences == [[None if i == j else 0.5 for j in range(3)] for i in range(3)]
-    assert found.parts["chosen_first"] == [[None if i == j else 1.0 for j in range(3)] for i in range(3)]
+    assert found.preferences == [[None if i == j else 1.0 for j in range(3)] for i in range(3)]
 
 
 @settings(max_examples=30)
 @given(st.lists(st.lists(st.sampled_from("AB?"), min_size=2, max_size=2), min_size=12, max_size=12))
 def test_preferences_are_shares_of_choices_in_both_orders(choices):
+    """Known only if there is a choice in both; the reward is of their mean, as for any source that compares."""
     names = ["w", "x", "y", "z", "x"]
     found = combine(
         names, [[f"Choice: {c}" for c in each] for each in choices], judge_prompt="pairwise", judge_samples=2
@@ -104,18 +107,24 @@ def test_preferences_are_shares_of_choices_in_both_orders(choices):
     said = dict(zip(order("wxyz"), choices, strict=True))
     share = {pair: each.count("A") / (2 - each.count("?")) for pair, each in said.items() if each != ["?", "?"]}
     for i, a in enumerate(names):
-        known = []
         for j, b in enumerate(names):
             both = (a, b) in share and (b, a) in share
-            wanted = pytest.approx((share[a, b] + 1 - share[b, a]) / 2) if both else None
-            assert found.preferences[i][j] == wanted and found.parts["chosen_first"][i][j] == share.get((a, b))
-            if both:
-                assert found.preferences[i][j] + found.preferences[j][i] == pytest.approx(1)
-            if both and j < 4:
-                known.append(found.preferences[i][j])
-        assert found.reward[i] == (pytest.approx(sum(known) / len(known)) if known else None)
-        assert (found.reason[i] is None) == bool(known)
+            assert found.preferences[i][j] == (share[a, b] if both else None)
+    assert found.reward[:4] == win_rates([row[:4] for row in found.preferences[:4]])
+    assert found.reward[4] == found.reward[1]
+    for i, row in enumerate(found.preferences):
+        reasons = {None} if found.reward[i] is not None else {NOT_JOINED} if any(row) or 0.0 in row else NO_CHOICE
+        assert found.reason[i] in reasons
     assert found.texts["judge_2_b3"][0] == f"Choice: {said['w', 'z'][1]}" and found.texts["judge_1_b0"][0] is None
+
+
+def test_a_pairwise_judge_may_rank_by_strengths():
+    said = dict.fromkeys(order("xyz"), "A") | {("y", "x"): "B"}
+    found = combine(
+        ["x", "y", "z"], [[f"Choice: {c}"] for c in said.values()], judge_prompt="pairwise", judge_samples=1,
+        preference_score="bradley_terry",
+    )  # fmt: skip
+    assert found.reward == bradley_terry(found.preferences) and found.reward[0] > found.reward[2] > found.reward[1]
 
 
 def test_why_a_comparison_is_missing():
@@ -125,6 +134,30 @@ def test_why_a_comparison_is_missing():
     assert half.reason == [NO_SCORE] * 2 and half.preferences == [[None, None], [None, None]]
     mixed = combine(["x", "y"], [["?"], []], judge_prompt="pairwise", judge_samples=1)
     assert mixed.reason == [UNDECIDED] * 2
+
+
+def test_judgements_belong_to_their_prompts_whatever_their_order(tmp_path):
+    """Sorted as text 10 comes before 2: counted off, prompts would have each other's scores."""
+    path = tmp_path / "samples.jsonl"
+    samples = [Samples(uuid=str(n), prompt=PROMPT, responses=[f"{n}!", f"{n}?"]) for n in range(12)]
+    store.write(path, samples)
+    run = passes.Run(judge, options_of(judge_samples=1, valid_reward="0:"), path, partial(store.read, path, Samples))
+    output = Output(tmp_path / "out.jsonl", {}, Provenance())
+    output.resume()
+    asked = {request.uuid: request.messages[0].content for request in run.items("judge")}
+    for key in sorted(asked):
+        (response,) = [text for sample in samples for text in sample.responses if f"\n{text}\n" in asked[key]]
+        score = 2 * int(response[:-1]) + response.endswith("?")
+        output.append({"uuid": key, "text": [f"Score: {score}"], "finish_reason": ["stop"]})
+    output.finish(passes.rewards(run, output))
+    found = {record.uuid: record.reward for record in store.read(tmp_path / "out.jsonl", Rewards)}
+    assert found == {str(n): [2 * n, 2 * n + 1] for n in range(12)}
+
+
+def test_the_limit_on_a_judgement_is_of_new_tokens():
+    """Not of prompt and judgement together, of which a long rubric would leave none."""
+    sampling = options_of(judge_max_tokens=12).sampling()
+    assert [Request("a", [1] * count).room(sampling, 1000) for count in (5, 500, 995)] == [12, 12, 5]
 
 
 def test_a_judge_that_never_says_a_score_ends_the_stage():
@@ -145,9 +178,11 @@ def test_a_judge_that_never_says_a_score_ends_the_stage():
 
 FLAGS = {
     "greedy": ({"judge_temperature": 0.0}, "3 judgements would be equal"),
-    "nothing is sampled": ({"judge_mode": "expected", "judge_samples": 2}, "--judge_samples does not apply"),
+    "nothing is sampled": ({"judge_mode": "expected", "judge_samples": 2}, "--judge_samples would have no effect"),
     "no range": ({"judge_mode": "expected", "valid_reward": "reward > 3"}, "needs the admissible scores"),
     "of a comparison": ({"judge_prompt": "pairwise", "valid_reward": "0:1"}, "does not apply to a pairwise judge"),
+    "no comparison": ({"preference_score": "bradley_terry"}, "is for judges that compare two responses"),
+    "no text to seed": ({"judge_mode": "expected", "seed": 1, "engine": "hf"}, "--seed, --engine would have no effect"),
 }
 
 
@@ -214,7 +249,6 @@ def test_expected_scores_equal_plain_forward_passes(tiny_tokenizer, tmp_path, ki
     path = tmp_path / "samples.jsonl"
     store.write(path, [Samples(uuid="a", prompt=PROMPT, responses=RESPONSES)])
     run = passes.Run(judge, options, path, partial(store.read, path, Samples))
-    run.prepare(False)
     provenance = Provenance()
     provenance.model("judge", tmp_path / "model")
     output = Output(tmp_path / "out.jsonl", {}, provenance)
@@ -297,14 +331,9 @@ def test_a_pairwise_judge_feeds_pairs(world):
     world.run(f"{command} 'Answer: {{{{ reward }}}}' --judge_mode expected --output outputs/two.json")
     found = world.read("outputs/two.json")
     for record in found.values():
-        n = len(record["reward"])
+        assert record["reward"] == win_rates(record["preferences"])
         for i, row in enumerate(record["preferences"]):
-            assert record["reward"][i] == pytest.approx(sum(p for p in row if p is not None) / (n - 1))
-            for j, p in enumerate(row):
-                assert (p is None) == (i == j)
-                if p is not None:
-                    first = record["parts"]["chosen_first"]
-                    assert p == pytest.approx((first[i][j] + 1 - first[j][i]) / 2)
+            assert [j for j, p in enumerate(row) if p is None] == [i]
     world.run("make_pairs.py --strategy threshold --threshold 0.5 --rewards outputs/two.json --output outputs/p.json")
     world.run("cal_consistency.py --file1 outputs/two.json --output outputs/c.json")
     assert world.read("outputs/p.json") and world.read("outputs/c.json")

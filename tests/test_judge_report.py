@@ -118,7 +118,7 @@ def test_the_report():
     assert "Spearman of reward and characters within a prompt 1.000 (1.000 to 1.000), 1 prompts" in text
     assert "pairwise accuracy: 1.000 (1.000 to 1.000) (3)" in text
     assert "against gold: 3 of 3 (100.0%) of the pairs" in text
-    compared = judges.collect([rewards_of("a", [0.5, 0.5], parts={"chosen_first": [[None, 1.0], [1.0, None]]})])
+    compared = judges.collect([rewards_of("a", [0.5, 0.5], preferences=[[None, 1.0], [1.0, None]])])
     assert "in 1.000 (1.000 to 1.000) of 1 pairs" in "\n".join(judges.describe(compared))
 
 
@@ -149,9 +149,7 @@ def test_public_judgements_by_gpt_4(shared):
     for i, item in enumerate(items):
         straight, swapped = (item["results"][0][f"swap = {swap}"]["winner"] for swap in (False, True))
         first = [[None, float(straight == "1")], [float(swapped == "2"), None]]
-        records.append(
-            rewards_of(f"q{i}", [float(straight == "1"), float(straight != "1")], parts={"chosen_first": first})
-        )
+        records.append(rewards_of(f"q{i}", [float(straight == "1"), float(straight != "1")], preferences=first))
         gold.append(Record(uuid=f"q{i}", extra={"ranks": [item["label"] != 1, item["label"] != 2]}))
         gold[-1].extra["ranks"] = [int(rank) for rank in gold[-1].extra["ranks"]]
     found = judges.collect(records)

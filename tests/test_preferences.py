@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_expit
 
-from cream.preferences import NOT_JOINED, PRIOR, SCORES, bradley_terry, comparisons, win_counts
+from cream.preferences import NOT_JOINED, PRIOR, SCORES, bradley_terry, comparisons, win_rates
 from cream.rewards.base import reward_by_preferences
 
 P = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
-UNKNOWN = [[None, None], [None, None]]
 
 
 @st.composite
@@ -82,12 +81,16 @@ def test_strengths_of_a_hand_worked_case():
     assert chain == pytest.approx([math.log(3), 0, -math.log(3)], abs=2e-3)
 
 
-@given(matrices())
-def test_wins_are_summed_over_both_orders(preferences):
-    n = len(preferences)
-    expected = [sum(stated(preferences, i, j) for j in range(n) if j != i) for i in range(n)]
-    assert win_counts(preferences) == pytest.approx(expected, abs=1e-8)
-    assert sum(win_counts(preferences)) == pytest.approx(n * (n - 1) / 2)
+@given(matrices(st.one_of(st.none(), P)))
+def test_a_win_rate_is_over_known_comparisons_in_both_orders(preferences):
+    """An unknown comparison is neither a loss nor a tie."""
+    n, found = len(preferences), win_rates(preferences)
+    for i, rate in enumerate(found):
+        known = [p for j in range(n) if j != i and (p := stated(preferences, i, j)) is not None]
+        if rate is not None:  # it is in the largest group, and so are all with which it is compared
+            assert rate == pytest.approx(sum(known) / len(known), abs=1e-8)
+    if all(stated(preferences, i, j) is not None for i in range(n) for j in range(i)):
+        assert sum(found) == pytest.approx(n / 2)
 
 
 @given(matrices(st.one_of(st.none(), P), least=0), st.sampled_from([*SCORES]))
@@ -141,9 +144,17 @@ def test_comparisons_are_antisymmetric_and_keep_what_is_unknown():
 
 @pytest.mark.parametrize("name", SCORES)
 def test_rewards_by_preferences_say_why_they_are_missing(name):
-    preferences = [[None, 0.9, None], [0.2, None, None], [None, None, None]]
-    found = reward_by_preferences(preferences, name)
-    assert found.reward[0] > found.reward[1] and found.reward[2] is None
-    assert found.reason == [None, None, NOT_JOINED] and found.preferences is preferences
-    assert reward_by_preferences(UNKNOWN, name).reward == [None, None]
-    assert reward_by_preferences([], name).reward == []
+    better = {("a", "b"): 0.9, ("b", "a"): 0.2, ("a", "c"): None}
+    found = reward_by_preferences(["a", "b", "c", None], better, name)
+    assert found.reward[0] > found.reward[1] and found.reward[2:] == [None, None]
+    assert found.reason == [None, None, NOT_JOINED, NOT_JOINED]
+    assert found.preferences == [[None, 0.9, None, None], [0.2, None, None, None], [None] * 4, [None] * 4]
+    assert reward_by_preferences(["a", "b"], {}, name).reward == [None, None]
+    assert reward_by_preferences([], {}, name).reward == []
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_response_that_is_there_twice_counts_once(name):
+    better = {("a", "b"): 0.9, ("b", "c"): 0.8, ("c", "a"): 0.3}
+    once, twice = (reward_by_preferences(list(texts), better, name).reward for texts in ("abc", "abcb"))
+    assert twice == [*once, once[1]]

@@ -138,9 +138,12 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
 
 def any_model(name: str, known: Mapping[str, str], registry: Path, flag: str) -> Path:
     """The folder of a checkpoint, as `checkpoint` finds it, or else of a base model, as `model` does."""
-    if name in read_registry(registry) or Path(name).is_dir():
-        return checkpoint(name, registry, flag)
-    return model(name, known, flag)
+    return checkpoint(name, registry, flag) if is_checkpoint(name, registry) else model(name, known, flag)
+
+
+def is_checkpoint(name: str, registry: Path) -> bool:
+    """Whether `any_model` looks for a checkpoint: the name is registered, or a folder's."""
+    return name in read_registry(registry) or Path(name).is_dir()
 
 
 def label(checkpoint: str | Path | None) -> str:

@@ -27,7 +27,7 @@ Number = float | None
 @dataclass
 class Judged:
     """What a file of rewards says, a row a prompt: `rewards` and `lengths` (characters) per response, `scores` the k
-    judgements of a response, `first` the shares of choices for the response that came first (N x N)."""
+    judgements of a response, `first` the probabilities that i is better than j, presented in this order (N x N)."""
 
     uuids: list[str] = field(default_factory=list)
     rewards: list[list[Number]] = field(default_factory=list)
@@ -45,8 +45,8 @@ def collect(records: Iterable[Rewards], texts: bool = False) -> Judged:
         found.rewards.append(record.reward)
         found.lengths.append([len(text) for text in record.responses()])
         found.scores += [scores for scores in record.parts.get("scores", ()) if isinstance(scores, list)]
-        if first := record.parts.get("chosen_first"):
-            found.first.append(first)
+        if record.preferences:
+            found.first.append(record.preferences)
         if texts:
             found.responses.append(record.responses())
     return found

@@ -17,7 +17,6 @@ from cream.files.folders import check_folder
 from cream.loops.plan import PAIRS, TRAIN, Command
 from cream.pairs import all_inputs
 from cream.records import METHODS, Item
-from cream.text.judge_prompts import JUDGE_PROMPTS
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
@@ -48,9 +47,9 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
         hub = names.HUB_ID.fullmatch(models.get(name.lower(), name)) and not os.environ.get("HF_HUB_OFFLINE")
         return None if hub else names.model(name, models, flag)
 
-    def judge(name: str) -> Path | None:
-        flag, registered = "--judge_model", name in names.read_registry(checkpoints) or Path(name).is_dir()
-        return names.checkpoint(name, checkpoints, flag) if registered else model(name, flag)
+    def judge(name: str, flag: str = "--judge_model") -> Path | None:
+        known = names.is_checkpoint(name, checkpoints)
+        return names.checkpoint(name, checkpoints, flag) if known else model(name, flag)
 
     return {
         "model": model,
@@ -59,7 +58,6 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
         "ref_model_ckpt": lambda name: names.checkpoint(name, checkpoints, "--ref_model_ckpt"),
         **dict.fromkeys(FILES, Path),
         "judge_model": judge,
-        "judge_prompt": lambda name: None if name in JUDGE_PROMPTS else Path(name),
         "chat_template": lambda name: None if is_template_name(name) else Path(name),
     }
 

@@ -14,17 +14,18 @@ and where it needs them
     files(options)                      {flag: (path, kind of record)} of the files it reads beside the samples; the
                                         kind is None for a file without records
     contents(options) -> {name: text}   texts that decide the rewards, and are neither flags nor in these files
-    prepare(options, samples, skip)     reads these, and refuses what can be refused before anything is computed
-    watch(role, options)                for completions: an object that is given each result as it is finished,
-                                        see(result), until that is false, and is told of the end of the pass, end(). A
-                                        UserError ends the stage; what is finished stays in its journal
+    check(options)                      refuses what is wrong by its flags alone, before a loop or the stage begins
+    prepare(options, samples, skip)     reads its files, and refuses what can be refused before anything is computed
+    watch(role, options)                for completions: None, or an object that is given each result as it is
+                                        finished, see(result), until that is false, and is told of the end of the pass,
+                                        end(). A UserError ends the stage; what is finished stays in its journal
     DEFAULTS                            flags of its Options that are none by default -> their value for this source
 
 A pass's worker, a module of cream.scoring, says what is computed of a request:
 
     logprobs      Group(uuid, prompt, responses, complete) -> Scored(logprob, num_tokens, reason), a value per response
     heads         the same -> Outputs(outputs, reason): a reward model's, per response a list
-    completions   Prompt(messages=…) -> Texts(text, finish_reason), both empty where the prompt does not fit
+    completions   Prompt(messages=…) -> Texts(text, finish_reason, opened), without any where the prompt does not fit
 
 dpo.py is the example. What a source writes is in base.GroupReward; a request's uuid is set by the caller.
 """

@@ -1,5 +1,6 @@
 """What reward sources share: the reward of a group, and the flags of those that compare log-probabilities."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cream.cli.flags import flag
@@ -15,7 +16,8 @@ class GroupReward:
     reward: a number or None for each, reason: why it has none. score, ref_score: summed or mean log-probabilities in
     nats, num_tokens: the tokens they are over, only of sources that compute them. parts: anything else measured, name
     -> per response a number or a list of them; texts: name -> per response a text, a judge's words say; preferences:
-    N x N, [i][j] the probability that i is better than j, None on the diagonal and where none is known.
+    N x N, [i][j] the probability that i is better than j, of a source that presents two in an order with i first; None
+    on the diagonal and where none is known.
     """
 
     reward: list[float | None]
@@ -34,17 +36,24 @@ class PreferenceOptions:
 
     preference_score: str = flag(
         "wins",
-        "reward of a response that was compared with others: wins, the sum of its probabilities of being better; "
-        "bradley_terry, its strength in nats, of which differences are log-odds",
+        "reward of a response that is compared with others: wins, its mean probability of being better; bradley_terry, "
+        "its strength in nats, of which differences are log-odds",
         choices=tuple(SCORES),
     )
 
 
-def reward_by_preferences(preferences: list[list[float | None]], score: str) -> GroupReward:
-    """The rewards of compared responses, by --preference_score; None with a reason where one cannot be compared."""
-    reward = SCORES[score](preferences)
+def reward_by_preferences(
+    texts: Sequence[str | None], better: Mapping[tuple[str, str], float | None], score: str
+) -> GroupReward:
+    """The rewards of compared texts, by --preference_score; None with a reason where one cannot be compared, as a text
+    that is None. `better`: (a, b) -> the probability that a is better than b, None or absent if unknown; equal texts
+    are one."""
+    different = list(dict.fromkeys(text for text in texts if text is not None))
+    scores = SCORES[score]([[better.get((a, b)) for b in different] for a in different])
+    of = dict(zip(different, scores, strict=True))
+    reward = [of.get(text) for text in texts]
     reason = [NOT_JOINED if value is None else None for value in reward]
-    return GroupReward(reward, reason, preferences=preferences)
+    return GroupReward(reward, reason, preferences=[[better.get((a, b)) for b in texts] for a in texts])
 
 
 @dataclass

@@ -3,34 +3,37 @@
 The judge is the policy itself (--checkpoint), or any other model (--judge_model). It is asked by a rubric, and its
 verdict is either sampled, k texts of which the valid scores are averaged, or expected: the mean of the admissible
 scores by their probabilities where the judge would write the score, without a text. A pairwise judge compares each two
-responses in both orders; a response's reward is its mean probability to be the better one.
+responses in both orders; how that ranks them is the same for all sources that compare (cream/preferences.py).
 
 Departures from the released codes: a text without a valid score has none, never -1 or a default, and a response without
 any has no reward; the last score in a text counts; limits are on new tokens; responses belong to their prompt by uuid.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from pathlib import Path
+from typing import NamedTuple
 
 from cream.cli.flags import flag
 from cream.engines import ENGINES, GREEDY, Sampling, temperature_flag
 from cream.errors import UserError
+from cream.preferences import NOT_JOINED
 from cream.records import Prompt, Samples
-from cream.rewards.base import GroupReward
+from cream.rewards.base import GroupReward, PreferenceOptions, reward_by_preferences
 from cream.scoring import logprobs
 from cream.scoring.completions import Texts
 from cream.scoring.driver import Pass
 from cream.scoring.logprobs import Group, Scored
 from cream.text.judge_prompts import JUDGE_PROMPTS
 from cream.text.judging import NO_SCORE, Form, Verdict, parse_file, read_form
-from cream.text.thoughts import ThoughtFlags, split_thought
+from cream.text.thoughts import ThoughtFlags, final_text
 
 FIRST = 64  # requests after which a judge without any score ends the stage
 SHOWN = 300  # characters of a judge's text in a message
-SAMPLED = ("judge_samples", "judge_temperature", "judge_top_p", "judge_max_tokens")  # flags of --judge_mode sampled
+SAMPLED = ("judge_samples", "judge_temperature", "judge_top_p", "judge_max_tokens", "on_unparsed", "seed", "engine")
 UNFINISHED = "the response ends within its thought: there is nothing to judge"
 TOO_LONG = "the request to the judge does not fit"
 ALONE = "no other response to compare with"
@@ -39,7 +42,7 @@ EQUAL = 1e-3  # nats by which rounding may put a longer text's log-probability a
 
 
 @dataclass
-class Options(ThoughtFlags, logprobs.Options):
+class Options(ThoughtFlags, PreferenceOptions, logprobs.Options):
     """Rewards by a judge (judge)"""
 
     judge_model: str | None = flag(
@@ -52,6 +55,7 @@ class Options(ThoughtFlags, logprobs.Options):
         "additive",
         f"what the judge is asked: {', '.join(JUDGE_PROMPTS)}, or a Jinja file with {{{{ prompt }}}} and "
         "{{ response }}, or with {{ response_a }} and {{ response_b }} to compare two",
+        decides=False,  # its words do
     )
     judge_parse: str | None = flag(
         None,
@@ -83,13 +87,12 @@ class Options(ThoughtFlags, logprobs.Options):
     )
     seed: int = flag(0, "seed of these texts", low=0, high=2**32 - 1)
     engine: str = flag("auto", "engine that generates these texts, as in infer.py", choices=("auto", *ENGINES))
-    form: Form | None = field(init=False, default=None)  # read by `prepare`
 
     def __post_init__(self):
         super().__post_init__()
-        given = [name for name in SAMPLED if getattr(self, name) != getattr(type(self), name)]
+        given = [name for name in SAMPLED if getattr(self, name) != getattr(type(self), name)]  # of that mode alone
         if self.expected and given:
-            raise UserError(f"--judge_mode expected generates no text: --{', --'.join(given)} does not apply")
+            raise UserError(f"--judge_mode expected generates no text: --{', --'.join(given)} would have no effect")
         if self.judge_temperature < GREEDY and self.judge_samples > 1:
             raise UserError(
                 f"--judge_temperature {self.judge_temperature:g} is greedy: {self.judge_samples} judgements would be "
@@ -100,6 +103,11 @@ class Options(ThoughtFlags, logprobs.Options):
     def expected(self) -> bool:
         """Whether no text is generated."""
         return self.judge_mode == "expected"
+
+    @cached_property
+    def form(self) -> Form:
+        """What the judge is asked, and how its verdict is read. Raises UserError where that cannot be used."""
+        return read_form(self.judge_prompt, self.judge_parse, self.valid_reward)
 
     def sampling(self) -> Sampling:
         """How judgements are sampled."""
@@ -126,11 +134,12 @@ def contents(options: Options) -> dict[str, str]:
     return {} if named is None else {"judge_prompt": "\n".join(filter(None, named))}
 
 
-def prepare(options: Options, samples: Callable[[], Iterable[Samples]], skip: bool) -> None:
+def check(options: Options) -> None:
     """Raises UserError where the judge prompt, its parsing or the valid scores cannot be used."""
-    options.form = read_form(options.judge_prompt, options.judge_parse, options.valid_reward)
     if options.expected:
         _ = options.form.continuations
+    if not options.form.pairwise and options.preference_score != type(options).preference_score:
+        raise UserError("--preference_score is for judges that compare two responses, such as --judge_prompt pairwise")
 
 
 def requests(role: str, sample: Samples, options: Options) -> list[Prompt] | list[Group]:
@@ -147,8 +156,7 @@ def combine(sample: Samples, results: dict[str, list], options: Options) -> Grou
     """The reward of each response; see docs/formats.md for `parts`, `texts` and `preferences`."""
     texts, form = _final_texts(sample, options), options.form
     found = dict(zip(_judged(texts, form), results["judge"], strict=True))
-    judge = _compare if form.pairwise else _rate
-    return judge(texts, found, options)
+    return (_compare if form.pairwise else _rate)(texts, found, options)
 
 
 # Which texts are judged -----------------------------------------------------------------------------------------------
@@ -156,12 +164,7 @@ def combine(sample: Samples, results: dict[str, list], options: Options) -> Grou
 
 def _final_texts(sample: Samples, options: Options) -> list[str | None]:
     """Each response without its thought; None where it ends within it."""
-    texts: list[str | None] = []
-    for response in sample.responses:
-        split = split_thought(response, options.tags, sample.thought_opened)
-        final = response if split.thought is None else split.final.lstrip("\n")
-        texts.append(final if split.closed else None)
-    return texts
+    return [final_text(response, options.tags, sample.thought_opened) for response in sample.responses]
 
 
 def _judged(texts: Sequence[str | None], form: Form) -> list[tuple[str, ...]]:
@@ -173,12 +176,38 @@ def _judged(texts: Sequence[str | None], form: Form) -> list[tuple[str, ...]]:
 # What a judge's verdicts make of them ---------------------------------------------------------------------------------
 
 
+class Judgement(NamedTuple):
+    """What a judge says to one request: its verdicts, and its words if it wrote any (sampled), or the probabilities of
+    the admissible verdicts (expected); `reason`: why there is none that is valid."""
+
+    verdicts: list[float | None] | None = None
+    words: list[str] | None = None
+    distribution: list[float] | None = None
+    reason: str | None = None
+
+
+def read_judgement(result: Texts | Scored, options: Options) -> Judgement:
+    """What the worker's result to a request says."""
+    if options.expected:
+        if any(value is None for value in result.logprob):
+            return Judgement(reason=next(filter(None, result.reason)))
+        return Judgement(distribution=distribution(result.logprob, result.num_tokens, options.form.continuations))
+    if not result.text:
+        return Judgement(reason=TOO_LONG)
+    verdicts = read_texts(result, options)
+    values, reasons = zip(*verdicts, strict=True)
+    reason = None
+    if not any(value is not None for value in values):  # one that is not valid says more than none at all
+        reason = next((each for each in reasons if each != NO_SCORE), NO_SCORE)
+    return Judgement(list(values), result.text, None, reason)
+
+
 def read_texts(texts: Texts, options: Options) -> list[Verdict]:
     """The verdict in each of a judge's texts, without its thought."""
     verdicts = []
     for text, finish in zip(texts.text, texts.finish_reason, strict=True):
-        split = split_thought(text, options.tags, texts.opened)
-        verdicts.append(options.form.read(split.final, finish == "length") if split.closed else Verdict(None, NO_SCORE))
+        final = final_text(text, options.tags, texts.opened)
+        verdicts.append(Verdict(None, NO_SCORE) if final is None else options.form.read(final, finish == "length"))
     return verdicts
 
 
@@ -202,94 +231,59 @@ def distribution(logprob: Sequence[float], num_tokens: Sequence[int], verdicts: 
     return [share / sum(shares) for share in shares]
 
 
-def _reason(found: Texts | Scored, verdicts: Sequence[Verdict]) -> str:
-    """Why no verdict has a value: one that was found and is not valid says more than none at all."""
-    if isinstance(found, Scored):
-        return next(filter(None, found.reason))
-    reasons = [verdict.reason for verdict in verdicts]
-    return next((reason for reason in reasons if reason != NO_SCORE), NO_SCORE) if reasons else TOO_LONG
-
-
-def _distribution(found: Scored, form: Form) -> list[float] | None:
-    """`distribution` of a request's result; None where an admissible verdict has no log-probability."""
-    if any(value is None for value in found.logprob):
+def _mean(judgement: Judgement, values: Sequence[float]) -> float | None:
+    """The mean of the valid verdicts, or of the admissible ones, `values`, by their probabilities."""
+    if judgement.reason:
         return None
-    return distribution(found.logprob, found.num_tokens, form.continuations)
+    if judgement.distribution:
+        return sum(p * value for p, value in zip(judgement.distribution, values, strict=True))
+    valid = [value for value in judgement.verdicts if value is not None]
+    return sum(valid) / len(valid)
 
 
 def _rate(texts: Sequence[str | None], found: dict[tuple, Texts | Scored], options: Options) -> GroupReward:
     """Rewards by scores: the mean of the valid ones, or the expected score."""
-    rated = {None: (None, UNFINISHED, None)}  # text -> reward, reason, part
-    for (text,), result in found.items():
-        if options.expected:
-            part = _distribution(result, options.form)
-            reward = part and sum(p * score for p, score in zip(part, options.form.scores, strict=True))
-            rated[text] = reward, None if part else _reason(result, ()), part
-        else:
-            verdicts = read_texts(result, options)
-            part = [verdict.value for verdict in verdicts]
-            valid = [value for value in part if value is not None]
-            reward = sum(valid) / len(valid) if valid else None
-            rated[text] = reward, None if valid else _reason(result, verdicts), part or None
-    rewards, reasons, parts = map(list, zip(*(rated[text] for text in texts), strict=True)) if texts else ([], [], [])
-    name = "distribution" if options.expected else "scores"
-    words = {} if options.expected else {text: result.text for (text,), result in found.items()}
-    said = {
-        f"judge_{k + 1}": [words[text][k] if words.get(text) else None for text in texts]
-        for k in range(options.judge_samples)
-        if words
-    }
-    return GroupReward(rewards, reasons, parts={name: parts}, texts=said)
+    of = {text: read_judgement(result, options) for (text,), result in found.items()}
+    judged = [of.get(text, Judgement(reason=UNFINISHED)) for text in texts]
+    scores = options.form.scores if options.expected else ()
+    reward = [_mean(judgement, scores) for judgement in judged]
+    if options.expected:
+        parts = {"distribution": [judgement.distribution for judgement in judged]}
+    else:
+        parts = {"scores": [judgement.verdicts for judgement in judged]}
+    reason = [judgement.reason for judgement in judged]
+    return GroupReward(reward, reason, parts=parts, texts=_words(judged, options))
 
 
 def _compare(texts: Sequence[str | None], found: dict[tuple, Texts | Scored], options: Options) -> GroupReward:
-    """Rewards by comparisons: the mean probability to be better than the other texts. That of two texts is the mean
-    over both orders, so that a judge that always chooses the first finds all equal; without a choice in one of the
-    orders it is unknown."""
-    first = {pair: _choice(result, options) for pair, result in found.items()}
-    different = [text for text in dict.fromkeys(texts) if text is not None]
-    better = {
-        (a, b): (first[a, b] + 1 - first[b, a]) / 2
-        for a, b in found
-        if first[a, b] is not None and first[b, a] is not None
-    }
-    rewards, reasons = [], []
-    for text in texts:
-        known = [better[text, other] for other in different if (text, other) in better]
-        rewards.append(sum(known) / len(known) if known else None)
-        missing = UNFINISHED if text is None else ALONE if len(different) == 1 else _undecided(text, found, options)
-        reasons.append(None if known else missing)
-    n = range(len(texts))
-    chosen, preferences = ([[of.get((texts[i], texts[j])) for j in n] for i in n] for of in (first, better))
-    said = {
-        f"judge_{k + 1}_b{j}": [_word(found.get((texts[i], texts[j])), k) for i in n]
-        for j in n
-        for k in range(options.judge_samples)
-        if not options.expected
-    }
-    return GroupReward(rewards, reasons, parts={"chosen_first": chosen}, texts=said, preferences=preferences)
+    """Rewards by comparisons. Only those with a choice in both orders count, whose mean has no preference for a place:
+    a judge that always chooses the first finds all equal."""
+    judged = {pair: read_judgement(result, options) for pair, result in found.items()}
+    first = {pair: _mean(judgement, (1, 0)) for pair, judgement in judged.items()}  # of A and B: the share of A
+    better = {(a, b): share if first[b, a] is not None else None for (a, b), share in first.items()}
+    rewards = reward_by_preferences(texts, better, options.preference_score)
+    both = zip(texts, rewards.reward, strict=True)
+    rewards.reason = [_why_none(text, judged, better) if reward is None else None for text, reward in both]
+    for j, b in enumerate(texts):
+        rewards.texts |= _words([judged.get((a, b), Judgement()) for a in texts], options, f"_b{j}")
+    return rewards
 
 
-def _choice(result: Texts | Scored, options: Options) -> float | None:
-    """The share of choices for the response that comes first, or its probability."""
-    if options.expected:
-        found = _distribution(result, options.form)
-        return found and found[0]
-    valid = [verdict.value for verdict in read_texts(result, options) if verdict.value is not None]
-    return sum(valid) / len(valid) if valid else None
-
-
-def _undecided(text: str, found: dict[tuple, Texts | Scored], options: Options) -> str:
-    """Why a text has no comparison: the reason of a request, where they all failed alike."""
-    reasons = set()
-    for pair, result in found.items():
-        if text in pair and _choice(result, options) is None:
-            reasons.add(_reason(result, () if options.expected else read_texts(result, options)))
+def _why_none(text: str | None, judged: dict[tuple, Judgement], better: dict[tuple, float | None]) -> str:
+    """Why a text has no reward by comparisons; where all requests failed alike, the reason of these."""
+    own = {pair: judgement for pair, judgement in judged.items() if text in pair}
+    if not own:
+        return UNFINISHED if text is None else ALONE
+    if any(better[pair] is not None for pair in own):
+        return NOT_JOINED
+    reasons = {judgement.reason for judgement in own.values()} - {None}
     return reasons.pop() if len(reasons) == 1 else UNDECIDED
 
 
-def _word(found: Texts | None, k: int) -> str | None:
-    return found.text[k] if found is not None and found.text else None
+def _words(judged: Sequence[Judgement], options: Options, end: str = "") -> dict[str, list[str | None]]:
+    """The judge's K-th text on each response, by name."""
+    numbers = range(0 if options.expected else options.judge_samples)
+    return {f"judge_{k + 1}{end}": [judgement.words and judgement.words[k] for judgement in judged] for k in numbers}
 
 
 # A judge that says nothing of use -------------------------------------------------------------------------------------
@@ -309,7 +303,7 @@ class Watch:
         """Looks at a request's texts; returns whether others are of interest."""
         if self.found or not texts.text:
             return not self.found
-        self.found = any(verdict.value is not None for verdict in read_texts(texts, self.options))
+        self.found = read_judgement(texts, self.options).reason is None
         self.seen += 1
         self.truncated += texts.finish_reason.count("length")
         self.said = self.said or texts.text[0]

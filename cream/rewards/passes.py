@@ -145,14 +145,11 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
     how = {"count": count, "chunk": chunk, "doing": f"{p.worker}, {p.role}", "unit": "requests" if own else "prompts"}
     results = driver.run(model, items, done, setup, **how)
     if not cache:
-        watch = run.source.watch(p.role, run.options) if hasattr(run.source, "watch") else None
-        if watch and done:
-            rows = output.rows(request.uuid for request in run.items(p.role))
-            _ = all(watch.see(_result(worker, row)) for row in rows)
+        watch = _watch(run, p.role, worker, output, done)
         for key, result in results:
             row = worker.as_row(result, model.chat)
             output.append({"uuid": key, **row})
-            if watch and not watch.see(_result(worker, row)):
+            if watch and not watch.see(worker.from_row(row)):
                 watch = None
         if watch:
             watch.end()
@@ -163,9 +160,15 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
     return cache[1]
 
 
-def _result(worker: ModuleType, row: dict):
-    """What `as_row` made a row of, as a source gets it."""
-    return worker.from_row({name: value for name, value in row.items() if name != "uuid"}, None)
+def _watch(run: Run, role: str, worker: ModuleType, output: Output, done: Keys):
+    """The source's watch over a pass, if it has one that is not content with what the journal holds."""
+    watch = run.source.watch(role, run.options) if hasattr(run.source, "watch") else None
+    if watch and done:
+        for row in output.rows(request.uuid for request in run.items(role)):
+            del row["uuid"]
+            if not watch.see(worker.from_row(row)):
+                return None
+    return watch
 
 
 def _append_and_cache(

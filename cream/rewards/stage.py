@@ -26,8 +26,8 @@ SHORT = {"reference": "ref"}  # of roles in a file's name
 
 def choose(options, reward: str | None, enable_ref_model: bool | None, *shared) -> tuple[str, object]:
     """(The reward's name, its flags), of all rewards' `options`; `shared` are groups whose flags apply to all.
-    --enable_ref_model is the released scripts' way to say dpo or likelihood. Raises UserError where the two differ, or
-    a flag of another reward is given."""
+    --enable_ref_model is the released scripts' way to say dpo or likelihood. Raises UserError where the two differ, a
+    flag of another reward is given, or the source refuses its own."""
     implied = None if enable_ref_model is None else ("dpo" if enable_ref_model else "likelihood")
     if reward and implied and reward != implied:
         raise UserError(f"--reward {reward} contradicts --enable_ref_model {'yes' if enable_ref_model else 'no'}")
@@ -36,6 +36,8 @@ def choose(options, reward: str | None, enable_ref_model: bool | None, *shared) 
     for name, value in getattr(REWARDS[reward], "DEFAULTS", {}).items():
         if getattr(own, name) is None:
             setattr(own, name, value)
+    if hasattr(REWARDS[reward], "check"):
+        REWARDS[reward].check(own)
     return reward, own
 
 

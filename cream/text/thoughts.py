@@ -106,6 +106,14 @@ def split_thought(text: str, tags: Tags = USUAL, opened: bool = False) -> Split:
     return Split("".join(thoughts) if thoughts else None, "".join(finals), not ends)
 
 
+def final_text(text: str, tags: Tags = USUAL, opened: bool = False) -> str | None:
+    """A response's final text, without the line breaks between it and its thought; None where it ends within that."""
+    split = split_thought(text, tags, opened)
+    if not split.closed:
+        return None
+    return text if split.thought is None else split.final.lstrip("\n")
+
+
 def opens_thought(prompt: str, tags: Tags = USUAL) -> bool:
     """Whether a rendered prompt ends with an opening tag, so that the response begins within a thought."""
     return prompt.rstrip().endswith(tuple(opening for opening, _ in tags))
