@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_trees import MODELS, PADDED
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cream.engines import Request
@@ -215,29 +216,26 @@ def test_a_certain_10_is_not_half_a_1():
     assert judge.distribution(logs, [1] * 9 + [2], names)[-1] == pytest.approx(1, abs=1e-6)
 
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-KINDS = {
-    "llama": SIZES | {"num_key_value_heads": 2},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "gemma2": SIZES | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
-}
-
-
 def make_model(kind, tokenizer, folder):
     """A random model of an architecture, whose logits spread as a trained model's do."""
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), initializer_range=0.3, **ids, **KINDS[kind])
-    model = AutoModelForCausalLM.from_config(config).eval()
+    size = {"vocab_size": len(tokenizer) + 1}  # Qwen2's tokenizer adds a token
+    config = AutoConfig.for_model(kind, **size, **ids, **(MODELS | PADDED)[kind])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data.normal_(0, 0.25)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return model
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
 
 
 RESPONSES = ["It is 5.", "6", "<end>Answer: 10", ""]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODELS | PADDED)
 def test_expected_scores_equal_plain_forward_passes(tiny_tokenizer, tmp_path, kind):
     """Scores of one token (0 to 9) and of two (10), by the probability of each token at its place."""
     model = make_model(kind, tiny_tokenizer, tmp_path / "model")
@@ -258,7 +256,7 @@ def test_expected_scores_equal_plain_forward_passes(tiny_tokenizer, tmp_path, ki
     (found,) = store.read(tmp_path / "out.jsonl", Rewards)
 
     chat = load_chat(tmp_path / "model")
-    encode = partial(tiny_tokenizer.encode, add_special_tokens=False)
+    encode = partial(chat.tokenizer.encode, add_special_tokens=False)
     digit = {n: encode(str(n)) for n in range(11)}
     lead = encode("Answer: 7")[:-1]
     assert all(encode(f"Answer: {n}") == lead + ids for n, ids in digit.items())
@@ -327,7 +325,7 @@ def test_a_pattern_that_never_matches_ends_the_stage(world):
 
 def test_a_pairwise_judge_feeds_pairs(world):
     (world.folder / "outputs/two.jinja").write_text("{{ response_a }} or {{ response_b }}?")
-    command = OWN.replace("q.jinja", "two.jinja").replace("--judge_max_tokens 12 ", "")
+    command = f"{JUDGE} --judge_prompt outputs/two.jinja --judge_parse".replace(" --engine hf", "")
     world.run(f"{command} 'Answer: {{{{ reward }}}}' --judge_mode expected --output outputs/two.json")
     found = world.read("outputs/two.json")
     for record in found.values():

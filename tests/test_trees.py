@@ -3,9 +3,10 @@
 import logging
 import random
 import shutil
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -226,7 +227,11 @@ PACK, SEEN = trees.pack, trees._seen
 def without_siblings_apart(groups, *others):
     """Each answer sees the ones before it."""
     batch = PACK(groups, *others)
-    batch.layout.trees = [(start, prompt, branches[-1:]) for start, prompt, branches in batch.layout.trees]
+    seen = {}
+    for i, (*before, own) in enumerate(batch.layout.branches):
+        siblings = seen.setdefault(tuple(before), []) if before else []
+        batch.layout.branches[i] = (*before, *siblings, own)
+        siblings.append(own)
     return batch
 
 
@@ -319,6 +324,12 @@ def trees_of(draw, words=3, size=5):
 
 
 forests = st.lists(trees_of(), min_size=1, max_size=4)
+deep = st.booleans()  # whether a branch forks again to save a single token
+
+
+def pack(groups, multiple=1, deep=False):
+    with patch.object(trees, "SAVED", 1 if deep else trees.SAVED):
+        return trees.pack(groups, multiple)
 
 
 def scored(batch):
@@ -326,11 +337,11 @@ def scored(batch):
     return list(zip(batch.owner.tolist(), batch.source.tolist(), batch.target.tolist(), strict=True))
 
 
-@given(forests, st.sampled_from([1, 8, 128]), st.none() | st.integers(1, 6))
-def test_a_token_sees_its_own_conversation_up_to_itself(groups, multiple, window):
-    """Read from the layout as FlexAttention reads it (sees) and as the CPU does (trees), every token being scored."""
+@given(forests, st.sampled_from([1, 8, 128]), st.none() | st.integers(1, 6), deep)
+def test_a_token_sees_its_own_conversation_up_to_itself(groups, multiple, window, deep):
+    """Read from the layout as FlexAttention reads it (sees) and as the CPU does (branches); every token is scored."""
     groups = [[Tokens(row.ids, [(0, len(row))]) for row in group] for group in groups]
-    batch = trees.pack(groups, multiple)
+    batch = pack(groups, multiple, deep)
     (ids,), (positions,), layout = batch.input_ids, batch.position_ids, batch.layout
     size = len(ids)
     assert size % multiple == 0 and size - batch.tokens < multiple
@@ -350,14 +361,14 @@ def test_a_token_sees_its_own_conversation_up_to_itself(groups, multiple, window
     assert torch.equal(seen[batch.tokens :], torch.eye(size, dtype=torch.bool)[batch.tokens :])
 
 
-@given(forests)
-def test_spans_decide_what_is_scored(groups):
+@given(forests, deep)
+def test_spans_decide_what_is_scored(groups, deep):
     """Of the whole rows' tokens those in spans, the very first token of a row excepted."""
-    whole = scored(trees.pack([[Tokens(row.ids, [(0, len(row))]) for row in group] for group in groups]))
+    whole = scored(pack([[Tokens(row.ids, [(0, len(row))]) for row in group] for group in groups], deep=deep))
     rows = [row for group in groups for row in group]
     places = [(a, t) for a, row in enumerate(rows) for t in range(1, len(row))]
     inside = [any(start <= t < end for start, end in rows[a].spans) for a, t in places]
-    batch = trees.pack(groups)
+    batch = pack(groups, deep=deep)
     assert scored(batch) == [entry for entry, is_in in zip(whole, inside, strict=True) if is_in]
     assert batch.responses == len(rows)
     assert scored(pad(groups)) == sorted(scored(pad(groups))) and len(batch.target) == len(pad(groups).target)
@@ -373,15 +384,25 @@ def test_what_is_shared_is_all_that_can_be(group):
     assert trees.tree_shape(group) == (batch.tokens, 1) == (batch.input_ids.shape[1], 1)  # unless padding is asked for
 
 
-@given(trees_of(size=8), st.integers(1, 60))
-def test_a_group_too_large_for_a_row_is_split_by_answers(group, max_tokens):
-    runs = trees.split(group, max_tokens)
-    assert list(chain(*runs)) == list(range(len(group)))
-    prompt = trees.shared(group)
-    for run, following in zip(runs, [*runs[1:], None], strict=True):
-        assert len(run) == 1 or trees.tree_shape([group[i] for i in run])[0] <= max_tokens
-        if following:  # as few runs as the prompt allows
-            assert prompt + sum(len(group[i]) - prompt for i in [*run, following[0]]) > max_tokens
+@given(trees_of())
+def test_a_prefix_that_neighbours_share_is_there_once(group):
+    """Where one token is worth a branch: a row adds what it does not share with the one before it."""
+    group = [Tokens([*row.ids, 100 + i], row.spans) for i, row in enumerate(group)]  # none is the beginning of another
+    with patch.object(trees, "SAVED", 1):
+        size, _ = trees.tree_shape(group)
+    assert size == sum(map(len, group)) - sum(map(trees.shared, pairwise(group))) == pack([group], deep=True).tokens
+
+
+@given(trees_of(size=8), st.integers(1, 60), deep)
+def test_a_group_too_large_for_a_row_is_split_by_answers(group, max_tokens, deep):
+    with patch.object(trees, "SAVED", 1 if deep else 1000):
+        runs = trees.split(group, max_tokens)
+        assert list(chain(*runs)) == list(range(len(group)))
+        prompt = trees.shared(group)
+        for run, following in zip(runs, [*runs[1:], None], strict=True):
+            assert len(run) == 1 or trees.tree_shape([group[i] for i in run])[0] <= max_tokens
+            if following and not deep:  # as few runs as the prompt allows
+                assert prompt + sum(len(group[i]) - prompt for i in [*run, following[0]]) > max_tokens
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -460,10 +481,11 @@ def test_neighbours_and_padding_change_nothing(policy, name, multiple):
 
 
 @settings(max_examples=25)
-@given(groups=st.lists(trees_of(words=VOCAB, size=30), min_size=1, max_size=3))
-def test_any_trees_score_as_padded_rows(both, groups):
+@given(groups=st.lists(trees_of(words=VOCAB, size=30) | trees_of(), min_size=1, max_size=3), deep=deep)
+def test_any_trees_score_as_padded_rows(both, groups, deep):
+    over, padded = both
     with torch.no_grad():
-        found, wanted = (model(model.pack(groups)) for model in both)
+        found, wanted = over(pack(groups, 32, deep)), padded(padded.pack(groups))
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 

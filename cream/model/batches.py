@@ -27,17 +27,19 @@ def predicting(row: Tokens) -> list[int]:
 class Layout:
     """The trees of a row of T tokens: who sees whom.
 
-    ends, positions (T,) int64; trees: per tree its start, the end of its prompt, and the end of each of its branches.
+    ends, positions (T,) int64; branches: of each, in their order, the spans (start, end) of the branches that it grows
+    out of, then its own. For trees.py's [1, 7, 8, 2], [1, 9, 2]: ids [1, 7, 8, 2, 9, 2], ends [6, 4, 4, 4, 6, 6],
+    branches [((0, 1),), ((0, 1), (1, 4)), ((0, 1), (4, 6))].
     """
 
     ends: torch.Tensor
     positions: torch.Tensor
-    trees: list[tuple[int, int, list[int]]]
+    branches: list[tuple[tuple[int, int], ...]]
     block_masks: dict = field(default_factory=dict)  # sliding window or None -> BlockMask
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on another device."""
-        return Layout(send(self.ends, device), send(self.positions, device), self.trees)
+        return Layout(send(self.ends, device), send(self.positions, device), self.branches)
 
     def sees(self, window: int | None = None):
         """The mask as a function of (batch, head, i, j), as FlexAttention takes it."""

@@ -1,7 +1,9 @@
 """Trees: the responses to one prompt as one sequence [prompt, response_1 … response_N] that computes the prompt once.
 
-Many trees follow one another in a single row, without padding. A token sees its own branch and the prompt before
-it: token j is seen from j up to the end of what grows out of it, so one number per token, `ends`, is the whole mask:
+Neighbouring responses that begin alike may share more than the prompt: the scores that a judge may give to a response
+grow out of that response, the responses out of the question. Many trees follow one another in a single row, without
+padding. A token sees its own branch and those that it grows out of: token j is seen from j up to the end of what grows
+out of it, so one number per token, `ends`, is the whole mask:
 
     i sees j  iff  j <= i < ends[j]     (and, in a layer with a sliding window W, position[i] - position[j] < W)
 
@@ -11,8 +13,10 @@ PyTorch's scaled dot-product attention. Either way its cost grows with the trees
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,59 +28,102 @@ ATTENTION = "cream_trees"  # the name under which transformers finds `attend`
 # A row's length is a multiple of this: on CUDA of FlexAttention's block; on a CPU for lengths to recur, since oneDNN
 # keeps some 20 MB of compiled bfloat16 products for each new one.
 MULTIPLE = {"cpu": 32, "cuda": 128}
+SAVED = 32  # tokens that a branch which forks again must save
 
 
-def shared(group: Group) -> int:
-    """Tokens that all of a group's rows begin with; each keeps at least its last to itself."""
+class Branch(NamedTuple):
+    """The tokens [start, end) of some rows of a group, which grow out of branch number `parent` (None: of nothing)."""
+
+    rows: list[int]
+    start: int
+    end: int
+    parent: int | None
+
+
+def shared(group: Group, known: int = 0) -> int:
+    """Tokens that all of a group's rows begin with, `known` of them at least; each keeps its last to itself."""
     first, last = min(row.ids for row in group), max(row.ids for row in group)
     most = min(map(len, group)) - 1
-    return next(i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b or i == most)
+    return next(i for i in range(known, most + 1) if i == most or first[i] != last[i])
+
+
+def branches(group: Group) -> list[Branch]:
+    """A group's tree: its prompt first, then what grows out of it, each branch followed by its own."""
+    found: list[Branch] = []
+
+    def grow(rows: list[int], start: int, parent: int | None) -> None:
+        number, own = len(found), [group[i] for i in rows]
+        whole = parent is not None and len(own) == 1
+        end = len(own[0]) if whole else shared(own, start)
+        found.append(Branch(rows, start, end, parent))
+        for fork in () if whole else _forks(own, end):
+            grow([rows[i] for i in fork], end, number)
+
+    grow([*range(len(group))], 0, None)
+    return found
+
+
+def _forks(group: Group, at: int) -> Iterator[list[int]]:
+    """The rows of a group by what grows out of their first `at` tokens: neighbours together that share what is worth a
+    branch of their own, others each by itself."""
+    for _, some in groupby(range(len(group)), key=lambda i: group[i].ids[at]):
+        fork = [*some]
+        saved = len(fork) > 1 and (len(fork) - 1) * (shared([group[i] for i in fork], at) - at)
+        yield from [fork] if saved >= SAVED else ([i] for i in fork)
 
 
 def tree_shape(group: Group) -> tuple[int, int]:
     """(tokens, 1): what a group adds to a row, in the form that `batches.by_tokens` counts with."""
-    prompt = shared(group)
-    return prompt + sum(len(row) - prompt for row in group), 1
+    return sum(branch.end - branch.start for branch in branches(group)), 1
 
 
 def split(group: Group, max_tokens: int) -> list[list[int]]:
     """Indices of a group's responses, in runs that each fit a row with their prompt; a longer one is alone."""
     prompt = shared(group)
     runs: list[list[int]] = []
-    size = 0
-    for index, row in enumerate(group):
-        if not runs or size + len(row) - prompt > max_tokens:
+    size = max_tokens + 1  # of the last run, which is full
+    for fork in _forks(group, prompt):
+        own = [group[i] for i in fork]
+        more = (tree_shape(own)[0] if len(own) > 1 else len(own[0])) - prompt
+        if len(own) > 1 and prompt + more > max_tokens:
+            runs += [[fork[i] for i in run] for run in split(own, max_tokens)]
+            size = max_tokens + 1
+            continue
+        if size + more > max_tokens:
             runs.append([])
             size = prompt
-        runs[-1].append(index)
-        size += len(row) - prompt
+        runs[-1] += fork
+        size += more
     return runs
 
 
 def pack(groups: Sequence[Group], multiple: int = 1, places: Places = predicting) -> Batch:
     """All groups as trees in one row, B = 1, its length rounded up to a `multiple`."""
-    ids, positions, ends, trees = [], [], [], []
+    ids, positions, ends, lines = [], [], [], []
     source, target, owner = [], [], []
     responses = 0
     for group in groups:
-        start, prompt = len(ids), shared(group)
-        size = tree_shape(group)[0]
-        ids += group[0].ids[:prompt]
-        positions += range(prompt)
-        ends += [start + size] * prompt
-        branches = []
-        for row in group:
-            branch = len(ids)
-            ids += row.ids[prompt:]
-            positions += range(prompt, len(row))
-            ends += [len(ids)] * (len(row) - prompt)
-            branches.append(len(ids))
+        tree = branches(group)
+        at, spans = [[] for _ in group], []  # where each row's tokens are; the spans that lead up to each branch's end
+        for branch in tree:
+            start, before = len(ids), () if branch.parent is None else spans[branch.parent]
+            ids += group[branch.rows[0]].ids[branch.start : branch.end]
+            positions += range(branch.start, branch.end)
+            spans.append((*before, (start, len(ids))))
+            for row in branch.rows:
+                at[row] += range(start, len(ids))
+        lines += spans
+        last = [line[-1][1] for line in spans]  # where what grows out of each branch ends
+        for number, branch in reversed([*enumerate(tree)][1:]):
+            last[branch.parent] = max(last[branch.parent], last[number])
+        for branch, end in zip(tree, last, strict=True):
+            ends += [end] * (branch.end - branch.start)
+        for row, own in zip(group, at, strict=True):
             read = places(row)
-            source += [start + place if place < prompt else branch + place - prompt for place in read]
+            source += [own[place] for place in read]
             target += tokens_after(row, read)
             owner += [responses] * len(read)
             responses += 1
-        trees.append((start, start + prompt, branches))
     tokens = len(ids)
     for i in range(tokens, tokens + -tokens % multiple):  # each padding token sees itself alone
         ids.append(0)
@@ -85,7 +132,7 @@ def pack(groups: Sequence[Group], multiple: int = 1, places: Places = predicting
     ids, positions, ends, source, target, owner = (
         torch.from_numpy(np.array(x, dtype=np.int64)) for x in (ids, positions, ends, source, target, owner)
     )
-    layout = Layout(ends, positions, trees)
+    layout = Layout(ends, positions, lines)
     return Batch(ids[None], positions[None], source, target, owner, responses, tokens, layout=layout)
 
 
@@ -134,7 +181,7 @@ def attend(
 
 @torch.compiler.disable  # shapes differ from tree to tree
 def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> torch.Tensor:
-    """Each prompt over itself, each branch over its prompt and itself.
+    """Each branch over those that it grows out of and itself.
 
     In float32 whatever the dtype: PyTorch's bfloat16 attention on a CPU is slower, and keeps some MB of compiled code
     for every new pair of lengths.
@@ -144,24 +191,16 @@ def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> t
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     parts = []
-
-    def over(start: int, end: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    for spans in layout.branches:
+        start, end = spans[-1]
+        if end == start:
+            continue  # responses that have no token in common
+        keys, values = (torch.cat([x[:, :, a:b] for a, b in spans], dim=2) for x in (key, value))
         with torch.autocast(query.device.type, enabled=False):
             part = _causal(query[:, :, start:end], keys, values, scaling, window, softcap)
         parts.append(part.transpose(1, 2).to(dtype))
-
-    for start, prompt_end, branches in layout.trees:
-        prompt_keys, prompt_values = key[:, :, start:prompt_end], value[:, :, start:prompt_end]
-        if prompt_end > start:
-            over(start, prompt_end, prompt_keys, prompt_values)
-        at = prompt_end
-        for end in branches:
-            keys = torch.cat([prompt_keys, key[:, :, at:end]], dim=2)
-            values = torch.cat([prompt_values, value[:, :, at:end]], dim=2)
-            over(at, end, keys, values)
-            at = end
-    if at < query.shape[2]:
-        parts.append(query.new_zeros(1, query.shape[2] - at, query.shape[1], value.shape[3], dtype=dtype))
+    if end < query.shape[2]:
+        parts.append(query.new_zeros(1, query.shape[2] - end, query.shape[1], value.shape[3], dtype=dtype))
     return torch.cat(parts, dim=1)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from cream.cli import interrupts
@@ -14,9 +14,11 @@ from cream.cli.flags import flag
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
 from cream.text.chat import Refused
+from cream.text.tokens import Tokens
 
 log = logging.getLogger("cream")
 CACHED = True  # its results enter the score cache
+ALIKE = 64  # tokens that two groups begin with if they are laid out as one; few, and they are not worth the company
 
 
 @dataclass
@@ -120,8 +122,21 @@ class Scorer:
             from cream.scoring.team import Local, Team
 
             self._loaded = Team(*self._how, self._group) if self._group > 1 else Local(*self._how)
-        values = iter(self._loaded.score([list(rows.values()) for rows in missing if rows]))
-        return [dict(zip(rows, next(values), strict=True)) if rows else {} for rows in missing]
+        groups = join_groups([list(rows.values()) for rows in missing if rows])
+        values = chain.from_iterable(self._loaded.score(groups))
+        return [{digest: next(values) for digest in rows} for rows in missing]
+
+
+def join_groups(groups: Iterable[list[Tokens]]) -> list[list[Tokens]]:
+    """The groups, neighbours that begin alike as one, so that their beginning is computed once: a judge's rubric and
+    question, say, or the examples of a few-shot prompt."""
+    joined: list[list[Tokens]] = []
+    for rows in groups:
+        if joined and joined[-1][-1].ids[:ALIKE] == rows[0].ids[:ALIKE] and len(rows[0]) > ALIKE:
+            joined[-1] += rows
+        else:
+            joined.append([*rows])
+    return joined
 
 
 def in_chunks(groups: Iterable[Group], size: int, compute: Callable[[list[Group]], Iterable]) -> Iterator[tuple]:
