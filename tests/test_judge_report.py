@@ -78,7 +78,6 @@ def ordinal_alpha(scores):
         return (sum(count[v] for v in values if low <= v <= high) - (count[a] + count[b]) / 2) ** 2
 
     n = sum(count.values())
-    observed = sum(apart(a, b) for u in units for i, a in enumerate(u) for j, b in enumerate(u) if i != j)
     observed = (
         sum(sum(apart(a, b) for i, a in enumerate(u) for j, b in enumerate(u) if i != j) / (len(u) - 1) for u in units)
         / n
@@ -157,3 +156,28 @@ def test_public_judgements_by_gpt_4(shared):
     assert f"{100 * accuracy[0]:.1f}%" == wanted["correct_False"].split("= ")[1]
     changed, clear, _, _ = judges.flips(found.first)
     assert sum(clear) - sum(changed) == int(wanted["equal"].split()[0]) and sum(clear) == 100
+
+
+def test_public_judgements_by_people(shared):
+    """PandaLM's 378 comparisons by three people: two as a judge that is asked twice, against the third."""
+    prefers = {0: (0.5, 0.5), 1: (1.0, 0.0), 2: (0.0, 1.0)}
+    records, gold = [], []
+    for line in (shared / "data" / "pref" / "pandalm_human.jsonl").read_text().splitlines():
+        item = json.loads(line)
+        *asked, third = (prefers[each] for each in item["annotators"])
+        scores = [list(each) for each in zip(*asked, strict=True)]
+        records.append(rewards_of(item["id"], [sum(each) / 2 for each in scores], parts={"scores": scores}))
+        gold.append(Record(uuid=item["id"], extra={"ranks": [-value for value in third]}))
+    found = judges.collect(records)
+    ranks = judges.gold_ranks(found, gold)
+    right, orders, best, taus = [], [], [], []
+    for (a, b), (g, h) in zip(found.rewards, ranks, strict=True):
+        right += [] if g == h else [0.5 if a == b else float((a > b) == (g > h))]
+        orders.append(np.sign(a - b) == np.sign(g - h))
+        best += [own == max(g, h) for reward, own in ((a, g), (b, h)) if reward == 1.0]
+        taus += [] if a == b or g == h else [kendalltau([a, b], [g, h]).statistic]
+    values = [value[::3] for value in judges.against_gold(found, ranks).values()]
+    wanted = [(np.mean(each), len(each)) for each in (right, orders, best, taus, taus)]
+    assert len(records) == 378 and len(right) > 300 and values == [pytest.approx(each, abs=1e-9) for each in wanted]
+    pytest.importorskip("krippendorff")
+    assert judges.alpha(found.scores) == pytest.approx(ordinal_alpha(found.scores), abs=1e-9)
