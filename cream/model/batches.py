@@ -27,9 +27,9 @@ def predicting(row: Tokens) -> list[int]:
 class Layout:
     """The trees of a row of T tokens: who sees whom.
 
-    ends, positions (T,) int64; branches: of each, in their order, the spans (start, end) of the branches that it grows
-    out of, then its own. For trees.py's [1, 7, 8, 2], [1, 9, 2]: ids [1, 7, 8, 2, 9, 2], ends [6, 4, 4, 4, 6, 6],
-    branches [((0, 1),), ((0, 1), (1, 4)), ((0, 1), (4, 6))].
+    ends, positions (T,) int64; branches: of each that leads up to a place that is read, in their order, the spans
+    (start, end) of the branches that it grows out of, then its own. For the rows [1, 7, 8, 2] and [1, 9, 2]: ids
+    [1, 7, 8, 2, 9, 2], ends [6, 4, 4, 4, 6, 6], branches [((0, 1),), ((0, 1), (1, 4)), ((0, 1), (4, 6))].
     """
 
     ends: torch.Tensor

@@ -13,6 +13,7 @@ PyTorch's scaled dot-product attention. Either way its cost grows with the trees
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -112,18 +113,20 @@ def pack(groups: Sequence[Group], multiple: int = 1, places: Places = predicting
             spans.append((*before, (start, len(ids))))
             for row in branch.rows:
                 at[row] += range(start, len(ids))
-        lines += spans
         last = [line[-1][1] for line in spans]  # where what grows out of each branch ends
         for number, branch in reversed([*enumerate(tree)][1:]):
             last[branch.parent] = max(last[branch.parent], last[number])
         for branch, end in zip(tree, last, strict=True):
             ends += [end] * (branch.end - branch.start)
+        first = len(source)
         for row, own in zip(group, at, strict=True):
             read = places(row)
             source += [own[place] for place in read]
             target += tokens_after(row, read)
             owner += [responses] * len(read)
             responses += 1
+        read = sorted({*source[first:]})
+        lines += [line for line, end in zip(spans, last, strict=True) if _leads_to(read, *line[-1], end)]
     tokens = len(ids)
     for i in range(tokens, tokens + -tokens % multiple):  # each padding token sees itself alone
         ids.append(0)
@@ -134,6 +137,12 @@ def pack(groups: Sequence[Group], multiple: int = 1, places: Places = predicting
     )
     layout = Layout(ends, positions, lines)
     return Batch(ids[None], positions[None], source, target, owner, responses, tokens, layout=layout)
+
+
+def _leads_to(places: list[int], start: int, end: int, last: int) -> bool:
+    """Whether a branch [start, end) has tokens, and one of the places, in rising order, is in it or grows out of it."""
+    at = bisect_left(places, start)
+    return start < end and at < len(places) and places[at] < last
 
 
 # Attention ------------------------------------------------------------------------------------------------------------
@@ -181,7 +190,7 @@ def attend(
 
 @torch.compiler.disable  # shapes differ from tree to tree
 def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> torch.Tensor:
-    """Each branch over those that it grows out of and itself.
+    """Each branch over those that it grows out of and itself; 0 where nothing is read.
 
     In float32 whatever the dtype: PyTorch's bfloat16 attention on a CPU is slower, and keeps some MB of compiled code
     for every new pair of lengths.
@@ -190,17 +199,21 @@ def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> t
     query, key, value = query.float(), key.float(), value.float()
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    parts = []
+    parts, at = [], 0
+
+    def skip(count: int) -> None:
+        if count:
+            parts.append(query.new_zeros(1, count, query.shape[1], value.shape[3], dtype=dtype))
+
     for spans in layout.branches:
         start, end = spans[-1]
-        if end == start:
-            continue  # responses that have no token in common
+        skip(start - at)
         keys, values = (torch.cat([x[:, :, a:b] for a, b in spans], dim=2) for x in (key, value))
         with torch.autocast(query.device.type, enabled=False):
             part = _causal(query[:, :, start:end], keys, values, scaling, window, softcap)
         parts.append(part.transpose(1, 2).to(dtype))
-    if end < query.shape[2]:
-        parts.append(query.new_zeros(1, query.shape[2] - end, query.shape[1], value.shape[3], dtype=dtype))
+        at = end
+    skip(query.shape[2] - at)
     return torch.cat(parts, dim=1)
 
 
