@@ -198,3 +198,12 @@ def test_a_lookup_finds_each_record_once_in_any_order(held, asked, most):
         assert lookup.rest() == len({*held} - {*asked})
     finally:
         Waiting.MOST = before
+
+
+def test_after_a_stop_string_no_end_of_turn_is_trained_on():
+    """Such a response is complete, and may be in a pair; a truncated one may not."""
+    ended = {"finish_reason": ["stop_string", "stop", "length"]}
+    good, bad = (Samples(uuid="a", prompt=[Message("user", t)], responses=[t, f"{t}1", f"{t}2"], **ended) for t in "+-")
+    files = {"positive": [good], "negative": [bad], "prompts": [Prompt(uuid="a", messages=[Message("user", "?")])]}
+    pairs = list(build_candidates(contrast.candidates(files, contrast.Options())).pairs)
+    assert [(p.selected_truncated, p.rejected_truncated) for p in pairs] == [(True, True), (False, False)]
