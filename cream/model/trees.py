@@ -13,7 +13,6 @@ PyTorch's scaled dot-product attention. Either way its cost grows with the trees
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -45,7 +44,8 @@ def shared(group: Group, known: int = 0) -> int:
     """Tokens that all of a group's rows begin with, `known` of them at least; each keeps its last to itself."""
     first, last = min(row.ids for row in group), max(row.ids for row in group)
     most = min(map(len, group)) - 1
-    return next(i for i in range(known, most + 1) if i == most or first[i] != last[i])
+    apart = (i for i, (a, b) in enumerate(zip(first[known:most], last[known:most], strict=True), known) if a != b)
+    return most if len(group) == 1 else next(apart, most)
 
 
 def branches(group: Group) -> list[Branch]:
@@ -118,15 +118,17 @@ def pack(groups: Sequence[Group], multiple: int = 1, places: Places = predicting
             last[branch.parent] = max(last[branch.parent], last[number])
         for branch, end in zip(tree, last, strict=True):
             ends += [end] * (branch.end - branch.start)
-        first = len(source)
+        until = []  # the last place in each row
         for row, own in zip(group, at, strict=True):
             read = places(row)
             source += [own[place] for place in read]
             target += tokens_after(row, read)
             owner += [responses] * len(read)
+            until.append(max(read, default=-1))
             responses += 1
-        read = sorted({*source[first:]})
-        lines += [line for line, end in zip(spans, last, strict=True) if _leads_to(read, *line[-1], end)]
+        for branch, line in zip(tree, spans, strict=True):
+            if branch.start < branch.end and any(until[row] >= branch.start for row in branch.rows):
+                lines.append(line)
     tokens = len(ids)
     for i in range(tokens, tokens + -tokens % multiple):  # each padding token sees itself alone
         ids.append(0)
@@ -137,12 +139,6 @@ def pack(groups: Sequence[Group], multiple: int = 1, places: Places = predicting
     )
     layout = Layout(ends, positions, lines)
     return Batch(ids[None], positions[None], source, target, owner, responses, tokens, layout=layout)
-
-
-def _leads_to(places: list[int], start: int, end: int, last: int) -> bool:
-    """Whether a branch [start, end) has tokens, and one of the places, in rising order, is in it or grows out of it."""
-    at = bisect_left(places, start)
-    return start < end and at < len(places) and places[at] < last
 
 
 # Attention ------------------------------------------------------------------------------------------------------------
