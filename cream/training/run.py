@@ -151,8 +151,9 @@ def _accelerator(job: Job, precision: Precision, device: torch.device) -> Accele
     sharded, saved = job.deepspeed is not None, None if job.clear else state.last(job.run)
     other = saved is not None and saved.processes != int(os.environ.get("WORLD_SIZE", "1"))
     if sharded:
-        log.info("setting up DeepSpeed (its first use compiles for about half a minute)")
-        if is_first_process() and (marks := parallel.compiling()):
+        compiles = parallel.compiles(job.deepspeed)
+        log.info("setting up DeepSpeed%s", " (its first use compiles for about half a minute)" if compiles else "")
+        if compiles and is_first_process() and (marks := parallel.compiling()):
             log.warning(
                 "%s: another process compiles this part of DeepSpeed, and this one may wait for it. If no process "
                 "does, one was killed while compiling and the wait has no end: remove this file",
