@@ -86,6 +86,8 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
         first = chat.show(stage.group(examples[0])[0])
         log.info("first example, its trained tokens marked (the loss mask):\n%s", first)
     model = MODELS[stage.model](_trained(job, chat.tokenizer, precision.dtype, accelerator.device))
+    if o.compile:  # not before its layout is chosen: what the probe runs would be compiled, too
+        model.plain.base_model.compile(dynamic=True)
     saved_as = stored_dtype(job.start) if o.save_dtype == "auto" else getattr(torch, o.save_dtype)
     log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), o.save_dtype)
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
@@ -213,8 +215,6 @@ def _trained(job: Job, tokenizer, dtype: torch.dtype, device: torch.device):
     preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
     model = _load(job, dtype, device)
     check_saving(model, tokenizer)
-    if o.compile:
-        model.base_model.compile(dynamic=True)
     if o.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
