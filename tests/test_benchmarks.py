@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
