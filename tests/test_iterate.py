@@ -135,6 +135,14 @@ def test_shipped_loops_are_the_shipped_recipes():
         assert read_loop(loops[name]).title == read_loop(recipes[name]).title
 
 
+def test_no_stage_of_the_real_model_s_recipes_grows_with_the_data():
+    """Built from the hub, the data have a hundred times as many conversations and questions as a sample of them."""
+    for path in (path for path in RECIPES if path.stem.startswith("smollm2")):
+        flags = [each.flags for each in plan(path) if str(each.flags.get("name", "")).startswith("localdata/")]
+        assert len(flags) == 1 + 2 + 2 * 4  # SFT, a sampling a round, two evaluations of each model
+        assert all(each.get("limit_size") or each.get("limit_per_task") for each in flags)
+
+
 def test_the_fixed_recipe_is_plain_self_rewarding_but_for_its_constant():
     fixed, plain = (plan(path) for path in RECIPES if path.stem in ("tiny_fixed", "tiny_srlm"))
     for one, other in zip(fixed, plain, strict=True):
