@@ -271,10 +271,11 @@ def beta() -> None:
             difference = compare(join(answers(OUT / "M1", "loglikelihood"), answers(folder / "M2", "loglikelihood")))
             change = next(row for row in difference if row["task"] == "macro")
             low, high = (f"{100 * change[key]:+.1f}" for key in ("low", "high"))
-            reached = log[-1]["margin"] / value
-            cells = [f"{reached:.2f}", f"{100 * macro:.1f}", f"{100 * change['difference']:+.1f} [{low}, {high}]"]
+            margin = log[-1]["margin"] / value  # a line of the log is the mean since the one before
+            steps = f"{log[-2]['step'] + 1} to {log[-1]['step']}"
+            cells = [f"{margin:.2f}", f"{100 * macro:.1f}", f"{100 * change['difference']:+.1f} [{low}, {high}]"]
             rows.append(["CREAM" if arm == "cream" else "SRLM", f"{value:g}", cap, *cells])
-    head = ["method", "beta", "cap of the margin, nats", "margin at the last step, nats", "accuracy of M2, %"]
+    head = ["method", "beta", "cap of the margin, nats", f"mean margin of steps {steps}, nats", "accuracy of M2, %"]
     table([*head, "M2 - M1, points"], rows)
 
 

@@ -372,6 +372,17 @@ def test_what_a_later_stage_would_refuse(capsys, tmp_path, monkeypatch, change, 
     assert problem in refused(capsys, ["--config", "own.yaml", "--dry_run"])
 
 
+def test_a_built_in_model_has_to_be_there_where_a_hub_can_be_asked_too(capsys, tmp_path, monkeypatch):
+    """Its folder, assets/NAME, looks like a hub's id; a hub's own model is not looked for before its stage."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(names, "ROOT", tmp_path)
+    for model, problem in (("SmolLM2", "assets/smollm2 is not there; `make real` makes it"), ("owner/name", None)):
+        Path("own.yaml").write_text(yaml.safe_dump(SMALL | {"model": model}))
+        listed = refused(capsys, ["--config", "own.yaml", "--dry_run"])  # the data are not there either
+        assert (f"--model {model}" in listed) == bool(problem) and (problem or "") in listed
+
+
 def test_prompts_are_reused_only_where_the_file_says_so(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = SMALL | {"prompts": ["tiny_prompt_1"] * 2}
