@@ -98,7 +98,7 @@ def change(base: Path, better: Path) -> list[str]:
     """Points by log-likelihood, mean over tasks, with their interval; items that only one of the two has right; p."""
     *_, mean_of_tasks, items = compare(join(answers(base, "loglikelihood"), answers(better, "loglikelihood")))
     difference, low, high = (f"{100 * mean_of_tasks[key]:+.1f}" for key in ("difference", "low", "high"))
-    return [f"{difference} [{low}, {high}]", f"{items['only_b']} / {items['only_a']}", f"{items['p']:.2g}"]
+    return [f"{difference} [{low}, {high}]", f"{items['only_b']} / {items['only_a']}", f"{items['p']:.3g}"]
 
 
 CHANGE = ["points", "items that only the first / only the second has right", "McNemar's p"]
