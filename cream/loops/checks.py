@@ -41,8 +41,9 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
         raise names.missing_data(name, path)
 
     def model(name: str) -> Path | None:
-        hub = names.HUB_ID.fullmatch(models.get(name.lower(), name)) and not os.environ.get("HF_HUB_OFFLINE")
-        return None if hub else names.model(name, models)
+        source = models.get(name.lower(), name)
+        hub = source not in names.ASSETS and names.HUB_ID.fullmatch(source)
+        return None if hub and not os.environ.get("HF_HUB_OFFLINE") else names.model(name, models)
 
     return {
         "model": model,

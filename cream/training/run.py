@@ -20,7 +20,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.provenance import ARGS, LAST, RUN, Provenance, origin, read_kind
 from cream.files.store import MALFORMED
-from cream.model.checkpoint import check_saving, length_limit, save, stored_dtype
+from cream.model.checkpoint import check_saving, length_limit, make_readable, save, stored_dtype
 from cream.model.hardware import free_memory
 from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs
@@ -252,6 +252,7 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     if lora.lora:  # first: they are all there is if the merge is refused
         adapter = job.run / f"adapter-{step}"
         model.save_pretrained(adapter)
+        make_readable(adapter)
         try:
             plain = merged(model)
         except UserError as error:
