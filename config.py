@@ -30,8 +30,8 @@ class ModelEnum(Enum):
 
     llama3 = "meta-llama/Meta-Llama-3-8B-Instruct"
     llama2 = "meta-llama/Llama-2-7b-chat-hf"
-    smollm2 = "assets/smollm2"  # `make real` makes it
-    tiny = "assets/tiny_m0"
+    smollm2 = names.SMOLLM2  # `make real` makes it
+    tiny = names.TINY
 
 
 DatasetEnum = Enum(

@@ -132,7 +132,6 @@ def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: I
         provenance.file(name, path)
     provenance.model("policy", folder)
     model.add_template(provenance)
-    unused = [*unused, *([] if config.task.limit_per_task else ["limit_per_task"])]
     output = journal.Output(target, settings(config, *unused), provenance, overwrite=run.overwrite, beside=beside)
     data = ", ".join(str(path) for name, path in inputs.items() if name.startswith("data"))
     log.info("%s of %s by %s -> %s", config.task.mode, data, folder, target)

@@ -11,6 +11,7 @@ float32 pass over the same tokens (rewarding.py), and where the float32 texts pa
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--gen_max_tokens", default="64", help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/engine_agreement", help="(default: %(default)s)")
     args = parser.parse_args()
+    args.output /= re.sub(r"[^\w.-]+", "_", f"{args.model}-{args.name}")  # a folder for each
     MODES[args.mode](args)
 
 
@@ -45,7 +47,8 @@ def respond(args: argparse.Namespace, path: Path, **flags: str) -> None:
 
 def run(script: str, **flags) -> None:
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, ROOT / script, *words], check=True)
+    if code := subprocess.run([sys.executable, ROOT / script, *words]).returncode:
+        sys.exit(code)  # it has said why
 
 
 def compare_evaluations(args: argparse.Namespace) -> None:
@@ -60,7 +63,7 @@ def compare_evaluations(args: argparse.Namespace) -> None:
     for uuid in other:
         print(f"{uuid} (label {hf[uuid].label})\n  hf    {hf[uuid].responses}\n  vllm  {vllm[uuid].responses}")
     predictions = sum(hf[uuid].final_prediction == vllm[uuid].final_prediction for uuid in hf)
-    print(f"{len(hf)} questions: {len(hf) - len(other)} equal answers ({1 - len(other) / len(hf):.2%}), ", end="")
+    print(f"{len(hf)} questions: {len(hf) - len(other)} equal responses ({1 - len(other) / len(hf):.2%}), ", end="")
     print(f"{predictions} equal predictions ({predictions / len(hf):.2%}); ", end="")
     print("accuracy " + ", ".join(f"{e} {sum(a.correct for a in f.values()) / len(f):.2%}" for e, f in answers.items()))
 
@@ -68,7 +71,7 @@ def compare_evaluations(args: argparse.Namespace) -> None:
 def compare_samples(args: argparse.Namespace) -> None:
     from cream.records import Rewards, Samples
 
-    made, errors = {}, {}
+    samples, errors = {}, {}
     for engine in ENGINES:
         for bf16 in DTYPES:
             path = args.output / f"sampling-{engine}-{DTYPES[bf16]}.json"
@@ -76,13 +79,13 @@ def compare_samples(args: argparse.Namespace) -> None:
             scored = path.with_suffix(".scored.json")
             flags = {"model": args.model, "checkpoint": args.checkpoint, "device": args.device, "bf16": "no"}
             run("rewarding.py", **flags, reward="likelihood", normalize="sum", input_file=path, output=scored)
-            made[engine, bf16], plain = _read(path, Samples), _read(scored, Rewards)
+            samples[engine, bf16], plain = _read(path, Samples), _read(scored, Rewards)
             errors[engine, bf16] = [
                 abs(sample.logprob[0] - plain[uuid].reward[0])
-                for uuid, sample in made[engine, bf16].items()
+                for uuid, sample in samples[engine, bf16].items()
                 if sample.logprob[0] is not None and plain[uuid].reward[0] is not None
             ]
-    texts = {key: {uuid: sample.responses[0] for uuid, sample in samples.items()} for key, samples in made.items()}
+    texts = {key: {uuid: each.responses[0] for uuid, each in own.items()} for key, own in samples.items()}
     base = texts["hf", "no"]
     for (engine, bf16), own in texts.items():
         same, apart = sum(own[uuid] == text for uuid, text in base.items()), errors[engine, bf16]

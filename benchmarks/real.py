@@ -39,6 +39,7 @@ from peers import (
 )
 from workload import ROOT, SHARED, Shape, run
 
+from cream.cli.names import SMOLLM2
 from cream.engines.vllm import engine_options
 from cream.errors import UserError
 from cream.files.store import read
@@ -49,14 +50,14 @@ from cream.records import Conversation, Message, Prompt
 from cream.text.chat import Chat, Tokens
 from cream.training.stages import dpo, sft
 
-MODEL = ROOT / "assets/smollm2"
+MODEL = ROOT / SMOLLM2
 SHAPE, WORDS = Shape(576, 30, 9, 1536, key_heads=3), 49152
 LONGEST = 768  # tokens of a conversation, of a response with its prompt, and of a row that trl packs
 
 
 def main() -> None:
     parser = Options(__doc__)
-    parser.add("--parts", ",".join(PARTS), "with commas between")
+    parser.add_parts(PARTS)
     parser.add("--size", 8, "conversations, pairs, prompts; of choice four times as many questions")
     parser.add("--rounds", 3, "runs of each side, in turn, after one that is not counted")
     parser.add("--bf16", "no", "training under bfloat16 autocast, on both sides", choices=("yes", "no"))
@@ -64,12 +65,10 @@ def main() -> None:
     args = parser.parse_args()
     for needed in (MODEL, SHARED):
         if not needed.is_dir():
-            raise UserError(
-                f"{needed} is not there; `make real` makes assets/smollm2, shared lies beside the repository"
-            )
+            raise UserError(f"{needed} is not there; `make real` makes {SMOLLM2}, shared lies beside the repository")
     print(machine())
     chat, lines = load_chat(MODEL), []
-    for part in args.parts.split(","):
+    for part in args.parts:
         print(f"\n{part}", flush=True)
         lines += PARTS[part](chat, args)
     print("", *lines, sep="\n")
@@ -77,13 +76,13 @@ def main() -> None:
 
 def train_sft(chat: Chat, args: argparse.Namespace) -> list[str]:
     records = read(SHARED / "sft/oasst1.sft.json", Conversation)
-    rows = (row for record in records for row in chat.encode_conversation(record.messages))
-    made = list(islice((row for row in rows if len(row) <= LONGEST), 2 * args.size))
-    bf16, data = args.bf16 == "yes", (MODEL, WORDS, "cpu", conversation_rows(made), "SFT")
-    settings = SFT_BEST | {"bf16": bf16, "max_length": LONGEST, "gradient_accumulation_steps": len(made)}
+    encoded = (row for record in records for row in chat.encode_conversation(record.messages))
+    rows = list(islice((row for row in encoded if len(row) <= LONGEST), 2 * args.size))
+    bf16, data = args.bf16 == "yes", (MODEL, WORDS, "cpu", conversation_rows(rows), "SFT")
+    settings = SFT_BEST | {"bf16": bf16, "max_length": LONGEST, "gradient_accumulation_steps": len(rows)}
     sides = {"trl, packing": TRL(*data, **settings, packing=True), "trl, one by one": TRL(*data, **settings)}
-    sides["ours"] = Ours(MODEL, sft.Stage(sft.Options(), {}), [[row] for row in made], len(made), bf16, "cpu", None)
-    return training("sft", sides, trees([row] for row in made), args)
+    sides["ours"] = Ours(MODEL, sft.Stage(sft.Options(), {}), [[row] for row in rows], len(rows), bf16, "cpu", None)
+    return training("sft", sides, trees([row] for row in rows), args)
 
 
 def train_dpo(chat: Chat, args: argparse.Namespace) -> list[str]:
@@ -106,8 +105,8 @@ def training(name: str, sides: dict, work, args: argparse.Namespace) -> list[str
     # trl's head computes its logits once more in the backward pass
     counted = {each: sides[each].layout.operations(SHAPE, WORDS, 3, head=4) for each in peers}
     counted["ours"] = work.operations(SHAPE, WORDS, 3)
-    for each, found in seconds.items():
-        side(each, found, counted[each], rate)
+    for each, runs in seconds.items():
+        side(each, runs, counted[each], rate)
     best = min(peers, key=lambda each: statistics.median(seconds[each]))
     return [
         *ratio(f"real_{name}_vs_trl_best", seconds[best], seconds["ours"], counted[best] / counted["ours"]),
@@ -123,13 +122,13 @@ def speed(name: str, tokens: int, operations: float, seconds: list[float], rate:
 
 def ranked(chat: Chat, count: int) -> list[list[Tokens]]:
     """The human-ranked responses of OASST prompts, best first, of those whose responses all fit."""
-    found = []
+    groups = []
     for row in map(json.loads, (SHARED / "pref/oasst_human_ranked.jsonl").read_text().splitlines()):
         prompt = [Message(message["role"], message["content"]) for message in row["prompt"]]
         group = chat.encode_responses(prompt, row["ranked"], [True] * len(row["ranked"]))
         if all(isinstance(each, Tokens) and len(each) <= LONGEST for each in group):
-            found.append(group)
-    return found[:count]
+            groups.append(group)
+    return groups[:count]
 
 
 def score_responses(chat: Chat, args: argparse.Namespace) -> list[str]:
@@ -143,8 +142,8 @@ def score_responses(chat: Chat, args: argparse.Namespace) -> list[str]:
     rate, seconds = matrix_rate(torch.device("cpu"), torch.float32, 2048), interleaved(sides, args.rounds)
     work = trees(groups)
     counted = released_layout(batches).operations(SHAPE, WORDS), work.operations(SHAPE, WORDS)
-    for (each, found), operations in zip(seconds.items(), counted, strict=True):
-        side(each, found, operations, rate)
+    for (each, runs), operations in zip(seconds.items(), counted, strict=True):
+        side(each, runs, operations, rate)
     return [
         *ratio("real_score_vs_released", *seconds.values(), counted[0] / counted[1]),
         *speed("score", work.tokens, counted[1], seconds["ours"], rate),
@@ -167,8 +166,8 @@ def sample(chat: Chat, args: argparse.Namespace) -> list[str]:
     tokens = len(prompts) * how.answers * args.answer_len
     rate = matrix_rate(torch.device("cpu"), torch.float32, 2048)
     operations = 2.0 * tokens * (SHAPE.weights + SHAPE.hidden * WORDS)
-    for each, found in seconds.items():
-        side(each, found, operations, rate)
+    for each, runs in seconds.items():
+        side(each, runs, operations, rate)
     return [
         *ratio("real_sampling_vs_vllm", *seconds.values()),
         *speed("sampling", tokens, operations, seconds["ours"], rate),
@@ -179,14 +178,14 @@ def choose(chat: Chat, args: argparse.Namespace) -> list[str]:
     how = argparse.Namespace(items=4 * args.size, batch_sizes="4,16", shots=0, gen_max_tokens=64)
     peer = lmeval.model(MODEL, 1, "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        made = lmeval.task("arc_easy", Path(folder))
-        theirs, ours = evaluation.peer_side(peer, made, how), evaluation.choice(MODEL, made, how)
+        task = lmeval.task("arc_easy", Path(folder))
+        theirs, ours = evaluation.peer_side(peer, task, how), evaluation.choice(MODEL, task, how)
         peer.batch_size_per_gpu, tried = evaluation.quickest(peer, theirs, how)
         seconds = interleaved({"peer": theirs, "ours": ours}, args.rounds)
         evaluation.check(theirs(), ours(), "arc_easy")
     print(f"  the peer by {tried}")
-    for each, found in seconds.items():
-        print(f"  {each}  {how.items / statistics.median(found):.2f} questions/s")
+    for each, runs in seconds.items():
+        print(f"  {each}  {how.items / statistics.median(runs):.2f} questions/s")
     return ratio("real_choice_vs_lm_eval", seconds["peer"], seconds["ours"])
 
 

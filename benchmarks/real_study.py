@@ -1,7 +1,7 @@
 """The study on a real model behind docs/results.md: what CREAM's pieces do with SmolLM2-135M and real text.
 
     make real
-    python prepare_data.py build all --task_limit 60 --output_dir localdata/small    # --from ../shared/data, say
+    python prepare_data.py build all --from ../shared/data --task_limit 60 --output_dir localdata/small
     python benchmarks/real_study.py                       # runs what is missing, then prints all tables
     python benchmarks/real_study.py --parts accuracy,consistency
 
@@ -15,7 +15,8 @@ truncation   what responses that stop at the length limit do to C and to rewards
 beta         M2 trained from the same pairs with other beta: margins, accuracy
 perplexity   of texts in ../shared, float32 and bfloat16; nats per byte with and without the rule that splits off digits
 
-Intervals are 95 %: Wilson's of a share, Student's of a mean, the bootstrap's of a difference of paired accuracies.
+Intervals are 95 %: Wilson's of a share, Student's of a mean, the bootstrap's of a mean accuracy over tasks and of a
+difference between two; where fewer than five items differ that one is too narrow, and McNemar's p says more.
 """
 
 import json
@@ -30,45 +31,50 @@ from typing import NamedTuple
 import numpy as np
 from options import Options
 from scipy.stats import t
+from workload import ROOT, SHARED, run
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from cream.cli.flags import spell
+from cream.cli.names import SMOLLM2
+from cream.consistency import consistency, margin_cap
+from cream.evaluation.compare import FEW, compare, join
+from cream.evaluation.grade import grade_item
+from cream.evaluation.statistics import bootstrap_difference, wilson_interval
+from cream.files.provenance import meta_path
+from cream.files.store import read, read_json
+from cream.loops.reading import read_loop
+from cream.records import Answer, Conversation, Item, Pair, Rewards
 
-from cream.cli.flags import spell  # noqa: E402
-from cream.consistency import consistency, margin_cap  # noqa: E402
-from cream.evaluation.compare import compare, join  # noqa: E402
-from cream.evaluation.grade import grade_item  # noqa: E402
-from cream.evaluation.statistics import wilson_interval  # noqa: E402
-from cream.files.provenance import meta_path  # noqa: E402
-from cream.files.store import read, read_json  # noqa: E402
-from cream.loops.reading import read_loop  # noqa: E402
-from cream.records import Answer, Conversation, Item, Pair, Rewards  # noqa: E402
-
-OUT, DATA = ROOT / "outputs/smollm2", ROOT / "localdata/small"
 BY = ("mean", "sum")
-RECIPES = ("smollm2_cream", "smollm2_srlm")
-SOURCES = {"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "gsm8k": "GSM8K"}
-MODELS = {"M0": OUT / "M0", "M1": OUT / "M1"}
-MODELS |= {f"{title} {m}": OUT / arm / m for m in ("M2", "M3") for arm, title in (("cream", "CREAM"), ("srlm", "SRLM"))}
-ROUNDS = {"1, both": OUT / "round1", "2, CREAM": OUT / "cream/round2", "2, SRLM": OUT / "srlm/round2"}
-PAIRS = {"1": OUT / "cream/round1", "2, CREAM": OUT / "cream/round2", "2, SRLM": OUT / "srlm/round2"}
+RECIPES = {title: f"configs/recipes/smollm2_{title.lower()}.yaml" for title in ("CREAM", "SRLM")}
+LOOPS = {title: read_loop(ROOT / path) for title, path in RECIPES.items()}
+BASE, DATA = ROOT / LOOPS["CREAM"].base_dir, (ROOT / LOOPS["CREAM"].flags["sft"]["name"]).parent
+OWN = {title: ROOT / loop.output_dir for title, loop in LOOPS.items()}
+SOURCES = {"arc-easy": "ARC-Easy", "arc-challenge": "ARC-Challenge", "openbookqa": "OpenBookQA", "siqa": "SIQA"}
+SOURCES |= {"gsm8k": "GSM8K"}
+MODELS = {"M0": BASE / "M0", "M1": BASE / "M1"}
+MODELS |= {f"{title} {m}": own / m for m in ("M2", "M3") for title, own in OWN.items()}
+SECOND = {f"2, {title}": own / "round2" for title, own in OWN.items()}
+ROUNDS, PAIRS = {"1, both": BASE / "round1"} | SECOND, {"1": OWN["CREAM"] / "round1"} | SECOND
 
 
 def main() -> None:
     parser = Options(__doc__)
-    parser.add("--parts", ",".join(PARTS), "with commas between")
-    parts = parser.parse_args().parts.split(",")
-    stage("iterate.py", config=",".join(f"configs/recipes/{name}.yaml" for name in RECIPES))
+    parser.add_parts(PARTS)
+    parts = parser.parse_args().parts
+    stage("iterate.py", config=",".join(RECIPES.values()))
     for part in parts:
         print(f"\n## {part}\n", flush=True)
         PARTS[part]()
 
 
 def stage(script: str, **flags) -> None:
-    """Run a command as a user does; it does nothing where its output is up to date. Its log goes to stderr."""
+    """Run a command as a user does; it does nothing where its output is up to date. Its log goes to stderr. Where it
+    fails, it has said why, and its exit code is this one's."""
     words = [word for name, value in flags.items() for word in (f"--{name}", spell(value))]
     print("$ python", script, *words, file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, script, *words, "--device", "cpu"], cwd=ROOT, check=True, stdout=sys.stderr)
+    done = subprocess.run([sys.executable, script, *words, "--device", "cpu"], cwd=ROOT, stdout=sys.stderr)
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -79,6 +85,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 def percent(successes: int, n: int) -> str:
     low, high = wilson_interval(successes, n)
     return f"{100 * successes / n:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def macro(rows: Sequence[dict]) -> str:
+    """The mean of the tasks' accuracies, from the rows of a summary, with the bootstrap's interval: that of a
+    difference to nothing right."""
+    low, high = bootstrap_difference([(0, row["correct"], row["n"]) for row in rows[:-1]])
+    return f"{100 * rows[-1]['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def change(base: Path, better: Path) -> list[str]:
+    """Points by log-likelihood, mean over tasks, with their interval; items that only one of the two has right; p."""
+    *_, mean_of_tasks, items = compare(join(answers(base, "loglikelihood"), answers(better, "loglikelihood")))
+    difference, low, high = (f"{100 * mean_of_tasks[key]:+.1f}" for key in ("difference", "low", "high"))
+    return [f"{difference} [{low}, {high}]", f"{items['only_b']} / {items['only_a']}", f"{items['p']:.3g}"]
+
+
+CHANGE = ["points", "items that only the first / only the second has right", "McNemar's p"]
 
 
 def mean(values: Sequence[float], digits: int = 2) -> str:
@@ -96,30 +119,26 @@ def answers(model: Path, kind: str) -> list[Answer]:
     return list(read(model.with_name(f"{model.name}.{kind}.evaluation.json"), Answer))
 
 
+def summary(model: Path, kind: str) -> list[dict]:
+    """A row per task, and the one of their mean."""
+    return read_json(model.with_name(f"{model.name}.{kind}.evaluation.summary.json"))["tasks"]
+
+
 def accuracy() -> None:
     for kind, what in (("loglikelihood", "by log-likelihood"), ("responses", "by greedy responses")):
-        summaries = {
-            name: read_json(path.with_name(f"{path.name}.{kind}.evaluation.summary.json"))["tasks"]
-            for name, path in MODELS.items()
-        }
+        summaries = {name: summary(path, kind) for name, path in MODELS.items()}
         tasks = [row["task"] for row in summaries["M0"]]
         print(f"Accuracy {what}, %, n = {', '.join(str(row['n']) for row in summaries['M0'][:-1])}:\n")
         rows = []
-        for name, found in summaries.items():
-            cells = [percent(row["correct"], row["n"]) for row in found[:-1]]
-            rows.append([name, *cells, f"{100 * found[-1]['accuracy']:.1f}"])
+        for name, own in summaries.items():
+            rows.append([name, *(percent(row["correct"], row["n"]) for row in own[:-1]), macro(own)])
         table(["model", *tasks], rows)
         print()
-    print("Differences by log-likelihood, points, mean over tasks:\n")
-    found = {name: answers(path, "loglikelihood") for name, path in MODELS.items()}
+    print("Differences by log-likelihood, points, mean over tasks (with fewer than", FEW, "items go by p):\n")
     compared = [("M1", "M0"), ("CREAM M2", "M1"), ("SRLM M2", "M1"), ("CREAM M3", "M1"), ("SRLM M3", "M1")]
     compared += [("CREAM M2", "SRLM M2"), ("CREAM M3", "SRLM M3")]
-    rows = []
-    for better, base in compared:
-        row = next(row for row in compare(join(found[base], found[better])) if row["task"] == "macro")
-        difference, low, high = (f"{100 * row[key]:+.1f}" for key in ("difference", "low", "high"))
-        rows.append([f"{better} - {base}", f"{difference} [{low}, {high}]", f"{row['only_b']} / {row['only_a']}"])
-    table(["difference", "points", "items that only the first / only the second has right"], rows)
+    rows = [[f"{better} - {base}", *change(MODELS[base], MODELS[better])] for better, base in compared]
+    table(["difference", *CHANGE], rows)
 
 
 # Consistency ----------------------------------------------------------------------------------------------------------
@@ -137,26 +156,26 @@ def rankings(place: Path, which: str, by: str) -> dict[str, Ranking]:
     """uuid -> the ranking by the current or the previous model, its rewards per token ("mean", as the recipes have
     them) or summed over the response ("sum", the released code's DPO reward; M0's likelihood is a mean there as well).
     """
-    path, found = place.with_name(f"{place.name}.rewards.{which}.json"), {}
+    path, by_uuid = place.with_name(f"{place.name}.rewards.{which}.json"), {}
     summed = by == "sum" and read_json(meta_path(path))["settings"]["reward"] == "dpo"
     for row in read(path, Rewards):
         tokens = np.array(row.num_tokens)
         reward = np.array(row.reward) * (tokens if summed else 1)
-        found[row.uuid] = Ranking(reward, tokens, np.array(row.finish_reason) == "stop")
-    return found
+        by_uuid[row.uuid] = Ranking(reward, tokens, np.array(row.finish_reason) == "stop")
+    return by_uuid
 
 
 def agreement(place: Path, by: str, complete: bool = False) -> dict[str, float]:
     """uuid -> C of the two rankings, of complete responses only if asked; none where a ranking is constant."""
     current, previous = (rankings(place, which, by) for which in ("current", "previous"))
-    found = {}
+    by_uuid = {}
     for uuid, row in current.items():
-        kept = row.complete if complete else np.ones_like(row.complete)
-        if kept.sum() > 1:
-            (value,), _ = consistency([row.reward[kept]], [previous[uuid].reward[kept]])
+        ranked = row.complete if complete else np.ones_like(row.complete)
+        if ranked.sum() > 1:
+            (value,), _ = consistency([row.reward[ranked]], [previous[uuid].reward[ranked]])
             if not np.isnan(value):
-                found[uuid] = float(value)
-    return found
+                by_uuid[uuid] = float(value)
+    return by_uuid
 
 
 def labelled() -> dict[str, tuple[str, Item]]:
@@ -164,19 +183,21 @@ def labelled() -> dict[str, tuple[str, Item]]:
     return {
         item.uuid: (title, item)
         for source, title in SOURCES.items()
+        if (DATA / source / "train.json").exists()
         for item in read(DATA / source / "train.json", Item)
     }
 
 
 def consistencies() -> None:
-    known, rows = labelled(), []
+    questions, rows = labelled(), []
     for name, place in ROUNDS.items():
         for by in BY:
             groups: dict[str, list[float]] = {}
             for uuid, value in agreement(place, by).items():
-                for group in ("all", known[uuid][0] if uuid in known else "OASST"):
+                for group in ("all", questions[uuid][0] if uuid in questions else "OASST"):
                     groups.setdefault(group, []).append(value)
-            for group in ("all", "OASST", *SOURCES.values()) if by == "mean" else ("all",):
+            shown = ("all", "OASST", *SOURCES.values()) if by == "mean" else ("all",)
+            for group in (group for group in shown if len(groups.get(group, ())) > 1):
                 c = np.array(groups[group])
                 shares = [f"{100 * share:.0f}" for share in ((c < 0.5).mean(), (c > 0.7).mean())]
                 rows.append([name, by, group, len(c), mean(c), f"{c.std(ddof=1):.2f}", *shares])
@@ -188,12 +209,12 @@ def consistencies() -> None:
 
 
 def labels() -> None:
-    known, rows = labelled(), []
+    questions, rows = labelled(), []
     for name, place in PAIRS.items():
         outcomes: dict[str, list[tuple[bool, bool]]] = {}
         for pair in read(place.with_name(f"{place.name}.pairs.json"), Pair):
-            if pair.uuid in known:
-                source, item = known[pair.uuid]
+            if pair.uuid in questions:
+                source, item = questions[pair.uuid]
                 both = (pair.selected[-1].content, pair.rejected[-1].content)
                 graded = tuple(grade_item(item.question, item.label, text)[1] for text in both)
                 for group in ("all", "GSM8K" if source == "GSM8K" else "multiple choice"):
@@ -210,10 +231,12 @@ def labels() -> None:
 # Lengths and truncation -----------------------------------------------------------------------------------------------
 
 
-def correlation(x: np.ndarray, y: np.ndarray) -> str:
-    """Pearson's r with Fisher's interval."""
+def correlation(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Pearson's r within groups, that is of values minus their group's means, with Fisher's interval: of a partial
+    correlation, the means of all groups but one being further variables (Fisher, Metron 3, 1924)."""
+    x, y = (np.concatenate([each - each.mean() for each in column]) for column in zip(*groups, strict=True))
     r = float(np.corrcoef(x, y)[0, 1])
-    low, high = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / sqrt(len(x) - 3))
+    low, high = np.tanh(np.arctanh(r) + np.array([-1.96, 1.96]) / sqrt(len(x) - (len(groups) - 1) - 3))
     return f"{r:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
@@ -221,12 +244,10 @@ def lengths() -> None:
     rows = []
     for name, place in ROUNDS.items():
         for which, by in product(("current", "previous"), BY):
-            found = rankings(place, which, by).values()
-            x, y = (
-                np.concatenate([each - each.mean() for each in column]) for column in list(zip(*found, strict=True))[:2]
-            )
-            apart = [row.tokens[row.reward.argmax()] - row.tokens[row.reward.argmin()] for row in found]
-            rows.append([name, which, by, correlation(x, y), mean(apart, 1)])
+            ranked = list(rankings(place, which, by).values())
+            apart = [row.tokens[row.reward.argmax()] - row.tokens[row.reward.argmin()] for row in ranked]
+            within = correlation([(row.reward, row.tokens) for row in ranked])
+            rows.append([name, which, by, within, mean(apart, 1)])
     head = ["round", "ranking", "reward per response", "reward and length within a prompt, r"]
     table([*head, "tokens, best minus worst response"], rows)
 
@@ -252,30 +273,28 @@ def truncation() -> None:
 def beta() -> None:
     """M2 by CREAM and by plain self-rewarding at other beta, from the pairs of round 1; all else as in the recipes."""
     rows = []
-    for arm in ("cream", "srlm"):
-        c = np.mean([pair.consistency for pair in read(OUT / arm / "round1.pairs.json", Pair)])
-        recipe = read_loop(ROOT / f"configs/recipes/smollm2_{arm}.yaml").flags
-        for value in (0.1, 1.0):
-            folder = OUT / arm if value == 0.1 else OUT / f"{arm}_beta_{value:g}"
-            if value != 0.1:
-                same = {"model": "smollm2", "seed": 0}
-                data = {"checkpoint": OUT / "M1/checkpoint-last", "name": OUT / arm / "round1.pairs.json"}
-                own = recipe["train"] | {"beta": value, "output_dir": folder / "M2"}
+    for title, loop in LOOPS.items():
+        c = np.mean([pair.consistency for pair in read(OWN[title] / "round1.pairs.json", Pair)])
+        usual = loop.flags["train"]["beta"]
+        for value in (usual, 1.0):
+            folder = OWN[title] if value == usual else BASE / f"{OWN[title].name}_beta_{value:g}"
+            if value != usual:
+                same = {"model": loop.model, "seed": loop.seed}
+                data = {"checkpoint": BASE / "M1/checkpoint-last", "name": OWN[title] / "round1.pairs.json"}
+                own = loop.flags["train"] | {"beta": value, "output_dir": folder / "M2"}
                 stage("train.py", train_stage="dpo", **same, **data, **own)
-                own = recipe["accuracy.loglikelihood"] | {"checkpoint": folder / "M2/checkpoint-last"}
+                own = loop.flags["accuracy.loglikelihood"] | {"checkpoint": folder / "M2/checkpoint-last"}
                 target = folder / "M2.loglikelihood.evaluation.json"
                 stage("infer.py", mode="evaluation", **same, **own, output_dir=target)
             log = [json.loads(line) for line in (folder / "M2/log.jsonl").read_text().splitlines()]
-            cap = "none" if arm == "srlm" else f"{float(margin_cap(c, value)):.2f}"
-            macro = read_json(folder / "M2.loglikelihood.evaluation.summary.json")["tasks"][-1]["accuracy"]
-            difference = compare(join(answers(OUT / "M1", "loglikelihood"), answers(folder / "M2", "loglikelihood")))
-            change = next(row for row in difference if row["task"] == "macro")
-            low, high = (f"{100 * change[key]:+.1f}" for key in ("low", "high"))
-            reached = log[-1]["margin"] / value
-            cells = [f"{reached:.2f}", f"{100 * macro:.1f}", f"{100 * change['difference']:+.1f} [{low}, {high}]"]
-            rows.append(["CREAM" if arm == "cream" else "SRLM", f"{value:g}", cap, *cells])
-    head = ["method", "beta", "cap of the margin, nats", "margin at the last step, nats", "accuracy of M2, %"]
-    table([*head, "M2 - M1, points"], rows)
+            cap = "none" if title == "SRLM" else f"{float(margin_cap(c, value)):.2f}"
+            margin = log[-1]["margin"] / value  # a line of the log is the mean since the one before
+            steps = f"{log[-2]['step'] + 1} to {log[-1]['step']}"
+            cells = [f"{margin:.2f}", macro(summary(folder / "M2", "loglikelihood"))]
+            rows.append([title, f"{value:g}", cap, *cells, *change(BASE / "M1", folder / "M2")])
+    head = ["method", "beta", "cap of the margin, nats", f"mean margin of steps {steps}, nats", "accuracy of M2, %"]
+    print("Differences are M2 - M1:\n")
+    table([*head, *CHANGE], rows)
 
 
 # Perplexity -----------------------------------------------------------------------------------------------------------
@@ -287,11 +306,11 @@ def perplexity() -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, shared = ROOT / "assets/smollm2", ROOT.parent / "shared/data"
-    solutions = [json.loads(line) for line in (shared / "eval/gsm8k_test.jsonl").read_text().splitlines()[:60]]
-    threads = list(read(shared / "sft/oasst1.sft.json", Conversation))
+    folder = ROOT / SMOLLM2
+    solutions = [json.loads(line) for line in (SHARED / "eval/gsm8k_test.jsonl").read_text().splitlines()[:60]]
+    threads = list(read(SHARED / "sft/oasst1.sft.json", Conversation))
     texts = {
-        "TinyStories": (shared / "models/tinystories_sample.txt").read_text(),
+        "TinyStories": (SHARED / "models/tinystories_sample.txt").read_text(),
         "GSM8K, questions and solutions": "\n\n".join(f"{row['question']}\n{row['answer']}" for row in solutions),
         "OASST, best responses": "\n\n".join(row.messages[-1].content for row in threads),
     }
@@ -327,4 +346,4 @@ PARTS = {"accuracy": accuracy, "consistency": consistencies, "labels": labels, "
 PARTS |= {"truncation": truncation, "beta": beta, "perplexity": perplexity}
 
 if __name__ == "__main__":
-    main()
+    run(main)

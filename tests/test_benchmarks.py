@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -276,8 +275,7 @@ def test_memory_in_shards_is_what_deepspeed_estimates():
 
 
 @pytest.mark.slow
-def test_a_mistake_ends_in_one_message(repo):
-    argv = [sys.executable, repo / "benchmarks/score.py", *TINY.split(), "--work", "none"]
-    done = subprocess.run(argv, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: --work none")
+def test_a_mistake_ends_in_one_message(stages, repo):
+    done = stages.run(repo, ["benchmarks/score.py", *TINY.split(), "--work", "none"])
+    assert done.code == 2 and "Traceback" not in done.err
+    assert done.err.splitlines()[-1].startswith("error: --work none")

@@ -124,11 +124,17 @@ def test_it_stops_at_every_end_the_model_knows(tiny_tokenizer):
 
 
 def test_what_will_be_rendered_is_probed_first(tiny_tokenizer, monkeypatch):
+    """A template that the process has seen, with the same variables, is not probed again."""
     probed = []
+    monkeypatch.setattr(chat_module, "PROBED", set())
     monkeypatch.setattr(chat_module, "probe_in_subprocess", lambda work, what: probed.append((work(), what)))
-    Chat(with_template(tiny_tokenizer, GOOD["no bos"], name_or_path="my/model"))
+    for _ in range(2):
+        Chat(with_template(tiny_tokenizer, GOOD["no bos"], name_or_path="my/model"))
     prompt = "<user>What is 2 + 3?<end>"
     assert probed == [([f"{prompt}<assistant>", f"{prompt}<assistant>5<end>"], "my/model: its chat template")]
+    Chat(with_template(tiny_tokenizer, "{% if x %}{% endif %}" + GOOD["no bos"]), variables={"x": "1"})
+    Chat(with_template(tiny_tokenizer, "{% if x %}{% endif %}" + GOOD["no bos"]), variables={"x": "2"})
+    assert len(probed) == 3
 
 
 @pytest.mark.parametrize(

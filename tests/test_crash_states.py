@@ -15,6 +15,7 @@ from workspace import LOOP, M1, ON
 
 pytestmark = pytest.mark.slow
 OUT = "outputs/crash"
+FEW = "localdata/few.json"  # questions, all of which are read and checked from each state
 TEMPORARY = re.compile(r"/\.|\.partial$|/state\b")
 WATCHED = [OUT, f"{LOOP}/*.scores.jsonl", "configs/checkpoint.json", "configs/dataset.json", "configs/.*"]
 TRAIN = f"train.py {ON} --lr 3e-4 --log_every 1 --save_eval_step_ratio 2 --train_bsz 4"
@@ -25,7 +26,7 @@ STAGES = {
     "sft": f"{TRAIN} --name tiny_sft --limit_size 8 --epoch 2 --output_dir {OUT}/run --register m1",
     "dpo": f"{TRAIN} {M1} --name {LOOP}/pairs.json --limit_size 12 --output_dir {OUT}/run",
     "sampling": f"{INFER} {M1} --name tiny_prompt_1 --gen_n 2 --output_dir {OUT}/samples.json",
-    "evaluation": f"{INFER} {M1} --mode evaluation --name tiny_test --output_dir {OUT}/answers.json",
+    "evaluation": f"{INFER} {M1} --mode evaluation --name {FEW} --output_dir {OUT}/answers.json",
     "rescore": f"infer.py --mode rescore --input_file {LOOP}/m1.json --output_dir {OUT}/rescored.json",
     "rewarding": f"{REWARD} {M1} --ref_model_ckpt none --output {OUT}/rewards.jsonl",
     "consistency": f"cal_consistency.py --file1 {REWARDS[0]} --file2 {REWARDS[1]} --output {OUT}/pairs.json "
@@ -44,7 +45,7 @@ RECIPE = {
     "sft": {"name": "tiny_sft", "limit_size": 8, "lr": 2e-4, "train_bsz": 8},
     "sampling": {"limit_size": 6, "gen_n": 3, "gen_temperature": 1.0, "gen_max_tokens": 24},
     "dpo": {"lr": 3e-4, "train_bsz": 4, "beta": 1.0, "save_eval_step_ratio": 1, "allow_reversed": True},
-    "evaluation": {"name": "tiny_test", "limit_size": 4, "gen_max_tokens": 24},
+    "evaluation": {"name": FEW, "limit_size": 4, "gen_max_tokens": 24},
 }
 
 
@@ -55,6 +56,7 @@ def world(quick, loop):
     for cache in (loop / LOOP).glob("*.scores.jsonl"):
         shutil.copy(cache, quick.folder / LOOP)
     (quick.folder / "localdata/recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    quick.write(FEW, quick.read("localdata/tiny/test.json")[:20])
     return quick
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import iterate
 from cream.cli.console import command
+from cream.cli.flag_fields import IF_GIVEN
 from cream.cli.flags import OWNERS, as_dict, as_words, chosen, deciding, flag, one_of, parse, try_parse
 from cream.errors import UserError
 
@@ -758,3 +759,11 @@ def test_a_flag_that_two_choices_define_otherwise_is_a_mistake_of_ours():
 def test_what_decides_an_output_is_a_property_of_its_flag():
     config = run("--source", "human", "--file", "f.json", "--seed", "7", cls=Choosing)
     assert deciding(config) == {"source": "human", "samples": 3, "seed": 7}
+
+    @dataclasses.dataclass
+    class Newer:
+        """Newer"""
+
+        shots: int = flag(0, "a flag that older outputs do not know", decides=IF_GIVEN, low=0)
+
+    assert deciding(run(cls=Newer)) == {} and deciding(run("--shots", "2", cls=Newer)) == {"shots": 2}

@@ -130,9 +130,10 @@ def test_shipped_files_bind_to_their_scripts(path):
 
 def test_shipped_loops_are_the_shipped_recipes():
     """The same commands with the same outputs, word for word, of every loop."""
-    recipes = {path.name.replace("llama3_", ""): path for path in RECIPES if path.stem != "llama2_cream"}
+    recipes = {path.name.replace("llama3_", ""): path for path in RECIPES}
+    recipes = {name: path for name, path in recipes.items() if not name.startswith(("llama2", "smollm2"))}
     loops = {path.name: path for path in OF_CREAM}
-    assert loops.keys() < recipes.keys()
+    assert loops.keys() == recipes.keys()
     for name in loops:
         assert plan(loops[name]) == plan(recipes[name])
         assert read_loop(loops[name]).title == read_loop(recipes[name]).title
@@ -158,6 +159,14 @@ def test_spin_uses_the_samples_of_the_last_two_rounds():
         assert sampled["checkpoint"] == trained["checkpoint"] == start and sampled["seed"] == str(t)
         assert paired["samples"] == ",".join(samples[max(0, t - 2) : t]) and paired["strategy"] == "spin"
         assert (trained["lr"], trained["beta"]) == ((5e-7, 0.1), (5e-7, 0.1), (1e-7, 0.1), (1e-7, 5.0))[t - 1]
+
+
+def test_no_stage_of_the_real_model_s_recipes_grows_with_the_data():
+    """Built from the hub, the data have a hundred times as many conversations and questions as a sample of them."""
+    for path in (path for path in RECIPES if path.stem.startswith("smollm2")):
+        flags = [each.flags for each in plan(path) if str(each.flags.get("name", "")).startswith("localdata/")]
+        assert len(flags) == 1 + 2 + 2 * 4  # SFT, a sampling a round, two evaluations of each model
+        assert all(each.get("limit_size") or each.get("limit_per_task") for each in flags)
 
 
 def test_the_fixed_recipe_is_plain_self_rewarding_but_for_its_constant():
@@ -246,7 +255,7 @@ def test_a_recipe_has_several_evaluations():
     kinds = {"choice": {"name": "a.json", "scoring": "loglikelihood"}, "text": {"name": "b.json", "gen_max_tokens": 9}}
     commands = plan(SMALL | {"evaluation": kinds})
     evaluated = [command for command in commands if command.flags.get("mode") == "evaluation"]
-    assert [command.title for command in evaluated] == [f"accuracy of M{t}, {kind}" for t in range(4) for kind in kinds]
+    assert [each.title for each in evaluated] == [f"accuracy of M{t} ({kind})" for t in range(4) for kind in kinds]
     assert [command.output.name for command in evaluated] == [
         f"M{t}.{kind}.evaluation.json" for t in range(4) for kind in kinds
     ]
@@ -285,6 +294,7 @@ def test_pairs_are_made_with_the_beta_of_their_training():
         ({"start": "m1"}, "(a checkpoint that is M1 already); found both"),
         ({"sft": None, "start": "none"}, "`start` is none, so that M1 would be M0"),
         ({"evaluation": {"name": "x", "choice": {}}}, "a map of flags for each of several evaluations; found both"),
+        ({"evaluation": {"": {"name": "x"}}}, "`evaluation` has an empty name"),
         ({"evaluation": {"choice": {"name": ["x"]}}}, "got `array` - at `$.evaluation.choice"),
     ],
 )
@@ -387,6 +397,17 @@ def test_what_a_later_stage_would_refuse(capsys, tmp_path, monkeypatch, change, 
     Path("folder/checkpoint-last").mkdir(parents=True)
     Path("own.yaml").write_text(yaml.safe_dump(SMALL | change))
     assert problem in refused(capsys, ["--config", "own.yaml", "--dry_run"])
+
+
+def test_a_built_in_model_has_to_be_there_where_a_hub_can_be_asked_too(capsys, tmp_path, monkeypatch):
+    """Its folder, assets/NAME, looks like a hub's id; a hub's own model is not looked for before its stage."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(names, "ROOT", tmp_path)
+    for model, problem in (("SmolLM2", "assets/smollm2 is not there; `make real` makes it"), ("owner/name", None)):
+        Path("own.yaml").write_text(yaml.safe_dump(SMALL | {"model": model}))
+        listed = refused(capsys, ["--config", "own.yaml", "--dry_run"])  # the data are not there either
+        assert (f"--model {model}" in listed) == bool(problem) and (problem or "") in listed
 
 
 def test_prompts_are_reused_only_where_the_file_says_so(capsys, tmp_path, monkeypatch):
@@ -593,7 +614,7 @@ def test_inputs_are_looked_for_before_the_first_stage(capsys, tmp_path, monkeypa
     for text in (
         "m1 (train.py): --name tiny_sftt: neither a file, ",
         "m1 (train.py): --deepspeed zero.json: zero.json does not exist, and no earlier step makes it",
-        "round 2: samples (infer.py): --name mine.json: neither a file, ",
+        "round 2: samples (infer.py): --name mine.json: no such file",
         "round 1: samples, round 2: samples (infer.py): --chat_template t.jinja: ",
         "round 1: rewards, round 2: rewards (rewarding.py): --ref_model_ckpt m0: neither a folder ",
         "round 1: rewards, round 2: rewards (rewarding.py): --checkpoint outputs/first/test: neither a folder ",

@@ -305,6 +305,7 @@ def test_a_saved_folder_loads_with_any_tool(tiny_folder, tiny_tokenizer, tmp_pat
     for step in (1, 2):  # the second replaces the first
         save(model, tiny_tokenizer, folder, dtype, {"step": step})
     assert json.loads((folder / "cream.json").read_text())["step"] == 2
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # safetensors' own file is its owner's alone
     assert stored_dtype(folder) == (dtype or torch.float32)
     assert len(load_file(folder / "model.safetensors")) == len(load_file(tiny_folder / "model.safetensors"))  # tied
     again = AutoModelForCausalLM.from_pretrained(folder)

@@ -80,6 +80,23 @@ def test_a_data_set_that_is_not_there(name, how):
     assert how in str(names.missing_data(name, Path("localdata/x.json")))
 
 
+def test_a_path_of_data_that_is_not_there(tmp_path, registry):
+    """One line, without the names of data sets; with the command for what is built into a folder of localdata."""
+    build = "`python prepare_data.py build all --output_dir {}localdata/small` makes it, with --task_limit N"
+    for path, problem in (
+        ("mine/prompt.1.json", "mine/prompt.1.json: no such file"),
+        ("localdata/small/prompt.1.json", f"localdata/small/prompt.1.json: no such file; {build.format('')}"),
+        (f"{tmp_path}/localdata/small/all_test.json", f"no such file; {build.format(f'{tmp_path}/')}"),
+        (f"{tmp_path}/localdata/small/mine.json", "mine.json: no such file"),
+        (str(tmp_path), f"{tmp_path}: expected a file, found a folder"),
+    ):
+        with pytest.raises(UserError) as caught:
+            names.dataset(path, KNOWN, registry)
+        message = str(caught.value)
+        assert message.startswith("--name ") and problem in message and "gsm8k_test" not in message
+        assert ("build all" in message) == ("build all" in problem)
+
+
 def test_a_stale_entry_breaks_only_itself(tmp_path, registry):
     (tmp_path / "run").mkdir()
     registry.write_text(json.dumps({"gone": str(tmp_path / "gone"), "m1": str(tmp_path / "run")}))

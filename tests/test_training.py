@@ -145,6 +145,18 @@ def test_a_mark_of_compiling_is_found(tmp_path, monkeypatch):
         assert parallel.compiling() == [mark]
 
 
+@pytest.mark.parametrize("name", ["ds_stage2", "ds_stage3", "ds_stage2_offload", "ds_stage3_offload"])
+def test_deepspeed_needs_a_compiler_for_what_is_offloaded_alone(name, repo, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    path = str(repo / f"configs/{name}.json")
+    if name.endswith("offload"):
+        with pytest.raises(UserError, match=r"on the CPU and needs a C\+\+ compiler: install g\+\+"):
+            parallel.read_settings(path)
+    else:
+        assert not parallel.compiles(parallel.read_settings(path))
+
+
 # Planning -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Messages to the user: log lines on stdout; one message and exit code 2 for an error that the user can fix."""
 
+import gc
 import logging
 import os
 import shlex
@@ -33,6 +34,7 @@ class Handler(logging.StreamHandler):
 
 def set_up_process() -> None:
     """Log to stdout, without prefixes; libraries log errors only, unless the environment says otherwise."""
+    gc.set_threshold(50_000, 20, 20)  # by default a fifth of a start goes by looking for garbage in what is imported
     sys.modules.setdefault("sklearn", None)  # else transformers imports it, in vain: a second of every start
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

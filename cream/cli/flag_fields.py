@@ -13,6 +13,7 @@ INF = math.inf
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "yes or no"}
 BOOLEANS = {"yes": True, "true": True, "1": True, "on": True, "no": False, "false": False, "0": False, "off": False}
 NULLS = ("none", "null")
+IF_GIVEN = "if given"
 
 
 def is_plain(text: str) -> bool:
@@ -49,7 +50,7 @@ def flag(
     *,
     aliases: Iterable[str] = (),
     choices: Iterable | None = None,
-    decides: bool = True,
+    decides: bool | str = True,
     **limits: float,
 ):
     """A dataclass field with its help text; `dataclasses.MISSING` as default makes the flag required.
@@ -58,6 +59,7 @@ def flag(
     choices: the allowed values of a str, int or float, matched in any case, returned as spelled here.
     decides: whether the value affects the content of the output, so that another value makes another output
         (`deciding`). False if it only says where or how the work is done, or names an input whose hash is recorded.
+        IF_GIVEN: any value but the default does, so that outputs from before there was the flag are up to date.
     limits: the range of an int or float: low and high (included), above and below (excluded).
     """
     metadata = {
@@ -97,7 +99,7 @@ def chosen(options, name: str, flag_name: str, *shared):
 
 
 def deciding(config) -> dict:
-    """{flag name: value} of the flags that affect the output, those with `decides`, as in `as_dict`."""
+    """{flag name: value} of the flags that affect the output, by `decides`, as in `as_dict`."""
     flat = as_dict(config)
     return {name: flat[name] for name in _deciding(config)}
 
@@ -106,7 +108,7 @@ def _deciding(config) -> Iterator[str]:
     for field in fields_of(config):
         if dataclasses.is_dataclass(value := getattr(config, field.name)):
             yield from _deciding(value)
-        elif field.metadata.get("decides", True):
+        elif (decides := field.metadata.get("decides", True)) and (decides != IF_GIVEN or value != field.default):
             yield field.name
 
 

@@ -22,9 +22,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 LONG = 48  # characters of a checkpoint's name that are kept in an output's
 NAME = re.compile(r"\w[\w.-]*")
 ANOTHER = "choose another name, or --overwrite to point it elsewhere"
-ASSETS = {  # built-in models that are folders of the repository -> where each is from
-    "assets/tiny_m0": "it is part of the repository: git checkout assets",
-    "assets/smollm2": "`make real` makes it (93 MB to download)",
+TINY, SMOLLM2 = "assets/tiny_m0", "assets/smollm2"  # built-in models that are folders of the repository
+ASSETS = {  # where each is from
+    TINY: "it is part of the repository: git checkout assets",
+    SMOLLM2: "`make real` makes it (93 MB to download)",
 }
 HUB_HELP = "Give a local folder, or unset HF_HUB_OFFLINE and check the network"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]  # no pickles
@@ -104,11 +105,25 @@ def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
     if entry is None:
         if Path(name).is_file():
             return Path(name)
+        if _is_path(name):
+            raise _no_file(name)
         raise UserError(
             f"--name {name}: neither a file, nor a built-in dataset, nor a name in {registry}"
             f"{nearest(name, [*known, *entries]).rstrip('?')}. Known: {', '.join([*known, *entries])}"
         )
     return in_root(entry)
+
+
+def _no_file(path: str) -> UserError:
+    """The error that a data set's path is not a file's, with what makes one in a folder of localdata."""
+    built = re.fullmatch(r"((?:.*/)?localdata/(?!tiny/)[^/]+)/(?:oasst1\.sft|prompt(?:\.\d)?|all_test)\.json", path)
+    build = f"`python prepare_data.py build all --output_dir {built[1]}`" if built else ""
+    how = f"; {build} makes it, with --task_limit N of N prompts a task" if built else ""
+    try:
+        with store.open_file(Path(path)):
+            return UserError(f"--name {path}: not a file{how}")
+    except UserError as error:
+        return UserError(f"--name {error}{how}")
 
 
 def missing_data(name: str, path: Path) -> UserError:

@@ -64,7 +64,7 @@ class Plan:
 
     def unused_flags(self) -> list[str]:
         """Flags that decide nothing of the output."""
-        return [*([] if self.flags.few_shot else ["few_shot"]), *self.scoring.unused_flags(self)]
+        return self.scoring.unused_flags(self)
 
     def folder(self, policy: str, data: str) -> str:
         """The output's folder below outputs/evaluation."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cream.cli import names
+from cream.cli.flag_fields import IF_GIVEN
 from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.evaluation.choices import FORMATS, NORMS
@@ -40,7 +41,10 @@ class Task:
     input_file: str | None = flag(None, "rescore: the evaluation's result file", decides=False)
     limit_size: int | None = flag(None, "read at most this many records; none: all", low=1)
     limit_per_task: int | None = flag(
-        None, "evaluation: read at most this many questions of each task, the first ones; none: all", low=1
+        None,
+        "evaluation: read at most this many questions of each task, the first ones; none: all",
+        decides=IF_GIVEN,
+        low=1,
     )
 
     def __post_init__(self):
@@ -75,7 +79,9 @@ class Task:
 class EvaluationFlags:
     """Evaluation"""
 
-    few_shot: int = flag(0, "solved examples before each question, the same for all questions of a task", low=0)
+    few_shot: int = flag(
+        0, "solved examples before each question, the same for all questions of a task", decides=IF_GIVEN, low=0
+    )
     few_shot_file: str | None = flag(
         None,
         "labelled questions to take the examples from; none: train.json next to the task's test.json",

@@ -44,8 +44,9 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
         raise names.missing_data(name, path)
 
     def model(name: str, flag: str = "--model") -> Path | None:
-        hub = names.HUB_ID.fullmatch(models.get(name.lower(), name)) and not os.environ.get("HF_HUB_OFFLINE")
-        return None if hub else names.model(name, models, flag)
+        source = models.get(name.lower(), name)
+        hub = source not in names.ASSETS and names.HUB_ID.fullmatch(source)
+        return None if hub and not os.environ.get("HF_HUB_OFFLINE") else names.model(name, models, flag)
 
     def judge(name: str, flag: str = "--judge_model") -> Path | None:
         known = names.is_checkpoint(name, checkpoints)

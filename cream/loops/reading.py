@@ -60,8 +60,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
                 "M1 needs one of `sft` (the flags of its training, such as {name: tiny_sft, epoch: 2}) and `start` (a "
                 f"checkpoint that is M1 already); found {'neither' if self.sft is None else 'both'}"
             )
-        if len({isinstance(value, dict) for value in (self.evaluation or {}).values()}) > 1:
-            raise ValueError("`evaluation` has flags, or a map of flags for each of several evaluations; found both")
+        self.evaluations()
         if (self.start or "").lower() in NULLS:
             raise ValueError(
                 "`start` is none, so that M1 would be M0: the DPO reward of round 1, M1 against M0, is 0 for every "
@@ -69,12 +68,17 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             )
 
     def evaluations(self) -> dict[str, Flags]:
-        """The flags of each evaluation, by the ending of its steps' ids: "" for the only one, else "." and its name."""
-        found = self.evaluation
-        if found is None:
+        """The flags of each evaluation, by the ending of its steps' ids: "" for the only one, else "." and its name.
+        Raises ValueError where `evaluation` is neither flags nor flags by name."""
+        if self.evaluation is None:
             return {}
-        named = any(isinstance(value, dict) for value in found.values())
-        return {f".{name}": flags for name, flags in found.items()} if named else {"": found}
+        if len(kinds := {isinstance(value, dict) for value in self.evaluation.values()}) > 1:
+            raise ValueError("`evaluation` has flags, or a map of flags for each of several evaluations; found both")
+        if True not in kinds:
+            return {"": self.evaluation}
+        if "" in self.evaluation:
+            raise ValueError("`evaluation` has an empty name")
+        return {f".{name}": flags for name, flags in self.evaluation.items()}
 
 
 def as_loop(recipe: Recipe, cream: Loop) -> Loop:
@@ -98,12 +102,13 @@ def as_loop(recipe: Recipe, cream: Loop) -> Loop:
         for step in (f"accuracy.M1{name}" for name in evaluations):
             flags[step] = {**flags[step], "checkpoint": recipe.start}
 
-    def kept(step: Step) -> list[Step]:
+    def expand(step: Step) -> list[Step]:
         if step.id in ACCURACY:
             return [_named(step, name) for name in evaluations]
         return [] if step.id == "sft" and recipe.sft is None else [step]
 
-    steps = {part: list(chain.from_iterable(map(kept, getattr(cream, part)))) for part in ("before", "repeat", "after")}
+    parts = ("before", "repeat", "after")
+    steps = {part: list(chain.from_iterable(map(expand, getattr(cream, part)))) for part in parts}
     places = {"base_dir": recipe.base_dir, "output_dir": recipe.output_dir}
     about = {"title": recipe.title, "model": recipe.model, "seed": recipe.seed, "rounds": recipe.iterations}
     fresh = [] if recipe.reuse_prompts else cream.fresh
@@ -112,7 +117,8 @@ def as_loop(recipe: Recipe, cream: Loop) -> Loop:
 
 def _named(step: Step, name: str) -> Step:
     """An evaluation's step for one of several evaluations; `name` as in Recipe.evaluations."""
-    title, output = step.title + name.replace(".", ", "), step.output.replace(".evaluation", f"{name}.evaluation")
+    title = f"{step.title} ({name[1:]})" if name else step.title
+    output = step.output.replace(".evaluation", f"{name}.evaluation")
     return msgspec.structs.replace(step, id=step.id + name, title=title, output=output)
 
 

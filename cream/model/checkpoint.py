@@ -133,10 +133,17 @@ def _write_rest(model, tokenizer, staged: Path, dtype: torch.dtype | None, about
     if model.can_generate():  # the settings as they came, which the library may refuse to save
         model.generation_config.to_json_file(staged / "generation_config.json", keys_to_pop=["compile_config"])
     tokenizer.save_pretrained(staged)
+    make_readable(staged)
     about = describe(model, tokenizer) | about | {"fingerprint": fingerprint_folder(staged, cached=False)}
     store.write_json(staged / KIND, about)
     for path in staged.iterdir():
         store.sync(path)
+
+
+def make_readable(folder: Path) -> None:
+    """Give weights the mode of the settings beside them: safetensors writes files that only their owner can read."""
+    for path in folder.glob("*.safetensors"):
+        shutil.copymode(next(folder.glob("*config.json")), path)
 
 
 def _tied(model) -> bool:

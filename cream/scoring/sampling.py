@@ -25,14 +25,7 @@ from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
 
-UNUSED = (
-    "few_shot",
-    "scoring",
-    "prompt_format",
-    "length_norm",
-    "grader",
-    "thinking_tags",
-)  # flags that decide nothing of samples
+UNUSED = ("scoring", "prompt_format", "length_norm", "grader", "thinking_tags")  # flags that decide nothing of samples
 
 
 class Prompts(NamedTuple):

@@ -27,6 +27,7 @@ UNFINISHED = "the response ends within its thought"
 TEMPLATE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
 HUGE = 1 << 20  # characters; for a longer text the number of tokens in its beginning may suffice
+PROBED: set[tuple[str, str]] = set()  # templates, with their variables, that rendered PROBE within the limits
 TODAY = date(2024, 7, 26)  # for templates that write today's date: the one that Llama-3's writes if it knows none
 
 
@@ -88,7 +89,7 @@ class Chat:
         }
         marks = sorted(tokenizer.convert_ids_to_tokens(sorted(self.special)), key=len, reverse=True)
         self._marks = re.compile("|".join(map(re.escape, marks)) or "(?!)")
-        probe_in_subprocess(lambda: [self._render(PROBE[:1], True), self._render(PROBE, False)], self._name)
+        self._probe_once()
         with self._explain_errors():
             check_numbers(self.template, self._name)
             check_variables(self.template, self.tokenizer.special_tokens_map, variables or {}, self._name)
@@ -119,6 +120,13 @@ class Chat:
         self._opening = text, opening = self._find_opening(prompt, ids)
         response = PROBE[1].content
         self._separable = self._ids([text + response])[0] == [*opening, *self._bare_ids(response)]
+
+    def _probe_once(self) -> None:
+        """Render the probe in a fork of this process, which need not see a template twice."""
+        key = self.template, repr(self._variables)
+        if key not in PROBED:
+            probe_in_subprocess(lambda: [self._render(PROBE[:1], True), self._render(PROBE, False)], self._name)
+            PROBED.add(key)
 
     @property
     def dated(self) -> bool:

@@ -176,7 +176,8 @@ def read_settings(path: str) -> dict:
     """The DeepSpeed configuration in a file, checked; from here on DeepSpeed finds the ninja that it compiles with."""
     settings = store.read_json(Path(path))
     check_settings(settings, path)
-    check_compiler(f"--deepspeed {path}: DeepSpeed compiles parts of itself and")
+    if compiles(settings):
+        check_compiler(f"--deepspeed {path}: DeepSpeed compiles its optimizer on the CPU and")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return settings
 
@@ -197,6 +198,12 @@ def check_settings(settings: object, where: str) -> None:
             raise UserError(f"{where}: {name}.enabled: --bf16 decides whether training is in bfloat16 or in float32")
 
 
+def compiles(settings: dict) -> bool:
+    """Whether DeepSpeed compiles a part of itself: AdamW on a CPU, for what is offloaded."""
+    offload = settings["zero_optimization"].get("offload_optimizer")
+    return isinstance(offload, dict) and offload.get("device") not in (None, "none")
+
+
 def compiling() -> list[Path]:
     """Lock files of processes that compile a part of DeepSpeed: whoever needs the part waits until the file is gone,
     and a process that is killed while compiling leaves it behind."""
@@ -208,6 +215,10 @@ def compiling() -> list[Path]:
 def plugin(settings: dict, max_grad_norm: float, universal: bool) -> DeepSpeedPlugin:
     """accelerate's plugin for a configuration that `check_settings` let pass; `universal`: the state that is to be
     loaded was saved by another number of processes."""
+    import deepspeed
+
+    # On a CPU each run would compile it, for half a minute. It serves inference alone.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     whole = settings | {
         "train_micro_batch_size_per_gpu": 1,  # of no consequence: the loss is scaled by us, once for a whole step
         "gradient_accumulation_steps": 1,

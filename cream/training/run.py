@@ -20,7 +20,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.provenance import ARGS, LAST, RUN, Provenance, origin, read_kind
 from cream.files.store import MALFORMED
-from cream.model.checkpoint import check_saving, length_limit, save, stored_dtype
+from cream.model.checkpoint import check_saving, length_limit, make_readable, save, stored_dtype
 from cream.model.hardware import free_memory
 from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs
@@ -86,6 +86,8 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
         first = chat.show(stage.group(examples[0])[0])
         log.info("first example, its trained tokens marked (the loss mask):\n%s", first)
     model = MODELS[stage.model](_trained(job, chat.tokenizer, precision.dtype, accelerator.device))
+    if o.compile:  # not before its layout is chosen: what the probe runs would be compiled, too
+        model.plain.base_model.compile(dynamic=True)
     saved_as = stored_dtype(job.start) if o.save_dtype == "auto" else getattr(torch, o.save_dtype)
     log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), o.save_dtype)
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
@@ -151,8 +153,9 @@ def _accelerator(job: Job, precision: Precision, device: torch.device) -> Accele
     sharded, saved = job.deepspeed is not None, None if job.clear else state.last(job.run)
     other = saved is not None and saved.processes != int(os.environ.get("WORLD_SIZE", "1"))
     if sharded:
-        log.info("setting up DeepSpeed (its first use compiles for about half a minute)")
-        if is_first_process() and (marks := parallel.compiling()):
+        compiles = parallel.compiles(job.deepspeed)
+        log.info("setting up DeepSpeed%s", " (its first use compiles for about half a minute)" if compiles else "")
+        if compiles and is_first_process() and (marks := parallel.compiling()):
             log.warning(
                 "%s: another process compiles this part of DeepSpeed, and this one may wait for it. If no process "
                 "does, one was killed while compiling and the wait has no end: remove this file",
@@ -212,8 +215,6 @@ def _trained(job: Job, tokenizer, dtype: torch.dtype, device: torch.device):
     preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
     model = _load(job, dtype, device)
     check_saving(model, tokenizer)
-    if o.compile:
-        model.base_model.compile(dynamic=True)
     if o.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -251,6 +252,7 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     if lora.lora:  # first: they are all there is if the merge is refused
         adapter = job.run / f"adapter-{step}"
         model.save_pretrained(adapter)
+        make_readable(adapter)
         try:
             plain = merged(model)
         except UserError as error:
