@@ -187,13 +187,19 @@ class Model:
         """The folder of the base model M0."""
         return names.model(self.name(), MODEL_FILES)
 
-    def folder(self, checkpoint: str | None, flag_name: str = "--checkpoint") -> Path:
+    def folder(self, checkpoint: str | None, flag_name: str = "--checkpoint", external: bool = False) -> Path:
         """The folder of a checkpoint; the base model's for None. An adapter is merged into the model it was trained on.
+        `external`: any base model may be named, too.
 
         From here on this process and its children run a model's own code, or refuse to, as --trust_remote_code says.
         """
         os.environ[REMOTE_CODE] = spell(self.trust_remote_code)
-        folder = self.base() if checkpoint is None else names.checkpoint(checkpoint, CHECKPOINTS, flag_name)
+        if checkpoint is None:
+            folder = self.base()
+        elif external:
+            folder = names.any_model(checkpoint, MODEL_FILES, CHECKPOINTS, flag_name)
+        else:
+            folder = names.checkpoint(checkpoint, CHECKPOINTS, flag_name)
         if not is_adapter(folder):
             return folder
         from cream.model.adapters import adapter_base, adapter_merged

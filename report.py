@@ -4,6 +4,8 @@ lineage PATH  how an output or checkpoint was made: all its inputs, down to the 
 verify PATH   hash all files of its lineage again; exit code 1 if one of them is not as recorded
 compare A B   compare two evaluations of the same data: accuracy per task with confidence intervals, flipped items; A
               and B are their result files or folders, or two checkpoints, whose evaluations are looked for
+judge FILE    how good a judge's rewards are: share parsed, scores, ties, agreement, effects of order and length; with
+              --labels or --ranks also how far they agree with gold
 """
 
 import os
@@ -14,19 +16,37 @@ from pathlib import Path
 from config import CHECKPOINTS, DATASETS, Run, group
 from cream.cli import console, names
 from cream.cli.console import log
-from cream.cli.flags import parse
+from cream.cli.flags import flag, parse
 from cream.errors import UserError
 from cream.evaluation import compare as comparison
 from cream.evaluation.compare import CompareFlags
 from cream.evaluation.find import choose_pair, evaluations_of
+from cream.evaluation.tasks import questions_in
 from cream.files import journal, lineage, store
-from cream.records import Answer
+from cream.records import Answer, Record, Rewards
 
 EXAMPLE = """\
   python report.py lineage tiny_m2
   python report.py verify outputs/sampling.json
   python report.py compare tiny_m1 tiny_m2
+  python report.py judge outputs/judged.json --ranks human.jsonl
   python report.py compare outputs/evaluation/tiny_m1-tiny_test outputs/evaluation/tiny_m2-tiny_test"""
+
+
+@dataclass
+class JudgeFlags:
+    """judge"""
+
+    labels: str | None = flag(
+        None, "gold: labelled questions, matched by uuid; a correct response is better than a wrong one"
+    )
+    ranks: str | None = flag(
+        None, "gold: a file of records with a uuid and `ranks`, a number per response, the lowest is best"
+    )
+
+    def __post_init__(self):
+        if self.labels and self.ranks:
+            raise UserError("judge: --labels and --ranks are both gold; give one of them")
 
 
 @dataclass
@@ -34,6 +54,7 @@ class ReportConfig:
     """report.py"""
 
     compare: CompareFlags = group(CompareFlags)
+    judge: JudgeFlags = group(JudgeFlags)
     run: Run = group(Run)
 
 
@@ -45,10 +66,12 @@ def main(argv=None):
     if command == "compare" and len(places) == 2:
         found = [evaluations_of(place, _place(place)) for place in places]
         compare(config, *choose_pair(*found, tuple(places)))
+    elif command == "judge" and len(places) == 1:
+        judge(config, _place(places[0]))
     elif command not in ("lineage", "verify") or len(places) != 1:
-        raise UserError("expected a command and its paths: lineage PATH, verify PATH, or compare A B")
+        raise UserError("expected a command and its paths: lineage PATH, verify PATH, compare A B, or judge FILE")
     elif config != ReportConfig():
-        raise UserError(f"{command} takes no flags; those of --help are for compare")
+        raise UserError(f"{command} takes no flags; those of --help are for compare and judge")
     elif command == "lineage":
         log.info("%s", "\n".join(lineage.describe(_place(places[0]))))
     else:
@@ -73,6 +96,22 @@ def verify(path: Path) -> None:
         print(f"{bad} of these are not as recorded", file=sys.stderr)
         sys.exit(1)
     log.info("all files are as recorded")
+
+
+def judge(config: ReportConfig, path: Path) -> None:
+    """Print what a judge's rewards are worth."""
+    from cream.evaluation import judges
+
+    skip, flags = config.run.skip, config.judge
+    store.refuse_other_kind("judge:", path, Rewards, "which rewarding.py writes")
+    found = judges.collect(store.read(path, Rewards, skip=skip), texts=flags.labels is not None)
+    gold = None
+    if flags.ranks:
+        gold = judges.gold_ranks(found, store.read(Path(flags.ranks), Record, skip=skip))
+    elif flags.labels:
+        items = store.read(Path(flags.labels), questions_in(Path(flags.labels)), skip=skip)
+        gold = judges.gold_labels(found, {item.uuid: item for item in items})
+    log.info("%s", "\n".join(judges.describe(found, gold, config.compare.seed)))
 
 
 def compare(config: ReportConfig, a: Path, b: Path) -> None:

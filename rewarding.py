@@ -1,4 +1,5 @@
-"""Reward sampled responses: by a model's own likelihoods (--reward dpo, likelihood) or by gold labels (labels).
+"""Reward sampled responses: by a model's own likelihoods (--reward dpo, likelihood), by the verdicts of a judge, the
+policy itself or another model (judge), or by gold labels (labels).
 
 CREAM ranks the responses twice, by the current model M_t and by the previous one. Round 1: DPO reward of M1 against M0,
 then likelihood of M0. Later rounds: DPO reward of M_t against M0, then of M_{t-1} against M0. Departures from the
@@ -24,6 +25,7 @@ from cream.text.options import ThoughtUse
 EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
   previous, round 1  python rewarding.py --model tiny --input_file S.json --reward likelihood --checkpoint none
+  own judge          python rewarding.py --model tiny --input_file S.json --reward judge --checkpoint tiny_m1
   gold labels        python rewarding.py --input_file S.json --reward labels --labels localdata/tiny/labels.json
   one GPU            python rewarding.py --device 0 --model llama3 --input_file S.json --checkpoint llama3_sft"""
 
@@ -37,8 +39,9 @@ class Rewarding:
     input_file: str | None = flag(None, "samples, the output of infer.py --mode sampling", decides=False)
     reward: str | None = flag(
         None,
-        "dpo: the policy's log-probability minus the reference's; likelihood: the policy's alone; labels: 1 if "
-        "the extracted answer is the gold label, else 0 (no model); none: dpo, or as --enable_ref_model says",
+        "dpo: the policy's log-probability minus the reference's; likelihood: the policy's alone; judge: the "
+        "verdict of the policy or of --judge_model on each response; labels: 1 if the extracted answer is the gold "
+        "label, else 0 (no model); none: dpo, or as --enable_ref_model says",
         choices=tuple(REWARDS),
     )
     enable_ref_model: bool | None = flag(
@@ -79,7 +82,7 @@ def main(argv=None):
     store.refuse_other_kind("--input_file", path, Samples, "which infer.py --mode sampling writes")
     run = passes.Run(REWARDS[reward], options, path, partial(store.read, path.absolute(), Samples, limit, skip=skip))
     checkpoints = {p.role: getattr(model if p.model == "checkpoint" else options, p.model) for p in run.passes}
-    folders = {p.role: model.folder(checkpoints[p.role], f"--{p.model}") for p in run.passes}
+    folders = {p.role: model.folder(checkpoints[p.role], f"--{p.model}", p.external) for p in run.passes}
     prompts, responses, size = preflight.size_of_rewards(run.read())  # all are checked before anything is spent
     if not prompts:
         raise store.nothing_left(path, Samples, "sample is left to reward", limit)

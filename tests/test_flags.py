@@ -109,7 +109,7 @@ def write(folder, text, name="flags.yaml") -> str:
         ("rewarding.py", "--learning_rate", "; --lr belongs to train.py"),
         ("rewarding.py", "--beta", "; --beta belongs to train.py, cal_consistency.py and make_pairs.py"),
         ("cal_consistency.py", "--gen_n", "; --gen_n belongs to infer.py"),
-        ("rewarding.py", "--rewrad", "; did you mean --reward?"),
+        ("rewarding.py", "--rewrad", "; did you mean --reward, --valid_reward?"),
         ("rewarding.py", "--qqq", ""),
     ],
 )
@@ -678,7 +678,7 @@ def test_a_script_has_no_flag_that_it_does_not_use():
     assert run_flags == {
         "train.py": {"seed", "debug", "overwrite", "dry_run"},
         "infer.py": {"seed", "debug", "overwrite", "dry_run"},
-        "rewarding.py": {"debug", "overwrite", "dry_run"},
+        "rewarding.py": {"seed", "debug", "overwrite", "dry_run"},
         "cal_consistency.py": {"overwrite", "dry_run"},
         "make_pairs.py": {"seed", "overwrite", "dry_run"},
     }

@@ -111,6 +111,8 @@ def write(world, name, recipe):
 
 # Recipes ------------------------------------------------------------------------------------------------------------
 
+ALONE = ("p_srlm",)  # loops of other methods, which no recipe has
+
 
 @pytest.mark.parametrize("path", [*RECIPES, *LOOPS], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_files_bind_to_their_scripts(path):
@@ -118,7 +120,8 @@ def test_shipped_files_bind_to_their_scripts(path):
     loop = read_loop(path)
     commands = plan(path)
     evaluations = sum(command.title.startswith("accuracy of M0") for command in commands)
-    assert evaluations >= 1 and len(commands) == 1 + 2 * evaluations + (5 + evaluations) * loop.rounds
+    round_ = 4 if path.stem in ALONE else 5  # stages: without the previous model's ranking
+    assert evaluations >= 1 and len(commands) == 1 + 2 * evaluations + (round_ + evaluations) * loop.rounds
     for command in commands:
         values = as_dict(parse(SCRIPTS[command.script], command.argv(), description="", example=""))
         for name, value in command.flags.items():
@@ -128,7 +131,7 @@ def test_shipped_files_bind_to_their_scripts(path):
 def test_shipped_loops_are_the_shipped_recipes():
     """The same commands with the same outputs, word for word, of every loop."""
     recipes = {path.name.replace("llama3_", ""): path for path in RECIPES if path.stem != "llama2_cream"}
-    loops = {path.name: path for path in LOOPS}
+    loops = {path.name: path for path in LOOPS if path.stem not in ALONE}
     assert loops.keys() < recipes.keys()
     for name in loops:
         assert plan(loops[name]) == plan(recipes[name])

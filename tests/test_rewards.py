@@ -434,7 +434,7 @@ def combine(sample, results, options):
                        texts={"verdict": verdicts}, preferences=better)
 '''
 
-JUDGE = '''
+WORDS = '''
 """A model's own words on a response, and how long they are."""
 
 from dataclasses import dataclass
@@ -448,7 +448,7 @@ from cream.scoring.driver import Pass
 
 @dataclass
 class Options(completions.Options):
-    """Rewards by a judge (judge)"""
+    """Rewards by the length of a model's words (words)"""
 
     judge: str | None = flag(None, "the judge's folder; none: M0", decides=False)
 
@@ -501,12 +501,12 @@ def combine(sample, results, options):
 def own_sources(world):
     rewards = world.folder / "cream/rewards"
     (rewards / "pairwise.py").write_text(PAIRWISE)
-    (rewards / "judge.py").write_text(JUDGE)
+    (rewards / "words.py").write_text(WORDS)
     (rewards / "attributes.py").write_text(ATTRIBUTES)
     listing = (rewards / "__init__.py").read_text()
-    listing = listing.replace("import dpo, ", "import attributes, judge, pairwise, dpo, ")
+    listing = listing.replace("import dpo, ", "import attributes, words, pairwise, dpo, ")
     listing = listing.replace(
-        "REWARDS = {", 'REWARDS = {"pairwise": pairwise, "judge": judge, "attributes": attributes, '
+        "REWARDS = {", 'REWARDS = {"pairwise": pairwise, "words": words, "attributes": attributes, '
     )
     (rewards / "__init__.py").write_text(listing)
     return world
@@ -555,7 +555,7 @@ def test_a_source_of_one_s_own(own_sources):
 def test_a_source_that_lets_a_model_write(own_sources):
     """Each text is greedy and begins anew: the same again for the same prompt; what does not fit has a reason."""
     world = own_sources
-    command = f"{REWARD} judge --judge assets/tiny_m0 --gen_max_tokens 5 --engine hf --max_length 25"
+    command = f"{REWARD} words --judge assets/tiny_m0 --gen_max_tokens 5 --engine hf --max_length 25"
     world.run(f"{command} --output outputs/judge.json")
     found = list(store.read(world.folder / "outputs/judge.json", Rewards))
     engine = engines.load(

@@ -63,9 +63,10 @@ KNOWN_AS = {  # what other libraries call a flag -> its names here, of which a s
 }
 OWNERS = {  # flags that belong to some stages, and are looked for in others
     **dict.fromkeys(("lr", "epoch", "train_bsz", "grad_accum", "lora", "deepspeed", "loss"), "train.py"),
-    **dict.fromkeys(("gen_n", "gen_temperature", "top_p", "gen_max_tokens", "mode", "engine"), "infer.py"),
-    **dict.fromkeys(("reward", "ref_model_ckpt", "normalize"), "rewarding.py"),
+    **dict.fromkeys(("gen_n", "gen_temperature", "top_p", "gen_max_tokens", "mode"), "infer.py"),
+    **dict.fromkeys(("reward", "ref_model_ckpt", "normalize", "judge_model", "judge_prompt"), "rewarding.py"),
     **dict.fromkeys(("file1", "file2", "shuffle_consistency"), "cal_consistency.py"),
+    "engine": "infer.py and rewarding.py",
     "rank": "cal_consistency.py and make_pairs.py",
     "beta": "train.py, cal_consistency.py and make_pairs.py",
     "method": "train.py, cal_consistency.py and make_pairs.py",

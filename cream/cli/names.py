@@ -136,6 +136,13 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
     return folder
 
 
+def any_model(name: str, known: Mapping[str, str], registry: Path, flag: str) -> Path:
+    """The folder of a checkpoint, as `checkpoint` finds it, or else of a base model, as `model` does."""
+    if name in read_registry(registry) or Path(name).is_dir():
+        return checkpoint(name, registry, flag)
+    return model(name, known, flag)
+
+
 def label(checkpoint: str | Path | None) -> str:
     """A checkpoint's part in the name of an output; a folder checkpoint-N gets the run's name in front. Of a long name,
     as that of a run may be which has its start's in it, there is the beginning and a hash: else it would grow with
@@ -148,7 +155,7 @@ def label(checkpoint: str | Path | None) -> str:
     return name + last
 
 
-def model(name: str, known: Mapping[str, str]) -> Path:
+def model(name: str, known: Mapping[str, str], flag: str = "--model") -> Path:
     """The folder of a base model: a built-in name (`known`, in any case), a path, or a Hugging Face id.
 
     A built-in name wins over a folder: ./tiny is a folder, tiny the model. The hub is contacted only for an id that is
@@ -164,13 +171,13 @@ def model(name: str, known: Mapping[str, str]) -> Path:
         raise UserError(f"--model {name}: {source} is not there; {ASSETS[source]}")
     if not HUB_ID.fullmatch(source):
         raise UserError(
-            f"--model {name}: neither a folder, nor a Hugging Face id (owner/name), nor one of {', '.join(known)}"
+            f"{flag} {name}: neither a folder, nor a Hugging Face id (owner/name), nor one of {', '.join(known)}"
             f"{nearest(name, known)}"
         )
-    return _from_hub(source)
+    return _from_hub(source, flag)
 
 
-def _from_hub(hub_id: str) -> Path:
+def _from_hub(hub_id: str, flag: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     wanted = HUB_FILES + ["*.py"] * remote_code()
@@ -181,19 +188,17 @@ def _from_hub(hub_id: str) -> Path:
                 return folder
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
     except errors.HFValidationError as error:
-        raise UserError(f"--model {hub_id}: neither a folder nor a Hugging Face id: {error}") from None
+        raise UserError(f"{flag} {hub_id}: neither a folder nor a Hugging Face id: {error}") from None
     except errors.GatedRepoError:
-        raise UserError(f"--model {hub_id}: access is gated; accept its licence on the hub and log in") from None
+        raise UserError(f"{flag} {hub_id}: access is gated; accept its licence on the hub and log in") from None
     except errors.RepositoryNotFoundError:
-        raise UserError(f"--model {hub_id}: the hub has no such model") from None
+        raise UserError(f"{flag} {hub_id}: the hub has no such model") from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"--model {hub_id}: not on disk, and the hub cannot be reached ({reason}). {HUB_HELP}"
-        ) from None
+        raise UserError(f"{flag} {hub_id}: not on disk, and the hub cannot be reached ({reason}). {HUB_HELP}") from None
     if not _has_weights(folder):  # only a part is in the cache, and the hub cannot be reached
         raise UserError(
-            f"--model {hub_id}: {folder} lacks safetensors weights; the hub cannot be reached, or has none. {HUB_HELP}"
+            f"{flag} {hub_id}: {folder} lacks safetensors weights; the hub cannot be reached, or has none. {HUB_HELP}"
         )
     return folder
 

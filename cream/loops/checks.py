@@ -15,12 +15,13 @@ from cream.files.fingerprints import fingerprint_file
 from cream.files.folders import check_folder
 from cream.loops.plan import PAIRS, TRAIN, Command
 from cream.records import METHODS, Item, Prompt
+from cream.text.judge_prompts import JUDGE_PROMPTS
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
 FILES = ("input_file", "file1", "file2", "rewards", "previous", "labels")  # flags that name a file
 FILES += ("few_shot_file", "chat_template", "deepspeed")
-MODELS = ("model", "checkpoint", "ref_model_ckpt")  # flags that name a model's folder
+MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = (TRAIN, "infer.py")  # they read what --name says, or --input_file
 SAMPLED = {"sampling": (Prompt,), "evaluation": (Item,)}  # --mode -> records that infer.py reads
@@ -40,9 +41,13 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
             return found
         raise names.missing_data(name, path)
 
-    def model(name: str) -> Path | None:
+    def model(name: str, flag: str = "--model") -> Path | None:
         hub = names.HUB_ID.fullmatch(models.get(name.lower(), name)) and not os.environ.get("HF_HUB_OFFLINE")
-        return None if hub else names.model(name, models)
+        return None if hub else names.model(name, models, flag)
+
+    def judge(name: str) -> Path | None:
+        flag, registered = "--judge_model", name in names.read_registry(checkpoints) or Path(name).is_dir()
+        return names.checkpoint(name, checkpoints, flag) if registered else model(name, flag)
 
     return {
         "model": model,
@@ -50,6 +55,8 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
         "checkpoint": lambda name: names.checkpoint(name, checkpoints),
         "ref_model_ckpt": lambda name: names.checkpoint(name, checkpoints, "--ref_model_ckpt"),
         **dict.fromkeys(FILES, Path),
+        "judge_model": judge,
+        "judge_prompt": lambda name: None if name in JUDGE_PROMPTS else Path(name),
         "chat_template": lambda name: None if is_template_name(name) else Path(name),
     }
 

@@ -11,8 +11,13 @@ A source gives each response of a prompt a reward, or the reason why it has none
 and where it needs them
 
     requests(role, sample, options)     what a model is given; without it, one group of the sample's responses
-    files(options)                      {flag: (path, kind of record)} of the files it reads beside the samples
+    files(options)                      {flag: (path, kind of record)} of the files it reads beside the samples; the
+                                        kind is None for a file without records
+    contents(options) -> {name: text}   texts that decide the rewards, and are neither flags nor in these files
     prepare(options, samples, skip)     reads these, and refuses what can be refused before anything is computed
+    watch(role, options)                for completions: an object that is given each result as it is finished,
+                                        see(result), until that is false, and is told of the end of the pass, end(). A
+                                        UserError ends the stage; what is finished stays in its journal
     DEFAULTS                            flags of its Options that are none by default -> their value for this source
 
 A pass's worker, a module of cream.scoring, says what is computed of a request:
@@ -24,6 +29,6 @@ A pass's worker, a module of cream.scoring, says what is computed of a request:
 dpo.py is the example. What a source writes is in base.GroupReward; a request's uuid is set by the caller.
 """
 
-from cream.rewards import dpo, labels, likelihood
+from cream.rewards import dpo, judge, labels, likelihood
 
-REWARDS = {"likelihood": likelihood, "dpo": dpo, "labels": labels}
+REWARDS = {"likelihood": likelihood, "dpo": dpo, "labels": labels, "judge": judge}

@@ -25,6 +25,7 @@ from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
 WORKERS = {"logprobs": logprobs, "heads": heads, "completions": completions}
+QUOTING = {"literal": True, "thoughts": "score"}  # text of passes whose requests quote: responses are not scored
 TOGETHER = 256  # groups whose log-probabilities are cached, then journaled, at once
 SOURCES = {"computed": "computed", "cached": "from the score cache", "sampler": "from the sampler"}
 
@@ -45,9 +46,14 @@ class Run:
         return self.source.passes(self.options)
 
     @property
-    def files(self) -> dict[str, tuple[Path, type]]:
-        """The files that the source reads beside the samples: flag -> path, kind of its records."""
+    def files(self) -> dict[str, tuple[Path, type | None]]:
+        """The files that the source reads beside the samples: flag -> path, kind of its records, if it has any."""
         return self.source.files(self.options) if hasattr(self.source, "files") else {}
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Further texts that decide the rewards, by name."""
+        return self.source.contents(self.options) if hasattr(self.source, "contents") else {}
 
     def prepare(self, skip: bool) -> None:
         """Let the source read these, and refuse what can be refused before anything is computed; `skip`: malformed
@@ -57,7 +63,8 @@ class Run:
 
     def rejected(self, limit: int | None) -> Iterator[dict]:
         """The malformed records among the first `limit` samples, and in the source's own files."""
-        for file in ((self.path, Samples, limit), *self.files.values()):
+        files = [(path, kind) for path, kind in self.files.values() if kind is not None]
+        for file in ((self.path, Samples, limit), *files):
             yield from store.rejected(*file)
 
     def requests(self, role: str, sample: Samples) -> list:
@@ -117,8 +124,8 @@ def score_all(
     done, sources = output.resume(), {}
     for p in run.passes:
         folder = folders[p.role].absolute()  # as the input: a replica works in a folder of its own
-        chat = load_chat(folder, **text)
-        if not skip:
+        chat = load_chat(folder, **text | (QUOTING if p.quotes else {}))
+        if not (skip or p.quotes):
             find_refusals(run.path, run.read(), chat, skip)
         model = Model(folder, output.header["inputs"][p.role], chat, pool(), bf16)
         sources[p.role] = _run_pass(run, output, done, p, model, prompts, show and not sources)
@@ -138,13 +145,27 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
     how = {"count": count, "chunk": chunk, "doing": f"{p.worker}, {p.role}", "unit": "requests" if own else "prompts"}
     results = driver.run(model, items, done, setup, **how)
     if not cache:
+        watch = run.source.watch(p.role, run.options) if hasattr(run.source, "watch") else None
+        if watch and done:
+            rows = output.rows(request.uuid for request in run.items(p.role))
+            _ = all(watch.see(_result(worker, row)) for row in rows)
         for key, result in results:
-            output.append({"uuid": key, **worker.as_row(result)})
+            row = worker.as_row(result, model.chat)
+            output.append({"uuid": key, **row})
+            if watch and not watch.see(_result(worker, row)):
+                watch = None
+        if watch:
+            watch.end()
         return None
     counts = _append_and_cache(output, worker, results, Scores(*cache))
     message = ", ".join(f"{counts[name]} {words}" for name, words in SOURCES.items() if counts[name])
     log.info("%s: log-probabilities of responses: %s", p.role, message or "none left to compute")
     return cache[1]
+
+
+def _result(worker: ModuleType, row: dict):
+    """What `as_row` made a row of, as a source gets it."""
+    return worker.from_row({name: value for name, value in row.items() if name != "uuid"}, None)
 
 
 def _append_and_cache(
@@ -158,7 +179,7 @@ def _append_and_cache(
         scores.keep([(key.partition(":")[2], one.computed) for key, one in new])  # first: else computed again
         while new:
             key, one = new.popleft()
-            output.append({"uuid": key, **worker.as_row(one)})
+            output.append({"uuid": key, **worker.as_row(one, None)})
 
     try:
         for key, one in results:

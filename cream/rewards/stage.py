@@ -10,7 +10,7 @@ from msgspec import structs
 from cream.cli import advice, console, names
 from cream.cli.flags import chosen, deciding
 from cream.errors import UserError
-from cream.files.fingerprints import fingerprint_folder
+from cream.files.fingerprints import fingerprint_folder, fingerprint_text
 from cream.files.folders import check_folder
 from cream.files.journal import Output
 from cream.files.provenance import RUNNING, Provenance, fingerprint_file, place_of, read_kind, read_meta
@@ -58,10 +58,11 @@ def deciding_flags(config, own, passes: list) -> dict[str, object]:
         idle |= deciding(config.device).keys() | deciding(config.model).keys()
         if config.model.model or config.model.checkpoint:
             log.info("no model is loaded: --model and --checkpoint do not apply")
-        if config.thoughts.thoughts != type(config.thoughts).thoughts:
-            log.info("no model is loaded: --thoughts does not apply; only the final text of a response is graded")
+    scored = any(not p.quotes for p in passes)  # responses are, by a model; else it does not matter how they are read
+    if not scored and config.thoughts.thoughts != type(config.thoughts).thoughts:
+        log.info("no response is scored by a model: --thoughts does not apply; its final text is graded or judged")
     flags = {name: value for name, value in deciding(config).items() if name not in idle} | deciding(own)
-    return flags | (config.thoughts.settings() if passes else {})
+    return flags | (config.thoughts.settings() if scored else {})
 
 
 def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], model, group: int) -> None:
@@ -79,11 +80,14 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], model
     about = provenance.output("input_file", run.path)
     if folders:
         model.add_template(provenance)
-        check_kwargs(about.get("settings", {}), model.chat_template_kwargs, run.path, provenance)
+        if not all(p.quotes for p in run.passes):  # else the model sees other prompts anyway
+            check_kwargs(about.get("settings", {}), model.chat_template_kwargs, run.path, provenance)
     for role, folder in folders.items():
         provenance.model(role, folder)
     for name, (path, _) in run.files.items():
         provenance.file(name, path)
+    for name, text in run.contents.items():
+        provenance.content(name, fingerprint_text(text))
     _check_prompts(provenance, run.path, about)
     if getattr(run.options, "score_from", None) == "sampling":
         _check_sampler(run.path, about, provenance.inputs)

@@ -7,6 +7,6 @@ A worker is a module (logprobs, heads, completions) with what a pass computes of
     chunk_of(pool, count)              requests that are computed together, and skipped together by a resumed run
     setup(model, options, chunk, done) -> make(device), picklable; what it makes maps requests to (uuid, result)
     show_first(model, requests, options)  print the first one as the model sees it
-    as_row(result)                     the result as the journal has it
+    as_row(result, chat)               the result as the journal has it; chat: of the model that gave it
     from_row(row, request)             and back, without what only the cache needs; None where it is of other responses
 """

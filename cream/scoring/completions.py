@@ -40,13 +40,20 @@ class Options:
     seed: int = flag(0, "seed of these texts", low=0, high=2**32 - 1)
     engine: str = flag("auto", "engine that generates these texts, as in infer.py", choices=("auto", *ENGINES))
 
+    def sampling(self) -> Sampling:
+        """How the texts are sampled."""
+        n, tokens, temperature = self.gen_n, self.gen_max_tokens, self.gen_temperature
+        return Sampling(n, temperature, 1.0, tokens, self.seed, logprobs=False, keep_special=False)
+
 
 @dataclass(slots=True)
 class Texts:
-    """The texts that a model wrote to one prompt, and why each ended; none where the prompt does not fit."""
+    """The texts that a model wrote to one prompt, and why each ended; none where the prompt does not fit. `opened`: the
+    prompt ends with the tag that opens a thought, so that each text begins within one."""
 
     text: list[str]
     finish_reason: list[str]
+    opened: bool = False
 
 
 class Responder:
@@ -124,19 +131,18 @@ def chunk_of(pool: Pool, count: int) -> int | None:
 
 def setup(model: Model, options: Options, chunk: int | None, done: Keys) -> Callable[[str], Responder]:
     """`engine_setup` for a pass of a reward source, by its flags."""
-    n, tokens, temperature = options.gen_n, options.gen_max_tokens, options.gen_temperature
-    sampling = Sampling(
-        n, temperature, top_p=1.0, max_tokens=tokens, seed=options.seed, logprobs=False, keep_special=False
-    )
-    limit = model.limit(options.max_length)
-    return engine_setup(model, sampling, {"name": options.engine}, limit, limit - 1, done)
+    limit, budget = model.limit(options.max_length), getattr(options, "max_tokens_per_batch", None)
+    engine = {"name": options.engine} | ({"batch_tokens": budget} if budget else {})
+    return engine_setup(model, options.sampling(), engine, limit, limit - 1, done)
 
 
-def as_row(responses: Responses) -> dict:
-    return {"text": [c.text for c in responses[2]], "finish_reason": [c.finish_reason for c in responses[2]]}
+def as_row(responses: Responses, chat: Chat) -> dict:
+    _, _, texts = responses
+    row = {"text": [c.text for c in texts], "finish_reason": [c.finish_reason for c in texts]}
+    return row | ({"opened": True} if chat.opened else {})
 
 
-def from_row(row: dict, prompt: Prompt) -> Texts:
+def from_row(row: dict, prompt: Prompt | None = None) -> Texts:
     return Texts(**row)
 
 

@@ -26,13 +26,16 @@ class Pass:
 
     role: what its results are called. model: the flag that names the model: `checkpoint`, or one of a reward source's
     own. kind: what the model must be, `policy` or `reward_model`. worker: the module that computes, by its name in
-    rewards.passes.WORKERS.
+    rewards.passes.WORKERS. external: the model may also be a base model, by its name or hub id. quotes: the requests
+    quote prompts and responses in a turn of their own, so that special tokens written in these are text.
     """
 
     role: str
     model: str = "checkpoint"
     kind: str = "policy"
     worker: str = "logprobs"
+    external: bool = False
+    quotes: bool = False
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def setup(model: Model, options: Options, chunk: int, done: Container[str] = ())
     return partial(Reader, *arguments(model, options), chunk)
 
 
-def as_row(read: Outputs) -> dict:
+def as_row(read: Outputs, chat=None) -> dict:
     return asdict(read)
 
 

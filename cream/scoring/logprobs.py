@@ -160,7 +160,7 @@ def arguments(model: Model, options: Options) -> tuple:
     return model.folder, model.chat, model.precision.dtype, limit, budget
 
 
-def as_row(scored: Scored) -> dict:
+def as_row(scored: Scored, chat=None) -> dict:
     return {"logprob": scored.logprob, "num_tokens": scored.num_tokens, "reason": scored.reason}
 
 

@@ -52,6 +52,7 @@ class Chat:
 
     variables: further ones for the template (enable_thinking). thoughts: what becomes of a response's thought, between
     `tags`: score it as a part of the response, mask it (it is there, and neither scored nor trained on), or drop it.
+    literal: a special token that is written out in a message is text, broken up by a backslash; else it is that token.
 
     Raises UserError if there is no template, its generation prompt is not a prefix of its conversation (but for the
     beginning of a thought), it does not end a response with a special token (a model could not learn to stop), or it
@@ -66,8 +67,9 @@ class Chat:
         variables: Mapping[str, object] | None = None,
         thoughts: str = "score",
         tags: Tags = USUAL,
+        literal: bool = False,
     ):
-        self.tokenizer, self.thoughts, self.tags = tokenizer, thoughts, tags
+        self.tokenizer, self.thoughts, self.tags, self.literal = tokenizer, thoughts, tags, literal
         self._name = f"{template or tokenizer.name_or_path}: {'the' if template else 'its'} chat template"
         if not tokenizer.chat_template:
             raise UserError(
@@ -264,6 +266,10 @@ class Chat:
         found = (self._marks.search(text) for text in texts)
         return next((match[0] for match in found if match), None)
 
+    def _break_marks(self, text: str) -> str:
+        """A text without special tokens: each that is written in it has a backslash after its first character."""
+        return self._marks.sub(lambda mark: f"{mark[0][0]}\\{mark[0][1:]}", text)
+
     def thought_marks(self) -> set[int]:
         """The special tokens among the tags of thoughts."""
         tags = [tag for pair in self.tags for tag in pair]
@@ -348,7 +354,8 @@ class Chat:
         return before, whole[at + len(response) :]
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        plain = [{"role": m.role, "content": m.content} for m in messages]
+        write = self._break_marks if self.literal else str
+        plain = [{"role": m.role, "content": write(m.content)} for m in messages]
         apply = self.tokenizer.apply_chat_template
         with self._explain_errors():
             text = apply(plain, tokenize=False, add_generation_prompt=generation_prompt, **self._variables)

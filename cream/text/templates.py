@@ -24,12 +24,14 @@ ROOM = 1 << 30  # bytes per rendering
 SMALL = 1000  # the largest number in a product, quotient or power
 GIVEN = {"messages", "tools", "documents", "add_generation_prompt"}  # variables of a template that no flag gives
 WORDS = {"yes": "true", "no": "false", "true": "true", "false": "false", "none": "null"}  # of a variable -> JSON
+TEMPLATE_FLAG = "--chat_template FILE"
 PATIENCE = 60.0  # seconds after which a probe is ended that waits, or is slow on a busy machine
 
 
 @contextmanager
-def limit_rendering(what: str) -> Iterator[None]:
+def limit_rendering(what: str, flag: str = TEMPLATE_FLAG) -> Iterator[None]:
     """Raises UserError once the code within has computed for LIMIT, or takes more than ROOM; in the main thread only.
+    `flag`: what gives another template.
 
     A single step of Python is not interrupted, however long it takes: see `check_numbers`.
     """
@@ -41,7 +43,7 @@ def limit_rendering(what: str) -> Iterator[None]:
     def on_alarm(*_):
         left = started + LIMIT - time.thread_time()
         if left <= 0:
-            raise _refusal(what, slow=True)
+            raise _refusal(what, True, flag)
         signal.setitimer(signal.ITIMER_REAL, max(left, 0.01))  # the machine is busy with something else
 
     before = signal.signal(signal.SIGALRM, on_alarm)
@@ -53,14 +55,14 @@ def limit_rendering(what: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise _refusal(what, slow=False) from None
+        raise _refusal(what, False, flag) from None
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
+def probe_in_subprocess(work: Callable[[], object], what: str, flag: str = TEMPLATE_FLAG) -> None:
     """Do the work in a fork of this process, under limits of the kernel. Raises UserError if it takes too long or too
     much memory; other errors occur again when the caller does the work itself."""
     child = os.fork()
@@ -88,10 +90,10 @@ def probe_in_subprocess(work: Callable[[], object], what: str) -> None:
             f"{what} did not render a test conversation within {PATIENCE:g} s; the machine may be busy: try again"
         )
     if ended < 0 or ended == 3:
-        raise _refusal(what, slow=ended == -signal.SIGXCPU)
+        raise _refusal(what, ended == -signal.SIGXCPU, flag)
 
 
-def check_numbers(template: str, what: str) -> None:
+def check_numbers(template: str, what: str, flag: str = TEMPLATE_FLAG) -> None:
     """Raises UserError if a step of a template may take very long: if it multiplies, divides, rounds or raises to a
     power numbers that may be huge. Repeating a text is not such a step."""
     from jinja2 import nodes
@@ -120,7 +122,7 @@ def check_numbers(template: str, what: str) -> None:
         if not fine:
             raise UserError(
                 f"{what} computes with numbers that may be huge: `{sign}` on its line {node.lineno}; give another with "
-                f"--chat_template FILE, with one of the numbers written out, {SMALL} at most"
+                f"{flag}, with one of the numbers written out, {SMALL} at most"
             )
 
 
@@ -173,6 +175,6 @@ def _used() -> int:
         os.close(handle)
 
 
-def _refusal(what: str, slow: bool) -> UserError:
+def _refusal(what: str, slow: bool, flag: str) -> UserError:
     excess = f"more than {LIMIT:g} s" if slow else "too much memory"
-    return UserError(f"{what} takes {excess} for one conversation; give another with --chat_template FILE")
+    return UserError(f"{what} takes {excess} for one conversation; give another with {flag}")

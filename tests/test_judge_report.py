@@ -1,0 +1,161 @@
+"""How good a judge is: each figure against scipy, or a few lines of plain Python, and on public judgements."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kendalltau, spearmanr
+
+from cream.errors import UserError
+from cream.evaluation import judges
+from cream.evaluation.judges import Judged
+from cream.records import Item, Message, Record, Rewards
+
+score = st.none() | st.integers(0, 3).map(float)
+rows = st.lists(st.lists(st.tuples(score, score), min_size=1, max_size=5), min_size=1, max_size=6)
+
+
+def judged(rewards):
+    return Judged([f"p{i}" for i in range(len(rewards))], rewards, [[1] * len(row) for row in rewards])
+
+
+@settings(max_examples=60)
+@given(rows)
+def test_against_gold(table):
+    rewards, gold = [[r for r, _ in row] for row in table], [[g for _, g in row] for row in table]
+    found = judges.against_gold(judged(rewards), gold)
+    right, taus, rhos, orders, best = [], [], [], [], []
+    top = max((r for row in rewards for r in row if r is not None), default=0)
+    for row in table:
+        both = [(r, g) for r, g in row if r is not None and g is not None]
+        for (r, g), (s, h) in combinations(both, 2):
+            if g != h:
+                right.append(0.5 if r == s else float((r > s) == (g > h)))
+        known = [g for _, g in row if g is not None]
+        best += [g == max(known) for r, g in row if r == top and g is not None]
+        if len(both) > 1:
+            orders.append(all((r > s) == (g > h) and (r < s) == (g < h) for (r, g), (s, h) in combinations(both, 2)))
+            if all(len(set(column)) > 1 for column in zip(*both, strict=True)):
+                taus.append(kendalltau(*zip(*both, strict=True)).statistic)
+                rhos.append(spearmanr(*zip(*both, strict=True)).statistic)
+    for (value, low, high, n), wanted in zip(found.values(), (right, orders, best, rhos, taus), strict=True):
+        assert n == len(wanted)
+        if wanted:
+            assert value == pytest.approx(np.mean(wanted), abs=1e-9) and low <= value + 1e-9 and value <= high + 1e-9
+
+
+def test_an_interval_draws_prompts():
+    """Of 200 prompts with a pair each it is that of a proportion; with 10 equal pairs each it is no narrower."""
+    rng = np.random.default_rng(0)
+    one = rng.random(200) < 0.7
+    value, low, high = judges.ratio_interval(one, [1] * 200)
+    assert (value, high - low) == (one.mean(), pytest.approx(2 * 1.96 * (0.7 * 0.3 / 200) ** 0.5, rel=0.15))
+    assert judges.ratio_interval(10 * one, [10] * 200) == pytest.approx((value, low, high))
+    assert np.isnan(judges.ratio_interval([0.0], [0])).all()
+
+
+def test_ties_and_flips():
+    assert judges.ties([[1.0, 1.0, 2.0], [3.0, 3.0, None], [5.0], []]) == (2, 4, 1, 2)
+    always_a, clear, half = [[None, 1.0], [1.0, None]], [[None, 0.9], [0.2, None]], [[None, 0.5], [0.2, None]]
+    gone = [[None, None], [0.2, None]]
+    changed, sure, asked, shares = judges.flips([always_a, clear, half, gone])
+    assert (changed, sure, asked) == ([1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0])
+    assert shares == [1.0, 1.0, 0.9, 0.2, 0.5, 0.2]
+
+
+def ordinal_alpha(scores):
+    """Krippendorff's alpha by its definition: 1 - observed / expected disagreement, over ordered pairs of values."""
+    units = [[v for v in unit if v is not None] for unit in scores]
+    units = [unit for unit in units if len(unit) > 1]
+    values = sorted({v for unit in units for v in unit})
+    count = {v: sum(unit.count(v) for unit in units) for v in values}
+
+    def apart(a, b):
+        low, high = sorted((a, b))
+        return (sum(count[v] for v in values if low <= v <= high) - (count[a] + count[b]) / 2) ** 2
+
+    n = sum(count.values())
+    observed = sum(apart(a, b) for u in units for i, a in enumerate(u) for j, b in enumerate(u) if i != j)
+    observed = (
+        sum(sum(apart(a, b) for i, a in enumerate(u) for j, b in enumerate(u) if i != j) / (len(u) - 1) for u in units)
+        / n
+    )
+    expected = sum(count[a] * count[b] * apart(a, b) for a in values for b in values if a != b) / (n * (n - 1))
+    return 1 - observed / expected
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(score, min_size=3, max_size=3), min_size=2, max_size=12))
+def test_agreement_is_krippendorffs_alpha(scores):
+    pytest.importorskip("krippendorff")
+    found = judges.alpha(scores)
+    several = [[v for v in unit if v is not None] for unit in scores]
+    if len({v for unit in several if len(unit) > 1 for v in unit}) < 2:
+        assert found is None
+    else:
+        assert found == pytest.approx(ordinal_alpha(scores), abs=1e-9)
+
+
+def rewards_of(uuid, values, **more):
+    prompt = [Message("user", "?")]
+    texts = [[*prompt, Message("assistant", "x" * (i + 1))] for i in range(len(values))]
+    return Rewards(uuid=uuid, prompt=prompt, response=texts, reward=values, **more)
+
+
+def test_the_report():
+    found = judges.collect([
+        rewards_of("a", [1.0, 2.0, 3.0], parts={"scores": [[1.0, None], [2.0, 2.0], [3.0, 3.0]]}),
+        rewards_of("b", [None, 2.0], parts={"scores": [None, [2.0, 2.0]]}),
+    ])  # fmt: skip
+    gold = judges.gold_ranks(found, [Record(uuid="a", extra={"ranks": [2, 1, 0]})])
+    assert gold == [[-2.0, -1.0, 0.0], [None, None]]
+    text = "\n".join(judges.describe(found, gold))
+    assert "2 prompts; 4 of 5 responses have a reward" in text
+    assert "parsed: 7 of 8 (87.5%) of the judgements" in text and "scores: 1: 1, 2: 4, 3: 2" in text
+    assert "Spearman of reward and characters within a prompt 1.000 (1.000 to 1.000), 1 prompts" in text
+    assert "pairwise accuracy: 1.000 (1.000 to 1.000) (3)" in text
+    assert "against gold: 3 of 3 (100.0%) of the pairs" in text
+    compared = judges.collect([rewards_of("a", [0.5, 0.5], parts={"chosen_first": [[None, 1.0], [1.0, None]]})])
+    assert "in 1.000 (1.000 to 1.000) of 1 pairs" in "\n".join(judges.describe(compared))
+
+
+def test_gold_of_other_responses_is_refused():
+    found = judged([[1.0, 2.0]])
+    for ranks in ([1], [1, "x"], "12", [1, True]):
+        with pytest.raises(UserError, match=r"expected `ranks`, a list of 2 numbers"):
+            judges.gold_ranks(found, [Record(uuid="p0", extra={"ranks": ranks})])
+    with pytest.raises(UserError, match="none of its uuids"):
+        judges.gold_ranks(found, [Record(uuid="q", extra={"ranks": [0, 1]})])
+    with pytest.raises(UserError, match="none of its uuids"):
+        judges.gold_labels(found, {})
+
+
+def test_gold_labels():
+    found = judged([[1.0, 2.0, 0.0], [1.0]])
+    found.responses = [["Answer: 5", "Answer: 6", "no idea"], ["x"]]
+    item = Item(uuid="p0", question="2 + 3?", label="5", task="gsm8k")
+    assert judges.gold_labels(found, {"p0": item}) == [[1.0, 0.0, None], [None]]
+
+
+def test_public_judgements_by_gpt_4(shared):
+    """AutoAlign's file of 100 comparisons in both orders, with the figures that its own code computed of them."""
+    folder = shared / "data" / "judge"
+    items = json.loads((folder / "judge_Natural_GPT-4_Rating_result.json").read_text())
+    wanted = json.loads((folder / "judge_Natural_GPT-4_Rating_statistics.json").read_text())
+    records, gold = [], []
+    for i, item in enumerate(items):
+        straight, swapped = (item["results"][0][f"swap = {swap}"]["winner"] for swap in (False, True))
+        first = [[None, float(straight == "1")], [float(swapped == "2"), None]]
+        records.append(
+            rewards_of(f"q{i}", [float(straight == "1"), float(straight != "1")], parts={"chosen_first": first})
+        )
+        gold.append(Record(uuid=f"q{i}", extra={"ranks": [item["label"] != 1, item["label"] != 2]}))
+        gold[-1].extra["ranks"] = [int(rank) for rank in gold[-1].extra["ranks"]]
+    found = judges.collect(records)
+    accuracy = judges.against_gold(found, judges.gold_ranks(found, gold))["pairwise accuracy"]
+    assert f"{100 * accuracy[0]:.1f}%" == wanted["correct_False"].split("= ")[1]
+    changed, clear, _, _ = judges.flips(found.first)
+    assert sum(clear) - sum(changed) == int(wanted["equal"].split()[0]) and sum(clear) == 100
