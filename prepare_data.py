@@ -41,9 +41,10 @@ class PrepareConfig:
 
 
 RUN, MODEL = (tuple(each.name for each in fields(part)) for part in (Run, Model))
+BUILD = ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "selection", "sft_limit", "seed")
 IMPORT = ("columns", "best", "thought_key", "ignore_keys", "sep")
 USES = {  # the flags of each command; another is refused
-    "build": ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "seed", *RUN),
+    "build": (*BUILD, *RUN),
     "list": ("list",),
     "import": (*IMPORT, "subset", "split", "first_answer", "grader", "output", "output_dir", *RUN),
     "export": ("form", "output", *RUN),
