@@ -98,7 +98,7 @@ def test_the_selection_by_quality_takes_the_best_first(hub):
 
 
 def test_ranked_replies_of_every_turn(shared):
-    """All that people ranked at least two replies to, later turns with what is before them, as another reader has it."""
+    """Every prompt with two ranked replies or more, later turns with those before them, as another reader has it."""
     (first, later) = oasst.read(THREAD, "").ranked
     assert (first.uuid, first.responses, first.extra) == ("t", ["text of t.1", "text of t.0"], {"ranks": [0, 1]})
     assert [m.content for m in later.prompt] == ["text of t", "text of t.1", "text of t.1.1"]

@@ -484,7 +484,14 @@ def test_the_better_response_is_the_one_that_a_column_says(extra, columns, best,
 
 
 def test_ranked_responses_keep_all_of_them():
-    row = {"id": 7, "prompt": "2 + 3?", "ranked": ["5", "6", "7"], "order": [0, "1", None], "chosen": "5", "rejected": "7"}
+    row = {
+        "id": 7,
+        "prompt": "2 + 3?",
+        "ranked": ["5", "6", "7"],
+        "order": [0, "1", None],
+        "chosen": "5",
+        "rejected": "7",
+    }
     made = read(row, "responses=ranked,ranks=order")
     assert isinstance(made, Samples) and made.responses == ["5", "6", "7"] and made.prompt[0].content == "2 + 3?"
     assert (made.uuid, made.extra) == ("7", {"chosen": "5", "rejected": "7", "ranks": [0, 1, None]})

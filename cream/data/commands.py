@@ -93,7 +93,7 @@ class Table:
     output: str | None = flag(
         None,
         "output file; none: localdata/<name>.<sft|prompt|dpo|ranked|test>.json (import), <file>.<form>.jsonl (export), "
-        "no file (overlap)",
+        "localdata/eft.sft.json (eft), no file (overlap)",
     )
 
 
@@ -300,6 +300,14 @@ def overlap(words: Sequence[str], flags: Table, run) -> None:
             output.dropped[CONTAMINATED] += len(shared)
             kept = (each for each in store.read(path, kinds[path], skip=run.skip) if each.uuid not in shared)
             log.info("%s: %d records", output.path, output.finish(map(encode, kept)))
+
+
+def eft(word: str, flags, seed_data: Path | None, build_flags: Build, output: str | None, run) -> None:
+    """Write judge-training data. `seed_data`: the file that --seed_data names."""
+    from cream.data.eft import make
+
+    target = Path(output or Path(build_flags.output_dir) / "eft.sft.json")
+    make(Path(word), flags, seed_data, target, build_flags.seed, run)
 
 
 def export(word: str, flags: Table, run) -> None:

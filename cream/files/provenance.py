@@ -61,6 +61,7 @@ class Sidecar(TypedDict, total=False):
     head: Head
     chat_template: str  # hash of the one that a checkpoint was trained on
     merged_from: str
+    judge: dict[str, str | None]  # the form that a judge is trained on: of its data, and of the checkpoint
 
     settings: dict[str, object]
     inputs: dict[str, str]

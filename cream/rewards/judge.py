@@ -18,6 +18,7 @@ from pathlib import Path
 from cream.cli.flags import flag
 from cream.engines import ENGINES, GREEDY, Sampling, temperature_flag
 from cream.errors import UserError
+from cream.files.fingerprints import fingerprint_text
 from cream.records import Prompt, Samples
 from cream.rewards.base import GroupReward
 from cream.scoring import logprobs
@@ -133,10 +134,34 @@ def prepare(options: Options, samples: Callable[[], Iterable[Samples]], skip: bo
         _ = options.form.continuations
 
 
+def describe_form(form: Form) -> dict[str, str | None]:
+    """What a checkpoint that is trained as a judge records of the form."""
+    return {
+        "judge_prompt": form.name,
+        "template": fingerprint_text(form.template),
+        "judge_parse": form.parse,
+        "valid_reward": form.valid,
+    }
+
+
+def objection(options: Options, folder: Path, about: dict) -> str | None:
+    """Why the model in a folder, whose sidecar is `about`, should not judge by this form: it was trained on another."""
+    trained, own = about.get("judge"), describe_form(options.form)
+    if not trained or trained | {"judge_prompt": None} == own | {"judge_prompt": None}:  # a file may have moved
+        return None
+    was, now = (
+        f"--judge_prompt {form['judge_prompt']} --judge_parse '{form['judge_parse']}' "
+        f"--valid_reward {form['valid_reward']}"
+        for form in (trained, own)
+    )
+    now = now if now != was else "the same with other words"
+    return f"{folder} was trained as a judge with {was}, and here it is {now}; give it what it was trained with"
+
+
 def requests(role: str, sample: Samples, options: Options) -> list[Prompt] | list[Group]:
     """One for each text to judge, or for each two in either order; equal texts are judged once."""
     form = options.form
-    asked = [form.ask(sample.prompt, *texts) for texts in _judged(_final_texts(sample, options), form)]
+    asked = [form.ask(sample.prompt, *texts) for texts in _judged(final_texts(sample, options), form)]
     if not options.expected:
         return [Prompt(messages=messages) for messages in asked]
     verdicts = form.continuations
@@ -145,7 +170,7 @@ def requests(role: str, sample: Samples, options: Options) -> list[Prompt] | lis
 
 def combine(sample: Samples, results: dict[str, list], options: Options) -> GroupReward:
     """The reward of each response; see docs/formats.md for `parts`, `texts` and `preferences`."""
-    texts, form = _final_texts(sample, options), options.form
+    texts, form = final_texts(sample, options), options.form
     found = dict(zip(_judged(texts, form), results["judge"], strict=True))
     judge = _compare if form.pairwise else _rate
     return judge(texts, found, options)
@@ -154,7 +179,7 @@ def combine(sample: Samples, results: dict[str, list], options: Options) -> Grou
 # Which texts are judged -----------------------------------------------------------------------------------------------
 
 
-def _final_texts(sample: Samples, options: Options) -> list[str | None]:
+def final_texts(sample: Samples, options: Options) -> list[str | None]:
     """Each response without its thought; None where it ends within it."""
     texts: list[str | None] = []
     for response in sample.responses:

@@ -83,7 +83,9 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], model
         if not all(p.quotes for p in run.passes):  # else the model sees other prompts anyway
             check_kwargs(about.get("settings", {}), model.chat_template_kwargs, run.path, provenance)
     for role, folder in folders.items():
-        provenance.model(role, folder)
+        about = provenance.model(role, folder)
+        if hasattr(run.source, "objection") and (why := run.source.objection(run.options, folder, about)):
+            provenance.object(why)
     for name, (path, _) in run.files.items():
         provenance.file(name, path)
     for name, text in run.contents.items():
