@@ -147,7 +147,7 @@ def test_only_the_last_response_is_trained_on(repo):
 
 JUDGE = (
     "rewarding.py --device cpu --model tiny --reward judge --judge_prompt outputs/q.jinja --judge_parse '(\\d)' "
-    "--valid_reward 0:9 --judge_max_tokens 12 --on_unparsed continue --output outputs/judged.json"
+    "--valid_reward 0:9 --judge_max_tokens 12 --judge_samples 2 --on_unparsed continue --output outputs/judged.json"
 )
 EFT = "prepare_data.py eft outputs/judged.json --agree position --output outputs/eft.sft.json"
 
@@ -159,7 +159,7 @@ def world(workspace):
     (workspace.folder / "outputs/q.jinja").write_text("{{ prompt }} {{ response }} How many?")
     rows = [
         {"id": f"r{i}", "prompt": f"What is {i} + 4?", "ranked": [f"Answer: {i + 4}", f"Answer: {i}"], "ranks": [0, 1]}
-        for i in range(16)
+        for i in range(12)
     ]
     workspace.write("outputs/rows.json", rows)
     columns = "--columns responses=ranked,ranks=ranks --output outputs/human.json"
@@ -173,8 +173,8 @@ def world(workspace):
 def test_the_command_writes_all_parts_without_the_seed_set_s_prompts(world):
     out = world.run(f"{EFT} --seed_data outputs/seeds.json --held_out 0.4 --with_seed").out
     train, held, again = (world.read(f"outputs/eft.{part}.json") for part in ("sft", "held_out.sft", "held_out.ranked"))
-    assert "9 prompts to train on, 6 held out" in out and "2 responses dropped: its prompt is in --seed_data" in out
-    assert len(again) == 6 and all(record["ranks"] == [0, 1] for record in again.values())
+    assert "7 prompts to train on, 4 held out" in out and "2 responses dropped: its prompt is in --seed_data" in out
+    assert len(again) == 4 and all(record["ranks"] == [0, 1] for record in again.values())
     assert train.pop("s") and train and held
     parts = [{uuid.partition("#")[0] for uuid in part} for part in (train, held)]
     assert parts[1] <= again.keys() and not parts[0] & again.keys() and "r3" not in parts[0] | again.keys()

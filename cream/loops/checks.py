@@ -9,12 +9,13 @@ from cream.cli import names
 from cream.cli.flag_fields import NULLS
 from cream.cli.flags import spell, try_parse
 from cream.errors import UserError
+from cream.evaluation.options import READS
 from cream.evaluation.tasks import is_all_test
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
 from cream.files.folders import check_folder
 from cream.loops.plan import PAIRS, TRAIN, Command
-from cream.records import METHODS, Item, Prompt
+from cream.records import METHODS
 from cream.text.judge_prompts import JUDGE_PROMPTS
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
@@ -24,7 +25,7 @@ FILES += ("few_shot_file", "chat_template", "deepspeed")
 MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = (TRAIN, "infer.py")  # they read what --name says, or --input_file
-SAMPLED = {"sampling": (Prompt,), "evaluation": (Item,)}  # --mode -> records that infer.py reads
+SAMPLED = {mode: kinds for mode, (kinds, _) in READS.items()}  # --mode -> records that infer.py reads
 LookUps = Mapping[str, Callable[[str], Path | None]]
 
 
