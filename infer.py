@@ -24,7 +24,7 @@ from cream.evaluation import evaluate as evaluation
 from cream.evaluation.options import EvaluationFlags, InferOutput, Task
 from cream.evaluation.questions import read_questions
 from cream.evaluation.rescore import rescore
-from cream.files import journal
+from cream.files import journal, store
 from cream.files.folders import check_folder
 from cream.scoring import driver, sampling
 from cream.text.thoughts import ThoughtFlags
@@ -130,7 +130,7 @@ def write_prompts(config: InferConfig) -> None:
 
     model, run, task, flags, own = config.model, config.run, config.task, config.sampling, config.instructions
     path = task.dataset(DATASET_FILES, DATASETS, skip=run.skip)
-    excluded = [names.dataset(name.strip(), DATASET_FILES, DATASETS) for name in (own.exclude or "").split(",") if name]
+    excluded = [_test_set(name.strip()) for name in (own.exclude or "").split(",") if name.strip()]
     seeds = synthesis.read_seeds(path, task.limit(run.debug), skip=run.skip)
     inputs = {"data": path} | {f"exclude_{i}": each for i, each in enumerate(excluded, 1)}
     of = names.short(task.name), names.short(model.name()), names.label(model.checkpoint)
@@ -138,6 +138,8 @@ def write_prompts(config: InferConfig) -> None:
     target = names.choose_output(config.output.output_dir, default, default.name)
     output, folder = _begin(config, inputs, target, synthesis.IDLE)
     if not (run.dry_run or output.up_to_date):
+        if run.skip:
+            output.reject(store.rejected(path, store.detect(path, skip=True), task.limit(run.debug)))
         plain, tags = config.evaluation.prompt_format == "plain", config.thoughts.tags
         chat = load_plain(folder) if plain else load_chat(folder, **model.text(), tags=tags)
         kept = synthesis.Kept(seeds, synthesis.read_excluded(excluded, skip=run.skip), own.max_rouge, own.num_prompts)
@@ -147,6 +149,17 @@ def write_prompts(config: InferConfig) -> None:
     if not run.dry_run:
         next_ = console.command("infer.py", **for_next_stage(config) | {"checkpoint": model.checkpoint, "name": target})
         log.info("prompts: %s\nnext, respond to them:\n  %s", target, next_)
+
+
+def _test_set(name: str) -> Path:
+    """The file of a data set that --exclude names."""
+    try:
+        path = names.dataset(name, DATASET_FILES, DATASETS)
+        if not path.exists():
+            raise names.missing_data(name, path)
+    except UserError as error:
+        raise UserError(str(error).replace("--name", "--exclude", 1)) from None
+    return path
 
 
 def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: Iterable[str], *beside: Path):

@@ -209,9 +209,9 @@ def test_a_checkpoint_knows_the_form_that_it_was_trained_on(world):
     assert judge_form(world.folder / "outputs/seeds.json", folder) == judge_form(data, folder)
     ask = f"{JUDGE} --input_file outputs/human.json --checkpoint outputs/m1 --dry_run".replace("judged", "other")
     world.run(ask)
-    told = world.refused(ask.replace("0:9", "0:5"))
-    assert "was trained as a judge with --judge_prompt outputs/q.jinja" in told and "--force" in told
-    world.run(f"{ask} --force".replace("0:9", "0:5"))
+    other = ask.replace("outputs/q.jinja", "rating")
+    assert "was trained as a judge with --judge_prompt outputs/q.jinja, and here it is rating" in world.refused(other)
+    world.run(f"{other} --force")
 
 
 BAD = {

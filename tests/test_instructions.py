@@ -206,7 +206,11 @@ BAD = {
     "too few seeds": ("--name localdata/few.json", "has 7 different seeds of at most 150 words, expected 8 or more"),
     "questions": ("--name tiny_test", "instructions takes prompts or conversations, whose first turns are the seeds"),
     "no name": ("", "--mode instructions needs --name"),
-    "no such test set": ("--name tiny_prompt_1 --exclude no_such", "no_such: neither a file"),
+    "no such test set": ("--name tiny_prompt_1 --exclude no_such", "--exclude no_such: neither a file"),
+    "a test set to be built": (
+        "--name tiny_prompt_1 --exclude all_test",
+        "`python prepare_data.py build all` makes it",
+    ),
     "a text for questions": ("--name tiny_prompt_1 --sysprompt task", "--sysprompt is for questions"),
     "two devices": ("--name tiny_prompt_1 --device cpu,cpu", "works with one copy of the model"),
     "another mode": ("--name tiny_prompt_1 --mode sampling", "--mode sampling writes no prompts: --num_prompts"),

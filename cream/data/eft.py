@@ -214,6 +214,8 @@ def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed
         "held_out": (held.kept, held.dropped, form | scores),
         "ranked": ([_ranked(record, gold[record.uuid]) for record in held.records], Counter(), {}),
     }
+    if run.skip:
+        outputs["train"].reject(store.rejected(path, Rewards))
     for part, (kept, dropped, facts) in files.items():
         if not outputs[part].up_to_date:
             with outputs[part] as each:

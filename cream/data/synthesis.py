@@ -164,7 +164,7 @@ class Writer:
             responses: dict[str, Responses] = dict(self.responder(queries))
             if len(responses) < len(queries):  # a signal: what is there of the round is asked for again
                 return
-            yield each.uuid, self._sift(responses[query.uuid] for query in queries)
+            yield each.uuid, self._sift(responses[asked.uuid] for asked in queries)
 
     def _queries(self, number: int) -> Iterator[Prompt]:
         seeds, chat = _short(self.kept.seeds), not isinstance(self.responder.chat, Plain)

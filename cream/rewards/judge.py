@@ -147,15 +147,13 @@ def describe_form(form: Form) -> dict[str, str | None]:
 def objection(options: Options, folder: Path, about: dict) -> str | None:
     """Why the model in a folder, whose sidecar is `about`, should not judge by this form: it was trained on another."""
     trained, own = about.get("judge"), describe_form(options.form)
-    if not trained or trained | {"judge_prompt": None} == own | {"judge_prompt": None}:  # a file may have moved
+    if not trained or trained["template"] == own["template"]:
         return None
-    was, now = (
-        f"--judge_prompt {form['judge_prompt']} --judge_parse '{form['judge_parse']}' "
-        f"--valid_reward {form['valid_reward']}"
-        for form in (trained, own)
+    was, now = trained["judge_prompt"], own["judge_prompt"]
+    return (
+        f"{folder} was trained as a judge with --judge_prompt {was}, and here it is "
+        f"{now if now != was else 'one of the same name with other words'}; give it what it was trained with"
     )
-    now = now if now != was else "the same with other words"
-    return f"{folder} was trained as a judge with {was}, and here it is {now}; give it what it was trained with"
 
 
 def requests(role: str, sample: Samples, options: Options) -> list[Prompt] | list[Group]:
