@@ -320,8 +320,8 @@ def _ranked(record: Rewards, gold: Sequence[Number]) -> Samples:
 
 def _beside(output: Path, part: str) -> Path:
     """eft.sft.json -> eft.held_out.sft.json."""
-    head, _, rest = output.name.partition(".")
-    return output.with_name(f"{head}.{part}.{rest.removeprefix('sft.')}")
+    head, dot, ending = output.name.rpartition(".json")
+    return output.with_name(f"{head.removesuffix('.sft')}.{part}{dot}{ending}")
 
 
 def _describe(train: Part, held: Part) -> None:

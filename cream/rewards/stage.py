@@ -83,8 +83,8 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], model
         if not all(p.quotes for p in run.passes):  # else the model sees other prompts anyway
             check_kwargs(about.get("settings", {}), model.chat_template_kwargs, run.path, provenance)
     for role, folder in folders.items():
-        about = provenance.model(role, folder)
-        if hasattr(run.source, "objection") and (why := run.source.objection(run.options, folder, about)):
+        sidecar = provenance.model(role, folder)
+        if hasattr(run.source, "objection") and (why := run.source.objection(run.options, folder, sidecar)):
             provenance.object(why)
     for name, (path, _) in run.files.items():
         provenance.file(name, path)
