@@ -1,4 +1,5 @@
-"""Generate responses for training (--mode sampling), generate and grade them (evaluation), or grade again (rescore).
+"""Generate responses for training (--mode sampling), generate and grade them (evaluation), grade again (rescore), or
+write new prompts after the example of others (instructions).
 
 Multiple choice needs no generation: --scoring loglikelihood compares the options' log-likelihoods.
 
@@ -15,14 +16,17 @@ from config import DATASET_FILES, DATASETS, Cluster, Device, Model, RandomRun, f
 from cream.cli import console, names
 from cream.cli.console import log
 from cream.cli.flags import parse
+from cream.data import synthesis
+from cream.data.synthesis import SynthesisFlags
 from cream.engines import EngineFlags, SamplingFlags
+from cream.errors import UserError
 from cream.evaluation import evaluate as evaluation
-from cream.evaluation.options import PROMPTS, EvaluationFlags, InferOutput, Task
+from cream.evaluation.options import EvaluationFlags, InferOutput, Task
 from cream.evaluation.questions import read_questions
 from cream.evaluation.rescore import rescore
-from cream.files import journal
+from cream.files import journal, store
 from cream.files.folders import check_folder
-from cream.records import Conversation, Item
+from cream.records import Conversation
 from cream.scoring import driver, sampling
 from cream.text import prompts as texts
 from cream.text.thoughts import ThoughtFlags
@@ -33,6 +37,7 @@ EXAMPLE = """\
   accuracy  python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test
   voting    python infer.py --mode evaluation --model tiny --checkpoint tiny_m1 --name tiny_test --gen_n 8
   options   python infer.py --mode evaluation --model tiny --name all_test --scoring loglikelihood
+  prompts   python infer.py --mode instructions --model llama3 --name oasst_sft --num_prompts 5000 --exclude all_test
   again     python infer.py --mode rescore --input_file outputs/evaluation/tiny_m1-tiny_test/results.json"""
 
 
@@ -46,6 +51,7 @@ class InferConfig:
     task: Task = group(Task)
     sampling: SamplingFlags = group(SamplingFlags)
     evaluation: EvaluationFlags = group(EvaluationFlags)
+    instructions: SynthesisFlags = group(SynthesisFlags)
     thoughts: ThoughtFlags = group(ThoughtFlags)
     engine: EngineFlags = group(EngineFlags)
     output: InferOutput = group(InferOutput)
@@ -59,7 +65,7 @@ def main(argv=None):
     mode = config.task.mode
     if mode == "rescore":
         return rescore(config.task.input_file, config.evaluation, config.thoughts, config.output.output_dir, config.run)
-    return sample(config) if mode == "sampling" else evaluate(config)
+    return {"sampling": sample, "evaluation": evaluate, "instructions": write_prompts}[mode](config)
 
 
 def check(config: InferConfig, about: dict | None = None) -> None:
@@ -67,6 +73,11 @@ def check(config: InferConfig, about: dict | None = None) -> None:
     config.evaluation.check(config.task.mode)
     config.sampling.fill(config.task.mode)
     texts.load(config.sampling.sysprompt)
+    mode, given = config.task.mode, config.instructions.given()
+    if mode != "instructions" and given:
+        raise UserError(f"--mode {mode} writes no prompts: {', '.join(given)} does not apply")
+    if mode == "instructions" and config.sampling.sysprompt != "auto":
+        raise UserError("--mode instructions: --sysprompt is for questions; it does not apply")
 
 
 def sample(config: InferConfig) -> None:
@@ -74,7 +85,7 @@ def sample(config: InferConfig) -> None:
     from cream.model.load import load_chat
 
     model, run, task, flags = config.model, config.run, config.task, config.sampling
-    path = task.dataset(PROMPTS, DATASET_FILES, DATASETS, skip=run.skip)
+    path = task.dataset(DATASET_FILES, DATASETS, skip=run.skip)
     prompts = sampling.open_prompts(path, task.limit(run.debug), skip=run.skip)
     plan, sysprompt = flags.plan("sampling", run.seed), texts.load(flags.sysprompt)
     of = names.short(task.name), names.short(model.name()), names.label(model.checkpoint)
@@ -100,7 +111,7 @@ def sample(config: InferConfig) -> None:
 def evaluate(config: InferConfig) -> None:
     """Every question answered and graded; a table of accuracies."""
     model, run, task = config.model, config.run, config.task
-    path = task.dataset((Item,), DATASET_FILES, DATASETS, skip=run.skip)
+    path = task.dataset(DATASET_FILES, DATASETS, skip=run.skip)
     limits = {"limit": task.limit(run.debug), "limit_per_task": task.limit_per_task}
     which = limits | {"seed": run.seed, "skip": run.skip}
     questions = read_questions(names.canonical(task.name, DATASET_FILES), path, config.evaluation, **which)
@@ -121,6 +132,44 @@ def evaluate(config: InferConfig) -> None:
         log.info(evaluation.summarise(plan, output, summary, chat))
 
 
+def write_prompts(config: InferConfig) -> None:
+    """New prompts, after the example of those in the data set and of those written so far."""
+    from cream.model.load import load_chat, load_plain
+
+    model, run, task, flags, own = config.model, config.run, config.task, config.sampling, config.instructions
+    path = task.dataset(DATASET_FILES, DATASETS, skip=run.skip)
+    excluded = [_test_set(name.strip()) for name in (own.exclude or "").split(",") if name.strip()]
+    seeds = synthesis.read_seeds(path, task.limit(run.debug), skip=run.skip)
+    inputs = {"data": path} | {f"exclude_{i}": each for i, each in enumerate(excluded, 1)}
+    of = names.short(task.name), names.short(model.name()), names.label(model.checkpoint)
+    default = run.outputs() / "instructions" / "{}-{}-ckpt_{}".format(*of) / "prompts.json"
+    target = names.choose_output(config.output.output_dir, default, default.name)
+    output, folder = _begin(config, inputs, target, synthesis.IDLE)
+    if not (run.dry_run or output.up_to_date):
+        if run.skip:
+            output.reject(store.rejected(path, store.detect(path, skip=True), task.limit(run.debug)))
+        plain, tags = config.evaluation.prompt_format == "plain", config.thoughts.tags
+        chat = load_plain(folder) if plain else load_chat(folder, **model.text(), tags=tags)
+        kept = synthesis.Kept(seeds, synthesis.read_excluded(excluded, skip=run.skip), own.max_rouge, own.num_prompts)
+        how = {"engine": config.engine.options(), "max_length": flags.max_length, "show": config.output.show_example}
+        plan = flags.plan("instructions", run.seed)
+        synthesis.synthesise(output, _policy(config, output, folder, chat), own, kept, plan, tags, **how)
+    if not run.dry_run:
+        next_ = console.command("infer.py", **for_next_stage(config) | {"checkpoint": model.checkpoint, "name": target})
+        log.info("prompts: %s\nnext, respond to them:\n  %s", target, next_)
+
+
+def _test_set(name: str) -> Path:
+    """The file of a data set that --exclude names."""
+    try:
+        path = names.dataset(name, DATASET_FILES, DATASETS)
+        if not path.exists():
+            raise names.missing_data(name, path)
+    except UserError as error:
+        raise UserError(str(error).replace("--name", "--exclude", 1)) from None
+    return path
+
+
 def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: Iterable[str], *beside: Path):
     """The output, and the policy's folder; says what will be done."""
     model, run = config.model, config.run
@@ -132,6 +181,8 @@ def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: I
         provenance.file(name, path)
     provenance.model("policy", folder)
     model.add_template(provenance)
+    if config.task.mode != "instructions":
+        unused = [*unused, *vars(config.instructions)]
     output = journal.Output(target, settings(config, *unused), provenance, overwrite=run.overwrite, beside=beside)
     data = ", ".join(str(path) for name, path in inputs.items() if name.startswith("data"))
     log.info("%s of %s by %s -> %s", config.task.mode, data, folder, target)

@@ -2,6 +2,7 @@
 
 build SOURCE …    public sources, or all -> localdata/: SFT set, prompts and their subsets, test sets, train splits
 list              print the sources: contents, published rows, licences
+eft FILE          what a judge said of responses that people ranked -> data to train it on
 import FILE|ID    any data set of messages, prompts and responses, pairs or questions -> a file of this project
 export FILE       conversations, prompts or pairs -> the format of other tools, one row per line
 overlap FILE …    records of the first file that share 13 words in a row with those of others, such as test questions
@@ -17,6 +18,7 @@ from cream.cli import console, names
 from cream.cli.flags import parse
 from cream.data import commands
 from cream.data.commands import Build, Lengths, Table
+from cream.data.eft import EftFlags
 from cream.errors import UserError
 from cream.files.store import is_record_file
 
@@ -24,6 +26,7 @@ EXAMPLE = """\
   python prepare_data.py build all
   python prepare_data.py build gsm8k arc_easy --from FOLDER
   python prepare_data.py import pairs.jsonl --columns prompt=question,chosen=good,rejected=bad
+  python prepare_data.py eft judged.json --seed_data oasst_sft
   python prepare_data.py overlap own.prompt.json all_test --output clean.prompt.json
   python prepare_data.py export localdata/dpo.1.json --form trl --output pairs.jsonl
   python prepare_data.py validate prompts.jsonl --model llama3 --max_length 2048"""
@@ -35,16 +38,19 @@ class PrepareConfig:
 
     build: Build = group(Build)
     table: Table = group(Table)
+    eft: EftFlags = group(EftFlags)
     model: Model = group(Model)
     lengths: Lengths = group(Lengths)
     run: Run = group(Run)
 
 
-RUN, MODEL = (tuple(each.name for each in fields(part)) for part in (Run, Model))
+RUN, MODEL, EFT = (tuple(each.name for each in fields(part)) for part in (Run, Model, EftFlags))
+BUILD = ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "selection", "sft_limit", "seed")
 IMPORT = ("columns", "best", "thought_key", "ignore_keys", "sep")
 USES = {  # the flags of each command; another is refused
-    "build": ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "seed", *RUN),
+    "build": (*BUILD, *RUN),
     "list": ("list",),
+    "eft": (*EFT, "seed", "output", "output_dir", *RUN),
     "import": (*IMPORT, "subset", "split", "first_answer", "grader", "output", "output_dir", *RUN),
     "export": ("form", "output", *RUN),
     "overlap": ("output", *RUN),
@@ -58,11 +64,12 @@ def main(argv=None):
     config = parse(PrepareConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
     command, *rest = words or ["list" if config.build.list else ""]
     one, several = len(rest) == 1, len(rest) > 1
-    fits = {"list": not rest, "import": one, "export": one, "overlap": several}.get(command, bool(rest))
+    single = dict.fromkeys(("eft", "import", "export"), one)
+    fits = ({"list": not rest, "overlap": several} | single).get(command, bool(rest))
     if command not in USES or not fits:
         raise UserError(
-            "expected a command: build SOURCE …, list, import FILE|ID, export FILE, overlap FILE FILE …, or validate "
-            "FILE …"
+            "expected a command: build SOURCE …, list, eft FILE, import FILE|ID, export FILE, overlap FILE FILE …, or "
+            "validate FILE …"
         )
     _check_flags(command, config)
     rest = [_file(word) for word in rest] if command in ("export", "overlap", "validate") else rest
@@ -72,6 +79,9 @@ def main(argv=None):
             commands.list_sources()
         case "build":
             commands.build(rest, config.build, run)
+        case "eft":
+            seeds = None if config.eft.seed_data is None else Path(_file(config.eft.seed_data, "--seed_data"))
+            commands.eft(rest[0], config.eft, seeds, config.build, config.table.output, run)
         case "import":
             commands.import_table(rest[0], config.table, Path(config.build.output_dir), run)
         case "export":
@@ -84,14 +94,14 @@ def main(argv=None):
             commands.validate(rest, folder, model.text(), config.lengths.max_length)
 
 
-def _file(word: str) -> str:
-    """The path of a record file: a path, or that of a data set by its name."""
+def _file(word: str, flag: str = "") -> str:
+    """The path of a record file: a path, or that of a data set by its name; `flag`: the flag that gives it."""
     if os.sep in word or is_record_file(Path(word)) or Path(word).is_file():
         return word
     try:
         return str(names.dataset(word, DATASET_FILES, DATASETS))
     except UserError as error:
-        raise UserError(str(error).removeprefix("--name ")) from None
+        raise UserError(f"{flag} {str(error).removeprefix('--name ')}".lstrip()) from None
 
 
 def _check_flags(command: str, config: PrepareConfig) -> None:

@@ -61,9 +61,11 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Conversation(Record, kw_only=True):
-    """SFT data: a conversation that ends with an assistant's turn; every assistant turn is trained on."""
+    """SFT data: a conversation that ends with an assistant's turn. Every assistant turn is trained on, with `only_last`
+    the last one alone."""
 
     messages: list[Message]
+    only_last: bool = False
 
     def __post_init__(self):
         _check_turns(self.messages)

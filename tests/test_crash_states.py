@@ -26,6 +26,8 @@ STAGES = {
     "sft": f"{TRAIN} --name tiny_sft --limit_size 8 --epoch 2 --output_dir {OUT}/run --register m1",
     "dpo": f"{TRAIN} {M1} --name {LOOP}/pairs.json --limit_size 12 --output_dir {OUT}/run",
     "sampling": f"{INFER} {M1} --name tiny_prompt_1 --gen_n 2 --output_dir {OUT}/samples.json",
+    "instructions": f"infer.py {ON} {M1} --mode instructions --name tiny_prompt_1 --limit_size 30 --max_rouge 1 "
+    f"--num_prompts 8 --queries_per_round 4 --gen_max_tokens 16 --output_dir {OUT}/prompts.json",
     "evaluation": f"{INFER} {M1} --mode evaluation --name {FEW} --output_dir {OUT}/answers.json",
     "rescore": f"infer.py --mode rescore --input_file {LOOP}/m1.json --output_dir {OUT}/rescored.json",
     "rewarding": f"{REWARD} {M1} --ref_model_ckpt none --output {OUT}/rewards.jsonl",

@@ -13,7 +13,7 @@ from layouts import lines, records, slices
 
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
-from cream.records import Conversation, Item, Pair, Prompt
+from cream.records import Conversation, Item, Pair, Prompt, Samples
 
 TASKS = ("arc-easy", "arc-challenge", "openbookqa", "siqa", "gsm8k")
 ROWS = {"oasst1": 726, "arc_easy": 2251, "arc_challenge": 1119, "openbookqa": 4957, "gsm8k": 7473}  # of train splits
@@ -81,11 +81,11 @@ def test_a_second_run_stands_and_another_process_gives_the_same_bytes(workspace,
     command = f"prepare_data.py build all --from {slices(shared, tmp_path, 150, 60)} --output_dir outputs"
     workspace.run(f"{command}/first")
     before = workspace.state()
-    assert workspace.run(f"{command}/first").out.count("(up to date; skipping)") == 15
+    assert workspace.run(f"{command}/first").out.count("(up to date; skipping)") == 16
     assert workspace.state() == before
     workspace.spawn(f"{command}/second")  # with another seed of Python's hashes
     first, second = (digests(workspace.folder / "outputs" / name) for name in ("first", "second"))
-    assert first == second and len(first) == 15
+    assert first == second and len(first) == 16
     told = workspace.refused(f"{command}/first --seed 1")
     assert "seed: 0 -> 1" in told and "--overwrite" in told
     assert "would overlap with the new 2" in workspace.refused(f"{command}/first --subsets 2 --overwrite")
@@ -159,10 +159,12 @@ def test_without_a_network_the_hub_is_one_clear_message(workspace):
 
 def test_whole_threads_and_fewer_prompts_when_asked(workspace, shared):
     command = f"prepare_data.py build oasst1 --from {shared / 'data'} --output_dir outputs/threads"
-    out = workspace.run(f"{command} --multi_turn --task_limit 10 --subsets 4").out
-    assert "53 skipped: more than --task_limit of its task" in out
+    assert "no message of these rows has a `quality` label" in workspace.refused(f"{command} --selection quality")
+    out = workspace.run(f"{command} --multi_turn --task_limit 10 --subsets 4 --sft_limit 40").out
+    assert "53 skipped: more than --task_limit of its task" in out and "22 skipped: more than --sft_limit" in out
     threads = list(store.read(workspace.folder / "outputs/threads/oasst1.sft.json", Conversation))
-    assert max(len(thread.messages) for thread in threads) > 2
+    assert max(len(thread.messages) for thread in threads) > 2 and len(threads) == 40
+    assert len(list(store.read(workspace.folder / "outputs/threads/oasst1.ranked.json", Samples))) == 133
     sizes = [len(workspace.read(f"outputs/threads/prompt.{n}.json")) for n in (1, 2, 3, 4)]
     assert sorted(sizes) == [2, 2, 3, 3]
 

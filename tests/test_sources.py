@@ -77,6 +77,39 @@ def test_a_reply_that_was_refused_is_no_answer():
     assert dict(oasst.read(rows, "").unanswered) == {"it has no usable reply": 1}
 
 
+def labelled(which, prompt, reply, hub=False, text="six words are in this text"):
+    """A prompt and its best reply, with quality labels in the form of files or of the hub."""
+    labels = [{"quality": {"value": value, "count": 3}} if value is not None else None for value in (prompt, reply)]
+    if hub:
+        labels = [{"name": ["spam", "quality"], "value": [0.9, value], "count": [3, 3]} for value in (prompt, reply)]
+    first = message(which, labels=labels[0]) | {"text": text}
+    return [first, *replies(which, 0, labels=labels[1], text="and six words are in this")]
+
+
+@pytest.mark.parametrize("hub", [False, True])
+def test_the_selection_by_quality_takes_the_best_first(hub):
+    rows = [*labelled("a", 0.7, 0.7, hub), *labelled("b", 0.9, 0.95, hub), *labelled("c", 0.6, 1.0, hub)]
+    rows += [*labelled("d", 1.0, 1.0, hub, text="only five words are here"), *labelled("e", 0.8, None, hub)]
+    found = oasst.read(rows, "", selection="quality")
+    assert [conversation.uuid for conversation in found.conversations] == ["b", "a"]
+    assert found.unanswered == {oasst.LOW: 2, oasst.SHORT: 1} and len(found.prompts) == 5
+    with pytest.raises(UserError, match="no message of these rows has a `quality` label"):
+        oasst.read(THREAD, "", selection="quality")
+
+
+def test_ranked_replies_of_every_turn(shared):
+    """Every prompt with two ranked replies or more, later turns with those before them, as another reader has it."""
+    (first, later) = oasst.read(THREAD, "").ranked
+    assert (first.uuid, first.responses, first.extra) == ("t", ["text of t.1", "text of t.0"], {"ranks": [0, 1]})
+    assert [m.content for m in later.prompt] == ["text of t", "text of t.1", "text of t.1.1"]
+    assert [later.uuid, *later.responses] == ["t.1.1", "text of t.1.1.0", "text of t.1.1.1"]
+    rows = map(json.loads, (shared / "data/sft/oasst_en100_messages.jsonl").read_text().splitlines())
+    found = {each.uuid: encode(each) for each in oasst.read(rows, "").ranked}
+    lines = map(json.loads, (shared / "data/pref/oasst_human_ranked.jsonl").read_text().splitlines())
+    names = {"id": "uuid", "prompt": "prompt", "ranked": "responses", "ranks": "ranks"}
+    assert found == {row["id"]: {new: row[old] for old, new in names.items()} for row in lines}
+
+
 def test_messages_without_an_id_are_malformed_rows():
     tree = {"message_tree_id": "r", "tree_state": "ready_for_export", "prompt": message("r", replies=[{"text": "a"}])}
     found = oasst.read([tree, {"text": "b"}], "")

@@ -483,6 +483,22 @@ def test_the_better_response_is_the_one_that_a_column_says(extra, columns, best,
         assert (made.selected[-1].content, made.rejected[-1].content) == expected
 
 
+def test_ranked_responses_keep_all_of_them():
+    row = {
+        "id": 7,
+        "prompt": "2 + 3?",
+        "ranked": ["5", "6", "7"],
+        "order": [0, "1", None],
+        "chosen": "5",
+        "rejected": "7",
+    }
+    made = read(row, "responses=ranked,ranks=order")
+    assert isinstance(made, Samples) and made.responses == ["5", "6", "7"] and made.prompt[0].content == "2 + 3?"
+    assert (made.uuid, made.extra) == ("7", {"chosen": "5", "rejected": "7", "ranks": [0, 1, None]})
+    for name, value, told in (("order", [0, 1], "3 responses, but 2 ranks"), ("ranked", "5", "expected a list of two")):
+        assert told in str(read(row | {name: value}, "responses=ranked,ranks=order"))
+
+
 def test_rows_of_one_prompt_make_a_pair_of_the_best_and_the_worst():
     rows = [
         {"id": f"r{i}", "prompt": p, "response": r, "score": s, "by": "me", "model": r.upper()}

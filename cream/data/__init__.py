@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from cream.errors import UserError, nearest
-from cream.records import Conversation, Item, Prompt
+from cream.records import Conversation, Item, Prompt, Samples
 
 SOURCES = {
     "oasst1": "cream.data.oasst",
@@ -38,6 +38,7 @@ class Parsed:
     items: list[Item] = field(default_factory=list)
     conversations: list[Conversation] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
+    ranked: list[Samples] = field(default_factory=list)  # responses that people ranked: `ranks` in their extra
     dropped: Counter[str] = field(default_factory=Counter)  # why there is no prompt
     unanswered: Counter[str] = field(default_factory=Counter)  # why a prompt has no conversation
     rejected: list[dict] = field(default_factory=list)  # as journal.Output takes them
@@ -51,7 +52,8 @@ class Parsed:
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A public data set. `read(rows, prefix, …)` makes records of a split's rows, of which it needs only `columns`;
-    `prefix` starts the uuid of rows without one, and `flags` names the flags of the build command that it takes."""
+    `prefix` starts the uuid of rows without one, and `flags` names the flags of the build command that it takes.
+    `labels`: further columns, which --selection quality needs."""
 
     name: str
     gives: str
@@ -63,6 +65,7 @@ class Source:
     read: Callable[..., Parsed]
     columns: tuple[str, ...]
     flags: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def source(name: str) -> Source:

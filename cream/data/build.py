@@ -13,16 +13,17 @@ import xxhash
 from msgspec import structs
 
 from cream.data import SOURCES, Parsed, Source, sources
-from cream.data.overlap import CONTAMINATED, grams, sift
+from cream.data.overlap import CONTAMINATED, grams, prompt_text, sift
 from cream.data.reading import Place, digest, find, rows
 from cream.errors import UserError
 from cream.files.provenance import read_meta
 from cream.files.store import SKIP
-from cream.records import Conversation, Item, Message, Prompt, Record
+from cream.records import Conversation, Item, Message, Prompt, Record, Samples
 
 log = logging.getLogger("cream")
 
 LIMITED = "more than --task_limit of its task"
+BEYOND = "more than --sft_limit"
 
 
 class Table(NamedTuple):
@@ -74,7 +75,7 @@ def read_tables(names: Collection[str], folder: Path | None, *, skip: bool, **fl
 
 def read(source: Source, split: str, place: Place, **flags) -> Table:
     """One split of a source; `flags`: those of `source.flags`. Raises UserError if it cannot be read."""
-    raw = rows(place, source.columns)
+    raw = rows(place, source.columns + (source.labels if flags.get("selection") == "quality" else ()))
     prefix = f"{source.name}-{source.splits[split].hub}"
     return Table(source, split, place, source.read(raw, prefix, **flags), digest(raw))
 
@@ -94,13 +95,21 @@ class File:
 
 
 def build_files(
-    tables: Mapping[str, Table], *, count: int, seed: int, multi_turn: bool, task_limit: int | None
+    tables: Mapping[str, Table],
+    *,
+    count: int,
+    seed: int,
+    task_limit: int | None,
+    multi_turn: bool,
+    selection: str = "rank",
+    sft_limit: int | None = None,
 ) -> list[File]:
     """The files of the given tables ("gsm8k.train" -> table), in a fixed order.
 
     Prompts and conversations that share words with a test question of these tables, or are (nearly) equal to an earlier
     one, are skipped; labelled train items only if they share words with a test question. `count` subsets; at most
-    `task_limit` prompts per task. Raises UserError where a uuid is in two tables.
+    `task_limit` prompts per task, and `sft_limit` conversations: drawn by the seed, with `selection` quality the best.
+    Raises UserError where a uuid is in two tables.
     """
     full = [table for table in tables.values() if table.parsed.items or table.parsed.prompts]
     tests = [table for table in full if table.split == "test"]
@@ -110,7 +119,9 @@ def build_files(
     test_grams = set().union(*(grams(item.question) for table in tests for item in table.parsed.items))
     tested = tuple(table.name for table in tests)
     reasons = _sift([prompt for table in trains for prompt in table.prompts()], test_grams)
-    files = [_conversations(table, test_grams, tested, multi_turn) for table in trains if table.parsed.conversations]
+    how = {"multi_turn": multi_turn, "selection": selection, "sft_limit": sft_limit, "seed": seed}
+    files = [_conversations(table, test_grams, tested, **how) for table in trains if table.parsed.conversations]
+    files += [_ranked(table, test_grams, tested) for table in trains if table.parsed.ranked]
     files += _prompts(trains, reasons, tested, {"seed": seed, "task_limit": task_limit}, count)
     files += [_items(table, reasons, tested) for table in trains if table.parsed.items]
     files += [_items(table, {}, ()) for table in tests]
@@ -153,9 +164,9 @@ def _check_unique(tables: Iterable[Table], what: str) -> None:
             seen[record.uuid] = table
 
 
-def _sift(records: Collection[Prompt | Conversation], test_grams: set[int]) -> dict[str, str]:
+def _sift(records: Collection[Prompt | Conversation | Samples], test_grams: set[int]) -> dict[str, str]:
     """uuid -> reason of the records that are to be skipped, judged by their user turns."""
-    texts = ("\n".join(m.content for m in record.messages if m.role == "user") for record in records)
+    texts = map(prompt_text, records)
     reasons = zip(records, sift(texts, test_grams), strict=True)
     return {record.uuid: reason for record, reason in reasons if reason}
 
@@ -171,12 +182,37 @@ def _keep(records: Iterable[Record], reason: Callable[[str], str | None]) -> tup
     return kept, dropped
 
 
-def _conversations(table: Table, test_grams: set[int], tested: tuple[str, ...], multi_turn: bool) -> File:
+def _conversations(
+    table: Table,
+    test_grams: set[int],
+    tested: tuple[str, ...],
+    *,
+    multi_turn: bool,
+    selection: str,
+    sft_limit: int | None,
+    seed: int,
+) -> File:
     parsed = table.parsed
     records, dropped = _keep(parsed.conversations, _sift(parsed.conversations, test_grams).get)
     dropped += parsed.dropped + parsed.unanswered
     name, settings = f"{table.source.name}.sft.json", {"multi_turn": multi_turn}
-    return File(name, records, (table.name, *tested), settings, dropped, parsed.rejected)
+    settings |= {"selection": selection} if selection != "rank" else {}  # as of files that earlier versions wrote
+    if sft_limit is not None:
+        settings |= {"sft_limit": sft_limit} | ({"seed": seed} if selection == "rank" else {})
+        uuids = [record.uuid for record in records]
+        chosen = {*(shuffled(uuids, seed) if selection == "rank" else uuids)[:sft_limit]}
+        dropped[BEYOND] += len(uuids) - len(chosen)
+        records = [record for record in records if record.uuid in chosen]
+    return File(name, records, (table.name, *tested), settings, +dropped, parsed.rejected)
+
+
+def _ranked(table: Table, test_grams: set[int], tested: tuple[str, ...]) -> File:
+    """Responses that people ranked, for `eft`: prompts may share words with each other, not with a test question."""
+    reasons = _sift(table.parsed.ranked, test_grams)
+    records, dropped = _keep(
+        table.parsed.ranked, lambda uuid: CONTAMINATED if reasons.get(uuid) == CONTAMINATED else None
+    )
+    return File(f"{table.source.name}.ranked.json", records, (table.name, *tested), {"ranked": True}, dropped)
 
 
 def _items(table: Table, reasons: Mapping[str, str], tested: tuple[str, ...]) -> File:

@@ -3,15 +3,15 @@
 A column may be a path (`question.stem`; `answers.rank` of a list of objects is a list, `ranked.0` its first element),
 and several may be joined: `context+question` with a space, `instruction+input` with an empty line, `answerA+answerB` as
 a list of choices. Fields that are not in the map are taken from the columns with their usual names (NAMES). The fields
-of a row decide its layout: a pair (chosen, rejected, or responses and which is better), an item (question, answer), a
-conversation or a prompt.
+of a row decide its layout: a pair (chosen, rejected, or responses and which is better), ranked responses (responses
+and the ranks of all), an item (question, answer), a conversation or a prompt.
 """
 
 from collections.abc import Iterable, Mapping
 
 from cream.data import layouts
 from cream.errors import UserError, nearest
-from cream.records import Conversation, Item, Pair, Prompt, Record
+from cream.records import Conversation, Item, Pair, Prompt, Record, Samples
 
 NAMES = {
     "uuid": ("uuid", "id"),
@@ -30,6 +30,7 @@ NAMES = {
     "best": (),
     "score": (),
     "rank": (),
+    "ranks": (),
     "thought": (),
     "keep": (),
     "copy": (),
@@ -38,12 +39,14 @@ CHOICES = tuple(("responses", by) for by in ("best", "score", "rank"))  # two or
 ROWS = tuple((*form, by) for by in ("score", "rank") for form in (("messages",), ("prompt", "response")))  # one in each
 FORMS = {  # the fields that a layout needs; the first that fits is taken
     Pair: (("chosen", "rejected"), *CHOICES, *ROWS),
+    Samples: (("responses", "ranks"),),
     Item: (("question", "answer"),),
     Conversation: (("messages",), ("prompt", "response")),
     Prompt: (("messages",), ("prompt",)),
 }
 OPTIONAL = {  # other fields that it uses
     Pair: ("messages", "system", "history", "prompt"),
+    Samples: ("messages", "system", "history", "prompt"),
     Item: ("choices",),
     ("messages",): ("system",),
     ("prompt", "response"): ("system", "history", "thought"),
@@ -86,8 +89,9 @@ def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[
     if not fits:
         needed = "; ".join(" and ".join(form) for form in (*FORMS[Pair][:1], *FORMS[Item], *FORMS[Conversation]))
         raise UserError(
-            f"{where}: its columns make no record. Needed: {needed}; prompt; or for pairs responses and one of best, "
-            f"score, rank. Name them with --columns field=column. It has: {layouts.describe(present)}"
+            f"{where}: its columns make no record. Needed: {needed}; prompt; for pairs also responses and one of best, "
+            "score, rank, for ranked responses also responses and ranks. "
+            f"Name them with --columns field=column. It has: {layouts.describe(present)}"
             f"{layouts.advice(present)}"
         )
     kind, form = next((fit for fit in fits if not given.keys() - _used(*fit, names)), fits[0])
@@ -128,7 +132,7 @@ def _value(row: Mapping, name: str, column: str) -> object:
     parts = [_at(row, part) for part in column.split("+")]
     if len(parts) == 1:
         return parts[0]
-    if name in ("choices", "responses", "score", "rank"):
+    if name in ("choices", "responses", "score", "rank", "ranks"):
         return parts
     texts = [str(part) for part in parts if part not in (None, "")]
     return " ".join(text.strip() for text in texts) if name == "question" else JOINTS.get(name, "\n\n").join(texts)

@@ -16,7 +16,7 @@ from cream.data.forms import FORMS, export_row
 from cream.errors import UserError, user_error
 from cream.files import journal, store
 from cream.files.provenance import Provenance
-from cream.records import Conversation, Item, Pair, Prompt, Record, encode
+from cream.records import Conversation, Item, Pair, Prompt, Samples, encode
 
 log = logging.getLogger("cream")
 SHOWN = 10  # overlapping records that are listed
@@ -25,6 +25,7 @@ NEXT = {  # the stage that takes an imported file
     Pair: "train.py",
     Prompt: "infer.py --mode sampling",
     Item: "infer.py --mode evaluation",
+    Samples: "rewarding.py --reward judge",
 }
 
 
@@ -45,7 +46,19 @@ class Build:
     multi_turn: bool = flag(
         False, "oasst1: whole conversations along the best-ranked replies; no: the first exchange only"
     )
-    seed: int = flag(0, "seed of the subsets and of --task_limit", low=0, high=2**32 - 1)
+    selection: str = flag(
+        "rank",
+        "oasst1's SFT set: rank, every prompt with its best-ranked reply, as arXiv 2401.10020 selects; quality, only "
+        "those with a quality label above 0.6 and more than 5 words on both sides, the best first, as AutoAlign does",
+        choices=("rank", "quality"),
+    )
+    sft_limit: int | None = flag(
+        None,
+        "at most this many conversations in the SFT set (the paper: 3200), chosen by the seed, with --selection "
+        "quality the best; none: all",
+        low=1,
+    )
+    seed: int = flag(0, "seed of the subsets and of --task_limit and --sft_limit", low=0, high=2**32 - 1)
     list: bool = flag(False, "same as the command list")
 
 
@@ -79,8 +92,8 @@ class Table:
     form: str | None = flag(None, "export: format of the rows", choices=FORMS)
     output: str | None = flag(
         None,
-        "output file; none: localdata/<name>.<sft|prompt|dpo|test>.json (import), <file>.<form>.jsonl (export), "
-        "no file (overlap)",
+        "output file; none: localdata/<name>.<sft|prompt|dpo|ranked|test>.json (import), <file>.<form>.jsonl (export), "
+        "localdata/eft.sft.json (eft), no file (overlap)",
     )
 
 
@@ -106,8 +119,9 @@ def build(names: Sequence[str], flags: Build, run) -> None:
 
     folder = Path(flags.output_dir)
     copies = None if flags.from_folder is None else Path(flags.from_folder)
-    tables = read_tables(names, copies, skip=run.skip, multi_turn=flags.multi_turn)
-    how = {"seed": flags.seed, "task_limit": flags.task_limit, "multi_turn": flags.multi_turn}
+    which = {"multi_turn": flags.multi_turn, "selection": flags.selection}
+    tables = read_tables(names, copies, skip=run.skip, **which)
+    how = {"seed": flags.seed, "task_limit": flags.task_limit, "sft_limit": flags.sft_limit} | which
     files = build_files(tables, count=flags.subsets, **how)
     check_subsets(folder, files, flags.subsets)
     outputs = [_built_output(folder / file.name, file, tables, run) for file in files]
@@ -197,7 +211,8 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
             _describe_dropped(dropped)
         elif output.up_to_date:
             deque(records, maxlen=0)  # an older version may have written rows that are refused now
-    log.info("next: python prepare_data.py validate %s\nthen: python %s --name %s", target, NEXT[type(first)], target)
+    name = "--input_file" if isinstance(first, Samples) else "--name"
+    log.info("next: python prepare_data.py validate %s\nthen: python %s %s %s", target, NEXT[type(first)], name, target)
 
 
 def _words(text: str | None) -> list[str]:
@@ -249,7 +264,7 @@ def _is_needed(output: journal.Output, run) -> bool:
 def overlap(words: Sequence[str], flags: Table, run) -> None:
     """Say which prompts or questions of the first file share words with those of the others; with --output, write the
     first file without them."""
-    from cream.data.overlap import CONTAMINATED, N, first_shared, grams, share
+    from cream.data.overlap import CONTAMINATED, N, first_shared, grams, prompt_text, share
 
     path, *others = paths = [Path(word) for word in words]
     provenance = run.provenance()
@@ -260,12 +275,12 @@ def overlap(words: Sequence[str], flags: Table, run) -> None:
     for each in others:
         for record in store.read(each, kinds[each], skip=run.skip):
             count += 1
-            known |= {gram: (each, record.uuid) for gram in grams(_asked(record)) if gram not in known}
+            known |= {gram: (each, record.uuid) for gram in grams(prompt_text(record)) if gram not in known}
     shared = {}  # uuid -> what it shares with whom
     total = 0
     for record in store.read(path, kinds[path], skip=run.skip):
         total += 1
-        text = _asked(record)
+        text = prompt_text(record)
         if found := first_shared(text, known):
             own, (file, uuid) = grams(text), known[found[0]]
             shared[record.uuid] = f"{share(own, known.keys()):4.0%} of its runs, one with {uuid} of {file}: {found[1]}"
@@ -287,12 +302,12 @@ def overlap(words: Sequence[str], flags: Table, run) -> None:
             log.info("%s: %d records", output.path, output.finish(map(encode, kept)))
 
 
-def _asked(record: Record) -> str:
-    """What a record asks: its question with its options, or the user's turns of its prompt."""
-    if isinstance(record, Item):
-        return record.question
-    messages = record.messages if isinstance(record, Conversation | Prompt) else record.prompt
-    return "\n".join(message.content for message in messages if message.role == "user")
+def eft(word: str, flags, seed_data: Path | None, build_flags: Build, output: str | None, run) -> None:
+    """Write judge-training data. `seed_data`: the file that --seed_data names."""
+    from cream.data.eft import make
+
+    target = Path(output or Path(build_flags.output_dir) / "eft.sft.json")
+    make(Path(word), flags, seed_data, target, build_flags.seed, run)
 
 
 def export(word: str, flags: Table, run) -> None:

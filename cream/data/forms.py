@@ -24,6 +24,10 @@ def export_row(record: Record, form: str) -> dict:
         raise UserError(
             f"record {record.uuid!r}: only Conversation, Prompt and Pair records have a {form} form, not {kind}"
         )
+    if isinstance(record, Conversation) and record.only_last:
+        raise UserError(
+            f"record {record.uuid!r}: only its last response is trained on, which the {form} form cannot say"
+        )
     own = {"trl": _trl, "sharegpt": _sharegpt, "alpaca": _alpaca}[form](record)
     used = ("messages", "prompt", "selected", "rejected")
     rest = {key: value for key, value in encode(record).items() if key not in used}

@@ -15,6 +15,8 @@ from collections.abc import Container, Iterable, Iterator, Set
 
 import xxhash
 
+from cream.records import Conversation, Item, Prompt, Record
+
 N = 13
 NEAR = 0.5
 WORD = re.compile(r"[^\W_]+|[+*/=<>%^#]|-(?=[\s]*\d)")
@@ -23,9 +25,22 @@ EQUAL = "the same words as an earlier one"
 SIMILAR = f"near-duplicate: at least half of its runs of {N} words occur in earlier ones"
 
 
+def prompt_text(record: Record) -> str:
+    """What a record asks: its question with its options, or the user's turns of its prompt."""
+    if isinstance(record, Item):
+        return record.question
+    messages = record.messages if isinstance(record, Conversation | Prompt) else record.prompt
+    return "\n".join(message.content for message in messages if message.role == "user")
+
+
 def words(text: str) -> list[str]:
     """The words of a text; if it has none (an emoji, say), the text itself."""
     return WORD.findall(text.lower()) or [text.strip()]
+
+
+def whole(text: str) -> int:
+    """xxh3-64 hash of all words of a text."""
+    return _hash(words(text))
 
 
 def grams(text: str, n: int = N) -> set[int]:
@@ -55,15 +70,15 @@ def sift(texts: Iterable[str], tests: Set[int]) -> Iterator[str | None]:
     texts_seen: set[int] = set()
     grams_seen: set[int] = set()
     for text in texts:
-        own, whole = grams(text), _hash(words(text))
+        own, every = grams(text), whole(text)
         if own & tests:
             yield CONTAMINATED
-        elif whole in texts_seen:
+        elif every in texts_seen:
             yield EQUAL
         elif share(own, grams_seen) >= NEAR:
             yield SIMILAR
         else:
-            texts_seen.add(whole)
+            texts_seen.add(every)
             grams_seen |= own
             yield None
 

@@ -76,6 +76,17 @@ def choose(fields: Mapping, best: Mapping[str, int]) -> dict | None:
     return rest | {"chosen": responses[ends[0]], "rejected": responses[ends[1]]}
 
 
+def ranked(fields: Mapping) -> dict:
+    """`responses` and `ranks` of a row. Raises ValueError unless there are as many of both, two or more."""
+    responses, ranks = fields["responses"], fields["ranks"]
+    for name, values in (("responses", responses), ("ranks", ranks)):
+        if not isinstance(values, list) or len(values) < 2:
+            raise ValueError(f"{name}: expected a list of two or more, found {values!r:.60}")
+    if len(responses) != len(ranks):
+        raise ValueError(f"{len(responses)} responses, but {len(ranks)} ranks")
+    return {"responses": responses, "ranks": [number("rank", rank) for rank in ranks]}
+
+
 def _named(value: object, responses: Sequence, best: Mapping[str, int]) -> tuple[int, int] | None:
     word = _word(value)
     if word not in best:

@@ -15,12 +15,12 @@ from cream.data.questions import item
 from cream.errors import UserError
 from cream.evaluation.tasks import Question
 from cream.files.store import SKIP, Bad
-from cream.records import Conversation, Item, Pair, Prompt, Record, decode
+from cream.records import Conversation, Item, Pair, Prompt, Record, Samples, decode
 
 WANTED = ("label", "labels", "kto_tag", "desirable", "accepted", "is_correct", "is_chosen")  # names of columns that say
 # whether a response is wanted, if they hold yes or no
 SCORED = ("score", "rating", "reward", "rank")  # and how good it is, if they hold a number
-WORDS = {Pair: "dpo", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
+WORDS = {Pair: "dpo", Samples: "ranked", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
 SAME = "chosen and rejected are the same response"
 
 
@@ -246,6 +246,8 @@ def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, readi
     elif kind is Pair:
         own = pair(fields, reading.keys)
         extra = {"consistency": None, **_numbers(extra, own)}
+    elif kind is Samples:
+        own = {"prompt": conversation(fields, reading.keys), **preferences.ranked(fields)}
     else:
         own = {"messages": conversation(fields, reading.keys)}
         kind = Conversation if own["messages"] and own["messages"][-1]["role"] == "assistant" else Prompt

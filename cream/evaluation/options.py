@@ -16,10 +16,10 @@ from cream.files import store
 from cream.records import Conversation, Item, Prompt
 from cream.text.thoughts import Tags
 
-PROMPTS = (Prompt, Conversation)  # of which sampling takes what comes before the last response
-TAKES = {
-    PROMPTS: "sampling takes unlabelled prompts, or conversations",
-    (Item,): "evaluation takes questions with labels",
+READS = {  # --mode -> records of --name, and what they are
+    "sampling": ((Prompt, Conversation), "unlabelled prompts, or conversations"),
+    "evaluation": ((Item,), "questions with labels"),
+    "instructions": ((Prompt, Conversation), "prompts or conversations, whose first turns are the seeds"),
 }
 
 
@@ -30,8 +30,8 @@ class Task:
     mode: str = flag(
         "sampling",
         "sampling: generate responses for training; evaluation: respond to questions and grade; rescore: grade "
-        "the responses of an evaluation again",
-        choices=("sampling", "evaluation", "rescore"),
+        "the responses of an evaluation again; instructions: write new prompts after the example of others",
+        choices=("sampling", "evaluation", "rescore", "instructions"),
     )
     name: str | None = flag(
         None,
@@ -51,12 +51,12 @@ class Task:
         for name in ("limit_size", "limit_per_task"):
             if self.mode == "rescore" and getattr(self, name):
                 raise UserError(f"--mode rescore grades every response of the file: --{name} does not apply")
-        if self.mode == "sampling" and self.limit_per_task:
-            raise UserError("--limit_per_task: prompts have no task; --limit_size limits --mode sampling")
+        if self.mode in ("sampling", "instructions") and self.limit_per_task:
+            raise UserError(f"--limit_per_task: prompts have no task; --limit_size limits --mode {self.mode}")
 
-    def dataset(self, kinds: tuple[type, ...], known: Mapping[str, str], registry: Path, *, skip: bool) -> Path:
+    def dataset(self, known: Mapping[str, str], registry: Path, *, skip: bool) -> Path:
         """The data set's file; `known` and `registry` as names.dataset takes them. Raises UserError unless it holds
-        records of one of these kinds. The file of all tasks may be missing: those of each task stand for it."""
+        records that the mode reads. The file of all tasks may be missing: those of each task stand for it."""
         if self.name is None:
             raise UserError(f"--mode {self.mode} needs --name, a data set's name or file")
         path = names.dataset(self.name, known, registry)
@@ -64,10 +64,11 @@ class Task:
             if is_all_test(path):
                 return path
             raise names.missing_data(self.name, path)
+        kinds, what = READS[self.mode]
         if (held := store.detect(path, skip=skip)) not in kinds:
             holds = f"{path} holds {held.__name__} records"
             why = ": test questions must not enter training" if held is Item else ""
-            raise UserError(f"--mode {self.mode} --name {self.name}: {holds}; {TAKES[kinds]}{why}")
+            raise UserError(f"--mode {self.mode} --name {self.name}: {holds}; {self.mode} takes {what}{why}")
         return path
 
     def limit(self, debug: bool) -> int | None:
@@ -105,7 +106,8 @@ class EvaluationFlags:
     )
     prompt_format: str = flag(
         "plain",
-        "loglikelihood: plain, options continue a text as in lm-evaluation-harness; chat, options are assistant turns",
+        "loglikelihood: plain, options continue a text as in lm-evaluation-harness; chat, options are assistant turns. "
+        "instructions: plain, the model continues a list; chat, it is asked to",
         choices=FORMATS,
     )
     length_norm: str = flag(
@@ -141,6 +143,8 @@ class InferOutput:
     """Output"""
 
     output_dir: str | None = flag(
-        None, "output file or folder; none: a file in outputs/sampling or outputs/evaluation", decides=False
+        None,
+        "output file or folder; none: a file in outputs/sampling, outputs/evaluation or outputs/instructions",
+        decides=False,
     )
     show_example: bool = flag(True, "print the first prompt as the model sees it", decides=False)

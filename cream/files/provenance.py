@@ -54,6 +54,15 @@ class Head(TypedDict):
     reads: Literal["last_token", "step_token"]
 
 
+class Form(TypedDict):
+    """A judge's form: the name of its prompt, the hash of that, and how a score is read."""
+
+    judge_prompt: str
+    template: str
+    judge_parse: str
+    valid_reward: str | None
+
+
 class Sidecar(TypedDict, total=False):
     """The part of a sidecar that stages read; there may be more in it."""
 
@@ -61,6 +70,7 @@ class Sidecar(TypedDict, total=False):
     head: Head
     chat_template: str  # hash of the one that a checkpoint was trained on
     merged_from: str
+    judge: Form  # that a judge is trained on: of its data, and of the checkpoint
 
     settings: dict[str, object]
     inputs: dict[str, str]

@@ -9,14 +9,14 @@ from cream.cli import names
 from cream.cli.flag_fields import NULLS
 from cream.cli.flags import spell, try_parse
 from cream.errors import UserError
-from cream.evaluation.options import PROMPTS
+from cream.evaluation.options import READS
 from cream.evaluation.tasks import is_all_test
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
 from cream.files.folders import check_folder
 from cream.loops.plan import PAIRS, TRAIN, Command
 from cream.pairs import all_inputs
-from cream.records import METHODS, Item
+from cream.records import METHODS
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
@@ -26,7 +26,7 @@ SEVERAL = tuple(role for role, file in all_inputs().items() if file.several)  # 
 MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = (TRAIN, "infer.py")  # they read what --name says, or --input_file
-SAMPLED = {"sampling": PROMPTS, "evaluation": (Item,)}  # --mode -> records that infer.py reads
+SAMPLED = {mode: kinds for mode, (kinds, _) in READS.items()}  # --mode -> records that infer.py reads
 LookUps = Mapping[str, Callable[[str], Path | None]]
 
 

@@ -63,22 +63,34 @@ def check_vocabulary(tokenizer, size: int | None, folder: Path) -> None:
 def load_chat(folder: Path, chat_template: Path | None = None, **text):
     """A folder's tokenizer and template as a Chat that also stops at the model's own end tokens. `text`: variables,
     thoughts and tags, as Chat takes them."""
-    from transformers import GenerationConfig
-
     from cream.text.chat import TODAY, Chat
 
-    eos = None
-    if (folder / "generation_config.json").exists():
-        if not isinstance(store.read_json(folder / "generation_config.json"), dict):
-            raise UserError(f"{folder / 'generation_config.json'}: expected one object of settings")
-        eos = GenerationConfig.from_pretrained(folder).eos_token_id
-    tokenizer = load_tokenizer(folder, chat_template)
-    chat = Chat(tokenizer, [eos] if isinstance(eos, int) else eos or [], chat_template, **text)
+    ends = _end_tokens(folder)
+    chat = Chat(load_tokenizer(folder, chat_template), ends, chat_template, **text)
     if chat.dated:
         log.info("the chat template writes today's date: in every stage %s", TODAY)
     if read_kind(folder).get("chat_template") not in (None, fingerprint_text(chat.template)):
         log.warning("%s: was trained on another chat template than %s", folder, chat_template or "the one in it now")
     return chat
+
+
+def load_plain(folder: Path):
+    """A folder's tokenizer as Plain, for texts that end at the model's own end tokens."""
+    from cream.text.plain import Plain
+
+    return Plain(load_tokenizer(folder), _end_tokens(folder))
+
+
+def _end_tokens(folder: Path) -> list[int]:
+    """The tokens that end what a model writes, by its generation settings."""
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").exists():
+        return []
+    if not isinstance(store.read_json(folder / "generation_config.json"), dict):
+        raise UserError(f"{folder / 'generation_config.json'}: expected one object of settings")
+    eos = GenerationConfig.from_pretrained(folder).eos_token_id
+    return [eos] if isinstance(eos, int) else eos or []
 
 
 def load_policy(folder: Path, dtype: torch.dtype, device: torch.device, *, tp_size: int = 1, first: bool = False):

@@ -16,6 +16,7 @@ and where it needs them
     contents(options) -> {name: text}   texts that decide the rewards, and are neither flags nor in these files
     check(options)                      refuses what is wrong by its flags alone, before a loop or the stage begins
     prepare(options, samples, skip)     reads its files, and refuses what can be refused before anything is computed
+    objection(options, folder, about)   why a pass's model, whose sidecar is `about`, should not be used; None
     watch(role, options)                for completions: None, or an object that is given each result as it is
                                         finished, see(result), until that is false, and is told of the end of the pass,
                                         end(). A UserError ends the stage; what is finished stays in its journal

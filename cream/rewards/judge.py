@@ -20,6 +20,7 @@ from typing import NamedTuple
 from cream.cli.flags import flag
 from cream.engines import ENGINES, GREEDY, Sampling, temperature_flag
 from cream.errors import UserError
+from cream.files.fingerprints import fingerprint_text
 from cream.preferences import NOT_JOINED
 from cream.records import Prompt, Samples
 from cream.rewards.base import GroupReward, PreferenceOptions, reward_by_preferences
@@ -142,10 +143,32 @@ def check(options: Options) -> None:
         raise UserError("--preference_score is for judges that compare two responses, such as --judge_prompt pairwise")
 
 
+def describe_form(form: Form) -> dict[str, str | None]:
+    """What a checkpoint that is trained as a judge records of the form."""
+    return {
+        "judge_prompt": form.name,
+        "template": fingerprint_text(form.template),
+        "judge_parse": form.parse,
+        "valid_reward": form.valid,
+    }
+
+
+def objection(options: Options, folder: Path, about: dict) -> str | None:
+    """Why the model in a folder, whose sidecar is `about`, should not judge by this form: it was trained on another."""
+    trained, own = about.get("judge"), describe_form(options.form)
+    if not trained or trained["template"] == own["template"]:
+        return None
+    was, now = trained["judge_prompt"], own["judge_prompt"]
+    return (
+        f"{folder} was trained as a judge with --judge_prompt {was}, and here it is "
+        f"{now if now != was else 'one of the same name with other words'}; give it what it was trained with"
+    )
+
+
 def requests(role: str, sample: Samples, options: Options) -> list[Prompt] | list[Group]:
     """One for each text to judge, or for each two in either order; equal texts are judged once."""
     form = options.form
-    asked = [form.ask(sample.prompt, *texts) for texts in _judged(_final_texts(sample, options), form)]
+    asked = [form.ask(sample.prompt, *texts) for texts in _judged(final_texts(sample, options), form)]
     if not options.expected:
         return [Prompt(messages=messages) for messages in asked]
     verdicts = form.continuations
@@ -154,7 +177,7 @@ def requests(role: str, sample: Samples, options: Options) -> list[Prompt] | lis
 
 def combine(sample: Samples, results: dict[str, list], options: Options) -> GroupReward:
     """The reward of each response; see docs/formats.md for `parts`, `texts` and `preferences`."""
-    texts, form = _final_texts(sample, options), options.form
+    texts, form = final_texts(sample, options), options.form
     found = dict(zip(_judged(texts, form), results["judge"], strict=True))
     return (_compare if form.pairwise else _rate)(texts, found, options)
 
@@ -162,7 +185,7 @@ def combine(sample: Samples, results: dict[str, list], options: Options) -> Grou
 # Which texts are judged -----------------------------------------------------------------------------------------------
 
 
-def _final_texts(sample: Samples, options: Options) -> list[str | None]:
+def final_texts(sample: Samples, options: Options) -> list[str | None]:
     """Each response without its thought; None where it ends within it."""
     return [final_text(response, options.tags, sample.thought_opened) for response in sample.responses]
 

@@ -85,7 +85,9 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], model
         if not all(p.quotes for p in run.passes):  # else the model sees other prompts anyway
             check_kwargs(about.get("settings", {}), model.chat_template_kwargs, run.path, provenance)
     for role, folder in folders.items():
-        provenance.model(role, folder)
+        sidecar = provenance.model(role, folder)
+        if hasattr(run.source, "objection") and (why := run.source.objection(run.options, folder, sidecar)):
+            provenance.object(why)
     for name, (path, _) in run.files.items():
         provenance.file(name, path)
     for name, text in run.contents.items():

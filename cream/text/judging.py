@@ -102,6 +102,15 @@ class Form:
             return Verdict(None, NOT_VALID)
         return Verdict(value)
 
+    def cut(self, text: str) -> str:
+        """A judge's text without what follows the line of its last verdict, where that has a place in it."""
+        if parse_file(self.parse):
+            return text
+        ends = [
+            found.end() for found in _pattern(self.parse, self.pairwise).finditer(text, timeout=PATIENCE) if found[1]
+        ]
+        return text[: ends[-1]] + text[ends[-1] :].partition("\n")[0] if ends else text
+
     @property
     def scores(self) -> tuple[int, ...]:
         """The admissible scores: the whole numbers in the valid range. Raises UserError where they are not few."""
@@ -228,6 +237,12 @@ def _reader(parse: str, pairwise: bool) -> Callable[[str, bool], tuple[object, s
     used."""
     if path := parse_file(parse):
         return _call(_load_function(path, parse.rpartition(":")[2]), parse)
+    return _search(_pattern(parse, pairwise))
+
+
+@cache
+def _pattern(parse: str, pairwise: bool) -> regex.Pattern:
+    """--judge_parse, a template or a regular expression, as a pattern. Raises UserError if it cannot be used."""
     if "{{" in parse:
         around = HOLE.split(parse)
         if len(around) != 2 or "{{" in "".join(around):
@@ -242,7 +257,7 @@ def _reader(parse: str, pairwise: bool) -> Callable[[str, bool], tuple[object, s
         raise UserError(
             f"--judge_parse {parse!r}: has {pattern.groups} groups, expected one around the score: 'Score: (\\d+)', say"
         )
-    return _search(pattern)
+    return pattern
 
 
 def _search(pattern) -> Callable[[str, bool], tuple[str | None, str | None]]:

@@ -17,11 +17,18 @@ class Plain:
       merges both is not scored;
     - special tokens are those that the tokenizer adds by default, none if the text starts with BOS already. A context
       without ids gets BOS (or EOS, if there is no BOS).
+    generation_eos: tokens that end a text that the model writes, beside the tokenizer's EOS.
+
     Raises UserError for a tokenizer that ends a text with a special token.
     """
 
-    def __init__(self, tokenizer):
+    opened = False  # no template begins a thought
+
+    def __init__(self, tokenizer, generation_eos: Sequence[int] = ()):
         self.tokenizer = tokenizer
+        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.stop_ids = tuple(sorted({*eos, *generation_eos}))
+        self.special = {*tokenizer.all_special_ids}
         bare, own = (tokenizer("a b", add_special_tokens=add)["input_ids"] for add in (False, True))
         if own[len(own) - len(bare) :] != bare:
             raise UserError(
@@ -60,6 +67,14 @@ class Plain:
         effect, since no template writes a continuation."""
         rows = self.encode_responses(prompt, responses, complete)
         return [describe_length(limit) if len(row) > limit else row for row in rows]
+
+    def exceeds(self, messages: Sequence[Message], limit: int) -> bool:
+        """As `Chat.exceeds`; contexts are never huge."""
+        return False
+
+    def thought_marks(self) -> set[int]:
+        """As `Chat.thought_marks`: plain text has none."""
+        return set()
 
     def show(self, tokens: Tokens) -> str:
         """The tokens as text, the scored ones between ⟦ and ⟧."""

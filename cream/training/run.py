@@ -18,7 +18,7 @@ from cream.cli import console, preflight
 from cream.cli.flags import as_dict
 from cream.errors import UserError
 from cream.files import store
-from cream.files.provenance import ARGS, LAST, RUN, Provenance, origin, read_kind
+from cream.files.provenance import ARGS, LAST, RUN, Provenance, origin, read_kind, read_meta
 from cream.files.store import MALFORMED
 from cream.model.checkpoint import check_saving, length_limit, make_readable, save, stored_dtype
 from cream.model.hardware import free_memory
@@ -249,6 +249,8 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     folder = job.run / f"checkpoint-{step}"
     about = {"stage": job.name, "step": step, "started_from": str(job.start), **job.header}
     about |= job.provenance.record(folder)
+    if form := judge_form(job.data, job.start):
+        about["judge"] = form
     if lora.lora:  # first: they are all there is if the merge is refused
         adapter = job.run / f"adapter-{step}"
         model.save_pretrained(adapter)
@@ -266,6 +268,11 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     link.symlink_to(folder.name)
     link.replace(job.run / LAST)
     log.info("saved %s", folder)
+
+
+def judge_form(data: Path, start: Path) -> dict[str, str | None] | None:
+    """The form that a checkpoint judges by: of its data, or of the model that it was trained from; None of no judge."""
+    return (read_meta(data) or {}).get("judge") or read_kind(start).get("judge")
 
 
 class Report:

@@ -49,6 +49,8 @@ class Stage:
             else:
                 messages, last = record.messages, (True, False)
             rows = [] if chat.exceeds(messages, limit) else chat.encode_conversation(messages, *last)
+            if getattr(record, "only_last", False) and not isinstance(rows, str):
+                rows = [Tokens(row.ids, row.spans[-1:]) for row in rows[-1:]]
             if isinstance(rows, str):
                 dropped[rows] += 1
             elif not rows or max(map(len, rows)) > limit:
