@@ -177,6 +177,7 @@ def unpack(gguf: Path, folder: Path) -> None:
 
     logging.set_verbosity_error()
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    source["local_files_only"] = True  # which tokenizer_config.json records, and HF_HUB_OFFLINE decides otherwise
     model = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )

@@ -743,6 +743,7 @@ def test_lora_checkpoints_hold_the_merged_weights_and_the_adapter(job, tiny_fold
     made = job("dpo", "run", lora=LORA)
     work(made)
     folder, ids = made.run / "checkpoint-last", torch.arange(1, 50)[None]
+    assert len({path.stat().st_mode for path in (folder / "adapter").iterdir()}) == 1
     adapter = PeftModel.from_pretrained(load(tiny_folder).model, folder / "adapter").eval()
     with torch.no_grad():
         merged, unmerged, start = (
