@@ -20,7 +20,7 @@ quickstart: setup ## set up, then show the method improving a tiny model (a minu
 	$(python) iterate.py --config configs/recipes/tiny_srlm.yaml,configs/recipes/tiny_cream.yaml
 
 test: setup lint ## set up, lint, run every test
-	$(pytest) -n 4 -m "not real"
+	$(pytest) -n 3 -m "not real"
 
 test-fast: setup ## only the tests that take seconds
 	$(pytest) -n 2
