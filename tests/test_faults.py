@@ -45,6 +45,7 @@ STAGES = {  # stage -> its command, and how much is done at the two kills: recor
     "iterate": ("iterate.py --device cpu --config localdata/recipe.yaml", (2, 12)),
 }
 LONGER = RECIPE | {"base_dir": "outputs/iterate/base", "output_dir": "outputs/iterate/own"}
+LONGER["evaluation"] = RECIPE["evaluation"] | {"name": "tiny_test"}
 LONGER |= {"sft": RECIPE["sft"] | {"limit_size": 32}, "sampling": RECIPE["sampling"] | {"limit_size": 24}}
 
 

@@ -765,6 +765,7 @@ def test_gradient_checkpointing_changes_nothing(job, lora):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiled")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU layers are compiled by g++")
 def test_compiled_layers_change_nothing(job, tiny_folder, tmp_path):
     """Of a model of one layer: each kernel takes the compiler a second."""

@@ -514,6 +514,7 @@ def test_packed_conversations_learn_as_each_alone(policy, name):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("compiled")  # with that of test_training, which needs the same headers
 @pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention is compiled, on a CPU by g++")
 @pytest.mark.parametrize("window, softcap", [(None, None), (WINDOW, 2.0)])
 def test_flex_attention_gives_what_branches_give(window, softcap):

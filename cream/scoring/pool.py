@@ -233,16 +233,17 @@ def _join(address: str | None) -> None:
         return
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     variables = {REMOTE_CODE: os.environ.get(REMOTE_CODE, "no")}
+    workers = {"env_vars": variables, "worker_process_setup_hook": "cream.cli.console.import_quickly"}
     if address is None:
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # replicas import what this process does
         here = {"_node_ip_address": "127.0.0.1"}  # its ports are open to this machine alone
-        ray.init("local", include_dashboard=False, runtime_env={"env_vars": variables}, **here, **quiet)
+        ray.init("local", include_dashboard=False, runtime_env=workers, **here, **quiet)
         interrupts.listen()  # Ray puts a handler of its own in place
         return
     package = str(Path(__file__).resolve().parents[1])
     for attempt in range(ATTEMPTS):
         try:
-            ray.init(address, runtime_env={"py_modules": [package], "env_vars": variables}, **quiet)
+            ray.init(address, runtime_env={"py_modules": [package], **workers}, **quiet)
             break
         except (ConnectionError, ValueError) as error:
             # of a client (ray://): the head starts a process for it, which at times fails or comes too late

@@ -132,6 +132,7 @@ def _member(rank: int, size: int, pipe: Connection, kind: str, threads: int, sto
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else the library takes GPUs
         torch.set_num_threads(threads)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    console.import_quickly()
     if rank == 0:
         console.set_up_process()
     try:
