@@ -628,11 +628,9 @@ def test_inputs_are_looked_for_before_the_first_stage(capsys, tmp_path, monkeypa
         (problem,) = [line for line in problems if line.startswith(f"bad.yaml: {text}")]
         problems.remove(problem)
     assert problems == [] and {path.name for path in tmp_path.iterdir()} == {"first.yaml", "bad.yaml"}
-    step = {"script": "prepare_data.py", "flags": {"gen_n": 2}}
-    loop = one_step() | {"before": [{"id": "a", "words": ["eft", "judged.json"]} | step, {"id": "b"} | step]}
-    Path("bad.yaml").write_text(yaml.safe_dump(loop))
+    Path("bad.yaml").write_text(yaml.safe_dump(one_step(script="prepare_data.py", flags={}, words=["eft", "j.json"])))
     told = refused(capsys, ["--config", "bad.yaml", "--dry_run"])
-    assert "a (prepare_data.py): judged.json does not exist, and no earlier step makes it" in told
+    assert "test (prepare_data.py): j.json does not exist, and no earlier step makes it" in told
     reader = one_step(script="cal_consistency.py", flags={"file1": "outputs/first/test.json"}) | {"title": "reader"}
     Path("reader.yaml").write_text(yaml.safe_dump(reader))
     iterate.main(["--device", "cpu", "--config", "first.yaml,reader.yaml", "--dry_run"])

@@ -43,7 +43,7 @@ RoundFlags = dict[str, Value | list[Value] | Rounds]  # a list has one value for
 class Step(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """One stage: `script` with `flags`.
 
-    `words`: what stands before the flags, the command of prepare_data.py and its files. `output`: name of the output,
+    `words`: words before the flags, the command of prepare_data.py and its files. `output`: name of the output,
     by default the id, after `round<t>.` in a repeated step. `shared`: whether the output lies in the loop's base_dir,
     where other loops find it. `title`: what the log calls the step.
     """
