@@ -20,7 +20,7 @@ median over rounds; trees and padded rows give the same expected scores, which i
 import argparse
 import random
 import tempfile
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -257,8 +257,17 @@ def _tree(group: list, head: int | None = None) -> Layout:
 
 
 def random_words(chat: Chat, count: int, draw: random.Random) -> str:
-    plain = [token for token in range(len(chat.tokenizer)) if token not in chat.special]
-    return chat.tokenizer.decode(draw.choices(plain, k=count))
+    """So many tokens of text: words that are one token each."""
+    return " ".join(draw.choices(_words(chat), k=count))
+
+
+@cache
+def _words(chat: Chat) -> list[str]:
+    texts = {chat.tokenizer.decode([i]).strip() for i in range(len(chat.tokenizer)) if i not in chat.special}
+    words = sorted(text for text in texts if text.isascii() and text.isalnum())
+    rows = chat.tokenizer([f"of {word} of" for word in words], add_special_tokens=False)["input_ids"]
+    shortest = min(map(len, rows))
+    return [word for word, row in zip(words, rows, strict=True) if len(row) == shortest]
 
 
 def random_samples(chat: Chat, args: argparse.Namespace):
@@ -275,8 +284,8 @@ def random_samples(chat: Chat, args: argparse.Namespace):
 
 
 def rubric(chat: Chat, args: argparse.Namespace) -> str:
-    """A judge's form with as many words; random ones hold no braces, which a template would read."""
-    words = random_words(chat, args.rubric, random.Random(args.seed)).translate(dict.fromkeys(map(ord, "{}%#")))
+    """A judge's form with a rubric of so many tokens."""
+    words = random_words(chat, args.rubric, random.Random(args.seed))
     return f"{words}\n<question>\n{{{{ prompt }}}}\n</question>\n<response>\n{{{{ response }}}}\n</response>\nScore?"
 
 

@@ -3,13 +3,15 @@
     python scripts/kill_loops.py                               every loop in configs/loops/tiny_*.yaml (half an hour)
     python scripts/kill_loops.py tiny_spin tiny_oaif --kills 5 --seed 1
 
-Each loop runs once to its end, below outputs/kills; then again from its beginning, killed (SIGKILL) --kills times, the
-moments drawn by --seed from the seconds that the first run took, and at last to its end. Times and speeds in sidecars
-and logs apart, every file must have the same content. Exit code 1 if one has not.
+Each loop runs once to its end, below outputs/kills; then again from its beginning, killed (SIGKILL) --kills times, and
+at last to its end. The moments are drawn by --seed from the seconds of the first run: in the same step, as long after
+its beginning. Times and speeds in sidecars and logs apart, every file must have the same content. Exit code 1 if one
+has not.
 """
 
 import argparse
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -34,20 +36,20 @@ def main() -> int:
 
 
 def compare(loop: str, kills: int, draw: random.Random) -> bool:
-    """Whether a loop that is killed so often ends in the same files; prints what was done at each kill."""
+    """Whether a loop that is killed so often ends in the same files; prints what it was doing at each kill."""
     root, whole = (REPO / "outputs/kills" / name for name in (loop, f"{loop}.whole"))
     for folder in (root, whole):
         shutil.rmtree(folder, ignore_errors=True)
     root.parent.mkdir(parents=True, exist_ok=True)
-    seconds, log = run(loop, root)
-    table = log.rstrip().splitlines()
-    print(f"{loop}: {seconds:.0f} s undisturbed", *table[-shown(table) : -1], sep="\n  ", flush=True)
+    began, log = run(loop, root)
+    lines = log.rstrip().splitlines()
+    table = next(i for i, line in enumerate(lines) if line.startswith("model "))
+    print(f"{loop}: {lines[-1]}, undisturbed", *lines[table:-1], sep="\n  ", flush=True)
     root.rename(whole)
-    moments = sorted(draw.uniform(0, seconds) for _ in range(kills))
-    for before, moment in zip([0.0, *moments], moments, strict=False):
-        _, log = run(loop, root, moment - before)
-        steps = [line for line in log.splitlines() if line.startswith("[")] or ["before the first step"]
-        print(f"  killed after {moment - before:.1f} s: {steps[-1]}", flush=True)
+    for moment in sorted(draw.uniform(0, began["end"]) for _ in range(kills)):
+        step = [title for title, at in began.items() if at <= moment][-1]
+        ended, log = run(loop, root, (step, moment - began[step]))
+        print(f"  {moment:.0f} s: {'ended before' if 'end' in ended else 'killed'} in {[*ended][-1]}", flush=True)
     run(loop, root)
     made, again = contents(whole, "*"), contents(root, "*")
     differ = sorted(path for path in made.keys() | again.keys() if made.get(path) != again.get(path))
@@ -55,26 +57,26 @@ def compare(loop: str, kills: int, draw: random.Random) -> bool:
     return not differ
 
 
-def shown(lines: list[str]) -> int:
-    """Lines from the table's head to the end."""
-    return next(i for i, line in enumerate(reversed(lines), 1) if line.startswith("model "))
-
-
-def run(loop: str, root: Path, limit: float | None = None) -> tuple[float, str]:
-    """(seconds, what it printed) of a loop, killed after `limit` seconds; without a limit it must succeed."""
+def run(loop: str, root: Path, kill: tuple[str, float] | None = None) -> tuple[dict[str, float], str]:
+    """(step -> the second at which it began, what it printed) of a loop; `kill`: so many seconds after a step's
+    beginning. Without that it must succeed; what has ended has an `end`."""
     argv = [sys.executable, "-u", "iterate.py", "--device", "cpu", "--config", f"configs/loops/{loop}.yaml"]
-    began, log = time.monotonic(), root.with_suffix(".log")
-    with log.open("w") as file:
+    start, path, began = time.monotonic(), root.with_suffix(".log"), {"start": 0.0}
+    with path.open("w") as file:
         root_flag = ["--output_root", str(root.relative_to(REPO))]
         process = subprocess.Popen([*argv, *root_flag], cwd=REPO, stdout=file, stderr=subprocess.STDOUT)
-        try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
-    if limit is None and code:
-        sys.exit(f"{loop} ended with {code}:\n{log.read_text()[-2000:]}")
-    return time.monotonic() - began, log.read_text()
+        while process.poll() is None:
+            time.sleep(0.02)
+            now = time.monotonic() - start
+            for title in re.findall(r"^\[.*\d+/\d+\] .*$", path.read_text(), re.MULTILINE):
+                began.setdefault(title, now)
+            if kill and kill[0] in began and now >= began[kill[0]] + kill[1]:
+                process.kill()
+                process.wait()
+                return began, path.read_text()
+    if process.returncode:
+        sys.exit(f"{loop} ended with {process.returncode}:\n{path.read_text()[-2000:]}")
+    return began | {"end": time.monotonic() - start}, path.read_text()
 
 
 if __name__ == "__main__":
