@@ -50,6 +50,7 @@ DatasetEnum = Enum(
         "tiny_prompt_3": "localdata/tiny/prompt.3.json",
         **{f"tiny_{thing}_{t}": f"localdata/tiny/{thing}.{t}.json" for thing in ("books", "balls") for t in (1, 2)},
         "tiny_val": "localdata/tiny/val.json",
+        "tiny_judge": "localdata/tiny/judge.json",
     },
 )
 MODEL_FILES = {m.name: m.value for m in ModelEnum}

@@ -2,7 +2,7 @@
 
 A loop file (configs/loops) lists steps {id, script, flags}: those `before` the rounds, those to `repeat` in each of
 `rounds`, and those `after` them. A step's output is named by its id (or `output`), in output_dir (with `shared: yes` in
-base_dir). In flags
+base_dir). A step of prepare_data.py has `words` as well, its command and files: [eft, FILE]. In flags
   ${id}, ${id@-1}      the output of a step (for train.py: its checkpoint-last), and its output in the previous round;
                        `start: {id: ...}` says what ${id@-1} is in round 1
   ${round}             the number of the round, from 1; ${round+1}, ${round-1}
@@ -39,6 +39,7 @@ EXAMPLE = """\
   two, in one table    python iterate.py --config configs/loops/tiny_srlm.yaml,configs/loops/tiny_cream.yaml
   the paper's, 8 GPUs  python iterate.py --config configs/loops/cream.yaml --device 0,1,2,3,4,5,6,7"""
 STAGES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py", "make_pairs.py")
+SCRIPTS = (*STAGES, "prepare_data.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
 RESUME = "the same command resumes from there"
 CHANGED = (  # what a stage advises, another output of its own, cannot be said in a loop
@@ -91,10 +92,10 @@ def main(argv=None):
 
 def prepare(loop: Loop, devices: list[str], bf16: bool | None, outputs: set[Path]) -> tuple[list[Command], list[str]]:
     """The commands of a loop, and all that is wrong with it. `outputs`: outputs of earlier loops; its own are added."""
-    configs = {script: config_of(script) for script in STAGES}
+    configs = {script: config_of(script) for script in SCRIPTS}
     commands, wrong = plan(loop, configs, ",".join(devices), for_records(devices), bf16)
     places = look_ups(MODEL_FILES, DATASET_FILES, CHECKPOINTS, DATASETS)
-    check = {script: import_module(script.removesuffix(".py")).check for script in STAGES}
+    check = {script: import_module(script.removesuffix(".py")).check for script in SCRIPTS}
     return commands, wrong + check_commands(commands, configs, check, places, outputs)
 
 

@@ -62,16 +62,7 @@ USES = {  # the flags of each command; another is refused
 def main(argv=None):
     words: list[str] = []
     config = parse(PrepareConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
-    command, *rest = words or ["list" if config.build.list else ""]
-    one, several = len(rest) == 1, len(rest) > 1
-    single = dict.fromkeys(("eft", "import", "export"), one)
-    fits = ({"list": not rest, "overlap": several} | single).get(command, bool(rest))
-    if command not in USES or not fits:
-        raise UserError(
-            "expected a command: build SOURCE …, list, eft FILE, import FILE|ID, export FILE, overlap FILE FILE …, or "
-            "validate FILE …"
-        )
-    _check_flags(command, config)
+    command, *rest = check(config, {"words": words})
     rest = [_file(word) for word in rest] if command in ("export", "overlap", "validate") else rest
     model, run = config.model, config.run
     match command:
@@ -92,6 +83,22 @@ def main(argv=None):
             named = model.model or model.checkpoint
             folder = model.folder(model.checkpoint) if named else None
             commands.validate(rest, folder, model.text(), config.lengths.max_length)
+
+
+def check(config: PrepareConfig, about: dict) -> list[str]:
+    """The command and its files or sources, in `about["words"]`. Raises UserError where these are not a command's, or a
+    flag is not its."""
+    command, *rest = about["words"] or ["list" if config.build.list else ""]
+    one, several = len(rest) == 1, len(rest) > 1
+    single = dict.fromkeys(("eft", "import", "export"), one)
+    fits = ({"list": not rest, "overlap": several} | single).get(command, bool(rest))
+    if command not in USES or not fits:
+        raise UserError(
+            "expected a command: build SOURCE …, list, eft FILE, import FILE|ID, export FILE, overlap FILE FILE …, or "
+            "validate FILE …"
+        )
+    _check_flags(command, config)
+    return [command, *rest]
 
 
 def _file(word: str, flag: str = "") -> str:

@@ -224,6 +224,15 @@ def test_evaluation_is_measured_beside_the_harness(shared, stages, repo):
 
 
 @pytest.mark.slow
+def test_judging_is_measured_beside_padded_rows(stages, repo):
+    """Which give the same expected scores, or it ends in an error."""
+    command = "judge.py --parts trees --shape tiny --words 400 --rounds 1 --prompts 3 --rubric 90 --answer_len 20"
+    out = _run(stages, repo, command)
+    names = re.findall(r"^ratio (\w+) \d+\.\d+$", out, re.MULTILINE)
+    assert names == ["judge_trees_vs_padded", "judge_trees_vs_padded_of_ceiling"]
+
+
+@pytest.mark.slow
 def test_the_harness_agrees(shared, stages, repo):
     """Every task's first items, by each measure."""
     out = _run(stages, repo, "harness.py --limit 6 --gen_max_tokens 8")

@@ -91,7 +91,7 @@ def test_prompts_of_a_conversation_are_all_that_it_responds_to():
 
 def options_of(**flags):
     options = judge.Options(**flags)
-    judge.prepare(options, lambda: (), False)
+    judge.check(options)
     return options
 
 

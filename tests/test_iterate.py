@@ -22,9 +22,9 @@ from cream.loops.results import results, table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES, LOOPS = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("recipes", "loops"))
-OTHERS = ("p_srlm", "spin", "tiny_spin", "tiny_more_sft", "rlcd", "tiny_rlcd", "tiny_rlcd_reversed")  # of other methods
-OF_CREAM = [path for path in LOOPS if path.stem not in OTHERS]
-SCRIPTS = {script: iterate.config_of(script) for script in iterate.STAGES if (CONFIGS.parent / script).exists()}
+CREAM = ("cream", "tiny_cream", "tiny_cream_dyn", "tiny_fixed", "tiny_oracle", "tiny_shuffled", "tiny_srlm")
+OF_CREAM = [path for path in LOOPS if path.stem in CREAM]  # the others are of other methods
+SCRIPTS = {script: iterate.config_of(script) for script in iterate.SCRIPTS if (CONFIGS.parent / script).exists()}
 SMALL = {
     "title": "small",
     "model": "tiny",
@@ -118,11 +118,13 @@ def write(world, name, recipe):
 def test_shipped_files_bind_to_their_scripts(path):
     """Every flag exists, takes its value, and arrives as the file has it."""
     loop, commands = read_loop(path), plan(path)
-    if path.stem not in OTHERS:
+    if path in RECIPES or path in OF_CREAM:
         evaluations = sum(command.title.startswith("accuracy of M0") for command in commands)
         assert evaluations >= 1 and len(commands) == 1 + 2 * evaluations + (5 + evaluations) * loop.rounds
     for command in commands:
-        values = as_dict(parse(SCRIPTS[command.script], command.argv(), description="", example=""))
+        words = [] if command.words else None
+        values = as_dict(parse(SCRIPTS[command.script], command.argv(), description="", example="", words=words))
+        assert tuple(words or ()) == command.words
         for name, value in command.flags.items():
             number = int(value) if name == "seed" else value  # ${seed+round} is a text
             assert values[name] == (None if value == "none" else number)
@@ -140,10 +142,21 @@ def test_shipped_loops_are_the_shipped_recipes():
 
 
 def test_a_twin_is_its_loop_with_other_settings():
-    """The same steps in each round, which read the same outputs; after what makes M1."""
-    for method in ("spin", "rlcd"):
+    """The same steps in each round, which read the same outputs; after what makes M1. Nothing that the twin reads is
+    missing."""
+    twins = [path for path in LOOPS if path.stem.startswith("tiny_")]
+    methods = {path.stem for path in LOOPS} - {path.stem for path in twins}
+    assert {f"tiny_{method}" for method in methods} <= {path.stem for path in twins}
+    for method in methods:
         steps = [read_loop(CONFIGS / f"loops/{name}.yaml").repeat for name in (method, f"tiny_{method}")]
         assert steps[0] == steps[1]
+    for path in twins:
+        assert iterate.prepare(read_loop(path), ["cpu"], None, set())[1] == []
+
+
+def test_the_page_on_loops_lists_them_all():
+    page = (CONFIGS.parent / "docs/loops.md").read_text()
+    assert [path.name for path in LOOPS if f"`{path.name}`" not in page and path.stem not in CREAM] == []
 
 
 def test_spin_uses_the_samples_of_the_last_two_rounds():
@@ -502,6 +515,13 @@ def test_a_loop_of_one_evaluation():
     ).split(" ")
 
 
+def test_a_step_of_prepare_data_has_its_command_and_files_before_its_flags():
+    """And neither model nor device, which it has for another of its commands."""
+    step = {"id": "eft", "script": "prepare_data.py", "words": ["eft", "${test}"], "flags": {"held_out": 0.5}}
+    _, command = plan(one_step() | {"after": [step]})
+    assert command.argv() == "eft outputs/t/test.json --held_out 0.5 --output outputs/t/eft.json".split(" ")
+
+
 def changed(step, **flags):
     """LOOP with flags put over a step's."""
     return LOOP | {"flags": {step: flags}}
@@ -535,6 +555,8 @@ def changed(step, **flags):
         (changed("pairs", file2="${pairs}"), "these steps wait for each other: pairs -> pairs"),
         (changed("pairs", output="x.json"), "pairs: --output follows from the id"),
         (changed("pear", beta=1), "flags: no step has the id pear"),
+        (one_step(words=["eft", "x.json"]), "test: infer.py has flags only; `words` are for prepare_data.py"),
+        (one_step(script="prepare_data.py", flags={}, words=["eft", "${tset}"]), "words: ${tset}: no step has the id"),
         (LOOP | {"start": {"m1": "none"}}, "start: no step of `repeat` has the id m1"),
         (LOOP | {"start": {"tuned": "${pairs}"}}, "${pairs}: that step runs later"),
     ],
@@ -627,6 +649,9 @@ def test_inputs_are_looked_for_before_the_first_stage(capsys, tmp_path, monkeypa
         (problem,) = [line for line in problems if line.startswith(f"bad.yaml: {text}")]
         problems.remove(problem)
     assert problems == [] and {path.name for path in tmp_path.iterdir()} == {"first.yaml", "bad.yaml"}
+    Path("bad.yaml").write_text(yaml.safe_dump(one_step(script="prepare_data.py", flags={}, words=["eft", "j.json"])))
+    told = refused(capsys, ["--config", "bad.yaml", "--dry_run"])
+    assert "test (prepare_data.py): j.json does not exist, and no earlier step makes it" in told
     reader = one_step(script="cal_consistency.py", flags={"file1": "outputs/first/test.json"}) | {"title": "reader"}
     Path("reader.yaml").write_text(yaml.safe_dump(reader))
     iterate.main(["--device", "cpu", "--config", "first.yaml,reader.yaml", "--dry_run"])

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cream.text.judge_prompts import JUDGE_PROMPTS
 from cream.tiny.base import BOS, END, SPECIALS, build_tokenizer, noisy_set, write_init
 from cream.tiny.problems import (
     OBJECTS,
     SIZES,
     TASKS,
     base_problems,
+    judge_set,
     make_problem,
     noisy_solution,
     problem_sets,
@@ -116,6 +118,18 @@ def test_files_are_the_generators(tmp_path):
     assert made == sorted(path.name for path in (ROOT / "localdata/tiny").iterdir())
     for name in made:
         assert (tmp_path / name).read_bytes() == (ROOT / "localdata/tiny" / name).read_bytes(), name
+
+
+def test_a_judge_learns_from_as_many_right_as_wrong_solutions(world):
+    """Of the careless authors, each with its score after the question of --judge_prompt plain; all turns are trained
+    on."""
+    records = list(judge_set(world["judge"], seed=0))
+    for problem, record in zip(world["judge"], records, strict=True):
+        question, solution, asked, score = (message.content for message in record.messages)
+        assert question == problem.question and asked == JUDGE_PROMPTS["plain"].template and not record.only_last
+        assert score == ("5" if solution.endswith(f"Answer: {problem.answer_label}") else "0")
+    scores = Counter(record.messages[-1].content for record in records)
+    assert scores["5"] == scores["0"] == len(records) / 2
 
 
 def test_labels_cover_the_prompts():

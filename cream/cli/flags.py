@@ -126,10 +126,10 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def try_parse(cls, argv: list[str]) -> tuple[object | None, list[str]]:
+def try_parse(cls, argv: list[str], words: list[str] | None = None) -> tuple[object | None, list[str]]:
     """What `parse` returns for a command line, or None and the problems for which it would refuse it."""
     flags, problems = _all_flags(cls, files=True), []
-    given = _given(flags, argv, problems)
+    given = _given(flags, argv, problems, words)
     from_file = _from_file(cls, given.get("config"), problems)
     return _build(cls, flags, {f.name: f.default for f in flags} | from_file | given, problems), problems
 

@@ -14,7 +14,7 @@ from cream.evaluation.tasks import is_all_test
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
 from cream.files.folders import check_folder
-from cream.loops.plan import PAIRS, TRAIN, Command
+from cream.loops.plan import PAIRS, PREPARE, TRAIN, Command
 from cream.pairs import all_inputs
 from cream.records import METHODS
 from cream.text.templates import is_template_name
@@ -22,7 +22,7 @@ from cream.training.stages import STAGES
 
 FILES = ("input_file", "file1", "file2", *all_inputs())  # flags that name a file
 FILES += ("few_shot_file", "chat_template", "deepspeed")
-SEVERAL = tuple(role for role, file in all_inputs().items() if file.several)  # of these several, separated by commas
+SEVERAL = ("exclude", *(role for role, file in all_inputs().items() if file.several))  # several, separated by commas
 MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = (TRAIN, "infer.py")  # they read what --name says, or --input_file
@@ -54,7 +54,7 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
 
     return {
         "model": model,
-        "name": dataset,
+        **dict.fromkeys(("name", "exclude", "seed_data"), dataset),
         "checkpoint": lambda name: names.checkpoint(name, checkpoints),
         "ref_model_ckpt": lambda name: names.checkpoint(name, checkpoints, "--ref_model_ckpt"),
         **dict.fromkeys(FILES, Path),
@@ -77,9 +77,10 @@ def check_commands(
     """
     steps, methods, files = defaultdict(list), {}, Files(look_up)
     for command in (each for each in commands if each.script in configs):
-        config, problems = try_parse(configs[command.script], command.argv())
+        words = [] if command.script == PREPARE else None
+        config, problems = try_parse(configs[command.script], command.argv(), words)
         if config is not None:
-            about = {"method": method} if (method := methods.get(command.flags.get("name"))) else {}
+            about = {"method": method} if (method := methods.get(command.flags.get("name"))) else {"words": words}
             problems += _refused(check[command.script], config, about)
         if command.script in PAIRS and command.flags.get("method") in METHODS:
             methods[command.result] = command.flags["method"]
@@ -112,6 +113,9 @@ class Files:
             yield f"--{name}: with it the step makes no output"
         if command.script in WITH_DATA and not command.flags.keys() & {"name", "input_file"}:
             yield "--name is missing: the data that the step reads"
+        for word in (word for word in command.words if store.is_record_file(Path(word)) and "${" not in word):
+            if not outputs & {Path(word)} and not Path(word).exists():
+                yield f"{word} does not exist, and no earlier step makes it"
         for name, value in self._named(command):
             if value.lower() in NULLS or "${" in value or outputs & {Path(value), *Path(value).parents}:
                 continue  # "${": a reference that the plan has refused already

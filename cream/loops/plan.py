@@ -19,6 +19,7 @@ from cream.files import store
 from cream.files.provenance import LAST
 
 TRAIN = "train.py"
+PREPARE = "prepare_data.py"  # its command and files are words, not flags
 PAIRS = ("cal_consistency.py", "make_pairs.py")
 SEEDED = (TRAIN, "infer.py")  # every run of theirs has a seed; elsewhere a seed belongs to one choice, a step's own
 Value = str | int | float | bool | None
@@ -42,13 +43,15 @@ RoundFlags = dict[str, Value | list[Value] | Rounds]  # a list has one value for
 class Step(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """One stage: `script` with `flags`.
 
-    `output`: name of the output; by default the id, after `round<t>.` in a repeated step. `shared`: whether the output
-    lies in the loop's base_dir, where other loops find it. `title`: what the log calls the step.
+    `words`: words before the flags, the command of prepare_data.py and its files. `output`: name of the output,
+    by default the id, after `round<t>.` in a repeated step. `shared`: whether the output lies in the loop's base_dir,
+    where other loops find it. `title`: what the log calls the step.
     """
 
     id: str
     script: str
     flags: RoundFlags = {}
+    words: list[str] = []
     output: str | None = None
     shared: bool | Rounds = False
     title: str | None = None
@@ -101,6 +104,7 @@ class Command:
     flags: Flags
     output: Path
     fresh: bool = False
+    words: tuple[str, ...] = ()
 
     @property
     def result(self) -> str:
@@ -108,8 +112,8 @@ class Command:
         return str(self.output / LAST if self.script == TRAIN else self.output)
 
     def argv(self) -> list[str]:
-        """The flags as words of a command line."""
-        return [word for name, value in self.flags.items() for word in as_words(name, value)]
+        """The words of its command line."""
+        return [*self.words, *(word for name, value in self.flags.items() for word in as_words(name, value))]
 
 
 def plan(
@@ -142,14 +146,15 @@ def plan(
         output = Path((value("shared", step.shared) and loop.base_dir) or loop.output_dir, name)
         own = {"model": loop.model, "device": device if step.script == TRAIN else record_device or device}
         own |= {"seed": loop.seed} if step.script in SEEDED else {}
-        flags = {each: own_value for each, own_value in own.items() if each in has}
+        flags = {each: own_value for each, own_value in own.items() if each in has and step.script != PREPARE}
         flags |= {each: value(f"--{each}", given) for each, given in loop.flags_of(step).items()}
         flags[_output_flag(has)] = str(output)
         if bf16 is not None and "bf16" in has:
             flags["bf16"] = bf16
         title = value("title", step.title) or (f"round {t}: {step.id}" if t else step.id)
         given = {each: text for each, text in flags.items() if text is not None}
-        commands.append(Command(title, step.script, given, output, step.id in loop.fresh))
+        words = tuple(spell(value("words", word)) for word in step.words)
+        commands.append(Command(title, step.script, given, output, step.id in loop.fresh, words))
         results[step.id, t] = commands[-1].result
     _hand_on_beta(commands)
     names = [command.output.name for command in commands]
@@ -203,7 +208,10 @@ def _structure(loop: Loop, known: Mapping[str, Collection[str]]) -> Iterator[str
             yield f"{step.id}: shared outputs lie in base_dir, which the loop does not give"
         if not all(isinstance(each, bool) for each in _all_values(step.shared)):
             yield f"{step.id}: shared: yes or no is expected"
+        if step.words and step.script != PREPARE:
+            yield f"{step.id}: {step.script} has flags only; `words` are for {PREPARE}"
         texts = [value for given in flags.values() for value in _all_values(given) if isinstance(value, str)]
+        texts += step.words
         needs[step.id] = [name for text in texts for name in REFERENCE.findall(text) if name in ids]
     try:
         TopologicalSorter(needs).prepare()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cream.files.store import write, write_json
 from cream.records import Conversation, Item, Message, Prompt, encode
+from cream.text.judge_prompts import JUDGE_PROMPTS
 
 TASKS = ("tiny_add", "tiny_sub", "tiny_compare")
 NAMES = ("Tom", "Mary", "Anna", "Ben", "Lily", "Sam", "Kate", "Max")
@@ -20,7 +21,8 @@ OBJECTS = ("books", "pens", "cards", "coins", "shells", "apples", "stamps", "mar
 OPENINGS = ("Listen.", "Good morning.", "It is raining.", "Here we go.")
 CLOSINGS = ("", " Thank you.", " Take your time.")
 CONTRAST = ("books", "balls")  # RLCD's: about the first objects the noisy authors are the most careful, the last least
-SIZES = {"sft": 200, "prompt1": 300, "prompt2": 300, "prompt3": 300, "val": 450, "test": 1500}
+SIZES = {"sft": 200, "prompt1": 300, "prompt2": 300, "prompt3": 300, "val": 450, "test": 1500, "judge": 1200}
+SCORES = {True: "5", False: "0"}  # of a right and of a wrong solution
 
 
 @dataclass(frozen=True)
@@ -181,17 +183,34 @@ def conversation(problem: Problem, response: str, set_name: str, index: int) -> 
     return Conversation(uuid=uuid(problem, set_name, index), messages=messages)
 
 
+def judge_set(problems: list[Problem], seed: int) -> Iterator[Conversation]:
+    """A judge's training data: to each problem a careless author's solution, every other one right, and its score after
+    the question of --judge_prompt plain. What is trained on is both the score and the solution: without that the model
+    forgets how to solve problems, and answers these with a score."""
+    rng = random.Random(f"judge-{seed}")
+    asked = JUDGE_PROMPTS["plain"].template
+    for index, problem in enumerate(problems):
+        right = index % 2 == 0
+        solutions = iter(lambda problem=problem: noisy_solution(problem, rng), None)
+        solution = next(s for s in solutions if (s.rpartition("Answer: ")[2] == problem.answer_label) == right)
+        record = conversation(problem, solution, "judge", index)
+        record.messages += [Message(role="user", content=asked), Message(role="assistant", content=SCORES[right])]
+        yield record
+
+
 def about(thing: str, problem: Problem) -> str:
     """The question of a problem, put about another kind of objects: the answer is the same."""
     return problem.question.replace(f" {problem.thing}", f" {thing}")
 
 
 def write_world(folder: Path, seed: int) -> None:
-    """One world's files: sft.json, prompt.1.json to prompt.3.json, labels.json (of all three), val.json, test.json; and
-    of the first two prompt sets books.1.json, balls.1.json …, the same problems about these objects (CONTRAST). Such a
-    question may be one of a base model's training set: it is only sampled from."""
+    """One world's files: sft.json, prompt.1.json to prompt.3.json, labels.json (of all three), val.json, test.json,
+    judge.json (a judge's training data); and of the first two prompt sets books.1.json, balls.1.json …, the same
+    problems about these objects (CONTRAST). Such a question may be one of a base model's training set: it is only
+    sampled from."""
     sets = problem_sets(seed)
     write(folder / "sft.json", (conversation(p, p.worked, "sft", i) for i, p in enumerate(sets["sft"])))
+    write(folder / "judge.json", judge_set(sets["judge"], seed))
     prompt_sets = [name for name in sets if name.startswith("prompt")]
     for number, name in enumerate(prompt_sets, 1):
         write(folder / f"prompt.{number}.json", _prompts(name, sets[name]))
