@@ -272,9 +272,9 @@ def test_other_prompts_than_those_answered_are_refused(chain):
 
 def test_pairs_of_another_policy_are_refused_unless_forced(chain):
     other = STAGES[5].replace("--checkpoint outputs/M1/checkpoint-last", "--checkpoint none").replace("M2", "M4")
-    assert "rewarded by --checkpoint outputs/M1/checkpoint-last of tiny" in chain.refused(other)
+    assert "made for --checkpoint outputs/M1/checkpoint-last of tiny" in chain.refused(other)
     chain.run(other + " --force")
-    assert "rewarded by --checkpoint" in chain.read("outputs/M4/meta.json")["forced"][0]
+    assert "made for --checkpoint" in chain.read("outputs/M4/meta.json")["forced"][0]
 
 
 def test_rankings_of_other_responses_are_refused_unless_forced(chain):

@@ -8,6 +8,7 @@ drawn before anybody asks whether the judge agrees, so that a judge can be measu
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ from cream.data.overlap import prompt_text, whole
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.files.fingerprints import fingerprint_text
-from cream.files.provenance import Provenance
+from cream.files.provenance import Provenance, place_of
 from cream.records import Conversation, Message, Record, Rewards, Samples, encode
 from cream.rewards import judge
+from cream.text.judge_prompts import JUDGE_PROMPTS
 from cream.text.thoughts import split_thought
 
 log = logging.getLogger("cream")
@@ -234,7 +236,8 @@ def _judge_of(path: Path, provenance: Provenance) -> judge.Options:
         made = "it has no sidecar" if not about else f"its rewards are by {settings.get('reward')}"
         raise UserError(f"{path}: eft needs a judge's words, which rewarding.py --reward judge writes; {made}")
     own = {each.name for each in fields_of(judge.Options)}
-    options = judge.Options(**{name: value for name, value in settings.items() if name in own})
+    flags = {name: value for name, value in settings.items() if name in own}
+    options = judge.Options(**flags, judge_prompt=_judge_prompt(path, about))
     if options.expected:
         raise UserError(
             f"{path}: --judge_mode expected wrote no judgements to train on; judge with --judge_mode sampled"
@@ -247,8 +250,21 @@ def _judge_of(path: Path, provenance: Provenance) -> judge.Options:
         provenance.file(name, file)
         now[name] = provenance.inputs[name]
     if changed := [name for name, digest in now.items() if inputs.get(name) != digest]:
-        raise UserError(f"{path}: --{changed[0]} {settings[changed[0]]} has other words now than when it judged these")
+        value = getattr(options, changed[0])
+        raise UserError(f"{path}: --{changed[0]} {value} has other words now than when it judged these")
     return options
+
+
+def _judge_prompt(path: Path, about: dict) -> str:
+    """The --judge_prompt of a judged file: its file, or the named one whose words were recorded; as its words decide,
+    settings have no name of it."""
+    if place := about.get("sources", {}).get("judge_prompt"):
+        return os.path.relpath(place_of(path.parent, place))
+    for name in JUDGE_PROMPTS:
+        words = judge.contents(judge.Options(judge_prompt=name))["judge_prompt"]
+        if fingerprint_text(words) == about.get("inputs", {}).get("judge_prompt"):
+            return name
+    raise UserError(f"{path}: its named --judge_prompt has other words in this version; judge again")
 
 
 def _gold(path: Path, records: list[Rewards], ranks: str | None, provenance: Provenance, skip: bool) -> dict[str, list]:

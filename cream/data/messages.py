@@ -68,8 +68,8 @@ def pair(fields: Mapping, keys: Keys = NONE) -> dict:
 
 
 def is_transcript(value: object) -> bool:
-    """Whether a text is several turns, as in Anthropic's data."""
-    return isinstance(value, str) and value.startswith("\n\nHuman:")
+    """Whether a text is several turns, as in Anthropic's data; one that only begins like them may be a response."""
+    return isinstance(value, str) and value.startswith("\n\nHuman:") and "\n\nAssistant:" in value
 
 
 def _refuse_untrained(turns: Sequence[Mapping], trained: str) -> None:
