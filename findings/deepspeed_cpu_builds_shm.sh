@@ -2,7 +2,7 @@
 # deepspeed 0.19.8 on a CPU: setting up its process group compiles a C++ extension (deepspeed_shm_comm, half a minute and a
 # compiler at the first start on a machine), whatever the configuration. Training never calls it: of DeepSpeed's
 # collectives only inference_all_reduce does, while all_reduce, reduce_scatter and all_gather go to torch's backend.
-# An entry False under its name in deepspeed.ops.__compatible_ops__ leaves it out, and the collectives give the same.
+# An entry False under its name in deepspeed.ops.__compatible_ops__ omits it, and the collectives give the same.
 #
 # Seen: a folder with a shared library per extension after init_distributed("gloo"); none with the entry; equal sums.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
