@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from measure import Layout, interleaved, machine, ratio, rectangle, side
 from options import Options
-from sampling import tokenizer
+from sampling import tokenizer, with_model
 from workload import SHAPES, run, save_model
 
 from cream.engines import load
@@ -91,12 +91,7 @@ def flags() -> Options:
     parser.add("--judge_tokens", 60, "tokens of a sampled judgement")
     parser.add("--judge_samples", 3, "sampled judgements of a response")
     parser.add("--max_tokens_per_batch", 4096, "of trees")
-    parser.add("--rounds", 5, "runs of each side, in turn, after one that is not counted")
-    parser.add("--shape", "37m", "model", choices=SHAPES)
-    parser.add("--words", 32000, "vocabulary; at 32000 Mistral's tokenizer if ../shared is there")
-    parser.add("--device", "cpu", "cpu in float32, or cuda in bfloat16", choices=("cpu", "cuda"))
-    parser.add("--seed", 0, "of lengths, words, weights and sampling")
-    return parser
+    return with_model(parser)
 
 
 class Bench:

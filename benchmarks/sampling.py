@@ -86,6 +86,11 @@ def flags() -> Options:
     parser.add("--answer_len", 64, "tokens of an answer")
     parser.add("--temperature", 0.8, "of both sides")
     parser.add("--top_p", 0.95, "of both sides")
+    return with_model(parser)
+
+
+def with_model(parser: Options) -> Options:
+    """A parser with the flags of the rounds, the model and its words as well."""
     parser.add("--rounds", 5, "runs of each side, in turn, after one that is not counted")
     parser.add("--shape", "37m", "model", choices=SHAPES)
     parser.add("--words", 32000, "vocabulary; at 32000 Mistral's tokenizer if ../shared is there")

@@ -12,13 +12,14 @@ import psutil
 import pytest
 
 from cream.files.store import read
-from cream.records import Samples
+from cream.records import Rewards, Samples
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both cores")]
 
 PROMPTS = 240  # five batches, of which four are in hand: some are left
 SAMPLE = "infer.py --model tiny --checkpoint assets/tiny_m0 --name outputs/prompts.json --gen_n 2 --engine hf"
 SAMPLE += " --gen_temperature 1.0 --top_p 1.0 --gen_max_tokens 12 --max_length 60 --show_example no"
+REWARD = "rewarding.py --model tiny --input_file outputs/one.json --reward likelihood --checkpoint none"
 CHOOSE = "infer.py --model tiny --mode evaluation --scoring loglikelihood --name localdata/options.json"
 SMALL = "--max_tokens_per_batch 400"  # so that a replica takes a second for what it has in hand
 PATIENCE = {
@@ -114,6 +115,17 @@ def test_a_node_removed_amid_sampling_costs_nothing(workspace, cluster, one):
     same = [a == b for x, y in zip(one, two, strict=True) for a, b in zip(x.responses, y.responses, strict=True)]
     print(f"{same.count(False)} of {len(same)} answers differ")
     assert sum(same) >= 0.98 * len(same)  # the engine rounds differently in other batches
+
+
+def test_a_node_removed_amid_rewarding_costs_nothing(workspace, cluster, one):
+    workspace.run(f"{REWARD} --device cpu --output outputs/rewards-one.json")
+    (workspace.folder / "outputs/one.scores.jsonl").unlink()
+    lose_a_node(workspace, cluster, f"{REWARD} {SMALL} --output outputs/rewards-two.json")
+    alone, two = (list(read(workspace.folder / f"outputs/rewards-{name}.json", Rewards)) for name in ("one", "two"))
+    assert [reward.uuid for reward in two] == [sample.uuid for sample in one]
+    most = max(abs(x - y) for a, b in zip(alone, two, strict=True) for x, y in zip(a.reward, b.reward, strict=True))
+    print(f"rewards differ by at most {most:.1e}")
+    assert most <= 1e-5
 
 
 def test_a_client_from_outside_finds_the_same_options_on_two_replicas(workspace, cluster):
