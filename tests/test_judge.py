@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_trees import MODELS, PADDED
+from test_trees import MODELS, PADDED, random_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cream.engines import Request
@@ -221,13 +221,7 @@ def make_model(kind, tokenizer, folder):
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     size = {"vocab_size": len(tokenizer) + 1}  # Qwen2's tokenizer adds a token
     config = AutoConfig.for_model(kind, **size, **ids, **(MODELS | PADDED)[kind])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.data.normal_(0, 0.25)
-    model.save_pretrained(folder)
+    random_model(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_trees import END, GROUPS, MODELS, difference
-from transformers import AutoConfig, AutoModelForCausalLM
+from test_trees import END, GROUPS, MODELS, difference, random_model
+from transformers import AutoConfig
 
 from cream.errors import UserError
 from cream.model.load import check_tp_size
@@ -31,13 +31,7 @@ def make(tmp_path):
 
     def make(name, **changes) -> Path:
         config = AutoConfig.for_model(name, **END, **MODELS[name] | changes)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config)
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.data.normal_(0, 0.25)
-        model.save_pretrained(tmp_path / name)
+        random_model(config).save_pretrained(tmp_path / name)
         return tmp_path / name
 
     return make

@@ -67,6 +67,17 @@ PADDED = {
 }
 
 
+def random_model(config):
+    """A model whose logits spread as a trained one's do."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data.normal_(0, 0.25)
+    return model
+
+
 def make_groups():
     """1 to 16 answers to a prompt of 1 to 60 tokens: some of one token, most ended by eos, which is also the pad."""
     r, groups = random.Random(0), []
