@@ -18,13 +18,13 @@ OUT = "outputs/crash"
 FEW = "localdata/few.json"  # questions, all of which are read and checked from each state
 TEMPORARY = re.compile(r"/\.|\.partial$|/state\b")
 WATCHED = [OUT, f"{LOOP}/*.scores.jsonl", "configs/checkpoint.json", "configs/dataset.json", "configs/.*"]
-TRAIN = f"train.py {ON} --lr 3e-4 --log_every 1 --save_eval_step_ratio 2 --train_bsz 4"
+TRAIN = f"train.py {ON} --lr 3e-4 --save_eval_step_ratio 2 --train_bsz 4"
 INFER = f"infer.py {ON} --gen_max_tokens 24 --max_length 100 --max_tokens_per_batch 300 --limit_size 8"
 REWARD = f"rewarding.py {ON} --input_file {LOOP}/samples.jsonl --limit_size 8 --max_tokens_per_batch 300"
 REWARDS = f"{LOOP}/current.jsonl", f"{LOOP}/previous.jsonl"
 STAGES = {
-    "sft": f"{TRAIN} --name tiny_sft --limit_size 8 --epoch 2 --output_dir {OUT}/run --register m1",
-    "dpo": f"{TRAIN} {M1} --name {LOOP}/pairs.json --limit_size 12 --output_dir {OUT}/run",
+    "sft": f"{TRAIN} --name tiny_sft --limit_size 8 --epoch 2 --log_every 3 --output_dir {OUT}/run --register m1",
+    "dpo": f"{TRAIN} {M1} --name {LOOP}/pairs.json --limit_size 12 --log_every 1 --output_dir {OUT}/run",
     "sampling": f"{INFER} {M1} --name tiny_prompt_1 --gen_n 2 --output_dir {OUT}/samples.json",
     "instructions": f"infer.py {ON} {M1} --mode instructions --name tiny_prompt_1 --limit_size 30 --max_rouge 1 "
     f"--num_prompts 8 --queries_per_round 4 --gen_max_tokens 16 --output_dir {OUT}/prompts.json",

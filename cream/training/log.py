@@ -25,13 +25,16 @@ def _lines_until(step: int, data: bytes) -> bytes:
 
 
 class Log:
-    """Sums a step's metrics on the device, and every `every` steps writes their means to log.jsonl and trackers."""
+    """Sums a step's metrics on the device, and every `every` steps writes their means to log.jsonl and trackers.
+
+    A run that resumes goes on from what `since_line` gave when its state was saved, by `resume_from`.
+    """
 
     def __init__(self, accelerator: Accelerator, run: Path, start: int, steps: int, every: int, unit: str, progress):
         self.accelerator, self.unit, self.steps = accelerator, unit, steps
         self.every, self.progress = every, progress
         self.sums: dict[str, torch.Tensor] = {}
-        self.total = self.tokens = self.flops = 0
+        self.total = self.computed = self.tokens = self.flops = 0  # computed: since the start or the resumption
         self.last: dict[str, float] = {}
         self.finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
         self.rate = None
@@ -49,6 +52,21 @@ class Log:
         """Sums of a micro-batch."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0) + value
+
+    def since_line(self) -> tuple[dict[str, float], int]:
+        """The metrics' sums over all processes since the last line, and what their mean is over; all must call."""
+        if not self.sums:
+            return {}, 0
+        return dict(zip(self.sums, self._reduced().tolist(), strict=True)), self.total
+
+    def resume_from(self, sums: dict[str, float], total: int) -> None:
+        """Go on summing from there."""
+        own = float(self.accelerator.is_main_process)  # the others' shares are in the sums of the first process
+        self.sums = {name: torch.tensor(own * value, device=self.finite.device) for name, value in sums.items()}
+        self.total = total
+
+    def _reduced(self) -> torch.Tensor:
+        return self.accelerator.reduce(torch.stack(list(self.sums.values())), "sum")
 
     def add_work(self, tokens: int, flops: float) -> None:
         """Tokens and floating-point operations of a global batch, all processes together."""
@@ -72,17 +90,19 @@ class Log:
     def end_step(self, step: int, total: int, norm, lr: float, check: Callable | None) -> None:
         """After a step's backward passes; `check` sees the metrics before they are written."""
         self.total += total
+        self.computed += total
         self.finite &= torch.as_tensor(norm, device=self.finite.device).isfinite()
         if step % self.every and step != self.steps and check is None:
             return
-        sums = self.accelerator.reduce(torch.stack(list(self.sums.values())), "sum") / self.total
-        metrics = dict(zip(self.sums, sums.tolist(), strict=True))
+        means = self._reduced() / self.total
+        metrics = dict(zip(self.sums, means.tolist(), strict=True))
         metrics |= {"grad_norm": float(norm), "lr": lr}
         self.check_finite(step)
         if check is not None:
             check(metrics)
         metrics |= self._speed()
-        self.sums, self.total, self.tokens, self.flops, self.last = {}, 0, 0, 0, metrics
+        self.sums, self.last = {}, metrics
+        self.total = self.computed = self.tokens = self.flops = 0
         self.accelerator.log(metrics, step=step)
         if self.accelerator.is_main_process:
             with with_filename(self.path), open(self.path, "a") as file:
@@ -93,6 +113,6 @@ class Log:
         """Rates since the last line, of all processes together; peak memory of this one; MFU where a GPU trains."""
         now = time.monotonic()
         seconds, self.clock = now - self.clock, now
-        speed = {f"{self.unit}_per_second": self.total / seconds, "tokens_per_second": self.tokens / seconds}
+        speed = {f"{self.unit}_per_second": self.computed / seconds, "tokens_per_second": self.tokens / seconds}
         speed["peak_memory_gb"] = peak_memory(self.accelerator.device) / 1e9
         return speed if self.rate is None else speed | {"mfu": self.flops / seconds / self.rate}

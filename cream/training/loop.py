@@ -99,8 +99,10 @@ def train(
     size = flags.global_batch(accelerator.num_processes)
     plan = list(global_batches(len(examples), size, flags.epoch, seed))
     batches = GlobalBatches(accelerator, weights, stage, examples, tokens)
-    start = state.resume(accelerator, weights, run)
+    resumed = state.resume(accelerator, weights, run)
+    start = resumed.step
     logger = Log(accelerator, run, start, len(plan), flags.log_every, stage.unit, progress)
+    logger.resume_from(resumed.sums, resumed.total)
     saved = save_steps(len(plan), flags.saves)
     warmup = math.ceil(flags.warmup_step_ratio * len(plan))
     weights.model.train()
@@ -122,7 +124,7 @@ def train(
                 save(step)
             if step < len(plan) and (asked or due or step in saved):
                 began = time.monotonic()
-                state.save(accelerator, run, step)
+                state.save(accelerator, run, step, *logger.since_line())
                 saved_at = time.monotonic()
                 every = max(STATE_EVERY, STATE_SHARE * (saved_at - began))
             if asked and step < len(plan):

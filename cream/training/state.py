@@ -24,11 +24,14 @@ UNIVERSAL = "universal"  # DeepSpeed's form for another number of processes, mad
 
 
 class Saved(msgspec.Struct):
-    """The manifest of a complete state: after which step, of how many processes, hash by file."""
+    """The manifest of a complete state: after which step, of how many processes, hash by file; of the steps since the
+    log's last line, the sum of each metric and what their mean is over."""
 
-    step: int
-    processes: int
-    files: dict[str, str]
+    step: int = 0
+    processes: int = 0
+    files: dict[str, str] = {}
+    sums: dict[str, float] = {}
+    total: int = 0
 
 
 def last(run: Path) -> Saved | None:
@@ -50,8 +53,8 @@ def fits(run: Path, model) -> bool:
     return free >= need
 
 
-def save(accelerator: Accelerator, run: Path, step: int) -> None:
-    """The state after `step`; all processes must call."""
+def save(accelerator: Accelerator, run: Path, step: int, sums: dict[str, float], total: int) -> None:
+    """The state after `step`, with what the log goes on from; all processes must call."""
     folder = run / "state" / str(step)
     with with_filename(folder):
         accelerator.save_state(str(folder))
@@ -59,14 +62,15 @@ def save(accelerator: Accelerator, run: Path, step: int) -> None:
     if accelerator.is_main_process:
         for path in (*folder.rglob("*"), folder, folder.parent):  # before the older state goes
             store.sync(path)
-        store.write_json(run / "state" / "whole", Saved(step, accelerator.num_processes, _hashes(folder)))
+        saved = Saved(step, accelerator.num_processes, _hashes(folder), sums, total)
+        store.write_json(run / "state" / "whole", saved)
         for older in (run / "state").iterdir():
             if older.is_dir() and older != folder:
                 shutil.rmtree(older)
 
 
-def resume(accelerator: Accelerator, weights, run: Path) -> int:
-    """Load the last state; returns the steps that were done. All processes must see the same one.
+def resume(accelerator: Accelerator, weights, run: Path) -> Saved:
+    """Load the last state; returns its manifest, of step 0 where there is none. All processes must see the same one.
 
     Raises UserError where a file of it is not what it was when it was saved.
     """
@@ -74,7 +78,7 @@ def resume(accelerator: Accelerator, weights, run: Path) -> int:
     if len({msgspec.json.encode(seen) for seen in gather_object([saved])}) > 1:
         raise UserError(f"{run}: not all processes see the same state there; the run's folder must be shared")
     if saved is None:
-        return 0
+        return Saved()
     folder = run / "state" / str(saved.step)
     if accelerator.is_main_process:
         now = _hashes(folder)
@@ -92,7 +96,7 @@ def resume(accelerator: Accelerator, weights, run: Path) -> int:
             f"{folder}: another version of this project saved it, in another form; {FROM_SCRATCH}"
         ) from None
     log.info("resuming after step %d", saved.step)
-    return saved.step
+    return saved
 
 
 def _hashes(folder: Path) -> dict[str, str]:
