@@ -2,11 +2,13 @@
 
     python benchmarks/study.py --seeds 0-2 --arms srlm,srlm_1e-4,cream_avg      # development: settings are chosen here
     python benchmarks/study.py --seeds 200-209                                  # the study: fresh seeds, run once
+    python benchmarks/study.py --seeds 300-304 --bases assets/tiny_m0 --arms tiny_spin,tiny_more_sft --compare tiny_spin
 
 A cell is one world (its own SFT set, prompts and test set) on one base model; all arms of a cell share M1 and round 1's
 samples and rewards. The bases see the same worlds, so the unit of the statistics is a world: its accuracy is the mean
 over the bases. The second base is made by scripts/make_tiny.py (its --help has the command). Run again, the study
-resumes. The stages are the ones that users run.
+resumes. The stages are the ones that users run. An arm is one of the study's own, or the name of a loop of the tiny
+model in configs/loops.
 """
 
 import argparse
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--bases", default="assets/tiny_m0,outputs/tiny/m0_seed1", help="folders (default: %(default)s)"
     )
-    parser.add_argument("--arms", default=STUDY, help=f"of {', '.join(ARMS)} (default: %(default)s)")
+    parser.add_argument("--arms", default=STUDY, help=f"of {', '.join(ARMS)}, tiny_… (default: %(default)s)")
     parser.add_argument("--compare", default="cream_avg,cream_dyn", help="arms whose paired differences are shown")
     parser.add_argument("--workers", type=int, default=2, help="cells at a time, one core each (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=ROOT / "outputs/study", help="(default: %(default)s)")
@@ -91,7 +93,6 @@ def _cell(job: tuple) -> list[dict]:
 
 
 def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -> list[dict]:
-    from cream.loops.reading import CREAM, as_loop, read_loop
     from cream.loops.results import results
     from cream.tiny.problems import write_world
     from iterate import prepare, run
@@ -101,7 +102,7 @@ def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -
         write_world(world, seed)
     rows = []
     for arm in arms:
-        loop = as_loop(_recipe(base, arm, seed, world, folder), read_loop(CREAM))
+        loop = (_own_loop if arm in ARMS else _shipped_loop)(base, arm, seed, world, folder)
         commands, problems = prepare(loop, ["cpu"], None, set())
         assert not problems, problems
         run(loop, commands)
@@ -109,15 +110,35 @@ def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -
     return rows
 
 
-def _recipe(base: str, arm: str, seed: int, world: Path, folder: Path):
-    from cream.loops.reading import Recipe
+def _shipped_loop(base: str, arm: str, seed: int, world: Path, folder: Path):
+    """The loop configs/loops/ARM.yaml on this base, with the world's files in place of those in localdata/tiny."""
+    import msgspec
+
+    from config import DATASET_FILES
+    from cream.loops.plan import Loop
+    from cream.loops.reading import read_loop
+
+    def moved(value):
+        if isinstance(value, dict):
+            return {key: moved(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [moved(each) for each in value]
+        path = DATASET_FILES.get(value, value) if isinstance(value, str) else ""
+        return str(world / Path(path).name) if path.startswith("localdata/tiny/") else value
+
+    loop = read_loop(ROOT / f"configs/loops/{arm}.yaml", seed, str(folder))
+    return msgspec.convert(moved(msgspec.to_builtins(loop)) | {"model": base}, Loop)
+
+
+def _own_loop(base: str, arm: str, seed: int, world: Path, folder: Path):
+    from cream.loops.reading import CREAM, Recipe, as_loop, read_loop
 
     consistency, dpo = ARMS[arm]
     if "labels" in consistency:
         consistency = consistency | {"labels": str(world / "labels.json")}
     short = {"gen_max_tokens": 64, "show_example": False}
     fixed = {"epoch": 1, "lr": LR, "train_bsz": 32, "beta": 1.0, "weight_decay": 0, "show_example": False}
-    return Recipe(
+    recipe = Recipe(
         title=f"{folder.name} {arm}",
         model=base,
         iterations=ROUNDS,
@@ -132,6 +153,7 @@ def _recipe(base: str, arm: str, seed: int, world: Path, folder: Path):
         dpo=fixed | dpo,
         evaluation={"name": str(world / "test.json"), **short},
     )
+    return as_loop(recipe, read_loop(CREAM))
 
 
 def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
@@ -144,14 +166,14 @@ def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
     for row in rows:
         if "consistency" in row:
             c[row["arm"], row["model"]].append(row["consistency"])
-    models = [f"M{t}" for t in range(ROUNDS + 2)]
+    models = sorted({row["model"] for row in rows})
 
     def column(arm: str, model: str) -> list[float]:
         return [sum(accuracy[base, world, arm, model] for base in bases) / len(bases) for world in worlds]
 
     lines = [
         f"{len(worlds)} worlds, each the mean over {len(bases)} bases; accuracy in %, mean ± standard deviation over "
-        "worlds; in brackets the mean C of the pairs that the model was trained on",
+        "worlds; in brackets the mean confidence (C) of the pairs that the model was trained on",
         "",
     ]
     lines += ["| arm | " + " | ".join(models) + " |", "|" + "---|" * (len(models) + 1)]

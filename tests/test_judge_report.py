@@ -1,7 +1,9 @@
 """How good a judge is: each figure against scipy, or a few lines of plain Python, and on public judgements."""
 
 import json
+import sys
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,23 +141,38 @@ def test_gold_labels():
     assert judges.gold_labels(found, {"p0": item}) == [[1.0, 0.0, None], [None]]
 
 
-def test_public_judgements_by_gpt_4(shared):
-    """AutoAlign's file of 100 comparisons in both orders, with the figures that its own code computed of them."""
-    folder = shared / "data" / "judge"
-    items = json.loads((folder / "judge_Natural_GPT-4_Rating_result.json").read_text())
-    wanted = json.loads((folder / "judge_Natural_GPT-4_Rating_statistics.json").read_text())
+@pytest.mark.parametrize("name, unparsed", [("GPT-4_Rating", 0), ("ChatGPT_CoT", 1)])
+def test_public_judgements_by_models(shared, monkeypatch, name, unparsed):
+    """AutoAlign's 100 comparisons in both orders, as one judge that is asked twice: against the figures that its own
+    code computed of them, and against scikit-learn and scipy."""
+    monkeypatch.delitem(sys.modules, "sklearn")  # conftest.py keeps it from transformers
+    metrics = pytest.importorskip("sklearn.metrics")
+    start = str(shared / "data" / "judge" / f"judge_Natural_{name}_")
+    items, wanted = (json.loads(Path(f"{start}{part}.json").read_text()) for part in ("result", "statistics"))
+    labels = [str(item["label"]) for item in items]
+    orders = [[item["results"][0][f"swap = {swap}"]["winner"] for item in items] for swap in (False, True)]
     records, gold = [], []
-    for i, item in enumerate(items):
-        straight, swapped = (item["results"][0][f"swap = {swap}"]["winner"] for swap in (False, True))
-        first = [[None, float(straight == "1")], [float(swapped == "2"), None]]
-        records.append(rewards_of(f"q{i}", [float(straight == "1"), float(straight != "1")], preferences=first))
-        gold.append(Record(uuid=f"q{i}", extra={"ranks": [item["label"] != 1, item["label"] != 2]}))
-        gold[-1].extra["ranks"] = [int(rank) for rank in gold[-1].extra["ranks"]]
+    for i, (label, *said) in enumerate(zip(labels, *orders, strict=True)):
+        scores = [[None if each is None else float(each == own) for each in said] for own in "12"]
+        rewards = [np.mean([each for each in own if each is not None]) for own in scores]
+        first = [[None, scores[0][0]], [scores[1][1], None]]
+        records.append(rewards_of(f"q{i}", rewards, parts={"scores": scores}, preferences=first))
+        gold.append(Record(uuid=f"q{i}", extra={"ranks": [int(label != own) for own in "12"]}))
     found = judges.collect(records)
-    accuracy = judges.against_gold(found, judges.gold_ranks(found, gold))["pairwise accuracy"]
-    assert f"{100 * accuracy[0]:.1f}%" == wanted["correct_False"].split("= ")[1]
+    ranks = judges.gold_ranks(found, gold)
+
+    agree = [metrics.accuracy_score(labels, [each or "none" for each in said]) for said in orders]
+    assert [f"{100 * share:.1f}%" for share in agree] == [wanted[f"correct_{n}"].split("= ")[1] for n in (False, True)]
+    known = [[each for each in said if each] for said in zip(*orders, strict=True)]
+    right = [metrics.accuracy_score([label] * len(said), said) for label, said in zip(labels, known, strict=True)]
+    told = judges.against_gold(found, ranks)
+    assert told["pairwise accuracy"][::3] == (pytest.approx(np.mean(right), abs=1e-9), 100)
+    taus = [kendalltau(*pair).statistic for pair in zip(found.rewards, ranks, strict=True) if len(set(pair[0])) > 1]
+    assert told["Kendall"][::3] == (pytest.approx(np.mean(taus), abs=1e-9), len(taus))
+    assert judges.alpha(found.scores) == pytest.approx(ordinal_alpha(found.scores), abs=1e-9)
     changed, clear, _, _ = judges.flips(found.first)
-    assert sum(clear) - sum(changed) == int(wanted["equal"].split()[0]) and sum(clear) == 100
+    same = sum(a == b for a, b in zip(*orders, strict=True))
+    assert sum(clear) == 100 - unparsed and sum(clear) - sum(changed) == same == int(wanted["equal"].split()[0])
 
 
 def test_public_judgements_by_people(shared):
