@@ -24,7 +24,8 @@ from workload import ROOT  # noqa: E402
 
 from cream.files import store  # noqa: E402
 
-STAGES = ("sampling", "rewarding", "consistency")
+STAGES = ("sampling", "rewarding", "judging", "consistency")
+JUDGE = ["judge", "--judge_prompt", "plain", "--judge_mode", "expected"]
 LAUNCHER = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
@@ -87,10 +88,10 @@ def commands(stage: str, model: Path, folder: Path, count: int) -> Iterator[tupl
         how = ["--engine", "hf", "--gen_n", 1, "--gen_max_tokens", 1, "--max_length", 64]
         given = ["--name", folder / "prompts.jsonl", "--output_dir", folder / "samples.jsonl"]
         yield stage, ["infer.py", *where, *how, *given]
-    elif stage == "rewarding":
+    elif stage in ("rewarding", "judging"):
         store.write_rows(folder / "samples.jsonl", samples(count))
         given = ["--input_file", folder / "samples.jsonl", "--output", folder / "rewards.jsonl"]
-        yield stage, ["rewarding.py", *where, "--reward", "likelihood", *given]
+        yield stage, ["rewarding.py", *where, "--reward", *(["likelihood"] if stage == "rewarding" else JUDGE), *given]
     else:
         current, previous, other = (folder / f"{name}.jsonl" for name in ("current", "previous", "other"))
         store.write_rows(current, rewards(count, 0))
