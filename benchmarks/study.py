@@ -105,7 +105,12 @@ def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -
         loop = (_own_loop if arm in ARMS else _shipped_loop)(base, arm, seed, world, folder)
         commands, problems = prepare(loop, ["cpu"], None, set())
         assert not problems, problems
-        run(loop, commands)
+        try:
+            run(loop, commands)
+        except SystemExit as stop:  # it would end the worker, and its cell would be waited for without end
+            raise RuntimeError(
+                f"{folder.name} {arm}: a stage ended with {stop.code}; its log is in {folder.parent}"
+            ) from None
         rows += [{"base": base_name, "seed": seed, "arm": arm, **row} for row in results(commands)]
     return rows
 

@@ -154,6 +154,17 @@ def test_a_twin_is_its_loop_with_other_settings():
         assert iterate.prepare(read_loop(path), ["cpu"], None, set())[1] == []
 
 
+def test_shipped_files_can_be_run_beside_each_other():
+    """What two of them make at one path is the same, and lies in no training run of a third."""
+    made = {}
+    for path in [*RECIPES, *LOOPS]:
+        for command in plan(path):
+            flags = {name: str(value) for name, value in command.flags.items()}
+            assert made.setdefault(command.output, (command.script, flags)) == (command.script, flags), path
+    runs = {output for output, (script, _) in made.items() if script == "train.py"}
+    assert [output for output in made if runs & {*output.parents}] == []
+
+
 def test_the_page_on_loops_lists_them_all():
     page = (CONFIGS.parent / "docs/loops.md").read_text()
     assert [path.name for path in LOOPS if f"`{path.name}`" not in page and path.stem not in CREAM] == []
