@@ -27,7 +27,7 @@ def _lines_until(step: int, data: bytes) -> bytes:
 class Log:
     """Sums a step's metrics on the device, and every `every` steps writes their means to log.jsonl and trackers.
 
-    A run that resumes goes on from what `since_line` gave when its state was saved, by `resume_from`.
+    A run that resumes continues from what `since_line` gave when its state was saved, by `resume_from`.
     """
 
     def __init__(self, accelerator: Accelerator, run: Path, start: int, steps: int, every: int, unit: str, progress):
@@ -60,7 +60,7 @@ class Log:
         return dict(zip(self.sums, self._reduced().tolist(), strict=True)), self.total
 
     def resume_from(self, sums: dict[str, float], total: int) -> None:
-        """Go on summing from there."""
+        """Continue the sums from there."""
         own = float(self.accelerator.is_main_process)  # the others' shares are in the sums of the first process
         self.sums = {name: torch.tensor(own * value, device=self.finite.device) for name, value in sums.items()}
         self.total = total

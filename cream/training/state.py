@@ -54,7 +54,7 @@ def fits(run: Path, model) -> bool:
 
 
 def save(accelerator: Accelerator, run: Path, step: int, sums: dict[str, float], total: int) -> None:
-    """The state after `step`, with what the log goes on from; all processes must call."""
+    """The state after `step`, with what the log continues from; all processes must call."""
     folder = run / "state" / str(step)
     with with_filename(folder):
         accelerator.save_state(str(folder))
