@@ -169,7 +169,7 @@ def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
     accuracy = {(row["base"], row["seed"], row["arm"], row["model"]): 100 * row["accuracy"] for row in rows}
     c = {(row["arm"], row["model"]): [] for row in rows}
     for row in rows:
-        if "consistency" in row:
+        if row.get("consistency") is not None:
             c[row["arm"], row["model"]].append(row["consistency"])
     models = sorted({row["model"] for row in rows})
 
