@@ -124,13 +124,12 @@ def check(config: PrepareConfig, about: dict) -> list[str]:
     command, *rest = about["words"] or ["list" if config.build.list else ""]
     one, several = len(rest) == 1, len(rest) > 1
     single = dict.fromkeys(("eft", "import", "rrm", "export"), one)
-    fits = ({"list": not rest, "overlap": several, "mix": bool(rest) != bool(config.mix.config)} | single).get(
-        command, bool(rest)
-    )
+    mixed = bool(rest) != (config.mix.config is not None)
+    fits = ({"list": not rest, "overlap": several, "mix": mixed} | single).get(command, bool(rest))
     if command not in USES or not fits:
         raise UserError(
-            "expected a command: build SOURCE …, list, eft FILE, import FILE|ID, mix --config FILE or mix FILE …, rrm FILE, "
-            "export FILE, overlap FILE FILE …, or validate FILE …"
+            "expected a command: build SOURCE …, list, eft FILE, import FILE|ID, mix --config FILE, mix FILE …, "
+            "rrm FILE, export FILE, overlap FILE FILE …, or validate FILE …"
         )
     _check_flags(command, config)
     return [command, *rest]

@@ -143,19 +143,11 @@ def read_mixture(path: Path) -> Mixture:
 def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Path, run) -> None:
     """Write the mixture, and beside it its held-out part. `config`: its file, if it has one."""
     paths = [Path(source.path) for source in mixture.sources]
-    if missing := [path for path in paths if not path.is_file()]:
-        raise UserError(f"{config or 'mix'}: {', '.join(map(str, missing))}: no such file")
+    if missing := [str(path) for path in paths if not path.is_file()]:
+        raise UserError(f"{config or 'mix'}: {', '.join(missing)}: no such file")
     kind = _kind_of(paths, run.skip)
     target = output or folder / f"{config.name.partition('.')[0] if config else 'mix'}.{WORDS[kind]}.json"
-    provenance = run.provenance()
-    for source, path in zip(mixture.sources, paths, strict=True):
-        provenance.output(source.label, path)
-    settings = {"mix": [msgspec.to_builtins(msgspec.structs.replace(each, path="")) for each in mixture.sources]}
-    settings |= {"seed": mixture.seed, "held_out": mixture.held_out, "on_bad_record": run.on_bad_record}
-    outputs = {"train": journal.Output(target, settings, provenance, overwrite=run.overwrite)}
-    if mixture.held_out:
-        more = settings | {"part": "held out"}
-        outputs["held out"] = journal.Output(_beside(target, kind), more, provenance, overwrite=run.overwrite)
+    outputs = _outputs(mixture, paths, {"train": target, "held out": _beside(target, kind)}, run)
     if all(each.up_to_date for each in outputs.values()):
         log.info("%s is up to date (same settings and inputs); skipping", target)
         return
@@ -168,9 +160,7 @@ def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Pat
         parts, counts = _split(rows, sources, mixture)
         _describe(counts, dropped)
         if run.dry_run:
-            log.info(
-                "dry run: would write %s; nothing was written", ", ".join(str(each.path) for each in outputs.values())
-            )
+            log.info("dry run: would write %s; nothing was written", ", ".join(str(o.path) for o in outputs.values()))
             return
         for part, each in outputs.items():
             if not each.up_to_date:
@@ -178,8 +168,22 @@ def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Pat
                     if part == "train":
                         each.dropped += dropped
                         each.reject(row for path in paths if run.skip for row in store.rejected(path, kind))
-                    each.finish(spool.read(parts[part], sources), sources=counts)
+                    each.finish(spool.read(parts[part], sources), taken=counts)
             log.info("%s: %d %s records", each.path, len(parts[part]), kind.__name__)
+
+
+def _outputs(mixture: Mixture, paths: Sequence[Path], places: dict[str, Path], run) -> dict[str, journal.Output]:
+    """The files of both parts, the held-out one only if there is one."""
+    provenance = run.provenance()
+    for source, path in zip(mixture.sources, paths, strict=True):
+        provenance.output(source.label, path)
+    how = [{"name": each.label, "weight": each.weight, "count": each.count} for each in mixture.sources]
+    settings = {"mix": how, "seed": mixture.seed, "held_out": mixture.held_out, "on_bad_record": run.on_bad_record}
+    return {
+        part: journal.Output(place, settings | {"part": part}, provenance, overwrite=run.overwrite)
+        for part, place in places.items()
+        if part == "train" or mixture.held_out
+    }
 
 
 def _kind_of(paths: Sequence[Path], skip: bool) -> type[Record]:
@@ -190,7 +194,7 @@ def _kind_of(paths: Sequence[Path], skip: bool) -> type[Record]:
         raise UserError(f"{paths[0]}: holds {first.__name__} records, which cannot be mixed")
     if odd := [path for path in paths if kinds[path] is not first]:
         raise UserError(
-            f"{odd[0]}: holds {kinds[odd[0]].__name__} records, and {paths[0]} {first.__name__} records; a mixture is of "
+            f"{odd[0]}: holds {kinds[odd[0]].__name__} records, and {paths[0]} {first.__name__} records; a mixture has "
             "one layout"
         )
     return first
