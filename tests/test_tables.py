@@ -14,7 +14,7 @@ from cream.data.messages import Keys
 from cream.errors import UserError
 from cream.evaluation.grade import options_of
 from cream.files import store
-from cream.pairs.validity import PROMPTS
+from cream.pairs.validity import EMPTY, PROMPTS
 from cream.records import Conversation, Item, Pair, Prompt, Samples, decode, encode
 
 
@@ -694,7 +694,8 @@ def test_what_is_exported_comes_back_without_loss(form, data):
     ):
         made = decode(kind, "u1", record, "here")
         row = json.loads(json.dumps(forms.export_row(made, form)))
-        assert read(row) == made
+        empty = kind is Pair and not (good.strip() and bad.strip() and all(m["content"].strip() for m in prompt))
+        assert read(row) == (table.Skipped(EMPTY) if empty else made)
 
 
 def test_the_forms_as_their_tools_document_them():

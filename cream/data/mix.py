@@ -75,9 +75,11 @@ class Mixture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Row(NamedTuple):
-    """A record that is taken: its uuid in the mixture, where the spool has it, and the hash of its prompt."""
+    """A record that is taken: its uuid in the mixture, the number of the copy, where the spool has it, and the hash of
+    its prompt."""
 
     uuid: str
+    copy: int
     offset: int
     prompt: int
 
@@ -216,7 +218,7 @@ def _rows(
         raise UserError(f"{path}: {error}") from None
     if not chosen:
         raise UserError(f"{path}: none of its {len(places)} usable records is taken")
-    return [Row(f"{source.label}/{uuid}" + (f"#{copy}" if copy else ""), *places[uuid]) for uuid, copy in chosen]
+    return [Row(f"{source.label}/{uuid}" + (f"#{copy}" if copy else ""), copy, *places[uuid]) for uuid, copy in chosen]
 
 
 def _split(rows: list[Row], sources: dict[str, str], mixture: Mixture) -> tuple[dict[str, list[Row]], dict[str, dict]]:
@@ -225,13 +227,11 @@ def _split(rows: list[Row], sources: dict[str, str], mixture: Mixture) -> tuple[
     by_uuid = {row.uuid: row for row in rows}
     parts: dict[str, list[Row]] = {"train": [], "held out": []}
     counts = {source.label: dict.fromkeys(parts, 0) for source in mixture.sources}
-    seen: set[int] = set()
     for uuid in shuffled(by_uuid, mixture.seed):
         row = by_uuid[uuid]
         part = "held out" if row.prompt in held else "train"
-        if part == "held out" and row.offset in seen:
+        if part == "held out" and row.copy:
             continue
-        seen.add(row.offset)
         parts[part].append(row)
         counts[sources[uuid]][part] += 1
     return parts, counts
