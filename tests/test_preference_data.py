@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+import prepare_data
 from config import Run
-from cream.data import held_out, importing, making, mix, preferences, ratings, rrm, steps, table
-from cream.data.columns import parse_columns, plan
+from cream.data import columns, held_out, importing, making, mix, preferences, ratings, rrm, steps, table
 from cream.data.commands import Table
 from cream.data.importing import Preferences
 from cream.data.preferences import Selection
@@ -35,8 +35,8 @@ def said(text):
     return {"role": "assistant", "content": text}
 
 
-def read_all(rows, columns="", **how):
-    kind, names = plan(parse_columns(columns), rows[0], "rows")
+def read_all(rows, named="", **how):
+    kind, names = columns.plan(columns.parse_columns(named), rows[0], "rows")
     return list(table.records(rows, kind, names, "rows", "rows", making.Reading(**how)))
 
 
@@ -215,8 +215,8 @@ SHP = [
 
 def test_shp_by_the_ratio_of_its_scores_and_at_most_k_pairs_of_a_prompt():
     """Of 7 pairs with a ratio above 2; exactly 2 is not above it."""
-    columns = "prompt=history,responses=human_ref_A+human_ref_B,score=score_A+score_B"
-    *made, tied = read_all(SHP, columns, selection=Selection(min_ratio=2))
+    named = "prompt=history,responses=human_ref_A+human_ref_B,score=score_A+score_B"
+    *made, tied = read_all(SHP, named, selection=Selection(min_ratio=2))
     assert [responses(pair)[0] for pair in made] == [f"good {i}" for i in range(4)]
     assert tied == table.Skipped(preferences.RATIO)
     picks = set()
@@ -254,15 +254,26 @@ def test_helpsteers_attributes_become_ratings_as_armorm_has_them():
 
 
 def test_ultrafeedbacks_completions_become_ratings_each():
-    columns = f"prompt=instruction,responses=completions.response,ratings=completions.overall_score+{FINE}"
+    named = f"prompt=instruction,responses=completions.response,ratings=completions.overall_score+{FINE}"
     scale = ratings.Scale("ultrafeedback-", ratings.parse_ranges("1..10,1..5,1..5,1..5,1..5"))
-    made = read_all([ULTRA], columns, scale=scale)
+    made = read_all([ULTRA], named, scale=scale)
     assert [each.messages[-1].content for each in made] == ["a", "b", "c", "d"]
     assert made[0].ratings["ultrafeedback-overall_score"] == pytest.approx(8 / 9)
     assert made[0].ratings["ultrafeedback-honesty"] is None and made[1].ratings["ultrafeedback-honesty"] == 0.75
     assert len({each.uuid for each in made}) == 4
     (bad,) = read_all([{"prompt": "q", "response": "a", "s": 7}], "ratings=s", scale=ratings.Scale("", ((1, 5),)))
     assert "s 7 is outside its --rating_range, 1..5" in bad.reason
+
+
+def test_armorms_own_columns_are_ratings():
+    row = dict.fromkeys(columns.ARMO) | {
+        "messages": [user("q"), said("a")],
+        "code-style": 0.5,
+        "beavertails-is_safe": True,
+    }
+    (made,) = read_all([row])
+    assert len(made.ratings) == 19 and made.extra == {}
+    assert {k: v for k, v in made.ratings.items() if v is not None} == {"code-style": 0.5, "beavertails-is_safe": 1.0}
 
 
 @pytest.mark.parametrize("text", ["4", "5..1", "a..b", "0..4,", ".."])
@@ -484,6 +495,14 @@ def test_mixtures_that_are_refused_leave_nothing_behind(sources, change, told):
     assert {path.name for path in sources.iterdir()} == before
 
 
+def test_the_documented_mixture_is_one(repo, tmp_path):
+    block = (repo / "docs/data.md").read_text().partition("```yaml mix.yaml\n")[2].partition("```")[0]
+    (tmp_path / "mix.yaml").write_text(block)
+    mixture = mix.read_mixture(tmp_path / "mix.yaml")
+    assert [source.label for source in mixture.sources] == ["hh", "shp", "hs", "ultrafeedback"]
+    assert (mixture.held_out, mixture.sources[1].count, mixture.sources[2].weight) == (500, 100000, 2)
+
+
 # RRM ------------------------------------------------------------------------------------------------------------------
 
 
@@ -567,10 +586,33 @@ def test_rrm_keeps_the_hard_pairs_by_a_models_rewards(tmp_path):
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def imported(folder, name, rows, columns=None, **choice):
+def imported(folder, name, rows, **choice):
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    importing.import_table(str(path), Table(columns=columns), Preferences(**choice), 0, folder, Run(overwrite=True))
+    importing.import_table(str(path), Table(), Preferences(**choice), 0, folder, Run(overwrite=True))
+
+
+def test_the_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pairs_file(tmp_path)
+    prepare_data.main(["mix", "p.dpo.json", "--held_out", "3", "--seed", "1", "--output", "m.dpo.json"])
+    prepare_data.main(["rrm", "m.dpo.json", "--per_pair", "1", "--dry_run"])
+    prepare_data.main(["rrm", "m.dpo.json", "--per_pair", "1"])
+    prepare_data.main(["validate", "m.dpo.rrm.json", "m.held_out.dpo.json"])
+    out = capsys.readouterr().out
+    assert "12 Pair records, 24 responses" in out and "3 Pair records, 6 responses" in out
+    meta = json.loads((tmp_path / "m.dpo.rrm.json.meta.json").read_text())
+    assert meta["sources"] == {"pairs": "m.dpo.json"} and not meta["unverified"][1:]
+    for line, told in {
+        "mix": "expected a command",
+        "mix p.dpo.json --config m.yaml": "expected a command",
+        "rrm p.dpo.json --held_out 2": "rrm does not use --held_out",
+        "mix p.dpo.json --pairs all": "mix does not use --pairs",
+        "rrm m.held_out.dpo.json --rewards m.dpo.json": "--rewards m.dpo.json holds Pair records",
+    }.items():
+        with pytest.raises(SystemExit) as end:
+            prepare_data.main(line.split())
+        assert end.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_import_says_what_its_flags_are_for(tmp_path):

@@ -14,6 +14,13 @@ from cream.data import layouts
 from cream.errors import UserError, nearest
 from cream.records import Conversation, Item, Pair, Prompt, Ratings, Record, Samples, Steps
 
+ARMO = (  # the columns of RLHFlow's multi-objective data, in the order of ArmoRM's attributes
+    *("helpsteer-helpfulness", "helpsteer-correctness", "helpsteer-coherence", "helpsteer-complexity"),
+    *("helpsteer-verbosity", "ultrafeedback-overall_score", "ultrafeedback-instruction_following"),
+    *("ultrafeedback-truthfulness", "ultrafeedback-honesty", "ultrafeedback-helpfulness", "beavertails-is_safe"),
+    *("prometheus-score", "argilla-overall_quality", "argilla-judge_lm", "code-complexity", "code-style"),
+    *("code-explanation", "code-instruction-following", "code-readability"),
+)
 NAMES = {
     "uuid": ("uuid", "id"),
     "messages": ("messages", "conversations", "conversation"),
@@ -34,7 +41,7 @@ NAMES = {
     "score": (),
     "rank": (),
     "ranks": (),
-    "ratings": (),
+    "ratings": ("+".join(ARMO),),
     "thought": (),
     "keep": (),
     "copy": (),

@@ -3,7 +3,7 @@
 A label is the probability that its step is right: 1, 0, a share between them, None where nobody labelled it.
 
 - PRM800K (Lightman et al., "Let's Verify Step by Step", arXiv 2305.20050): per step several completions, rated -1, 0
-  or 1, and the one that the solution goes on with
+  or 1, and the one that the solution continues with
 - Math-Shepherd (Wang et al., arXiv 2312.08935): one text, in which each step ends with ки, and the same text with + or
   - in its place
 - trl's: columns prompt, completions, labels
@@ -47,7 +47,7 @@ def labelled(steps: object, labels: object, separator: str = "\n") -> tuple[list
 
 
 def prm800k(row: Row, neutral: float | None = 1.0) -> Iterator[dict]:
-    """The labelled solutions of a row: the one that was gone on with, and for each other completion of a step those
+    """The labelled solutions of a row: the one that the labeller continued, and for each other completion of a step those
     steps up to it, with a label for the last alone (the others are labelled already).
 
     A person's own completion has no rating, and so no label. `neutral`: the label of the rating 0; the paper counts it
@@ -86,7 +86,7 @@ def math_shepherd(row: Row) -> Iterator[dict]:
     if len(texts) < 2:
         raise ValueError(f"its input has no step that ends with {TAG!r}")
     if texts[-1].strip():
-        raise ValueError(f"its input goes on after the last {TAG!r}")
+        raise ValueError(f"its input continues after the last {TAG!r}")
     steps, labels, at = [], [], 0
     for text in texts[:-1]:
         sign = marked[at + len(text) : at + len(text) + 1]
