@@ -45,6 +45,8 @@ EXAMPLE = """\
 class PrepareConfig:
     """prepare_data.py"""
 
+    READS_FILES = False  # its --config is a mixture
+
     build: Build = group(Build)
     table: Table = group(Table)
     preferences: Preferences = group(Preferences)
@@ -76,7 +78,7 @@ USES = {  # the flags of each command; another is refused
 @console.stage
 def main(argv=None):
     words: list[str] = []
-    config = parse(PrepareConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
+    config = parse(PrepareConfig, argv, description=__doc__, example=EXAMPLE, words=words)
     command, *rest = check(config, {"words": words})
     rest = [_file(word) for word in rest] if command in ("mix", "rrm", "export", "overlap", "validate") else rest
     model, run = config.model, config.run

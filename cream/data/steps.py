@@ -47,8 +47,8 @@ def labelled(steps: object, labels: object, separator: str = "\n") -> tuple[list
 
 
 def prm800k(row: Row, neutral: float | None = 1.0) -> Iterator[dict]:
-    """The labelled solutions of a row: the one that the labeller continued, and for each other completion of a step those
-    steps up to it, with a label for the last alone (the others are labelled already).
+    """The labelled solutions of a row: the one that the labeller continued, and for each other completion of a step
+    those steps up to it, with a label for the last alone (the others are labelled already).
 
     A person's own completion has no rating, and so no label. `neutral`: the label of the rating 0; the paper counts it
     as right. Raises ValueError for a rating that is none.
