@@ -20,7 +20,7 @@ from cream.evaluation.statistics import table_rows
 from cream.evaluation.tasks import grade
 from cream.files import store
 from cream.pairs.build import build
-from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples, encode
+from cream.records import Answer, Conversation, Item, Pair, Prompt, Ratings, Rewards, Samples, Steps, encode
 
 REPO = Path(__file__).resolve().parent.parent
 README = (REPO / "README.md").read_text()
@@ -39,6 +39,8 @@ LAYOUTS = {
     "current": Rewards,
     "previous": Rewards,
     "pairs": Pair,
+    "ratings": Ratings,
+    "steps": Steps,
     "test": Item,
     "results": Answer,
 }

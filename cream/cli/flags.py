@@ -88,12 +88,14 @@ def parse(
 ):
     """An instance of the dataclass `cls`, from its defaults, the --config file and `argv` (default: sys.argv[1:]).
 
-    Later sources override earlier ones. Without `files` there is no --config and no --print_config. Words that belong
-    to no flag are added to `words`; without it they are problems. Fields are str, int, float, bool, an Enum (given by
+    Later sources override earlier ones. Without `files`, or where `cls.READS_FILES` is False, there is no
+    --config of flags and no --print_config. Words that belong to no flag are added to `words`; without it they are
+    problems. Fields are str, int, float, bool, an Enum (given by
     member name), `| None` of these, or a dataclass: a group, titled in --help by the first line of its docstring.
     Raises SystemExit: 0 after --help and --print_config, 2 after printing all problems on stderr, including a UserError
     from `__post_init__`. Raises TypeError if `cls` itself is wrong (a flag defined twice, say).
     """
+    files = files and _reads_files(cls)
     flags, problems = _all_flags(cls, files), []
     given = _given(flags, sys.argv[1:] if argv is None else argv, problems, words)
     if given.get("help"):
@@ -128,9 +130,10 @@ def _print(text: str) -> None:
 
 def try_parse(cls, argv: list[str], words: list[str] | None = None) -> tuple[object | None, list[str]]:
     """What `parse` returns for a command line, or None and the problems for which it would refuse it."""
-    flags, problems = _all_flags(cls, files=True), []
+    files = _reads_files(cls)
+    flags, problems = _all_flags(cls, files), []
     given = _given(flags, argv, problems, words)
-    from_file = _from_file(cls, given.get("config"), problems)
+    from_file = _from_file(cls, given.get("config") if files else None, problems)
     return _build(cls, flags, {f.name: f.default for f in flags} | from_file | given, problems), problems
 
 
@@ -152,6 +155,11 @@ class _Source(_Help):
         aliases=("load_args_path",),
     )
     print_config: bool = flag(False, "print the value of every flag as YAML, in the form that --config reads, and exit")
+
+
+def _reads_files(cls) -> bool:
+    """Whether a script's --config names a file of flags; its class may say READS_FILES = False, and have its own."""
+    return getattr(cls, "READS_FILES", True)
 
 
 def _all_flags(cls, files: bool) -> list[Flag]:
