@@ -249,7 +249,7 @@ def test_an_interval_has_the_width_of_its_standard_error():
 
 
 def pair(uuid, d, subset="all", lengths=(1, 1), **more):
-    return Row(uuid, subset, [d, 0.0] if d is not None else [None, 0.0], [1.0, 0.0], [*lengths], **more)
+    return Row(uuid, subset, uuid, [d, 0.0] if d is not None else [None, 0.0], [1.0, 0.0], [*lengths], **more)
 
 
 def test_a_subset_is_never_called_the_benchmark():
@@ -299,13 +299,13 @@ def test_a_response_without_a_reward_makes_its_pair_wrong():
 
 def test_rewardbench_2():
     rows = [
-        Row(f"{d}{i}", d, [1.0, 0, 0, float(i)], [1.0, 0, 0, 0], [1] * 4)
+        Row(f"{d}{i}", d, "", [1.0, 0, 0, float(i)], [1.0, 0, 0, 0], [1] * 4)
         for d in rewardbench2.DOMAINS
         for i in range(2)
         if d != "Ties"
     ]
     rows += [
-        Row(n, "ties", [*map(float, r)], [1.0] * c + [0.0] * (len(r) - c), [1] * len(r), n) for n, (r, c) in B.items()
+        Row(n, "ties", n, [*map(float, r)], [1.0] * c + [0.0] * (len(r) - c), [1] * len(r)) for n, (r, c) in B.items()
     ]
     found = summarise(rows, choose_benchmark("auto", rows), How())
     assert found["subsets"]["Math"]["value"] == 0.75 and found["ties"] == "1/c"
@@ -318,9 +318,9 @@ def test_rewardbench_2():
     ("rows", "message"),
     [
         ([pair("a", 1.0, "hep-go"), pair("b", 1.0, "mine")], "its subset 'mine' is not one of RewardBench"),
-        ([Row("a", "Math", [1.0, 2, 3], [0, 1, 0], [1] * 3)], "the correct responses first"),
-        ([Row("a", "hep-go", [1.0, 2, 3], [1, 0, 0], [1] * 3)], "one chosen and one rejected"),
-        ([Row("a", "Ties", [1.0, 2, 3], [1, 0, 0], [1] * 3, "9")], "ids of Ties are ref:N and tied:N, found '9'"),
+        ([Row("a", "Math", "", [1.0, 2, 3], [0, 1, 0], [1] * 3)], "the correct responses first"),
+        ([Row("a", "hep-go", "", [1.0, 2, 3], [1, 0, 0], [1] * 3)], "one chosen and one rejected"),
+        ([Row("a", "Ties", "9", [1.0, 2, 3], [1, 0, 0], [1] * 3)], "ids of Ties are ref:N and tied:N, found '9'"),
     ],
 )
 def test_other_rows_are_refused(rows, message):
@@ -370,9 +370,10 @@ def test_two_rewards():
 
 def test_best_of_n_of_a_file():
     rows = [
-        Row(f"r{i}", "all", [1.0, 2, 3, 4], [0.0, 1, 0, 1], [1, 2, 3, 4], finals=["0", "1", "0", "1"]) for i in range(3)
+        Row(f"r{i}", "all", "", [1.0, 2, 3, 4], [0.0, 1, 0, 1], [1, 2, 3, 4], finals=["0", "1", "0", "1"])
+        for i in range(3)
     ]
-    rows.append(Row("short", "all", [1.0, None], [0.0, 1], [1, 1], finals=["0", "1"]))
+    rows.append(Row("short", "all", "", [1.0, None], [0.0, 1], [1, 1], finals=["0", "1"]))
     found = summarise(rows, None, How())["best_of_n"]
     assert (found["prompts"], found["skipped"]) == (3, 1) and [row["n"] for row in found["by_n"]] == [1, 2, 4]
     two = found["by_n"][1]

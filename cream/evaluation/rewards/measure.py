@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -223,7 +223,8 @@ def _rewarded(row: Row) -> Row:
     if len(keep) == len(row.rewards):
         return row
     rewards, gold, lengths = ([values[i] for i in keep] for values in (row.rewards, row.gold, row.lengths))
-    return Row(row.uuid, row.subset, rewards, gold, lengths, row.id, row.finals and [row.finals[i] for i in keep])
+    finals = row.finals and [row.finals[i] for i in keep]
+    return replace(row, rewards=rewards, gold=gold, lengths=lengths, finals=finals)
 
 
 def _gap(best: Array, mean: Array, oracle: Array) -> Measure:

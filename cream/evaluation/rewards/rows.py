@@ -7,6 +7,7 @@ from functools import partial
 from itertools import permutations
 from math import isfinite
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -31,10 +32,10 @@ class Row:
 
     uuid: str
     subset: str
+    id: str
     rewards: list[Number]
     gold: list[float]
     lengths: list[int]
-    id: str = ""
     finals: Finals | None = None
     better: np.ndarray | None = None
     reasons: tuple[str, ...] = ()
@@ -52,6 +53,14 @@ class Row:
             return beta * (self.rewards[i] - self.rewards[j])
         p = np.clip(self.better[i, j], MOST_CERTAIN, 1 - MOST_CERTAIN)
         return float(np.log(p) - np.log1p(-p))
+
+
+def unrewarded(sample: Samples) -> Row:
+    """A prompt's responses before they have rewards. Raises UserError where they have no gold values."""
+    values, finals = own_gold(sample) or _lacks_gold(sample)
+    if len(values) != len(sample.responses):
+        raise _other_count(sample, values, sample.responses)
+    return _made(sample, [None] * len(values), values, [0] * len(values), finals)
 
 
 def collect(
@@ -86,15 +95,10 @@ def _match(record: Rewards, due: Mapping[str, Samples] | None) -> Record:
 
 
 def _row(record: Rewards, source: Record, gold: Callable[[Record], Gold | None], in_tokens: bool) -> Row:
-    found, texts = gold(source), record.responses()
-    if found is None:
-        raise UserError(
-            f"record {record.uuid!r} has no gold values: none of the keys `gold` and `ranks` (docs/formats.md); give "
-            "--gold FILE, or --data with the benchmark"
-        )
-    values, finals = found
+    texts = record.responses()
+    values, finals = gold(source) or _lacks_gold(record)
     if len(values) != len(texts) or (finals and len(finals) != len(texts)):
-        raise UserError(f"record {record.uuid!r}: {len(values)} gold values for {len(texts)} rewarded responses")
+        raise _other_count(record, values, texts)
     reasons = [reason for reason in record.reason or [] if reason]
     if NOT_FINITE in reasons:
         raise UserError(
@@ -105,18 +109,23 @@ def _row(record: Rewards, source: Record, gold: Callable[[Record], Gold | None],
     if lengths is None:
         raise UserError(f"--length tokens: record {record.uuid!r} has no num_tokens; take characters")
     better = None if record.preferences is None else comparisons(record.preferences)
-    subset = source.extra.get("subset") or "all"
-    return Row(
-        record.uuid,
-        str(subset),
-        record.reward,
-        values,
-        lengths,
-        str(source.extra.get("id", record.uuid)),
-        finals,
-        better,
-        tuple(reasons),
+    return _made(source, record.reward, values, lengths, finals, better, tuple(reasons))
+
+
+def _made(source: Record, rewards: list, values: list, lengths: list, *more) -> Row:
+    subset, number = source.extra.get("subset") or "all", source.extra.get("id", source.uuid)
+    return Row(source.uuid, str(subset), str(number), rewards, values, lengths, *more)
+
+
+def _lacks_gold(record: Record) -> NoReturn:
+    raise UserError(
+        f"record {record.uuid!r} has no gold values: none of the keys `gold` and `ranks` (docs/formats.md); give "
+        "--gold FILE, or --data with the benchmark"
     )
+
+
+def _other_count(record: Record, values: list, texts: list) -> UserError:
+    return UserError(f"record {record.uuid!r}: {len(values)} gold values for {len(texts)} responses")
 
 
 def own_gold(record: Record) -> Gold | None:
@@ -126,8 +135,7 @@ def own_gold(record: Record) -> Gold | None:
         values = record.extra.get(key)
         if values is None:
             continue
-        fine = isinstance(values, list) and all(type(v) in (int, float, bool) and isfinite(v) for v in values)
-        if not fine:
+        if not isinstance(values, list) or not all(type(v) in (int, float, bool) and isfinite(v) for v in values):
             raise UserError(f"record {record.uuid!r}: expected `{key}`, a number for each response, got {values!r:.80}")
         finals = record.extra.get("finals")
         return [sign * float(value) for value in values], finals and [_ballot(each) for each in finals]
@@ -141,8 +149,7 @@ def _ballot(answer: object) -> str | Decimal | None:
 def gold_file(path: Path, skip: bool) -> Callable[[Record], Gold | None]:
     """Gold values by uuid from a file of labelled questions (1 right, 0 wrong, with the answers that vote), or of
     records with `gold` or `ranks`."""
-    kind = next((store.kind_of(row) for row in store.read_rows(path)), None)
-    if kind is Item:
+    if store.kind_in(path) is Item:
         items = {item.uuid: item for item in store.read(path, questions_in(path), skip=skip)}
         return partial(_by_label, items)
     others = {record.uuid: record for record in store.read(path, Record, skip=skip)}
