@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cream.errors import UserError
+from cream.errors import UserError, nearest
 from cream.evaluation.rewards import rewardbench as v1
 from cream.evaluation.rewards import rewardbench2 as v2
 from cream.evaluation.rewards.bootstrap import Draws, Estimate, Measure, ratio
@@ -37,10 +37,11 @@ def choose_benchmark(asked: str, rows: Sequence[Row]) -> str | None:
         return None
     known = [*v2.DOMAINS] if asked == V2 else [*v1.WEIGHTS, *v1.PRIOR_SETS]
     if odd := [name for name in subsets if not (v2.domain_of(name) if asked == V2 else name in known)]:
+        like = nearest(odd[0], known) or ";"
         raise UserError(
-            f"record {subsets[odd[0]].uuid!r}: its subset {odd[0]!r} is not one of {TITLES[asked]} "
-            f"({len(odd)} of {len(subsets)} subsets are not); those are {', '.join(known)}. --benchmark none measures "
-            "a file with subsets of its own"
+            f"record {subsets[odd[0]].uuid!r}: its subset {odd[0]!r} is not one of {TITLES[asked]}'s "
+            f"({len(odd)} of {len(subsets)} subsets are not){like} --benchmark none measures a file with subsets of "
+            "its own"
         )
     _check_rows(asked, rows)
     return asked

@@ -10,8 +10,7 @@ NAMES |= {"auroc": "AUROC of confidence"} | {f"accuracy_at_{n}": f"accuracy, mos
 
 def format_summary(summary: Mapping) -> str:
     """Accuracies and scores in percent, correlations and errors as they are, each with its 95 % interval and n."""
-    lines = [["", "value", "95 % interval", "n"]]
-    lines += _scores(summary)
+    lines = [["", "value", "95 % interval", "n"], *_scores(summary)]
     calibration = summary["calibration"]
     lines += [_line(NAMES[name], value) for name, value in calibration["all"].items()]
     if (temperature := calibration.get("temperature")) is not None:
@@ -23,6 +22,8 @@ def format_summary(summary: Mapping) -> str:
         if isinstance(value, Mapping):
             lines.append(_line(f"length: {name.replace('_', ' ')}", value))
     text = aligned(lines)
+    for reason, count in summary["unrewarded"]["reasons"].items():
+        text += f"\n{count} of {summary['responses']} responses have no reward, so that their pairs are wrong: {reason}"
     if best := summary.get("best_of_n", {}).get("by_n"):
         text += f"\n\n{_best_of_n(best)}"
     return text
