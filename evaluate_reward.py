@@ -9,6 +9,7 @@ RewardBench and RewardBench 2 are scored by their own rules; what is a part of t
 from dataclasses import dataclass
 from pathlib import Path
 
+import rewarding
 from config import Cluster, Device, Model, TrialRun, group
 from cream.cli import console
 from cream.cli.console import log
@@ -16,7 +17,6 @@ from cream.cli.flags import deciding, flag, parse
 from cream.errors import UserError
 from cream.rewards import REWARDS
 from cream.text.options import ThoughtUse
-from rewarding import Options, RewardConfig, Rewarding, make_rewards
 
 EXAMPLE = """\
   reward model    python evaluate_reward.py --data rewardbench.jsonl --reward bradley_terry --reward_model FOLDER
@@ -85,7 +85,7 @@ class EvaluateConfig:
     device: Device = group(Device)
     cluster: Cluster = group(Cluster)
     model: Model = group(Model)
-    options: Options = group(Options)
+    options: rewarding.Options = group(rewarding.Options)
     thoughts: ThoughtUse = group(ThoughtUse)
     run: TrialRun = group(TrialRun)
 
@@ -109,9 +109,9 @@ def main(argv=None):
         if run.dry_run:
             log.info("dry run: would reward %d prompts; nothing was written", len(data.samples))
             return
-        rewarding = Rewarding(input_file=str(samples), reward=m.reward)
-        shared = (config.device, config.cluster, config.model)
-        path = make_rewards(RewardConfig(*shared, rewarding, config.options, config.thoughts, run))[1]
+        what = rewarding.Rewarding(input_file=str(samples), reward=m.reward)
+        parts = (config.device, config.cluster, config.model, what, config.options, config.thoughts, run)
+        path = rewarding.make_rewards(rewarding.RewardConfig(*parts))[1]
     stage.measure(path, folder, data, benchmark, m, run, deciding(m))
 
 

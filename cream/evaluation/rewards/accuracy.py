@@ -82,7 +82,7 @@ class Results:
 
     @classmethod
     def of(cls, rows: Sequence[Row], benchmark: str | None, ties: str = "strict", seed: int = 0) -> "Results":
-        pairs = [[(i, j) for i, j in row.pairs()] for row in rows]
+        pairs = [row.pairs() for row in rows]
         if benchmark == V2:
             parts, wholes = [_result2(row) for row in rows], np.ones(len(rows))
         else:
@@ -148,7 +148,9 @@ class Results:
         if kind in ("subsets", ALL) and single and n and not (self.benchmark == V2 and name == v2.TIES):
             return Estimate(float(parts.sum() / n), *wilson_interval(int(parts.sum()), n), n)
         found = self.draws.estimate(measure)
-        return found._replace(n=n) if kind in ("subsets", ALL) else found
+        if kind == "length_groups" and name in v1.LENGTHS:
+            n = sum(self.counts()[subset] for subset in v1.LENGTHS[name])
+        return found._replace(n=n)
 
 
 def _result2(row: Row) -> float:

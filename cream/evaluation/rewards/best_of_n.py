@@ -5,6 +5,7 @@ numbers, 1 and 0 where responses are right or wrong.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import combinations
 from math import comb, lgamma, log
 
@@ -53,6 +54,7 @@ def kl(n: int) -> float:
     return log(n) - (n - 1) / n
 
 
+@lru_cache(maxsize=64)
 def subsets(m: int, n: int, seed: int = 0) -> np.ndarray:
     """(S, n) indices, ascending: all subsets, or MOST of them at random."""
     if comb(m, n) <= MOST:

@@ -41,6 +41,7 @@ def summarise(rows: Sequence[Row], benchmark: str | None, how: How) -> dict:
         "complete": results.complete(),
         "rows": len(rows),
         "responses": sum(len(row.gold) for row in rows),
+        "most_responses": max(len(row.gold) for row in rows),
         "unrewarded": {"responses": sum(r is None for row in rows for r in row.rewards), "reasons": dict(lacking)},
         "ties": "1/c" if benchmark == V2 else how.ties,
     }
@@ -186,7 +187,7 @@ def _part(values: Array, of: np.ndarray) -> Measure:
 
 def best_of(rows: Sequence[Row], how: How) -> dict:
     """Per N = 1, 2, 4 … up to the smallest number of a prompt's rewarded responses: means over prompts. Prompts with
-    fewer than two of them are left out."""
+    fewer than two of them are skipped."""
     usable = [known for row in rows if len((known := _rewarded(row)).gold) > 1]
     if not usable:
         return {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from cream.evaluation.rewards.rows import PAIRED
 from cream.evaluation.statistics import aligned
 
 NAMES = {"ece": "ECE", "ece_equal_mass": "ECE, equal mass", "mce": "MCE", "brier": "Brier", "nll": "NLL, nats"}
@@ -14,7 +15,7 @@ def format_summary(summary: Mapping) -> str:
     calibration = summary["calibration"]
     lines += [_line(NAMES[name], value) for name, value in calibration["all"].items()]
     if (temperature := calibration.get("temperature")) is not None:
-        lines.append([f"temperature, fitted on {calibration['fitted_on']} pairs", f"{temperature:.3g}", "", ""])
+        lines.append(["temperature", f"{temperature:.3g}", "", str(calibration["fitted_on"])])
         for name in ("ece", "nll"):
             for when in ("before", "after"):
                 lines.append(_line(f"{NAMES[name]}, held out, {when}", calibration[f"held_out_{when}"][name]))
@@ -24,6 +25,8 @@ def format_summary(summary: Mapping) -> str:
     text = aligned(lines)
     for reason, count in summary["unrewarded"]["reasons"].items():
         text += f"\n{count} of {summary['responses']} responses have no reward, so that their pairs are wrong: {reason}"
+    if summary["most_responses"] > PAIRED:
+        text += f"\npairs are of the first {PAIRED} responses to a prompt; best-of-N is of all"
     if best := summary.get("best_of_n", {}).get("by_n"):
         text += f"\n\n{_best_of_n(best)}"
     return text

@@ -22,6 +22,7 @@ from cream.scoring.logprobs import NOT_FINITE
 Number = float | None
 Finals = list[str | Decimal | None]  # equal answers are equal
 Gold = tuple[list[float], Finals | None]
+PAIRED = 16  # the first responses of a prompt, of which pairs are made
 MOST_CERTAIN = 1e-9  # what a probability may be from 0 or 1: of an order that a model gives for certain, log-odds exist
 
 
@@ -41,8 +42,9 @@ class Row:
     reasons: tuple[str, ...] = ()
 
     def pairs(self) -> list[tuple[int, int]]:
-        """(better, worse) responses, for all pairs that gold orders."""
-        return [(i, j) for i, j in permutations(range(len(self.gold)), 2) if self.gold[i] > self.gold[j]]
+        """(better, worse) responses, for all pairs of the first PAIRED that gold orders."""
+        some = range(min(len(self.gold), PAIRED))
+        return [(i, j) for i, j in permutations(some, 2) if self.gold[i] > self.gold[j]]
 
     def log_odds(self, i: int, j: int, beta: float) -> float | None:
         """log p / (1 - p) of i being better than j: beta times the difference of rewards, or by the model's own
