@@ -183,12 +183,12 @@ def majority(predictions: Sequence[str]) -> int:
     """
     if not predictions:
         raise ValueError("a vote needs a prediction")
-    keys = [_ballot(prediction) for prediction in predictions]
+    keys = [ballot(prediction) for prediction in predictions]
     votes = Counter(key for key in keys if key != "none")  # in the order in which they came, as max takes them
     return keys.index(max(votes, key=votes.get)) if votes else 0
 
 
-def _ballot(prediction: str) -> str | Decimal:
+def ballot(prediction: str) -> str | Decimal:
     """What equal predictions have in common."""
     try:
         value = Decimal(prediction.replace(",", ""))

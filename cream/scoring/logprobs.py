@@ -18,6 +18,7 @@ from cream.text.tokens import Tokens
 
 log = logging.getLogger("cream")
 CACHED = True  # its results enter the score cache
+NOT_FINITE = "not a finite number"  # the reason of a value that is NaN or infinite
 ALIKE = 64  # tokens that two groups begin with if they are laid out as one; few, and they are not worth the company
 
 
@@ -152,7 +153,7 @@ def keep_finite(values: list, reasons: list[str | None]) -> tuple[list, list[str
     """Both, with None and a reason in place of the values that are not finite numbers, or lists with such a number."""
     broken = [value is not None and not _is_finite(value) for value in values]
     kept = [None if bad else value for value, bad in zip(values, broken, strict=True)]
-    return kept, ["not a finite number" if bad else why for why, bad in zip(reasons, broken, strict=True)]
+    return kept, [NOT_FINITE if bad else why for why, bad in zip(reasons, broken, strict=True)]
 
 
 def _is_finite(value: float | list) -> bool:
