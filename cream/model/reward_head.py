@@ -11,14 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from cream.errors import UserError
-from cream.files.folders import kind_of
+from cream.files.folders import HEADS, kind_of
 from cream.files.provenance import Head
 from cream.model.backbone import ROUNDING, Backbone, exact_products, probe_groups, run
 from cream.model.batches import Batch, Group, pad
 from cream.model.hardware import Budget
 from cream.text.chat import Tokens
-
-NAMES = ("score", "classifier")  # of heads, as transformers spells them
 
 
 class Heads(Backbone):
@@ -91,10 +89,10 @@ def describe_head(plain) -> Head:
 
 def head_name(plain) -> str:
     """The head's name in a transformers model. Raises UserError where it has none that is known."""
-    for name in NAMES:
+    for name in HEADS:
         if isinstance(getattr(plain, name, None), torch.nn.Module):
             return name
-    raise UserError(f"{plain.name_or_path}: {type(plain).__name__} has no head named {' or '.join(NAMES)}")
+    raise UserError(f"{plain.name_or_path}: {type(plain).__name__} has no head named {' or '.join(HEADS)}")
 
 
 @torch.no_grad()

@@ -31,6 +31,12 @@ A pass's worker, a module of cream.scoring, says what is computed of a request:
 dpo.py is the example. What a source writes is in base.GroupReward; a request's uuid is set by the caller.
 """
 
-from cream.rewards import dpo, judge, labels, likelihood
+from cream.rewards import bradley_terry, dpo, judge, labels, likelihood
 
-REWARDS = {"likelihood": likelihood, "dpo": dpo, "labels": labels, "judge": judge}
+REWARDS = {
+    "likelihood": likelihood,
+    "dpo": dpo,
+    "labels": labels,
+    "judge": judge,
+    "bradley_terry": bradley_terry,
+}
