@@ -139,6 +139,7 @@ def load(
             setattr(config, name, 0.0)
         if new_head:
             config.num_labels = new_head["outputs"]
+            config.problem_type = "regression"  # so that pipelines and vLLM give the outputs as they are
         model, report = _auto_class(folder, config, kind, new_head).from_pretrained(
             folder,
             config=_first(config) if first else config,

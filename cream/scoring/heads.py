@@ -56,6 +56,13 @@ def encode(group: Group, chat, limit: int) -> tuple[list, list[str | None]]:
 
 
 def setup(model: Model, options: Options, chunk: int, done: Container[str] = ()) -> Callable[[str], Reader]:
+    from transformers import AutoConfig
+
+    from cream.files.folders import remote_code
+    from cream.model.reward_head import check_pad
+
+    config = AutoConfig.from_pretrained(model.folder, local_files_only=True, trust_remote_code=remote_code())
+    check_pad(model.folder, config, model.chat)
     return partial(Reader, *arguments(model, options), chunk, model.pool.group)
 
 

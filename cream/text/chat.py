@@ -243,6 +243,10 @@ class Chat:
         whole = [*prompt, Message("assistant", response)]
         return describe_length(limit) if self.exceeds(whole, limit) else whole
 
+    def last_written(self) -> int:
+        """The token with which the template ends a conversation, after the end of turn perhaps."""
+        return self._ids([self._render(PROBE, False)])[0][-1]
+
     def encode_conversation(
         self, messages: Sequence[Message], complete: bool = True, sampled: bool = False
     ) -> list[Tokens] | str:

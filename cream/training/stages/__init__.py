@@ -18,6 +18,9 @@ A stage is a module (dpo.py is the example) that holds
     settings   {flag: value} that decide the result, beside the flags that all stages share
     label, summary    for the run folder's name (None: nothing), and for the log ("": nothing)
 
+    held_out   optional: a heldout.HeldOutOptions, of flags by which records are held out; what its loss returns as
+               metrics is then logged of these too, an accuracy with its interval
+
     prepare(records, chat, limit, dropped) -> [(uuid, example)]    skipped records are counted in `dropped`, by reason
     facts(examples) -> {name: value}       for the run's sidecar; logs what is worth knowing
     group(example) -> [Tokens]             its responses, each a whole conversation with its loss mask (spans); they
@@ -31,9 +34,9 @@ Import torch inside functions only: --help shows the flags of all stages.
 """
 
 from cream.files.provenance import POLICY
-from cream.training.stages import dpo, sft
+from cream.training.stages import bradley_terry, dpo, sft
 
-STAGES = {"sft": sft, "dpo": dpo}
+STAGES = {"sft": sft, "dpo": dpo, "bradley_terry": bradley_terry}
 STARTS = {"logprobs": POLICY, "heads": None}  # a stage's `model` -> the kind of model it starts from; None: any
 
 
