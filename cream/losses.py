@@ -97,3 +97,15 @@ def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
     """(r+ + r-)^2, (B,), of rewards (B,) each: which a small weight of this keeps near 0 on average (arXiv 2312.09244,
     §3.2); differences of rewards, all that preferences say anything about, leave a prompt's level open."""
     return (chosen + rejected) ** 2
+
+
+def pearson(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's correlation of two vectors (n,); 0 where one of them is constant."""
+    return F.cosine_similarity(x - x.mean(), y - y.mean(), dim=0, eps=1e-6)
+
+
+def length_separation(quality: Tensor, length: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ODIN's |rho(r_Q, len)| - rho(r_L, len) (arXiv 2402.07319, §3), and both correlations: the quality head's rewards
+    are to say nothing of the length, the length head's all. r_Q, r_L and the lengths in tokens, (n,) each."""
+    of_quality, of_length = pearson(quality, tokens), pearson(length, tokens)
+    return of_quality.abs() - of_length, of_quality, of_length

@@ -31,7 +31,7 @@ A pass's worker, a module of cream.scoring, says what is computed of a request:
 dpo.py is the example. What a source writes is in base.GroupReward; a request's uuid is set by the caller.
 """
 
-from cream.rewards import bradley_terry, dpo, judge, labels, likelihood
+from cream.rewards import bradley_terry, dpo, judge, labels, likelihood, odin
 
 REWARDS = {
     "likelihood": likelihood,
@@ -39,4 +39,5 @@ REWARDS = {
     "labels": labels,
     "judge": judge,
     "bradley_terry": bradley_terry,
+    "odin": odin,
 }

@@ -109,7 +109,7 @@ def check_head(folder: Path, outputs: int, reward: str, other: str = "") -> None
     """Raises UserError where the reward model in a folder has other than so many outputs; `other`: what it may be."""
     if (found := head_outputs(folder)) not in (None, outputs):
         raise UserError(
-            f"{folder}: its head has {found} outputs, and --reward {reward} takes {outputs}, the reward{other}"
+            f"{folder}: its head has {found} output{'s' * (found > 1)}, and --reward {reward} takes {outputs}{other}"
         )
 
 

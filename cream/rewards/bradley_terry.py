@@ -20,7 +20,7 @@ def passes(options: Options) -> list[Pass]:
 
 def objection(options: Options, folder: Path, about: dict) -> None:
     """Raises UserError where the head has several outputs."""
-    check_head(folder, 1, "bradley_terry", " (of an ODIN model: --reward odin)")
+    check_head(folder, 1, "bradley_terry", ", the reward (an ODIN model has two: --reward odin)")
 
 
 def combine(sample: Samples, results: dict[str, list], options: Options) -> GroupReward:

@@ -98,24 +98,30 @@ class HeldOut:
     def __call__(self, accelerator, weights, tokens: int) -> dict[str, float]:
         import torch
 
-        from cream.training.loop import micro_batches
+        from cream.training.loop import micro_batches, outputs_of
 
-        model, sums, names = weights.whole, 0, []
-        shapes = [model.shape(self.stage.group(example)) for example in self.examples]
+        model, stage, examples = weights.whole, self.stage, self.examples
+        shapes, place = [model.shape(stage.group(example)) for example in examples], accelerator.process_index
+        mine, n = micro_batches(shapes, tokens, accelerator.num_processes, place), sum(map(stage.weight, examples))
         model.eval()
         with torch.no_grad():
-            for chunk in micro_batches(shapes, tokens, accelerator.num_processes, accelerator.process_index):
-                members = [self.examples[i] for i in chunk or [0]]
-                batch = model.pack([self.stage.group(example) for example in members]).to(accelerator.device)
-                with accelerator.autocast():
-                    _, metrics = self.stage.loss(model, batch, members)
-                names = list(metrics)
-                sums = sums + bool(chunk) * torch.stack([value.double() for value in metrics.values()])
+            totals, computed = Counter(), [self._loss(accelerator, model, chunk) for chunk in mine]
+            if hasattr(stage, "of_all"):
+                _, metrics = stage.of_all(outputs_of(accelerator, model, stage, examples, mine), examples)
+                totals.update({name: n * value.item() for name, value in metrics.items()})
         model.train()
-        n = sum(map(self.stage.weight, self.examples))
-        totals = dict(zip(names, accelerator.reduce(sums, "sum").tolist(), strict=True))
+        sums = torch.stack([torch.stack([*metrics.values()]) for metrics in computed]).double().sum(0)
+        totals.update(dict(zip(computed[0], accelerator.reduce(sums, "sum").tolist(), strict=True)))
         self.last = {PREFIX + name: total / n for name, total in totals.items()} | {PREFIX + "n": n}
         if "accuracy" in totals:
             low, high = wilson_interval(min(totals["accuracy"], n), n)
             self.last |= {PREFIX + "accuracy_low": low, PREFIX + "accuracy_high": high}
         return self.last
+
+    def _loss(self, accelerator, model, chunk: list[int]) -> dict:
+        """The stage's metrics, summed over the examples of a micro-batch; 0 for an empty one."""
+        members = [self.examples[i] for i in chunk or [0]]
+        batch = model.pack([self.stage.group(example) for example in members]).to(accelerator.device)
+        with accelerator.autocast():
+            _, metrics = self.stage.loss(model, batch, members)
+        return {name: bool(chunk) * value.float() for name, value in metrics.items()}

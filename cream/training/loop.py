@@ -204,15 +204,23 @@ class GlobalBatches:
         The chain rule does the rest: the gradient of sum(slopes x outputs), taken micro-batch by micro-batch on
         whatever process, is the term's (gradient caching, arXiv 2101.06983, §3).
         """
-        model, device, own = self.weights.whole, self.accelerator.device, []
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):  # the same dropout
-            for chunk in mine:
-                groups = [self.stage.group(self.examples[indices[i]]) for i in chunk or [0]]
-                with self.accelerator.autocast():
-                    outputs = model(model.pack(groups).to(device)).float()
-                own += zip(chunk, outputs.view(len(groups), -1, outputs.shape[-1]).tolist(), strict=False)
-        values = dict(gather_object(own))
-        outputs = torch.tensor([values[i] for i in range(len(indices))], device=device, requires_grad=True)
-        term, metrics = self.stage.of_all(outputs, [self.examples[i] for i in indices])
-        (slopes,) = torch.autograd.grad(term, outputs, allow_unused=True, materialize_grads=True)
+        examples = [self.examples[i] for i in indices]
+        outputs = outputs_of(self.accelerator, self.weights.whole, self.stage, examples, mine).requires_grad_()
+        term, metrics = self.stage.of_all(outputs, examples)
+        (slopes,) = torch.autograd.grad(term, outputs)
         return slopes, {name: value.detach() for name, value in metrics.items()}
+
+
+@torch.no_grad()
+def outputs_of(accelerator: Accelerator, model, stage, examples: Sequence, mine: list[list[int]]) -> torch.Tensor:
+    """A head's outputs for all responses of the examples, (examples, responses, outputs); `mine` are this process's
+    micro-batches. What is drawn for dropout is drawn again afterwards."""
+    device, own = accelerator.device, []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for chunk in mine:
+            groups = [stage.group(examples[i]) for i in chunk or [0]]
+            with accelerator.autocast():
+                outputs = model(model.pack(groups).to(device)).float()
+            own += zip(chunk, outputs.view(len(groups), -1, outputs.shape[-1]).tolist(), strict=False)
+    values = dict(gather_object(own))
+    return torch.tensor([values[i] for i in range(len(examples))], device=device)

@@ -266,6 +266,9 @@ def _load(job: Job, chat, dtype: torch.dtype, device: torch.device):
     if MODELS[job.stage.model] is not Heads:
         return load_policy(job.start, dtype, device)
     model = load_with_head(job.start, job.stage.head, dtype, device)
+    if names := getattr(job.stage, "labels", None):
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: i for i, name in enumerate(names)}
     choose_pad(model, chat, keep=stated_kind(job.start, store.read_json(job.start / "config.json"))[0] == REWARD_MODEL)
     return model
 

@@ -46,15 +46,15 @@ class PairOptions(HeldOutOptions):
         None,
         "margin m in the loss of d - m: scores (each pair's own, the difference of its scores), or a number for all",
     )
-    center_rewards: float = flag(
-        0.0, "weight of the mean of (r+ + r-)^2, which keeps rewards near 0 (trl's center_rewards_coefficient)", low=0
-    )
 
 
 @dataclass
 class Options(PairOptions):
     """Bradley-Terry reward model (bradley_terry)"""
 
+    center_rewards: float = flag(
+        0.0, "weight of the mean of (r+ + r-)^2, which keeps rewards near 0 (trl's center_rewards_coefficient)", low=0
+    )
     rm_loss: str = flag("logistic", "loss of d: logistic, -log sigma(d); hinge, max(0, 1 - d)", choices=tuple(LOSSES))
 
 
@@ -68,22 +68,22 @@ class Example:
     margin: float = 0.0
 
 
-class Stage:
-    """Bradley-Terry: a step's loss is the mean over all pairs of the global batch."""
+class PairStage:
+    """What stages on preference pairs share: a step's loss is the mean over all pairs of the global batch."""
 
     model = "heads"
     unit = "pairs"
     made_for_policy = False
     reference = None
-    head = {"outputs": 1, "reads": "last_token"}
 
-    def __init__(self, options: Options, about: dict):
+    def __init__(self, options: PairOptions, **settings: object):
         self.options = self.held_out = o = options
         o.check()
         self.margin = margin_of(o.reward_margin)
-        self.label = None if o.rm_loss == "logistic" else o.rm_loss
-        self.settings = pair_settings(o) | {"rm_loss": o.rm_loss}
-        self.summary = f"loss {o.rm_loss} of reward differences{describe_pairs(o)}"
+        shared = {"soft_labels": o.soft_labels, "reward_margin": o.reward_margin} | o.settings()
+        self.settings = shared | settings
+        labels = "" if o.soft_labels else ", every label C = 1"
+        self.summary = labels + (f", margin {o.reward_margin}" if self.margin else "")
 
     def prepare(
         self, records: Iterable[Pair], chat: Chat, limit: int, dropped: Counter[str]
@@ -127,18 +127,31 @@ class Stage:
         """One pair."""
         return 1
 
-    def loss(self, model, batch: Batch, examples: Sequence[Example]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed over the pairs."""
-        chosen, rejected = model(batch).view(-1, 2).unbind(1)
-        return pair_loss(chosen, rejected, examples, self.options, self._loss())
-
-    def _loss(self) -> Callable[[Tensor], Tensor]:
-        from cream import losses
-
-        return getattr(losses, LOSSES[self.options.rm_loss])
-
     def check_first(self, metrics: dict[str, float], tolerance: float) -> None:
         """Nothing is known of a new head's first loss."""
+
+
+class Stage(PairStage):
+    """Bradley-Terry: one output, the reward."""
+
+    head = {"outputs": 1, "reads": "last_token"}
+
+    def __init__(self, options: Options, about: dict):
+        super().__init__(options, rm_loss=options.rm_loss, center_rewards=options.center_rewards)
+        self.label = None if options.rm_loss == "logistic" else options.rm_loss
+        centring = f", centring {options.center_rewards:g}" if options.center_rewards else ""
+        self.summary = f"loss {options.rm_loss} of reward differences{centring}{self.summary}"
+
+    def loss(self, model, batch: Batch, examples: Sequence[Example]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed over the pairs."""
+        from cream import losses
+
+        chosen, rejected = model(batch).view(-1, 2).unbind(1)
+        values, metrics = pair_loss(chosen, rejected, examples, getattr(losses, LOSSES[self.options.rm_loss]))
+        if self.options.center_rewards:
+            values = values + self.options.center_rewards * losses.centring(chosen, rejected)
+        metrics |= right(chosen - rejected, examples) | {"reward_chosen": chosen, "reward_rejected": rejected}
+        return values.sum(), summed({"loss": values} | metrics)
 
 
 def margin_of(text: str | None) -> str | float:
@@ -162,39 +175,35 @@ def pair_margin(record: Pair) -> float | None:
     return None if any(not isinstance(score, int | float) for score in scores) else float(scores[0] - scores[1])
 
 
-def pair_settings(options: PairOptions) -> dict[str, object]:
-    """The part of a run's identity that stages on preference pairs share."""
-    names = ("soft_labels", "reward_margin", "center_rewards")
-    return {name: getattr(options, name) for name in names} | options.settings()
-
-
-def describe_pairs(options: PairOptions) -> str:
-    """The same for the log."""
-    parts = [] if options.soft_labels else ["every label C = 1"]
-    parts += [] if options.reward_margin is None else [f"margin {options.reward_margin}"]
-    parts += [f"centring {options.center_rewards:g}"] if options.center_rewards else []
-    return "".join(f", {part}" for part in parts)
-
-
 def pair_loss(
-    chosen: Tensor,
-    rejected: Tensor,
-    examples: Sequence[Example],
-    options: PairOptions,
-    loss: Callable[[Tensor], Tensor],
+    chosen: Tensor, rejected: Tensor, examples: Sequence[Example], loss: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of rewards (B,) each, and metrics, summed over the pairs. A pair counts as right where the sign of its
-    reward difference is that of C - 1/2; one with C = 1/2 counts half."""
+    """The loss of each pair's rewards, (B,), by its label and margin; its difference as metric."""
+    from cream import losses
+
+    c, margin = _column(examples, "consistency", chosen), _column(examples, "margin", chosen)
+    with_margin = partial(losses.with_margin, margin=margin, loss=loss)
+    values, differences = losses.preference_loss(chosen, rejected, 1.0, c, with_margin)
+    return values, {"margin": differences}
+
+
+def right(differences: Tensor, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """Whether the sign of each pair's reward difference, (B,), is that of C - 1/2; a pair with C = 1/2 counts half."""
     import torch
 
-    from cream import losses
+    sign = _column(examples, "consistency", differences) - 0.5
+    return {"accuracy": torch.where(sign == 0, 0.5, (differences * sign > 0).float())}
+
+
+def summed(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Their sums over the pairs, without gradients."""
+    return {name: value.detach().sum() for name, value in metrics.items()}
+
+
+def _column(examples: Sequence[Example], name: str, like: Tensor) -> Tensor:
+    """An attribute of the examples, (B,) float32, on the device of `like`."""
+    import torch
+
     from cream.model.batches import send
 
-    c, margin = send(torch.tensor([(e.consistency, e.margin) for e in examples]), chosen.device).unbind(1)
-    values, d = losses.preference_loss(chosen, rejected, 1.0, c, partial(losses.with_margin, margin=margin, loss=loss))
-    if options.center_rewards:
-        values = values + options.center_rewards * losses.centring(chosen, rejected)
-    right = torch.where(c == 0.5, 0.5, (d * (c - 0.5) > 0).float())
-    metrics = {"accuracy": right, "margin": d, "reward_chosen": chosen, "reward_rejected": rejected}
-    total = values.sum()
-    return total, {"loss": total.detach()} | {name: value.detach().sum() for name, value in metrics.items()}
+    return send(torch.tensor([getattr(example, name) for example in examples]), like.device)
