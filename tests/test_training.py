@@ -939,7 +939,7 @@ def commands(workspace):
     stages = workspace.folder / "cream/training/stages"
     (stages / "anchor.py").write_text(ANCHOR)
     (stages / "reward.py").write_text(REWARD)
-    text = (stages / "__init__.py").read_text().replace("import dpo, sft", "import anchor, dpo, reward, sft")
+    text = (stages / "__init__.py").read_text().replace("stages import ", "stages import anchor, reward, ")
     (stages / "__init__.py").write_text(text.replace('"dpo": dpo', '"dpo": dpo, "anchor": anchor, "reward": reward'))
     workspace.shorten("localdata/tiny/sft.json", 8)
     return workspace

@@ -155,6 +155,8 @@ def _check_outputs(model: Heads) -> None:
         own = torch.cat(own).float()
         outputs = model(pad([rows], places=model.places).to(model.device))
     model.model.train(training)
+    if not outputs.isfinite().all():
+        raise UserError(f"{plain.name_or_path}: its outputs for a probe are not finite numbers: its weights are broken")
     dtype = next(plain.parameters()).dtype
     tolerance = ROUNDING[dtype] * own.std().item() + torch.finfo(dtype).eps * own.abs().mean().item()
     if outputs.shape != own.shape or not (apart := (outputs - own).abs().mean().item()) <= tolerance:
