@@ -28,7 +28,7 @@ class HeldOutOptions:
     eval_name: str | None = flag(
         None,
         "held-out records, as --name has the data: their loss and accuracy, with its 95 % interval, are logged while "
-        "training; those whose prompt is trained on are left out",
+        "training; those whose prompt is trained on are skipped",
         decides=False,
     )
     eval_share: float = flag(
