@@ -28,7 +28,8 @@ A pass's worker, a module of cream.scoring, says what is computed of a request:
     heads         the same -> Outputs(outputs, reason): a reward model's, per response a list
     completions   Prompt(messages=…) -> Texts(text, finish_reason, opened), without any where the prompt does not fit
 
-dpo.py is the example; bradley_terry.py that of a reward model, whose flag, pass and checks are in base.py. What a source writes is in base.GroupReward; a request's uuid is set by the caller.
+dpo.py is the example; of a reward model bradley_terry.py is, whose flag, pass and checks are in base.py. What a source
+writes is in base.GroupReward; a request's uuid is set by the caller.
 """
 
 from cream.rewards import bradley_terry, dpo, judge, labels, likelihood, odin
