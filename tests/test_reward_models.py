@@ -301,6 +301,19 @@ def test_transformers_pipeline_gives_the_same_rewards(tiny_folder, tiny_tokenize
         assert [output for (output,) in ours] == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
+def test_vllm_gives_the_same_rewards(tiny_folder, tiny_tokenizer, tmp_path, with_vllm, repo):
+    """By its pooling runner, with its own default: the output as it is, at the last token."""
+    save(model_of(tiny_folder), tiny_tokenizer, tmp_path / "rm", None, {})
+    chat = load_chat(tmp_path / "rm")
+    rows = chat.encode_written([Message("user", "How many?")], ["Answer: 5", "7 + 3 = 10. Answer: 10", ""], 100)
+    (ours,) = read_heads(Heads(load(tmp_path / "rm", REWARD_MODEL, torch.float32, CPU)), [rows], Budget(999))
+    done = with_vllm.run(repo, ["tests/pooled.py", str(tmp_path / "rm"), json.dumps([row.ids for row in rows])])
+    assert done.code == 0, done.err
+    assert torch.allclose(torch.tensor(json.loads(done.out.splitlines()[-1])), torch.tensor(ours), atol=1e-4)
+
+
 def test_pad_never_ends_a_conversation(tiny_folder, tiny_tokenizer, caplog, monkeypatch):
     """A policy's pad that is its end of turn gives way; a reward model keeps its own, and what differs is said."""
     import copy
