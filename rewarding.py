@@ -1,5 +1,5 @@
 """Reward sampled responses: by a model's own likelihoods (--reward dpo, likelihood), by the verdicts of a judge, the
-policy itself or another model (judge), or by gold labels (labels).
+policy itself or another model (judge), by a reward model (bradley_terry, odin), or by gold labels (labels).
 
 CREAM ranks the responses twice, by the current model M_t and by the previous one. Round 1: DPO reward of M1 against M0,
 then likelihood of M0. Later rounds: DPO reward of M_t against M0, then of M_{t-1} against M0. Departures from the
@@ -26,6 +26,7 @@ EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
   previous, round 1  python rewarding.py --model tiny --input_file S.json --reward likelihood --checkpoint none
   own judge          python rewarding.py --model tiny --input_file S.json --reward judge --checkpoint tiny_m1
+  reward model       python rewarding.py --input_file S.json --reward bradley_terry --reward_model tiny_rm
   gold labels        python rewarding.py --input_file S.json --reward labels --labels localdata/tiny/labels.json
   one GPU            python rewarding.py --device 0 --model llama3 --input_file S.json --checkpoint llama3_sft"""
 
@@ -41,7 +42,8 @@ class Rewarding:
         None,
         "dpo: the policy's log-probability minus the reference's; likelihood: the policy's alone; judge: the "
         "verdict of the policy or of --judge_model on each response; labels: 1 if the extracted answer is the gold "
-        "label, else 0 (no model); none: dpo, or as --enable_ref_model says",
+        "label, else 0 (no model); bradley_terry: the output of --reward_model; odin: its quality output; none: dpo, "
+        "or as --enable_ref_model says",
         choices=tuple(REWARDS),
     )
     enable_ref_model: bool | None = flag(

@@ -197,6 +197,12 @@ COMMANDS = {
         f"dpo_20_10_vs_trl_{peer}{of}" for peer in ("default", "best") for of in ("", "_of_ceiling")
     ],
     "sft_step.py --prompt_len 20 --answer_len 10": ["sft_20_10_vs_trl_best", "sft_20_10_vs_trl_best_of_ceiling"],
+    "reward_score.py --work 20/10 --answers 4": [
+        f"reward_score_20_10{of}" for of in ("", "_of_ceiling", "_of_matrix_rate")
+    ],
+    "reward_step.py --work 20/10": [
+        f"reward_20_10_{of}" for of in ("vs_trl_best", "vs_trl_best_of_ceiling", "of_matrix_rate")
+    ],
     "memory.py --work 20/10": ["memory_dpo_vs_trl_best", "memory_dpo_vs_trl_default"],
     "iteration.py --work 20/10": ["iteration_20_10", "iteration_20_10_of_ceiling"],
 }

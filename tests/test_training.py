@@ -574,7 +574,8 @@ def test_out_of_memory_with_the_half_is_the_users_to_mend(tiny_folder, tiny_chat
 def job(tiny_folder, tmp_path):
     """Makes the job of a stage whose run stands in tmp_path / name."""
     store.write(tmp_path / "sft.json", conversations())
-    store.write(tmp_path / "dpo.json", pairs())
+    for name in ("dpo", "bradley_terry"):
+        store.write(tmp_path / f"{name}.json", pairs())
 
     def make(stage, name, start=tiny_folder, flags=FLAGS, **options):
         """`options`: flags of any group, and of the stage."""
@@ -640,7 +641,9 @@ def by_own_c(stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, lora, killed_at", [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3)])
+@pytest.mark.parametrize(
+    "stage, lora, killed_at", [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3), ("bradley_terry", LORA, 3)]
+)
 def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at):
     options = {"lora": lora, **by_own_c(stage), "flags": dataclasses.replace(FLAGS, save_eval_step_ratio=3)}
     undisturbed, disturbed = (job(stage, name, **options) for name in ("whole", "cut"))
@@ -939,7 +942,7 @@ def commands(workspace):
     stages = workspace.folder / "cream/training/stages"
     (stages / "anchor.py").write_text(ANCHOR)
     (stages / "reward.py").write_text(REWARD)
-    text = (stages / "__init__.py").read_text().replace("import dpo, sft", "import anchor, dpo, reward, sft")
+    text = (stages / "__init__.py").read_text().replace("stages import ", "stages import anchor, reward, ")
     (stages / "__init__.py").write_text(text.replace('"dpo": dpo', '"dpo": dpo, "anchor": anchor, "reward": reward'))
     workspace.shorten("localdata/tiny/sft.json", 8)
     return workspace

@@ -28,9 +28,17 @@ A pass's worker, a module of cream.scoring, says what is computed of a request:
     heads         the same -> Outputs(outputs, reason): a reward model's, per response a list
     completions   Prompt(messages=…) -> Texts(text, finish_reason, opened), without any where the prompt does not fit
 
-dpo.py is the example. What a source writes is in base.GroupReward; a request's uuid is set by the caller.
+dpo.py is the example; of a reward model bradley_terry.py is, whose flag, pass and checks are in base.py. What a source
+writes is in base.GroupReward; a request's uuid is set by the caller.
 """
 
-from cream.rewards import dpo, judge, labels, likelihood
+from cream.rewards import bradley_terry, dpo, judge, labels, likelihood, odin
 
-REWARDS = {"likelihood": likelihood, "dpo": dpo, "labels": labels, "judge": judge}
+REWARDS = {
+    "likelihood": likelihood,
+    "dpo": dpo,
+    "labels": labels,
+    "judge": judge,
+    "bradley_terry": bradley_terry,
+    "odin": odin,
+}

@@ -2,10 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.errors import UserError
+from cream.files.folders import head_outputs
+from cream.files.provenance import REWARD_MODEL
 from cream.preferences import NOT_JOINED, SCORES
-from cream.scoring import logprobs
+from cream.scoring import heads, logprobs
+from cream.scoring.driver import Pass
 from cream.scoring.logprobs import Scored
 
 
@@ -76,6 +81,36 @@ class LogProbOptions(logprobs.Options):
         "(the sampler's own where the tokens match, else as with model)",
         choices=("model", "sampling"),
     )
+
+
+@dataclass
+class RewardModelOptions(heads.Options):
+    """Rewards by a reward model"""
+
+    reward_model: str | None = flag(
+        None,
+        "the reward model: a name in configs/checkpoint.json, a folder, or a Hugging Face id",
+        decides=False,
+    )
+
+
+def reward_model_pass(worker: str = "heads") -> Pass:
+    """The pass of the model that --reward_model names; its role is in the output's name."""
+    return Pass("rm", "reward_model", REWARD_MODEL, worker, external=True)
+
+
+def check_reward_model(options: RewardModelOptions, reward: str) -> None:
+    """Raises UserError where --reward_model is missing."""
+    if options.reward_model is None:
+        raise UserError(f"--reward {reward} needs --reward_model NAME|FOLDER|HUB ID: the model that gives the rewards")
+
+
+def check_head(folder: Path, outputs: int, reward: str, other: str = "") -> None:
+    """Raises UserError where the reward model in a folder has other than so many outputs; `other`: what it may be."""
+    if (found := head_outputs(folder)) not in (None, outputs):
+        raise UserError(
+            f"{folder}: its head has {found} output{'s' * (found > 1)}, and --reward {reward} takes {outputs}{other}"
+        )
 
 
 def normalized(scored: Scored, normalize: str) -> list[float | None]:

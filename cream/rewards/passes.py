@@ -138,7 +138,8 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
     count = sum(len(run.requests(p.role, sample)) for sample in run.read()) if own else prompts
     chunk = worker.chunk_of(model.pool, count)
     if worker.CACHED:
-        cache = beside(run.path.absolute()), Source(model.fingerprint, model.precision.name, model.pool.kind)
+        source = Source(model.fingerprint, model.precision.name, model.pool.kind, worker.CACHED)
+        cache = beside(run.path.absolute()), source
     if show:
         worker.show_first(model, run.items(p.role), run.options)
     items, setup = partial(run.items, p.role, cache), partial(worker.setup, model, run.options, chunk, done)
@@ -156,8 +157,9 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
         return None
     counts = _append_and_cache(output, worker, results, Scores(*cache))
     message = ", ".join(f"{counts[name]} {words}" for name, words in SOURCES.items() if counts[name])
-    log.info("%s: log-probabilities of responses: %s", p.role, message or "none left to compute")
-    return cache[1]
+    values = "log-probabilities" if p.worker == "logprobs" else "outputs"
+    log.info("%s: %s of responses: %s", p.role, values, message or "none left to compute")
+    return source
 
 
 def _watch(run: Run, role: str, worker: ModuleType, output: Output, done: Keys):

@@ -11,13 +11,15 @@ from pathlib import Path
 
 from cream.cli import interrupts
 from cream.cli.flags import flag
+from cream.files.provenance import POLICY
+from cream.scoring.cache import SCORER
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
 from cream.text.chat import Refused
 from cream.text.tokens import Tokens
 
 log = logging.getLogger("cream")
-CACHED = True  # its results enter the score cache
+CACHED = SCORER  # of what the score cache has of its results
 NOT_FINITE = "not a finite number"  # the reason of a value that is NaN or infinite
 ALIKE = 64  # tokens that two groups begin with if they are laid out as one; few, and they are not worth the company
 
@@ -48,15 +50,15 @@ class Options:
 class Group:
     """A prompt's responses. `complete` is false for a truncated one; `sampled` may hold the sampler's own (log π,
     tokens) of each, None where its text does not give the sampled tokens back. `cached`: values of this prompt's
-    responses under the model that scores, digest of a response's tokens -> log π. `verbatim`: the responses were
-    sampled, and follow the prompt as they are; else the chat template writes them."""
+    responses under the model that scores, digest of a response's tokens -> log π, or outputs. `verbatim`: the responses
+    were sampled, and follow the prompt as they are; else the chat template writes them."""
 
     uuid: str
     prompt: list
     responses: list[str]
     complete: list[bool]
     sampled: list[tuple[float, int] | None] | None = None
-    cached: dict[str, float] = field(default_factory=dict)
+    cached: dict[str, float | list] = field(default_factory=dict)
     verbatim: bool = False
 
 
@@ -81,6 +83,8 @@ class Scorer:
     the rounding, never depend on what an earlier run has cached.
     """
 
+    kind = POLICY  # what the model must be
+
     def __init__(
         self, folder: Path, chat, dtype, limit: int, max_tokens: int | None, chunk: int, group: int, device: str
     ):
@@ -97,7 +101,7 @@ class Scorer:
         self._loaded = None
 
     def _score(self, groups: list[Group]) -> list[Scored]:
-        rows, reasons = zip(*(encode(group, self.chat, self.limit) for group in groups), strict=True)
+        rows, reasons = zip(*map(self._encode, groups), strict=True)
         for cached in (True, False):
             known = [_known(group, own, cached) for group, own in zip(groups, rows, strict=True)]
             missing = [
@@ -109,20 +113,29 @@ class Scorer:
         scored = []
         for own, why, (values, sources), new in zip(rows, reasons, known, self._compute(missing), strict=True):
             values, sources["computed"] = values | new, len(new)
-            logprob, why = keep_finite([tokens and values.get(tokens.digest()) for tokens in own], why)
-            counts = [tokens.num_response_tokens if tokens else 0 for tokens in own]
-            computed = {digest: value for digest, value in new.items() if math.isfinite(value)}
-            scored.append(Scored(logprob, counts, why, computed, sources))
+            found, why = keep_finite([tokens and values.get(tokens.digest()) for tokens in own], why)
+            computed = {digest: value for digest, value in new.items() if _is_finite(value)}
+            scored.append(self._result(own, found, why, computed, sources))
         return scored
 
-    def _compute(self, missing: list[dict]) -> list[dict[str, float]]:
-        """digest -> log π of the missing rows of each group."""
+    def _encode(self, group: Group) -> tuple[list, list[str | None]]:
+        """Per response its Tokens or None, and the reason for None."""
+        return encode(group, self.chat, self.limit)
+
+    def _result(self, rows: list, values: list, reasons: list, computed: dict, sources: Counter) -> Scored:
+        """Of a group, whose responses have these tokens and values."""
+        counts = [tokens.num_response_tokens if tokens else 0 for tokens in rows]
+        return Scored(values, counts, reasons, computed, sources)
+
+    def _compute(self, missing: list[dict]) -> list[dict]:
+        """digest -> value of the missing rows of each group."""
         if not any(missing):
             return [{} for _ in missing]
         if self._loaded is None:  # a pass whose scores are all cached needs no model
             from cream.scoring.team import Local, Team
 
-            self._loaded = Team(*self._how, self._group) if self._group > 1 else Local(*self._how)
+            several = self._group > 1
+            self._loaded = Team(*self._how, self._group, self.kind) if several else Local(*self._how, kind=self.kind)
         groups = join_groups([list(rows.values()) for rows in missing if rows])
         values = chain.from_iterable(self._loaded.score(groups))
         return [{digest: next(values) for digest in rows} for rows in missing]
@@ -184,9 +197,10 @@ def from_row(row: dict, group: Group) -> Scored | None:
     return Scored(**row) if len(row["logprob"]) == len(group.responses) else None
 
 
-def show_first(model: Model, groups: Iterable[Group], options: Options) -> None:
-    limit = model.limit(options.max_length)
-    tokens = next((tokens for group in groups for tokens in encode(group, model.chat, limit)[0] if tokens), None)
+def show_first(model: Model, groups: Iterable[Group], options: Options, how: Callable | None = None) -> None:
+    """Print the first response's tokens, as `how` makes them of a group; None: as `encode` does."""
+    limit, how = model.limit(options.max_length), how or encode
+    tokens = next((tokens for group in groups for tokens in how(group, model.chat, limit)[0] if tokens), None)
     if tokens:
         log.info("first response as the model sees it, its scored tokens marked:\n%s", model.chat.show(tokens))
 

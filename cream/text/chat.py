@@ -219,6 +219,34 @@ class Chat:
             for i in range(len(responses))
         ]
 
+    def encode_written(self, prompt: Sequence[Message], responses: Sequence[str], limit: int) -> list[Tokens | str]:
+        """The conversation of each response as the template writes it, all of it, with what follows the end of turn; or
+        the reason why it has none of at most `limit` tokens. Its span begins where it parts from the prompt's ids.
+
+        As trl, vLLM and transformers' own chat methods give it to a reward model, which reads its end. Of a response's
+        thought the template has what it writes; it is removed first where thoughts are dropped.
+        """
+        found: list = [self._whole(prompt, response, limit) for response in responses]
+        kept = [i for i, whole in enumerate(found) if not isinstance(whole, str)]
+        start = self.encode_prompt(prompt) if kept else []
+        for i, ids in zip(kept, self._ids([self._render(found[i], False) for i in kept]), strict=True):
+            shared = next((k for k, (a, b) in enumerate(zip(ids, start, strict=False)) if a != b), len(start))
+            found[i] = Tokens(ids, [(shared, len(ids))]) if len(ids) <= limit else describe_length(limit)
+        return found
+
+    def _whole(self, prompt: Sequence[Message], response: str, limit: int) -> list[Message] | str:
+        """The conversation that the template is to write, or why there is none."""
+        if self.thoughts == "drop" and (split := split_thought(response, self.tags, self.opened)).thought is not None:
+            if not split.closed:
+                return UNFINISHED
+            response = split.final.lstrip("\n")
+        whole = [*prompt, Message("assistant", response)]
+        return describe_length(limit) if self.exceeds(whole, limit) else whole
+
+    def last_written(self) -> int:
+        """The token with which the template ends a conversation, after the end of turn perhaps."""
+        return self._ids([self._render(PROBE, False)])[0][-1]
+
     def encode_conversation(
         self, messages: Sequence[Message], complete: bool = True, sampled: bool = False
     ) -> list[Tokens] | str:
