@@ -71,6 +71,7 @@ class Sidecar(TypedDict, total=False):
     chat_template: str  # hash of the one that a checkpoint was trained on
     merged_from: str
     judge: Form  # that a judge is trained on: of its data, and of the checkpoint
+    steps: dict[str, str | None]  # how responses are split into the steps that a model is trained to sign: likewise
 
     settings: dict[str, object]
     inputs: dict[str, str]

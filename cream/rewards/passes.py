@@ -16,7 +16,7 @@ from cream.files.index import Keys
 from cream.files.journal import Output
 from cream.records import Message, Rewards, Samples, encode, ended_turn
 from cream.rewards.base import GroupReward
-from cream.scoring import completions, driver, heads, logprobs
+from cream.scoring import completions, driver, heads, logprobs, signs
 from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.driver import Model, Pass
 from cream.scoring.logprobs import Group, Scored, keep_finite
@@ -24,7 +24,7 @@ from cream.scoring.pool import Pool
 from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
-WORKERS = {"logprobs": logprobs, "heads": heads, "completions": completions}
+WORKERS = {"logprobs": logprobs, "heads": heads, "completions": completions, "signs": signs}
 QUOTING = {"literal": True, "thoughts": "score"}  # text of passes whose requests quote: responses are not scored
 TOGETHER = 256  # groups whose log-probabilities are cached, then journaled, at once
 SOURCES = {"computed": "computed", "cached": "from the score cache", "sampler": "from the sampler"}

@@ -19,6 +19,7 @@ from cream.files.index import Index
 log = logging.getLogger("cream")
 SCORER = "log-softmax in float32, 1"  # increased when the same tokens would get another number
 HEAD = "reward head in float32, 1"  # the same for the outputs of reward models
+SIGNS = "log-odds of signs in float32, 1"  # and for those of the signs of steps
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -86,7 +87,7 @@ class Scores:
 
     def keep(self, computed: Iterable[tuple[str, dict]]) -> None:
         """Add (uuid, digest -> log π, or outputs) to the file. What is added is found by whoever opens it next."""
-        kind = "outputs" if self.source.scorer == HEAD else "logprob"
+        kind = "outputs" if self.source.scorer in (HEAD, SIGNS) else "logprob"
         if not (lines := [Line(uuid, self.source, **{kind: values}) for uuid, values in computed if values]):
             return
         try:

@@ -84,6 +84,7 @@ class Scorer:
     """
 
     kind = POLICY  # what the model must be
+    signs: tuple[int, int] | None = None  # the ids of + and -, where it is their log-odds that are read
 
     def __init__(
         self, folder: Path, chat, dtype, limit: int, max_tokens: int | None, chunk: int, group: int, device: str
@@ -134,8 +135,8 @@ class Scorer:
         if self._loaded is None:  # a pass whose scores are all cached needs no model
             from cream.scoring.team import Local, Team
 
-            several = self._group > 1
-            self._loaded = Team(*self._how, self._group, self.kind) if several else Local(*self._how, kind=self.kind)
+            make = Team if self._group > 1 else Local
+            self._loaded = make(*self._how, self._group, self.kind, self.signs)
         groups = join_groups([list(rows.values()) for rows in missing if rows])
         values = chain.from_iterable(self._loaded.score(groups))
         return [{digest: next(values) for digest in rows} for rows in missing]

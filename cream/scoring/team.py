@@ -1,5 +1,5 @@
-"""A loaded model that scores responses (a policy by log-probabilities, a reward model by its head): in this process or,
-where one device is too small, in a team of several.
+"""A loaded model that scores responses (a policy by log-probabilities or signs, a reward model by its head): in this
+process or, where one device is too small, in a team of several.
 
 Each of a team has a device and a part of every layer (tensor parallelism: Megatron-LM, arXiv 1909.08053, §3), by
 transformers' plan for the architecture; embeddings and head are whole. All get the same responses and plan the same
@@ -33,17 +33,20 @@ from cream.model.hardware import Budget
 from cream.model.load import load
 from cream.model.logprobs import LogProbs, score
 from cream.model.reward_head import Heads, read_heads
+from cream.model.signs import SignOdds, sign_odds
 from cream.scoring import network
 
 FLAG = "--tensor_parallel_size"
 START = "spawn"  # of the processes: CUDA does not work in forks
 MODELS = {POLICY: LogProbs, REWARD_MODEL: Heads}  # the wrapper of a model of each kind
+READ = {LogProbs: score, Heads: read_heads, SignOdds: sign_odds}  # what scores with it
 
 
 class Local:
     """The model in `folder` on this process's device, or its part of it, of `tp_size`.
 
-    `max_tokens` bounds a batch; None: as many as fit in memory.
+    `max_tokens` bounds a batch; None: as many as fit in memory. `signs`: the ids of a step's signs, + and -, of a
+    policy whose log-odds of them are read.
     """
 
     def __init__(
@@ -54,14 +57,16 @@ class Local:
         max_tokens: int | None,
         tp_size: int = 1,
         kind: str = POLICY,
+        signs: tuple[int, int] | None = None,
     ):
         device = torch.device(device)
-        self.kind, self.model = kind, MODELS[kind](load(folder, kind, dtype, device, tp_size=tp_size))
+        model = load(folder, kind, dtype, device, tp_size=tp_size)
+        self.model = SignOdds(model, signs) if signs else MODELS[kind](model)
         self.budget = hardware.budget(max_tokens, self.model.model, device, training=False)
 
     def score(self, groups: Sequence[Group]) -> list[list]:
-        """log π, or the outputs, of each response of each group."""
-        return (score if self.kind == POLICY else read_heads)(self.model, groups, self.budget)
+        """log π, the outputs, or the log-odds of the signs, of each response of each group."""
+        return READ[type(self.model)](self.model, groups, self.budget)
 
     def close(self) -> None:
         """The model goes with this object."""
@@ -74,12 +79,19 @@ class Team:
     """
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, device: str, max_tokens: int | None, size: int, kind: str = POLICY
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: str,
+        max_tokens: int | None,
+        size: int,
+        kind: str = POLICY,
+        signs: tuple[int, int] | None = None,
     ):
         self.size = size
         self.place = tempfile.TemporaryDirectory(prefix="cream-team-")  # where they meet: no port is open
         threads = max(1, torch.get_num_threads() // size)
-        work = device, threads, Path(self.place.name) / "store", folder, kind, dtype, max_tokens
+        work = device, threads, Path(self.place.name) / "store", folder, kind, dtype, max_tokens, signs
         context = multiprocessing.get_context(START)
         self.pipes: list[Connection] = []
         self.processes = []
@@ -93,7 +105,7 @@ class Team:
         self._hear()
 
     def score(self, groups: Sequence[Group]) -> list[list]:
-        """log π, or the outputs, of each response of each group."""
+        """As `Local.score`."""
         work = pickle.dumps(groups)
         for pipe in self.pipes:
             with suppress(OSError):  # one that is gone is found out below
@@ -134,8 +146,8 @@ class Team:
 
 def _member(rank: int, size: int, pipe: Connection, kind: str, threads: int, store: Path, *model) -> None:
     """A process of a team: scores what comes, until it is ended or the process that asks is gone. `kind`: cpu or cuda;
-    model: the folder, the model's kind, the dtype, and what bounds a batch."""
-    folder, kind_of_model, dtype, max_tokens = model
+    model: the folder, the model's kind, the dtype, what bounds a batch, and the signs."""
+    folder, kind_of_model, dtype, max_tokens, signs = model
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the process that asks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # the GPU that the library takes
@@ -153,7 +165,7 @@ def _member(rank: int, size: int, pipe: Connection, kind: str, threads: int, sto
         met = dist.FileStore(str(store), size)
         dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=network.FOREVER)
         _check_plan(folder, device, size, kind_of_model)
-        model = Local(folder, dtype, device, max_tokens, tp_size=size, kind=kind_of_model)
+        model = Local(folder, dtype, device, max_tokens, size, kind_of_model, signs)
         _agree(model, device)
         scores = None
         while True:

@@ -277,6 +277,12 @@ class Chat:
             return message
         return Message(message.role, split.final.lstrip("\n"))
 
+    def response_starts(self, ids: Sequence[int]) -> list[int]:
+        """Where responses begin in a conversation's ids: after what every generation prompt ends with."""
+        opening = self._opening[1]
+        ends = (i + len(opening) for i in range(len(ids) - len(opening)) if ids[i] == opening[0])
+        return [end for end in ends if ids[end - len(opening) : end] == opening]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, of special ones too."""
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -291,7 +291,8 @@ def _save(accelerator: Accelerator, weights, chat, job: Job, step: int, dtype: t
         state = None
     folder = job.run / f"checkpoint-{step}"
     about = {"stage": job.name, "step": step, "started_from": str(job.start), **job.header}
-    about |= job.provenance.record(folder) | ({"held_out": held_out} if held_out else {})
+    about |= job.provenance.record(folder) | getattr(job.stage, "about", {})
+    about |= {"held_out": held_out} if held_out else {}
     if form := judge_form(job.data, job.start):
         about["judge"] = form
     if lora.lora:  # first: they are all there is if the merge is refused

@@ -17,6 +17,7 @@ A stage is a module (dpo.py is the example) that holds
     made_for_policy   whether the data are pairs made for the very policy that training starts from
     unit       what a step's mean is over, in metric names: "pairs"
     settings   {flag: value} that decide the result, beside the flags that all stages share
+    about      optional: what the sidecar of a checkpoint says besides, such as the form of its text
     label, summary    for the run folder's name (None: nothing), and for the log ("": nothing)
 
     held_out   optional: a heldout.HeldOutOptions, of flags by which records are held out; what its loss returns as
@@ -39,9 +40,9 @@ Import torch inside functions only: --help shows the flags of all stages.
 """
 
 from cream.files.provenance import POLICY
-from cream.training.stages import bradley_terry, dpo, odin, sft
+from cream.training.stages import bradley_terry, dpo, odin, orm, prm, sft
 
-STAGES = {"sft": sft, "dpo": dpo, "bradley_terry": bradley_terry, "odin": odin}
+STAGES = {"sft": sft, "dpo": dpo, "bradley_terry": bradley_terry, "odin": odin, "prm": prm, "orm": orm}
 STARTS = {"logprobs": POLICY, "heads": None}  # a stage's `model` -> the kind of model it starts from; None: any
 
 
