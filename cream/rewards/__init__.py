@@ -26,13 +26,14 @@ A pass's worker, a module of cream.scoring, says what is computed of a request:
 
     logprobs      Group(uuid, prompt, responses, complete) -> Scored(logprob, num_tokens, reason), a value per response
     heads         the same -> Outputs(outputs, reason): a reward model's, per response a list
+    signs         StepGroup(uuid, prompt, steps) -> Signed(log_odds, reason): per response a number for each step
     completions   Prompt(messages=…) -> Texts(text, finish_reason, opened), without any where the prompt does not fit
 
 dpo.py is the example; of a reward model bradley_terry.py is, whose flag, pass and checks are in base.py. What a source
 writes is in base.GroupReward; a request's uuid is set by the caller.
 """
 
-from cream.rewards import bradley_terry, dpo, judge, labels, likelihood, odin
+from cream.rewards import bradley_terry, dpo, judge, labels, likelihood, odin, orm, prm
 
 REWARDS = {
     "likelihood": likelihood,
@@ -41,4 +42,6 @@ REWARDS = {
     "judge": judge,
     "bradley_terry": bradley_terry,
     "odin": odin,
+    "prm": prm,
+    "orm": orm,
 }

@@ -57,19 +57,15 @@ def objection(options: Options, folder: Path, about: dict) -> str | None:
     trained = about.get("steps", {}).get("split")
     if trained in (None, options.step_split):
         return None
-    return (
-        f"{folder} was trained on steps by --step_split {trained}, and here it is {options.step_split}; give that one"
-    )
+    return f"{folder} was trained on steps by --step_split {trained}, here it is {options.step_split}; give that one"
 
 
 def check_trained(reward: str, folder: Path, about: dict) -> None:
     """Raises UserError where a model that this project trained was not trained to sign."""
     stage = about.get("stage")
     if stage not in (None, reward):
-        other = f"; use --reward {stage}" if stage in ("prm", "orm") else f"; train one: --train_stage {reward}"
-        raise UserError(
-            f"{folder}: --reward {reward} needs a model of --train_stage {reward}, this is of {stage}{other}"
-        )
+        other = f"use --reward {stage}" if stage in ("prm", "orm") else f"train one: --train_stage {reward}"
+        raise UserError(f"{folder}: --reward {reward} needs a model of --train_stage {reward}, not of {stage}; {other}")
 
 
 def requests(role: str, sample: Samples, options: Options) -> list[StepGroup]:
