@@ -3,6 +3,7 @@
 build SOURCE …    public sources, or all -> localdata/: SFT set, prompts and their subsets, test sets, train splits
 list              print the sources: contents, published rows, licences
 eft FILE          what a judge said of responses that people ranked -> data to train it on
+steps FILE        samples with rewards by gold labels -> responses in steps, to train reward models on
 import FILE|ID    any data set of messages, prompts and responses, pairs or questions -> a file of this project
 mix FILE …        several files, by the weights in --config FILE -> one training file and a held-out one
 rrm FILE          preference pairs -> the same with RRM's augmentation
@@ -26,6 +27,7 @@ from cream.data.eft import EftFlags
 from cream.data.importing import Preferences
 from cream.data.mix import MixFlags
 from cream.data.rrm import RrmFlags
+from cream.data.verified import VerifiedFlags
 from cream.errors import UserError
 from cream.files.store import is_record_file
 
@@ -34,6 +36,7 @@ EXAMPLE = """\
   python prepare_data.py build gsm8k arc_easy --from FOLDER
   python prepare_data.py import pairs.jsonl --columns prompt=question,chosen=good,rejected=bad
   python prepare_data.py eft judged.json --seed_data oasst_sft
+  python prepare_data.py steps labelled.json --step_split sentences
   python prepare_data.py overlap own.prompt.json all_test --output clean.prompt.json
   python prepare_data.py mix --config mix.yaml --held_out 500
   python prepare_data.py rrm localdata/mix.dpo.json
@@ -53,6 +56,7 @@ class PrepareConfig:
     mix: MixFlags = group(MixFlags)
     rrm: RrmFlags = group(RrmFlags)
     eft: EftFlags = group(EftFlags)
+    verified: VerifiedFlags = group(VerifiedFlags)
     model: Model = group(Model)
     lengths: Lengths = group(Lengths)
     run: Run = group(Run)
@@ -69,6 +73,7 @@ USES = {  # the flags of each command; another is refused
     "import": (*IMPORT, *PAIRS, "subset", "split", "first_answer", "grader", "seed", "output", "output_dir", *RUN),
     "mix": ("config", "held_out", "seed", "output", "output_dir", *RUN),
     "rrm": (*RRM, "seed", "output", *RUN),
+    "steps": ("step_split", "step_labeller", "output", "output_dir", *RUN),
     "export": ("form", "output", *RUN),
     "overlap": ("output", *RUN),
     "validate": (*MODEL, "max_length"),
@@ -90,6 +95,8 @@ def main(argv=None):
         case "eft":
             seeds = None if config.eft.seed_data is None else Path(_file(config.eft.seed_data, "--seed_data"))
             commands.eft(rest[0], config.eft, seeds, config.build, config.table.output, run)
+        case "steps":
+            commands.steps(rest[0], config.verified, config.build, config.table.output, run)
         case "import":
             folder = Path(config.build.output_dir)
             importing.import_table(rest[0], config.table, config.preferences, config.build.seed, folder, run)
@@ -125,13 +132,13 @@ def check(config: PrepareConfig, about: dict) -> list[str]:
     flag is not its."""
     command, *rest = about["words"] or ["list" if config.build.list else ""]
     one, several = len(rest) == 1, len(rest) > 1
-    single = dict.fromkeys(("eft", "import", "rrm", "export"), one)
+    single = dict.fromkeys(("eft", "steps", "import", "rrm", "export"), one)
     mixed = bool(rest) != (config.mix.config is not None)
     fits = ({"list": not rest, "overlap": several, "mix": mixed} | single).get(command, bool(rest))
     if command not in USES or not fits:
         raise UserError(
-            "expected a command: build SOURCE …, list, eft FILE, import FILE|ID, mix --config FILE, mix FILE …, "
-            "rrm FILE, export FILE, overlap FILE FILE …, or validate FILE …"
+            "expected a command: build SOURCE …, list, eft FILE, steps FILE, import FILE|ID, mix --config FILE, "
+            "mix FILE …, rrm FILE, export FILE, overlap FILE FILE …, or validate FILE …"
         )
     _check_flags(command, config)
     return [command, *rest]

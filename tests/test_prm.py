@@ -3,8 +3,10 @@ hand, and the faults of the released code (RLHFlow, math-rm), each as a test."""
 
 import copy
 import math
+import random
 from collections import Counter
 from functools import partial
+from statistics import fmean
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 from test_chat import GOOD, with_template
 from test_judge import make_model
 from test_reasoning import THINKING, WAYS, chat_of  # noqa: F401
+from workspace import LOOP, M1, ON
 
+from cream.data.verified import NO_REWARD, REPEATED, label_responses
 from cream.errors import UserError
 from cream.files import store
 from cream.files.journal import Output
@@ -28,6 +32,7 @@ from cream.scoring.pool import Pool
 from cream.scoring.signs import Reader, Signed, StepGroup
 from cream.text.chat import UNFINISHED, Chat
 from cream.text.steps import NO_STEPS, Signs, join_steps, split_steps, step_conversation
+from cream.tiny import problems
 from cream.training.stages import orm as orm_stage
 from cream.training.stages import prm as prm_stage
 
@@ -280,6 +285,45 @@ def test_an_outcome_model_is_trained_on_the_whole_response_and_its_last_label(ti
         prepared(tiny_chat, [], orm_stage, about, step_split="lines")
 
 
+def test_steps_of_verified_samples():
+    """The outcome is the label of the last step, and so of the whole; a response counts once, without its thought."""
+    texts = ["8 + 4 = 12.\nAnswer: 32", "Answer: 31", "<think>?</think>\nAnswer: 31", "I see.", " "]
+    record = Rewards(
+        uuid="a",
+        prompt=PROMPT,
+        response=[[*PROMPT, Message("assistant", text)] for text in texts],
+        reward=[1.0, 0.0, 0.0, None, 0.0],
+    )
+    found = list(label_responses(record, "lines", "outcome", dropped := Counter()))
+    assert [(each.uuid, each.steps, each.labels) for each in found] == [
+        ("a#0", ["8 + 4 = 12.", "Answer: 32"], [None, 1.0]),
+        ("a#1", ["Answer: 31"], [0.0]),
+    ]
+    assert dropped == {REPEATED: 1, NO_REWARD: 1, NO_STEPS: 1}
+    record.reward[0] = 4.5
+    with pytest.raises(UserError, match="'a': the reward 4.5"):
+        list(label_responses(record, "lines", "outcome", Counter()))
+    with pytest.raises(UserError, match="tiny world alone"):
+        list(label_responses(record, "lines", "tiny", Counter()))
+
+
+@pytest.mark.parametrize("task", problems.TASKS)
+def test_the_tiny_world_checks_steps(task):
+    """A worked solution is right, step by step; of the systematic mistake's some step before its wrong answer is wrong,
+    unless it comes to the right one."""
+    draw = random.Random(0)
+    for _ in range(40):
+        problem = problems.make_problem(draw, task)
+        steps = split_steps(problem.worked, "sentences")
+        assert problems.check_steps(problem.question, [*steps, problem.worked]) == [1.0] * (len(steps) + 1)
+        working, label = problems.work(task, problem.first, problem.second, systematic=True)
+        wrong = [*split_steps(working, "sentences"), f"Answer: {label}"]
+        labels = problems.check_steps(problem.question, wrong)
+        assert labels[-1] == (label == problem.answer_label) and all(labels) <= (label == problem.answer_label)
+        assert label == problem.answer_label or 0.0 in labels[:-1]
+    assert problems.check_steps("What is 2 + 3?", ["5"]) is None
+
+
 # Command lines --------------------------------------------------------------------------------------------------------
 
 RM = "outputs/prm/checkpoint-last"
@@ -316,17 +360,16 @@ def test_a_process_reward_model_from_samples_to_pairs(world):
         assert a.parts == b.parts and a.score is None
         for steps, text, x, y in zip(a.parts["steps"], a.responses(), a.reward, b.reward, strict=True):
             assert len(steps or ()) == len(split_steps(text, "sentences"))
-            assert (x, y) == (
-                steps and pytest.approx(sum(steps) / len(steps)),
-                steps and pytest.approx(math.prod(steps)),
-            )
+            assert (x, y) == ((None, None) if steps is None else (fmean(steps), math.prod(steps)))
     world.run("make_pairs.py --strategy threshold --threshold 0.5 --rewards outputs/mean.jsonl --output outputs/p.json")
     world.run(f"{TRAIN} orm --name outputs/steps.jsonl --limit_size 16 --output_dir outputs/orm")
     done = world.run(
         REWARD.replace(" --step_split sentences", "") + " orm --reward_model outputs/orm/checkpoint-last "
         "--output outputs/orm.jsonl"
     )
-    assert all(0 < r < 1 for each in world.lines("outputs/orm.jsonl") for r in each["reward"] if r is not None)
+    assert "6 prompts" in done.out
+    found = list(store.read(world.folder / "outputs/orm.jsonl", Rewards))
+    assert all(0 < reward < 1 for each in found for reward in each.reward if reward is not None)
 
 
 def test_what_is_no_process_reward_model_is_refused(world):

@@ -84,7 +84,7 @@ class Table:
     output: str | None = flag(
         None,
         "output file; none: localdata/<name>.<sft|prompt|dpo|ranked|test>.json (import), <file>.<form>.jsonl (export), "
-        "localdata/eft.sft.json (eft), no file (overlap)",
+        "localdata/eft.sft.json (eft), localdata/<file>.steps.json (steps), no file (overlap)",
     )
 
 
@@ -220,6 +220,14 @@ def eft(word: str, flags, seed_data: Path | None, build_flags: Build, output: st
 
     target = Path(output or Path(build_flags.output_dir) / "eft.sft.json")
     make(Path(word), flags, seed_data, target, build_flags.seed, run)
+
+
+def steps(word: str, flags, build_flags: Build, output: str | None, run) -> None:
+    """Make training data of process and outcome reward models of verified responses."""
+    from cream.data import verified
+
+    target = Path(output or Path(build_flags.output_dir) / f"{Path(word).name.partition('.json')[0]}.steps.json")
+    verified.make(Path(word), flags, target, run)
 
 
 def export(word: str, flags: Table, run) -> None:
