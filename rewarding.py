@@ -42,8 +42,8 @@ class Rewarding:
         None,
         "dpo: the policy's log-probability minus the reference's; likelihood: the policy's alone; judge: the "
         "verdict of the policy or of --judge_model on each response; labels: 1 if the extracted answer is the gold "
-        "label, else 0 (no model); bradley_terry: the output of --reward_model; odin: its quality output; none: dpo, "
-        "or as --enable_ref_model says",
+        "label, else 0 (no model); by --reward_model: bradley_terry, its output; odin, its quality output; prm, orm, "
+        "the probability that the response's steps, or the whole, are right; none: dpo, or as --enable_ref_model says",
         choices=tuple(REWARDS),
     )
     enable_ref_model: bool | None = flag(

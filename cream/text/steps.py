@@ -39,7 +39,7 @@ def split_steps(text: str, by: str) -> list[str]:
 
 
 def join_steps(steps: Sequence[str], by: str) -> str:
-    """The response that `split_steps` splits into these, a tag between them left out."""
+    """The response that `split_steps` splits into these, without a tag between them."""
     return (SPLITS[by][1] if by in SPLITS else "\n").join(steps)
 
 

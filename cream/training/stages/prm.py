@@ -1,7 +1,7 @@
 """A process reward model by next-token prediction: at each step's sign a language model learns "+" or "-" (RLHFlow,
 math-rm). Nothing but the signs is trained on, and all steps of a response are one row.
 
-Departures from the released code: "+" stands at every sign that a later step sees, as in scoring, so that no label is
+Departures from the released code: every sign that a later step sees is "+", as in scoring, so that no label is
 given away (cream/text/steps.py); a label between 0 and 1, a share of completions that succeed, may be trained as it is;
 the ends of turns, which say nothing, are no part of the loss.
 """
