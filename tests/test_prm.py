@@ -140,6 +140,7 @@ SAMPLES = [
 def test_one_pass_equals_a_forward_pass_for_each_step(tiny_tokenizer, tmp_path, monkeypatch, kind, template):
     """Of the model alone, to 1e-4: over trees and padded rows, and again from the score cache."""
     tokenizer = with_template(tiny_tokenizer, template or tiny_tokenizer.chat_template)
+    monkeypatch.setattr("cream.model.signs.LEAST", 0)  # a random model means no sign
     model, signs = make_model(kind, tokenizer, tmp_path / "model").eval(), Signs(Chat(tokenizer))
     options = prm.Options(reward_model="x")
     first, second = score(prm, options, SAMPLES, tmp_path / "model", tmp_path)
@@ -327,7 +328,7 @@ def test_the_tiny_world_checks_steps(task):
 # Command lines --------------------------------------------------------------------------------------------------------
 
 RM = "outputs/prm/checkpoint-last"
-TRAIN = f"train.py {ON} --checkpoint none --epoch 1 --lr 1e-3 --train_bsz 8 --train_stage"
+TRAIN = f"train.py {ON} --checkpoint none --epoch 2 --lr 1e-2 --train_bsz 8 --train_stage"
 REWARD = f"rewarding.py {ON} --input_file {LOOP}/samples.jsonl --limit_size 6 --step_split sentences --reward"
 
 
@@ -362,7 +363,7 @@ def test_a_process_reward_model_from_samples_to_pairs(world):
             assert len(steps or ()) == len(split_steps(text, "sentences"))
             assert (x, y) == ((None, None) if steps is None else (fmean(steps), math.prod(steps)))
     world.run("make_pairs.py --strategy threshold --threshold 0.5 --rewards outputs/mean.jsonl --output outputs/p.json")
-    world.run(f"{TRAIN} orm --name outputs/steps.jsonl --limit_size 16 --output_dir outputs/orm")
+    world.run(f"{TRAIN} orm --name outputs/steps.jsonl --output_dir outputs/orm")
     done = world.run(
         REWARD.replace(" --step_split sentences", "") + " orm --reward_model outputs/orm/checkpoint-last "
         "--output outputs/orm.jsonl"
@@ -376,6 +377,7 @@ def test_what_is_no_process_reward_model_is_refused(world):
     for reward, flags, message in (
         ("prm", "", "needs --reward_model"),
         ("prm", M1.replace("--checkpoint", "--reward_model"), "needs a model of --train_stage prm, not of sft; train"),
+        ("prm", "--reward_model assets/tiny_m0", "it was not trained to sign steps in this form"),
         ("orm", f"--reward_model {RM}", "not of prm; use --reward prm"),
         ("prm", f"--reward_model {RM} --step_split lines", "was trained on steps by --step_split sentences"),
     ):

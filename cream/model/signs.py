@@ -1,14 +1,24 @@
 """What a language model says where a step's sign stands: the log-odds of + against -, all of a row's in one pass."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
+from cream.errors import UserError
 from cream.model.backbone import run
 from cream.model.batches import Batch, Group
 from cream.model.hardware import Budget
 from cream.model.head import word_logits
 from cream.model.logprobs import LogProbs
+
+LEAST = 0.01  # of the probability that the signs have together where one is due, by a model that was trained to sign
+
+
+def both_signs(batch: Batch, signs: Sequence[int]) -> Batch:
+    """The batch with each of its K places twice: with + as the token to predict, then with -."""
+    target = batch.target.new_tensor(signs).repeat_interleave(len(batch.target))
+    return replace(batch, source=batch.source.repeat(2), target=target, owner=batch.owner.repeat(2))
 
 
 class SignOdds(LogProbs):
@@ -27,6 +37,19 @@ class SignOdds(LogProbs):
         else:
             logits = self._padded_logits(batch)[:, list(self.signs)].float()
         return logits[:, 0] - logits[:, 1]
+
+    @torch.no_grad()
+    def check(self, probe: Group) -> None:
+        """Raises UserError where the model would write something else than a sign at the signs of a probe: its odds are
+        then those of two words that it does not mean."""
+        batch = self.pack([probe]).to(self.device)
+        mass = self(both_signs(batch, self.signs)).exp().view(2, -1).sum(0).mean().item()
+        if not mass >= LEAST:
+            raise UserError(
+                f"{self.plain.name_or_path}: where the sign of a step is due, + and - have {100 * mass:.2g} % of its "
+                "probability: it was not trained to sign steps in this form, or too little; "
+                "train one with --train_stage prm or orm"
+            )
 
     def per_response(self, batch: Batch) -> Sequence[torch.Tensor]:
         """Each row's log-odds, (its signs,)."""

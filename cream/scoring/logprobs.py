@@ -16,6 +16,7 @@ from cream.scoring.cache import SCORER
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
 from cream.text.chat import Refused
+from cream.text.steps import SignTokens
 from cream.text.tokens import Tokens
 
 log = logging.getLogger("cream")
@@ -84,7 +85,7 @@ class Scorer:
     """
 
     kind = POLICY  # what the model must be
-    signs: tuple[int, int] | None = None  # the ids of + and -, where it is their log-odds that are read
+    signs: SignTokens | None = None  # where it is their log-odds that are read
 
     def __init__(
         self, folder: Path, chat, dtype, limit: int, max_tokens: int | None, chunk: int, group: int, device: str

@@ -48,7 +48,7 @@ class Reader(Scorer):
 
     def __init__(self, signs: Signs, *arguments):
         super().__init__(*arguments)
-        self._encoder, self.signs = signs, signs.ids
+        self._encoder, self.signs = signs, signs.tokens
 
     def _score(self, groups: list[StepGroup]) -> list[Signed]:
         return [_by_response(group, rows) for group, rows in zip(groups, super()._score(groups), strict=True)]

@@ -35,6 +35,7 @@ from cream.model.logprobs import LogProbs, score
 from cream.model.reward_head import Heads, read_heads
 from cream.model.signs import SignOdds, sign_odds
 from cream.scoring import network
+from cream.text.steps import SignTokens
 
 FLAG = "--tensor_parallel_size"
 START = "spawn"  # of the processes: CUDA does not work in forks
@@ -45,8 +46,8 @@ READ = {LogProbs: score, Heads: read_heads, SignOdds: sign_odds}  # what scores 
 class Local:
     """The model in `folder` on this process's device, or its part of it, of `tp_size`.
 
-    `max_tokens` bounds a batch; None: as many as fit in memory. `signs`: the ids of a step's signs, + and -, of a
-    policy whose log-odds of them are read.
+    `max_tokens` bounds a batch; None: as many as fit in memory. `signs`: of a policy whose log-odds of the signs of
+    steps are read. Raises UserError where it was not trained to sign.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class Local:
         max_tokens: int | None,
         tp_size: int = 1,
         kind: str = POLICY,
-        signs: tuple[int, int] | None = None,
+        signs: SignTokens | None = None,
     ):
         device = torch.device(device)
         model = load(folder, kind, dtype, device, tp_size=tp_size)
-        self.model = SignOdds(model, signs) if signs else MODELS[kind](model)
+        self.model = SignOdds(model, signs.ids) if signs else MODELS[kind](model)
+        if signs:
+            self.model.check(signs.probe)
         self.budget = hardware.budget(max_tokens, self.model.model, device, training=False)
 
     def score(self, groups: Sequence[Group]) -> list[list]:
@@ -86,7 +89,7 @@ class Team:
         max_tokens: int | None,
         size: int,
         kind: str = POLICY,
-        signs: tuple[int, int] | None = None,
+        signs: SignTokens | None = None,
     ):
         self.size = size
         self.place = tempfile.TemporaryDirectory(prefix="cream-team-")  # where they meet: no port is open

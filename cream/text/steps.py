@@ -11,6 +11,7 @@ reward model is the same with the whole response as its one step.
 import copy
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cream.errors import UserError
 from cream.records import Message
@@ -50,8 +51,15 @@ def step_conversation(prompt: Sequence[Message], steps: Sequence[str]) -> list[M
     return [*before, *(message for turn in turns for message in (Message("user", turn), Message("assistant", PLUS)))]
 
 
+class SignTokens(NamedTuple):
+    """What a model needs of the signs: the ids of + and -, and the rows of a probe, as `Signs.encode` gives them."""
+
+    ids: tuple[int, int]
+    probe: list[Tokens]
+
+
 class Signs:
-    """The signs of a model's chat, of one token each; `ids`: of + and -.
+    """The signs of a model's chat, of one token each; `ids`: of + and -, `tokens`: these with a probe.
 
     Raises UserError where a sign has several tokens, of which none alone would be its probability.
     """
@@ -72,8 +80,12 @@ class Signs:
                 f"{' and '.join(map(repr, shown))} here; use a model whose tokenizer has a token for each"
             )
         self.ids: tuple[int, int] = (ids[0][places[0]], ids[1][places[0]])
-        rows = self._chat.encode_conversation(step_conversation(*PROBE))
-        self._stable = len(rows) == 1  # each turn is written alike whatever follows
+        several = self._turn_by_turn(step_conversation(*PROBE), len(PROBE[1]))
+        if isinstance(several, str):
+            raise UserError(f"{name}: {several}")
+        self._stable = len(several) == 1  # each turn is written alike whatever follows
+        one = self._turn_by_turn(step_conversation(PROBE[0], PROBE[1][:1]), 1)  # an ORM knows no other
+        self.tokens = SignTokens(self.ids, one)
 
     def encode(self, prompt: Sequence[Message], steps: Sequence[str], limit: int) -> list[Tokens] | str:
         """The rows of a response, whose spans are its signs in the order of its steps, one token each; or the reason

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cream.cli.flags import flag
@@ -59,7 +59,7 @@ class Stage:
     """PRM: a step's loss is the mean over all labelled steps of the global batch."""
 
     model = "logprobs"
-    unit = "steps"
+    unit = "signs"
     made_for_policy = False
     reference = None
     label = None
@@ -119,10 +119,10 @@ class Stage:
         import torch
 
         from cream.model.batches import send
+        from cream.model.signs import both_signs
 
         labels = send(torch.tensor([v for example in examples for v in example.labels]), batch.source.device)
-        target = batch.target.new_tensor(self.signs).repeat_interleave(len(labels))
-        plus, minus = model(replace(batch, source=batch.source.repeat(2), target=target)).view(2, -1).unbind()
+        plus, minus = model(both_signs(batch, self.signs)).view(2, -1).unbind()
         total = -(labels * plus + (1 - labels) * minus).sum()
         right = ((plus > minus) == (labels > 0.5)) & (labels != 0.5)
         return total, {"loss": total.detach(), "accuracy": right.float().sum()}
