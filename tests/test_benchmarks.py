@@ -16,6 +16,7 @@ import peers  # noqa: E402
 import workload  # noqa: E402
 
 from cream.errors import UserError  # noqa: E402
+from cream.model import trees  # noqa: E402
 from cream.model.hardware import Budget  # noqa: E402
 from cream.model.load import load_policy
 from cream.model.logprobs import LogProbs, score  # noqa: E402
@@ -153,6 +154,27 @@ def test_packed_conversations_do_not_see_each_other_in_the_peer(folder):
     with torch.no_grad():
         together = model(packed, position_ids=positions, use_cache=False).logits[:, 9:]
         torch.testing.assert_close(together, model(second, use_cache=False).logits, atol=1e-5, rtol=0)
+
+
+def test_signs_of_random_steps(folder):
+    """All sides of prm_score give the same odds, from what they are counted to lay out."""
+    import prm_score
+
+    made = workload.groups(workload.lengths("20/24", 2, 3, 0.2, seed=0), WORDS, seed=0)
+    made = [[prm_score.signed(row, 4) for row in group] for group in made]
+    rows = [row for group in made for row in group]
+    assert all(len(row.spans) == 4 and row.spans[-1][1] == len(row) and row.spans[0][0] >= 15 for row in rows)
+    policy = load_policy(folder, torch.float32, torch.device("cpu"))
+    found = {
+        "steps": prm_score.step_by_step(policy, rows, False),
+        "padded": prm_score.in_padded_rows(policy, rows, True),
+    }
+    model = prm_score.SignOdds(policy, prm_score.SIGNS)
+    found["tree"] = [v for group in prm_score.sign_odds(model, made, Budget(500)) for row in group for v in row]
+    prm_score.check(found, 1e-4)
+    counted = prm_score.layouts(made, False)
+    assert counted["tree"].tokens == sum(trees.tree_shape(group)[0] for group in made)
+    assert counted["steps"].tokens == sum(start for row in rows for start, _ in row.spans)
 
 
 # Lengths --------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 hand, and the faults of the released code (RLHFlow, math-rm), each as a test."""
 
 import copy
+import json
 import math
 import random
 from collections import Counter
@@ -323,6 +324,38 @@ def test_the_tiny_world_checks_steps(task):
         assert labels[-1] == (label == problem.answer_label) and all(labels) <= (label == problem.answer_label)
         assert label == problem.answer_label or 0.0 in labels[:-1]
     assert problems.check_steps("What is 2 + 3?", ["5"]) is None
+
+
+def test_real_steps_by_a_real_model(shared):
+    """Math-Shepherd's, as Math-Shepherd and trl write them, by stories260K: trained on as they are scored."""
+    rows = [json.loads(line) for line in (shared / "data/prm/math_shepherd_stepwise.jsonl").read_text().splitlines()]
+    lines = (shared / "data/prm/samples_math-shepherd.jsonl").read_text().splitlines()
+    solutions = [json.loads(line)["input"] for line in lines]
+    folder = shared / "data/models/stories260K"
+    chat, policy = load_chat(folder), load_policy(folder, torch.float32, CPU)
+    records = [
+        Steps(
+            uuid=f"{i}",
+            prompt=[Message("user", row["prompt"])],
+            steps=row["completions"],
+            labels=[*map(float, row["labels"])],
+        )
+        for i, row in enumerate(rows)
+    ]
+    for row, text in zip(records, solutions, strict=True):
+        assert split_steps(text.removeprefix(row.prompt[0].content), "ки") == row.steps
+    stage, kept, dropped = prepared(chat, records)
+    assert len(kept) == len(rows) and not dropped
+    examples = [example for _, example in kept]
+    model, odds = LogProbs(policy), SignOdds(policy, stage.signs)
+    total, _ = stage.loss(model, model.pack([stage.group(example) for example in examples]), examples)
+    assert math.isfinite(total.item())
+    for each, found in zip(records, sign_odds(odds, [e.rows for e in examples], Budget(4000)), strict=True):
+        for k, value in enumerate(value for row in found for value in row):
+            asked = step_conversation(each.prompt, each.steps[: k + 1])[:-1]
+            (row,) = chat.encode_responses(asked, ["+"], [True], sampled=False)
+            ids = row.ids[: row.ids.index(stage.signs[0], row.spans[0][0])]
+            assert prm.sigmoid(value) == pytest.approx(plain(policy, ids, stage.signs), abs=1e-4)
 
 
 # Command lines --------------------------------------------------------------------------------------------------------
