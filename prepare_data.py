@@ -4,6 +4,7 @@ build SOURCE …    public sources, or all -> localdata/: SFT set, prompts and t
 list              print the sources: contents, published rows, licences
 eft FILE          what a judge said of responses that people ranked -> data to train it on
 steps FILE        samples with rewards by gold labels -> responses in steps, to train reward models on
+pairwise FILE     preference pairs -> data to train a model that compares two responses
 import FILE|ID    any data set of messages, prompts and responses, pairs or questions -> a file of this project
 mix FILE …        several files, by the weights in --config FILE -> one training file and a held-out one
 rrm FILE          preference pairs -> the same with RRM's augmentation
@@ -28,6 +29,7 @@ from cream.data.importing import Preferences
 from cream.data.mix import MixFlags
 from cream.data.rrm import RrmFlags
 from cream.data.verified import VerifiedFlags
+from cream.data.pairwise import PairwiseFlags
 from cream.errors import UserError
 from cream.files.store import is_record_file
 
@@ -37,6 +39,7 @@ EXAMPLE = """\
   python prepare_data.py import pairs.jsonl --columns prompt=question,chosen=good,rejected=bad
   python prepare_data.py eft judged.json --seed_data oasst_sft
   python prepare_data.py steps labelled.json --step_split sentences
+  python prepare_data.py pairwise localdata/dpo.1.json --orders both
   python prepare_data.py overlap own.prompt.json all_test --output clean.prompt.json
   python prepare_data.py mix --config mix.yaml --held_out 500
   python prepare_data.py rrm localdata/mix.dpo.json
@@ -57,13 +60,14 @@ class PrepareConfig:
     rrm: RrmFlags = group(RrmFlags)
     eft: EftFlags = group(EftFlags)
     verified: VerifiedFlags = group(VerifiedFlags)
+    pairwise: PairwiseFlags = group(PairwiseFlags)
     model: Model = group(Model)
     lengths: Lengths = group(Lengths)
     run: Run = group(Run)
 
 
-PARTS = (Run, Model, EftFlags, Preferences, RrmFlags)
-RUN, MODEL, EFT, PAIRS, RRM = (tuple(each.name for each in fields(part)) for part in PARTS)
+PARTS = (Run, Model, EftFlags, PairwiseFlags, Preferences, RrmFlags)
+RUN, MODEL, EFT, PAIRWISE, PAIRS, RRM = (tuple(each.name for each in fields(part)) for part in PARTS)
 BUILD = ("from_folder", "output_dir", "subsets", "task_limit", "multi_turn", "selection", "sft_limit", "seed")
 IMPORT = ("columns", "best", "thought_key", "ignore_keys", "sep")
 USES = {  # the flags of each command; another is refused
@@ -74,6 +78,7 @@ USES = {  # the flags of each command; another is refused
     "mix": ("config", "held_out", "seed", "output", "output_dir", *RUN),
     "rrm": (*RRM, "seed", "output", *RUN),
     "steps": ("step_split", "step_labeller", "output", "output_dir", *RUN),
+    "pairwise": (*PAIRWISE, "seed", "output", "output_dir", *RUN),
     "export": ("form", "output", *RUN),
     "overlap": ("output", *RUN),
     "validate": (*MODEL, "max_length"),
@@ -85,7 +90,8 @@ def main(argv=None):
     words: list[str] = []
     config = parse(PrepareConfig, argv, description=__doc__, example=EXAMPLE, words=words)
     command, *rest = check(config, {"words": words})
-    rest = [_file(word) for word in rest] if command in ("mix", "rrm", "export", "overlap", "validate") else rest
+    files = ("pairwise", "mix", "rrm", "export", "overlap", "validate")
+    rest = [_file(word) for word in rest] if command in files else rest
     model, run = config.model, config.run
     match command:
         case "list":
@@ -97,6 +103,8 @@ def main(argv=None):
             commands.eft(rest[0], config.eft, seeds, config.build, config.table.output, run)
         case "steps":
             commands.steps(rest[0], config.verified, config.build, config.table.output, run)
+        case "pairwise":
+            commands.pairwise(rest[0], config.pairwise, config.build, config.table.output, run)
         case "import":
             folder = Path(config.build.output_dir)
             importing.import_table(rest[0], config.table, config.preferences, config.build.seed, folder, run)
@@ -132,13 +140,13 @@ def check(config: PrepareConfig, about: dict) -> list[str]:
     flag is not its."""
     command, *rest = about["words"] or ["list" if config.build.list else ""]
     one, several = len(rest) == 1, len(rest) > 1
-    single = dict.fromkeys(("eft", "steps", "import", "rrm", "export"), one)
+    single = dict.fromkeys(("eft", "steps", "pairwise", "import", "rrm", "export"), one)
     mixed = bool(rest) != (config.mix.config is not None)
     fits = ({"list": not rest, "overlap": several, "mix": mixed} | single).get(command, bool(rest))
     if command not in USES or not fits:
         raise UserError(
-            "expected a command: build SOURCE …, list, eft FILE, steps FILE, import FILE|ID, mix --config FILE, "
-            "mix FILE …, rrm FILE, export FILE, overlap FILE FILE …, or validate FILE …"
+            "expected a command: build SOURCE …, list, eft FILE, steps FILE, pairwise FILE, import FILE|ID, "
+            "mix --config FILE, mix FILE …, rrm FILE, export FILE, overlap FILE FILE …, or validate FILE …"
         )
     _check_flags(command, config)
     return [command, *rest]

@@ -13,6 +13,10 @@ from cream.scoring import heads, logprobs
 from cream.scoring.driver import Pass
 from cream.scoring.logprobs import Scored
 
+UNFINISHED = "the response ends within its thought: there is nothing to judge"
+ALONE = "no other response to compare with"
+UNDECIDED = "no comparison with a choice in both orders"
+
 
 @dataclass(slots=True)
 class GroupReward:
@@ -59,6 +63,38 @@ def reward_by_preferences(
     reward = [of.get(text) for text in texts]
     reason = [NOT_JOINED if value is None else None for value in reward]
     return GroupReward(reward, reason, preferences=[[better.get((a, b)) for b in texts] for a in texts])
+
+
+def reward_by_comparisons(
+    texts: Sequence[str | None],
+    first: Mapping[tuple[str, str], float | None],
+    why: Mapping[tuple[str, str], str | None],
+    score: str,
+) -> GroupReward:
+    """The rewards of texts that were presented in twos. `first`: (a, b) -> the probability that a is better than b by
+    the request that had a first, None where it has no answer, `why`.
+
+    Only comparisons with a choice in both orders count, whose mean has no preference for a place: a judge that always
+    chooses the first finds all equal.
+    """
+    better = {(a, b): share if first[b, a] is not None else None for (a, b), share in first.items()}
+    rewards = reward_by_preferences(texts, better, score)
+    both = zip(texts, rewards.reward, strict=True)
+    rewards.reason = [_why_none(text, better, why) if reward is None else None for text, reward in both]
+    return rewards
+
+
+def _why_none(
+    text: str | None, better: Mapping[tuple[str, str], float | None], why: Mapping[tuple[str, str], str | None]
+) -> str:
+    """Why a text has no reward by comparisons; where all requests failed alike, the reason of these."""
+    own = [pair for pair in better if text in pair]
+    if not own:
+        return UNFINISHED if text is None else ALONE
+    if any(better[pair] is not None for pair in own):
+        return NOT_JOINED
+    reasons = {why[pair] for pair in own} - {None}
+    return reasons.pop() if len(reasons) == 1 else UNDECIDED
 
 
 @dataclass

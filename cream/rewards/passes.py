@@ -16,7 +16,7 @@ from cream.files.index import Keys
 from cream.files.journal import Output
 from cream.records import Message, Rewards, Samples, encode, ended_turn
 from cream.rewards.base import GroupReward
-from cream.scoring import completions, driver, heads, logprobs, signs
+from cream.scoring import completions, driver, heads, logprobs, rounds, signs
 from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.driver import Model, Pass
 from cream.scoring.logprobs import Group, Scored, keep_finite
@@ -24,7 +24,7 @@ from cream.scoring.pool import Pool
 from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
-WORKERS = {"logprobs": logprobs, "heads": heads, "completions": completions, "signs": signs}
+WORKERS = {"logprobs": logprobs, "rounds": rounds, "heads": heads, "signs": signs, "completions": completions}
 QUOTING = {"literal": True, "thoughts": "score"}  # text of passes whose requests quote: responses are not scored
 TOGETHER = 256  # groups whose log-probabilities are cached, then journaled, at once
 SOURCES = {"computed": "computed", "cached": "from the score cache", "sampler": "from the sampler"}
@@ -125,6 +125,8 @@ def score_all(
     for p in run.passes:
         folder = folders[p.role].absolute()  # as the input: a replica works in a folder of its own
         chat = load_chat(folder, **text | (QUOTING if p.quotes else {}))
+        if hasattr(run.source, "check_chat"):
+            run.source.check_chat(p.role, chat, run.options)
         if not (skip or p.quotes):
             find_refusals(run.path, run.read(), chat, skip)
         model = Model(folder, output.header["inputs"][p.role], chat, pool(), bf16)

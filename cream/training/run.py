@@ -40,6 +40,7 @@ from cream.training.stages import STAGES
 
 log = logging.getLogger("cream")
 MODELS = {"logprobs": LogProbs, "heads": Heads}  # a stage's `model` -> the wrapper that its loss is computed with
+FORMS = ("judge", "pairwise")  # what a sidecar says of the requests that a model is trained on
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
 SHOWN += tuple(f"{PREFIX}{name}" for name in ("loss", "accuracy", "accuracy_low", "accuracy_high"))
 
@@ -293,8 +294,7 @@ def _save(accelerator: Accelerator, weights, chat, job: Job, step: int, dtype: t
     about = {"stage": job.name, "step": step, "started_from": str(job.start), **job.header}
     about |= job.provenance.record(folder) | getattr(job.stage, "about", {})
     about |= {"held_out": held_out} if held_out else {}
-    if form := judge_form(job.data, job.start):
-        about["judge"] = form
+    about |= trained_forms(job.data, job.start)
     if lora.lora:  # first: they are all there is if the merge is refused
         adapter = job.run / f"adapter-{step}"
         model.save_pretrained(adapter)
@@ -314,9 +314,11 @@ def _save(accelerator: Accelerator, weights, chat, job: Job, step: int, dtype: t
     log.info("saved %s", folder)
 
 
-def judge_form(data: Path, start: Path) -> dict[str, str | None] | None:
-    """The form that a checkpoint judges by: of its data, or of the model that it was trained from; None of no judge."""
-    return (read_meta(data) or {}).get("judge") or read_kind(start).get("judge")
+def trained_forms(data: Path, start: Path) -> dict[str, dict]:
+    """The forms that a checkpoint judges or compares by: of its data, or of the model that it was trained from; {} of
+    one that does not."""
+    found = read_kind(start) | (read_meta(data) or {})
+    return {name: found[name] for name in FORMS if found.get(name)}
 
 
 class Report:
