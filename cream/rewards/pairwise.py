@@ -19,8 +19,13 @@ from pathlib import Path
 from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.records import Message, Samples
-from cream.rewards.base import GroupReward, PreferenceOptions, reward_by_comparisons
-from cream.scoring import logprobs
+from cream.rewards.base import (
+    GroupReward,
+    PreferenceOptions,
+    RewardModelOptions,
+    check_reward_model,
+    reward_by_comparisons,
+)
 from cream.scoring.driver import Pass
 from cream.scoring.logprobs import Group, Scored
 from cream.scoring.rounds import Rounds
@@ -33,14 +38,9 @@ Pair = tuple[str, str]
 
 
 @dataclass
-class Options(ThoughtFlags, PreferenceOptions, logprobs.Options):
+class Options(ThoughtFlags, PreferenceOptions, RewardModelOptions):
     """Rewards by a pairwise preference model (pairwise)"""
 
-    reward_model: str | None = flag(
-        None,
-        "the reward model: a name in configs/checkpoint.json, a folder, or a Hugging Face id",
-        decides=False,
-    )
     tournament: str = flag(
         "round_robin",
         "which responses are compared: round_robin, each two; knockout, the winner goes on to the next round, N - 1 "
@@ -65,8 +65,7 @@ def passes(options: Options) -> list[Pass]:
 def check(options: Options) -> None:
     """Raises UserError without a model, and for a knockout that is rewarded by wins: the winner of a hard bracket may
     win less clearly than the loser of an easy one."""
-    if options.reward_model is None:
-        raise UserError("--reward pairwise needs --reward_model: a pairwise preference model (docs/reward_models.md)")
+    check_reward_model(options, "pairwise")
     if options.tournament == "knockout" and options.preference_score != "bradley_terry":
         raise UserError(
             "--tournament knockout compares each response with few others, so that shares of wins do not rank them; "

@@ -159,7 +159,7 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
         return None
     counts = _append_and_cache(output, worker, results, Scores(*cache))
     message = ", ".join(f"{counts[name]} {words}" for name, words in SOURCES.items() if counts[name])
-    values = "log-probabilities" if p.worker == "logprobs" else "outputs"
+    values = "outputs" if p.worker == "heads" else "log-probabilities"
     log.info("%s: %s of responses: %s", p.role, values, message or "none left to compute")
     return source
 
