@@ -261,6 +261,17 @@ def test_judging_is_measured_beside_padded_rows(stages, repo):
 
 
 @pytest.mark.slow
+def test_comparing_is_measured_beside_padded_prompts(stages, repo):
+    """Which give the same probabilities, or it ends in an error."""
+    sizes = "--prompts 1 --answers 3 --prompt_len 70 --answer_len 40"
+    out = _run(stages, repo, f"pairwise_score.py --shape tiny --words 400 --rounds 1 {sizes}")
+    assert "6 ordered pairs" in out
+    assert re.findall(r"^ratio (\w+) \d+\.\d+$", out, re.MULTILINE) == [
+        "pairwise_trees_vs_padded", "pairwise_trees_vs_padded_of_ceiling",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
 def test_the_harness_agrees(shared, stages, repo):
     """Every task's first items, by each measure."""
     out = _run(stages, repo, "harness.py --limit 6 --gen_max_tokens 8")
