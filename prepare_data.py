@@ -27,9 +27,9 @@ from cream.data.commands import Build, Lengths, Table
 from cream.data.eft import EftFlags
 from cream.data.importing import Preferences
 from cream.data.mix import MixFlags
+from cream.data.pairwise import PairwiseFlags
 from cream.data.rrm import RrmFlags
 from cream.data.verified import VerifiedFlags
-from cream.data.pairwise import PairwiseFlags
 from cream.errors import UserError
 from cream.files.store import is_record_file
 

@@ -31,13 +31,14 @@ A pass's worker, a module of cream.scoring, says what is computed of a request:
     signs         StepGroup(uuid, prompt, steps) -> Signed(log_odds, reason): per response a number for each step
     rounds        Rounds(uuid, following) -> Played(rounds), the Scored of each round's groups, where what is asked next
                   depends on the results so far: a knockout
+    armo          Group -> Outputs, per response an ArmoRM's score, attributes and coefficients
     completions   Prompt(messages=…) -> Texts(text, finish_reason, opened), without any where the prompt does not fit
 
 dpo.py is the example; of a reward model bradley_terry.py is, whose flag, pass and checks are in base.py. What a source
 writes is in base.GroupReward; a request's uuid is set by the caller.
 """
 
-from cream.rewards import bradley_terry, dpo, judge, labels, likelihood, odin, orm, pairwise, prm
+from cream.rewards import armo, bradley_terry, dpo, judge, labels, likelihood, odin, orm, pairwise, prm
 
 REWARDS = {
     "likelihood": likelihood,
@@ -49,4 +50,5 @@ REWARDS = {
     "pairwise": pairwise,
     "prm": prm,
     "orm": orm,
+    "armo": armo,
 }

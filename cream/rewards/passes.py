@@ -16,7 +16,7 @@ from cream.files.index import Keys
 from cream.files.journal import Output
 from cream.records import Message, Rewards, Samples, encode, ended_turn
 from cream.rewards.base import GroupReward
-from cream.scoring import completions, driver, heads, logprobs, rounds, signs
+from cream.scoring import armo, completions, driver, heads, logprobs, rounds, signs
 from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.driver import Model, Pass
 from cream.scoring.logprobs import Group, Scored, keep_finite
@@ -24,7 +24,14 @@ from cream.scoring.pool import Pool
 from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
-WORKERS = {"logprobs": logprobs, "rounds": rounds, "heads": heads, "signs": signs, "completions": completions}
+WORKERS = {
+    "logprobs": logprobs,
+    "rounds": rounds,
+    "heads": heads,
+    "signs": signs,
+    "armo": armo,
+    "completions": completions,
+}
 QUOTING = {"literal": True, "thoughts": "score"}  # text of passes whose requests quote: responses are not scored
 TOGETHER = 256  # groups whose log-probabilities are cached, then journaled, at once
 SOURCES = {"computed": "computed", "cached": "from the score cache", "sampler": "from the sampler"}
@@ -159,7 +166,7 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
         return None
     counts = _append_and_cache(output, worker, results, Scores(*cache))
     message = ", ".join(f"{counts[name]} {words}" for name, words in SOURCES.items() if counts[name])
-    values = "outputs" if p.worker == "heads" else "log-probabilities"
+    values = "log-probabilities" if worker.CACHED == logprobs.CACHED else "outputs"
     log.info("%s: %s of responses: %s", p.role, values, message or "none left to compute")
     return source
 

@@ -1,7 +1,7 @@
 """How any model looks at many records: passes, workers, the pool of devices, the score cache.
 
-A worker is a module (logprobs, rounds, signs, heads, completions) with what a pass computes of each request, a Group,
-some Rounds or a Prompt:
+A worker is a module (logprobs, rounds, heads, signs, armo, completions) with what a pass computes of each request, a
+Group, some Rounds or a Prompt:
 
     Options                            its flags, which the Options of a reward source extend
     CACHED                             what the score cache calls its code, cache.Source.scorer; None: its results do

@@ -87,7 +87,7 @@ class Scores:
 
     def keep(self, computed: Iterable[tuple[str, dict]]) -> None:
         """Add (uuid, digest -> log π, or outputs) to the file. What is added is found by whoever opens it next."""
-        kind = "outputs" if self.source.scorer in (HEAD, SIGNS) else "logprob"
+        kind = "logprob" if self.source.scorer == SCORER else "outputs"
         if not (lines := [Line(uuid, self.source, **{kind: values}) for uuid, values in computed if values]):
             return
         try:

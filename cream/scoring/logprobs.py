@@ -129,15 +129,18 @@ class Scorer:
         counts = [tokens.num_response_tokens if tokens else 0 for tokens in rows]
         return Scored(values, counts, reasons, computed, sources)
 
+    def _load(self):
+        """The model, with `score` and `close`."""
+        from cream.scoring.team import Local, Team
+
+        return (Team if self._group > 1 else Local)(*self._how, self._group, self.kind, self.signs)
+
     def _compute(self, missing: list[dict]) -> list[dict]:
         """digest -> value of the missing rows of each group."""
         if not any(missing):
             return [{} for _ in missing]
         if self._loaded is None:  # a pass whose scores are all cached needs no model
-            from cream.scoring.team import Local, Team
-
-            make = Team if self._group > 1 else Local
-            self._loaded = make(*self._how, self._group, self.kind, self.signs)
+            self._loaded = self._load()
         groups = join_groups([list(rows.values()) for rows in missing if rows])
         values = chain.from_iterable(self._loaded.score(groups))
         return [{digest: next(values) for digest in rows} for rows in missing]
