@@ -96,8 +96,8 @@ def make(job: Job) -> dict:
     names = attributes_of(job.files["ratings"], ratings)
     if job.verbosity is not None and job.verbosity not in names:
         raise UserError(
-            f"--verbosity {job.verbosity}: not an attribute of {job.files['ratings']} ({', '.join(names)}); give the one "
-            "that stands for length, or none"
+            f"--verbosity {job.verbosity}: not an attribute of {job.files['ratings']} ({', '.join(names)}); give "
+            "the one that stands for length, or none"
         )
     reader = _Reader(job)
     x, kept = reader.read("ratings", [(each.messages[:-1], [each.messages[-1].content]) for each in ratings])
