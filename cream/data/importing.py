@@ -19,6 +19,7 @@ from cream.files import journal
 from cream.records import Conversation, Item, Pair, Prompt, Ratings, Samples, Steps, encode
 
 log = logging.getLogger("cream")
+FILTER = 1  # version of the validity filter, and of the keys that import gives a pair
 NEXT = {  # the stage that takes an imported file
     Conversation: "train.py --train_stage sft",
     Pair: "train.py",
@@ -86,6 +87,7 @@ def import_table(word: str, flags: Table, choice: Preferences, seed: int, folder
         provenance = run.provenance()
         add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
         settings = _settings(flags, choice, seed, place, run)
+        settings |= {"pair_filter": FILTER} if isinstance(first, Pair) else {}
         output = journal.Output(target, settings, provenance, overwrite=run.overwrite)
         if is_needed(output, run):
             with output:
