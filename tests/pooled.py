@@ -2,8 +2,11 @@
 
 import json
 import sys
+from pathlib import Path
 
-from cream.engines.vllm import engine_options
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cream.engines.vllm import engine_options  # noqa: E402
 
 
 def main(folder: str, rows: str) -> None:

@@ -21,7 +21,7 @@ from cream.model.hardware import Budget  # noqa: E402
 from cream.model.load import load_policy
 from cream.model.logprobs import LogProbs, score  # noqa: E402
 from cream.text.chat import Tokens  # noqa: E402
-from cream.training.stages import dpo  # noqa: E402
+from cream.training.stages import bradley_terry, dpo  # noqa: E402
 
 WORDS = 300
 PROMPT, ANSWERS = [7, 8, 9], ([4, 2], [5, 6, 2])
@@ -110,6 +110,24 @@ def test_an_epoch_of_each_dpo_side_runs_on_the_same_pairs(folder):
     before = [p.clone() for p in ours.model.parameters()]
     assert ours() > 0
     assert all(map(torch.equal, before, ours.model.parameters()))  # so that every round does the same work
+
+
+@pytest.mark.slow
+def test_an_epoch_of_each_reward_side_runs_on_the_same_pairs(folder):
+    from dpo_step import Ours
+    from reward_step import trl_settings
+
+    pairs = [tuple(group) for group in workload.groups(workload.lengths("20/12", 8, 2, 0.5, seed=0), WORDS, seed=0)]
+    sides = {n: peers.TRL(folder, WORDS, "cpu", peers.reward_rows(pairs), "Reward", **trl_settings(n)) for n in (1, 8)}
+    for step in sides.values():
+        step.settings["bf16"] = False
+        assert step() > 0
+    longest = [max(map(len, pair)) for pair in pairs]
+    assert sides[1].layout == sum((peers.rectangle(2, width, 2) for width in longest), measure.Layout())
+    assert sides[8].layout == peers.rectangle(16, max(longest), 16)
+    stage = bradley_terry.Stage(bradley_terry.Options(), {})
+    ours = Ours(folder, stage, [bradley_terry.Example(*pair) for pair in pairs], 8, False, "cpu", None)
+    assert ours() > 0 and measure.trees(pairs, once=True).head == 16
 
 
 PAIRS = {  # prompt, chosen, rejected: tokens, and whether trl trains on all of them at max_length 30
@@ -221,9 +239,6 @@ COMMANDS = {
     "sft_step.py --prompt_len 20 --answer_len 10": ["sft_20_10_vs_trl_best", "sft_20_10_vs_trl_best_of_ceiling"],
     "reward_score.py --work 20/10 --answers 4": [
         f"reward_score_20_10{of}" for of in ("", "_of_ceiling", "_of_matrix_rate")
-    ],
-    "reward_step.py --work 20/10": [
-        f"reward_20_10_{of}" for of in ("vs_trl_best", "vs_trl_best_of_ceiling", "of_matrix_rate")
     ],
     "memory.py --work 20/10": ["memory_dpo_vs_trl_best", "memory_dpo_vs_trl_default"],
     "iteration.py --work 20/10": ["iteration_20_10", "iteration_20_10_of_ceiling"],

@@ -1,6 +1,7 @@
 """Reward models on preference pairs (Bradley-Terry, ODIN): losses against trl, scipy and plain Python, held-out
 records, terms of a whole global batch, folders that other tools read alike, and the command lines."""
 
+import copy
 import json
 import logging
 import math
@@ -27,6 +28,7 @@ from cream.model.hardware import Budget
 from cream.model.load import load, load_chat, load_tokenizer
 from cream.model.reward_head import Heads, choose_pad, read_heads
 from cream.records import Conversation, Message, Pair, Rewards
+from cream.text.chat import UNFINISHED, Chat
 from cream.training.heldout import LEAKED, HeldOut, HeldOutOptions, prompt_key, split, without_trained
 from cream.training.loop import GlobalBatches
 from cream.training.parallel import Replicas
@@ -223,6 +225,29 @@ def test_pairs_become_examples_or_are_counted(tiny_chat):
     assert not stage.prepare([bare], tiny_chat, 128, dropped) and dropped[bradley_terry.NO_MARGIN] == 1
 
 
+def test_a_conversation_is_read_to_the_end_that_its_template_writes(tiny_tokenizer):
+    """ChatML ends it with a line break after the end of turn: there others read a reward model, too."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<' + m.role + '>' + m.content + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+    )
+    chat, prompt = Chat(tokenizer), [Message("user", "How many?")]
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": " Answer: 5 "}]
+    (row,) = chat.encode_written(prompt, [" Answer: 5 "], 99)
+    assert row.ids == tokenizer.apply_chat_template(turns, return_dict=False) and row.ids[-1] == chat.last_written()
+    assert row.ids[-2] == chat.end_of_turn and row.spans == [(len(chat.encode_prompt(prompt)), len(row))]
+    assert chat.encode_written(prompt, [" Answer: 5 "], 9) == ["longer than 9 tokens"]
+
+
+def test_a_thought_is_removed_where_thoughts_are_dropped(tiny_tokenizer):
+    chat, prompt = Chat(tiny_tokenizer, thoughts="drop"), [Message("user", "How many?")]
+    texts = ["<think>\nhm\n</think>\n\n5", "hm</think>5", "<think>hm", "5"]
+    found = chat.encode_written(prompt, texts, 99, opened=False)
+    assert found[0] == found[3] != found[1] and found[2] == UNFINISHED
+    assert chat.encode_written(prompt, texts[1:2], 99, opened=True) == found[3:]
+
+
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "margin"])
 def test_a_margin_is_scores_or_a_number(text):
     with pytest.raises(UserError, match=f"--reward_margin {text}: expected scores"):
@@ -316,10 +341,6 @@ def test_vllm_gives_the_same_rewards(tiny_folder, tiny_tokenizer, tmp_path, with
 
 def test_pad_never_ends_a_conversation(tiny_folder, tiny_tokenizer, caplog, monkeypatch):
     """A policy's pad that is its end of turn gives way; a reward model keeps its own, and what differs is said."""
-    import copy
-
-    from cream.text.chat import Chat
-
     monkeypatch.setattr(logging.getLogger("cream"), "propagate", True)
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.pad_token = tokenizer.eos_token

@@ -986,7 +986,7 @@ ZERO3 = pytest.param(" --deepspeed configs/ds_stage3.json", marks=pytest.mark.xd
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", ["", " --lora yes --lora_dropout 0", ZERO3])
+@pytest.mark.parametrize("flags", ["", ZERO3])
 def test_a_stage_that_trains_a_reward_head_is_a_file_and_a_line(commands, flags):
     """A new head on a policy, trained by a loss of the stage's own. Any tool loads the checkpoint as a reward model;
     training goes on from it with its head, and it is refused where a policy is expected. ZeRO-3's shards of a head as

@@ -59,6 +59,9 @@ KNOWN_AS = {  # what other libraries call a flag -> its names here, of which a s
     "max_tokens": ("gen_max_tokens",),
     "stop_strings": ("stop",),
     "limit": ("limit_size",),
+    "center_rewards_coefficient": ("center_rewards",),
+    "eval_dataset": ("eval_name",),
+    "eval_steps": ("eval_every",),
     "gpus": ("device",),
     "tp": ("tensor_parallel_size",),
 }
@@ -66,7 +69,9 @@ OWNERS = {  # flags that belong to some stages, and are looked for in others
     **dict.fromkeys(("lr", "epoch", "train_bsz", "grad_accum", "lora", "deepspeed", "loss"), "train.py"),
     **dict.fromkeys(("gen_n", "gen_temperature", "top_p", "gen_max_tokens", "mode"), "infer.py"),
     **dict.fromkeys(("top_k", "min_p", "repetition_penalty", "stop"), "infer.py"),
-    **dict.fromkeys(("reward", "ref_model_ckpt", "normalize", "judge_model", "judge_prompt"), "rewarding.py"),
+    **dict.fromkeys(
+        ("reward", "ref_model_ckpt", "normalize", "judge_model", "judge_prompt", "reward_model"), "rewarding.py"
+    ),
     **dict.fromkeys(("file1", "file2", "shuffle_consistency"), "cal_consistency.py"),
     "engine": "infer.py and rewarding.py",
     "rank": "cal_consistency.py and make_pairs.py",

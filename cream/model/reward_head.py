@@ -63,7 +63,7 @@ class Heads(Backbone):
         """The outputs at the batch's places, (K, outputs) float32; a linear head computes in float32. `cosines`: also
         those between the centred rows of its weights, (outputs, outputs), which under ZeRO-3 are whole only here."""
         hidden, head = self.hidden(batch), self.head
-        if type(head) is not torch.nn.Linear:
+        if type(head) is not torch.nn.Linear and not cosines:
             return head(hidden).float()
         with torch.autocast(hidden.device.type, enabled=False):
             bias = None if head.bias is None else head.bias.float()

@@ -105,7 +105,9 @@ def group(sample: Samples, sampled: bool = False) -> Group:
     own = None
     if sampled and sample.logprob and sample.num_tokens:
         own = [None if v is None else (v, n) for v, n in zip(sample.logprob, sample.num_tokens, strict=True)]
-    return Group(sample.uuid, sample.prompt, sample.responses, complete, own, verbatim=True)
+    return Group(
+        sample.uuid, sample.prompt, sample.responses, complete, own, verbatim=True, opened=sample.thought_opened
+    )
 
 
 def score_all(

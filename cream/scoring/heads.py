@@ -47,7 +47,7 @@ class Reader(Scorer):
 def encode(group: Group, chat, limit: int) -> tuple[list, list[str | None]]:
     """Per response its Tokens or None, and the reason for None."""
     try:
-        rows = chat.encode_written(group.prompt, group.responses, limit)
+        rows = chat.encode_written(group.prompt, group.responses, limit, group.opened)
     except Refused as error:
         rows = [str(error)] * len(group.responses)
     refused = [isinstance(row, str) for row in rows]

@@ -52,7 +52,8 @@ class Group:
     """A prompt's responses. `complete` is false for a truncated one; `sampled` may hold the sampler's own (log π,
     tokens) of each, None where its text does not give the sampled tokens back. `cached`: values of this prompt's
     responses under the model that scores, digest of a response's tokens -> log π, or outputs. `verbatim`: the responses
-    were sampled, and follow the prompt as they are; else the chat template writes them."""
+    were sampled, and follow the prompt as they are; else the chat template writes them. `opened`: each begins within a
+    thought, which its prompt opened."""
 
     uuid: str
     prompt: list
@@ -61,6 +62,7 @@ class Group:
     sampled: list[tuple[float, int] | None] | None = None
     cached: dict[str, float | list] = field(default_factory=dict)
     verbatim: bool = False
+    opened: bool = False
 
 
 @dataclass(slots=True)

@@ -219,14 +219,17 @@ class Chat:
             for i in range(len(responses))
         ]
 
-    def encode_written(self, prompt: Sequence[Message], responses: Sequence[str], limit: int) -> list[Tokens | str]:
+    def encode_written(
+        self, prompt: Sequence[Message], responses: Sequence[str], limit: int, opened: bool | None = None
+    ) -> list[Tokens | str]:
         """The conversation of each response as the template writes it, all of it, with what follows the end of turn; or
         the reason why it has none of at most `limit` tokens. Its span begins where it parts from the prompt's ids.
 
         As trl, vLLM and transformers' own chat methods give it to a reward model, which reads its end. Of a response's
-        thought the template has what it writes; it is removed first where thoughts are dropped.
+        thought the template has what it writes; it is removed first where thoughts are dropped. `opened`: each response
+        begins within one; None: as after this template's generation prompt.
         """
-        found: list = [self._whole(prompt, response, limit) for response in responses]
+        found: list = [self._whole(prompt, response, limit, opened) for response in responses]
         kept = [i for i, whole in enumerate(found) if not isinstance(whole, str)]
         start = self.encode_prompt(prompt) if kept else []
         for i, ids in zip(kept, self._ids([self._render(found[i], False) for i in kept]), strict=True):
@@ -234,9 +237,10 @@ class Chat:
             found[i] = Tokens(ids, [(shared, len(ids))]) if len(ids) <= limit else describe_length(limit)
         return found
 
-    def _whole(self, prompt: Sequence[Message], response: str, limit: int) -> list[Message] | str:
+    def _whole(self, prompt: Sequence[Message], response: str, limit: int, opened: bool | None) -> list[Message] | str:
         """The conversation that the template is to write, or why there is none."""
-        if self.thoughts == "drop" and (split := split_thought(response, self.tags, self.opened)).thought is not None:
+        split = split_thought(response, self.tags, self.opened if opened is None else opened)
+        if self.thoughts == "drop" and split.thought is not None:
             if not split.closed:
                 return UNFINISHED
             response = split.final.lstrip("\n")

@@ -50,12 +50,19 @@ class PairOptions(HeldOutOptions):
 
 @dataclass
 class Options(PairOptions):
-    """Bradley-Terry reward model (bradley_terry)"""
+    """Reward models on preference pairs (bradley_terry, odin)"""
 
     center_rewards: float = flag(
-        0.0, "weight of the mean of (r+ + r-)^2, which keeps rewards near 0 (trl's center_rewards_coefficient)", low=0
+        0.0,
+        "bradley_terry: weight of the mean of (r+ + r-)^2, which keeps rewards near 0 (trl's "
+        "center_rewards_coefficient)",
+        low=0,
     )
-    rm_loss: str = flag("logistic", "loss of d: logistic, -log sigma(d); hinge, max(0, 1 - d)", choices=tuple(LOSSES))
+    rm_loss: str = flag(
+        "logistic",
+        "bradley_terry: loss of the reward difference d: logistic, -log sigma(d); hinge, max(0, 1 - d)",
+        choices=tuple(LOSSES),
+    )
 
 
 @dataclass(slots=True)
