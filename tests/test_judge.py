@@ -210,6 +210,15 @@ def test_a_distribution_is_a_softmax(logs, share):
     assert found == pytest.approx([p / sum(exact) for p in exact], abs=1e-9)
 
 
+@given(st.lists(st.floats(1e-6, 1), min_size=101, max_size=101))
+def test_scores_to_100_digit_by_digit(weights):
+    """ "1" begins "10", and both begin "100": no probability is taken off twice."""
+    begins = [sum(w for m, w in enumerate(weights) if str(m).startswith(str(n))) for n in range(101)]
+    logs = [math.log(p / (2 * sum(weights))) for p in begins]  # half of the probability is of other texts
+    found = judge.distribution(logs, [2 + len(str(n)) for n in range(101)], [f"Score: {n}" for n in range(101)])
+    assert found == pytest.approx([w / sum(weights) for w in weights], abs=1e-9)
+
+
 def test_a_certain_10_is_not_half_a_1():
     names = [str(n) for n in range(1, 11)]
     logs = [-1e-9] + [-20.0] * 8 + [0.0]  # by rounding, "10" is above its own beginning
