@@ -87,6 +87,8 @@ READ = {
     "0 is no rating": ("rating", "Rating: 0", Verdict(None, NOT_VALID)),
     "A": ("pairwise", "B is longer.\nChoice: A", Verdict(1.0)),
     "B": ("pairwise", "Choice: A or B?\nChoice: B.", Verdict(0.0)),
+    "the form's own line": ("pairwise", "Choice: <A or B>", Verdict(None, NO_SCORE)),
+    "no decision": ("pairwise", "Choice: A/B", Verdict(None, NO_SCORE)),
     "no letter": ("pairwise", "Choice: Both", Verdict(None, NO_SCORE)),
     "a digit": ("plain", "5", Verdict(5.0)),
 }
@@ -99,7 +101,8 @@ def test_verdicts(name, text, verdict):
 
 def test_a_score_that_may_be_cut_is_none():
     form = read_form("rating", None, None)
-    assert form.read("Rating: 1", truncated=True) == Verdict(None, NO_SCORE)
+    for text in ("Rating: 1", "Rating: 1."):
+        assert form.read(text, truncated=True) == Verdict(None, NO_SCORE)
     assert form.read("Rating: 1\nand", truncated=True) == form.read("Rating: 1") == Verdict(1.0)
 
 
@@ -184,7 +187,7 @@ def test_admissible_scores():
     assert read_form("additive", None, None).continuations == [f"Score: {n}" for n in range(6)]
     assert read_form("rating", None, "0.5:2").scores == (1, 2)
     assert read_form("pairwise", None, None).continuations == ["Choice: A", "Choice: B"]
-    for valid in ("0:", "reward > 3", "0:1000", "1:1"):
+    for valid in ("0:", "reward > 3", "0:1000", "1:1", "0.2:0.9", "0.5:1.6", "1e300:1e308"):
         with pytest.raises(UserError, match="needs the admissible scores"):
             _ = read_form("additive", None, valid).scores
     with pytest.raises(UserError, match="where the score stands"):

@@ -28,7 +28,8 @@ NAMES = ("prompt", "response", "response_a", "response_b")  # of a template's va
 LETTERS = ("A", "B")
 HOLE = re.compile(r"\{\{-?\s*reward\s*-?\}\}")
 MARKS = r"""[\s*_`"'<(\[]*"""  # that a judge may write before its verdict: **4**, <4>, [[A]]
-NUMBER, LETTER = MARKS + r"([-+]?\d+(?:\.\d+)?)(?!\d)", MARKS + r"([AB])(?!\w)"
+NUMBER = MARKS + r"([-+]?\d+(?:\.\d+)?)(?!\d)"
+LETTER = MARKS + r"([AB])(?!\w|\s*(?:or|/)\s*[AB]\b)"  # "A or B" is no choice
 AFTER = re.compile(r"\{\{-?\s*(?:" + "|".join(NAMES) + r")\b[^{}]*\}\}([^{]*)")
 SHORT = 3  # characters; shorter text after a quoted one does not mark its end
 TAIL = 20_000  # characters at the end of a judge's text that are searched
@@ -115,12 +116,14 @@ class Form:
     def scores(self) -> tuple[int, ...]:
         """The admissible scores: the whole numbers in the valid range. Raises UserError where they are not few."""
         bounds = bounds_of(self.valid or "")
-        if bounds is None or not all(map(math.isfinite, bounds)) or not 1 < bounds[1] - bounds[0] + 1 <= MOST:
-            raise UserError(
-                "--judge_mode expected needs the admissible scores: --valid_reward LOW:HIGH, such as 0:5, with at most "
-                f"{MOST} whole numbers in it; it is {self.valid or 'none'}"
-            )
-        return tuple(range(math.ceil(bounds[0]), math.floor(bounds[1]) + 1))
+        if bounds is not None and all(map(math.isfinite, bounds)):
+            low, high = math.ceil(bounds[0]), math.floor(bounds[1])
+            if 1 <= high - low < MOST:
+                return tuple(range(low, high + 1))
+        raise UserError(
+            "--judge_mode expected needs the admissible scores: --valid_reward LOW:HIGH, such as 0:5, with 2 to "
+            f"{MOST} whole numbers in it; it is {self.valid or 'none'}"
+        )
 
     @property
     def continuations(self) -> list[str]:
@@ -265,7 +268,7 @@ def _search(pattern) -> Callable[[str, bool], tuple[str | None, str | None]]:
         text, last = text[-TAIL:], None
         try:
             for found in pattern.finditer(text, timeout=PATIENCE):
-                if found[1] is not None and not (truncated and found.end(1) == len(text)):
+                if found[1] is not None and not (truncated and text[found.end(1) :] in ("", ".")):
                     last = found[1]
         except TimeoutError:
             return None, SLOW
