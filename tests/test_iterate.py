@@ -174,6 +174,13 @@ def test_spin_uses_the_samples_of_the_last_two_rounds():
         assert (trained["lr"], trained["beta"]) == ((5e-7, 0.1), (5e-7, 0.1), (1e-7, 0.1), (1e-7, 5.0))[t - 1]
 
 
+@pytest.mark.parametrize("path", LOOPS, ids=lambda path: path.stem)
+def test_two_judges_of_the_same_samples_draw_apart(path):
+    judged = [c.flags for c in plan(path) if c.flags.get("reward") == "judge" and c.flags.get("judge_mode") is None]
+    draws = [(flags["input_file"], int(flags.get("seed", 0))) for flags in judged]
+    assert len({*draws}) == len(draws)
+
+
 def test_no_stage_of_the_real_model_s_recipes_grows_with_the_data():
     """Built from the hub, the data have a hundred times as many conversations and questions as a sample of them."""
     for path in (path for path in RECIPES if path.stem.startswith("smollm2")):
