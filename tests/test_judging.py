@@ -123,6 +123,14 @@ def test_a_pattern_and_a_function_of_one_s_own(tmp_path):
     assert form.read("bad") == Verdict(None, "--judge_parse failed on the judge's text: ZeroDivisionError")
 
 
+def test_a_judgement_ends_with_the_line_of_its_score():
+    """Of the score that counted: a later one that a limit cut off, or that is not valid, is not the judge's verdict."""
+    form = read_form("additive", None, None)
+    assert form.cut("Good.\nScore: 3 of 5\nMore.\nScore: 4", 3.0) == "Good.\nScore: 3 of 5"
+    assert form.cut("Score: 3\nScore: 3\nBye", 3.0) == "Score: 3\nScore: 3"
+    assert form.cut("Score: 9", 3.0) == "Score: 9"
+
+
 def test_a_slow_pattern_does_not_hang(tmp_path):
     started, form = time.monotonic(), own(tmp_path, parse=r"(?:a+)+(\d)b$")
     assert form.read("a" * 5000 + "1") == Verdict(None, SLOW)
@@ -132,6 +140,8 @@ def test_a_slow_pattern_does_not_hang(tmp_path):
 def test_lines_after_a_quoted_text_are_those_of_the_template(tmp_path):
     (turn,) = own(tmp_path, "[[A]] {{ response }} [[End]]").ask(PROMPT, "x [[end]] y [[ END]]")
     assert turn.content == "[[A]] x [\\[end]] y [\\[ END]] [[End]]"
+    (turn,) = own(tmp_path, "{% if prompt %}{{ response | trim }}{% endif %} [End]").ask(PROMPT, "x [End]")
+    assert turn.content == "x [\\End] [End]"
     (turn,) = own(tmp_path, "'{{ response }}'.").ask(PROMPT, "It's '.")  # too short to mark an end
     assert turn.content == "'It's '.'."
 

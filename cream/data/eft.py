@@ -166,7 +166,7 @@ def targets(record: Rewards, kept: Iterable[int], options: judge.Options) -> lis
         found.append(
             Conversation(
                 uuid=f"{record.uuid}#{i}",
-                messages=[*request, Message("assistant", options.form.cut(said))],
+                messages=[*request, Message("assistant", options.form.cut(said, scores[k]))],
                 only_last=len(request) > 1,  # the response itself is a turn then, good or bad
                 extra={"score": scores[k]},
             )

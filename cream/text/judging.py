@@ -10,6 +10,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ HOLE = re.compile(r"\{\{-?\s*reward\s*-?\}\}")
 MARKS = r"""[\s*_`"'<(\[]*"""  # that a judge may write before its verdict: **4**, <4>, [[A]]
 NUMBER = MARKS + r"([-+]?\d+(?:\.\d+)?)(?!\d)"
 LETTER = MARKS + r"([AB])(?!\w|\s*(?:or|/)\s*[AB]\b)"  # "A or B" is no choice
-AFTER = re.compile(r"\{\{-?\s*(?:" + "|".join(NAMES) + r")\b[^{}]*\}\}([^{]*)")
+AFTER = re.compile(r"\{\{-?\s*(?:" + "|".join(NAMES) + r")\b[^{}]*\}\}(?:\s*\{%[^{}]*%\})*([^{]*)")
 SHORT = 3  # characters; shorter text after a quoted one does not mark its end
 TAIL = 20_000  # characters at the end of a judge's text that are searched
 PATIENCE = 0.5  # seconds for a search in one text
@@ -91,8 +92,10 @@ class Form:
         """The verdict in a judge's text, without its thought: its last match of --judge_parse. One at the very end of a
         truncated text may be cut, and is none."""
         found, reason = _reader(self.parse, self.pairwise)(text, truncated)
-        if found is None:
-            return Verdict(None, reason)
+        return Verdict(None, reason) if found is None else self._verdict(found)
+
+    def _verdict(self, found: object) -> Verdict:
+        """What --judge_parse found, as a verdict."""
         if self.pairwise:
             return Verdict(1.0 - LETTERS.index(found)) if found in LETTERS else Verdict(None, NOT_VALID)
         try:
@@ -103,13 +106,15 @@ class Form:
             return Verdict(None, NOT_VALID)
         return Verdict(value)
 
-    def cut(self, text: str) -> str:
-        """A judge's text without what follows the line of its last verdict, where that has a place in it."""
+    def cut(self, text: str, score: float) -> str:
+        """A judge's text without what follows the line where it says its score, the last such one; all of it where the
+        score has no place in it."""
         if parse_file(self.parse):
             return text
-        ends = [
-            found.end() for found in _pattern(self.parse, self.pairwise).finditer(text, timeout=PATIENCE) if found[1]
-        ]
+        ends = []
+        with suppress(TimeoutError):
+            for found in _pattern(self.parse, self.pairwise).finditer(text, timeout=PATIENCE):
+                ends += [found.end()] if self._verdict(found[1]).value == score else []
         return text[: ends[-1]] + text[ends[-1] :].partition("\n")[0] if ends else text
 
     @property
