@@ -23,6 +23,7 @@ from cream.preferences import NOT_JOINED, bradley_terry, win_rates
 from cream.records import Message, Rewards, Samples
 from cream.rewards import judge, passes
 from cream.rewards.judge import ALONE, TOO_LONG, UNDECIDED, UNFINISHED, Options, Watch
+from cream.scoring import completions
 from cream.scoring.completions import Texts
 from cream.scoring.pool import Pool
 from cream.text.judging import NO_SCORE, NOT_VALID
@@ -159,6 +160,15 @@ def test_the_limit_on_a_judgement_is_of_new_tokens():
     """Not of prompt and judgement together, of which a long rubric would leave none."""
     sampling = options_of(judge_max_tokens=12).sampling()
     assert [Request("a", [1] * count).room(sampling, 1000) for count in (5, 500, 995)] == [12, 12, 5]
+
+
+def test_a_request_fits_where_a_whole_judgement_does(monkeypatch):
+    """One that the context cuts off would seem to have no score."""
+    model = type("Model", (), {"limit": staticmethod(lambda length: min(length, 1000))})
+    monkeypatch.setattr(completions, "engine_setup", lambda *given: given)
+    assert completions.setup(model, options_of(judge_max_tokens=300), None, ())[-3:] == (1000, 700, ())
+    with pytest.raises(UserError, match="1000 new tokens leave no room for a request in 1000"):
+        completions.setup(model, options_of(judge_max_tokens=1000), None, ())
 
 
 def test_a_judge_that_never_says_a_score_ends_the_stage():
