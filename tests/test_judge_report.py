@@ -119,6 +119,9 @@ def test_the_report():
     assert "against gold: 3 of 3 (100.0%) of the pairs" in text
     compared = judges.collect([rewards_of("a", [0.5, 0.5], preferences=[[None, 1.0], [1.0, None]])])
     assert "in 1.000 (1.000 to 1.000) of 1 pairs" in "\n".join(judges.describe(compared))
+    half = rewards_of("b", [0.5] * 3, preferences=[[None, 1.0, None], [0.0, None, None], [None] * 3])
+    compared = judges.collect([rewards_of("a", [None] * 2, preferences=[[None] * 2] * 2), half])
+    assert "parsed: 1 of 4 (25.0%) of the pairs of responses have a choice" in "\n".join(judges.describe(compared))
 
 
 def test_gold_of_other_responses_is_refused():

@@ -27,13 +27,15 @@ Number = float | None
 @dataclass
 class Judged:
     """What a file of rewards says, a row a prompt: `rewards` and `lengths` (characters) per response, `scores` the k
-    judgements of a response, `first` the probabilities that i is better than j, presented in this order (N x N)."""
+    judgements of a response, `first` the probabilities that i is better than j, presented in this order (N x N);
+    `compared`: of each two different responses to a prompt, whether there is a choice between them in both orders."""
 
     uuids: list[str] = field(default_factory=list)
     rewards: list[list[Number]] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
     scores: list[list[Number]] = field(default_factory=list)
     first: list[list[list[Number]]] = field(default_factory=list)
+    compared: list[bool] = field(default_factory=list)
     responses: list[list[str]] = field(default_factory=list)
 
 
@@ -43,12 +45,15 @@ def collect(records: Iterable[Rewards], texts: bool = False) -> Judged:
     for record in records:
         found.uuids.append(record.uuid)
         found.rewards.append(record.reward)
-        found.lengths.append([len(text) for text in record.responses()])
+        own = record.responses()
+        found.lengths.append(list(map(len, own)))
         found.scores += [scores for scores in record.parts.get("scores", ()) if isinstance(scores, list)]
         if record.preferences:
-            found.first.append(record.preferences)
+            table, different = record.preferences, sorted(map(own.index, {*own}))
+            found.first.append(table)
+            found.compared += [None not in (table[i][j], table[j][i]) for i, j in combinations(different, 2)]
         if texts:
-            found.responses.append(record.responses())
+            found.responses.append(own)
     return found
 
 
@@ -220,6 +225,9 @@ def describe(judged: Judged, gold: Sequence[Sequence[Number]] | None = None, see
         lines.append(_agreement(judged.scores))
     elif known:
         lines.append(f"rewards: {_histogram(known)}")
+    if judged.compared:
+        share = _share(sum(judged.compared), len(judged.compared))
+        lines.append(f"parsed: {share} of the pairs of responses have a choice in both orders")
     equal, pairs, top, prompts = ties(judged.rewards)
     lines.append(
         f"ties: {_share(equal, pairs)} of the pairs of responses to one prompt; the best reward is shared in "
