@@ -274,7 +274,7 @@ def _histogram(values: Sequence[float]) -> str:
     if all(value == int(value) for value in values) and len({*values}) <= 2 * BINS:
         return ", ".join(f"{value:g}: {count}" for value, count in sorted(Counter(values).items()))
     counts, edges = np.histogram(values, BINS)
-    return ", ".join(f"{a:.2g} to {b:.2g}: {n}" for a, b, n in zip(edges, edges[1:], counts, strict=False))
+    return ", ".join(f"{a:.3g} to {b:.3g}: {n}" for a, b, n in zip(edges, edges[1:], counts, strict=False))
 
 
 def _share(part: float, whole: float) -> str:
