@@ -27,8 +27,9 @@ from measure import bandwidth, interleaved, machine, ratio
 from options import Options
 from workload import ROOT, SHAPES, SHARED, lengths, run, save_model
 
-from cream.engines import Sampling, load, parameter_count
+from cream.engines import Sampling, load
 from cream.engines.vllm import engine_options
+from cream.files.folders import parameter_count
 from cream.files.journal import Output
 from cream.files.provenance import Provenance
 from cream.model.hardware import matrix_rate

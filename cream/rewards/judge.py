@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cream.cli.flags import flag
-from cream.engines import ENGINES, GREEDY, Sampling, temperature_flag
+from cream.engines import ENGINES, GREEDY, Sampling
+from cream.engines.options import temperature_flag
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_text
 from cream.preferences import NOT_JOINED
