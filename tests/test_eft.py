@@ -10,8 +10,18 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream.data import eft, forms
-from cream.data.eft import NO_SCORE, OTHERWISE, UNRANKED, agreeing, balanced, most_of_each, prompts_of, targets
+from cream.data import forms
+from cream.data.judgements import (
+    NO_SCORE,
+    OTHERWISE,
+    UNRANKED,
+    agreeing,
+    balanced,
+    most_of_each,
+    prompts_of,
+    targets,
+)
+from cream.data.overlap import whole
 from cream.errors import UserError
 from cream.files import store
 from cream.model.load import load_chat
@@ -86,7 +96,7 @@ def test_prompts_of_a_conversation_are_all_that_it_responds_to():
         for role, text in (("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2"))
     ]
     found = prompts_of([Conversation(uuid="a", messages=turns)])
-    assert found == {eft.whole("one"), eft.whole("one two")}
+    assert found == {whole("one"), whole("one two")}
 
 
 def options_of(**flags):
