@@ -111,23 +111,35 @@ def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed
     _describe(train, held)
     if not train.kept:
         raise UserError(f"{path}: no judgement is left to train on ({_reasons(train.dropped)}){_advice(train, flags)}")
-    form = {"judge": judge.describe_form(options.form)}
-    scores = {"scores": {p: _spelled(part.scores()) for p, part in (("train", train), ("held_out", held))}}
-    scores["scores"]["agreed"] = _spelled(train.agreed + held.agreed)
-    files = {
-        "train": ([*(seeds if flags.with_seed else ()), *train.kept], train.dropped, form | scores),
-        "held_out": (held.kept, held.dropped, form | scores),
-        "ranked": ([_ranked(record, gold[record.uuid]) for record in held.records], Counter(), {}),
-    }
     if run.skip:
         outputs["train"].reject(store.rejected(path, Rewards))
-    for part, (kept, dropped, facts) in files.items():
-        if not outputs[part].up_to_date:
-            with outputs[part] as each:
-                each.dropped += dropped
-                each.finish(map(encode, kept), **facts)
-        log.info("%s: %d records", places[part], len(kept))
+    _write(outputs, train, held, seeds if flags.with_seed else [], gold, judge.describe_form(options.form))
     log.info("next, train the SFT model on it:\n  python train.py --train_stage sft --checkpoint SFT --name %s", output)
+
+
+def _write(
+    outputs: Mapping[str, journal.Output],
+    train: Part,
+    held: Part,
+    seeds: Sequence[Conversation],
+    gold: Mapping[str, list],
+    form: dict,
+) -> None:
+    """Write those of the three files that are not up to date; `form`: the judge's, for checkpoints trained on them."""
+    scores = {name: _spelled(part.scores()) for name, part in (("train", train), ("held_out", held))}
+    facts = {"judge": form, "scores": scores | {"agreed": _spelled(train.agreed + held.agreed)}}
+    files = {
+        "train": ([*seeds, *train.kept], train.dropped, facts),
+        "held_out": (held.kept, held.dropped, facts),
+        "ranked": ([_ranked(record, gold[record.uuid]) for record in held.records], Counter(), {}),
+    }
+    for name, (kept, dropped, about) in files.items():
+        output = outputs[name]
+        if not output.up_to_date:
+            with output:
+                output.dropped += dropped
+                output.finish(map(encode, kept), **about)
+        log.info("%s: %d records", output.path, len(kept))
 
 
 def _judge_of(path: Path, provenance: Provenance) -> judge.Options:
