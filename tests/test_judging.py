@@ -117,10 +117,12 @@ def test_a_pattern_and_a_function_of_one_s_own(tmp_path):
     assert own(tmp_path, parse=r"a(x)?(?:b)").read("ab") == Verdict(None, NO_SCORE)
     (tmp_path / "mine.py").write_text(
         "def count(text):\n    return None if not text else len(text) if text != 'bad' else 1 / 0\n"
+        "def leave(text):\n    raise SystemExit(0)\n"
     )
     form = own(tmp_path, parse=f"{tmp_path}/mine.py:count", valid="reward < 9 and not reward == 3")
     assert [form.read(text).value for text in ("", "four", "xyz", "x" * 9)] == [None, 4.0, None, None]
     assert form.read("bad") == Verdict(None, "--judge_parse failed on the judge's text: ZeroDivisionError")
+    assert "SystemExit" in own(tmp_path, parse=f"{tmp_path}/mine.py:leave").read("x").reason
 
 
 def test_a_judgement_ends_with_the_line_of_its_score():
@@ -165,6 +167,9 @@ WRONG = {
     "no function's file": ({"parse": "no/such.py:f"}, "there is no such file"),
     "no comparison": ({"valid": "5"}, "expected a range LOW:HIGH"),
     "a call": ({"valid": "abs(reward) < 5"}, "expected a range LOW:HIGH"),
+    "no score at all": ({"valid": "5 > 3"}, "expected a range LOW:HIGH"),
+    "a score that is not compared": ({"valid": "not reward"}, "expected a range LOW:HIGH"),
+    "another one": ({"valid": "reward and reward < 3"}, "expected a range LOW:HIGH"),
     "an attribute": ({"valid": "reward.real == 1"}, "expected a range LOW:HIGH"),
     "a range that is empty": ({"valid": "5:0"}, "expected a range LOW:HIGH"),
     "a wrong part that is not reached": ({"valid": "reward > 9 and __import__"}, "expected a range LOW:HIGH"),

@@ -286,7 +286,10 @@ def _call(function: Callable[[str], object], name: str) -> Callable[[str, bool],
     def read(text: str, truncated: bool) -> tuple[object, str | None]:
         try:
             found = function(text)
-        except Exception as error:  # whatever a user's function raises: the texts are kept, and this one has no score
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # the texts are kept, and this one has no score
             return None, f"{FAILED}: {type(error).__name__}"
         return found, NO_SCORE if found is None else None
 
@@ -301,7 +304,7 @@ def _load_function(path: Path, name: str) -> Callable[[str], object]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--judge_parse {path}: cannot be run: {type(error).__name__}: {error}") from None
     if not callable(function := getattr(module, name, None)):
         raise UserError(f"--judge_parse {path}:{name}: the file has no function of this name")
