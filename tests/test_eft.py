@@ -231,6 +231,7 @@ BAD = {
     "ranks of others": ("eft outputs/judged.json --ranks outputs/some.json", "no record has `ranks`"),
     "seeds that are none": ("eft outputs/judged.json --seed_data outputs/human.json", "holds Samples records"),
     "no such seeds": ("eft outputs/judged.json", "--seed_data oasst_sft: "),
+    "no words any more": ("eft outputs/changed.json --force", "lacks what the judge said of its responses"),
     "an unknown name": ("eft outputs/judged.json --seed_data no_such", "--seed_data no_such: neither"),
     "nothing left": ("eft outputs/judged.json --seed_data outputs/all.json", "Build a smaller seed set"),
     "a flag of another command": ("overlap a.json b.json --agree position", "overlap does not use --agree"),
@@ -241,6 +242,8 @@ BAD = {
 def test_what_cannot_train_a_judge_is_said_at_once(world, command, message):
     judged = world.read("outputs/judged.json")
     world.write("outputs/loose.json", judged)
+    world.write("outputs/changed.json", {uuid: {**record, "parts": {}} for uuid, record in judged.items()})
+    world.write("outputs/changed.json.meta.json", world.read("outputs/judged.json.meta.json"))
     world.write("outputs/some.json", {uuid: {"messages": []} for uuid in judged})
     world.write("outputs/others.json", {"x": {"ranks": [0, 1]}})
     chat = [{"role": "assistant", "content": "!"}]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cream.cli.flags import fields_of, flag
 from cream.data.build import shuffled
-from cream.data.judgements import agreeing, balanced, prompts_of, targets
+from cream.data.judgements import OTHERWISE, agreeing, balanced, prompts_of, targets
 from cream.data.overlap import prompt_text, whole
 from cream.errors import UserError
 from cream.files import journal, store
@@ -90,6 +90,8 @@ def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed
     provenance = run.provenance()
     options = _judge_of(path, provenance)
     records = list(store.read(path, Rewards, skip=run.skip))
+    for record in records:
+        _check_words(path, record, options)
     gold = _gold(path, records, flags.ranks, provenance, run.skip)
     seeds = _seeds(seed_data, flags, provenance, run.skip)
     whats = {"agree": flags.agree, "eft_size": flags.eft_size, "held_out": flags.held_out, "seed": seed}
@@ -110,7 +112,7 @@ def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed
     train, held = _parts(records, gold, prompts_of(seeds), options, flags, seed)
     _describe(train, held)
     if not train.kept:
-        raise UserError(f"{path}: no judgement is left to train on ({_reasons(train.dropped)}){_advice(train, flags)}")
+        raise UserError(f"{path}: no judgement is left to train on ({_reasons(train.dropped)}){_advice(train)}")
     if run.skip:
         outputs["train"].reject(store.rejected(path, Rewards))
     _write(outputs, train, held, seeds if flags.with_seed else [], gold, judge.describe_form(options.form))
@@ -168,6 +170,18 @@ def _judge_of(path: Path, provenance: Provenance) -> judge.Options:
         value = getattr(options, changed[0])
         raise UserError(f"{path}: --{changed[0]} {value} has other words now than when it judged these")
     return options
+
+
+def _check_words(path: Path, record: Rewards, options: judge.Options) -> None:
+    """Raises UserError where a record lacks what its sidecar promises: it was changed, and --force was given."""
+    names = {f"judge_{k + 1}" for k in range(options.judge_samples)}
+    scores, texts = record.parts.get("scores", [0]), record.texts
+    lists = all(each is None or isinstance(each, list) and len(each) == len(names) for each in scores)
+    if not lists or not names <= texts.keys():
+        raise UserError(
+            f"{path}: record {record.uuid!r} lacks what the judge said of its responses: `parts.scores`, and `texts` "
+            f"of {len(names)} judgements"
+        )
 
 
 def _judge_prompt(path: Path, about: dict) -> str:
@@ -275,7 +289,7 @@ def _reasons(dropped: Mapping[str, int]) -> str:
     return "; ".join(f"{count} responses: {reason}" for reason, count in dropped.items())
 
 
-def _advice(train: Part, flags: EftFlags) -> str:
+def _advice(train: Part) -> str:
     if train.dropped and max(train.dropped, key=train.dropped.__getitem__) == SEED:
         return ". Build a smaller seed set (--sft_limit), or give --seed_data none"
-    return ". --agree position keeps more" if flags.agree == "ranking" else ""
+    return ". --agree position keeps more" if OTHERWISE in train.dropped else ""

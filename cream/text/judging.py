@@ -286,10 +286,7 @@ def _call(function: Callable[[str], object], name: str) -> Callable[[str, bool],
     def read(text: str, truncated: bool) -> tuple[object, str | None]:
         try:
             found = function(text)
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # the texts are kept, and this one has no score
+        except (Exception, SystemExit) as error:  # the texts are kept, and this one has no score
             return None, f"{FAILED}: {type(error).__name__}"
         return found, NO_SCORE if found is None else None
 
