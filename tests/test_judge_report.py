@@ -36,8 +36,10 @@ def test_against_gold(table):
                 right.append(0.5 if r == s else float((r > s) == (g > h)))
         known = [g for _, g in row if g is not None]
         best += [g == max(known) for r, g in row if r == top and g is not None]
+        if len(known) > 1:
+            same = all((r > s) == (g > h) and (r < s) == (g < h) for (r, g), (s, h) in combinations(both, 2))
+            orders.append(same and len(both) == len(known))
         if len(both) > 1:
-            orders.append(all((r > s) == (g > h) and (r < s) == (g < h) for (r, g), (s, h) in combinations(both, 2)))
             if all(len(set(column)) > 1 for column in zip(*both, strict=True)):
                 taus.append(kendalltau(*zip(*both, strict=True)).statistic)
                 rhos.append(spearmanr(*zip(*both, strict=True)).statistic)

@@ -144,10 +144,13 @@ def pair_counts(rewards: Sequence[Number], gold: Sequence[Number]) -> tuple[floa
 
 
 def same_order(rewards: Sequence[Number], gold: Sequence[Number]) -> bool | None:
-    """Whether the whole order is the same, ties included; None without two responses that have both values."""
-    both = [(r, g) for r, g in zip(rewards, gold, strict=True) if r is not None and g is not None]
+    """Whether the whole order is the same, ties included; None without two responses that gold orders. A response
+    without a reward has no place in an order: else a judge of few verdicts would match the better."""
+    both = [(r, g) for r, g in zip(rewards, gold, strict=True) if g is not None]
     if len(both) < 2:
         return None
+    if any(r is None for r, _ in both):
+        return False
     return all(np.sign(a[0] - b[0]) == np.sign(a[1] - b[1]) for a, b in combinations(both, 2))
 
 
