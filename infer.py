@@ -18,7 +18,7 @@ from cream.cli.console import log
 from cream.cli.flags import parse
 from cream.data import synthesis
 from cream.data.synthesis import SynthesisFlags
-from cream.engines import EngineFlags, SamplingFlags
+from cream.engines.options import EngineFlags, SamplingFlags
 from cream.errors import UserError
 from cream.evaluation import evaluate as evaluation
 from cream.evaluation.options import EvaluationFlags, InferOutput, Task

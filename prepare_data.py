@@ -16,7 +16,7 @@ from pathlib import Path
 from config import DATASET_FILES, DATASETS, Model, Run, group
 from cream.cli import console, names
 from cream.cli.flags import parse
-from cream.data import commands
+from cream.data import commands, importing
 from cream.data.commands import Build, Lengths, Table
 from cream.data.eft import EftFlags
 from cream.errors import UserError
@@ -74,7 +74,7 @@ def main(argv=None):
             seeds = None if config.eft.seed_data is None else Path(_file(config.eft.seed_data, "--seed_data"))
             commands.eft(rest[0], config.eft, seeds, config.build, config.table.output, run)
         case "import":
-            commands.import_table(rest[0], config.table, Path(config.build.output_dir), run)
+            importing.import_table(rest[0], config.table, Path(config.build.output_dir), run)
         case "export":
             commands.export(rest[0], config.table, run)
         case "overlap":

@@ -1,12 +1,10 @@
-"""The commands of prepare_data.py, and their flags.
+"""The commands of prepare_data.py but import, and the flags of all.
 
 `run`: the script's flags of that name (overwrite, dry_run, skip, provenance()).
 """
 
 import logging
-import os
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,17 +14,10 @@ from cream.data.forms import FORMS, export_row
 from cream.errors import UserError, user_error
 from cream.files import journal, store
 from cream.files.provenance import Provenance
-from cream.records import Conversation, Item, Pair, Prompt, Samples, encode
+from cream.records import encode
 
 log = logging.getLogger("cream")
 SHOWN = 10  # overlapping records that are listed
-NEXT = {  # the stage that takes an imported file
-    Conversation: "train.py --train_stage sft",
-    Pair: "train.py",
-    Prompt: "infer.py --mode sampling",
-    Item: "infer.py --mode evaluation",
-    Samples: "rewarding.py --reward judge",
-}
 
 
 @dataclass
@@ -140,11 +131,11 @@ def build(names: Sequence[str], flags: Build, run) -> None:
 def _built_output(path: Path, file, tables: dict, run) -> journal.Output:
     provenance, instead = run.provenance(), "another --output_dir"
     for name in file.inputs:
-        _add_input(provenance, name, tables[name].place, tables[name].digest)
+        add_input(provenance, name, tables[name].place, tables[name].digest)
     return journal.Output(path, file.settings, provenance, overwrite=run.overwrite, instead=instead)
 
 
-def _add_input(provenance: Provenance, name: str, place, digest: str) -> None:
+def add_input(provenance: Provenance, name: str, place, digest: str) -> None:
     if place.file:
         provenance.file(name, place.file)
     else:
@@ -161,98 +152,20 @@ def _describe(file, output: journal.Output) -> None:
     for task, counts in file.tasks.items():
         skipped = "".join(f"; {count} skipped: {why}" for why, count in counts.items() if why != "kept")
         log.info("  %s: %d%s", task, counts["kept"], skipped)
-    _describe_dropped({} if file.tasks else file.dropped)
+    describe_dropped({} if file.tasks else file.dropped)
 
 
-def _describe_dropped(dropped: dict[str, int]) -> None:
+def describe_dropped(dropped: dict[str, int]) -> None:
     for reason, count in dropped.items():
         log.info("  %d skipped: %s", count, reason)
 
 
-def import_table(word: str, flags: Table, folder: Path, run) -> None:
-    """Write a record file in `folder` from any table, whose first good row decides the layout."""
-    from cream.data import plain, preferences, reading, table
-    from cream.data.columns import parse_columns, plan, without_header
-    from cream.data.messages import Keys
-
-    place, columns = reading.Place(word, flags.subset, flags.split), parse_columns(flags.columns or "")
-    keys = Keys(frozenset(_words(flags.ignore_keys)), flags.thought_key)
-    best = preferences.parse_best(flags.best) if flags.best else {}
-    how = table.Reading(flags.first_answer, keys, best, flags.grader)
-    cells = plain.Cells(_separator(flags.sep), header=not without_header(columns))
-    if place.file and (flags.subset, flags.split) != (Table.subset, Table.split):
-        raise UserError(f"{place}: --subset and --split are for hub ids and folders like them; this is one file")
-    stem = Path(os.path.abspath(word)).name.partition(".")[0]
-    with reading.open_rows(place, cells) as rows:
-        head = next(iter(rows), {})
-        kind, names = plan(columns, head, str(place))
-        _check_flags(flags, names)
-        _describe_columns(f"{place}: {len(rows)} rows", head, names, flags)
-        rejected, dropped = [], Counter()
-        results = table.records(rows, kind, names, stem, str(place), how)
-        records = table.keep_good(results, rejected, dropped, run.skip)
-        if (first := next(records, None)) is None:
-            why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
-            raise UserError(f"{place}: no row makes a record; the first: {why}")
-        target = Path(flags.output or folder / f"{stem}.{table.WORDS[type(first)]}.json")
-        provenance = run.provenance()
-        _add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
-        settings = {"columns": flags.columns, "first_answer": flags.first_answer} | _skips(run)
-        more = {name: getattr(flags, name) for name in ("best", "thought_key", "ignore_keys", "sep", "grader")}
-        settings |= {name: value for name, value in more.items() if value is not None}
-        settings |= {} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split}
-        output = journal.Output(target, settings, provenance, overwrite=run.overwrite)
-        if _is_needed(output, run):
-            with output:
-                output.reject(rejected)  # both are complete after the last record
-                output.dropped = dropped
-                count = output.finish(map(encode, chain([first], records)))
-            log.info("%s: %d %s records", target, count, type(first).__name__)
-            _describe_dropped(dropped)
-        elif output.up_to_date:
-            deque(records, maxlen=0)  # an older version may have written rows that are refused now
-    name = "--input_file" if isinstance(first, Samples) else "--name"
-    log.info("next: python prepare_data.py validate %s\nthen: python %s %s %s", target, NEXT[type(first)], name, target)
-
-
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
-
-
-def _separator(text: str | None) -> str | None:
-    sep = {"tab": "\t", "\\t": "\t"}.get(text, text)
-    if sep is not None and len(sep) != 1:
-        raise UserError(f"--sep {text}: expected one character, or tab")
-    return sep
-
-
-def _check_flags(flags: Table, names: Mapping[str, str]) -> None:
-    """Raises UserError for a flag of import that the columns do not use."""
-    if flags.best and "best" not in names:
-        raise UserError("--best is the meaning of a column's values: name the column with --columns best=…")
-
-
-def _describe_columns(what: str, head: Mapping, names: Mapping[str, str], flags: Table) -> None:
-    """Log what each column becomes, and how the first row shows that the columns could be read otherwise."""
-    from cream.data import layouts
-    from cream.data.columns import copied, parts_of
-    from cream.data.messages import is_transcript
-
-    kept = [name for name in copied(head, names) if name not in parts_of(names)]
-    used = ", ".join(f"{name}={column}" for name, column in names.items())
-    log.info("%s; %s%s", what, used, f"; only copied: {', '.join(kept)}" if kept else "")
-    texts = parts_of({name: names[name] for name in ("prompt", "chosen", "rejected") if name in names})
-    if seen := [name for name in texts if is_transcript(head.get(name))]:
-        log.info("  the turns in %s are those after Human: and Assistant:", ", ".join(seen))
-    if not flags.columns and (known := layouts.flags_for(head)):
-        log.info("  these are columns of %s; for pairs: %s", *known)
-
-
-def _skips(run) -> dict[str, str]:
+def skips(run) -> dict[str, str]:
+    """The setting of an output that lacks malformed records."""
     return {"on_bad_record": "skip"} if run.skip else {}
 
 
-def _is_needed(output: journal.Output, run) -> bool:
+def is_needed(output: journal.Output, run) -> bool:
     """Whether an output has to be written; logs why not."""
     if output.up_to_date:
         log.info("%s is up to date (same settings and inputs); skipping", output.path)
@@ -293,8 +206,8 @@ def overlap(words: Sequence[str], flags: Table, run) -> None:
     if flags.output is None:
         log.info("to write the others: --output FILE" if shared else "they do not overlap")
         return
-    output = journal.Output(Path(flags.output), {"overlap": N} | _skips(run), provenance, overwrite=run.overwrite)
-    if _is_needed(output, run):
+    output = journal.Output(Path(flags.output), {"overlap": N} | skips(run), provenance, overwrite=run.overwrite)
+    if is_needed(output, run):
         with output:
             output.reject(store.rejected(path, kinds[path]) if run.skip else ())
             output.dropped[CONTAMINATED] += len(shared)
@@ -320,8 +233,8 @@ def export(word: str, flags: Table, run) -> None:
         raise UserError(f"--output {target}: rows are written one per line, to a name that ends in .jsonl")
     kind, provenance = store.detect(path, skip=run.skip), run.provenance()
     provenance.output("file", path)
-    output = journal.Output(target, {"form": form} | _skips(run), provenance, overwrite=run.overwrite)
-    if not _is_needed(output, run):
+    output = journal.Output(target, {"form": form} | skips(run), provenance, overwrite=run.overwrite)
+    if not is_needed(output, run):
         return
     records = store.read(path, kind, skip=run.skip)
     if (first := next(records, None)) is None:

@@ -3,6 +3,7 @@
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from cream.cli import names
@@ -21,7 +22,7 @@ from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
 FILES = ("input_file", "file1", "file2", *all_inputs())  # flags that name a file
-FILES += ("few_shot_file", "chat_template", "deepspeed")
+FILES += ("few_shot_file", "chat_template", "deepspeed", "ranks")
 SEVERAL = ("exclude", *(role for role, file in all_inputs().items() if file.several))  # several, separated by commas
 MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
@@ -35,7 +36,13 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
     built-in names; `checkpoints`, `dataset_names`: the registries."""
     from cream.evaluation.tasks import TASKS
 
-    def dataset(name: str) -> Path:
+    def dataset(name: str, flag: str = "--name") -> Path:
+        try:
+            return found_dataset(name)
+        except UserError as error:
+            raise UserError(str(error).replace("--name", flag, 1)) from None
+
+    def found_dataset(name: str) -> Path:
         path = names.dataset(name, datasets, dataset_names)
         parts = [datasets[f"{part}_test"] for part, task in TASKS.items() if task.IN_ALL_TEST]
         places = [path, *map(names.in_root, parts)] if is_all_test(path) else [path]
@@ -54,7 +61,7 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
 
     return {
         "model": model,
-        **dict.fromkeys(("name", "exclude", "seed_data"), dataset),
+        **{each: partial(dataset, flag=f"--{each}") for each in ("name", "exclude", "seed_data")},
         "checkpoint": lambda name: names.checkpoint(name, checkpoints),
         "ref_model_ckpt": lambda name: names.checkpoint(name, checkpoints, "--ref_model_ckpt"),
         **dict.fromkeys(FILES, Path),

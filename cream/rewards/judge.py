@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cream.cli.flags import flag
-from cream.engines import ENGINES, GREEDY, Sampling, temperature_flag
+from cream.engines import ENGINES, GREEDY, Sampling
+from cream.engines.options import temperature_flag
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_text
 from cream.preferences import NOT_JOINED
@@ -237,18 +238,16 @@ def read_texts(texts: Texts, options: Options) -> list[Verdict]:
 def distribution(logprob: Sequence[float], num_tokens: Sequence[int], verdicts: Sequence[str]) -> list[float]:
     """The probability of each admissible verdict, given that it is one of them: the softmax of their log-probabilities.
 
-    A verdict whose tokens begin another one ("1" and "10", digit by digit) stands for itself alone: without the
-    probability that the judge continues to the longer one.
+    A verdict whose tokens begin others ("1", "10" and "100", digit by digit) stands for itself alone: without the
+    probability that the judge continues to one of these.
     """
-    logs = []
-    for i, text in enumerate(verdicts):
-        longer = [
-            logprob[j]
-            for j, other in enumerate(verdicts)
-            if other != text and other.startswith(text) and num_tokens[j] > num_tokens[i]
-        ]
-        rest = 1 - sum(math.exp(min(0.0, value - logprob[i])) for value in longer if value <= logprob[i] + EQUAL)
-        logs.append(logprob[i] + math.log(rest) if rest > 0 else -math.inf)
+    logs = [-math.inf] * len(verdicts)
+    for i in sorted(range(len(verdicts)), key=lambda i: -num_tokens[i]):  # the longer ones are without theirs by then
+        text = verdicts[i]
+        longer = [j for j, other in enumerate(verdicts) if other.startswith(text) and num_tokens[j] > num_tokens[i]]
+        longer = [j for j in longer if logprob[j] <= logprob[i] + EQUAL]
+        rest = 1 - sum(math.exp(min(0.0, logs[j] - logprob[i])) for j in longer)
+        logs[i] = logprob[i] + math.log(rest) if rest > 0 else -math.inf
     top = max(logs)
     shares = [math.exp(value - top) for value in logs]
     return [share / sum(shares) for share in shares]
