@@ -19,6 +19,7 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the hub fails instead of waiting
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warnings, no deadlocks, when a test forks
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a workspace's modules are compiled once, not by each command
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs one worker per core
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 if shutil.which("g++"):  # for what DeepSpeed and torch compile

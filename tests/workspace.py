@@ -121,11 +121,11 @@ class Workspace:
 
     def __init__(self, folder: Path, repo: Path, stages: Stages | None, loop: Path | None = None):
         self.folder, self.stages = folder, stages
-        ignore = shutil.ignore_patterns("__pycache__", ".*", *REGISTRIES, REAL)
+        ignore = shutil.ignore_patterns(".*", "*.pyc.*", *REGISTRIES, REAL)  # and what is being compiled
         for source in (path for part in PARTS for path in repo.glob(part)):
             target = folder / source.relative_to(repo)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy(source, target)
+            shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy2(source, target)
         if loop:
             shutil.copytree(loop / LOOP, folder / LOOP, symlinks=True, copy_function=_link)
 
