@@ -160,22 +160,29 @@ def tiny_folder(tiny_tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stages():
+def common(tmp_path_factory) -> Path:
+    """A folder that all workers share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def stages(common):
     """The process in whose forks command lines run (tests/workspace.py)."""
     from workspace import Stages
 
-    process = Stages()
+    process = Stages(common / "door")
     yield process
     process.close()
 
 
 @pytest.fixture(scope="session")
-def with_vllm():
+def with_vllm(common):
     """Another, which has imported vLLM (15 s). Tests that use it are of the group "vllm", so that there is one."""
     from workspace import Stages
 
     pytest.importorskip("vllm", exc_type=ImportError)
-    process = Stages(*VLLM_MODULES, **VLLM_QUICK)
+    process = Stages(common / "door to vLLM", *VLLM_MODULES, **VLLM_QUICK)
     yield process
     process.close()
 
@@ -189,21 +196,20 @@ def workspace(stages, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def loop(stages, tmp_path_factory) -> Path:
+def loop(stages, common) -> Path:
     """A workspace in which the tiny loop has run (workspace.ROUND): built once for all workers. Read only."""
     from filelock import FileLock
     from workspace import ROUND, Workspace
 
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(base / "loop.lock"):
-        if not (base / "loop/finished").exists():
-            shutil.rmtree(base / "loop", ignore_errors=True)  # of a worker in which a command failed
-            world = Workspace(base / "loop", REPO, stages)
+    folder = common / "loop"
+    with FileLock(common / "loop.lock"):
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker in which a command failed
+            world = Workspace(folder, REPO, stages)
             for command in ROUND:
                 world.run(command)
-            (base / "loop/finished").touch()
-    return base / "loop"
+            (folder / "finished").touch()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -215,11 +221,11 @@ def looped(stages, loop, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quick(loop, tmp_path_factory):
+def quick(loop, common, tmp_path_factory):
     """As `looped`, but its stages run in forks of a process that has also imported the project: for many commands."""
     from workspace import Stages, Workspace
 
     world = Workspace(tmp_path_factory.mktemp("workspace"), REPO, None, loop)
-    world.stages = Stages(*world.modules(), project=world.folder)
+    world.stages = Stages(common / "door", project=world.folder)
     yield world
     world.stages.close()
