@@ -253,8 +253,7 @@ def serve(link: socket.socket) -> None:
             importlib.import_module(name)
         gc.freeze()
     for request in requests:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)  # the last one: until now its number stood for it alone
+        _reap()
         if request is None:
             if not (child := os.fork()):
                 _answer_all(requests, answers)
@@ -270,6 +269,13 @@ def serve(link: socket.socket) -> None:
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         print(json.dumps([code, *map(_text, streams)]), file=answers, flush=True)
+    _reap()
+
+
+def _reap() -> None:
+    """The command that ended last: until now its number stood for it alone."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def modules(project: Path) -> list[str]:
