@@ -22,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warnings, no dead
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a workspace's modules are compiled once, not by each command
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs one worker per core
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # torch need not compile a program to see what this CPU can do
 if shutil.which("g++"):  # for what DeepSpeed and torch compile
     os.environ.setdefault("CXX", str(Path(__file__).with_name("quick_g++")))
 sys.modules.setdefault("sklearn", None)  # as in every stage (cream/cli/console.py)
