@@ -38,7 +38,7 @@ class JudgeFlags:
     """judge"""
 
     labels: str | None = flag(
-        None, "gold: labelled questions, matched by uuid; a correct response is better than a wrong one"
+        None, "gold: a file of labelled questions, matched by uuid; a correct response is better than a wrong one"
     )
     ranks: str | None = flag(
         None, "gold: a file of records with a uuid and `ranks`, a number per response, the lowest is best"

@@ -5,6 +5,7 @@ and Kendall. Means are over prompts, and so are the draws of their bootstrap int
 much, and pairs of them more.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ def gold_ranks(judged: Judged, records: Iterable[Record]) -> list[list[Number]]:
         gold.append([None if each is None else -float(each) for each in row])
     if not any(uuid in ranks for uuid in judged.uuids):
         raise UserError("--ranks: none of its uuids is that of a prompt in the file of rewards")
+    if not any(ranks.get(uuid) for uuid in judged.uuids):
+        raise UserError("--ranks: its records have no `ranks`; docs/judges.md says what they are (labels: --labels)")
     return gold
 
 
@@ -266,7 +269,11 @@ def _histogram(values: Sequence[float]) -> str:
     if all(value == int(value) for value in values) and len({*values}) <= 2 * BINS:
         return ", ".join(f"{value:g}: {count}" for value, count in sorted(Counter(values).items()))
     counts, edges = np.histogram(values, BINS)
-    return ", ".join(f"{a:.2g} to {b:.2g}: {n}" for a, b, n in zip(edges, edges[1:], counts, strict=False))
+    step = float(edges[1] - edges[0])
+    digits = max(0, 1 - math.floor(math.log10(step))) if step > 0 else 3  # so that no two edges look alike
+    return ", ".join(
+        f"{a:.{digits}f} to {b:.{digits}f}: {n}" for a, b, n in zip(edges, edges[1:], counts, strict=False)
+    )
 
 
 def _share(part: float, whole: float) -> str:
