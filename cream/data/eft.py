@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import floor
 from pathlib import Path
 
+from cream.cli.console import command
 from cream.cli.flags import fields_of, flag
 from cream.data.build import shuffled
 from cream.data.overlap import prompt_text, whole
@@ -224,7 +225,13 @@ def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed
                 each.dropped += dropped
                 each.finish(map(encode, kept), **facts)
         log.info("%s: %d records", places[part], len(kept))
-    log.info("next, train the SFT model on it:\n  python train.py --train_stage sft --checkpoint SFT --name %s", output)
+    log.info("next, train the SFT model on it, the checkpoint SFT that judged:")
+    log.info("  python train.py --train_stage sft --checkpoint SFT --name %s", output)
+    if flags.held_out:
+        asked = {"judge_prompt": options.judge_prompt, "input_file": places["ranked"], "output": "JUDGED.json"}
+        log.info("then let the trained checkpoint TRAINED judge the held-out responses, and see how good it is:")
+        log.info("  %s", command("rewarding.py", reward="judge", checkpoint="TRAINED", **asked))
+        log.info("  python report.py judge JUDGED.json --ranks JUDGED.json")
 
 
 def _judge_of(path: Path, provenance: Provenance) -> judge.Options:

@@ -68,8 +68,6 @@ def gold_ranks(judged: Judged, records: Iterable[Record]) -> list[list[Number]]:
         gold.append([None if each is None else -float(each) for each in row])
     if not any(uuid in ranks for uuid in judged.uuids):
         raise UserError("--ranks: none of its uuids is that of a prompt in the file of rewards")
-    if not any(ranks.get(uuid) for uuid in judged.uuids):
-        raise UserError("--ranks: its records have no `ranks`; docs/judges.md says what they are (labels: --labels)")
     return gold
 
 
