@@ -119,7 +119,9 @@ def main(argv=None):
             if skip:
                 output.reject(run.rejected(limit))
             output.finish(passes.rewards(run, output), **stage.facts(run, output, reward, model, scored))
-        stage.report(output, responses)
+        if not stage.report(output, responses):
+            log.info("rewards: %s, of which no pairs can be made", target)
+            return
     log.info("rewards: %s", target)
     stage.next_commands(run, target, reward, model, folders, partial(for_next_stage, config))
 

@@ -176,7 +176,8 @@ def test_a_judge_that_never_says_a_score_ends_the_stage():
     for _ in range(judge.FIRST - 1):
         watch.see(Texts(["I like it" * 99], ["length"]))
     watch.see(Texts([], []))  # does not fit
-    with pytest.raises(UserError, match=r"none of the first 64 judgements .* 64 of them are truncated.*'I like it.*…'"):
+    told = r"none of the first 64 judgements .* 64 of them are .*'I like it.*…'.* larger --judge_max_tokens"
+    with pytest.raises(UserError, match=told):
         watch.see(Texts(["Score: 7"], ["length"]))
     fine = Watch(options_of())
     fine.see(Texts(["?", "?", "Score: 3"], ["stop"] * 3))

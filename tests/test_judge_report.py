@@ -203,3 +203,9 @@ def test_public_judgements_by_people(shared):
     assert len(records) == 378 and len(right) > 300 and values == [pytest.approx(each, abs=1e-9) for each in wanted]
     pytest.importorskip("krippendorff")
     assert judges.alpha(found.scores) == pytest.approx(ordinal_alpha(found.scores), abs=1e-9)
+
+
+def test_no_two_edges_of_a_histogram_look_alike():
+    text = judges._histogram([5.001, 5.002, 5.0035, 5.01])
+    edges = [edge for each in text.split(", ") for edge in each.partition(":")[0].split(" to ")]
+    assert len({*edges}) == judges.BINS + 1

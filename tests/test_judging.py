@@ -160,6 +160,7 @@ WRONG = {
     ),
     "a pattern without a group": ({"parse": r"Good: \d"}, "has 0 groups, expected one"),
     "two groups": ({"parse": r"(\d)(\d)"}, "has 2 groups, expected one"),
+    "a file without its function": ({"parse": "mine.py"}, "Give mine.py:NAME"),
     "no pattern": ({"parse": "(x"}, "is not a regular expression"),
     "two holes": ({"parse": "{{ reward }} {{ reward }}"}, "a template has {{ reward }} once"),
     "another hole": ({"parse": "{{ score }}"}, "a template has {{ reward }} once"),

@@ -80,8 +80,10 @@ def test_a_data_set_that_is_not_there(name, how):
     assert how in str(names.missing_data(name, Path("localdata/x.json")))
 
 
-def test_a_path_of_data_that_is_not_there(tmp_path, registry):
+def test_a_path_of_data_that_is_not_there(tmp_path, registry, monkeypatch):
     """One line, without the names of data sets; with the command for what is built into a folder of localdata."""
+    monkeypatch.setattr(names, "ROOT", tmp_path)  # not where somebody may have built them
+    monkeypatch.chdir(tmp_path)
     build = "`python prepare_data.py build all --output_dir {}localdata/small` makes it, with --task_limit N"
     for path, problem in (
         ("mine/prompt.1.json", "mine/prompt.1.json: no such file"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from math import floor
 from pathlib import Path
 
+from cream.cli.console import command
 from cream.cli.flags import fields_of, flag
 from cream.data.build import shuffled
 from cream.data.judgements import OTHERWISE, agreeing, balanced, prompts_of, targets
@@ -116,7 +117,13 @@ def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed
     if run.skip:
         outputs["train"].reject(store.rejected(path, Rewards))
     _write(outputs, train, held, seeds if flags.with_seed else [], gold, judge.describe_form(options.form))
-    log.info("next, train the SFT model on it:\n  python train.py --train_stage sft --checkpoint SFT --name %s", output)
+    log.info("next, train the SFT model on it, the checkpoint SFT that judged:")
+    log.info("  python train.py --train_stage sft --checkpoint SFT --name %s", output)
+    if flags.held_out:
+        asked = {"judge_prompt": options.judge_prompt, "input_file": outputs["ranked"].path, "output": "JUDGED.json"}
+        log.info("then let the trained checkpoint TRAINED judge the held-out responses, and see how good it is:")
+        log.info("  %s", command("rewarding.py", reward="judge", checkpoint="TRAINED", **asked))
+        log.info("  python report.py judge JUDGED.json --ranks JUDGED.json")
 
 
 def _write(

@@ -43,7 +43,8 @@ class SamplingFlags:
 
     gen_n: int | None = flag(
         None,
-        "responses per prompt; none: 5 in sampling, 1 (greedy) in evaluation; several are sampled there and vote",
+        "responses per prompt; none: 5 in sampling, 1 (greedy) in evaluation; several are sampled there and vote. "
+        "instructions: texts per query; none: 1",
         low=1,
     )
     gen_temperature: float = temperature_flag(0.8, "sampling temperature")

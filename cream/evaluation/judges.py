@@ -5,6 +5,7 @@ and Kendall. Means are over prompts, and so are the draws of their bootstrap int
 much, and pairs of them more.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -277,7 +278,11 @@ def _histogram(values: Sequence[float]) -> str:
     if all(value == int(value) for value in values) and len({*values}) <= 2 * BINS:
         return ", ".join(f"{value:g}: {count}" for value, count in sorted(Counter(values).items()))
     counts, edges = np.histogram(values, BINS)
-    return ", ".join(f"{a:.3g} to {b:.3g}: {n}" for a, b, n in zip(edges, edges[1:], counts, strict=False))
+    step = float(edges[1] - edges[0])
+    digits = max(0, 1 - math.floor(math.log10(step))) if step > 0 else 3  # so that no two edges look alike
+    return ", ".join(
+        f"{a:.{digits}f} to {b:.{digits}f}: {n}" for a, b, n in zip(edges, edges[1:], counts, strict=False)
+    )
 
 
 def _share(part: float, whole: float) -> str:

@@ -21,6 +21,7 @@ from cream.records import METHODS
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
+BUILT = ("oasst1.sft.json", "oasst1.ranked.json")  # by prepare_data.py
 FILES = ("input_file", "file1", "file2", *all_inputs())  # flags that name a file
 FILES += ("few_shot_file", "chat_template", "deepspeed", "ranks")
 SEVERAL = ("exclude", *(role for role, file in all_inputs().items() if file.several))  # several, separated by commas
@@ -132,7 +133,8 @@ class Files:
                 yield str(error)
                 continue
             if path is not None and not path.exists():
-                yield f"--{name} {value}: {path} does not exist, and no earlier step makes it"
+                made = " (`python prepare_data.py build oasst1` does)" if path.name in BUILT else ""
+                yield f"--{name} {value}: {path} does not exist, and no earlier step makes it{made}"
             elif path is not None and name in MODELS and not (path / "adapter_config.json").exists():
                 yield from _refused(check_folder, path, None)
             elif path is not None and name == "name":

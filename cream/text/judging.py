@@ -209,7 +209,9 @@ def _check_template(form: Form) -> None:
     except (TemplateError, RecursionError) as error:
         raise UserError(f"{where}: is not a Jinja template: {error}") from None
     if odd := sorted(variables - {*NAMES}):
-        raise UserError(f"{where}: has no value for {{{{ {odd[0]} }}}}{nearest(odd[0], NAMES)}; it may use {NAMES}")
+        raise UserError(
+            f"{where}: has no value for {{{{ {odd[0]} }}}}{nearest(odd[0], NAMES)}; it may use {', '.join(NAMES)}"
+        )
     if variables & {*NAMES[1:]} not in ({"response"}, {"response_a", "response_b"}):
         raise UserError(
             f"{where}: the judge would not see what it judges: the template needs {{{{ response }}}}, or both "
@@ -261,6 +263,8 @@ def _pattern(parse: str, pairwise: bool) -> regex.Pattern:
         pattern = regex.compile(parse)
     except (regex.error, RecursionError) as error:
         raise UserError(f"--judge_parse {parse!r}: is not a regular expression: {error}") from None
+    if pattern.groups != 1 and parse.endswith(".py"):
+        raise UserError(f"--judge_parse {parse}: which function of this file? Give {parse}:NAME")
     if pattern.groups != 1:
         raise UserError(
             f"--judge_parse {parse!r}: has {pattern.groups} groups, expected one around the score: 'Score: (\\d+)', say"
