@@ -18,7 +18,7 @@ from cream.cli.console import log
 from cream.cli.flags import parse
 from cream.data import synthesis
 from cream.data.synthesis import SynthesisFlags
-from cream.engines import EngineFlags, SamplingFlags
+from cream.engines.options import EngineFlags, SamplingFlags
 from cream.errors import UserError
 from cream.evaluation import evaluate as evaluation
 from cream.evaluation.options import EvaluationFlags, InferOutput, Task
@@ -106,6 +106,8 @@ def sample(config: InferConfig) -> None:
         log.info(sampling.next_step(output.path, folder, model.checkpoint, for_next_stage(config)))
         if prompts.kind is Conversation:
             log.info("or, for SPIN:\n  %s", sampling.spin(output.path, path))
+        if not texts.is_named(flags.sysprompt):
+            log.info("or, for RLCD, with samples to the contrary --sysprompt:\n  %s", sampling.contrast(output.path))
 
 
 def evaluate(config: InferConfig) -> None:

@@ -6,7 +6,7 @@ base_dir). A step of prepare_data.py has `words` as well, its command and files:
   ${id}, ${id@-1}      the output of a step (for train.py: its checkpoint-last), and its output in the previous round;
                        `start: {id: ...}` says what ${id@-1} is in round 1
   ${round}             the number of the round, from 1; ${round+1}, ${round-1}
-  ${seed+round}        the loop's seed plus that number, for a step that samples again from the same prompts
+  ${seed+round}        the loop's seed plus that number, for a step that samples again from the same prompts; ${seed+1}
   [a, b, c]            one value per round
   {first: a, then: b}  a value for round 1, and one for all later rounds
 Other keys: title, model, seed, flags (id -> flags that override the step's; null removes one), fresh (ids of steps

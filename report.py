@@ -38,7 +38,7 @@ class JudgeFlags:
     """judge"""
 
     labels: str | None = flag(
-        None, "gold: labelled questions, matched by uuid; a correct response is better than a wrong one"
+        None, "gold: a file of labelled questions, matched by uuid; a correct response is better than a wrong one"
     )
     ranks: str | None = flag(
         None, "gold: a file of records with a uuid and `ranks`, a number per response, the lowest is best"
@@ -108,6 +108,8 @@ def judge(config: ReportConfig, path: Path) -> None:
     gold = None
     if flags.ranks:
         gold = judges.gold_ranks(found, store.read(Path(flags.ranks), Record, skip=skip))
+        if not any(value is not None for row in gold for value in row):
+            raise UserError(f"--ranks {flags.ranks}: no record has `ranks`; docs/judges.md says what they are")
     elif flags.labels:
         items = store.read(Path(flags.labels), questions_in(Path(flags.labels)), skip=skip)
         gold = judges.gold_labels(found, {item.uuid: item for item in items})

@@ -131,7 +131,9 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
             if skip:
                 output.reject(run.rejected(limit))
             output.finish(passes.rewards(run, output), **stage.facts(run, output, reward, model, scored))
-        stage.report(output, responses)
+        if not stage.report(output, responses):
+            log.info("rewards: %s, of which no pairs can be made", target)
+            return
     log.info("rewards: %s", target)
     return run, target, reward, folders
 

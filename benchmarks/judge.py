@@ -2,7 +2,7 @@
 
     python benchmarks/judge.py
     python benchmarks/judge.py --parts trees --prompts 4
-    python benchmarks/judge.py --shape tiny --words 300 --prompts 2 --judge_tokens 4     # without ../shared, quick
+    python benchmarks/judge.py --shape tiny --words 400 --prompts 2 --judge_tokens 4     # without ../shared, quick
 
 bare      vllm.LLM.generate on the requests' token ids, with its prefix cache; it gives the texts back
 sampled   what rewarding.py --reward judge --engine vllm does after its start: rubric, template, tokenising, seeds, the

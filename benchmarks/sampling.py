@@ -19,6 +19,7 @@ The ratio is ours / bare in tokens per second, the median over rounds.
 import argparse
 import random
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from measure import bandwidth, interleaved, machine, ratio
 from options import Options
 from workload import ROOT, SHAPES, SHARED, lengths, run, save_model
 
-from cream.engines import Sampling, load, parameter_count
+from cream.engines import Sampling, load
 from cream.engines.vllm import engine_options
+from cream.files.folders import parameter_count
 from cream.files.journal import Output
 from cream.files.provenance import Provenance
 from cream.model.hardware import matrix_rate
@@ -104,6 +106,8 @@ def tokenizer(words: int):
     if SHARED.is_dir() and words == 32000:
         return load_tokenizer(SHARED / "tokenizers/mistral")
     tiny = load_tokenizer(ROOT / "assets/tiny_m0")
+    if words < len(tiny):
+        sys.exit(f"--words {words}: the tokenizer of the tiny world has {len(tiny)} already")
     tiny.add_tokens([f"word{i:07d}" for i in range(words - len(tiny))])
     return tiny
 

@@ -19,8 +19,10 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the hub fails instead of waiting
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warnings, no deadlocks, when a test forks
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a workspace's modules are compiled once, not by each command
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs one worker per core
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # torch need not compile a program to see what this CPU can do
 if shutil.which("g++"):  # for what DeepSpeed and torch compile
     os.environ.setdefault("CXX", str(Path(__file__).with_name("quick_g++")))
 sys.modules.setdefault("sklearn", None)  # as in every stage (cream/cli/console.py)
@@ -159,22 +161,29 @@ def tiny_folder(tiny_tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stages():
+def common(tmp_path_factory) -> Path:
+    """A folder that all workers share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def stages(common):
     """The process in whose forks command lines run (tests/workspace.py)."""
     from workspace import Stages
 
-    process = Stages()
+    process = Stages(common / "door")
     yield process
     process.close()
 
 
 @pytest.fixture(scope="session")
-def with_vllm():
+def with_vllm(common):
     """Another, which has imported vLLM (15 s). Tests that use it are of the group "vllm", so that there is one."""
     from workspace import Stages
 
     pytest.importorskip("vllm", exc_type=ImportError)
-    process = Stages(*VLLM_MODULES, **VLLM_QUICK)
+    process = Stages(common / "door to vLLM", *VLLM_MODULES, **VLLM_QUICK)
     yield process
     process.close()
 
@@ -188,21 +197,20 @@ def workspace(stages, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def loop(stages, tmp_path_factory) -> Path:
+def loop(stages, common) -> Path:
     """A workspace in which the tiny loop has run (workspace.ROUND): built once for all workers. Read only."""
     from filelock import FileLock
     from workspace import ROUND, Workspace
 
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with FileLock(base / "loop.lock"):
-        if not (base / "loop/finished").exists():
-            shutil.rmtree(base / "loop", ignore_errors=True)  # of a worker in which a command failed
-            world = Workspace(base / "loop", REPO, stages)
+    folder = common / "loop"
+    with FileLock(common / "loop.lock"):
+        if not (folder / "finished").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a worker in which a command failed
+            world = Workspace(folder, REPO, stages)
             for command in ROUND:
                 world.run(command)
-            (base / "loop/finished").touch()
-    return base / "loop"
+            (folder / "finished").touch()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -214,11 +222,11 @@ def looped(stages, loop, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quick(loop, tmp_path_factory):
+def quick(loop, common, tmp_path_factory):
     """As `looped`, but its stages run in forks of a process that has also imported the project: for many commands."""
     from workspace import Stages, Workspace
 
     world = Workspace(tmp_path_factory.mktemp("workspace"), REPO, None, loop)
-    world.stages = Stages(*world.modules(), project=world.folder)
+    world.stages = Stages(common / "door", project=world.folder)
     yield world
     world.stages.close()

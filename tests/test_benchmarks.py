@@ -240,7 +240,6 @@ COMMANDS = {
     "reward_score.py --work 20/10 --answers 4": [
         f"reward_score_20_10{of}" for of in ("", "_of_ceiling", "_of_matrix_rate")
     ],
-    "memory.py --work 20/10": ["memory_dpo_vs_trl_best", "memory_dpo_vs_trl_default"],
     "iteration.py --work 20/10": ["iteration_20_10", "iteration_20_10_of_ceiling"],
 }
 
@@ -248,11 +247,25 @@ COMMANDS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_benchmark_runs_and_ends_with_its_ratios(command, stages, repo):
-    out = _run(stages, repo, f"{command} {TINY}")
-    last = out.splitlines()[-len(COMMANDS[command]) :]
-    found = [re.fullmatch(r"ratio (\w+) (\d+\.\d+)", line) for line in last]
+    check_ratios(_run(stages, repo, f"{command} {TINY}"), COMMANDS[command])
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_a_process_per_side(stages, repo, monkeypatch, capsys):
+    """Forks here."""
+    import memory
+
+    monkeypatch.setattr(sys, "argv", ["memory.py", *f"--work 20/10 {TINY}".split()])
+    monkeypatch.setattr(memory.subprocess, "run", lambda argv, **_: Namespace(stdout=stages.run(repo, argv[1:]).out))
+    memory.main()
+    check_ratios(capsys.readouterr().out, ["memory_dpo_vs_trl_best", "memory_dpo_vs_trl_default"])
+
+
+def check_ratios(out: str, names: list[str]) -> None:
+    """The last lines give a ratio for each name."""
+    found = [re.fullmatch(r"ratio (\w+) (\d+\.\d+)", line) for line in out.splitlines()[-len(names) :]]
     assert all(found), out
-    assert [match[1] for match in found] == COMMANDS[command]
+    assert [match[1] for match in found] == names
     assert all(float(match[2]) > 0 for match in found)
 
 

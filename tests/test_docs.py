@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -281,13 +282,33 @@ def readme_run(workspace) -> str:
     return "".join(_run(workspace, command) for command in readme_commands())
 
 
+PYTHON = r"""python() {  # has the test run it (BASH_ENV, which each bash reads first)
+    printf '%q ' "$@" >&"$TEST"
+    echo >&"$TEST"
+    read -r <&"$TEST"
+}
+"""
+
+
 def _run(workspace, command: str) -> str:
     if command.startswith("python "):
         return workspace.run(command).out
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-euc", command], cwd=workspace.folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    (workspace.folder / "python.sh").write_text(PYTHON)
+    ours, theirs = socket.socketpair()
+    env = os.environ | {"BASH_ENV": "python.sh", "TEST": str(theirs.fileno())}
+    bash = ["bash", "-euc", command]
+    with (
+        subprocess.Popen(bash, cwd=workspace.folder, env=env, pass_fds=[theirs.fileno()]) as script,
+        ours,
+        ours.makefile("rw") as asked,
+    ):
+        theirs.close()
+        out = ""
+        for line in asked:
+            out += workspace.run(line).out
+            print(file=asked, flush=True)
+    assert script.returncode == 0, f"{command}\nended with {script.returncode} after\n{out}"
+    return out
 
 
 @pytest.mark.slow

@@ -10,8 +10,18 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cream.data import eft, forms
-from cream.data.eft import NO_SCORE, OTHERWISE, UNRANKED, agreeing, balanced, most_of_each, prompts_of, targets
+from cream.data import forms
+from cream.data.judgements import (
+    NO_SCORE,
+    OTHERWISE,
+    UNRANKED,
+    agreeing,
+    balanced,
+    most_of_each,
+    prompts_of,
+    targets,
+)
+from cream.data.overlap import whole
 from cream.errors import UserError
 from cream.files import store
 from cream.model.load import load_chat
@@ -86,7 +96,7 @@ def test_prompts_of_a_conversation_are_all_that_it_responds_to():
         for role, text in (("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2"))
     ]
     found = prompts_of([Conversation(uuid="a", messages=turns)])
-    assert found == {eft.whole("one"), eft.whole("one two")}
+    assert found == {whole("one"), whole("one two")}
 
 
 def options_of(**flags):
@@ -221,6 +231,7 @@ BAD = {
     "ranks of others": ("eft outputs/judged.json --ranks outputs/some.json", "no record has `ranks`"),
     "seeds that are none": ("eft outputs/judged.json --seed_data outputs/human.json", "holds Samples records"),
     "no such seeds": ("eft outputs/judged.json", "--seed_data oasst_sft: "),
+    "no words any more": ("eft outputs/changed.json --force", "lacks what the judge said of its responses"),
     "an unknown name": ("eft outputs/judged.json --seed_data no_such", "--seed_data no_such: neither"),
     "nothing left": ("eft outputs/judged.json --seed_data outputs/all.json", "Build a smaller seed set"),
     "a flag of another command": ("overlap a.json b.json --agree position", "overlap does not use --agree"),
@@ -231,6 +242,8 @@ BAD = {
 def test_what_cannot_train_a_judge_is_said_at_once(world, command, message):
     judged = world.read("outputs/judged.json")
     world.write("outputs/loose.json", judged)
+    world.write("outputs/changed.json", {uuid: {**record, "parts": {}} for uuid, record in judged.items()})
+    world.write("outputs/changed.json.meta.json", world.read("outputs/judged.json.meta.json"))
     world.write("outputs/some.json", {uuid: {"messages": []} for uuid in judged})
     world.write("outputs/others.json", {"x": {"ranks": [0, 1]}})
     chat = [{"role": "assistant", "content": "!"}]

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from cream import engines
-from cream.engines import Request, Sampling, row_seed
+from cream.engines import Request, Sampling, choice, row_seed
 from cream.engines.hf import (
     GumbelMax,
     HfEngine,
@@ -596,47 +596,47 @@ LLAMA = {"hidden_size": 2048, "num_attention_heads": 32}  # head size 64
 
 @pytest.fixture
 def needs_cpu_vllm():
-    if engines._vllm_build() != "cpu":
+    if choice._vllm_build() != "cpu":
         pytest.skip("vLLM for CPU is not installed")
 
 
 def test_choose_takes_vllm_for_a_large_model(tmp_path, needs_cpu_vllm):
     large = make_folder(tmp_path, 1_200_000_000, **LLAMA)
-    assert engines.parameter_count(large) == 1_200_000_000
-    assert engines.choose("auto", large, "cpu")[0] == "vllm"
-    assert engines.choose("vllm", large, "cpu")[0] == "vllm"
-    assert engines.choose("hf", large, "cpu")[0] == "hf"
-    name, why = engines.choose("auto", large, "cuda:0")
+    assert choice.parameter_count(large) == 1_200_000_000
+    assert choice.choose("auto", large, "cpu")[0] == "vllm"
+    assert choice.choose("vllm", large, "cpu")[0] == "vllm"
+    assert choice.choose("hf", large, "cpu")[0] == "hf"
+    name, why = choice.choose("auto", large, "cuda:0")
     assert name == "hf" and "built for cpu" in why
 
 
 def test_choose_takes_hf_for_a_tiny_model(tmp_path, needs_cpu_vllm):
-    name, why = engines.choose("auto", make_folder(tmp_path, 580_000, **LLAMA), "cpu")
+    name, why = choice.choose("auto", make_folder(tmp_path, 580_000, **LLAMA), "cpu")
     assert name == "hf" and "0.58 M" in why
 
 
 @pytest.mark.parametrize("config", [{"head_dim": 8}, {"n_embd": 64, "n_head": 8}, {"text_config": {"head_dim": 8}}])
 def test_choose_looks_at_the_head_size(tmp_path, needs_cpu_vllm, config):
     large = make_folder(tmp_path, 1_200_000_000, **(LLAMA | config if "head_dim" in config else config))
-    assert engines.head_size(large) == 8
-    name, why = engines.choose("auto", large, "cpu")
+    assert choice.head_size(large) == 8
+    name, why = choice.choose("auto", large, "cpu")
     assert name == "hf" and "head size 8" in why
     with pytest.raises(UserError, match="head size 8.*--engine hf"):
-        engines.choose("vllm", large, "cpu")
+        choice.choose("vllm", large, "cpu")
 
 
 def test_choose_refuses_what_is_not_there(tmp_path):
     with pytest.raises(UserError, match="did you mean vllm"):
-        engines.choose("vlm", tmp_path, "cpu")
+        choice.choose("vlm", tmp_path, "cpu")
     with pytest.raises(UserError, match="config.json"):
-        engines.head_size(tmp_path)
+        choice.head_size(tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("vllm")
 def test_head_sizes_are_vllms_own():
     backend = pytest.importorskip("vllm.v1.attention.backends.cpu_attn", exc_type=ImportError)
-    assert list(engines.CPU_HEAD_SIZES) == backend.CPUAttentionBackend.get_supported_head_sizes()
+    assert list(choice.CPU_HEAD_SIZES) == backend.CPUAttentionBackend.get_supported_head_sizes()
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,18 @@ def test_spin_uses_the_samples_of_the_last_two_rounds():
         assert (trained["lr"], trained["beta"]) == ((5e-7, 0.1), (5e-7, 0.1), (1e-7, 0.1), (1e-7, 5.0))[t - 1]
 
 
+@pytest.mark.parametrize("path", LOOPS, ids=lambda path: path.stem)
+def test_what_draws_of_the_same_prompts_draws_apart(path):
+    """Two judges of the same samples, say, or two sets of new prompts after the same seeds, by any seed."""
+    for seed in (0, 1):
+        steps = [command.flags for command in planning.plan(read_loop(path, seed), SCRIPTS, "cpu")[0]]
+        judged = [flags for flags in steps if flags.get("reward") == "judge" and not flags.get("judge_mode")]
+        written = [flags for flags in steps if flags.get("mode") in ("instructions", "sampling")]
+        draws = [(flags["input_file"], int(flags.get("seed", 0))) for flags in judged]
+        draws += [(flags["mode"], flags["name"], flags.get("sysprompt"), int(flags["seed"])) for flags in written]
+        assert len({*draws}) == len(draws)
+
+
 def test_no_stage_of_the_real_model_s_recipes_grows_with_the_data():
     """Built from the hub, the data have a hundred times as many conversations and questions as a sample of them."""
     for path in (path for path in RECIPES if path.stem.startswith("smollm2")):

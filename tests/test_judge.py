@@ -24,6 +24,7 @@ from cream.records import Message, Rewards, Samples
 from cream.rewards import judge, passes
 from cream.rewards.base import ALONE, UNDECIDED, UNFINISHED
 from cream.rewards.judge import TOO_LONG, Options, Watch
+from cream.scoring import completions
 from cream.scoring.completions import Texts
 from cream.scoring.pool import Pool
 from cream.text.judging import NO_SCORE, NOT_VALID
@@ -162,12 +163,22 @@ def test_the_limit_on_a_judgement_is_of_new_tokens():
     assert [Request("a", [1] * count).room(sampling, 1000) for count in (5, 500, 995)] == [12, 12, 5]
 
 
+def test_a_request_fits_where_a_whole_judgement_does(monkeypatch):
+    """One that the context cuts off would seem to have no score."""
+    model = type("Model", (), {"limit": staticmethod(lambda length: min(length, 1000))})
+    monkeypatch.setattr(completions, "engine_setup", lambda *given: given)
+    assert completions.setup(model, options_of(judge_max_tokens=300), None, ())[-3:] == (1000, 700, ())
+    with pytest.raises(UserError, match="1000 new tokens leave no room for a request in 1000"):
+        completions.setup(model, options_of(judge_max_tokens=1000), None, ())
+
+
 def test_a_judge_that_never_says_a_score_ends_the_stage():
     watch = Watch(options_of(judge_samples=1))
     for _ in range(judge.FIRST - 1):
         watch.see(Texts(["I like it" * 99], ["length"]))
     watch.see(Texts([], []))  # does not fit
-    with pytest.raises(UserError, match=r"none of the first 64 judgements .* 64 of them are truncated.*'I like it.*…'"):
+    told = r"none of the first 64 judgements .* 64 of them are .*'I like it.*…'.* larger --judge_max_tokens"
+    with pytest.raises(UserError, match=told):
         watch.see(Texts(["Score: 7"], ["length"]))
     fine = Watch(options_of())
     fine.see(Texts(["?", "?", "Score: 3"], ["stop"] * 3))
@@ -209,6 +220,15 @@ def test_a_distribution_is_a_softmax(logs, share):
     exact = [math.exp(v) for v in logs]
     exact[1] *= 1 - share
     assert found == pytest.approx([p / sum(exact) for p in exact], abs=1e-9)
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=101, max_size=101))
+def test_scores_to_100_digit_by_digit(weights):
+    """ "1" begins "10", and both begin "100": no probability is taken off twice."""
+    begins = [sum(w for m, w in enumerate(weights) if str(m).startswith(str(n))) for n in range(101)]
+    logs = [math.log(p / (2 * sum(weights))) for p in begins]  # half of the probability is of other texts
+    found = judge.distribution(logs, [2 + len(str(n)) for n in range(101)], [f"Score: {n}" for n in range(101)])
+    assert found == pytest.approx([w / sum(weights) for w in weights], abs=1e-9)
 
 
 def test_a_certain_10_is_not_half_a_1():

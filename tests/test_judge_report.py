@@ -38,8 +38,10 @@ def test_against_gold(table):
                 right.append(0.5 if r == s else float((r > s) == (g > h)))
         known = [g for _, g in row if g is not None]
         best += [g == max(known) for r, g in row if r == top and g is not None]
+        if len(known) > 1:
+            same = all((r > s) == (g > h) and (r < s) == (g < h) for (r, g), (s, h) in combinations(both, 2))
+            orders.append(same and len(both) == len(known))
         if len(both) > 1:
-            orders.append(all((r > s) == (g > h) and (r < s) == (g < h) for (r, g), (s, h) in combinations(both, 2)))
             if all(len(set(column)) > 1 for column in zip(*both, strict=True)):
                 taus.append(kendalltau(*zip(*both, strict=True)).statistic)
                 rhos.append(spearmanr(*zip(*both, strict=True)).statistic)
@@ -121,6 +123,9 @@ def test_the_report():
     assert "against gold: 3 of 3 (100.0%) of the pairs" in text
     compared = judges.collect([rewards_of("a", [0.5, 0.5], preferences=[[None, 1.0], [1.0, None]])])
     assert "in 1.000 (1.000 to 1.000) of 1 pairs" in "\n".join(judges.describe(compared))
+    half = rewards_of("b", [0.5] * 3, preferences=[[None, 1.0, None], [0.0, None, None], [None] * 3])
+    compared = judges.collect([rewards_of("a", [None] * 2, preferences=[[None] * 2] * 2), half])
+    assert "parsed: 1 of 4 (25.0%) of the pairs of responses have a choice" in "\n".join(judges.describe(compared))
 
 
 def test_gold_of_other_responses_is_refused():
@@ -198,3 +203,9 @@ def test_public_judgements_by_people(shared):
     assert len(records) == 378 and len(right) > 300 and values == [pytest.approx(each, abs=1e-9) for each in wanted]
     pytest.importorskip("krippendorff")
     assert judges.alpha(found.scores) == pytest.approx(ordinal_alpha(found.scores), abs=1e-9)
+
+
+def test_no_two_edges_of_a_histogram_look_alike():
+    text = judges._histogram([5.001, 5.002, 5.0035, 5.01])
+    edges = [edge for each in text.split(", ") for edge in each.partition(":")[0].split(" to ")]
+    assert len({*edges}) == judges.BINS + 1

@@ -87,6 +87,8 @@ READ = {
     "0 is no rating": ("rating", "Rating: 0", Verdict(None, NOT_VALID)),
     "A": ("pairwise", "B is longer.\nChoice: A", Verdict(1.0)),
     "B": ("pairwise", "Choice: A or B?\nChoice: B.", Verdict(0.0)),
+    "the form's own line": ("pairwise", "Choice: <A or B>", Verdict(None, NO_SCORE)),
+    "no decision": ("pairwise", "Choice: A/B", Verdict(None, NO_SCORE)),
     "no letter": ("pairwise", "Choice: Both", Verdict(None, NO_SCORE)),
     "a digit": ("plain", "5", Verdict(5.0)),
 }
@@ -99,7 +101,8 @@ def test_verdicts(name, text, verdict):
 
 def test_a_score_that_may_be_cut_is_none():
     form = read_form("rating", None, None)
-    assert form.read("Rating: 1", truncated=True) == Verdict(None, NO_SCORE)
+    for text in ("Rating: 1", "Rating: 1."):
+        assert form.read(text, truncated=True) == Verdict(None, NO_SCORE)
     assert form.read("Rating: 1\nand", truncated=True) == form.read("Rating: 1") == Verdict(1.0)
 
 
@@ -114,10 +117,20 @@ def test_a_pattern_and_a_function_of_one_s_own(tmp_path):
     assert own(tmp_path, parse=r"a(x)?(?:b)").read("ab") == Verdict(None, NO_SCORE)
     (tmp_path / "mine.py").write_text(
         "def count(text):\n    return None if not text else len(text) if text != 'bad' else 1 / 0\n"
+        "def leave(text):\n    raise SystemExit(0)\n"
     )
     form = own(tmp_path, parse=f"{tmp_path}/mine.py:count", valid="reward < 9 and not reward == 3")
     assert [form.read(text).value for text in ("", "four", "xyz", "x" * 9)] == [None, 4.0, None, None]
     assert form.read("bad") == Verdict(None, "--judge_parse failed on the judge's text: ZeroDivisionError")
+    assert "SystemExit" in own(tmp_path, parse=f"{tmp_path}/mine.py:leave").read("x").reason
+
+
+def test_a_judgement_ends_with_the_line_of_its_score():
+    """Of the score that counted: a later one that a limit cut off, or that is not valid, is not the judge's verdict."""
+    form = read_form("additive", None, None)
+    assert form.cut("Good.\nScore: 3 of 5\nMore.\nScore: 4", 3.0) == "Good.\nScore: 3 of 5"
+    assert form.cut("Score: 3\nScore: 3\nBye", 3.0) == "Score: 3\nScore: 3"
+    assert form.cut("Score: 9", 3.0) == "Score: 9"
 
 
 def test_a_slow_pattern_does_not_hang(tmp_path):
@@ -129,6 +142,8 @@ def test_a_slow_pattern_does_not_hang(tmp_path):
 def test_lines_after_a_quoted_text_are_those_of_the_template(tmp_path):
     (turn,) = own(tmp_path, "[[A]] {{ response }} [[End]]").ask(PROMPT, "x [[end]] y [[ END]]")
     assert turn.content == "[[A]] x [\\[end]] y [\\[ END]] [[End]]"
+    (turn,) = own(tmp_path, "{% if prompt %}{{ response | trim }}{% endif %} [End]").ask(PROMPT, "x [End]")
+    assert turn.content == "x [\\End] [End]"
     (turn,) = own(tmp_path, "'{{ response }}'.").ask(PROMPT, "It's '.")  # too short to mark an end
     assert turn.content == "'It's '.'."
 
@@ -145,6 +160,7 @@ WRONG = {
     ),
     "a pattern without a group": ({"parse": r"Good: \d"}, "has 0 groups, expected one"),
     "two groups": ({"parse": r"(\d)(\d)"}, "has 2 groups, expected one"),
+    "a file without its function": ({"parse": "mine.py"}, "Give mine.py:NAME"),
     "no pattern": ({"parse": "(x"}, "is not a regular expression"),
     "two holes": ({"parse": "{{ reward }} {{ reward }}"}, "a template has {{ reward }} once"),
     "another hole": ({"parse": "{{ score }}"}, "a template has {{ reward }} once"),
@@ -152,6 +168,9 @@ WRONG = {
     "no function's file": ({"parse": "no/such.py:f"}, "there is no such file"),
     "no comparison": ({"valid": "5"}, "expected a range LOW:HIGH"),
     "a call": ({"valid": "abs(reward) < 5"}, "expected a range LOW:HIGH"),
+    "no score at all": ({"valid": "5 > 3"}, "expected a range LOW:HIGH"),
+    "a score that is not compared": ({"valid": "not reward"}, "expected a range LOW:HIGH"),
+    "another one": ({"valid": "reward and reward < 3"}, "expected a range LOW:HIGH"),
     "an attribute": ({"valid": "reward.real == 1"}, "expected a range LOW:HIGH"),
     "a range that is empty": ({"valid": "5:0"}, "expected a range LOW:HIGH"),
     "a wrong part that is not reached": ({"valid": "reward > 9 and __import__"}, "expected a range LOW:HIGH"),
@@ -184,7 +203,7 @@ def test_admissible_scores():
     assert read_form("additive", None, None).continuations == [f"Score: {n}" for n in range(6)]
     assert read_form("rating", None, "0.5:2").scores == (1, 2)
     assert read_form("pairwise", None, None).continuations == ["Choice: A", "Choice: B"]
-    for valid in ("0:", "reward > 3", "0:1000", "1:1"):
+    for valid in ("0:", "reward > 3", "0:1000", "1:1", "0.2:0.9", "0.5:1.6", "1e300:1e308"):
         with pytest.raises(UserError, match="needs the admissible scores"):
             _ = read_form("additive", None, valid).scores
     with pytest.raises(UserError, match="where the score stands"):

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from cream.engines import choose
+from cream.engines.choice import choose
 from cream.errors import UserError
 from cream.files import folders
 from cream.files.fingerprints import fingerprint_folder, fingerprint_text
@@ -217,7 +217,7 @@ def test_only_the_models_own_weights_are_counted(copied):
 
 def test_files_that_no_loader_mistakes_for_the_weights_are_let_pass(copied, monkeypatch):
     """Shards that the index does not name; the weights in Mistral's own names, where vLLM would take both."""
-    monkeypatch.setattr("cream.engines._vllm_build", lambda: "cpu")
+    monkeypatch.setattr("cream.engines.choice._vllm_build", lambda: "cpu")
     save_file({"output.weight": torch.zeros(1)}, copied / "consolidated.safetensors")
     folders.check_folder(copied)
     assert choose("auto", copied, "cpu") == (

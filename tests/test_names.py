@@ -80,8 +80,10 @@ def test_a_data_set_that_is_not_there(name, how):
     assert how in str(names.missing_data(name, Path("localdata/x.json")))
 
 
-def test_a_path_of_data_that_is_not_there(tmp_path, registry):
+def test_a_path_of_data_that_is_not_there(tmp_path, registry, monkeypatch):
     """One line, without the names of data sets; with the command for what is built into a folder of localdata."""
+    monkeypatch.setattr(names, "ROOT", tmp_path)  # not where somebody may have built them
+    monkeypatch.chdir(tmp_path)
     build = "`python prepare_data.py build all --output_dir {}localdata/small` makes it, with --task_limit N"
     for path, problem in (
         ("mine/prompt.1.json", "mine/prompt.1.json: no such file"),
@@ -199,11 +201,18 @@ def test_many_register_at_once(tmp_path, registry):
 
 
 REGISTER = """
+import os
 import sys
 from pathlib import Path
 from cream.cli import names
-sys.stdin.readline()
-names.register(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+registry, folder, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+for i in range(count):
+    if not os.fork():
+        sys.stdin.readline()
+        names.register(registry, f"m{i}", folder / str(i))
+        os._exit(0)
+print(flush=True)
+sys.exit(any(os.wait()[1] for _ in range(count)))
 """
 
 
@@ -212,18 +221,16 @@ def test_fifty_processes_register_at_once(tmp_path, registry, repo):
     """None is lost, and whoever reads the file meanwhile finds it whole."""
     wanted = {f"m{i}": str(tmp_path / str(i)) for i in range(50)}
     names.register(registry, "earlier", tmp_path)
-    processes = [
-        subprocess.Popen([sys.executable, "-c", REGISTER, registry, *entry], cwd=repo, stdin=subprocess.PIPE)
-        for entry in wanted.items()
-    ]
-    for process in processes:  # they have been waiting for this
-        process.stdin.close()
+    argv = [sys.executable, "-c", REGISTER, registry, tmp_path, "50"]
+    process = subprocess.Popen(argv, cwd=repo, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdin.close()  # all have been waiting for this
     seen = set()
-    while any(process.poll() is None for process in processes):
+    while process.poll() is None:
         found = json.loads(registry.read_text())
         assert found.keys() >= {"earlier"} and wanted | {"earlier": str(tmp_path)} == wanted | found
         seen.add(len(found))
-    assert not any(process.returncode for process in processes)
+    assert process.returncode == 0
     assert names.read_registry(registry) == wanted | {"earlier": str(tmp_path)}
     assert seen <= set(range(1, 52)) and len(seen) > 1
     assert {path.name for path in tmp_path.iterdir()} <= {registry.name, f".{registry.name}.lock"}

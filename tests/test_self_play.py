@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from workspace import LOOP, M1, M2, ON
 
-from cream.engines import SamplingFlags
+from cream.engines.options import SamplingFlags
 from cream.errors import UserError
 from cream.evaluation.evaluate import plan_evaluation
 from cream.evaluation.grade import DEFAULT

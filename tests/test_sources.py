@@ -97,6 +97,32 @@ def test_the_selection_by_quality_takes_the_best_first(hub):
         oasst.read(THREAD, "", selection="quality")
 
 
+MALFORMED = {
+    "no role": (message("t.9", "t", role=None), "it has no role"),
+    "an assistant's first turn": (message("x", role="assistant"), "its role is not that of a person"),
+    "a parent that is a list": (message("t.9", ["t"]), "its parent_id is not a text"),
+    "a reply that leads back": (message("t", "t.1.1.0"), "a second message with the id t"),
+    "a tree of other things": ({"prompt": {**message("x"), "replies": [None]}}, "no message_id or no text"),
+}
+
+
+@pytest.mark.parametrize(("row", "reason"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_messages_are_rejected(row, reason):
+    good, found = oasst.read(THREAD, ""), oasst.read([*THREAD, row], "")
+    assert [each["reason"] for each in found.rejected] == [reason]
+    assert found.conversations == good.conversations and found.ranked == good.ranked
+
+
+def test_only_an_assistant_responds():
+    rows = [message("t"), message("t.0", "t", 0, role="prompter"), message("t.1", "t", 1)]
+    assert oasst.read(rows, "").conversations == []
+
+
+@pytest.mark.parametrize("labels", ["x", [1], {"quality": 0.9}, {"quality": {"value": "0.9"}}, {"name": ["quality"]}])
+def test_odd_labels_are_none(labels):
+    assert oasst._quality(message("t", labels=labels)) == 0
+
+
 def test_ranked_replies_of_every_turn(shared):
     """Every prompt with two ranked replies or more, later turns with those before them, as another reader has it."""
     (first, later) = oasst.read(THREAD, "").ranked

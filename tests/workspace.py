@@ -3,6 +3,7 @@
 `python train.py …` spends four seconds on imports. Run as a script, this module imports the heavy libraries once, and
 then runs every command that it is given in a fork of itself, so that each still has a process, files and an exit code
 of its own. A fork takes the project from the workspace it runs in, unless the process is that of one workspace alone.
+Each worker of the suite has such a process, itself a fork of one that all share: it listens at a door, a Unix socket.
 """
 
 import contextlib
@@ -14,13 +15,14 @@ import runpy
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 LIBRARIES = ("torch", "transformers.models.llama.modeling_llama", "accelerate", "peft", "deepspeed", "datasets")
 LIBRARIES += ("deepspeed.runtime.zero.muon.muon_optimizer",)  # imports torch's compiler, for every ZeRO run
@@ -66,15 +68,25 @@ class Done:
 class Stages:
     """The process that runs stages in forks of itself."""
 
-    def __init__(self, *libraries: str, project: Path | None = None, **variables: str):
-        """`libraries`: further modules to import at once; also those of a `project`, which is then the only one that it
-        runs. `variables`: of its environment."""
+    def __init__(self, door: Path, *libraries: str, project: Path | None = None, **variables: str):
+        """A fork of the process that listens at `door`, or starts there with `libraries`. `project`: of the one
+        workspace that it is for, whose modules it imports. `variables`: of its environment."""
+        from filelock import FileLock
+
         from cream.cli import console
 
-        pipe, quiet = subprocess.PIPE, os.environ | console.QUIET | {"DS_ACCELERATOR": "cpu"}  # read at import
-        quiet |= {"PYTHONPATH": str(project)} if project else {}
-        argv = [sys.executable, __file__, *LIBRARIES, *libraries]
-        self.process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=quiet | variables)
+        environment = os.environ | console.QUIET | {"DS_ACCELERATOR": "cpu"} | variables  # read at import
+        self.first, self.link = None, socket.socket(socket.AF_UNIX)
+        with FileLock(f"{door}.lock"):
+            try:
+                self.link.connect(_name(door))
+            except ConnectionRefusedError:
+                argv = [sys.executable, __file__, str(door), *LIBRARIES, *libraries]
+                self.first = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
+                self.first.stdout.readline()
+                self.link.connect(_name(door))
+        self.answers = self.link.makefile()
+        self._ask([environment, str(project) if project else None])
 
     def run(self, folder: Path, argv: list[str]) -> Done:
         """`python argv…` in a folder."""
@@ -89,8 +101,8 @@ class Stages:
     def start(self, folder: Path, argv: list[str], fatal: int | None = None, record: list | None = None) -> int:
         """The same, not waited for; returns a pidfd. It kills itself before its `fatal`-th change of a file, 0: never
         (SIGKILL), and lists them."""
-        print(json.dumps([str(folder), argv, fatal, record]), file=self.process.stdin, flush=True)
-        return os.pidfd_open(int(self.process.stdout.readline()))
+        self._ask([str(folder), argv, fatal, record])
+        return os.pidfd_open(int(self.answers.readline()))
 
     @contextlib.contextmanager
     def together(self):
@@ -102,17 +114,24 @@ class Stages:
             self._switch()
 
     def _switch(self) -> None:
-        print("null", file=self.process.stdin, flush=True)
-        self.process.stdout.readline()
+        self._ask(None)
+        self.answers.readline()
+
+    def _ask(self, request: object) -> None:
+        self.link.sendall(json.dumps(request).encode() + b"\n")
 
     def end(self) -> Done:
         """How the command that was started last ended."""
-        return Done(*json.loads(self.process.stdout.readline()))
+        return Done(*json.loads(self.answers.readline()))
 
     def close(self) -> None:
-        """End the process."""
-        self.process.stdin.close()
-        self.process.wait()
+        """End the process; the first one ends with the last of its forks."""
+        self.link.shutdown(socket.SHUT_RDWR)
+        self.answers.close()
+        self.link.close()
+        if self.first:
+            self.first.wait()
+            self.first.stdout.close()
 
 
 class Workspace:
@@ -121,11 +140,11 @@ class Workspace:
 
     def __init__(self, folder: Path, repo: Path, stages: Stages | None, loop: Path | None = None):
         self.folder, self.stages = folder, stages
-        ignore = shutil.ignore_patterns("__pycache__", ".*", *REGISTRIES, REAL)
+        ignore = shutil.ignore_patterns(".*", "*.pyc.*", *REGISTRIES, REAL)  # and what is being compiled
         for source in (path for part in PARTS for path in repo.glob(part)):
             target = folder / source.relative_to(repo)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy(source, target)
+            shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy2(source, target)
         if loop:
             shutil.copytree(loop / LOOP, folder / LOOP, symlinks=True, copy_function=_link)
 
@@ -142,12 +161,6 @@ class Workspace:
         assert "Traceback" not in done.err, done.err
         assert self.state() == before, f"{command}\nchanged files"
         return done.err
-
-    def modules(self) -> list[str]:
-        """The names of the project's modules."""
-        paths = [*self.folder.glob("*.py"), *self.folder.glob("cream/**/*.py")]
-        names = (".".join(path.relative_to(self.folder).with_suffix("").parts) for path in paths)
-        return sorted(name.removesuffix(".__init__") for name in names)
 
     def start(self, command: str) -> subprocess.Popen:
         """The same in a process of its own, not waited for."""
@@ -192,41 +205,88 @@ def _link(source: str, target: str) -> None:
     (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
 
 
-def serve() -> None:
-    """Answer each line of stdin, [folder, argv, fatal, record], with a line at its start, its process, and one at its
-    end, the fields of Done. Between two lines "null", each answered with an empty one, one fork answers all."""
+def _name(door: Path | str) -> str:
+    """Of the socket, which is no file: those have shorter paths than temporary folders may have."""
+    return f"\0{str(door)[-100:]}"
+
+
+def listen(door: str, libraries: list[str]) -> None:
+    """Import the libraries, then answer whoever comes to the door in a fork of this process; until all have gone."""
     sys.modules["sklearn"] = None  # as in every stage (cream/cli/console.py)
     gc.disable()  # nothing that imports make is garbage
-    for name in sys.argv[1:]:
+    for name in libraries:
         if importlib.util.find_spec(name):
             with contextlib.redirect_stdout(sys.stderr):
                 importlib.import_module(name)
     gc.freeze()  # nor need forks look through it
     gc.enable()
-    requests = map(json.loads, sys.stdin)
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.suppress(ChildProcessError):
+        listener.bind(_name(door))
+        listener.listen()
+        print(flush=True)
+        os.dup2(2, 1)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                link = listener.accept()[0]
+                if not os.fork():
+                    listener.close()
+                    serve(link)
+                    os._exit(0)
+                link.close()
+            listener.settimeout(1)
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def serve(link: socket.socket) -> None:
+    """Answer each line of a connection, [folder, argv, fatal, record], with a line at its start, its process, and one
+    at its end, the fields of Done. Between two lines "null", each answered with an empty one, one fork answers all. The
+    very first line has the environment, and the folder of a project to import."""
+    link.settimeout(None)
+    requests, answers = map(json.loads, link.makefile()), link.makefile("w")
+    environment, project = next(requests)
+    os.environ.clear()
+    os.environ |= environment
+    if project:
+        sys.path.insert(1, project)
+        for name in modules(Path(project)):
+            importlib.import_module(name)
+        gc.freeze()
     for request in requests:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(-1, os.WNOHANG)  # the last one: until now its number stood for it alone
+        _reap()
         if request is None:
             if not (child := os.fork()):
-                _answer_all(requests)
+                _answer_all(requests, answers)
             os.waitpid(child, 0)
-            print(flush=True)
+            print(file=answers, flush=True)
             continue
         folder, argv, fatal, record = request
         streams = [os.memfd_create(name) for name in ("stdout", "stderr", "changes")]
         child = os.fork()
         if not child:
             _stage(folder, argv, fatal, record, *streams)
-        print(child, flush=True)
+        print(child, file=answers, flush=True)
         ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-        print(json.dumps([code, *map(_text, streams)]), flush=True)
+        print(json.dumps([code, *map(_text, streams)]), file=answers, flush=True)
+    _reap()
 
 
-def _answer_all(requests: Iterator) -> NoReturn:
+def _reap() -> None:
+    """The command that ended last: until now its number stood for it alone."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def modules(project: Path) -> list[str]:
+    """The names of a project's modules."""
+    paths = [*project.glob("*.py"), *project.glob("cream/**/*.py")]
+    names = (".".join(path.relative_to(project).with_suffix("").parts) for path in paths)
+    return sorted(name.removesuffix(".__init__") for name in names)
+
+
+def _answer_all(requests: Iterator, answers: TextIO) -> NoReturn:
     """Run commands in this process, up to the end of requests or a null."""
-    answers = open(os.dup(1), "w")
     print(file=answers, flush=True)
     for folder, argv, _, _ in iter(lambda: next(requests, None), None):
         streams = [os.memfd_create(name) for name in ("stdout", "stderr", "changes")]
@@ -305,5 +365,5 @@ def _run(argv: list[str], prepare: Callable[[], object] = lambda: None) -> int:
 
 
 if __name__ == "__main__":
-    serve()
+    listen(sys.argv[1], sys.argv[2:])
     os._exit(0)  # without what some libraries print when they are unloaded

@@ -6,7 +6,7 @@ configs/dataset.json. Only the requested entry is checked, so that a stale one d
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def dataset(name: str, known: Mapping[str, str], registry: Path) -> Path:
             raise _no_file(name)
         raise UserError(
             f"--name {name}: neither a file, nor a built-in dataset, nor a name in {registry}"
-            f"{nearest(name, [*known, *entries]).rstrip('?')}. Known: {', '.join([*known, *entries])}"
+            f"{nearest(name, [*known, *entries]) or '.'} Known: {', '.join([*known, *entries])}"
         )
     return in_root(entry)
 
@@ -142,7 +142,7 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
         if Path(name).is_dir():
             return Path(name)
         raise UserError(
-            f"{flag} {name}: neither a folder nor a name in {registry}{nearest(name, entries).rstrip('?')}. "
+            f"{flag} {name}: neither a folder nor a name in {registry}{nearest(name, entries) or '.'} "
             f"Known: {', '.join(entries) or 'none yet; train.py --register NAME adds one'}"
         )
     folder = in_root(entries[name])
@@ -153,7 +153,9 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
 
 def any_model(name: str, known: Mapping[str, str], registry: Path, flag: str) -> Path:
     """The folder of a checkpoint, as `checkpoint` finds it, or else of a base model, as `model` does."""
-    return checkpoint(name, registry, flag) if is_checkpoint(name, registry) else model(name, known, flag)
+    if is_checkpoint(name, registry):
+        return checkpoint(name, registry, flag)
+    return model(name, known, flag, read_registry(registry))
 
 
 def is_checkpoint(name: str, registry: Path) -> bool:
@@ -173,8 +175,9 @@ def label(checkpoint: str | Path | None) -> str:
     return name + last
 
 
-def model(name: str, known: Mapping[str, str], flag: str = "--model") -> Path:
-    """The folder of a base model: a built-in name (`known`, in any case), a path, or a Hugging Face id.
+def model(name: str, known: Mapping[str, str], flag: str = "--model", checkpoints: Iterable[str] = ()) -> Path:
+    """The folder of a base model: a built-in name (`known`, in any case), a path, or a Hugging Face id. `checkpoints`:
+    registered names that the flag takes as well.
 
     A built-in name wins over a folder: ./tiny is a folder, tiny the model. The hub is contacted only for an id that is
     not complete on disk; HF_HUB_OFFLINE is respected.
@@ -189,8 +192,8 @@ def model(name: str, known: Mapping[str, str], flag: str = "--model") -> Path:
         raise UserError(f"--model {name}: {source} is not there; {ASSETS[source]}")
     if not HUB_ID.fullmatch(source):
         raise UserError(
-            f"{flag} {name}: neither a folder, nor a Hugging Face id (owner/name), nor one of {', '.join(known)}"
-            f"{nearest(name, known)}"
+            f"{flag} {name}: neither a folder, nor a Hugging Face id (owner/name), nor one of "
+            f"{', '.join([*known, *checkpoints])}{nearest(name, [*checkpoints, *known])}"
         )
     return _from_hub(source, flag)
 

@@ -1,4 +1,4 @@
-"""The commands of prepare_data.py, and their flags.
+"""The commands of prepare_data.py but import, and the flags of all.
 
 `run`: the script's flags of that name (overwrite, dry_run, skip, provenance()).
 """
@@ -162,6 +162,7 @@ def describe_dropped(dropped: dict[str, int]) -> None:
 
 
 def skips(run) -> dict[str, str]:
+    """The setting of an output that lacks malformed records."""
     return {"on_bad_record": "skip"} if run.skip else {}
 
 

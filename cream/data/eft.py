@@ -10,32 +10,29 @@ drawn before anybody asks whether the judge agrees, so that a judge can be measu
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor
 from pathlib import Path
 
+from cream.cli.console import command
 from cream.cli.flags import fields_of, flag
 from cream.data.build import shuffled
+from cream.data.judgements import OTHERWISE, agreeing, balanced, prompts_of, targets
 from cream.data.overlap import prompt_text, whole
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.files.fingerprints import fingerprint_text
 from cream.files.provenance import Provenance, place_of
-from cream.records import Conversation, Message, Record, Rewards, Samples, encode
+from cream.records import Conversation, Record, Rewards, Samples, encode
 from cream.rewards import judge
 from cream.text.judge_prompts import JUDGE_PROMPTS
-from cream.text.thoughts import split_thought
 
 log = logging.getLogger("cream")
 Number = float | None
 
 QUARTER = 0.25  # of the prompts is held out
 SEED = "its prompt is in --seed_data"
-UNRANKED = "fewer than two responses to its prompt are ranked"
-NO_SCORE = "a response to its prompt has no valid score"
-OTHERWISE = "the judge ranks the responses to its prompt otherwise than people do"
-ELSEWHERE = "the judge ranks it at another position than people do"
 REPEATED = "equals another response to its prompt"
 TOO_MANY = "its score is too frequent"
 
@@ -90,99 +87,6 @@ class Part:
         return Counter(floor(conversation.extra["score"]) for conversation in self.kept)
 
 
-# Pure functions -------------------------------------------------------------------------------------------------------
-
-
-def agreeing(rewards: Sequence[Number], gold: Sequence[Number], by: str) -> tuple[list[int], Counter[str]]:
-    """(the responses to one prompt on which the judge agrees with people, reasons of the others); both by the higher
-    the better. `by`: `ranking`, all of them or none; `position`, each that has the same place (ties: their mean) in
-    both orders."""
-    from cream.evaluation.judges import same_order
-
-    ranked = [i for i, value in enumerate(gold) if value is not None]
-    known = [i for i in ranked if rewards[i] is not None]
-    if len(ranked) < 2:
-        return [], +Counter({UNRANKED: len(gold)})
-    unranked = Counter({UNRANKED: len(gold) - len(ranked)})
-    if by == "position":
-        mine, theirs = (_places([values[i] for i in known]) for values in (rewards, gold))
-        kept = [i for i, a, b in zip(known, mine, theirs, strict=True) if a == b]
-        lost = {NO_SCORE: len(ranked) - len(known), ELSEWHERE: len(known) - len(kept)}
-        return kept, +(unranked + Counter(lost))
-    if len(known) < len(ranked):
-        return [], +(unranked + Counter({NO_SCORE: len(ranked)}))
-    if not same_order([rewards[i] for i in ranked], [gold[i] for i in ranked]):
-        return [], +(unranked + Counter({OTHERWISE: len(ranked)}))
-    return ranked, +unranked
-
-
-def _places(values: Sequence[float]) -> list[float]:
-    """Each value's place from 0, the highest first; equal ones share the mean of theirs."""
-    return [sum(b > a for b in values) + (sum(b == a for b in values) - 1) / 2 for a in values]
-
-
-def most_of_each(counts: Collection[int], total: int | None) -> int:
-    """How many records of each score are kept at most, of these `counts`: as many as together are at most `total`, to
-    which rare scores leave their share; without a total as many as the second most frequent score has."""
-    ordered = sorted(counts)
-    if total is None:
-        return ordered[-2] if len(ordered) > 1 else max(ordered, default=0)
-    for i, count in enumerate(ordered):
-        share = total // (len(ordered) - i)
-        if count > share:
-            return share
-        total -= count
-    return max(ordered, default=0)
-
-
-def balanced(kept: Sequence[Conversation], total: int | None, seed: int) -> list[Conversation]:
-    """The records without those by which a score is too frequent, which are drawn by the seed; in their order."""
-    by_score: dict[int, list[str]] = {}
-    for each in kept:
-        by_score.setdefault(floor(each.extra["score"]), []).append(each.uuid)
-    most = most_of_each([len(uuids) for uuids in by_score.values()], total)
-    chosen = {uuid for uuids in by_score.values() for uuid in shuffled(uuids, seed)[:most]}
-    return [each for each in kept if each.uuid in chosen]
-
-
-def prompts_of(conversations: Iterable[Conversation]) -> set[int]:
-    """Hashes of the words of all user turns before each response of these conversations."""
-    found = set()
-    for conversation in conversations:
-        users: list[str] = []
-        for message in conversation.messages:
-            if message.role == "user":
-                users.append(message.content)
-                found.add(whole("\n".join(users)))
-    return found
-
-
-def targets(record: Rewards, kept: Iterable[int], options: judge.Options) -> list[Conversation]:
-    """The request on each of the responses `kept` as the judge saw it, and its judgement without a thought: of the k
-    texts the first whose score is the nearest to the reward, their mean, up to the end of the line with the score."""
-    asked_on = judge.final_texts(Samples(prompt=record.prompt, responses=record.responses()), options)
-    found = []
-    for i in kept:
-        scores = record.parts["scores"][i]
-        k = min(
-            (k for k, score in enumerate(scores) if score is not None), key=lambda k: abs(scores[k] - record.reward[i])
-        )
-        said = split_thought(record.texts[f"judge_{k + 1}"][i], options.tags).final.strip()
-        request = options.form.ask(record.prompt, asked_on[i])
-        found.append(
-            Conversation(
-                uuid=f"{record.uuid}#{i}",
-                messages=[*request, Message("assistant", options.form.cut(said))],
-                only_last=len(request) > 1,  # the response itself is a turn then, good or bad
-                extra={"score": scores[k]},
-            )
-        )
-    return found
-
-
-# The command ----------------------------------------------------------------------------------------------------------
-
-
 def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed: int, run) -> None:
     """Write the training file `output`, and beside it the held-out part in the same form, and as ranked responses.
 
@@ -196,6 +100,8 @@ def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed
     provenance = run.provenance()
     options = _judge_of(path, provenance)
     records = list(store.read(path, Rewards, skip=run.skip))
+    for record in records:
+        _check_words(path, record, options)
     gold = _gold(path, records, flags.ranks, provenance, run.skip)
     seeds = _seeds(seed_data, flags, provenance, run.skip)
     whats = {"agree": flags.agree, "eft_size": flags.eft_size, "held_out": flags.held_out, "seed": seed}
@@ -216,24 +122,42 @@ def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed
     train, held = _parts(records, gold, prompts_of(seeds), options, flags, seed)
     _describe(train, held)
     if not train.kept:
-        raise UserError(f"{path}: no judgement is left to train on ({_reasons(train.dropped)}){_advice(train, flags)}")
-    form = {"judge": judge.describe_form(options.form)}
-    scores = {"scores": {p: _spelled(part.scores()) for p, part in (("train", train), ("held_out", held))}}
-    scores["scores"]["agreed"] = _spelled(train.agreed + held.agreed)
-    files = {
-        "train": ([*(seeds if flags.with_seed else ()), *train.kept], train.dropped, form | scores),
-        "held_out": (held.kept, held.dropped, form | scores),
-        "ranked": ([_ranked(record, gold[record.uuid]) for record in held.records], Counter(), {}),
-    }
+        raise UserError(f"{path}: no judgement is left to train on ({_reasons(train.dropped)}){_advice(train)}")
     if run.skip:
         outputs["train"].reject(store.rejected(path, Rewards))
-    for part, (kept, dropped, facts) in files.items():
-        if not outputs[part].up_to_date:
-            with outputs[part] as each:
-                each.dropped += dropped
-                each.finish(map(encode, kept), **facts)
-        log.info("%s: %d records", places[part], len(kept))
-    log.info("next, train the SFT model on it:\n  python train.py --train_stage sft --checkpoint SFT --name %s", output)
+    _write(outputs, train, held, seeds if flags.with_seed else [], gold, judge.describe_form(options.form))
+    log.info("next, train the SFT model on it, the checkpoint SFT that judged:")
+    log.info("  python train.py --train_stage sft --checkpoint SFT --name %s", output)
+    if flags.held_out:
+        asked = {"judge_prompt": options.judge_prompt, "input_file": outputs["ranked"].path, "output": "JUDGED.json"}
+        log.info("then let the trained checkpoint TRAINED judge the held-out responses, and see how good it is:")
+        log.info("  %s", command("rewarding.py", reward="judge", checkpoint="TRAINED", **asked))
+        log.info("  python report.py judge JUDGED.json --ranks JUDGED.json")
+
+
+def _write(
+    outputs: Mapping[str, journal.Output],
+    train: Part,
+    held: Part,
+    seeds: Sequence[Conversation],
+    gold: Mapping[str, list],
+    form: dict,
+) -> None:
+    """Write those of the three files that are not up to date; `form`: the judge's, for checkpoints trained on them."""
+    scores = {name: _spelled(part.scores()) for name, part in (("train", train), ("held_out", held))}
+    facts = {"judge": form, "scores": scores | {"agreed": _spelled(train.agreed + held.agreed)}}
+    files = {
+        "train": ([*seeds, *train.kept], train.dropped, facts),
+        "held_out": (held.kept, held.dropped, facts),
+        "ranked": ([_ranked(record, gold[record.uuid]) for record in held.records], Counter(), {}),
+    }
+    for name, (kept, dropped, about) in files.items():
+        output = outputs[name]
+        if not output.up_to_date:
+            with output:
+                output.dropped += dropped
+                output.finish(map(encode, kept), **about)
+        log.info("%s: %d records", output.path, len(kept))
 
 
 def _judge_of(path: Path, provenance: Provenance) -> judge.Options:
@@ -262,6 +186,18 @@ def _judge_of(path: Path, provenance: Provenance) -> judge.Options:
         value = getattr(options, changed[0])
         raise UserError(f"{path}: --{changed[0]} {value} has other words now than when it judged these")
     return options
+
+
+def _check_words(path: Path, record: Rewards, options: judge.Options) -> None:
+    """Raises UserError where a record lacks what its sidecar promises: it was changed, and --force was given."""
+    names = {f"judge_{k + 1}" for k in range(options.judge_samples)}
+    scores, texts = record.parts.get("scores", [0]), record.texts
+    lists = all(each is None or isinstance(each, list) and len(each) == len(names) for each in scores)
+    if not lists or not names <= texts.keys():
+        raise UserError(
+            f"{path}: record {record.uuid!r} lacks what the judge said of its responses: `parts.scores`, and `texts` "
+            f"of {len(names)} judgements"
+        )
 
 
 def _judge_prompt(path: Path, about: dict) -> str:
@@ -369,7 +305,7 @@ def _reasons(dropped: Mapping[str, int]) -> str:
     return "; ".join(f"{count} responses: {reason}" for reason, count in dropped.items())
 
 
-def _advice(train: Part, flags: EftFlags) -> str:
+def _advice(train: Part) -> str:
     if train.dropped and max(train.dropped, key=train.dropped.__getitem__) == SEED:
         return ". Build a smaller seed set (--sft_limit), or give --seed_data none"
-    return ". --agree position keeps more" if flags.agree == "ranking" else ""
+    return ". --agree position keeps more" if OTHERWISE in train.dropped else ""

@@ -33,13 +33,15 @@ def read(rows: Iterable[dict], prefix: str, *, multi_turn: bool = False, selecti
     """
     parsed = Parsed()
     replies: dict[str, list[dict]] = defaultdict(list)
-    roots = []
+    roots, seen = [], set()
     for index, row in enumerate(rows):
         parsed.rows += 1
         for message in _messages(row):
-            if not isinstance(message.get("message_id"), str) or not isinstance(message.get("text"), str):
-                parsed.reject(index, f"row {index}", "no message_id or no text", row)
-            elif message.get("parent_id") is None:
+            if reason := _malformed(message, seen):
+                parsed.reject(index, f"row {index}", reason, row)
+                continue
+            seen.add(message["message_id"])  # each once, so that no chain of replies leads back to itself
+            if message.get("parent_id") is None:
                 roots.append(message)
             else:
                 replies[message["parent_id"]].append(message)
@@ -77,9 +79,27 @@ def _messages(row: dict) -> Iterator[dict]:
     waiting = [row["prompt"] | {"parent_id": None, "tree_state": row.get("tree_state")}]
     while waiting:
         message = waiting.pop()
-        if isinstance(own := message.get("message_id"), str):
-            waiting += [reply | {"parent_id": own} for reply in message.get("replies") or []]
+        own, below = message.get("message_id"), message.get("replies") or []
+        for reply in below if isinstance(below, list) else [below]:
+            if isinstance(reply, dict):
+                waiting.append(reply | {"parent_id": own})
+            else:
+                yield {}
         yield {key: value for key, value in message.items() if key != "replies"}
+
+
+def _malformed(message: dict, seen: set[str]) -> str | None:
+    """Why a message is none; `seen`: the ids of others."""
+    own, parent, role = (message.get(key) for key in ("message_id", "parent_id", "role"))
+    if not isinstance(own, str) or not isinstance(message.get("text"), str):
+        return "no message_id or no text"
+    if own in seen:
+        return f"a second message with the id {own}"
+    if not isinstance(parent, str | None):
+        return "its parent_id is not a text"
+    if not isinstance(role, str) or (parent is None and role == "assistant"):
+        return "its role is not that of a person" if parent is None else "it has no role"
+    return None
 
 
 def _typed(key: str, text: str) -> object:
@@ -105,7 +125,7 @@ def _refused(message: dict) -> str | None:
 
 def best(replies: list[dict]) -> dict | None:
     """The usable reply of rank 0; an only reply needs no rank. None if nobody ranked one as best."""
-    usable = [reply for reply in replies if not _refused(reply)]
+    usable = [reply for reply in replies if not _refused(reply) and reply["role"] == "assistant"]
     ranked = [reply for reply in usable if reply.get("rank") == 0]
     return ranked[0] if ranked else replies[0] if usable and len(replies) == 1 else None
 
@@ -118,7 +138,7 @@ def _thread(message: dict, replies: dict[str, list[dict]]) -> list[dict]:
         reply = best(replies[message["message_id"]])
         thread += [message, reply]
         following = [each for each in replies[reply["message_id"]] if not _refused(each)]
-        following = [each for each in following if best(replies[each["message_id"]])]
+        following = [e for e in following if e["role"] != "assistant" and best(replies[e["message_id"]])]
         message = min(following, key=lambda each: each["message_id"], default=None)
     return thread
 
@@ -153,12 +173,16 @@ def _too_poor(prompt: dict, reply: dict) -> str | None:
 
 
 def _quality(message: dict) -> float:
-    """A message's mean quality label in [0, 1], 0 without one; labels are {"quality": {"value": …}} in files, and
-    {"name": […], "value": […]} on the hub."""
-    labels = message.get("labels") or {}
-    if isinstance(labels.get("name"), list):
-        return dict(zip(labels["name"], labels["value"], strict=True)).get("quality") or 0.0
-    return (labels.get("quality") or {}).get("value") or 0.0
+    """A message's mean quality label in [0, 1], 0 without one that is a number; labels are {"quality": {"value": …}} in
+    files, and {"name": […], "value": […]} on the hub."""
+    match message.get("labels"):
+        case {"name": [*names], "value": [*values]}:
+            value = next((value for name, value in zip(names, values, strict=False) if name == "quality"), None)
+        case {"quality": {"value": value}}:
+            pass
+        case _:
+            value = None
+    return value if type(value) in (int, float) else 0.0
 
 
 def _to_message(message: dict) -> Message:

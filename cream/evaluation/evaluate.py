@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from cream.cli import preflight
-from cream.engines import Sampling, SamplingFlags
+from cream.engines import Sampling
+from cream.engines.options import SamplingFlags
 from cream.errors import UserError
 from cream.evaluation import choices, generation
 from cream.evaluation.grade import DEFAULT, Rules

@@ -5,6 +5,7 @@ and Kendall. Means are over prompts, and so are the draws of their bootstrap int
 much, and pairs of them more.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,13 +28,15 @@ Number = float | None
 @dataclass
 class Judged:
     """What a file of rewards says, a row a prompt: `rewards` and `lengths` (characters) per response, `scores` the k
-    judgements of a response, `first` the probabilities that i is better than j, presented in this order (N x N)."""
+    judgements of a response, `first` the probabilities that i is better than j, presented in this order (N x N);
+    `compared`: of each two different responses to a prompt, whether there is a choice between them in both orders."""
 
     uuids: list[str] = field(default_factory=list)
     rewards: list[list[Number]] = field(default_factory=list)
     lengths: list[list[int]] = field(default_factory=list)
     scores: list[list[Number]] = field(default_factory=list)
     first: list[list[list[Number]]] = field(default_factory=list)
+    compared: list[bool] = field(default_factory=list)
     responses: list[list[str]] = field(default_factory=list)
 
 
@@ -43,12 +46,15 @@ def collect(records: Iterable[Rewards], texts: bool = False) -> Judged:
     for record in records:
         found.uuids.append(record.uuid)
         found.rewards.append(record.reward)
-        found.lengths.append([len(text) for text in record.responses()])
+        own = record.responses()
+        found.lengths.append(list(map(len, own)))
         found.scores += [scores for scores in record.parts.get("scores", ()) if isinstance(scores, list)]
         if record.preferences:
-            found.first.append(record.preferences)
+            table, different = record.preferences, sorted(map(own.index, {*own}))
+            found.first.append(table)
+            found.compared += [None not in (table[i][j], table[j][i]) for i, j in combinations(different, 2)]
         if texts:
-            found.responses.append(record.responses())
+            found.responses.append(own)
     return found
 
 
@@ -139,10 +145,13 @@ def pair_counts(rewards: Sequence[Number], gold: Sequence[Number]) -> tuple[floa
 
 
 def same_order(rewards: Sequence[Number], gold: Sequence[Number]) -> bool | None:
-    """Whether the whole order is the same, ties included; None without two responses that have both values."""
-    both = [(r, g) for r, g in zip(rewards, gold, strict=True) if r is not None and g is not None]
+    """Whether the whole order is the same, ties included; None without two responses that gold orders. A response
+    without a reward has no place in an order: else a judge of few verdicts would match the better."""
+    both = [(r, g) for r, g in zip(rewards, gold, strict=True) if g is not None]
     if len(both) < 2:
         return None
+    if any(r is None for r, _ in both):
+        return False
     return all(np.sign(a[0] - b[0]) == np.sign(a[1] - b[1]) for a, b in combinations(both, 2))
 
 
@@ -220,6 +229,9 @@ def describe(judged: Judged, gold: Sequence[Sequence[Number]] | None = None, see
         lines.append(_agreement(judged.scores))
     elif known:
         lines.append(f"rewards: {_histogram(known)}")
+    if judged.compared:
+        share = _share(sum(judged.compared), len(judged.compared))
+        lines.append(f"parsed: {share} of the pairs of responses have a choice in both orders")
     equal, pairs, top, prompts = ties(judged.rewards)
     lines.append(
         f"ties: {_share(equal, pairs)} of the pairs of responses to one prompt; the best reward is shared in "
@@ -266,7 +278,11 @@ def _histogram(values: Sequence[float]) -> str:
     if all(value == int(value) for value in values) and len({*values}) <= 2 * BINS:
         return ", ".join(f"{value:g}: {count}" for value, count in sorted(Counter(values).items()))
     counts, edges = np.histogram(values, BINS)
-    return ", ".join(f"{a:.2g} to {b:.2g}: {n}" for a, b, n in zip(edges, edges[1:], counts, strict=False))
+    step = float(edges[1] - edges[0])
+    digits = max(0, 1 - math.floor(math.log10(step))) if step > 0 else 3  # so that no two edges look alike
+    return ", ".join(
+        f"{a:.{digits}f} to {b:.{digits}f}: {n}" for a, b, n in zip(edges, edges[1:], counts, strict=False)
+    )
 
 
 def _share(part: float, whole: float) -> str:

@@ -45,7 +45,8 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
             else:
                 yield plain
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file") from None
+        hint = "" if path.suffix else "; give a file, names of data sets are not known here"
+        raise UserError(f"{path}: no such file{hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: expected a file, found a folder") from None
     except PermissionError:

@@ -236,7 +236,7 @@ def _entries(path: Path) -> Iterator[Raw | Bad]:
         for uuid, raw in parse(data, path, dict[_Key, msgspec.Raw], lambda _type, key: _Key(key)).items():
             yield _entry(str(path), bytes(raw), str(uuid))
     else:
-        raise UserError(f"{path}: a record file ends in .json or .jsonl (.gz or .zst may follow)")
+        raise UserError(f"{path}: expected a record file, which ends in .json or .jsonl (.gz or .zst may follow)")
 
 
 class _Key(str):

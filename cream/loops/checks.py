@@ -21,8 +21,9 @@ from cream.records import METHODS
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
+BUILT = ("oasst1.sft.json", "oasst1.ranked.json")  # by prepare_data.py
 FILES = ("input_file", "file1", "file2", *all_inputs())  # flags that name a file
-FILES += ("few_shot_file", "chat_template", "deepspeed")
+FILES += ("few_shot_file", "chat_template", "deepspeed", "ranks")
 SEVERAL = ("exclude", *(role for role, file in all_inputs().items() if file.several))  # several, separated by commas
 MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model", "reward_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
@@ -36,7 +37,13 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
     built-in names; `checkpoints`, `dataset_names`: the registries."""
     from cream.evaluation.tasks import TASKS
 
-    def dataset(name: str) -> Path:
+    def dataset(name: str, flag: str = "--name") -> Path:
+        try:
+            return found_dataset(name)
+        except UserError as error:
+            raise UserError(str(error).replace("--name", flag, 1)) from None
+
+    def found_dataset(name: str) -> Path:
         path = names.dataset(name, datasets, dataset_names)
         parts = [datasets[f"{part}_test"] for part, task in TASKS.items() if task.IN_ALL_TEST]
         places = [path, *map(names.in_root, parts)] if is_all_test(path) else [path]
@@ -55,7 +62,7 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
 
     return {
         "model": model,
-        **dict.fromkeys(("name", "exclude", "seed_data"), dataset),
+        **{each: partial(dataset, flag=f"--{each}") for each in ("name", "exclude", "seed_data")},
         "checkpoint": lambda name: names.checkpoint(name, checkpoints),
         "ref_model_ckpt": lambda name: names.checkpoint(name, checkpoints, "--ref_model_ckpt"),
         **dict.fromkeys(FILES, Path),
@@ -126,7 +133,8 @@ class Files:
                 yield str(error)
                 continue
             if path is not None and not path.exists():
-                yield f"--{name} {value}: {path} does not exist, and no earlier step makes it"
+                made = " (`python prepare_data.py build oasst1` does)" if path.name in BUILT else ""
+                yield f"--{name} {value}: {path} does not exist, and no earlier step makes it{made}"
             elif path is not None and name in MODELS and not (path / "adapter_config.json").exists():
                 yield from _refused(check_folder, path, None)
             elif path is not None and name == "name":

@@ -27,7 +27,7 @@ Flags = dict[str, Value]
 REFERENCE = re.compile(r"\$\{([^}]*)\}?")
 TARGET = re.compile(r"([\w.-]+?)(?:@-([1-9]\d?))?")
 ROUND = re.compile(r"round([+-]\d{1,3})?")
-OWN_SEED = "seed+round"  # draws that are independent of those of the same prompts in other rounds and steps
+OWN_SEED = re.compile(r"seed\+(round|\d{1,3})")  # draws apart from those of the same prompts in other rounds and steps
 
 
 class Rounds(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -244,8 +244,8 @@ def _target(match: re.Match, t: int | None, loop: Loop, results: Mapping[tuple[s
     """The text that a reference stands for in round `t`. Raises ValueError where there is none."""
     if t is not None and (number := ROUND.fullmatch(match[1])):
         return str(t + int(number[1] or 0))
-    if t is not None and match[1] == OWN_SEED:
-        return str(loop.seed + t)
+    if (own := OWN_SEED.fullmatch(match[1])) and (t is not None or own[1] != "round"):
+        return str(loop.seed + (t if own[1] == "round" else int(own[1])))
     target, ids, repeated = TARGET.fullmatch(match[1]), {s.id for s in loop.steps()}, {s.id for s in loop.repeat}
     if target is None or not match[0].endswith("}"):
         raise ValueError(f"{match[0]} is not a reference; write ${{id}}, ${{id@-1}} (a round before) or ${{round}}")

@@ -10,6 +10,7 @@ any has no reward; the last score in a text counts; limits are on new tokens; re
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cream.cli.flags import flag
-from cream.engines import ENGINES, GREEDY, Sampling, temperature_flag
+from cream.engines import ENGINES, GREEDY, Sampling
+from cream.engines.options import temperature_flag
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_text
 from cream.records import Prompt, Samples
@@ -28,7 +30,7 @@ from cream.scoring.completions import Texts
 from cream.scoring.driver import Pass
 from cream.scoring.logprobs import Group, Scored
 from cream.text.judge_prompts import JUDGE_PROMPTS
-from cream.text.judging import NO_SCORE, Form, Verdict, parse_file, read_form
+from cream.text.judging import HOLE, NO_SCORE, Form, Verdict, parse_file, read_form
 from cream.text.thoughts import ThoughtFlags, final_text
 
 FIRST = 64  # requests after which a judge without any score ends the stage
@@ -58,7 +60,7 @@ class Options(ThoughtFlags, PreferenceOptions, logprobs.Options):
         None,
         "where the judge's text has the score, the last one counts: a text such as 'Score: {{ reward }}', a regular "
         "expression with one group, or path.py:function (text -> number or None; this RUNS that file); of a pairwise "
-        "judge A or B; none: as the named --judge_prompt says",
+        "judge A or B; none: as the named --judge_prompt says, your own needs one",
     )
     judge_mode: str = flag(
         "sampled",
@@ -73,7 +75,7 @@ class Options(ThoughtFlags, PreferenceOptions, logprobs.Options):
     valid_reward: str | None = flag(
         None,
         "valid scores: a range such as 0:5, or comparisons such as 'reward >= 1 and reward != 3'; others are no "
-        "scores; none: as the named --judge_prompt says",
+        "scores; none: as the named --judge_prompt says, with your own any number",
     )
     on_unparsed: str = flag(
         "stop",
@@ -233,18 +235,16 @@ def read_texts(texts: Texts, options: Options) -> list[Verdict]:
 def distribution(logprob: Sequence[float], num_tokens: Sequence[int], verdicts: Sequence[str]) -> list[float]:
     """The probability of each admissible verdict, given that it is one of them: the softmax of their log-probabilities.
 
-    A verdict whose tokens begin another one ("1" and "10", digit by digit) stands for itself alone: without the
-    probability that the judge continues to the longer one.
+    A verdict whose tokens begin others ("1", "10" and "100", digit by digit) stands for itself alone: without the
+    probability that the judge continues to one of these.
     """
-    logs = []
-    for i, text in enumerate(verdicts):
-        longer = [
-            logprob[j]
-            for j, other in enumerate(verdicts)
-            if other != text and other.startswith(text) and num_tokens[j] > num_tokens[i]
-        ]
-        rest = 1 - sum(math.exp(min(0.0, value - logprob[i])) for value in longer if value <= logprob[i] + EQUAL)
-        logs.append(logprob[i] + math.log(rest) if rest > 0 else -math.inf)
+    logs = [-math.inf] * len(verdicts)
+    for i in sorted(range(len(verdicts)), key=lambda i: -num_tokens[i]):  # the longer ones are without theirs by then
+        text = verdicts[i]
+        longer = [j for j, other in enumerate(verdicts) if other.startswith(text) and num_tokens[j] > num_tokens[i]]
+        longer = [j for j in longer if logprob[j] <= logprob[i] + EQUAL]
+        rest = 1 - sum(math.exp(min(0.0, logs[j] - logprob[i])) for j in longer)
+        logs[i] = logprob[i] + math.log(rest) if rest > 0 else -math.inf
     top = max(logs)
     shares = [math.exp(value - top) for value in logs]
     return [share / sum(shares) for share in shares]
@@ -303,12 +303,15 @@ class Watch:
 
     def __init__(self, options: Options):
         self.options, self.seen, self.truncated, self.said, self.found = options, 0, 0, None, False
+        self.reasons: Counter[str] = Counter()  # of requests
 
     def see(self, texts: Texts) -> bool:
         """Looks at a request's texts; returns whether others are of interest."""
         if self.found or not texts.text:
             return not self.found
-        self.found = read_judgement(texts, self.options).reason is None
+        reason = read_judgement(texts, self.options).reason
+        self.found = reason is None
+        self.reasons[reason] += 1
         self.seen += 1
         self.truncated += texts.finish_reason.count("length")
         self.said = self.said or texts.text[0]
@@ -322,9 +325,15 @@ class Watch:
             return
         form, count = self.options.form, self.seen * self.options.judge_samples
         said = self.said if len(self.said) <= SHOWN else f"{self.said[:SHOWN]}…"
+        valid = "A or B" if form.pairwise else f"--valid_reward {form.valid or 'none: any number'}"
+        advice = "Give another --judge_prompt or --judge_parse"
+        if 2 * self.truncated > count:
+            advice = "Give a larger --judge_max_tokens, or another --judge_prompt"
+        if HOLE.search(form.parse):
+            advice += ", or --judge_mode expected, which needs no text that the judge wrote"
         raise UserError(
             f"--reward judge: none of the first {count} judgements (of {self.seen} requests) has a valid score: "
-            f"--judge_parse {form.parse!r}, --valid_reward {form.valid or 'none'}; {self.truncated} of them are "
-            f"truncated (--judge_max_tokens). The first one says: {said!r}. Give another --judge_prompt or "
-            "--judge_parse, or --on_unparsed continue to judge all the same; finished work is kept"
+            f"{self.reasons.most_common(1)[0][0]} (--judge_parse {form.parse!r}, {valid}); {self.truncated} of them "
+            f"are truncated (--judge_max_tokens). The first one says: {said!r}. {advice}, or --on_unparsed continue "
+            "to judge all the same; finished work is kept"
         )

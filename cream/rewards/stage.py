@@ -1,6 +1,7 @@
 """What rewarding.py needs beside the rewards: the source, the output's name and inputs, the commands that follow."""
 
 import logging
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -162,12 +163,13 @@ def facts(run: Run, output: Output, reward: str, model, sources: dict[str, Sourc
     return facts
 
 
-def report(output: Output, responses: int) -> None:
-    """How many responses have a reward, and why the others have none."""
+def report(output: Output, responses: int) -> bool:
+    """Log how many responses have a reward, and why the others have none; returns whether any has."""
     dropped = {reason: count for reason, count in output.dropped.items() if reason != MALFORMED}  # of responses
     log.info("%d of %d responses rewarded", responses - sum(dropped.values()), responses)
     for reason, count in dropped.items():
         log.info("  %d have no reward: %s", count, reason)
+    return responses > sum(dropped.values())
 
 
 def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str, Path], flags: Callable) -> None:
@@ -177,6 +179,8 @@ def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str,
     sampler = about.get("inputs", {}).get("policy")
     if reward not in ("dpo", "likelihood"):  # gold labels, say: no model ranks
         log.info("next, the pairs:\n  %s", console.command("cal_consistency.py", file1=target))
+        if reward == "judge":
+            log.info("or see how good the judge is:\n  %s", f"python report.py judge {shlex.quote(str(target))}")
         return
     own = fingerprint_folder(folders["policy"])
     if sampler not in (None, own) or (sampler is None and (reward == "likelihood" or model.checkpoint is None)):

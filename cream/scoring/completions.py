@@ -9,7 +9,9 @@ from msgspec import structs
 
 from cream import engines
 from cream.cli.flags import flag
-from cream.engines import ENGINES, Completion, Engine, Request, Sampling, temperature_flag
+from cream.engines import ENGINES, Completion, Engine, Request, Sampling, choice
+from cream.engines.options import temperature_flag
+from cream.errors import UserError
 from cream.files.index import Keys
 from cream.files.journal import Output
 from cream.records import Message, Prompt
@@ -105,7 +107,7 @@ def engine_setup(
 ) -> Callable[[str], Responder]:
     """What a pool makes a replica's Responder with. `engine` has `name` (or auto) and further arguments of
     `engines.load`; prompt and response have `max_length` tokens together at most."""
-    name, why = engines.choose(engine["name"], model.folder, model.pool.kind)
+    name, why = choice.choose(engine["name"], model.folder, model.pool.kind)
     stops = [*model.chat.tokenizer.convert_ids_to_tokens(list(model.chat.stop_ids)), *map(repr, sampling.stop)]
     log.info("engine %s (%s); %s", name, why, model.precision.reason)
     log.info(
@@ -130,10 +132,17 @@ def chunk_of(pool: Pool, count: int) -> int | None:
 
 
 def setup(model: Model, options: Options, chunk: int | None, done: Keys) -> Callable[[str], Responder]:
-    """`engine_setup` for a pass of a reward source, by its flags."""
+    """`engine_setup` for a pass of a reward source, by its flags. A request fits where it leaves room for a whole text,
+    for one that is cut off would only seem to say nothing. Raises UserError where none can fit."""
     limit, budget = model.limit(options.max_length), getattr(options, "max_tokens_per_batch", None)
+    sampling = options.sampling()
+    if (room := limit - sampling.max_tokens) < 1:
+        raise UserError(
+            f"{sampling.max_tokens} new tokens leave no room for a request in {limit} (--max_length, or the model's "
+            "context): allow fewer new tokens"
+        )
     engine = {"name": options.engine} | ({"batch_tokens": budget} if budget else {})
-    return engine_setup(model, options.sampling(), engine, limit, limit - 1, done)
+    return engine_setup(model, sampling, engine, limit, room, done)
 
 
 def as_row(responses: Responses, chat: Chat) -> dict:

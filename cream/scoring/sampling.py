@@ -175,6 +175,11 @@ def spin(samples: Path, conversations: Path) -> str:
     return command("make_pairs.py", strategy="spin", conversations=conversations, samples=samples)
 
 
+def contrast(samples: Path) -> str:
+    """The command that makes RLCD's pairs, of samples to a prompt that asks for good responses."""
+    return command("make_pairs.py", strategy="contrast", positive=samples, negative="NEGATIVE")
+
+
 def describe_tokens(counts: Counter[str], keep_special: bool) -> Iterator[str]:
     """What `_count` found in the sampled tokens, beside their number: lines for the log."""
     of = f"of {counts['responses']} responses"

@@ -78,7 +78,7 @@ right level of detail. Be impartial: neither their order nor their length should
 
 First compare them briefly, in at most 100 words. Then end with one line that has the letter of the better response, \
 in this form:
-Choice: <A or B>"""
+Choice: <letter>"""
 
 JUDGE_PROMPTS = {
     # Self-Rewarding Language Models (arXiv 2401.10020, figure 2): five criteria, a point for each

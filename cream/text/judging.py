@@ -10,6 +10,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -28,8 +29,9 @@ NAMES = ("prompt", "response", "response_a", "response_b")  # of a template's va
 LETTERS = ("A", "B")
 HOLE = re.compile(r"\{\{-?\s*reward\s*-?\}\}")
 MARKS = r"""[\s*_`"'<(\[]*"""  # that a judge may write before its verdict: **4**, <4>, [[A]]
-NUMBER, LETTER = MARKS + r"([-+]?\d+(?:\.\d+)?)(?!\d)", MARKS + r"([AB])(?!\w)"
-AFTER = re.compile(r"\{\{-?\s*(?:" + "|".join(NAMES) + r")\b[^{}]*\}\}([^{]*)")
+NUMBER = MARKS + r"([-+]?\d+(?:\.\d+)?)(?!\d)"
+LETTER = MARKS + r"([AB])(?!\w|\s*(?:or|/)\s*[AB]\b)"  # "A or B" is no choice
+AFTER = re.compile(r"\{\{-?\s*(?:" + "|".join(NAMES) + r")\b[^{}]*\}\}(?:\s*\{%[^{}]*%\})*([^{]*)")
 SHORT = 3  # characters; shorter text after a quoted one does not mark its end
 TAIL = 20_000  # characters at the end of a judge's text that are searched
 PATIENCE = 0.5  # seconds for a search in one text
@@ -90,8 +92,10 @@ class Form:
         """The verdict in a judge's text, without its thought: its last match of --judge_parse. One at the very end of a
         truncated text may be cut, and is none."""
         found, reason = _reader(self.parse, self.pairwise)(text, truncated)
-        if found is None:
-            return Verdict(None, reason)
+        return Verdict(None, reason) if found is None else self._verdict(found)
+
+    def _verdict(self, found: object) -> Verdict:
+        """What --judge_parse found, as a verdict."""
         if self.pairwise:
             return Verdict(1.0 - LETTERS.index(found)) if found in LETTERS else Verdict(None, NOT_VALID)
         try:
@@ -102,25 +106,29 @@ class Form:
             return Verdict(None, NOT_VALID)
         return Verdict(value)
 
-    def cut(self, text: str) -> str:
-        """A judge's text without what follows the line of its last verdict, where that has a place in it."""
+    def cut(self, text: str, score: float) -> str:
+        """A judge's text without what follows the line where it says its score, the last such one; all of it where the
+        score has no place in it."""
         if parse_file(self.parse):
             return text
-        ends = [
-            found.end() for found in _pattern(self.parse, self.pairwise).finditer(text, timeout=PATIENCE) if found[1]
-        ]
+        ends = []
+        with suppress(TimeoutError):
+            for found in _pattern(self.parse, self.pairwise).finditer(text, timeout=PATIENCE):
+                ends += [found.end()] if self._verdict(found[1]).value == score else []
         return text[: ends[-1]] + text[ends[-1] :].partition("\n")[0] if ends else text
 
     @property
     def scores(self) -> tuple[int, ...]:
         """The admissible scores: the whole numbers in the valid range. Raises UserError where they are not few."""
         bounds = bounds_of(self.valid or "")
-        if bounds is None or not all(map(math.isfinite, bounds)) or not 1 < bounds[1] - bounds[0] + 1 <= MOST:
-            raise UserError(
-                "--judge_mode expected needs the admissible scores: --valid_reward LOW:HIGH, such as 0:5, with at most "
-                f"{MOST} whole numbers in it; it is {self.valid or 'none'}"
-            )
-        return tuple(range(math.ceil(bounds[0]), math.floor(bounds[1]) + 1))
+        if bounds is not None and all(map(math.isfinite, bounds)):
+            low, high = math.ceil(bounds[0]), math.floor(bounds[1])
+            if 1 <= high - low < MOST:
+                return tuple(range(low, high + 1))
+        raise UserError(
+            "--judge_mode expected needs the admissible scores: --valid_reward LOW:HIGH, such as 0:5, with 2 to "
+            f"{MOST} whole numbers in it; it is {self.valid or 'none'}"
+        )
 
     @property
     def continuations(self) -> list[str]:
@@ -201,7 +209,9 @@ def _check_template(form: Form) -> None:
     except (TemplateError, RecursionError) as error:
         raise UserError(f"{where}: is not a Jinja template: {error}") from None
     if odd := sorted(variables - {*NAMES}):
-        raise UserError(f"{where}: has no value for {{{{ {odd[0]} }}}}{nearest(odd[0], NAMES)}; it may use {NAMES}")
+        raise UserError(
+            f"{where}: has no value for {{{{ {odd[0]} }}}}{nearest(odd[0], NAMES)}; it may use {', '.join(NAMES)}"
+        )
     if variables & {*NAMES[1:]} not in ({"response"}, {"response_a", "response_b"}):
         raise UserError(
             f"{where}: the judge would not see what it judges: the template needs {{{{ response }}}}, or both "
@@ -253,6 +263,8 @@ def _pattern(parse: str, pairwise: bool) -> regex.Pattern:
         pattern = regex.compile(parse)
     except (regex.error, RecursionError) as error:
         raise UserError(f"--judge_parse {parse!r}: is not a regular expression: {error}") from None
+    if pattern.groups != 1 and parse.endswith(".py"):
+        raise UserError(f"--judge_parse {parse}: which function of this file? Give {parse}:NAME")
     if pattern.groups != 1:
         raise UserError(
             f"--judge_parse {parse!r}: has {pattern.groups} groups, expected one around the score: 'Score: (\\d+)', say"
@@ -265,7 +277,7 @@ def _search(pattern) -> Callable[[str, bool], tuple[str | None, str | None]]:
         text, last = text[-TAIL:], None
         try:
             for found in pattern.finditer(text, timeout=PATIENCE):
-                if found[1] is not None and not (truncated and found.end(1) == len(text)):
+                if found[1] is not None and not (truncated and text[found.end(1) :] in ("", ".")):
                     last = found[1]
         except TimeoutError:
             return None, SLOW
@@ -278,7 +290,7 @@ def _call(function: Callable[[str], object], name: str) -> Callable[[str, bool],
     def read(text: str, truncated: bool) -> tuple[object, str | None]:
         try:
             found = function(text)
-        except Exception as error:  # whatever a user's function raises: the texts are kept, and this one has no score
+        except (Exception, SystemExit) as error:  # the texts are kept, and this one has no score
             return None, f"{FAILED}: {type(error).__name__}"
         return found, NO_SCORE if found is None else None
 
@@ -293,7 +305,7 @@ def _load_function(path: Path, name: str) -> Callable[[str], object]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--judge_parse {path}: cannot be run: {type(error).__name__}: {error}") from None
     if not callable(function := getattr(module, name, None)):
         raise UserError(f"--judge_parse {path}:{name}: the file has no function of this name")

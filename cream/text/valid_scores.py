@@ -27,7 +27,7 @@ def is_valid(valid: str | None, score: float) -> bool:
         return True
     if bounds := bounds_of(valid):
         return bounds[0] <= score <= bounds[1]
-    return bool(_evaluate(_expression(valid), score, valid))
+    return _truth(_expression(valid), score, valid)
 
 
 def bounds_of(valid: str) -> tuple[float, float] | None:
@@ -46,29 +46,34 @@ def _expression(valid: str) -> ast.expr:
         expression = ast.parse(valid.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise _senseless(valid) from None
-    if not isinstance(expression, ast.Compare | ast.BoolOp | ast.UnaryOp):
-        raise _senseless(valid)
+    if not any(isinstance(node, ast.Name) for node in ast.walk(expression)):
+        raise _senseless(valid)  # it would say the same of every score
     return expression
 
 
-def _evaluate(node: ast.expr, score: float, valid: str) -> float | bool:
-    """The value of an expression of comparisons. Every part is looked at, so that a wrong one is found at once."""
+def _truth(node: ast.expr, score: float, valid: str) -> bool:
+    """Whether a score fulfils comparisons. Every part is looked at, so that a wrong one is found at once."""
     match node:
         case ast.BoolOp():
-            values = [_evaluate(each, score, valid) for each in node.values]
+            values = [_truth(each, score, valid) for each in node.values]
             return all(values) if isinstance(node.op, ast.And) else any(values)
         case ast.UnaryOp(op=ast.Not()):
-            return not _evaluate(node.operand, score, valid)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())):
-            return -node.operand.value
+            return not _truth(node.operand, score, valid)
         case ast.Compare():
-            terms = [_evaluate(each, score, valid) for each in (node.left, *node.comparators)]
+            terms = [_number(each, score, valid) for each in (node.left, *node.comparators)]
             if all(type(op) in COMPARE for op in node.ops):
                 return all(COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, terms, terms[1:], strict=False))
+    raise _senseless(valid)
+
+
+def _number(node: ast.expr, score: float, valid: str) -> float:
+    match node:
         case ast.Name(id="reward"):
             return score
-        case ast.Constant(value=int() | float()):
-            return node.value
+        case ast.Constant(value=value) if type(value) in (int, float):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)) if type(value) in (int, float):
+            return -value
     raise _senseless(valid)
 
 

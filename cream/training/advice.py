@@ -31,6 +31,10 @@ def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
     log.info("next, sample its responses for the next round%s:", note)
     now = flags | {"mode": "sampling", "name": prompts}
     log.info("  %s", again(before, "samples", "infer.py", shipped.get("sampling", {}), **now))
+    if form := read_kind(last).get("judge"):
+        log.info("or judge responses as it was trained to (SAMPLES stands for sampled ones):")
+        asked = {"input_file": "SAMPLES", "reward": "judge", "judge_prompt": form["judge_prompt"]}
+        log.info("  %s", command("rewarding.py", **flags, **asked))
     questions = {"name": "QUESTIONS"} | shipped.get("evaluation", {})
     note = " (QUESTIONS stands for labelled ones)" * (questions["name"] == "QUESTIONS")
     log.info("or measure its accuracy%s:", note)

@@ -27,9 +27,9 @@ class Saved(msgspec.Struct):
     """The manifest of a complete state: after which step, of how many processes, hash by file; of the steps since the
     log's last line, the sum of each metric and what their mean is over."""
 
-    step: int = 0
-    processes: int = 0
-    files: dict[str, str] = {}
+    step: int
+    processes: int
+    files: dict[str, str]
     sums: dict[str, float] = {}
     total: int = 0
 
@@ -78,7 +78,7 @@ def resume(accelerator: Accelerator, weights, run: Path) -> Saved:
     if len({msgspec.json.encode(seen) for seen in gather_object([saved])}) > 1:
         raise UserError(f"{run}: not all processes see the same state there; the run's folder must be shared")
     if saved is None:
-        return Saved()
+        return Saved(0, accelerator.num_processes, {})
     folder = run / "state" / str(saved.step)
     if accelerator.is_main_process:
         now = _hashes(folder)
