@@ -18,6 +18,7 @@ from cream.records import Message, Pair, Rewards, Samples
 
 LOOP = "outputs/loop"
 LABELS = "localdata/tiny/labels.json"
+ROWS = "outputs/measured/current.rows.jsonl"
 SAMPLES = Path(__file__).parents[2] / "shared/data"
 NUMBERED = {"id": 7, "prompt": "What is 1 + 1?", "chosen": "2", "rejected": "3", "subset": "hep-go"}
 FOUR = {"id": "9", "prompt": "1 + 1?", "chosen": ["2"], "rejected": ["3", "4", "5"], "num_correct": 1, "subset": "Math"}
@@ -167,8 +168,11 @@ def test_finished_rewards_and_labels(looped):
         f"evaluate_reward.py --rewards {LOOP}/current.jsonl --against {LOOP}/previous.jsonl --gold {LABELS} "
         "--output_dir outputs/measured"
     )
-    assert again.out == done.out
-    looped.run("report.py verify outputs/measured/current.rows.jsonl")
+    assert (
+        "is up to date" in again.out
+        and again.out.replace(f"\n{ROWS} is up to date (same settings and inputs)\n", "") == done.out
+    )
+    looped.run(f"report.py verify {ROWS}")
 
 
 def test_a_benchmark_is_rewarded_and_measured(looped):

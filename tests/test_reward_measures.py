@@ -381,3 +381,9 @@ def test_best_of_n_of_a_file():
     assert two["gap_closed"]["value"] == pytest.approx((2 / 3 - 1 / 2) / (5 / 6 - 1 / 2))
     assert found["by_n"][2]["length_of_best"]["value"] == pytest.approx(4 / 2.5)
     assert found["by_n"][2]["majority"]["value"] == 0 and found["by_n"][2]["weighted_majority_softmax"]["value"] == 1
+
+
+def test_a_vote_does_not_weigh_less_than_nothing():
+    rows = [Row("r", "all", "", [1.0, -2, 3], [0.0, 1, 0], [1, 2, 3], finals=["0", "1", "0"])]
+    with pytest.raises(UserError, match="record 'r' has a reward of -2, and a vote cannot weigh less"):
+        summarise(rows, None, How(votes="reward"))

@@ -21,7 +21,6 @@ from cream.text.tokens import Tokens
 
 log = logging.getLogger("cream")
 CACHED = SCORER  # of what the score cache has of its results
-NOT_FINITE = "not a finite number"  # the reason of a value that is NaN or infinite
 ALIKE = 64  # tokens that two groups begin with if they are laid out as one; few, and they are not worth the company
 
 
@@ -167,6 +166,9 @@ def in_chunks(groups: Iterable[Group], size: int, compute: Callable[[list[Group]
         if interrupts.received():  # it may be incomplete: a resumed run computes it whole
             return
         yield from zip([group.uuid for group in chunk], compute(chunk), strict=True)
+
+
+NOT_FINITE = "not a finite number"  # the reason of a value that is NaN or infinite
 
 
 def keep_finite(values: list, reasons: list[str | None]) -> tuple[list, list[str | None]]:

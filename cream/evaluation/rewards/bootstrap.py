@@ -56,6 +56,8 @@ class Draws:
         if not np.isfinite(value):
             return Estimate(None, None, None, n)
         values = np.concatenate([measure(weights) for weights in self.weights()])
+        if not np.isfinite(values).any():
+            return Estimate(float(value), None, None, n)
         low, high = np.quantile(values[np.isfinite(values)], [0.025, 0.975])
         return Estimate(float(value), float(low), float(high), n)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from cream.errors import UserError
 from cream.evaluation.rewards import best_of_n as bon
 from cream.evaluation.rewards import calibration, correlation
 from cream.evaluation.rewards.accuracy import ALL, TITLES, V2, Results
@@ -191,6 +192,11 @@ def best_of(rows: Sequence[Row], how: How) -> dict:
     usable = [known for row in rows if len((known := _rewarded(row)).gold) > 1]
     if not usable:
         return {}
+    if how.votes == "reward" and (odd := next((row for row in usable if min(row.rewards) < 0), None)):
+        raise UserError(
+            f"--votes reward: record {odd.uuid!r} has a reward of {min(odd.rewards):.4g}, and a vote cannot weigh less "
+            "than nothing; take softmax or sigmoid"
+        )
     m, draws = min(len(row.gold) for row in usable), Draws([row.uuid for row in usable], seed=how.seed)
     voting = all(row.finals is not None for row in usable)
     weights = bon.WEIGHTS[how.votes]

@@ -59,7 +59,7 @@ def _number(value: float, scale: int) -> str:
 
 
 def _interval(value: Mapping, scale: int) -> str:
-    return f"{_number(value['low'], scale)} to {_number(value['high'], scale)}"
+    return "" if value["low"] is None else f"{_number(value['low'], scale)} to {_number(value['high'], scale)}"
 
 
 def _best_of_n(rows: list[Mapping]) -> str:
@@ -77,7 +77,7 @@ def format_comparison(found: Mapping) -> str:
     lines = [["B - A", "A %", "B %", "points", "95 % interval", "only A right", "only B right", "McNemar p"]]
     for kind in ("score", "all", "sections", "prior", "length_groups", "subsets"):
         for name, row in found.get(kind, {}).items():
-            if row["value"] is None:
+            if row["low"] is None:
                 continue
             cells = [f"{100 * row[key]:.1f}" for key in ("a", "b")]
             cells += [f"{100 * row['value']:+.1f}", f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"]

@@ -56,7 +56,9 @@ def measure(path: Path, folder: Path, data, benchmark: str | None, flags, run, d
     if run.dry_run:
         log.info("dry run: would write %s; nothing was written", target)
         return
-    if not output.up_to_date:
+    if output.up_to_date:
+        log.info("\n%s is up to date (same settings and inputs)", target)
+    else:
         results = Results.of(found, benchmark, flags.ties, flags.measure_seed)
         with output:
             each = zip(found, results.parts, results.wholes, strict=True)
