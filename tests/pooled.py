@@ -13,7 +13,7 @@ def main(folder: str, rows: str) -> None:
     options = engine_options("cpu", "float32", 128)  # which sets the environment that vLLM reads
     from vllm import LLM, TokensPrompt
 
-    llm = LLM(folder, runner="pooling", skip_tokenizer_init=True, **options)
+    llm = LLM(folder, runner="pooling", **options)
     prompts = [TokensPrompt(prompt_token_ids=ids) for ids in json.loads(rows)]
     print(json.dumps([found.outputs.probs for found in llm.classify(prompts, use_tqdm=False)]))
 
