@@ -171,6 +171,16 @@ def test_one_pass_equals_a_forward_pass_for_each_step(tiny_tokenizer, tmp_path, 
     )
 
 
+def test_a_response_that_the_template_refuses_has_no_signs(tiny_tokenizer):
+    template = GOOD["no bos"].replace(
+        "{{ m.content }}", "{{ raise_exception('no') if 'X' in m.content }}{{ m.content }}"
+    )
+    reader = Reader.__new__(Reader)
+    reader._encoder, reader.limit = Signs(Chat(with_template(tiny_tokenizer, template))), 100
+    rows, (first, why) = reader._encode(StepGroup("a", PROMPT, [["a", "b"], ["aX"]]))
+    assert len(rows[0].spans) == 2 and rows[1] is None and first is None and "refuses a conversation: no" in why
+
+
 def test_signs_are_those_of_their_response():
     """Rows may be several for a response; one that is broken takes its response alone with it."""
     group = StepGroup("a", PROMPT, [["x", "y"], [], ["z"], ["u", "v"]])

@@ -7,12 +7,14 @@ The model is a language model, and a step's probability that of "+" against "-" 
 import logging
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from cream.scoring.cache import SIGNS
 from cream.scoring.driver import Model
 from cream.scoring.logprobs import Options, Scorer, arguments, chunk_of
+from cream.text.chat import Refused
 from cream.text.steps import Signs
 
 log = logging.getLogger("cream")
@@ -57,7 +59,10 @@ class Reader(Scorer):
         """The rows of all responses, one after the other, None for one without any; and the reasons for None."""
         rows, reasons = [], []
         for steps in group.steps:
-            found = self._encoder.encode(group.prompt, steps, self.limit)
+            try:
+                found = self._encoder.encode(group.prompt, steps, self.limit)
+            except Refused as error:
+                found = str(error)
             refused = isinstance(found, str)
             rows += [None] if refused else found
             reasons += [found] if refused else [None] * len(found)
@@ -95,7 +100,10 @@ def from_row(row: dict, group: StepGroup) -> Signed | None:
 
 def show_first(model: Model, groups: Iterable[StepGroup], options: Options) -> None:
     signs, limit = Signs(model.chat), model.limit(options.max_length)
-    rows = (signs.encode(group.prompt, steps, limit) for group in groups for steps in group.steps)
-    if first := next((found for found in rows if not isinstance(found, str)), None):
-        shown = "\n".join(map(model.chat.show, first))
-        log.info("first response as the model sees it, its signs marked:\n%s", shown)
+    for group in groups:
+        for steps in group.steps:
+            with suppress(Refused):
+                if not isinstance(rows := signs.encode(group.prompt, steps, limit), str):
+                    shown = "\n".join(map(model.chat.show, rows))
+                    log.info("first response as the model sees it, its signs marked:\n%s", shown)
+                    return

@@ -40,7 +40,6 @@ from cream.text.steps import SignTokens
 FLAG = "--tensor_parallel_size"
 START = "spawn"  # of the processes: CUDA does not work in forks
 MODELS = {POLICY: LogProbs, REWARD_MODEL: Heads}  # the wrapper of a model of each kind
-READ = {LogProbs: score, Heads: read_heads, SignOdds: sign_odds}  # what scores with it
 
 
 class Local:
@@ -69,7 +68,8 @@ class Local:
 
     def score(self, groups: Sequence[Group]) -> list[list]:
         """log π, the outputs, or the log-odds of the signs, of each response of each group."""
-        return READ[type(self.model)](self.model, groups, self.budget)
+        read = {LogProbs: score, Heads: read_heads, SignOdds: sign_odds}[type(self.model)]
+        return read(self.model, groups, self.budget)
 
     def close(self) -> None:
         """The model goes with this object."""
