@@ -426,6 +426,13 @@ def test_what_is_no_process_reward_model_is_refused(world):
     ):
         own = REWARD if reward == "prm" and "lines" not in flags else REWARD.replace(" --step_split sentences", "")
         assert message in world.refused(f"{own} {reward} {flags} --output outputs/no.jsonl")
-    (world.folder / "outputs/lines.jsonl").write_text('{"uuid": "a", "prompt": [], "steps": ["x"], "labels": [1]}\n')
-    assert "outputs/lines.jsonl" in world.refused(f"{TRAIN} prm --name outputs/lines.jsonl --output_dir outputs/no")
+    row = {"uuid": "a", "prompt": [{"role": "user", "content": "2 + 3?"}], "steps": [], "labels": []}
+    (world.folder / "outputs/none.jsonl").write_text(json.dumps(row))
+    assert "`$.steps`" in world.refused(f"{TRAIN} prm --name outputs/none.jsonl --output_dir outputs/no")
     assert "trains on Steps" in world.refused(f"{TRAIN} prm --name tiny_sft --output_dir outputs/no")
+    for file, message in (
+        (f"{LOOP}/samples.jsonl", "give what rewarding.py --reward labels writes, or with --step_labeller tiny"),
+        (f"{LOOP}/pairs.json", "holds Pair records"),
+        (f"{LOOP}/current.jsonl", "is no probability that a response is right"),
+    ):
+        assert message in world.refused(f"prepare_data.py steps {file} --output outputs/no.jsonl")
