@@ -29,9 +29,12 @@ FORMATS = (REPO / "docs/formats.md").read_text()
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 SCRIPTS = {
     script: iterate.config_of(script)
-    for script in (*iterate.STAGES, "iterate.py", "prepare_data.py", "report.py", "evaluate_reward.py")
+    for script in (
+        *iterate.STAGES,
+        *("iterate.py", "train_armo.py", "evaluate_reward.py", "prepare_data.py", "report.py"),
+    )
 }
-WITH_FILES = [*SCRIPTS][:5] + ["evaluate_reward.py"]  # whose flags may stand in a file
+WITH_FILES = [*SCRIPTS][:-2]  # whose flags may stand in a file
 WITH_WORDS = ("prepare_data.py", "report.py")  # that take commands and paths
 VOTES = ("results.votes.json", "summary.votes.json")
 LAYOUTS = {

@@ -43,7 +43,7 @@ class Options(ThoughtFlags, PreferenceOptions, RewardModelOptions):
 
     tournament: str = flag(
         "round_robin",
-        "which responses are compared: round_robin, each two; knockout, the winner goes on to the next round, N - 1 "
+        "which responses are compared: round_robin, each two; knockout, winners with winners until one is left, N - 1 "
         "comparisons of N responses (with --preference_score bradley_terry)",
         choices=("round_robin", "knockout"),
     )
@@ -177,7 +177,7 @@ def _logsumexp(values: Sequence[float]) -> float:
 
 def matches(players: Sequence[str], results: Sequence[Sequence[float | None]]) -> list[Pair]:
     """The matches of the next round, by the results of the rounds before: per match the probability that the first
-    player is better, who also goes on where it is ½ or unknown. None where one player is left. Of an odd number the
+    player is better, who also wins where it is ½ or unknown. None where one player is left. Of an odd number the
     last one has no match, and is the first in the next round."""
     left = list(players)
     for shares in results:

@@ -87,8 +87,7 @@ class Scores:
 
     def keep(self, computed: Iterable[tuple[str, dict]]) -> None:
         """Add (uuid, digest -> log π, or outputs) to the file. What is added is found by whoever opens it next."""
-        kind = "logprob" if self.source.scorer == SCORER else "outputs"
-        if not (lines := [Line(uuid, self.source, **{kind: values}) for uuid, values in computed if values]):
+        if not (lines := [_line(uuid, self.source, values) for uuid, values in computed if values]):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +97,11 @@ class Scores:
             if not self._refused:
                 log.warning("%s: scores are not cached, a later pass computes them: %s", self.path, error.strerror)
             self._refused = True
+
+
+def _line(uuid: str, source: Source, values: dict) -> Line:
+    kind = "outputs" if isinstance(next(iter(values.values())), list) else "logprob"
+    return Line(uuid, source, **{kind: values})
 
 
 def beside(path: Path) -> Path:

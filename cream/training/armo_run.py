@@ -1,7 +1,7 @@
 """Making an ArmoRM of a reward model, rated responses and preference pairs: features, attributes, debiasing, the gate.
 
-The reward model is frozen, so each conversation goes through it once. What it gives is kept beside the output, in
-pieces, until that is written: an interrupted run loses one piece at most.
+The reward model is frozen, so each conversation goes through it once. Its hidden states are written to a folder next to
+the output, in pieces, and removed when that is finished: an interrupted run loses one piece at most.
 """
 
 import logging
