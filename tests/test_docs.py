@@ -34,7 +34,7 @@ SCRIPTS = {
         *("iterate.py", "train_armo.py", "evaluate_reward.py", "prepare_data.py", "report.py"),
     )
 }
-WITH_FILES = [*iterate.STAGES, "train_armo.py"]  # whose flags may stand in a file
+WITH_FILES = [*iterate.STAGES, "train_armo.py", "evaluate_reward.py"]  # whose flags may stand in a file
 WITH_WORDS = ("prepare_data.py", "report.py")  # that take commands and paths
 VOTES = ("results.votes.json", "summary.votes.json")
 LAYOUTS = {
