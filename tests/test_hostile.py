@@ -200,15 +200,12 @@ def test_texts_are_only_texts(world):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_line_of_many_mb(world, stage):
     """A text that no model takes is dropped before it is tokenised; where there is no model it is carried through. Of
-    100 MB with a model and without one, of 20 MB in the other stages."""
+    100 MB with a model and without one, of 20 MB in the other stages, of 4 MB where it is searched for an answer."""
     kind, command = STAGES[stage]
     put(world.folder / "localdata/h/good.jsonl", Rewards)
     first = "1 + 2 = 3" if kind in (Answer, Samples, Rewards, Pair) else "What is 1 "
-    text = (
-        lines(records(kind))
-        .decode()
-        .replace(first, "x y " * (25_000_000 if stage in ("sampling", "file1") else 5_000_000))
-    )
+    megabytes = {"sampling": 100, "file1": 100, "rescore": 4}.get(stage, 20)
+    text = lines(records(kind)).decode().replace(first, "x y " * (megabytes * 250_000))
     (world.folder / "localdata/h/long.jsonl").write_text(text)
     command = command.format(file="localdata/h/long.jsonl").replace("outputs/x", "localdata/h/x")
     mismatch = stage == "file2"  # other answers than in --file1

@@ -166,7 +166,7 @@ def test_the_limit_on_a_judgement_is_of_new_tokens():
 def test_a_request_fits_where_a_whole_judgement_does(monkeypatch):
     """One that the context cuts off would seem to have no score."""
     model = type("Model", (), {"limit": staticmethod(lambda length: min(length, 1000))})
-    monkeypatch.setattr(completions, "engine_setup", lambda *given: given)
+    monkeypatch.setattr(completions, "engine_setup", lambda *given, skip_refused: given)
     assert completions.setup(model, options_of(judge_max_tokens=300), None, ())[-3:] == (1000, 700, ())
     with pytest.raises(UserError, match="1000 new tokens leave no room for a request in 1000"):
         completions.setup(model, options_of(judge_max_tokens=1000), None, ())
@@ -336,6 +336,22 @@ def test_a_pattern_that_never_matches_ends_the_stage(world):
     done = world.run(command + " --on_unparsed continue")
     assert "0 of 5 responses rewarded" in done.out and f"5 have no reward: {NO_SCORE}" in done.out
     assert all(each["texts"]["judge_3"] for each in world.read("outputs/never.json").values())
+
+
+@pytest.mark.parametrize("how", ["--judge_max_tokens 4 --on_unparsed continue", "--judge_mode expected"])
+def test_a_request_that_the_template_refuses_has_no_reward(world, how):
+    """With the reason, and the others have theirs: a judge's template may have no system messages, say."""
+    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    template += "<{{ m.role }}>{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    (world.folder / "outputs/bare.jinja").write_text(template)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3?"}]
+    prompts = {"with": turns, "without": turns[1:]}
+    world.write("outputs/s.json", {uuid: {"prompt": each, "responses": ["5"]} for uuid, each in prompts.items()})
+    command = "rewarding.py --device cpu --model tiny --input_file outputs/s.json --reward judge --judge_prompt plain"
+    world.run(f"{command} --chat_template outputs/bare.jinja {how} --overwrite --output outputs/refused.json")
+    found = world.read("outputs/refused.json")
+    assert "no system message" in found["with"]["reason"][0] and found["with"]["reward"] == [None]
+    assert found["without"].get("reason") in (None, [NO_SCORE], [NOT_VALID])
 
 
 def test_a_pairwise_judge_feeds_pairs(world):

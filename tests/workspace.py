@@ -218,6 +218,8 @@ def listen(door: str, libraries: list[str]) -> None:
         if importlib.util.find_spec(name):
             with contextlib.redirect_stdout(sys.stderr):
                 importlib.import_module(name)
+    conversions = sys.modules["transformers.conversion_mapping"]
+    conversions.get_checkpoint_conversion_mapping("llama")  # makes 700 patterns, once for all that load a model
     gc.freeze()  # nor need forks look through it
     gc.enable()
     with socket.socket(socket.AF_UNIX) as listener, contextlib.suppress(ChildProcessError):

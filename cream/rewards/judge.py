@@ -214,7 +214,7 @@ def read_judgement(result: Texts | Scored, options: Options) -> Judgement:
             return Judgement(reason=next(filter(None, result.reason)))
         return Judgement(distribution=distribution(result.logprob, result.num_tokens, options.form.continuations))
     if not result.text:
-        return Judgement(reason=TOO_LONG)
+        return Judgement(reason=result.reason or TOO_LONG)
     verdicts = read_texts(result, options)
     values, reasons = zip(*verdicts, strict=True)
     reason = None

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +19,7 @@ from cream.records import Message, Prompt
 from cream.scoring import driver
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
-from cream.text.chat import Chat, naming
+from cream.text.chat import Chat, Refused, naming
 from cream.text.plain import Plain
 
 log = logging.getLogger("cream")
@@ -50,24 +51,36 @@ class Options:
 
 @dataclass(slots=True)
 class Texts:
-    """The texts that a model wrote to one prompt, and why each ended; none where the prompt does not fit. `opened`: the
-    prompt ends with the tag that opens a thought, so that each text begins within one."""
+    """The texts that a model wrote to one prompt, and why each ended; none where the prompt does not fit, or the chat
+    template refuses it, with the `reason`. `opened`: the prompt ends with the tag that opens a thought, so that each
+    text begins within one."""
 
     text: list[str]
     finish_reason: list[str]
     opened: bool = False
+    reason: str | None = None
 
 
 class Responder:
     """A pool's worker: an engine that responds to prompts of at most `max_prompt` tokens; longer ones get no response,
-    nor do those of the uuids in `done`, which have theirs already."""
+    nor do those of the uuids in `done`, which have theirs already, nor with `skip_refused` those that the chat template
+    refuses: it raises Refused for them otherwise."""
 
-    def __init__(self, engine: Engine, chat: Chat, sampling: Sampling, max_prompt: int, done: Container[str] = ()):
+    def __init__(
+        self,
+        engine: Engine,
+        chat: Chat,
+        sampling: Sampling,
+        max_prompt: int,
+        done: Container[str] = (),
+        skip_refused: bool = False,
+    ):
         self.engine, self.chat, self.sampling, self.max_prompt, self.done = engine, chat, sampling, max_prompt, done
+        self.skip_refused = skip_refused
 
     def __call__(self, prompts: Iterable[Prompt]) -> Iterator[tuple[str, Responses | None]]:
         """(uuid, (prompt, its ids, its responses)) of each prompt, DONE for one of `done`, in any order, as they are
-        finished; of a huge one that is too long no ids.
+        finished; of a huge one that is too long, and of one that is refused, no ids.
 
         Prompts are taken as the engine needs them, and held until they have their responses.
         """
@@ -76,10 +89,8 @@ class Responder:
 
         def requests() -> Iterator[Request]:
             for prompt in prompts:
-                exceeds = self.chat.exceeds(prompt.messages, self.max_prompt)
-                with naming(prompt.uuid):
-                    ids = [] if exceeds else self.chat.encode_prompt(prompt.messages)
-                if exceeds or len(ids) > self.max_prompt:
+                ids, fits = self._encode(prompt)
+                if not fits:
                     aside.append((prompt.uuid, (prompt, ids, [])))
                     continue
                 if done := prompt.uuid in self.done:
@@ -94,16 +105,35 @@ class Responder:
                 yield aside.pop()
         yield from aside
 
+    def _encode(self, prompt: Prompt) -> tuple[list[int], bool]:
+        """(A prompt's ids, whether it gets responses)."""
+        if self.chat.exceeds(prompt.messages, self.max_prompt):
+            return [], False
+        try:
+            with naming(prompt.uuid):
+                ids = self.chat.encode_prompt(prompt.messages)
+        except Refused:
+            if self.skip_refused:
+                return [], False
+            raise
+        return ids, len(ids) <= self.max_prompt
+
     def close(self) -> None:
         self.engine.close()
 
 
-def _load(chat: Chat, engine: dict, sampling: Sampling, max_prompt: int, done: Keys, device: str) -> Responder:
-    return Responder(engines.load(tokenizer=chat.tokenizer, device=device, **engine), chat, sampling, max_prompt, done)
+def _load(chat: Chat, engine: dict, how: tuple, device: str) -> Responder:
+    return Responder(engines.load(tokenizer=chat.tokenizer, device=device, **engine), chat, *how)
 
 
 def engine_setup(
-    model: Model, sampling: Sampling, engine: dict, max_length: int, max_prompt: int, done: Keys
+    model: Model,
+    sampling: Sampling,
+    engine: dict,
+    max_length: int,
+    max_prompt: int,
+    done: Keys,
+    skip_refused: bool = False,
 ) -> Callable[[str], Responder]:
     """What a pool makes a replica's Responder with. `engine` has `name` (or auto) and further arguments of
     `engines.load`; prompt and response have `max_length` tokens together at most."""
@@ -123,7 +153,7 @@ def engine_setup(
     special = frozenset(model.chat.special)
     dropped = frozenset() if sampling.keep_special else special - model.chat.thought_marks()
     sampling = replace(sampling, stop_token_ids=model.chat.stop_ids, special=special, dropped=dropped)
-    return partial(_load, model.chat, options, sampling, max_prompt, done)
+    return partial(_load, model.chat, options, (sampling, max_prompt, done, skip_refused))
 
 
 def chunk_of(pool: Pool, count: int) -> int | None:
@@ -142,12 +172,14 @@ def setup(model: Model, options: Options, chunk: int | None, done: Keys) -> Call
             "context): allow fewer new tokens"
         )
     engine = {"name": options.engine} | ({"batch_tokens": budget} if budget else {})
-    return engine_setup(model, sampling, engine, limit, room, done)
+    return engine_setup(model, sampling, engine, limit, room, done, skip_refused=True)
 
 
 def as_row(responses: Responses, chat: Chat) -> dict:
-    _, _, texts = responses
+    prompt, _, texts = responses
     row = {"text": [c.text for c in texts], "finish_reason": [c.finish_reason for c in texts]}
+    if not texts and (reason := chat.refusal(prompt.messages)):
+        row["reason"] = reason
     return row | ({"opened": True} if chat.opened else {})
 
 
@@ -189,8 +221,10 @@ def generate_responses(
 
 
 def show_first(model: Model, prompts: Iterable[Prompt], options: Options | None = None) -> None:
-    if first := next(iter(prompts), None):
-        log.info("first prompt as the model sees it:\n%s", render(model.chat, first.messages))
+    for prompt in prompts:
+        with suppress(Refused):
+            log.info("first prompt as the model sees it:\n%s", render(model.chat, prompt.messages))
+            return
 
 
 def render(chat: Chat | Plain, messages: Iterable[Message]) -> str:
