@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 from transformers import AutoModelForSequenceClassification, pipeline
-from workspace import LOOP, ON
+from workspace import LOOP, M1, ON
 
 from cream import losses
 from cream.errors import UserError
@@ -394,7 +394,8 @@ def test_a_reward_model_is_trained_and_rewards(world):
     assert "from the score cache" in again and "computed" not in again
     assert world.read("outputs/r2.json") == world.read("outputs/r.json")
     world.run("make_pairs.py --strategy extremes --rewards outputs/r.json --output outputs/rm_pairs.json")
-    world.run(f"cal_consistency.py --file1 outputs/r.json --file2 {LOOP}/current.jsonl --force --output outputs/c.json")
+    world.run(f"{REWARD} {M1} --ref_model_ckpt none --output outputs/r6.json")
+    world.run("cal_consistency.py --file1 outputs/r6.json --file2 outputs/r.json --output outputs/c.json")
 
 
 def test_wrong_reward_models_are_refused(world):
