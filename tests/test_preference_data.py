@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import prepare_data
 from config import Run
-from cream.data import columns, held_out, importing, making, mix, preferences, ratings, rrm, steps, table
+from cream.data import columns, importing, making, mix, preferences, ratings, rrm, steps, table
 from cream.data.commands import Table
 from cream.data.importing import Preferences
 from cream.data.preferences import Selection
@@ -22,6 +22,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.pairs import validity
 from cream.records import Message, Pair, Ratings, Rewards, Samples, Steps, encode
+from cream.text import held_out
 from cream.text.chat import Chat
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared/data"
@@ -417,8 +418,10 @@ def test_held_out_prompts_are_whole_prompts_drawn_by_the_seed(keys, share, seed)
     count = len({*keys})
     with suppress(UserError):
         held = held_out.held_out(keys, share, seed)
-        assert held <= {*keys} and len(held) == (max(1, round(share * count)) if share else 0) < count
+        assert held <= {*keys} and (len(held) > 0) == (share > 0) and len(held) < count
         assert held == held_out.held_out([*reversed(keys)], share, seed)
+        more = held_out.held_out([*keys, *range(100, 300)], share, seed)  # where a prompt is depends on no other
+        assert len(held) == 1 or held == more & {*keys}
     assert len(held_out.held_out(keys, count - 1, seed)) == count - 1
     with pytest.raises(UserError, match="none would be left"):
         held_out.held_out(keys, count, seed)

@@ -178,7 +178,7 @@ def is_needed(output: journal.Output, run) -> bool:
 def overlap(words: Sequence[str], flags: Table, run) -> None:
     """Say which prompts or questions of the first file share words with those of the others; with --output, write the
     first file without them."""
-    from cream.data.overlap import CONTAMINATED, N, first_shared, grams, prompt_text, share
+    from cream.text.overlap import CONTAMINATED, N, first_shared, grams, prompt_text, share
 
     path, *others = paths = [Path(word) for word in words]
     provenance = run.provenance()

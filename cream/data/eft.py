@@ -19,7 +19,6 @@ from cream.cli.console import command
 from cream.cli.flags import fields_of, flag
 from cream.data.build import shuffled
 from cream.data.judgements import OTHERWISE, agreeing, balanced, prompts_of, targets
-from cream.data.overlap import prompt_text, whole
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.files.fingerprints import fingerprint_text
@@ -27,6 +26,7 @@ from cream.files.provenance import Provenance, place_of
 from cream.records import Conversation, Record, Rewards, Samples, encode
 from cream.rewards import judge
 from cream.text.judge_prompts import JUDGE_PROMPTS
+from cream.text.overlap import prompt_text, whole
 
 log = logging.getLogger("cream")
 Number = float | None

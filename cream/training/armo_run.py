@@ -163,13 +163,10 @@ def _sides(job: Job, name: str) -> list[tuple[list[Message], list[str]]]:
     """The prompt of each pair with its better and its worse response."""
     found = []
     for pair in store.read(job.files[name], Pair, skip=job.skip):
-        texts = [pair.selected[-1].content, pair.rejected[-1].content]
-        if pair.consistency == 0.5:
+        if pair.ordered is None:
             job.dropped[EQUAL] += 1
         else:
-            found.append(
-                (pair.prompt, texts[::-1] if pair.consistency is not None and pair.consistency < 0.5 else texts)
-            )
+            found.append((pair.prompt, [*pair.ordered]))
     return found
 
 
