@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import prepare_data
 from config import Run
 from cream.data import columns, importing, making, mix, preferences, ratings, rrm, steps, table
-from cream.data.commands import Table
-from cream.data.importing import Preferences
+from cream.data.importing import Preferences, Table
 from cream.data.preferences import Selection
 from cream.errors import UserError
 from cream.files import store
@@ -607,8 +606,8 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     meta = json.loads((tmp_path / "m.dpo.rrm.json.meta.json").read_text())
     assert meta["sources"] == {"pairs": "m.dpo.json"} and not meta["unverified"][1:]
     for line, told in {
-        "mix": "expected a command",
-        "mix p.dpo.json --config m.yaml": "expected a command",
+        "mix": "expected files, or --config FILE",
+        "mix p.dpo.json --config m.yaml": "one of both",
         "rrm p.dpo.json --held_out 2": "rrm does not use --held_out",
         "mix p.dpo.json --pairs all": "mix does not use --pairs",
         "rrm m.held_out.dpo.json --rewards m.dpo.json": "--rewards m.dpo.json holds Pair records",

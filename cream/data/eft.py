@@ -61,12 +61,6 @@ class EftFlags:
         "there are as many; none: the most frequent score is thinned to the number of the next one",
         low=1,
     )
-    held_out: float | None = flag(
-        None,
-        "share of the prompts that are held out; none: a quarter (eft), as --config says (mix); mix: from 1 on their "
-        "number",
-        low=0,
-    )
     with_seed: bool = flag(
         False, "eft: put the conversations of --seed_data into the training file as well, as the paper trains on both"
     )
@@ -87,7 +81,7 @@ class Part:
         return Counter(floor(conversation.extra["score"]) for conversation in self.kept)
 
 
-def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed: int, run) -> None:
+def make(path: Path, flags, seed_data: Path | None, output: Path, seed: int, run) -> None:
     """Write the training file `output`, and beside it the held-out part in the same form, and as ranked responses.
 
     path: what rewarding.py --reward judge wrote of responses that people ranked. Raises UserError where it is anything
