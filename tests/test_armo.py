@@ -298,8 +298,10 @@ def test_an_interrupted_run_keeps_its_features(reward_model, tmp_path, monkeypat
         armo_run.make(job())
     assert len(given[0]) == 3 and torch.equal(given[0][0], given[0][2].flip(0))  # of p = 0.2 the other one is better
     monkeypatch.setattr(armo_run, "load", None)  # the reward model is not read again
-    with pytest.raises(TypeError):  # but for another text, of which there are none
-        armo_run.make(job(text={"variables": {"enable_thinking": True}}))
+    template = tmp_path / "thinking.jinja"
+    template.write_text(load_chat(reward_model).template + "{%- if enable_thinking -%}{%- endif -%}")
+    texts = [{"chat_template": template, "variables": each} for each in ({}, {"enable_thinking": True})]
+    assert len({armo_run._Reader(job(text=text)).folder for text in texts}) == 2  # but for another text
     again = job()
     assert armo_run.make(again)["gate"]["fitted"]["pairs"] in (1, 2) and again.dropped == {armo_run.EQUAL: 1}
     assert load_armo(tmp_path / "armo").transform.equal(torch.eye(1)) and not [*tmp_path.glob(".armo*")]
