@@ -1,5 +1,5 @@
 """Train a policy: supervised fine-tuning (SFT), or direct preference optimisation with CREAM's consistency (DPO); or a
-reward model on preference pairs (bradley_terry, odin).
+reward model on preference pairs (bradley_terry, odin), or on labelled steps (prm, orm).
 
 SFT trains on the responses of conversations; DPO on the pairs of cal_consistency.py or make_pairs.py, with the starting
 policy as its reference. --train_stage chooses the stage; by default the data do. Departures from the released code:
@@ -16,6 +16,7 @@ from pathlib import Path
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, Device, Model, RandomRun, for_next_stage, group
 from cream.cli import console, names, preflight
 from cream.cli.flags import parse
+from cream.errors import UserError
 from cream.files import store
 from cream.files.folders import check_folder
 from cream.files.lock import Lock
@@ -123,7 +124,10 @@ def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance:
         provenance.file("deepspeed", config.optimisation.deepspeed)
     if (name := getattr(getattr(stage, "held_out", None), "eval_name", None)) is None:
         return None
-    held_out = names.dataset(name, DATASET_FILES, DATASETS)
+    try:
+        held_out = names.dataset(name, DATASET_FILES, DATASETS)
+    except UserError as error:
+        raise UserError(f"--eval_name {str(error).removeprefix('--name ')}") from None
     provenance.file("held_out", held_out)
     return held_out
 

@@ -165,6 +165,15 @@ def test_a_comparison_that_does_not_fit_is_unknown():
     assert combine(["x"], []).reason == [base.ALONE]
 
 
+def test_a_model_that_does_not_mean_the_labels_has_no_say():
+    """A policy, say: the share of A in what little A and B have is that of nothing."""
+    sample = Samples(uuid="a", prompt=PROMPT, responses=["x", "y"])
+    for logprob, reason in (([-9.0, -7.0], pairwise.NO_LABEL), ([-4.0, -7.0], None)):
+        scored = [Scored(logprob, [1, 1], [None, None])] * 2
+        found = pairwise.combine(sample, {pairwise.ROLE: scored}, Options(reward_model="rm"))
+        assert found.reason == [reason] * 2 and (found.reward[0] is None) == (reason is not None)
+
+
 def test_a_prompt_that_the_form_has_no_place_for_has_no_reward():
     sample = Samples(prompt=SYSTEM, responses=["5", "6"])
     assert pairwise.requests("rm", sample, Options()) == []
@@ -259,7 +268,8 @@ def plain_share(model, chat, a, b, labels, prompt=PROMPT):
 
 
 @pytest.mark.parametrize("with_same", [False, True])
-def test_preferences_equal_plain_forward_passes(model, tmp_path, with_same):
+def test_preferences_equal_plain_forward_passes(model, tmp_path, with_same, monkeypatch):
+    monkeypatch.setattr(pairwise, "LEAST", 1e-6)  # the model is random
     folder, plain = model
     chat = load_chat(folder)
     sample = Samples(uuid="a", prompt=PROMPT, responses=RESPONSES)

@@ -271,7 +271,7 @@ def test_the_loss_by_hand(tiny_folder):
             with torch.no_grad():
                 plus, minus = policy(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[list(stage.signs)].tolist()
             wanted.append(-label * plus - (1 - label) * minus)
-            right += label != 0.5 and (plus > minus) == (label > 0.5)
+            right += 0.5 if label == 0.5 else (plus > minus) == (label > 0.5)
     examples = [example for _, example in rows]
     for share in (True, False):
         model = LogProbs(policy, share)
@@ -386,7 +386,8 @@ def world(looped):
         "prepare_data.py steps outputs/labelled.jsonl --step_split sentences --step_labeller tiny "
         "--output outputs/steps.jsonl"
     )
-    looped.run(f"{TRAIN} prm --name outputs/steps.jsonl --output_dir outputs/prm")
+    out = looped.run(f"{TRAIN} prm --name outputs/steps.jsonl --eval_share 0.2 --output_dir outputs/prm").out
+    assert "held out: " in out and "eval_accuracy_low" in out
     return looped
 
 

@@ -102,7 +102,8 @@ def plan(given: Mapping[str, str], present: Iterable[str], where: str) -> tuple[
     names = _resolved(given, present, where)
     fits = [(kind, form) for kind, forms in FORMS.items() for form in forms if names.keys() >= {*form}]
     if not fits:
-        needed = "; ".join(" and ".join(form) for form in (*FORMS[Pair][:1], *FORMS[Item], *FORMS[Conversation]))
+        usual = *FORMS[Pair][:1], *FORMS[Item], *FORMS[Conversation], *FORMS[Ratings][:1], *FORMS[Steps]
+        needed = "; ".join(" and ".join(form) for form in usual)
         raise UserError(
             f"{where}: its columns make no record. Needed: {needed}; prompt; for pairs also responses and one of best, "
             "score, rank, for ranked responses also responses and ranks. "

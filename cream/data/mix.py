@@ -18,7 +18,7 @@ from cream.data.build import shuffled
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.files.yaml_file import read_yaml
-from cream.pairs.validity import why_invalid_pair
+from cream.pairs.validity import SAME, why_invalid_pair
 from cream.records import Conversation, Pair, Prompt, Ratings, Record, Samples, Steps, encode
 from cream.text.held_out import held_out, prompt_key
 
@@ -31,7 +31,6 @@ WORDS = {  # in the names of files, of the layouts that can be mixed
     Prompt: "prompt",
     Samples: "samples",
 }
-SAME = "chosen and rejected are the same response"
 
 
 @dataclass

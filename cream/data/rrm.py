@@ -22,9 +22,10 @@ import msgspec
 import xxhash
 
 from cream.cli.flags import flag
-from cream.data.mix import SAME, why_dropped
+from cream.data.mix import why_dropped
 from cream.errors import UserError
 from cream.files import journal, store
+from cream.pairs.validity import SAME
 from cream.records import Message, Pair, Rewards, Samples, encode
 from cream.text.held_out import prompt_key
 

@@ -14,6 +14,7 @@ from cream.data.making import NO_LABEL, USUAL, Reading, record
 from cream.data.messages import Dropped
 from cream.errors import UserError
 from cream.files.store import SKIP, Bad
+from cream.pairs.validity import SAME
 from cream.records import Conversation, Item, Pair, Prompt, Ratings, Record, Samples, Steps
 
 WANTED = ("label", "labels", "kto_tag", "desirable", "accepted", "is_correct", "is_chosen")  # names of columns that say
@@ -29,7 +30,6 @@ WORDS = {  # in the names of files
     Prompt: "prompt",
 }
 BEYOND = "beyond --max_pairs of its prompt"
-SAME = "chosen and rejected are the same response"
 
 
 class Skipped(NamedTuple):

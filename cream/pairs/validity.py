@@ -12,6 +12,7 @@ ROLES = "the turns are not the user's and the assistant's in turn, up to a respo
 EMPTY = "a turn is empty"
 PROMPTS = "chosen and rejected follow different prompts"
 SYSTEM = "it has a system turn"
+SAME = "chosen and rejected are the same response"
 
 Turn = tuple[str, str]  # role, text
 

@@ -34,6 +34,8 @@ from cream.text.chat import PROBE, Chat
 from cream.text.thoughts import ThoughtFlags, final_text
 
 ROLE = "rm"
+LEAST = 0.01  # of the probability that the labels have together, by a model that was trained to compare
+NO_LABEL = "the labels have less than 1 % of the model's probability: it does not compare in this form"
 Pair = tuple[str, str]
 
 
@@ -123,8 +125,11 @@ def combine(sample: Samples, results: dict[str, list], options: Options) -> Grou
         found = dict(zip(pairs, chain.from_iterable(rounds), strict=True))
     else:
         found = dict(zip(permutations(players, 2), results[ROLE], strict=True))
-    first = {pair: share(scored.logprob) for pair, scored in found.items()}
-    why = {pair: next(filter(None, scored.reason), None) for pair, scored in found.items()}
+    first = {pair: share(scored.logprob) if means_labels(scored.logprob) else None for pair, scored in found.items()}
+    why = {
+        pair: next(filter(None, scored.reason), None if means_labels(scored.logprob) else NO_LABEL)
+        for pair, scored in found.items()
+    }
     return reward_by_comparisons(_texts(sample, options), first, why, options.preference_score)
 
 
@@ -156,6 +161,11 @@ def share(logprob: Sequence[float | None]) -> float | None:
     """The probability that the response presented first is better, by the labels' log-probabilities; None where one of
     them has none."""
     return None if None in logprob else math.exp(log_share(logprob))
+
+
+def means_labels(logprob: Sequence[float | None]) -> bool:
+    """Whether the model may write one of the labels: their share is that of nothing that it means otherwise."""
+    return None in logprob or _logsumexp(logprob) >= math.log(LEAST)
 
 
 def mean_share(logprob: Sequence[float | None], other: Sequence[float | None]) -> float | None:

@@ -20,6 +20,7 @@ from cream.records import Steps
 from cream.text.chat import Chat
 from cream.text.steps import MINUS, PLUS, Signs
 from cream.text.tokens import Tokens
+from cream.training.heldout import HeldOutOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,7 @@ NO_LABEL = "its last step, the whole response's label, has none"
 
 
 @dataclass
-class Options:
+class Options(HeldOutOptions):
     """Signs of steps (prm, orm)"""
 
     step_labels: str = flag(
@@ -65,6 +66,8 @@ class Stage:
     label = None
 
     def __init__(self, options: Options, about: dict):
+        self.held_out = options
+        options.check()
         recorded = about.get("steps", {}).get("split")
         if options.step_split is not None and recorded not in (None, options.step_split):
             raise UserError(
@@ -72,6 +75,7 @@ class Stage:
             )
         self.hard, self.split = options.step_labels == "hard", options.step_split or recorded
         self.settings: dict[str, object] = {"step_labels": options.step_labels, "step_split": self.split}
+        self.settings |= options.settings()
         self.summary = f"steps split by {self.split}" if self.split else ""
         self.about = {"steps": {"split": self.split}}
 
@@ -115,7 +119,7 @@ class Stage:
 
     def loss(self, model, batch: Batch, examples: Sequence[Example]) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed over the labelled steps: -y log π(+) - (1 - y) log π(-), over the whole vocabulary. `accuracy`: steps
-        whose likelier sign is the label's, of which 1/2 is neither's."""
+        whose likelier sign is the label's; one of 1/2 counts half."""
         import torch
 
         from cream.model.batches import send
@@ -124,8 +128,8 @@ class Stage:
         labels = send(torch.tensor([v for example in examples for v in example.labels]), batch.source.device)
         plus, minus = model(both_signs(batch, self.signs)).view(2, -1).unbind()
         total = -(labels * plus + (1 - labels) * minus).sum()
-        right = ((plus > minus) == (labels > 0.5)) & (labels != 0.5)
-        return total, {"loss": total.detach(), "accuracy": right.float().sum()}
+        right = torch.where(labels == 0.5, 0.5, ((plus > minus) == (labels > 0.5)).float())
+        return total, {"loss": total.detach(), "accuracy": right.sum()}
 
     def check_first(self, metrics: dict[str, float], tolerance: float) -> None:
         """Nothing is known of the first loss."""
