@@ -61,9 +61,11 @@ def _scores(results: Results) -> dict:
     for kind, measures in results.measures().items():
         if measures:
             found[kind] = {name: _plain(results.estimate(kind, name, of)) for name, of in measures.items()}
+    ties = Counter()
+    for row, subset in zip(results.rows, results.subsets.tolist(), strict=True):
+        ties[subset] += sum(row.log_odds(i, j, 1) == 0 for i, j in row.pairs())
     for name, own in found["subsets"].items():
-        some = [row for row, subset in zip(results.rows, results.subsets, strict=True) if subset == name]
-        own["ties"] = sum(row.log_odds(i, j, 1) == 0 for row in some for i, j in row.pairs())
+        own["ties"] = ties[name]
     for name, own in found.get("sections", {}).items():
         own |= results.section(name)
     return found
