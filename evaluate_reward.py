@@ -112,6 +112,8 @@ def main(argv=None):
         what = rewarding.Rewarding(input_file=str(samples), reward=m.reward)
         parts = (config.device, config.cluster, config.model, what, config.options, config.thoughts, run)
         path = rewarding.make_rewards(rewarding.RewardConfig(*parts))[1]
+        if path is None:
+            raise UserError(f"{data.name}: no response has a reward, so that there is nothing to measure")
     stage.measure(path, folder, data, benchmark, m, run, deciding(m))
 
 

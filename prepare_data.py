@@ -17,8 +17,6 @@ import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from config import DATASET_FILES, DATASETS, Model, Run, group
 from cream.cli import console, names
 from cream.cli.flags import parse
@@ -124,6 +122,8 @@ def main(argv=None):
 
 def _mix(paths: list[str], config: PrepareConfig) -> None:
     """Mix files, or the sources of --config; --seed and --held_out override what it says."""
+    from msgspec.structs import replace
+
     path = None if config.mix.config is None else Path(config.mix.config)
     mixture = mix.Mixture([mix.Source(each) for each in paths]) if path is None else mix.read_mixture(path)
     given = {"seed": config.build.seed or None, "held_out": config.eft.held_out}

@@ -82,13 +82,14 @@ class RewardConfig:
 def main(argv=None):
     config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
     run, target, reward, folders = make_rewards(config)
-    if not config.run.dry_run:
+    if target:
         stage.next_commands(run, target, reward, config.model, folders, partial(for_next_stage, config))
 
 
-def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str, Path]]:
-    """Write the rewards, unless they are up to date or this is a dry run; returns the run, the output, the reward's
-    name, and the folder of the model of each role."""
+def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path | None, str, dict[str, Path]]:
+    """Write the rewards, unless they are up to date or this is a dry run; returns the run, the output (None where it is
+    of no use: no response has a reward, or nothing was written), the reward's name, and the folder of each role's
+    model."""
     r, model, skip, (reward, options) = config.rewarding, config.model, config.run.skip, check(config)
     path, limit = Path(r.input_file), r.limit_size or (17 if config.run.debug else None)
     store.refuse_other_kind("--input_file", path, Samples, "which infer.py --mode sampling writes")
@@ -110,7 +111,7 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
         if run.passes:
             config.cluster.flags(config.device)  # raises UserError where a device is not there
         log.info("dry run: would write %s; nothing was written", target)
-        return run, target, reward, folders
+        return run, None, reward, folders
     if output.up_to_date:
         stage.check_text(target, folders, model.text() | config.thoughts.text())
         log.info("%s is up to date (same settings and inputs); skipping", target)
@@ -133,7 +134,7 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
             output.finish(passes.rewards(run, output), **stage.facts(run, output, reward, model, scored))
         if not stage.report(output, responses):
             log.info("rewards: %s, of which no pairs can be made", target)
-            return
+            return run, None, reward, folders
     log.info("rewards: %s", target)
     return run, target, reward, folders
 
