@@ -1,5 +1,6 @@
 """Reward sampled responses: by a model's own likelihoods (--reward dpo, likelihood), by the verdicts of a judge, the
-policy itself or another model (judge), or by gold labels (labels).
+policy itself or another model (judge), by a reward model (bradley_terry, odin, pairwise, prm, orm), or by gold labels
+(labels).
 
 CREAM ranks the responses twice, by the current model M_t and by the previous one. Round 1: DPO reward of M1 against M0,
 then likelihood of M0. Later rounds: DPO reward of M_t against M0, then of M_{t-1} against M0. Departures from the
@@ -26,6 +27,7 @@ EXAMPLE = """\
   current model      python rewarding.py --model tiny --input_file S.json --checkpoint tiny_m1 --ref_model_ckpt none
   previous, round 1  python rewarding.py --model tiny --input_file S.json --reward likelihood --checkpoint none
   own judge          python rewarding.py --model tiny --input_file S.json --reward judge --checkpoint tiny_m1
+  reward model       python rewarding.py --input_file S.json --reward bradley_terry --reward_model tiny_rm
   gold labels        python rewarding.py --input_file S.json --reward labels --labels localdata/tiny/labels.json
   one GPU            python rewarding.py --device 0 --model llama3 --input_file S.json --checkpoint llama3_sft"""
 
@@ -41,7 +43,9 @@ class Rewarding:
         None,
         "dpo: the policy's log-probability minus the reference's; likelihood: the policy's alone; judge: the "
         "verdict of the policy or of --judge_model on each response; labels: 1 if the extracted answer is the gold "
-        "label, else 0 (no model); none: dpo, or as --enable_ref_model says",
+        "label, else 0 (no model); by --reward_model: bradley_terry, its output; odin, its quality output; pairwise, "
+        "how often it prefers the response to others; prm, orm, the probability that the response's steps, or the "
+        "whole, are right; none: dpo, or as --enable_ref_model says",
         choices=tuple(REWARDS),
     )
     enable_ref_model: bool | None = flag(
@@ -77,6 +81,15 @@ class RewardConfig:
 @console.stage
 def main(argv=None):
     config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
+    run, target, reward, folders = make_rewards(config)
+    if target:
+        stage.next_commands(run, target, reward, config.model, folders, partial(for_next_stage, config))
+
+
+def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path | None, str, dict[str, Path]]:
+    """Write the rewards, unless they are up to date or this is a dry run; returns the run, the output (None where it is
+    of no use: no response has a reward, or nothing was written), the reward's name, and the folder of each role's
+    model."""
     r, model, skip, (reward, options) = config.rewarding, config.model, config.run.skip, check(config)
     path, limit = Path(r.input_file), r.limit_size or (17 if config.run.debug else None)
     store.refuse_other_kind("--input_file", path, Samples, "which infer.py --mode sampling writes")
@@ -98,7 +111,7 @@ def main(argv=None):
         if run.passes:
             config.cluster.flags(config.device)  # raises UserError where a device is not there
         log.info("dry run: would write %s; nothing was written", target)
-        return
+        return run, None, reward, folders
     if output.up_to_date:
         stage.check_text(target, folders, model.text() | config.thoughts.text())
         log.info("%s is up to date (same settings and inputs); skipping", target)
@@ -121,9 +134,9 @@ def main(argv=None):
             output.finish(passes.rewards(run, output), **stage.facts(run, output, reward, model, scored))
         if not stage.report(output, responses):
             log.info("rewards: %s, of which no pairs can be made", target)
-            return
+            return run, None, reward, folders
     log.info("rewards: %s", target)
-    stage.next_commands(run, target, reward, model, folders, partial(for_next_stage, config))
+    return run, target, reward, folders
 
 
 def check(config: RewardConfig, about: dict | None = None) -> tuple[str, object]:

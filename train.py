@@ -1,4 +1,5 @@
-"""Train a policy: supervised fine-tuning (SFT), or direct preference optimisation with CREAM's consistency (DPO).
+"""Train a policy: supervised fine-tuning (SFT), or direct preference optimisation with CREAM's consistency (DPO); or a
+reward model on preference pairs (bradley_terry, odin).
 
 SFT trains on the responses of conversations; DPO on the pairs of cal_consistency.py or make_pairs.py, with the starting
 policy as its reference. --train_stage chooses the stage; by default the data do. Departures from the released code:
@@ -28,7 +29,8 @@ EXAMPLE = """\
   one CPU    python train.py --model tiny --name tiny_sft --epoch 2 --lr 4e-5 --train_bsz 32 --register tiny_m1
   two CPUs   python train.py --device cpu,cpu --model tiny --name tiny_sft --epoch 2 --lr 4e-5 --train_bsz 16
   8 GPUs     python train.py --device 0,1,2,3,4,5,6,7 --model llama3 --name oasst_sft --epoch 5 --lr 5e-6 --train_bsz 4
-  DPO        python train.py --checkpoint tiny_m1 --name PAIRS --method consistency_avg --lr 2e-4 --train_bsz 32"""
+  DPO        python train.py --checkpoint tiny_m1 --name PAIRS --method consistency_avg --lr 2e-4 --train_bsz 32
+  reward     python train.py --checkpoint tiny_m1 --name PAIRS --train_stage bradley_terry --eval_share 0.2 --lr 1e-3"""
 
 
 @dataclass
@@ -58,7 +60,7 @@ def main(argv=None):
     limit = config.data.limit_size or (19 if config.run.debug else None)
     name, stage = options.choose_stage(o.train_stage, config.stage, data, config.run.skip)
     start, provenance = config.model.folder(config.model.checkpoint), config.run.provenance()
-    _add_inputs(config, stage, data, start, provenance)
+    held_out = _add_inputs(config, stage, data, start, provenance)
     batch_size = o.global_batch(given_world() or len(devices))
     header = {"settings": options.settings(config, name, stage, batch_size), "inputs": provenance.inputs}
     parts = Path(dataset).name.partition(".")[0], f"ckpt_{names.label(config.model.checkpoint)}", stage.label
@@ -82,7 +84,7 @@ def main(argv=None):
             folder.tidy_after_kill(run)
     else:
         with Lock(run) if is_first_process() else nullcontext():
-            _train(config, name, stage, start, data, run, header, limit, provenance)
+            _train(config, name, stage, start, data, run, header, limit, provenance, held_out)
     if is_first_process():
         _finish(config, run, dataset)
 
@@ -102,8 +104,9 @@ def _rewrites(config: TrainConfig, stage, start: Path) -> bool:
     return stage.made_for_policy and load_chat(start, **text).rewrites
 
 
-def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance: Provenance) -> None:
-    """What the run is made of; data that were made for another policy than training starts from are refused."""
+def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance: Provenance) -> Path | None:
+    """What the run is made of; data that were made for another policy than training starts from are refused. Returns
+    the file of held-out records."""
     check_folder(start, STARTS[stage.model])
     about = provenance.output("data", data) if stage.made_for_policy else provenance.file("data", data)
     provenance.model("start", start)
@@ -118,16 +121,21 @@ def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance:
         )
     if config.optimisation.deepspeed is not None:
         provenance.file("deepspeed", config.optimisation.deepspeed)
+    if (name := getattr(getattr(stage, "held_out", None), "eval_name", None)) is None:
+        return None
+    held_out = names.dataset(name, DATASET_FILES, DATASETS)
+    provenance.file("held_out", held_out)
+    return held_out
 
 
-def _train(config: TrainConfig, name, stage, start: Path, data: Path, run: Path, header, limit, provenance) -> None:
+def _train(config: TrainConfig, name, stage, start: Path, data: Path, run, header, limit, provenance, held_out) -> None:
     from cream.training import launch, parallel
     from cream.training.run import Job, work
 
     o = config.optimisation
     clear = folder.starts_again(run, header, config.run.overwrite, o.resume)
     deepspeed = None if o.deepspeed is None else parallel.read_settings(o.deepspeed)
-    job = Job(config, name, stage, start, data, run, header, limit, clear, deepspeed, provenance)
+    job = Job(config, name, stage, start, data, run, header, limit, clear, deepspeed, provenance, held_out)
     saved_bytes = 4 if o.save_dtype == "float32" else 2
     preflight.check_disk(run, preflight.size_of_run(start, o.saves, saved_bytes), "training")
     about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}

@@ -17,8 +17,9 @@ from peers import DPO_BEST, LR, TRL, preference_rows
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
 from cream.model.hardware import matrix_rate
-from cream.model.load import load_policy
+from cream.model.load import load_policy, load_with_head
 from cream.model.logprobs import LogProbs
+from cream.model.reward_head import Heads
 from cream.training.loop import common_budget, train
 from cream.training.options import Optimisation
 from cream.training.parallel import Replicas
@@ -34,7 +35,11 @@ class Ours:
     """
 
     def __init__(self, folder: Path, stage, examples, batch: int, bf16: bool, device: str, max_tokens: int | None):
-        self.model = LogProbs(load_policy(folder, torch.float32, torch.device(device)))
+        where = torch.float32, torch.device(device)
+        if stage.model == "heads":
+            self.model = Heads(load_with_head(folder, stage.head, *where))
+        else:
+            self.model = LogProbs(load_policy(folder, *where))
         self.stage, self.examples, self.bf16, self.device = stage, examples, bf16, device
         self.flags = Optimisation(train_bsz=batch, max_tokens_per_batch=max_tokens, lr=LR, log_every=1000)
         self.loaded = 0

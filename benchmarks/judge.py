@@ -232,23 +232,23 @@ class Bench:
     def counted(self) -> dict[str, Layout]:
         """What each side lays out; decoding counts as its tokens, each over all before it."""
         joined, head = logprobs.join_groups(self.rows), len(self.rows)
-        own = sum((_tree(group) for group in joined), Layout())
+        own = sum((tree(group) for group in joined), Layout())
         widths = [(len(batch), max(len(self.rows[i][0]) - 1 for i in batch)) for batch in self._batches()]
         rows = sum((rectangle(*size, head=size[0]) for size in widths), Layout())
         n = self.args.judge_samples * self.args.judge_tokens
-        prompts = sum((_tree([rows[0]], head=1) for rows in self.rows), Layout())  # less what the prefix cache saves
+        prompts = sum((tree([rows[0]], head=1) for rows in self.rows), Layout())  # less what the prefix cache saves
         decoded = prompts + Layout(n * head, n * head, sum(n * len(ids) for ids in self.ids))
         return {"bare": decoded, "sampled": decoded, "expected": own, "trees": own, "padded": rows}
 
 
-def _tree(group: list, head: int | None = None) -> Layout:
+def tree(group: list, head: int | None = None) -> Layout:
     """A group's tree: each of its branches over those that it grows out of and itself."""
-    tree, pairs = branches(group), 0
-    for branch in tree:
+    found, pairs = branches(group), 0
+    for branch in found:
         own = branch.end - branch.start
         pairs += own * branch.start + own * (own + 1) // 2
     read = sum(row.num_response_tokens for row in group) if head is None else head
-    return Layout(sum(branch.end - branch.start for branch in tree), read, pairs)
+    return Layout(sum(branch.end - branch.start for branch in found), read, pairs)
 
 
 def random_words(chat: Chat, count: int, draw: random.Random) -> str:

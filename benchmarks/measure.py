@@ -127,12 +127,13 @@ def documents(position_ids: torch.Tensor, head: int | None = None) -> Layout:
     return Layout(tokens, tokens if head is None else head, int((position_ids + 1).sum()))
 
 
-def trees(groups: Iterable[list[Tokens]]) -> Layout:
-    """Each prompt once; the head where an answer's token is predicted."""
+def trees(groups: Iterable[list[Tokens]], once: bool = False) -> Layout:
+    """Each prompt once; the head where an answer's token is predicted, or `once` an answer."""
     total = Layout()
     for group in groups:
         prompt = group[0].spans[0][0] if len(group) > 1 else 0
         own = [len(row) - prompt for row in group]
         pairs = prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in own)
-        total += Layout(prompt + sum(own), sum(row.num_response_tokens for row in group), pairs)
+        head = len(group) if once else sum(row.num_response_tokens for row in group)
+        total += Layout(prompt + sum(own), head, pairs)
     return total

@@ -1,10 +1,11 @@
-"""Peak memory of a DPO step with a vocabulary of 128 000: ours against trl's DPOTrainer at its defaults.
+"""Peak memory of a DPO step, or of a reward model's, with a vocabulary of 128 000: ours against trl's trainer.
 
 Each side takes two steps of 8 pairs (prompt 120, answer 150) in a process of its own; in the second, AdamW's moments
 take memory besides the activations. Resident memory includes libraries and weights, and so does the ratio; the memory
 after loading the model is printed too.
 
     python benchmarks/memory.py
+    python benchmarks/memory.py --kind reward
 """
 
 import statistics
@@ -16,11 +17,12 @@ from pathlib import Path
 import torch
 from dpo_step import BATCH, Ours
 from measure import machine
-from peers import DPO_BEST, TRL, preference_rows
+from peers import DPO_BEST, TRL, preference_rows, reward_rows
+from reward_step import trl_settings
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
 from cream.model.hardware import peak_memory
-from cream.training.stages import dpo
+from cream.training.stages import bradley_terry, dpo
 
 SIDES = {"trl_default": "trl, defaults", "trl_best": "trl, best settings", "ours": "ours"}
 
@@ -29,19 +31,28 @@ def child(args, folder: Path) -> None:
     """The steps of one side; prints the bytes before them and at their peak."""
     (work,), (size,) = args.work, args.sizes
     pairs = [tuple(g) for g in groups(lengths(work, size, 2, args.spread, args.seed), args.words, args.seed)]
-    if args.side == "ours":
+    best = args.side == "trl_best"
+    if args.side != "ours" and args.kind == "reward":
+        settings = {"max_length": 4096} | (trl_settings(1) if best else {})
+        step = TRL(folder, args.words, args.device, reward_rows(pairs), "Reward", **settings)
+    elif args.side != "ours":
+        settings = {"max_length": 4096} | (DPO_BEST if best else {})
+        step = TRL(folder, args.words, args.device, preference_rows(pairs), "DPO", **settings)
+    elif args.kind == "reward":
+        stage = bradley_terry.Stage(bradley_terry.Options(), {})
+        examples = [bradley_terry.Example(chosen, rejected) for chosen, rejected in pairs]
+        step = Ours(folder, stage, examples, BATCH, True, args.device, None)
+    else:
         stage = dpo.Stage(dpo.Options(), {})
         examples = [dpo.Example(chosen, rejected, 1.0, (0.0, 0.0)) for chosen, rejected in pairs]
         step = Ours(folder, stage, examples, BATCH, True, args.device, None)
-    else:
-        settings = {"max_length": 4096} | (DPO_BEST if args.side == "trl_best" else {})
-        step = TRL(folder, args.words, args.device, preference_rows(pairs), "DPO", **settings)
     step()
     print(step.loaded, peak_memory(torch.device(args.device)))
 
 
 def main() -> None:
     parser = flags(__doc__, "120/150", 2 * BATCH, 128000)
+    parser.add("--kind", "dpo", "what is trained", choices=("dpo", "reward"))
     parser.add_argument("--side", choices=SIDES, help="one side alone, in this process")
     parser.add_argument("--folder", type=Path, help="the model of --side")
     args = parse(parser)
@@ -70,7 +81,7 @@ def main() -> None:
         print(f"{SIDES[which]}: {above[which] / above['ours']:.2f} times ours above what was loaded")
     print()
     for which in ("trl_best", "trl_default"):
-        print(f"ratio memory_dpo_vs_{which} {peak[which] / peak['ours']:.3f}")
+        print(f"ratio memory_{args.kind}_vs_{which} {peak[which] / peak['ours']:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The peers, on token rows: CREAM's released procedure, rewritten, and trl's DPOTrainer and SFTTrainer.
+"""The peers, on token rows: CREAM's released procedure, rewritten, trl's trainers, and transformers' reward models.
 
 The released procedure (Raibows/CREAM at de1d04b) scores answers one by one, sorted by their length, in left-padded
 batches of 6 with a two-dimensional mask, takes logits over the whole vocabulary at every position and gathers from
@@ -19,7 +19,8 @@ from cream.errors import UserError
 from cream.text.chat import Tokens
 
 SCORED, TRAINED = 6, 4  # rows, and pairs, of a batch
-SPECIAL = {0: "<pad>", 2: "<eos>"}
+PAD = 0
+SPECIAL = {PAD: "<pad>", 2: "<eos>"}
 LR = 0.0  # the optimiser does all its work and the weights stay, so that every round does the same
 
 Pairs = Sequence[tuple[Tokens, Tokens]]  # chosen, rejected
@@ -86,9 +87,10 @@ DPO_BEST = {
     "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 8,
 }
-# Of the two that were fastest the benchmark takes the faster. A batch of one has no padding and needs no mask; packed
+# Of the two that were fastest the benchmarks take the faster. A batch of one has no padding and needs no mask; packed
 # rows need a dense one, which keeps their conversations apart (transformers makes it of the positions). Without
 # completion_only_loss trl takes no notice of the rows' completion_mask.
+REWARD_BEST = {"gradient_checkpointing": False, "max_length": 4096}
 SFT_BEST = {"gradient_checkpointing": False, "per_device_train_batch_size": 1, "completion_only_loss": True}
 
 
@@ -111,7 +113,7 @@ class TRL:
         import datasets
         import trl
         from accelerate.state import AcceleratorState
-        from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+        from transformers import PrinterCallback, TrainerCallback
 
         datasets.disable_progress_bars()
         AcceleratorState._reset_state(reset_partial_state=True)  # it keeps one precision for the whole process
@@ -133,7 +135,7 @@ class TRL:
             fixed = {"output_dir": run, "use_cpu": self.device == "cpu", "num_train_epochs": 1, "learning_rate": LR}
             quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1000}
             made = trainer(
-                AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32),
+                self._model(),
                 args=config(**fixed | quiet | self.settings),
                 train_dataset=datasets.Dataset.from_list(self.rows),
                 processing_class=number_tokenizer(self.words),
@@ -149,9 +151,22 @@ class TRL:
             )
         return clock[1] - clock[0]
 
+    def _model(self):
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        if self.kind == "Reward":
+            made = AutoModelForSequenceClassification.from_pretrained(self.folder, num_labels=1, dtype=torch.float32)
+            made.config.pad_token_id = PAD
+            return made
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+
     def _watched(self, collate: Callable) -> Callable:
         def watched(rows):
             batch = collate(rows)
+            if self.kind == "Reward":  # every token counts, and the head is read once a row
+                self.trained += batch["attention_mask"].sum()
+                self.layout += rectangle(*batch["input_ids"].shape, len(batch["input_ids"]))
+                return batch
             trained = (batch["completion_mask"] if "completion_mask" in batch else batch["labels"] != -100).sum()
             self.trained += trained
             head = int(trained) if self.device == "cuda" else None  # of trl's fused head; on a CPU every position
@@ -176,8 +191,15 @@ def preference_rows(pairs: Pairs) -> list[dict]:
     ]
 
 
+def reward_rows(pairs: Pairs) -> list[dict]:
+    """As trl's RewardTrainer reads them: token ids."""
+    return [{"chosen_ids": chosen.ids, "rejected_ids": rejected.ids} for chosen, rejected in pairs]
+
+
 def response_tokens(row: dict) -> int:
     """Of a row as trl reads it: how many tokens it is to be trained on."""
+    if "chosen_ids" in row:
+        return len(row["chosen_ids"]) + len(row["rejected_ids"])
     return sum(row["completion_mask"]) if "completion_mask" in row else len((row["chosen"] + row["rejected"]).split())
 
 
@@ -207,3 +229,25 @@ def number_tokenizer(words: int):
     tokenizer = Tokenizer(WordLevel({str(SPECIAL.get(i, i)): i for i in range(words)}, unk_token=SPECIAL[0]))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[2], pad_token=SPECIAL[0])
+
+
+# Reward models of transformers ----------------------------------------------------------------------------------------
+
+
+def sorted_batches(groups: Sequence[Sequence[Tokens]], size: int) -> list[list[Tokens]]:
+    """All rows, sorted by length, `size` at a time."""
+    rows = sorted((row for group in groups for row in group), key=len)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+@torch.no_grad()
+def padded_rewards(model, batches: Sequence[Sequence[Tokens]]) -> dict[int, float]:
+    """id of a row -> its reward by transformers' sequence classification in right-padded batches."""
+    rewards = {}
+    for rows in batches:
+        width = max(map(len, rows))
+        ids = torch.tensor([row.ids + [PAD] * (width - len(row)) for row in rows]).to(model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]).to(model.device)
+        values = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0].float().tolist()
+        rewards |= {id(row): value for row, value in zip(rows, values, strict=True)}
+    return rewards

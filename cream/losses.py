@@ -1,7 +1,8 @@
 """Every loss as a pure function of tensors. B: pairs in the batch.
 
 A pair's score is how much more likely the policy makes a response than the reference does, s = log pi - log pi_ref in
-nats, or log pi alone where a loss has no reference; summed over the response, or its mean per token. Its margin
+nats, or log pi alone where a loss has no reference; summed over the response, or its mean per token. Of a reward model
+it is the reward itself, and beta is 1. The pair's margin
 
     h = beta * (s(y+) - s(y-))
 
@@ -81,3 +82,30 @@ def likelihood_loss(chosen: Tensor, rejected: Tensor, consistency: Tensor | floa
         return -chosen
     c = torch.as_tensor(consistency, dtype=torch.float32, device=chosen.device)
     return -c * chosen - (1 - c) * rejected
+
+
+# Reward models --------------------------------------------------------------------------------------------------------
+
+
+def with_margin(h: Tensor, margin: Tensor | float, loss: Callable[[Tensor], Tensor] = sigmoid) -> Tensor:
+    """L(h - m), (B,), which asks for a difference beyond m >= 0, (B,) or one number: of `sigmoid` Llama 2's
+    -log sigma(r+ - r- - m) (arXiv 2307.09288, eq. 2). Its mirror image, L(-h - m), asks for m the other way."""
+    return loss(h - margin)
+
+
+def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(r+ + r-)^2, (B,), of rewards (B,) each: which a small weight of this keeps near 0 on average (arXiv 2312.09244,
+    §3.2); differences of rewards, all that preferences say anything about, leave a prompt's level open."""
+    return (chosen + rejected) ** 2
+
+
+def pearson(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's correlation of two vectors (n,); 0 where one of them is constant."""
+    return F.cosine_similarity(x - x.mean(), y - y.mean(), dim=0, eps=1e-6)
+
+
+def length_separation(quality: Tensor, length: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """ODIN's |rho(r_Q, len)| - rho(r_L, len) (arXiv 2402.07319, §3), and both correlations: the quality head's rewards
+    are to say nothing of the length, the length head's all. r_Q, r_L and the lengths in tokens, (n,) each."""
+    of_quality, of_length = pearson(quality, tokens), pearson(length, tokens)
+    return of_quality.abs() - of_length, of_quality, of_length

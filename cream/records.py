@@ -193,6 +193,42 @@ class Pair(Record, kw_only=True):
                 raise ValueError(f"`{name}` is not this prompt followed by one assistant's turn")
 
 
+class Ratings(Record, kw_only=True):
+    """A rated response: a conversation that ends with an assistant's turn, and the number of each attribute.
+
+    `ratings` maps an attribute (helpsteer-helpfulness) to a number in its data set's scale, usually [0, 1]; null, or an
+    absent attribute: nobody rated it.
+    """
+
+    messages: list[Message]
+    ratings: dict[str, Finite | None]
+
+    def __post_init__(self):
+        _check_turns(self.messages)
+        if self.messages[-1].role != "assistant":
+            raise ValueError("the conversation ends without an assistant's turn")
+        if all(value is None for value in self.ratings.values()):
+            raise ValueError("`ratings` has no number")
+
+
+class Steps(Record, kw_only=True):
+    """A response in steps, and for each the probability that it is right.
+
+    `labels` has an entry per step: 1 right, 0 wrong, between them a share (of completions from there that reach the
+    right answer), null where nobody labelled it. The label of a whole response is that of its last step.
+    """
+
+    prompt: list[Message]
+    steps: Annotated[list[Text], msgspec.Meta(min_length=1)]
+    labels: list[Probability | None]
+
+    def __post_init__(self):
+        _check_prompt(self.prompt)
+        _check_parallel(self, "steps", ("labels",))
+        if all(label is None for label in self.labels):
+            raise ValueError("no step has a label")
+
+
 class Item(Record, kw_only=True):
     """Evaluation data: a question with the lettered options inside it, and the label (a letter or a number)."""
 
@@ -326,13 +362,16 @@ def encode(record: Record) -> dict:
     return {"uuid": record.uuid, **value, **extra}
 
 
+DISTINCT = {"selected": Pair, "reward": Rewards, "final_prediction": Answer, "ratings": Ratings, "steps": Steps}
+
+
 def kind_of(value: object) -> type[Record] | None:
     """The layout of one raw record, by its distinguishing keys; None if it has none of these."""
     if isinstance(value, list):
         value = {"messages": value}
     if not isinstance(value, dict):
         return None
-    for key, kind in {"selected": Pair, "reward": Rewards, "final_prediction": Answer}.items():
+    for key, kind in DISTINCT.items():
         if key in value:
             return kind
     if "responses" in value and "prompt" in value:

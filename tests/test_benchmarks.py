@@ -16,11 +16,12 @@ import peers  # noqa: E402
 import workload  # noqa: E402
 
 from cream.errors import UserError  # noqa: E402
+from cream.model import trees  # noqa: E402
 from cream.model.hardware import Budget  # noqa: E402
 from cream.model.load import load_policy
 from cream.model.logprobs import LogProbs, score  # noqa: E402
 from cream.text.chat import Tokens  # noqa: E402
-from cream.training.stages import dpo  # noqa: E402
+from cream.training.stages import bradley_terry, dpo  # noqa: E402
 
 WORDS = 300
 PROMPT, ANSWERS = [7, 8, 9], ([4, 2], [5, 6, 2])
@@ -111,6 +112,24 @@ def test_an_epoch_of_each_dpo_side_runs_on_the_same_pairs(folder):
     assert all(map(torch.equal, before, ours.model.parameters()))  # so that every round does the same work
 
 
+@pytest.mark.slow
+def test_an_epoch_of_each_reward_side_runs_on_the_same_pairs(folder):
+    from dpo_step import Ours
+    from reward_step import trl_settings
+
+    pairs = [tuple(group) for group in workload.groups(workload.lengths("20/12", 8, 2, 0.5, seed=0), WORDS, seed=0)]
+    sides = {n: peers.TRL(folder, WORDS, "cpu", peers.reward_rows(pairs), "Reward", **trl_settings(n)) for n in (1, 8)}
+    for step in sides.values():
+        step.settings["bf16"] = False
+        assert step() > 0
+    longest = [max(map(len, pair)) for pair in pairs]
+    assert sides[1].layout == sum((peers.rectangle(2, width, 2) for width in longest), measure.Layout())
+    assert sides[8].layout == peers.rectangle(16, max(longest), 16)
+    stage = bradley_terry.Stage(bradley_terry.Options(), {})
+    ours = Ours(folder, stage, [bradley_terry.Example(*pair) for pair in pairs], 8, False, "cpu", None)
+    assert ours() > 0 and measure.trees(pairs, once=True).head == 16
+
+
 PAIRS = {  # prompt, chosen, rejected: tokens, and whether trl trains on all of them at max_length 30
     "that fit to the last token": ([(20, [9, 10]), (5, [25, 4])], True),
     "a response longer": ([(20, [9, 5]), (20, [9, 14])], False),
@@ -155,6 +174,27 @@ def test_packed_conversations_do_not_see_each_other_in_the_peer(folder):
         torch.testing.assert_close(together, model(second, use_cache=False).logits, atol=1e-5, rtol=0)
 
 
+def test_signs_of_random_steps(folder):
+    """All sides of prm_score give the same odds, from what they are counted to lay out."""
+    import prm_score
+
+    made = workload.groups(workload.lengths("20/24", 2, 3, 0.2, seed=0), WORDS, seed=0)
+    made = [[prm_score.signed(row, 4) for row in group] for group in made]
+    rows = [row for group in made for row in group]
+    assert all(len(row.spans) == 4 and row.spans[-1][1] == len(row) and row.spans[0][0] >= 15 for row in rows)
+    policy = load_policy(folder, torch.float32, torch.device("cpu"))
+    found = {
+        "steps": prm_score.step_by_step(policy, rows, False),
+        "padded": prm_score.in_padded_rows(policy, rows, True),
+    }
+    model = prm_score.SignOdds(policy, prm_score.SIGNS)
+    found["tree"] = [v for group in prm_score.sign_odds(model, made, Budget(500)) for row in group for v in row]
+    prm_score.check(found, 1e-4)
+    counted = prm_score.layouts(made, False)
+    assert counted["tree"].tokens == sum(trees.tree_shape(group)[0] for group in made)
+    assert counted["steps"].tokens == sum(start for row in rows for start, _ in row.spans)
+
+
 # Lengths --------------------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +237,9 @@ COMMANDS = {
         f"dpo_20_10_vs_trl_{peer}{of}" for peer in ("default", "best") for of in ("", "_of_ceiling")
     ],
     "sft_step.py --prompt_len 20 --answer_len 10": ["sft_20_10_vs_trl_best", "sft_20_10_vs_trl_best_of_ceiling"],
+    "reward_score.py --work 20/10 --answers 4": [
+        f"reward_score_20_10{of}" for of in ("", "_of_ceiling", "_of_matrix_rate")
+    ],
     "iteration.py --work 20/10": ["iteration_20_10", "iteration_20_10_of_ceiling"],
 }
 
@@ -243,6 +286,17 @@ def test_judging_is_measured_beside_padded_rows(stages, repo):
     out = _run(stages, repo, command)
     names = re.findall(r"^ratio (\w+) \d+\.\d+$", out, re.MULTILINE)
     assert names == ["judge_trees_vs_padded", "judge_trees_vs_padded_of_ceiling"]
+
+
+@pytest.mark.slow
+def test_comparing_is_measured_beside_padded_prompts(stages, repo):
+    """Which give the same probabilities, or it ends in an error."""
+    sizes = "--prompts 1 --answers 3 --prompt_len 70 --answer_len 40"
+    out = _run(stages, repo, f"pairwise_score.py --shape tiny --words 400 --rounds 1 {sizes}")
+    assert "6 ordered pairs" in out
+    assert re.findall(r"^ratio (\w+) \d+\.\d+$", out, re.MULTILINE) == [
+        "pairwise_trees_vs_padded", "pairwise_trees_vs_padded_of_ceiling",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ STAGES = {
     "--register pairs",
     "pairs": f"make_pairs.py --strategy all_pairs --rewards {REWARDS[0]} --previous {REWARDS[1]} "
     f"--output {OUT}/pairs.jsonl.zst",
+    "measuring": f"evaluate_reward.py --rewards {REWARDS[0]} --gold localdata/tiny/labels.json --output_dir {OUT}",
     "iterate": "iterate.py --device cpu --config localdata/recipe.yaml",
 }
 RECIPE = {
@@ -80,7 +81,7 @@ def test_every_state_of_a_stage_ends_in_its_outputs(world, name, tmp_path):
     torn = sum(event.endswith(" torn") for _, event, _ in found)
     print(f"{name}: {len(found)} states, {torn} of them torn; {len(wrong)} things wrong")
     assert not wrong, "\n".join(wrong)
-    assert len(found) - torn > 8 and (torn > 4 or name in ("iterate", "consistency", "pairs", "rescore"))
+    assert len(found) - torn > 8 and (torn > 4 or name in ("iterate", "consistency", "pairs", "rescore", "measuring"))
 
 
 def faults(world, name, found, made, last):

@@ -21,16 +21,20 @@ from cream.evaluation.statistics import table_rows
 from cream.evaluation.tasks import grade
 from cream.files import store
 from cream.pairs.build import build
-from cream.records import Answer, Conversation, Item, Pair, Prompt, Rewards, Samples, encode
+from cream.records import Answer, Conversation, Item, Pair, Prompt, Ratings, Rewards, Samples, Steps, encode
 
 REPO = Path(__file__).resolve().parent.parent
 README = (REPO / "README.md").read_text()
 FORMATS = (REPO / "docs/formats.md").read_text()
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 SCRIPTS = {
-    script: iterate.config_of(script) for script in (*iterate.STAGES, "iterate.py", "prepare_data.py", "report.py")
+    script: iterate.config_of(script)
+    for script in (
+        *iterate.STAGES,
+        *("iterate.py", "train_armo.py", "evaluate_reward.py", "prepare_data.py", "report.py"),
+    )
 }
-WITH_FILES = [*SCRIPTS][:5]  # whose flags may stand in a file
+WITH_FILES = [*iterate.STAGES, "train_armo.py", "evaluate_reward.py"]  # whose flags may stand in a file
 WITH_WORDS = ("prepare_data.py", "report.py")  # that take commands and paths
 VOTES = ("results.votes.json", "summary.votes.json")
 LAYOUTS = {
@@ -40,6 +44,8 @@ LAYOUTS = {
     "current": Rewards,
     "previous": Rewards,
     "pairs": Pair,
+    "ratings": Ratings,
+    "steps": Steps,
     "test": Item,
     "results": Answer,
 }

@@ -208,15 +208,15 @@ def test_the_command_writes_all_parts_without_the_seed_set_s_prompts(world):
 
 def test_a_checkpoint_knows_the_form_that_it_was_trained_on(world):
     """It is that of its data, else of the model that training started from; another one is refused."""
-    from cream.training.run import judge_form
+    from cream.training.run import trained_forms
 
     world.run(f"{EFT.replace('eft.sft', 'own.sft')} --seed_data none")
     folder, data = world.folder / "outputs/m1", world.folder / "outputs/own.sft.json"
     shutil.copytree(world.folder / "assets/tiny_m0", folder)
-    assert judge_form(data, folder) == world.read("outputs/own.sft.json.meta.json")["judge"]
-    assert judge_form(world.folder / "outputs/seeds.json", folder) is None
-    (folder / "cream.json").write_text(json.dumps({"kind": "policy", "judge": judge_form(data, folder)}))
-    assert judge_form(world.folder / "outputs/seeds.json", folder) == judge_form(data, folder)
+    assert trained_forms(data, folder) == {"judge": world.read("outputs/own.sft.json.meta.json")["judge"]}
+    assert trained_forms(world.folder / "outputs/seeds.json", folder) == {}
+    (folder / "cream.json").write_text(json.dumps({"kind": "policy"} | trained_forms(data, folder)))
+    assert trained_forms(world.folder / "outputs/seeds.json", folder) == trained_forms(data, folder)
     ask = f"{JUDGE} --input_file outputs/human.json --checkpoint outputs/m1 --dry_run".replace("judged", "other")
     world.run(ask)
     other = ask.replace("outputs/q.jinja", "rating")

@@ -112,7 +112,7 @@ def write(folder, text, name="flags.yaml") -> str:
         ("rewarding.py", "--learning_rate", "; --lr belongs to train.py"),
         ("rewarding.py", "--beta", "; --beta belongs to train.py, cal_consistency.py and make_pairs.py"),
         ("cal_consistency.py", "--gen_n", "; --gen_n belongs to infer.py"),
-        ("rewarding.py", "--rewrad", "; did you mean --reward, --valid_reward?"),
+        ("rewarding.py", "--rewrad", "; did you mean --reward, --valid_reward, --reward_model?"),
         ("rewarding.py", "--qqq", ""),
     ],
 )

@@ -22,7 +22,8 @@ from cream.model.load import load_chat
 from cream.preferences import NOT_JOINED, bradley_terry, win_rates
 from cream.records import Message, Rewards, Samples
 from cream.rewards import judge, passes
-from cream.rewards.judge import ALONE, TOO_LONG, UNDECIDED, UNFINISHED, Options, Watch
+from cream.rewards.base import ALONE, UNDECIDED, UNFINISHED
+from cream.rewards.judge import TOO_LONG, Options, Watch
 from cream.scoring import completions
 from cream.scoring.completions import Texts
 from cream.scoring.pool import Pool

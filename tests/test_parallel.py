@@ -22,6 +22,7 @@ STAGES = {
     "sft": f"{COMMON} --name tiny_sft",
     "dpo": f"{COMMON} --name outputs/pairs.json --method consistency_dyn --beta 0.5",
     "dpo, LoRA": f"{COMMON} --name outputs/pairs.json --method consistency_dyn --beta 0.5 {LORA}",
+    "odin": f"{COMMON} --name outputs/pairs.json --train_stage odin",  # a head, and a term of the whole global batch
 }
 ONE = f"--device cpu --train_bsz {BATCH}"
 TWO = f"--device cpu,cpu --train_bsz {BATCH // 2}"
@@ -38,6 +39,7 @@ WAYS = {
 CASES = [(stage, "two processes") for stage in ("sft", "dpo", "dpo, LoRA")]
 CASES += [(stage, way) for stage in ("dpo", "dpo, LoRA") for way in SHARDS]
 CASES += [("dpo", "ZeRO-3, offload"), ("dpo", "a launcher")]
+CASES += [("odin", way) for way in ("two processes", *SHARDS)]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def train(world, stage, way):
         out = ended[0][1]
     else:
         out = world.run(command).out
-    assert stage == "sft" or f"{RECORDS} computed" in out
+    assert stage in ("sft", "odin") or f"{RECORDS} computed" in out
     return run
 
 
@@ -96,8 +98,10 @@ def flat(path):
 
 
 def moved(world, run):
-    """How far a run's weights went from where they started."""
-    return flat(run / "checkpoint-last/model.safetensors") - flat(world.folder / "assets/tiny_m0/model.safetensors")
+    """How far a run's weights went from where they started, without those of a new head."""
+    start, end = (world.folder / "assets/tiny_m0", run / "checkpoint-last")
+    start, end = (load_file(folder / "model.safetensors") for folder in (start, end))
+    return torch.cat([(end[name].double() - start[name].double()).flatten() for name in sorted(start)])
 
 
 def difference(found, wanted):

@@ -16,8 +16,10 @@ from cream.records import (
     Message,
     Pair,
     Prompt,
+    Ratings,
     Rewards,
     Samples,
+    Steps,
     decode,
     encode,
     kind_of,
@@ -40,6 +42,8 @@ LAYOUTS = {
         "reward": [3.2, None],
     },
     Pair: {"prompt": [USER], "selected": [USER, RIGHT], "rejected": [USER, WRONG], "consistency": 0.9},
+    Ratings: {"messages": [USER, RIGHT], "ratings": {"helpsteer-helpfulness": 0.9, "helpsteer-verbosity": None}},
+    Steps: {"prompt": [USER], "steps": ["3*4=12.", "Answer: 13"], "labels": [1.0, 0.0]},
     Item: {"question": "Which gas?\nA. oxygen\nB. neon", "label": "A"},
     Answer: {
         "question": "Tom has …?",
@@ -202,3 +206,22 @@ def test_an_evaluations_answers_are_graded_already():
 def test_answers_are_the_last_turns():
     assert decode(Rewards, "u", LAYOUTS[Rewards], "f").responses() == [RIGHT["content"], WRONG["content"]]
     assert decode(Prompt, "u", [USER], "f").messages == [Message("user", USER["content"])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "named"),
+    [
+        (Ratings, {"messages": [USER]}, "ends without an assistant's turn"),
+        (Ratings, {"ratings": {"helpsteer-helpfulness": None}}, "`ratings` has no number"),
+        (Ratings, {"ratings": {}}, "`ratings` has no number"),
+        (Steps, {"prompt": [USER, RIGHT]}, "a prompt ends with a user's turn"),
+        (Steps, {"steps": [], "labels": []}, "$.steps"),
+        (Steps, {"steps": ["3*4=12.", " \n"]}, "$.steps[1]"),
+        (Steps, {"labels": [1.0]}, "`labels` has 1 entries for 2 in `steps`"),
+        (Steps, {"labels": [None, None]}, "no step has a label"),
+        (Steps, {"labels": [1.0, -1.0]}, "$.labels[1]"),
+    ],
+)
+def test_ratings_and_steps_that_hold_nothing_to_learn_from_are_refused(kind, keys, named):
+    with pytest.raises(UserError, match=re.escape(named)):
+        decode(kind, "u1", changed(kind, **keys), "f.json")

@@ -474,19 +474,10 @@ def combine(sample, results, options):
 ATTRIBUTES = '''
 """The outputs of a reward model with two heads; the first is the reward."""
 
-from dataclasses import dataclass
-
-from cream.cli.flags import flag
-from cream.rewards.base import GroupReward
-from cream.scoring import logprobs
+from cream.rewards.base import GroupReward, RewardModelOptions
 from cream.scoring.driver import Pass
 
-
-@dataclass
-class Options(logprobs.Options):
-    """Rewards by a reward model (attributes)"""
-
-    reward_model: str | None = flag(None, "its folder", decides=False)
+Options = RewardModelOptions
 
 
 def passes(options):
@@ -506,7 +497,7 @@ def own_sources(world):
     (rewards / "words.py").write_text(WORDS)
     (rewards / "attributes.py").write_text(ATTRIBUTES)
     listing = (rewards / "__init__.py").read_text()
-    listing = listing.replace("import dpo, ", "import attributes, words, pairwise, dpo, ")
+    listing = listing.replace("rewards import ", "rewards import attributes, words, pairwise, ")
     listing = listing.replace(
         "REWARDS = {", 'REWARDS = {"pairwise": pairwise, "words": words, "attributes": attributes, '
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from test_trees import END, GROUPS, MODELS, difference, random_model
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from cream.errors import UserError
+from cream.files.provenance import POLICY, REWARD_MODEL
 from cream.model.load import check_tp_size
 from cream.scoring import team as module
 from cream.scoring.team import Local, Team
@@ -43,9 +44,9 @@ def team(monkeypatch):
     made = []
     multiprocessing.set_forkserver_preload(LIBRARIES)
 
-    def make(folder, start="forkserver"):
+    def make(folder, start="forkserver", kind=POLICY):
         monkeypatch.setattr(module, "START", start)
-        made.append(Team(folder, torch.float32, "cpu", 300, 2))
+        made.append(Team(folder, torch.float32, "cpu", 300, 2, kind))
         return made[-1]
 
     yield make
@@ -73,6 +74,20 @@ def test_two_processes_score_as_one(make, team, name, changes):
     assert difference(both.score(GROUPS), wanted) <= 1e-4
     assert difference(both.score(GROUPS[:2]), wanted[:2], GROUPS[:2]) <= 1e-4
     assert both.score([]) == []
+
+
+@together
+@pytest.mark.slow
+def test_two_processes_hold_a_reward_model(team, tmp_path):
+    """Its head is whole in both."""
+    config = AutoConfig.for_model("llama", num_labels=2, **END, **MODELS["llama"])
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    wanted = Local(tmp_path, torch.float32, CPU, 300, kind=REWARD_MODEL).score(GROUPS)
+    found = team(tmp_path, kind=REWARD_MODEL).score(GROUPS)
+    assert [len(group) for group in found] == list(map(len, GROUPS))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-4, rtol=0)
 
 
 @together

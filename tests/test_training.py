@@ -574,7 +574,8 @@ def test_out_of_memory_with_the_half_is_the_users_to_mend(tiny_folder, tiny_chat
 def job(tiny_folder, tmp_path):
     """Makes the job of a stage whose run stands in tmp_path / name."""
     store.write(tmp_path / "sft.json", conversations())
-    store.write(tmp_path / "dpo.json", pairs())
+    for name in ("dpo", "bradley_terry"):
+        store.write(tmp_path / f"{name}.json", pairs())
 
     def make(stage, name, start=tiny_folder, flags=FLAGS, **options):
         """`options`: flags of any group, and of the stage."""
@@ -640,7 +641,9 @@ def by_own_c(stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, lora, killed_at", [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3)])
+@pytest.mark.parametrize(
+    "stage, lora, killed_at", [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3), ("bradley_terry", LORA, 3)]
+)
 def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at):
     options = {"lora": lora, **by_own_c(stage), "flags": dataclasses.replace(FLAGS, save_eval_step_ratio=3)}
     undisturbed, disturbed = (job(stage, name, **options) for name in ("whole", "cut"))
@@ -939,7 +942,7 @@ def commands(workspace):
     stages = workspace.folder / "cream/training/stages"
     (stages / "anchor.py").write_text(ANCHOR)
     (stages / "reward.py").write_text(REWARD)
-    text = (stages / "__init__.py").read_text().replace("import dpo, sft", "import anchor, dpo, reward, sft")
+    text = (stages / "__init__.py").read_text().replace("stages import ", "stages import anchor, reward, ")
     (stages / "__init__.py").write_text(text.replace('"dpo": dpo', '"dpo": dpo, "anchor": anchor, "reward": reward'))
     workspace.shorten("localdata/tiny/sft.json", 8)
     return workspace
@@ -974,7 +977,7 @@ def test_a_stage_is_a_file_and_a_line(commands):
     assert "--beta belongs to --train_stage dpo" in commands.refused(f"{TRAIN} --train_stage anchor --beta 2")
     refused = commands.refused(f"{TRAIN} --train_stage anchor --name localdata/pairs.json")
     assert "holds Pair records; anchor trains on Conversation records" in refused
-    assert "did you mean anchor?" in commands.refused(f"{TRAIN} --train_stage ancor")
+    assert "did you mean anchor" in commands.refused(f"{TRAIN} --train_stage ancor")
     assert "SFT of" in commands.run(f"{TRAIN} --dry_run").out  # data imply the stage that was there first
     assert "Anchored fine-tuning:" in commands.run("train.py --help").out
 
@@ -983,7 +986,7 @@ ZERO3 = pytest.param(" --deepspeed configs/ds_stage3.json", marks=pytest.mark.xd
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", ["", " --lora yes --lora_dropout 0", ZERO3])
+@pytest.mark.parametrize("flags", ["", ZERO3])
 def test_a_stage_that_trains_a_reward_head_is_a_file_and_a_line(commands, flags):
     """A new head on a policy, trained by a loss of the stage's own. Any tool loads the checkpoint as a reward model;
     training goes on from it with its head, and it is refused where a policy is expected. ZeRO-3's shards of a head as

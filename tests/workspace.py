@@ -82,7 +82,8 @@ class Stages:
                 self.link.connect(_name(door))
             except ConnectionRefusedError:
                 argv = [sys.executable, __file__, str(door), *LIBRARIES, *libraries]
-                self.first = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment)
+                own = environment | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # large pages: quick to fork
+                self.first = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=own)
                 self.first.stdout.readline()
                 self.link.connect(_name(door))
         self.answers = self.link.makefile()

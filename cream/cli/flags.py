@@ -59,6 +59,9 @@ KNOWN_AS = {  # what other libraries call a flag -> its names here, of which a s
     "max_tokens": ("gen_max_tokens",),
     "stop_strings": ("stop",),
     "limit": ("limit_size",),
+    "center_rewards_coefficient": ("center_rewards",),
+    "eval_dataset": ("eval_name",),
+    "eval_steps": ("eval_every",),
     "gpus": ("device",),
     "tp": ("tensor_parallel_size",),
 }
@@ -66,7 +69,9 @@ OWNERS = {  # flags that belong to some stages, and are looked for in others
     **dict.fromkeys(("lr", "epoch", "train_bsz", "grad_accum", "lora", "deepspeed", "loss"), "train.py"),
     **dict.fromkeys(("gen_n", "gen_temperature", "top_p", "gen_max_tokens", "mode"), "infer.py"),
     **dict.fromkeys(("top_k", "min_p", "repetition_penalty", "stop"), "infer.py"),
-    **dict.fromkeys(("reward", "ref_model_ckpt", "normalize", "judge_model", "judge_prompt"), "rewarding.py"),
+    **dict.fromkeys(
+        ("reward", "ref_model_ckpt", "normalize", "judge_model", "judge_prompt", "reward_model"), "rewarding.py"
+    ),
     **dict.fromkeys(("file1", "file2", "shuffle_consistency"), "cal_consistency.py"),
     "engine": "infer.py and rewarding.py",
     "rank": "cal_consistency.py and make_pairs.py",
@@ -88,12 +93,14 @@ def parse(
 ):
     """An instance of the dataclass `cls`, from its defaults, the --config file and `argv` (default: sys.argv[1:]).
 
-    Later sources override earlier ones. Without `files` there is no --config and no --print_config. Words that belong
-    to no flag are added to `words`; without it they are problems. Fields are str, int, float, bool, an Enum (given by
-    member name), `| None` of these, or a dataclass: a group, titled in --help by the first line of its docstring.
+    Later sources override earlier ones. Without `files`, or where `cls.READS_FILES` is False, there is no --config of
+    flags and no --print_config. Words that belong to no flag are added to `words`; without it they are problems. Fields
+    are str, int, float, bool, an Enum (given by member name), `| None` of these, or a dataclass: a group, titled in
+    --help by the first line of its docstring.
     Raises SystemExit: 0 after --help and --print_config, 2 after printing all problems on stderr, including a UserError
     from `__post_init__`. Raises TypeError if `cls` itself is wrong (a flag defined twice, say).
     """
+    files = files and _reads_files(cls)
     flags, problems = _all_flags(cls, files), []
     given = _given(flags, sys.argv[1:] if argv is None else argv, problems, words)
     if given.get("help"):
@@ -128,9 +135,10 @@ def _print(text: str) -> None:
 
 def try_parse(cls, argv: list[str], words: list[str] | None = None) -> tuple[object | None, list[str]]:
     """What `parse` returns for a command line, or None and the problems for which it would refuse it."""
-    flags, problems = _all_flags(cls, files=True), []
+    files = _reads_files(cls)
+    flags, problems = _all_flags(cls, files), []
     given = _given(flags, argv, problems, words)
-    from_file = _from_file(cls, given.get("config"), problems)
+    from_file = _from_file(cls, given.get("config") if files else None, problems)
     return _build(cls, flags, {f.name: f.default for f in flags} | from_file | given, problems), problems
 
 
@@ -152,6 +160,11 @@ class _Source(_Help):
         aliases=("load_args_path",),
     )
     print_config: bool = flag(False, "print the value of every flag as YAML, in the form that --config reads, and exit")
+
+
+def _reads_files(cls) -> bool:
+    """Whether a script's --config names a file of flags; its class may say READS_FILES = False, and have its own."""
+    return getattr(cls, "READS_FILES", True)
 
 
 def _all_flags(cls, files: bool) -> list[Flag]:

@@ -4,15 +4,23 @@ A column may be a path (`question.stem`; `answers.rank` of a list of objects is 
 and several may be joined: `context+question` with a space, `instruction+input` with an empty line, `answerA+answerB` as
 a list of choices. Fields that are not in the map are taken from the columns with their usual names (NAMES). The fields
 of a row decide its layout: a pair (chosen, rejected, or responses and which is better), ranked responses (responses
-and the ranks of all), an item (question, answer), a conversation or a prompt.
+and the ranks of all), rated responses, a response in steps (steps, labels), an item (question, answer), a conversation
+or a prompt.
 """
 
 from collections.abc import Iterable, Mapping
 
 from cream.data import layouts
 from cream.errors import UserError, nearest
-from cream.records import Conversation, Item, Pair, Prompt, Record, Samples
+from cream.records import Conversation, Item, Pair, Prompt, Ratings, Record, Samples, Steps
 
+ARMO = (  # the columns of RLHFlow's multi-objective data, in the order of ArmoRM's attributes
+    *("helpsteer-helpfulness", "helpsteer-correctness", "helpsteer-coherence", "helpsteer-complexity"),
+    *("helpsteer-verbosity", "ultrafeedback-overall_score", "ultrafeedback-instruction_following"),
+    *("ultrafeedback-truthfulness", "ultrafeedback-honesty", "ultrafeedback-helpfulness", "beavertails-is_safe"),
+    *("prometheus-score", "argilla-overall_quality", "argilla-judge_lm", "code-complexity", "code-style"),
+    *("code-explanation", "code-instruction-following", "code-readability"),
+)
 NAMES = {
     "uuid": ("uuid", "id"),
     "messages": ("messages", "conversations", "conversation"),
@@ -25,12 +33,15 @@ NAMES = {
     "question": ("question", "question_stem"),
     "choices": ("choices", "options"),
     "answer": ("answer", "answerKey", "label"),
+    "steps": ("steps", "completions"),
+    "labels": ("labels",),
     # Only by --columns:
     "responses": (),
     "best": (),
     "score": (),
     "rank": (),
     "ranks": (),
+    "ratings": ("+".join(ARMO),),
     "thought": (),
     "keep": (),
     "copy": (),
@@ -40,6 +51,8 @@ ROWS = tuple((*form, by) for by in ("score", "rank") for form in (("messages",),
 FORMS = {  # the fields that a layout needs; the first that fits is taken
     Pair: (("chosen", "rejected"), *CHOICES, *ROWS),
     Samples: (("responses", "ranks"),),
+    Ratings: (("messages", "ratings"), ("prompt", "response", "ratings"), ("prompt", "responses", "ratings")),
+    Steps: (("prompt", "steps", "labels"),),
     Item: (("question", "answer"),),
     Conversation: (("messages",), ("prompt", "response")),
     Prompt: (("messages",), ("prompt",)),
@@ -47,6 +60,8 @@ FORMS = {  # the fields that a layout needs; the first that fits is taken
 OPTIONAL = {  # other fields that it uses
     Pair: ("messages", "system", "history", "prompt"),
     Samples: ("messages", "system", "history", "prompt"),
+    Ratings: ("system", "history"),
+    Steps: ("system", "history"),
     Item: ("choices",),
     ("messages",): ("system",),
     ("prompt", "response"): ("system", "history", "thought"),
@@ -130,12 +145,20 @@ def fields_of(row: Mapping, names: Mapping[str, str]) -> dict[str, object]:
 
 def _value(row: Mapping, name: str, column: str) -> object:
     parts = [_at(row, part) for part in column.split("+")]
+    if name == "ratings":
+        return dict(zip(map(_attribute, column.split("+")), parts, strict=True))
     if len(parts) == 1:
         return parts[0]
     if name in ("choices", "responses", "score", "rank", "ranks"):
         return parts
     texts = [str(part) for part in parts if part not in (None, "")]
     return " ".join(text.strip() for text in texts) if name == "question" else JOINTS.get(name, "\n\n").join(texts)
+
+
+def _attribute(path: str) -> str:
+    """The name of the rating at a path: its last key, of `annotations.honesty.Rating` the one before."""
+    keys = path.split(".")
+    return keys[-2] if len(keys) > 1 and keys[-1].lower() == "rating" else keys[-1]
 
 
 def _at(row: Mapping, path: str) -> object:

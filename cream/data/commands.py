@@ -49,7 +49,7 @@ class Build:
         "quality the best; none: all",
         low=1,
     )
-    seed: int = flag(0, "seed of the subsets and of --task_limit and --sft_limit", low=0, high=2**32 - 1)
+    seed: int = flag(0, "seed of the subsets, of --task_limit and --sft_limit, of --orders one", low=0, high=2**32 - 1)
     list: bool = flag(False, "same as the command list")
 
 
@@ -84,7 +84,8 @@ class Table:
     output: str | None = flag(
         None,
         "output file; none: localdata/<name>.<sft|prompt|dpo|ranked|test>.json (import), <file>.<form>.jsonl (export), "
-        "localdata/eft.sft.json (eft), no file (overlap)",
+        "localdata/eft.sft.json (eft), localdata/<file>.steps.json (steps), localdata/<file>.pairwise.sft.json "
+        "(pairwise), no file (overlap)",
     )
 
 
@@ -221,6 +222,23 @@ def eft(word: str, flags, seed_data: Path | None, build_flags: Build, output: st
 
     target = Path(output or Path(build_flags.output_dir) / "eft.sft.json")
     make(Path(word), flags, seed_data, target, build_flags.seed, run)
+
+
+def steps(word: str, flags, build_flags: Build, output: str | None, run) -> None:
+    """Make training data of process and outcome reward models of verified responses."""
+    from cream.data import verified
+
+    target = Path(output or Path(build_flags.output_dir) / f"{Path(word).name.partition('.json')[0]}.steps.json")
+    verified.make(Path(word), flags, target, run)
+
+
+def pairwise(word: str, flags, build_flags: Build, output: str | None, run) -> None:
+    """Write the training data of a pairwise preference model."""
+    from cream.data.pairwise import make
+
+    path = Path(word)
+    default = Path(build_flags.output_dir) / f"{path.name.partition('.json')[0]}.pairwise.sft.json"
+    make(path, flags, Path(output) if output else default, build_flags.seed, run)
 
 
 def export(word: str, flags: Table, run) -> None:

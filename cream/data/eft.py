@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from cream.text.judge_prompts import JUDGE_PROMPTS
 log = logging.getLogger("cream")
 Number = float | None
 
+QUARTER = 0.25  # of the prompts is held out
 SEED = "its prompt is in --seed_data"
 REPEATED = "equals another response to its prompt"
 TOO_MANY = "its score is too frequent"
@@ -60,7 +61,12 @@ class EftFlags:
         "there are as many; none: the most frequent score is thinned to the number of the next one",
         low=1,
     )
-    held_out: float = flag(0.25, "eft: share of the prompts that are held out", low=0, below=1)
+    held_out: float | None = flag(
+        None,
+        "share of the prompts that are held out; none: a quarter (eft), as --config says (mix); mix: from 1 on their "
+        "number",
+        low=0,
+    )
     with_seed: bool = flag(
         False, "eft: put the conversations of --seed_data into the training file as well, as the paper trains on both"
     )
@@ -87,6 +93,9 @@ def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed
     path: what rewarding.py --reward judge wrote of responses that people ranked. Raises UserError where it is anything
     else, has no ranks, or leaves nothing to train on.
     """
+    flags = replace(flags, held_out=QUARTER if flags.held_out is None else flags.held_out)
+    if flags.held_out >= 1:
+        raise UserError(f"--held_out {flags.held_out:g}: eft holds out a share of the prompts, below 1")
     store.refuse_other_kind("eft:", path, Rewards, "which rewarding.py --reward judge writes")
     provenance = run.provenance()
     options = _judge_of(path, provenance)

@@ -1,59 +1,93 @@
-"""prepare_data.py import: any table -> a record file."""
+"""`prepare_data.py import`: any table of messages, prompts and responses, pairs, ratings, steps or questions."""
 
 import logging
 import os
 from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from cream.cli.flags import flag
 from cream.data.commands import Table, add_input, describe_dropped, is_needed, skips
+from cream.data.preferences import HOW, Selection, parse_best
+from cream.data.ratings import Scale, parse_ranges
+from cream.data.steps import COLUMNS, FORMS, NEUTRAL, form_of
 from cream.errors import UserError
 from cream.files import journal
-from cream.records import Conversation, Item, Pair, Prompt, Samples, encode
+from cream.records import Conversation, Item, Pair, Prompt, Ratings, Samples, Steps, encode
 
 log = logging.getLogger("cream")
+FILTER = 1  # version of the validity filter, and of the keys that import gives a pair
 NEXT = {  # the stage that takes an imported file
     Conversation: "train.py --train_stage sft",
     Pair: "train.py",
     Prompt: "infer.py --mode sampling",
     Item: "infer.py --mode evaluation",
     Samples: "rewarding.py --reward judge",
+    Ratings: "train.py",
+    Steps: "train.py",
 }
 
 
-def import_table(word: str, flags: Table, folder: Path, run) -> None:
+@dataclass
+class Preferences:
+    """Import of preferences, ratings and steps"""
+
+    pairs: str = flag(
+        "extremes",
+        "import: which pairs the scored responses to a prompt make: extremes, the best and the worst; best_random, the "
+        "best and a worse one at random; all, every two that are not equally good",
+        choices=HOW,
+    )
+    min_ratio: float | None = flag(
+        None, "import: only pairs whose scores, both positive, have a ratio above this; none: all", low=1
+    )
+    max_pairs: int | None = flag(
+        None, "import: at most this many pairs of a prompt, chosen by the seed; none: all", low=1
+    )
+    rating_prefix: str = flag("", "import: text before the name of each rating, such as helpsteer-")
+    rating_range: str | None = flag(
+        None,
+        "import: LOW..HIGH of the ratings, which become 0 and 1, or one for each with commas; none: as they are",
+    )
+    neutral: str = flag("right", "import: what PRM800K's rating 0 says of a step", choices=NEUTRAL)
+    step_separator: str = flag("\\n", "import: what separates the steps of a response that is one text")
+
+    def selection(self, seed: int) -> Selection:
+        return Selection(self.pairs, self.min_ratio, self.max_pairs, seed)
+
+
+def import_table(word: str, flags: Table, choice: Preferences, seed: int, folder: Path, run) -> None:
     """Write a record file in `folder` from any table, whose first good row decides the layout."""
-    from cream.data import plain, preferences, reading, table
+    from cream.data import plain, reading, table
     from cream.data.columns import parse_columns, plan, without_header
-    from cream.data.messages import Keys
 
     place, columns = reading.Place(word, flags.subset, flags.split), parse_columns(flags.columns or "")
-    keys = Keys(frozenset(_words(flags.ignore_keys)), flags.thought_key)
-    best = preferences.parse_best(flags.best) if flags.best else {}
-    how = table.Reading(flags.first_answer, keys, best, flags.grader)
     cells = plain.Cells(_separator(flags.sep), header=not without_header(columns))
     if place.file and (flags.subset, flags.split) != (Table.subset, Table.split):
         raise UserError(f"{place}: --subset and --split are for hub ids and folders like them; this is one file")
     stem = Path(os.path.abspath(word)).name.partition(".")[0]
     with reading.open_rows(place, cells) as rows:
         head = next(iter(rows), {})
-        kind, names = plan(columns, head, str(place))
-        _check_flags(flags, names)
-        _describe_columns(f"{place}: {len(rows)} rows", head, names, flags)
+        form = None if columns else form_of(head)
+        kind, names = (Steps, COLUMNS) if form else plan(columns, head, str(place))
+        _check_flags(flags, choice, names, form, kind)
+        _describe_columns(f"{place}: {len(rows)} rows{f' of {form}' if form else ''}", head, names, flags, form)
         rejected, dropped = [], Counter()
-        results = table.records(rows, kind, names, stem, str(place), how)
+        results = table.records(rows, kind, names, stem, str(place), _how(flags, choice, seed, form))
         records = table.keep_good(results, rejected, dropped, run.skip)
+        if choice.max_pairs is not None:
+            records = iter(table.capped(records, choice.selection(seed), dropped))
         if (first := next(records, None)) is None:
             why = rejected[0]["reason"] if rejected else next(iter(dropped), "none")
             raise UserError(f"{place}: no row makes a record; the first: {why}")
         target = Path(flags.output or folder / f"{stem}.{table.WORDS[type(first)]}.json")
         provenance = run.provenance()
         add_input(provenance, "table", place, reading.digest(rows) if not place.file else "")
-        settings = {"columns": flags.columns, "first_answer": flags.first_answer} | skips(run)
-        more = {name: getattr(flags, name) for name in ("best", "thought_key", "ignore_keys", "sep", "grader")}
-        settings |= {name: value for name, value in more.items() if value is not None}
-        settings |= {} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split}
+        settings = _settings(flags, choice, seed, place, run)
+        settings |= {"pair_filter": FILTER} if isinstance(first, Pair) else {}
         output = journal.Output(target, settings, provenance, overwrite=run.overwrite)
         if is_needed(output, run):
             with output:
@@ -68,6 +102,35 @@ def import_table(word: str, flags: Table, folder: Path, run) -> None:
     log.info("next: python prepare_data.py validate %s\nthen: python %s %s %s", target, NEXT[type(first)], name, target)
 
 
+def _how(flags: Table, choice: Preferences, seed: int, form: str | None):
+    """How the rows are read (cream/data/making.py)."""
+    from cream.data.making import Reading
+    from cream.data.messages import Keys
+
+    take_apart = FORMS[form][1] if form else None
+    return Reading(
+        flags.first_answer,
+        Keys(frozenset(_words(flags.ignore_keys)), flags.thought_key),
+        parse_best(flags.best) if flags.best else {},
+        flags.grader,
+        choice.selection(seed),
+        Scale(choice.rating_prefix, parse_ranges(choice.rating_range) if choice.rating_range else ()),
+        choice.step_separator.replace("\\n", "\n"),
+        partial(take_apart, neutral=NEUTRAL[choice.neutral]) if form == "PRM800K" else take_apart,
+    )
+
+
+def _settings(flags: Table, choice: Preferences, seed: int, place, run) -> dict:
+    """The flags that decide the output; those that are at their defaults are not there, as in older files."""
+    settings = {"columns": flags.columns, "first_answer": flags.first_answer} | skips(run)
+    more = {name: getattr(flags, name) for name in ("best", "thought_key", "ignore_keys", "sep", "grader")}
+    settings |= {name: value for name, value in more.items() if value is not None}
+    settings |= {name: value for name, value in asdict(choice).items() if value != getattr(Preferences, name)}
+    drawn = choice.pairs == "best_random" or choice.max_pairs is not None
+    settings |= {"seed": seed} if drawn else {}
+    return settings | ({} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split})
+
+
 def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
@@ -79,18 +142,36 @@ def _separator(text: str | None) -> str | None:
     return sep
 
 
-def _check_flags(flags: Table, names: Mapping[str, str]) -> None:
+def _check_flags(flags: Table, choice: Preferences, names: Mapping[str, str], form: str | None, kind: type) -> None:
     """Raises UserError for a flag of import that the columns do not use."""
     if flags.best and "best" not in names:
         raise UserError("--best is the meaning of a column's values: name the column with --columns best=…")
+    scored = kind is Pair and bool(names.keys() & {"score", "rank"})
+    used = {
+        "pairs": (scored, "--columns score=… or rank=…"),
+        "min_ratio": (kind is Pair and "score" in names, "--columns score=…"),
+        "max_pairs": (kind is Pair, "pairs"),
+        "rating_prefix": (kind is Ratings, "--columns ratings=…"),
+        "rating_range": (kind is Ratings, "--columns ratings=…"),
+        "neutral": (form == "PRM800K", "PRM800K"),
+        "step_separator": (kind is Steps and not form, "--columns steps=…"),
+    }
+    for name, (is_used, needed) in used.items():
+        if getattr(choice, name) != getattr(Preferences, name) and not is_used:
+            raise UserError(f"--{name} is for {needed}, and would have no effect on these {kind.__name__} records")
 
 
-def _describe_columns(what: str, head: Mapping, names: Mapping[str, str], flags: Table) -> None:
+def _describe_columns(
+    what: str, head: Mapping, names: Mapping[str, str], flags: Table, form: str | None = None
+) -> None:
     """Log what each column becomes, and how the first row shows that the columns could be read otherwise."""
     from cream.data import layouts
     from cream.data.columns import copied, parts_of
     from cream.data.messages import is_transcript
 
+    if form:
+        log.info("%s", what)
+        return
     kept = [name for name in copied(head, names) if name not in parts_of(names)]
     used = ", ".join(f"{name}={column}" for name, column in names.items())
     log.info("%s; %s%s", what, used, f"; only copied: {', '.join(kept)}" if kept else "")

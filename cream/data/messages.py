@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from cream.pairs.validity import PROMPTS, why_invalid
+
 ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant"}
 ROLES |= {"assistant": "assistant", "model": "assistant", "bot": "assistant", "system": "system"}
 TEXTS = {"role", "from", "content", "value"}
@@ -23,6 +25,10 @@ UNTRAINED = "untrained"  # the mark of an assistant's turn that is not trained o
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 # Messages in a cell of a .csv file.
 WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:.*\}\s*\]\s*$""", re.DOTALL)
+
+
+class Dropped(ValueError):
+    """A filter drops a row, which is not an error; its text is the reason. Of pairs: cream/pairs/validity.py."""
 
 
 class Keys(NamedTuple):
@@ -49,7 +55,8 @@ def conversation(fields: Mapping, keys: Keys = NONE) -> list[dict]:
 
 def pair(fields: Mapping, keys: Keys = NONE) -> dict:
     """`prompt`, `selected` and `rejected` of a row whose `chosen` and `rejected` are texts, messages or whole
-    conversations. Raises ValueError if a key says that one of these responses is not trained on."""
+    conversations. Raises Dropped where the validity filter drops it, and ValueError if a key says that one of these
+    responses is not trained on."""
     asked = _turns({key: value for key, value in fields.items() if key not in ("response", "thought")}, keys)
     both = [_messages(fields[name], "assistant", keys) for name in ("chosen", "rejected")]
     for turns in (asked, *both):
@@ -59,12 +66,12 @@ def pair(fields: Mapping, keys: Keys = NONE) -> dict:
         if both[0][-1:] != prompt[-1:]:
             raise ValueError("its messages end with an assistant's turn that is not the chosen one")
         prompt = prompt[:-1]
-    if not prompt:
-        prompt = both[0][:-1]
-    both = [each[len(prompt) :] if each[:-1] == prompt else each for each in both]
-    if any(len(each) != 1 or each[0]["role"] != "assistant" for each in both):
-        raise ValueError("chosen and rejected are not one assistant's turn each, after the same prompt")
-    return {"prompt": prompt, "selected": [*prompt, *both[0]], "rejected": [*prompt, *both[1]]}
+    chosen, rejected = (prompt + each if [turn["role"] for turn in each] == ["assistant"] else each for each in both)
+    turns = [[(turn["role"], turn["content"]) for turn in each] for each in (chosen, rejected)]
+    reason = why_invalid(*turns) or (PROMPTS if prompt and chosen[:-1] != prompt else None)
+    if reason is not None:
+        raise Dropped(reason)
+    return {"prompt": chosen[:-1], "selected": chosen, "rejected": rejected}
 
 
 def is_transcript(value: object) -> bool:

@@ -1,15 +1,23 @@
-"""Which of several responses is the chosen one, by columns that say so. Pure functions.
+"""Which of several responses are a pair's, by columns that say how good they are. Pure functions.
 
-Of scores the highest is chosen and the lowest rejected, of ranks the other way round (the first of equals); `best`
-names the better one of two.
+Scores (higher is better) and ranks (lower is better) order the responses, and a Selection says which two of them make a
+pair; `best` names the better one of two.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from math import isfinite
+from statistics import fmean
+from typing import NamedTuple
+
+import xxhash
 
 from cream.errors import UserError
 
+HOW = ("extremes", "best_random", "all")
+
+RATIO = "the ratio of the two scores is not above --min_ratio"
+UNKNOWN = ("", "n/a")  # texts in place of a number that is not there
 TIED = "no response is better than another to the same prompt"
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -25,9 +33,26 @@ def parse_best(text: str) -> dict[str, int]:
     return meaning
 
 
+class Selection(NamedTuple):
+    """Which pairs a prompt's responses make.
+
+    how: `extremes`, the best and the worst (the first of equals); `best_random`, the best and one that is worse, drawn
+    by `seed`; `all`, every two that are not equally good. min_ratio: only two whose scores, both positive, have a
+    ratio above it. max_pairs: at most as many of a prompt, drawn by `seed`.
+    """
+
+    how: str = "extremes"
+    min_ratio: float | None = None
+    max_pairs: int | None = None
+    seed: int = 0
+
+
+USUAL = Selection()
+
+
 def number(name: str, value: object) -> float | None:
-    """A score or rank; true is 1, a text its number, an empty one None. Raises ValueError for other values."""
-    if value is None or value == "":
+    """A score or rank; true is 1, a text its number, an empty one or N/A None. Raises ValueError for other values."""
+    if value is None or isinstance(value, str) and value.lower() in UNKNOWN:
         return None
     with suppress(TypeError, ValueError, OverflowError):
         found = float(BOOLEANS.get(value.lower(), value) if isinstance(value, str) else value)
@@ -41,39 +66,73 @@ def truth(value: object) -> bool | None:
     return BOOLEANS.get(_word(value).lower())
 
 
-def scores(fields: Mapping) -> list[float | None]:
-    """A row's scores, one per response; ranks count as their negatives."""
+def scores(fields: Mapping, count: int) -> list[float | None]:
+    """The scores of a row's `count` responses; ranks count as their negatives. Of several columns with a score for
+    each response, the mean of those that are known. Raises ValueError unless there are as many scores as responses."""
     name, sign = ("score", 1) if "score" in fields else ("rank", -1)
     values = fields.get(name)
     values = values if isinstance(values, list) else [values]
-    return [each if each is None else sign * each for each in (number(name, value) for value in values)]
+    columns = [values]  # of a score per response
+    if count == 1:
+        columns = [[value] for value in values]
+    elif values and all(isinstance(value, list) for value in values):
+        columns = values
+    if odd := [column for column in columns if len(column) != count]:
+        raise ValueError(f"{count} responses, but {len(odd[0])} scores or ranks")
+    found = []
+    for each in zip(*columns, strict=True):
+        known = [value for value in (number(name, one) for one in each) if value is not None]
+        found.append(sign * fmean(known) if known else None)
+    return found
 
 
-def extremes(values: Sequence[float | None]) -> tuple[int, int] | None:
-    """Indices of the highest and the lowest value, the first of equals; None unless two differ."""
-    known = [i for i, value in enumerate(values) if value is not None]
-    if not known:
-        return None
+def select(
+    values: Sequence[float | None], texts: Sequence[object], selection: Selection, key: str
+) -> list[tuple[int, int]] | str:
+    """(chosen, rejected) of the pairs that a prompt's responses make, as indices, or the reason why there are none.
+
+    `values`: the higher the better, None is unknown; `texts`: a random one has another text than the best. `key` is
+    what `seed` draws by, so that a prompt's draw depends on itself alone.
+    """
+    known = [i for i, value in enumerate(values) if value is not None and texts[i] is not None]
+    pairs = [(i, j) for i in known for j in known if values[i] > values[j]]
+    if not pairs:
+        return TIED
     best, worst = max(known, key=values.__getitem__), min(known, key=values.__getitem__)
-    return None if values[best] == values[worst] else (best, worst)
+    if selection.how == "extremes":
+        pairs = [(best, worst)]
+    elif selection.how == "best_random":
+        worse = [pair for pair in pairs if pair[0] == best and texts[pair[1]] != texts[best]]
+        pairs = worse and [worse[xxhash.xxh3_64_intdigest(key.encode(), selection.seed) % len(worse)]]
+    if selection.min_ratio is not None:
+        pairs = [(i, j) for i, j in pairs if values[j] > 0 and values[i] > selection.min_ratio * values[j]]
+        return pairs or RATIO
+    return pairs or TIED
 
 
-def choose(fields: Mapping, best: Mapping[str, int]) -> dict | None:
-    """The fields of a row with `chosen` and `rejected` of its `responses`; None if none is better. Raises ValueError if
-    its columns do not say which."""
+def choose(fields: Mapping, best: Mapping[str, int], selection: Selection, key: str) -> dict[str, dict] | str:
+    """suffix of its uuid -> fields with `chosen` and `rejected` of each pair that a row's `responses` make, and their
+    scores as `chosen_score` and `rejected_score`; or why there are none. Raises ValueError if its columns do not say
+    which response is better."""
     responses = fields.get("responses")
     if not isinstance(responses, list) or len(responses) < 2:
         raise ValueError(f"responses: expected a list of two or more, found {responses!r:.60}")
-    ends = _named(fields.get("best"), responses, best) if "score" not in fields and "rank" not in fields else None
     if "score" in fields or "rank" in fields:
-        values = scores(fields)
-        if len(values) != len(responses):
-            raise ValueError(f"{len(responses)} responses, but {len(values)} scores or ranks")
-        ends = extremes([None if text is None else value for text, value in zip(responses, values, strict=True)])
-    if ends is None:
-        return None
+        values = scores(fields, len(responses))
+        pairs = select(values, responses, selection, key)
+    else:
+        values, ends = None, _named(fields.get("best"), responses, best)
+        pairs = TIED if ends is None else [ends]
+    if isinstance(pairs, str):
+        return pairs
     rest = {name: value for name, value in fields.items() if name not in ("responses", "score", "rank", "best")}
-    return rest | {"chosen": responses[ends[0]], "rejected": responses[ends[1]]}
+    made = {}
+    for i, j in pairs:
+        suffix = f"-{i}-{j}" if selection.how == "all" and len(responses) > 2 else ""
+        made[suffix] = rest | {"chosen": responses[i], "rejected": responses[j]}
+        if "score" in fields:
+            made[suffix] |= {"chosen_score": values[i], "rejected_score": values[j]}
+    return made
 
 
 def ranked(fields: Mapping) -> dict:

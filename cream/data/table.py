@@ -3,24 +3,32 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
+import xxhash
 
-from cream.data import preferences
-from cream.data.columns import COPIED, FORMS, fields_of, parts_of
-from cream.data.messages import NONE, Keys, conversation, pair
-from cream.data.questions import item
+from cream.data import preferences, ratings
+from cream.data.columns import COPIED, fields_of, parts_of
+from cream.data.making import NO_LABEL, USUAL, Reading, record
+from cream.data.messages import Dropped
 from cream.errors import UserError
-from cream.evaluation.tasks import Question
 from cream.files.store import SKIP, Bad
-from cream.records import Conversation, Item, Pair, Prompt, Record, Samples, decode
+from cream.records import Conversation, Item, Pair, Prompt, Ratings, Record, Samples, Steps
 
 WANTED = ("label", "labels", "kto_tag", "desirable", "accepted", "is_correct", "is_chosen")  # names of columns that say
 # whether a response is wanted, if they hold yes or no
 SCORED = ("score", "rating", "reward", "rank")  # and how good it is, if they hold a number
-WORDS = {Pair: "dpo", Samples: "ranked", Item: "test", Conversation: "sft", Prompt: "prompt"}  # in the names of files
+WORDS = {  # in the names of files
+    Pair: "dpo",
+    Samples: "ranked",
+    Ratings: "ratings",
+    Steps: "steps",
+    Item: "test",
+    Conversation: "sft",
+    Prompt: "prompt",
+}
+BEYOND = "beyond --max_pairs of its prompt"
 SAME = "chosen and rejected are the same response"
 
 
@@ -28,20 +36,6 @@ class Skipped(NamedTuple):
     """A row without a record, which is not an error."""
 
     reason: str
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How rows are read: the number of the first option where answers are numbers, what becomes of keys of messages,
-    the meaning of the values of `best` (1, 2, or 0 for a tie), and "math" where answers may be formulas."""
-
-    first: int | None = None
-    keys: Keys = NONE
-    best: Mapping[str, int] = field(default_factory=dict)
-    grader: str | None = None
-
-
-USUAL = Reading()
 
 
 def _extra_of(row: Mapping, names: Mapping[str, str], fields: Mapping) -> dict:
@@ -84,7 +78,7 @@ def records(
     """
     seen: set[str] = set()
     if kind is Pair and "chosen" not in names and "responses" not in names:
-        kind, drafts = Pair, _pair_up(_drafts(rows, Conversation, names, prefix, where, reading), names)
+        kind, drafts = Pair, _pair_up(_drafts(rows, Conversation, names, prefix, where, reading), names, reading)
     else:
         drafts = _drafts(rows, kind, names, prefix, where, reading)
     for index, row, uuid, result in drafts:
@@ -109,31 +103,72 @@ def _drafts(
     rows: Iterable[Mapping], kind: type[Record], names: Mapping[str, str], prefix: str, where: str, reading: Reading
 ) -> Iterator[Draft]:
     for index, row in enumerate(rows):
-        uuid = None
+        at = f"{where}, row {index}"
         try:
-            fields = fields_of(row, names)
-            uuid = uuid_of(fields, f"{prefix}-{index:06d}")
-            result = _result(kind, uuid, fields, _extra_of(row, names, fields), names, reading)
-        except (ValueError, UserError) as error:
-            result = error
-        if isinstance(result, Record) and result.extra:
-            _check_meaning(result, row, names, f"{where}, row {index}")
-        yield Draft(index, row, uuid, result)
+            parts = [row] if reading.take_apart is None else [*reading.take_apart(row)]
+            if not parts:
+                yield Draft(index, row, None, Skipped(NO_LABEL))
+        except (LookupError, TypeError, AttributeError) as error:
+            yield Draft(index, row, None, ValueError(f"it has another form than the first row: {error!r:.60}"))
+            continue
+        except ValueError as error:
+            yield Draft(index, row, None, error)
+            continue
+        for number, part in enumerate(parts):
+            uuid = f"{prefix}-{index:06d}" + (f"-{number}" if len(parts) > 1 else "")
+            try:
+                fields = fields_of(part, names)
+                uuid = uuid_of(fields, uuid)
+                made = _results(kind, uuid, fields, _extra_of(part, names, fields), names, reading)
+            except (ValueError, UserError) as error:
+                made = [(uuid, error)]
+            for own, result in made:
+                if isinstance(result, Record) and result.extra:
+                    _check_meaning(result, part, names, at)
+                yield Draft(index, part, own, result)
 
 
-def _result(
+def _results(
     kind: type[Record], uuid: str, fields: dict, extra: dict, names: Mapping[str, str], reading: Reading
-) -> Record | Skipped:
+) -> list[tuple[str, Record | Skipped | Exception]]:
+    """What a row makes: the uuid and the record of each, or why it makes none."""
     if "keep" in fields:
         if (kept := preferences.truth(fields["keep"])) is None:
             raise ValueError(f"keep is {fields['keep']!r:.40}, neither yes nor no")
         if not kept:
-            return Skipped(f"{names['keep']} says no")
-    if kind is Pair and "responses" in names:
-        fields = preferences.choose(fields, reading.best)
-        if fields is None:
-            return Skipped(preferences.TIED)
-    return record(kind, uuid, fields, extra, reading)
+            return [(uuid, Skipped(f"{names['keep']} says no"))]
+    if "responses" not in names or kind not in (Pair, Ratings):
+        return [(uuid, _made(kind, uuid, fields, extra, reading))]
+    parts = _rated(fields) if kind is Ratings else preferences.choose(fields, reading.best, reading.selection, uuid)
+    if isinstance(parts, str):
+        return [(uuid, Skipped(parts))]
+    scores = ("chosen_score", "rejected_score")
+    made = []
+    for suffix, part in parts.items():
+        more = {name: part[name] for name in scores if name in part}
+        made.append((uuid + suffix, _made(kind, uuid + suffix, part, more | extra, reading)))
+    return made
+
+
+def _made(
+    kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, reading: Reading
+) -> Record | Skipped | Exception:
+    try:
+        return record(kind, uuid, fields, extra, reading)
+    except Dropped as why:
+        return Skipped(str(why))
+    except (ValueError, UserError) as error:
+        return error
+
+
+def _rated(fields: dict) -> dict[str, dict]:
+    """suffix of its uuid -> fields of each of a row's `responses`, with its own ratings."""
+    responses = fields.get("responses")
+    if not isinstance(responses, list):
+        raise ValueError(f"responses: expected a list, found {responses!r:.60}")
+    rest = {name: value for name, value in fields.items() if name != "responses"}
+    each = ratings.of_each(fields["ratings"], len(responses))
+    return {f"-{i}": rest | {"response": responses[i], "ratings": own} for i, own in enumerate(each)}
 
 
 def _check_meaning(made: Record, row: Mapping, names: Mapping[str, str], where: str) -> None:
@@ -168,9 +203,9 @@ def _is_number(value: object) -> bool:
     return False
 
 
-def _pair_up(drafts: Iterable[Draft], names: Mapping[str, str]) -> Iterator[Draft]:
-    """A pair for each prompt, of the best and the worst of the conversations that begin with it."""
-    groups: dict[bytes, list[tuple[float, Draft]]] = {}  # prompt -> the best one and the worst
+def _pair_up(drafts: Iterable[Draft], names: Mapping[str, str], reading: Reading) -> Iterator[Draft]:
+    """The pairs of each prompt, of the conversations that begin with it."""
+    groups: dict[bytes, list[tuple[float, Draft]]] = {}
     for draft in drafts:
         if not isinstance(draft.result, Record):
             yield draft
@@ -178,29 +213,29 @@ def _pair_up(drafts: Iterable[Draft], names: Mapping[str, str]) -> Iterator[Draf
         try:
             if not isinstance(draft.result, Conversation):
                 raise ValueError("it has no response")
-            (score,) = preferences.scores(fields_of(draft.row, names))
+            (score,) = preferences.scores(fields_of(draft.row, names), 1)
         except ValueError as error:
             yield draft._replace(result=error)
             continue
-        group = groups.setdefault(msgspec.json.encode(draft.result.messages[:-1]), [])
-        if score is not None:
-            best, worst = group or ((score, draft), (score, draft))
-            group[:] = [max(best, (score, draft), key=_first), min(worst, (score, draft), key=_first)]
+        groups.setdefault(msgspec.json.encode(draft.result.messages[:-1]), []).append((score, draft))
     for group in groups.values():
-        (best, chosen), (worst, rejected) = group or ((0, None), (0, None))
-        if best == worst:
-            yield Draft(-1, {}, None, Skipped(preferences.TIED))
+        scores, members = zip(*group, strict=True)
+        texts = [draft.result.messages[-1].content for draft in members]
+        pairs = preferences.select(scores, texts, reading.selection, members[0].uuid)
+        if isinstance(pairs, str):
+            yield Draft(-1, {}, None, Skipped(pairs))
             continue
-        made, other = chosen.result, rejected.result
-        both = {"chosen": _plain(made.messages), "rejected": _plain(other.messages)}
-        try:
-            yield chosen._replace(result=record(Pair, chosen.uuid, both, _extra_of_both(made.extra, other.extra)))
-        except (ValueError, UserError) as error:
-            yield chosen._replace(result=error)
+        for i, j in pairs:
+            numbers = {"chosen_score": scores[i], "rejected_score": scores[j]} if "score" in names else {}
+            own = members[i].uuid + (f"-{members[j].uuid}" if reading.selection.how == "all" else "")
+            yield members[i]._replace(uuid=own, result=_joined(own, members[i], members[j], numbers, reading))
 
 
-def _first(scored: tuple[float, Draft]) -> float:
-    return scored[0]
+def _joined(uuid: str, chosen: Draft, rejected: Draft, extra: dict, reading: Reading) -> Record | Skipped | Exception:
+    """The pair of two rows' conversations."""
+    made, other = chosen.result, rejected.result
+    both = {"chosen": _plain(made.messages), "rejected": _plain(other.messages)}
+    return _made(Pair, uuid, both, extra | _extra_of_both(made.extra, other.extra), reading)
 
 
 def _plain(messages: object) -> list[dict]:
@@ -233,42 +268,16 @@ def keep_good(
             raise UserError(f"{each.where}: {each.reason}. {SKIP}")
 
 
-def record(kind: type[Record], uuid: str, fields: Mapping, extra: Mapping, reading: Reading = USUAL) -> Record:
-    """One record of a layout; a conversation that ends with a user's turn is a prompt.
-
-    Raises ValueError, or UserError that names the uuid, if the fields make no record.
-    """
-    forms = FORMS[kind][:1] if kind is Pair else FORMS[kind]
-    if not any(fields.keys() >= {*form} for form in forms):
-        raise ValueError(f"it lacks {' or '.join(' and '.join(form) for form in forms)}")
-    if kind is Item:
-        own = {"grader": None, **item(fields, reading.first, reading.grader)}
-    elif kind is Pair:
-        own = pair(fields, reading.keys)
-        extra = {"consistency": None, **_numbers(extra, own)}
-    elif kind is Samples:
-        own = {"prompt": conversation(fields, reading.keys), **preferences.ranked(fields)}
-    else:
-        own = {"messages": conversation(fields, reading.keys)}
-        kind = Conversation if own["messages"] and own["messages"][-1]["role"] == "assistant" else Prompt
-    whole = {f"input_{key}" if key in own else key: value for key, value in extra.items()} | own
-    if kind is Item:  # one that cannot be graded is refused here, as stages refuse it
-        decode(Question, uuid, whole, "row")
-    return decode(kind, uuid, whole, "row")
-
-
-def _numbers(extra: Mapping, own: Mapping) -> dict:
-    """A pair's extra keys, with the layout's own numbers, which are texts in a .csv file, as numbers, and without empty
-    ones. Raises ValueError for a text that is not a number of that field."""
-    types = {field.name: field.type for field in msgspec.structs.fields(Pair) if field.name not in (*own, "extra")}
-    numbers = {}
-    for name, value in extra.items():
-        if name in types and isinstance(value, str):
-            if not value:
-                continue
-            try:
-                value = msgspec.convert(value, types[name], strict=False)
-            except msgspec.ValidationError as error:
-                raise ValueError(f"{name}: {error}, found {value!r:.60}; rename the column if it is another") from None
-        numbers[name] = value
-    return numbers
+def capped(pairs: Iterable[Pair], selection: preferences.Selection, dropped: Counter[str]) -> list[Pair]:
+    """The pairs without those of a prompt beyond `selection.max_pairs`, which are drawn by its seed; in their order."""
+    whole = [*pairs]
+    groups: dict[bytes, list[Pair]] = {}
+    for each in whole:
+        groups.setdefault(msgspec.json.encode(each.prompt), []).append(each)
+    kept = set()
+    for group in groups.values():
+        drawn = sorted(group, key=lambda each: xxhash.xxh3_64_intdigest(each.uuid.encode(), selection.seed))
+        kept |= {each.uuid for each in drawn[: selection.max_pairs]}
+    if len(kept) < len(whole):
+        dropped[BEYOND] += len(whole) - len(kept)
+    return [each for each in whole if each.uuid in kept]

@@ -5,7 +5,8 @@ from functools import partial
 
 from cream.data import Parsed, Source, Split
 from cream.data.columns import fields_of, parts_of
-from cream.data.table import Reading, record, uuid_of
+from cream.data.making import Reading, record
+from cream.data.table import uuid_of
 from cream.errors import UserError
 from cream.records import Item
 

@@ -14,7 +14,7 @@ from cream.evaluation.tasks import Question
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
 from cream.files.provenance import read_meta
-from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Record, Rewards, Samples
+from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Ratings, Record, Rewards, Samples, Steps
 from cream.text.chat import Chat, Refused
 
 SHOWN = 10  # bad records that are listed one by one
@@ -107,12 +107,14 @@ def report(path: Path, summary: Summary, unit: str) -> Iterator[str]:
 def _parts(record: Record) -> tuple[list[Message], list[str]]:
     """A record's prompt, and its responses."""
     match record:
-        case Conversation():
+        case Conversation() | Ratings():
             return record.messages[:-1], [record.messages[-1].content]
         case Prompt():
             return record.messages, []
         case Samples():
             return record.prompt, record.responses
+        case Steps():
+            return record.prompt, ["\n".join(record.steps)]
         case Rewards():
             return record.prompt, record.responses()
         case Pair():
@@ -130,6 +132,7 @@ def _notes(record: Record, responses: list[str]) -> dict[str, int]:
         "responses that equal another to the same prompt": len(responses) - len({*responses}),
         "truncated responses": (getattr(record, "finish_reason", None) or []).count("length"),
         "responses without a reward": (getattr(record, "reward", None) or []).count(None),
+        "steps without a label": (getattr(record, "labels", None) or []).count(None),
         "pairs without a consistency": isinstance(record, Pair) and record.consistency is None,
     }
 

@@ -18,6 +18,7 @@ CONVERT = (
 )
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+HEADS = ("score", "classifier")  # a reward model's head, as transformers spells it
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 ONE_MODEL = "remove what is not this model's, or save the model again"
 LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")  # names for it in config.json
@@ -225,6 +226,13 @@ def tensors(file: Path) -> dict[str, Tensor]:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's model."""
     return [folder / name for name in _tensors_by_file(folder)]
+
+
+def head_outputs(folder: Path) -> int | None:
+    """How many outputs the head of a reward model's folder has; None where it has no head of a known name."""
+    wanted = {f"{name}.weight" for name in HEADS}
+    named = ((name, tensor) for file in _tensors_by_file(folder).values() for name, tensor in file.items())
+    return next((tensor.shape[0] for name, tensor in named if name in wanted), None)
 
 
 def parameter_count(folder: Path) -> int:

@@ -63,6 +63,13 @@ class Form(TypedDict):
     valid_reward: str | None
 
 
+class Compares(TypedDict):
+    """The form of a pairwise preference model: what it may answer, and the hash of its words."""
+
+    labels: list[str]
+    template: str
+
+
 class Sidecar(TypedDict, total=False):
     """The part of a sidecar that stages read; there may be more in it."""
 
@@ -71,6 +78,8 @@ class Sidecar(TypedDict, total=False):
     chat_template: str  # hash of the one that a checkpoint was trained on
     merged_from: str
     judge: Form  # that a judge is trained on: of its data, and of the checkpoint
+    steps: dict[str, str | None]  # how responses are split into the steps that a model is trained to sign: likewise
+    pairwise: Compares  # the same of a pairwise preference model
 
     settings: dict[str, object]
     inputs: dict[str, str]

@@ -202,6 +202,11 @@ def detect(path: Path, *, skip: bool = False) -> type[Record]:
     raise UserError(f"{path}: {NONE}" + (f" of a known layout. The first: {first}" if first else ""))
 
 
+def kind_in(path: Path) -> type[Record] | None:
+    """The layout of the first record of a file that has a uuid; None if it has none, or is of no known layout."""
+    return next((kind_of(raw.value) for raw in _entries(path) if isinstance(raw, Raw)), None)
+
+
 def refuse_other_kind(flag: str, path: Path, kind: type[Record], made_by: str) -> None:
     """Raises UserError if the first record of a known layout in a file is of another kind than `flag` reads; what is
     wrong within a record of the right kind, or of none, is said by `read`."""

@@ -25,7 +25,7 @@ BUILT = ("oasst1.sft.json", "oasst1.ranked.json")  # by prepare_data.py
 FILES = ("input_file", "file1", "file2", *all_inputs())  # flags that name a file
 FILES += ("few_shot_file", "chat_template", "deepspeed", "ranks")
 SEVERAL = ("exclude", *(role for role, file in all_inputs().items() if file.several))  # several, separated by commas
-MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model")  # flags that name a model's folder
+MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model", "reward_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = (TRAIN, "infer.py")  # they read what --name says, or --input_file
 SAMPLED = {mode: kinds for mode, (kinds, _) in READS.items()}  # --mode -> records that infer.py reads
@@ -56,7 +56,7 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
         hub = source not in names.ASSETS and names.HUB_ID.fullmatch(source)
         return None if hub and not os.environ.get("HF_HUB_OFFLINE") else names.model(name, models, flag)
 
-    def judge(name: str, flag: str = "--judge_model") -> Path | None:
+    def any_model(name: str, flag: str) -> Path | None:
         known = names.is_checkpoint(name, checkpoints)
         return names.checkpoint(name, checkpoints, flag) if known else model(name, flag)
 
@@ -66,7 +66,7 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
         "checkpoint": lambda name: names.checkpoint(name, checkpoints),
         "ref_model_ckpt": lambda name: names.checkpoint(name, checkpoints, "--ref_model_ckpt"),
         **dict.fromkeys(FILES, Path),
-        "judge_model": judge,
+        **{name: partial(any_model, flag=f"--{name}") for name in ("judge_model", "reward_model")},
         "chat_template": lambda name: None if is_template_name(name) else Path(name),
     }
 

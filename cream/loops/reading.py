@@ -5,18 +5,16 @@ Round t samples from M_t, ranks the responses by M_t and by M_{t-1} (in round 1 
 """
 
 import re
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import get_type_hints
 
 import msgspec
-import yaml
 
 from cream.cli.flag_fields import NULLS
 from cream.cli.names import ROOT
 from cream.errors import UserError, alike
-from cream.files import store
+from cream.files.yaml_file import read_yaml
 from cream.loops.plan import Flags, Loop, RoundFlags, Step, Value, check_texts
 
 CREAM = ROOT / "configs" / "loops" / "cream.yaml"
@@ -122,16 +120,6 @@ def _named(step: Step, name: str) -> Step:
     return msgspec.structs.replace(step, id=step.id + name, title=title, output=output)
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain data only, and no key twice: YAML would take the last."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, count in keys.items() if count > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_loop(path: Path, seed: int | None = None, output_root: str | None = None) -> Loop:
     """The loop in a YAML file, or the one that a recipe in it stands for. `seed`, if given, replaces the loop's;
     `output_root` is put in front of its folders. Raises UserError naming the file and the key."""
@@ -155,7 +143,7 @@ def read_loop(path: Path, seed: int | None = None, output_root: str | None = Non
 def _merged(path: Path, extending: tuple[Path, ...] = ()) -> object:
     """What a file holds; `extends: OTHER` puts its keys over those of another file, beside it or by its path from
     there, and its `flags` over the other's flags, step by step and flag by flag; null takes a step's flags away."""
-    value = _read_yaml(path)
+    value = read_yaml(path)
     if not isinstance(value, dict) or "extends" not in value:
         return value
     extending = (*extending, path.resolve())
@@ -171,14 +159,6 @@ def _merged(path: Path, extending: tuple[Path, ...] = ()) -> object:
     old, new = (_convert(file, held.get("flags", {}), dict[str, dict | None], "flags: ") for file, held in kinds)
     steps = [step for step in {**old, **new} if new.get(step, {}) is not None]
     return below | value | {"flags": {step: {**(old.get(step) or {}), **new.get(step, {})} for step in steps}}
-
-
-def _read_yaml(path: Path) -> object:
-    with store.open_file(path) as file:
-        try:
-            return yaml.load(file, _Loader)
-        except Exception as error:  # it raises what it will: a KeyError on `!!bool x`, an IndexError on `!!int ""`
-            raise UserError(f"{path}: not valid YAML: {error or type(error).__name__}") from None
 
 
 def _convert(path: Path, value: object, kind, where: str = ""):

@@ -36,7 +36,10 @@ def adapter_base(folder: Path, name: str, base: Path) -> Path:
     if not isinstance(config, dict):
         raise UserError(f"{folder / ADAPTER_CONFIG}: expected one object of settings")
     if (task := config.get("task_type")) in ("SEQ_CLS", "TOKEN_CLS"):
-        raise UserError(f"{folder}: expected {KINDS[POLICY]}, found the adapter of a reward model (task_type {task})")
+        raise UserError(
+            f"{folder}: expected {KINDS[POLICY]}, found the adapter of a reward model (task_type {task}); "
+            "merge it into its model first, by peft's merge_and_unload"
+        )
     trained_on = config.get("base_model_name_or_path") or ""
     if trained_on and Path(trained_on).is_dir():
         return Path(trained_on)

@@ -5,6 +5,8 @@ The head's matrix is taken in blocks of words: the logits of one block stay in t
 vocabulary nor with the tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -22,8 +24,7 @@ def token_log_probs(head, config, hidden: torch.Tensor, target: torch.Tensor, in
     A plain linear layer goes by blocks of its words; any other module (an adapter on it, say) is called on some tokens
     at a time. `in_place`: see HeadLogProb.
     """
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)  # Cohere, Granite
+    cap, scale = _shape_of_logits(config)
     if type(head) is torch.nn.Linear:
         count = len(target)
         padding = -count % MULTIPLE
@@ -38,10 +39,28 @@ def token_log_probs(head, config, hidden: torch.Tensor, target: torch.Tensor, in
     return torch.cat([checkpoint(some, h, t, use_reentrant=False) for h, t in parts])
 
 
+def word_logits(head, config, hidden: torch.Tensor, words: Sequence[int]) -> torch.Tensor:
+    """The logits of some words alone, (K, len(words)) float32, of hidden (K, D)."""
+    words = torch.tensor(words, device=hidden.device)
+    cap, scale = _shape_of_logits(config)
+    if type(head) is torch.nn.Linear:
+        bias = None if head.bias is None else head.bias[words].float()
+        logits = F.linear(hidden.float(), head.weight[words].float(), bias)
+    else:
+        logits = torch.cat([head(h)[:, words].float() for h in hidden.split(ROWS)])
+    return _scaled(logits, scale, cap)
+
+
 def target_log_probs(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """log softmax(logits)[target], (K,) float32, of logits (K, V): over float32 logits whatever their dtype, for a
     bfloat16 one errs by 0.025 nat per token over 128 k words."""
     return -F.cross_entropy(logits.float(), target, reduction="none")
+
+
+def _shape_of_logits(config) -> tuple[float | None, float]:
+    """(what caps a model's logits, what scales them before)."""
+    scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)  # Cohere, Granite
+    return getattr(config, "final_logit_softcapping", None), scale  # Gemma 2
 
 
 def _scaled(logits: torch.Tensor, scale: float, cap: float | None) -> torch.Tensor:

@@ -139,6 +139,7 @@ def load(
             setattr(config, name, 0.0)
         if new_head:
             config.num_labels = new_head["outputs"]
+            config.problem_type = "regression"  # so that pipelines and vLLM give the outputs as they are
         model, report = _auto_class(folder, config, kind, new_head).from_pretrained(
             folder,
             config=_first(config) if first else config,
@@ -149,7 +150,7 @@ def load(
             local_files_only=True,
             trust_remote_code=remote_code(),
             output_loading_info=True,
-            distributed_config=_tensor_parallel(config, tp_size) if tp_size > 1 else None,
+            distributed_config=_tensor_parallel(config, tp_size, kind) if tp_size > 1 else None,
         )
     except Exception as error:  # the library raises all kinds on a damaged config
         if isinstance(error, UserError) or isinstance(error, RuntimeError) and out_of_memory(error):
@@ -234,8 +235,9 @@ def _first(config):
     return config
 
 
-def _tensor_parallel(config, tp_size: int):
-    """The library's plan but for the head, and embeddings that are its weights: those stay whole."""
+def _tensor_parallel(config, tp_size: int, kind: str):
+    """The library's plan but for the head, and embeddings that are its weights: those stay whole, as a reward model's
+    head does by itself."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.distributed import DistributedConfig
 
@@ -243,7 +245,8 @@ def _tensor_parallel(config, tp_size: int):
     text.base_model_tp_plan = {k: style for k, style in text.base_model_tp_plan.items() if k != "embed_tokens"}
     head = getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "_tp_plan", None) or {}
     # of the library's styles the one that leaves weights and outputs alone, where there is no backward pass
-    return DistributedConfig(tp_size=tp_size, tp_plan=dict.fromkeys(head, "replicated_with_grad_allreduce"))
+    plan = dict.fromkeys(head, "replicated_with_grad_allreduce") if kind == POLICY else None
+    return DistributedConfig(tp_size=tp_size, tp_plan=plan)
 
 
 def check_tp_size(folder: Path, tp_size: int) -> None:

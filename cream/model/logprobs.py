@@ -34,13 +34,17 @@ class LogProbs(Backbone):
         )
 
     def _padded(self, batch: Batch) -> torch.Tensor:
-        """The plain way: the library's own masks and head, its logits at every column that predicts in some row."""
+        """The plain way: the library's own masks and head."""
+        return target_log_probs(self._padded_logits(batch), batch.target)
+
+    def _padded_logits(self, batch: Batch) -> torch.Tensor:
+        """(K, V) at the batch's places, computed at every column that predicts in some row."""
         width = batch.input_ids.shape[1]
         columns, place = (batch.source % width).unique(return_inverse=True)
         output = self.model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_to_keep=columns, use_cache=False
         )
-        return target_log_probs(output.logits[batch.source // width, place], batch.target)
+        return output.logits[batch.source // width, place]
 
     def per_response(self, batch: Batch) -> Sequence[torch.Tensor]:
         """Each response's summed log π, nats."""

@@ -17,6 +17,8 @@ and where it needs them
     check(options)                      refuses what is wrong by its flags alone, before a loop or the stage begins
     prepare(options, samples, skip)     reads its files, and refuses what can be refused before anything is computed
     objection(options, folder, about)   why a pass's model, whose sidecar is `about`, should not be used; None
+    check_chat(role, chat, options)     refuses a tokenizer that does not suit, before anything is computed: a label of
+                                        several tokens, say, that is to be one
     watch(role, options)                for completions: None, or an object that is given each result as it is
                                         finished, see(result), until that is false, and is told of the end of the pass,
                                         end(). A UserError ends the stage; what is finished stays in its journal
@@ -26,11 +28,27 @@ A pass's worker, a module of cream.scoring, says what is computed of a request:
 
     logprobs      Group(uuid, prompt, responses, complete) -> Scored(logprob, num_tokens, reason), a value per response
     heads         the same -> Outputs(outputs, reason): a reward model's, per response a list
+    signs         StepGroup(uuid, prompt, steps) -> Signed(log_odds, reason): per response a number for each step
+    rounds        Rounds(uuid, following) -> Played(rounds), the Scored of each round's groups, where what is asked next
+                  depends on the results so far: a knockout
+    armo          Group -> Outputs, per response an ArmoRM's score, attributes and coefficients
     completions   Prompt(messages=…) -> Texts(text, finish_reason, opened), without any where the prompt does not fit
 
-dpo.py is the example. What a source writes is in base.GroupReward; a request's uuid is set by the caller.
+dpo.py is the example; of a reward model bradley_terry.py is, whose flag, pass and checks are in base.py. What a source
+writes is in base.GroupReward; a request's uuid is set by the caller.
 """
 
-from cream.rewards import dpo, judge, labels, likelihood
+from cream.rewards import armo, bradley_terry, dpo, judge, labels, likelihood, odin, orm, pairwise, prm
 
-REWARDS = {"likelihood": likelihood, "dpo": dpo, "labels": labels, "judge": judge}
+REWARDS = {
+    "likelihood": likelihood,
+    "dpo": dpo,
+    "labels": labels,
+    "judge": judge,
+    "bradley_terry": bradley_terry,
+    "odin": odin,
+    "pairwise": pairwise,
+    "prm": prm,
+    "orm": orm,
+    "armo": armo,
+}

@@ -2,11 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.errors import UserError
+from cream.files.folders import head_outputs
+from cream.files.provenance import REWARD_MODEL
 from cream.preferences import NOT_JOINED, SCORES
-from cream.scoring import logprobs
+from cream.scoring import heads, logprobs
+from cream.scoring.driver import Pass
 from cream.scoring.logprobs import Scored
+
+UNFINISHED = "the response ends within its thought: there is nothing to judge"
+ALONE = "no other response to compare with"
+UNDECIDED = "no comparison with a choice in both orders"
 
 
 @dataclass(slots=True)
@@ -56,6 +65,38 @@ def reward_by_preferences(
     return GroupReward(reward, reason, preferences=[[better.get((a, b)) for b in texts] for a in texts])
 
 
+def reward_by_comparisons(
+    texts: Sequence[str | None],
+    first: Mapping[tuple[str, str], float | None],
+    why: Mapping[tuple[str, str], str | None],
+    score: str,
+) -> GroupReward:
+    """The rewards of texts that were presented in twos. `first`: (a, b) -> the probability that a is better than b by
+    the request that had a first, None where it has no answer, `why`.
+
+    Only comparisons with a choice in both orders count, whose mean has no preference for a place: a judge that always
+    chooses the first finds all equal.
+    """
+    better = {(a, b): share if first[b, a] is not None else None for (a, b), share in first.items()}
+    rewards = reward_by_preferences(texts, better, score)
+    both = zip(texts, rewards.reward, strict=True)
+    rewards.reason = [_why_none(text, better, why) if reward is None else None for text, reward in both]
+    return rewards
+
+
+def _why_none(
+    text: str | None, better: Mapping[tuple[str, str], float | None], why: Mapping[tuple[str, str], str | None]
+) -> str:
+    """Why a text has no reward by comparisons; where all requests failed alike, the reason of these."""
+    own = [pair for pair in better if text in pair]
+    if not own:
+        return UNFINISHED if text is None else ALONE
+    if any(better[pair] is not None for pair in own):
+        return NOT_JOINED
+    reasons = {why[pair] for pair in own} - {None}
+    return reasons.pop() if len(reasons) == 1 else UNDECIDED
+
+
 @dataclass
 class LogProbOptions(logprobs.Options):
     """Rewards by log-probabilities (likelihood, dpo)"""
@@ -76,6 +117,36 @@ class LogProbOptions(logprobs.Options):
         "(the sampler's own where the tokens match, else as with model)",
         choices=("model", "sampling"),
     )
+
+
+@dataclass
+class RewardModelOptions(heads.Options):
+    """Rewards by a reward model"""
+
+    reward_model: str | None = flag(
+        None,
+        "the reward model: a name in configs/checkpoint.json, a folder, or a Hugging Face id",
+        decides=False,
+    )
+
+
+def reward_model_pass(worker: str = "heads") -> Pass:
+    """The pass of the model that --reward_model names; its role is in the output's name."""
+    return Pass("rm", "reward_model", REWARD_MODEL, worker, external=True)
+
+
+def check_reward_model(options: RewardModelOptions, reward: str) -> None:
+    """Raises UserError where --reward_model is missing."""
+    if options.reward_model is None:
+        raise UserError(f"--reward {reward} needs --reward_model NAME|FOLDER|HUB ID: the model that gives the rewards")
+
+
+def check_head(folder: Path, outputs: int, reward: str, other: str = "") -> None:
+    """Raises UserError where the reward model in a folder has other than so many outputs; `other`: what it may be."""
+    if (found := head_outputs(folder)) not in (None, outputs):
+        raise UserError(
+            f"{folder}: its head has {found} output{'s' * (found > 1)}, and --reward {reward} takes {outputs}{other}"
+        )
 
 
 def normalized(scored: Scored, normalize: str) -> list[float | None]:

@@ -23,9 +23,8 @@ from cream.engines import ENGINES, GREEDY, Sampling
 from cream.engines.options import temperature_flag
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_text
-from cream.preferences import NOT_JOINED
 from cream.records import Prompt, Samples
-from cream.rewards.base import GroupReward, PreferenceOptions, reward_by_preferences
+from cream.rewards.base import UNFINISHED, GroupReward, PreferenceOptions, reward_by_comparisons
 from cream.scoring import logprobs
 from cream.scoring.completions import Texts
 from cream.scoring.driver import Pass
@@ -37,10 +36,7 @@ from cream.text.thoughts import ThoughtFlags, final_text
 FIRST = 64  # requests after which a judge without any score ends the stage
 SHOWN = 300  # characters of a judge's text in a message
 SAMPLED = ("judge_samples", "judge_temperature", "judge_top_p", "judge_max_tokens", "on_unparsed", "seed", "engine")
-UNFINISHED = "the response ends within its thought: there is nothing to judge"
 TOO_LONG = "the request to the judge does not fit"
-ALONE = "no other response to compare with"
-UNDECIDED = "no comparison with a choice in both orders"
 EQUAL = 1e-3  # nats by which rounding may put a longer text's log-probability above that of its beginning
 
 
@@ -279,28 +275,14 @@ def _rate(texts: Sequence[str | None], found: dict[tuple, Texts | Scored], optio
 
 
 def _compare(texts: Sequence[str | None], found: dict[tuple, Texts | Scored], options: Options) -> GroupReward:
-    """Rewards by comparisons. Only those with a choice in both orders count, whose mean has no preference for a place:
-    a judge that always chooses the first finds all equal."""
+    """Rewards by comparisons."""
     judged = {pair: read_judgement(result, options) for pair, result in found.items()}
     first = {pair: _mean(judgement, (1, 0)) for pair, judgement in judged.items()}  # of A and B: the share of A
-    better = {(a, b): share if first[b, a] is not None else None for (a, b), share in first.items()}
-    rewards = reward_by_preferences(texts, better, options.preference_score)
-    both = zip(texts, rewards.reward, strict=True)
-    rewards.reason = [_why_none(text, judged, better) if reward is None else None for text, reward in both]
+    why = {pair: judgement.reason for pair, judgement in judged.items()}
+    rewards = reward_by_comparisons(texts, first, why, options.preference_score)
     for j, b in enumerate(texts):
         rewards.texts |= _words([judged.get((a, b), Judgement()) for a in texts], options, f"_b{j}")
     return rewards
-
-
-def _why_none(text: str | None, judged: dict[tuple, Judgement], better: dict[tuple, float | None]) -> str:
-    """Why a text has no reward by comparisons; where all requests failed alike, the reason of these."""
-    own = {pair: judgement for pair, judgement in judged.items() if text in pair}
-    if not own:
-        return UNFINISHED if text is None else ALONE
-    if any(better[pair] is not None for pair in own):
-        return NOT_JOINED
-    reasons = {judgement.reason for judgement in own.values()} - {None}
-    return reasons.pop() if len(reasons) == 1 else UNDECIDED
 
 
 def _words(judged: Sequence[Judgement], options: Options, end: str = "") -> dict[str, list[str | None]]:

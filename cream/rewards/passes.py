@@ -16,7 +16,7 @@ from cream.files.index import Keys
 from cream.files.journal import Output
 from cream.records import Message, Rewards, Samples, encode, ended_turn
 from cream.rewards.base import GroupReward
-from cream.scoring import completions, driver, heads, logprobs
+from cream.scoring import armo, completions, driver, heads, logprobs, rounds, signs
 from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.driver import Model, Pass
 from cream.scoring.logprobs import Group, Scored, keep_finite
@@ -24,7 +24,14 @@ from cream.scoring.pool import Pool
 from cream.text.refusals import find_refusals
 
 log = logging.getLogger("cream")
-WORKERS = {"logprobs": logprobs, "heads": heads, "completions": completions}
+WORKERS = {
+    "logprobs": logprobs,
+    "rounds": rounds,
+    "heads": heads,
+    "signs": signs,
+    "armo": armo,
+    "completions": completions,
+}
 QUOTING = {"literal": True, "thoughts": "score"}  # text of passes whose requests quote: responses are not scored
 TOGETHER = 256  # groups whose log-probabilities are cached, then journaled, at once
 SOURCES = {"computed": "computed", "cached": "from the score cache", "sampler": "from the sampler"}
@@ -98,7 +105,9 @@ def group(sample: Samples, sampled: bool = False) -> Group:
     own = None
     if sampled and sample.logprob and sample.num_tokens:
         own = [None if v is None else (v, n) for v, n in zip(sample.logprob, sample.num_tokens, strict=True)]
-    return Group(sample.uuid, sample.prompt, sample.responses, complete, own, verbatim=True)
+    return Group(
+        sample.uuid, sample.prompt, sample.responses, complete, own, verbatim=True, opened=sample.thought_opened
+    )
 
 
 def score_all(
@@ -125,6 +134,8 @@ def score_all(
     for p in run.passes:
         folder = folders[p.role].absolute()  # as the input: a replica works in a folder of its own
         chat = load_chat(folder, **text | (QUOTING if p.quotes else {}))
+        if hasattr(run.source, "check_chat"):
+            run.source.check_chat(p.role, chat, run.options)
         if not (skip or p.quotes):
             find_refusals(run.path, run.read(), chat, skip)
         model = Model(folder, output.header["inputs"][p.role], chat, pool(), bf16)
@@ -138,7 +149,8 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
     count = sum(len(run.requests(p.role, sample)) for sample in run.read()) if own else prompts
     chunk = worker.chunk_of(model.pool, count)
     if worker.CACHED:
-        cache = beside(run.path.absolute()), Source(model.fingerprint, model.precision.name, model.pool.kind)
+        source = Source(model.fingerprint, model.precision.name, model.pool.kind, worker.CACHED)
+        cache = beside(run.path.absolute()), source
     if show:
         worker.show_first(model, run.items(p.role), run.options)
     items, setup = partial(run.items, p.role, cache), partial(worker.setup, model, run.options, chunk, done)
@@ -156,8 +168,9 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
         return None
     counts = _append_and_cache(output, worker, results, Scores(*cache))
     message = ", ".join(f"{counts[name]} {words}" for name, words in SOURCES.items() if counts[name])
-    log.info("%s: log-probabilities of responses: %s", p.role, message or "none left to compute")
-    return cache[1]
+    values = "log-probabilities" if worker.CACHED == logprobs.CACHED else "outputs"
+    log.info("%s: %s of responses: %s", p.role, values, message or "none left to compute")
+    return source
 
 
 def _watch(run: Run, role: str, worker: ModuleType, output: Output, done: Keys):

@@ -14,7 +14,7 @@ from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_folder, fingerprint_text
 from cream.files.folders import check_folder
 from cream.files.journal import Output
-from cream.files.provenance import RUNNING, Provenance, fingerprint_file, place_of, read_kind, read_meta
+from cream.files.provenance import POLICY, RUNNING, Provenance, fingerprint_file, place_of, read_kind, read_meta
 from cream.files.store import MALFORMED
 from cream.rewards import REWARDS
 from cream.rewards.passes import Run
@@ -83,7 +83,7 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], model
     about = provenance.output("input_file", run.path)
     if folders:
         model.add_template(provenance)
-        if not all(p.quotes for p in run.passes):  # else the model sees other prompts anyway
+        if any(p.kind == POLICY and not p.quotes for p in run.passes):  # others see other prompts anyway
             check_kwargs(about.get("settings", {}), model.chat_template_kwargs, run.path, provenance)
     for role, folder in folders.items():
         sidecar = provenance.model(role, folder)

@@ -1,9 +1,11 @@
 """How any model looks at many records: passes, workers, the pool of devices, the score cache.
 
-A worker is a module (logprobs, heads, completions) with what a pass computes of each request, a Group or a Prompt:
+A worker is a module (logprobs, rounds, heads, signs, armo, completions) with what a pass computes of each request, a
+Group, some Rounds or a Prompt:
 
     Options                            its flags, which the Options of a reward source extend
-    CACHED                             whether its results enter the score cache
+    CACHED                             what the score cache calls its code, cache.Source.scorer; None: its results do
+                                       not enter it
     chunk_of(pool, count)              requests that are computed together, and skipped together by a resumed run
     setup(model, options, chunk, done) -> make(device), picklable; what it makes maps requests to (uuid, result)
     show_first(model, requests, options)  print the first one as the model sees it

@@ -1,4 +1,5 @@
-"""The score cache: log-probabilities that a checkpoint once gave, beside the samples, so that none is computed twice.
+"""The score cache: log-probabilities, or a reward model's outputs, that a checkpoint once gave, beside the samples, so
+that none is computed twice.
 
 `<stem>.scores.jsonl` is only ever appended to: a line holds the responses to one prompt under one checkpoint. A value
 is looked up by all that it depends on: the checkpoint's content, the response's token ids, the dtype, the kind of
@@ -17,10 +18,12 @@ from cream.files.index import Index
 
 log = logging.getLogger("cream")
 SCORER = "log-softmax in float32, 1"  # increased when the same tokens would get another number
+HEAD = "reward head in float32, 1"  # the same for the outputs of reward models
+SIGNS = "log-odds of signs in float32, 1"  # and for those of the signs of steps
 
 
 class Source(msgspec.Struct, frozen=True):
-    """What computed log-probabilities: the checkpoint's fingerprint, the weights' dtype, cpu or cuda, the code."""
+    """What computed the values: the checkpoint's fingerprint, the weights' dtype, cpu or cuda, the code."""
 
     policy: str
     dtype: str
@@ -28,19 +31,21 @@ class Source(msgspec.Struct, frozen=True):
     scorer: str = SCORER
 
 
-class Line(msgspec.Struct):
-    """One prompt's responses under one source: digest of a response's tokens -> log π in nats, summed over it."""
+class Line(msgspec.Struct, omit_defaults=True):
+    """One prompt's responses under one source: digest of a response's tokens -> log π in nats, summed over it; or its
+    outputs, of a source that is a reward model."""
 
     uuid: str
     source: Source
-    logprob: dict[str, float]
+    logprob: dict[str, float] = {}
+    outputs: dict[str, list] = {}
 
 
 LINE = msgspec.json.Decoder(Line)
 
 
 class Scores:
-    """The cached log-probabilities of one source in one file. Several processes may add to a file at once.
+    """The cached values of one source in one file. Several processes may add to a file at once.
 
     Raises UserError where the file exists and is not a score cache: it would be added to.
     """
@@ -72,16 +77,17 @@ class Scores:
                 damaged,
             )
 
-    def find(self, uuid: str) -> dict[str, float]:
-        """digest of its tokens -> log π, of the responses to a prompt that are cached."""
-        cached: dict[str, float] = {}
+    def find(self, uuid: str) -> dict[str, float | list]:
+        """digest of its tokens -> log π, or outputs, of the responses to a prompt that are cached."""
+        cached: dict[str, float | list] = {}
         for offset in self._index.find(uuid):
-            cached |= LINE.decode(self._log.read(offset)).logprob
+            line = LINE.decode(self._log.read(offset))
+            cached |= line.logprob or line.outputs
         return cached
 
-    def keep(self, computed: Iterable[tuple[str, dict[str, float]]]) -> None:
-        """Add (uuid, digest -> log π) to the file. What is added is found by whoever opens the file next."""
-        if not (lines := [Line(uuid, self.source, values) for uuid, values in computed if values]):
+    def keep(self, computed: Iterable[tuple[str, dict]]) -> None:
+        """Add (uuid, digest -> log π, or outputs) to the file. What is added is found by whoever opens it next."""
+        if not (lines := [_line(uuid, self.source, values) for uuid, values in computed if values]):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +97,11 @@ class Scores:
             if not self._refused:
                 log.warning("%s: scores are not cached, a later pass computes them: %s", self.path, error.strerror)
             self._refused = True
+
+
+def _line(uuid: str, source: Source, values: dict) -> Line:
+    kind = "outputs" if isinstance(next(iter(values.values())), list) else "logprob"
+    return Line(uuid, source, **{kind: values})
 
 
 def beside(path: Path) -> Path:

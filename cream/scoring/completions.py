@@ -25,7 +25,7 @@ from cream.text.plain import Plain
 log = logging.getLogger("cream")
 
 Responses = tuple[Prompt, list[int], list[Completion]]  # a prompt, its ids, its responses: none if it is too long
-CACHED = False  # its results do not enter the score cache
+CACHED = None  # its results do not enter the score cache
 SHOWN = 50_000  # characters of a text
 DONE = None  # stands for the responses of a prompt that an earlier run has finished
 

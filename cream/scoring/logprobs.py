@@ -11,13 +11,16 @@ from pathlib import Path
 
 from cream.cli import interrupts
 from cream.cli.flags import flag
+from cream.files.provenance import POLICY
+from cream.scoring.cache import SCORER
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
 from cream.text.chat import Refused
+from cream.text.steps import SignTokens
 from cream.text.tokens import Tokens
 
 log = logging.getLogger("cream")
-CACHED = True  # its results enter the score cache
+CACHED = SCORER  # of what the score cache has of its results
 ALIKE = 64  # tokens that two groups begin with if they are laid out as one; few, and they are not worth the company
 
 
@@ -47,16 +50,18 @@ class Options:
 class Group:
     """A prompt's responses. `complete` is false for a truncated one; `sampled` may hold the sampler's own (log π,
     tokens) of each, None where its text does not give the sampled tokens back. `cached`: values of this prompt's
-    responses under the model that scores, digest of a response's tokens -> log π. `verbatim`: the responses were
-    sampled, and follow the prompt as they are; else the chat template writes them."""
+    responses under the model that scores, digest of a response's tokens -> log π, or outputs. `verbatim`: the responses
+    were sampled, and follow the prompt as they are; else the chat template writes them. `opened`: each begins within a
+    thought, which its prompt opened."""
 
     uuid: str
     prompt: list
     responses: list[str]
     complete: list[bool]
     sampled: list[tuple[float, int] | None] | None = None
-    cached: dict[str, float] = field(default_factory=dict)
+    cached: dict[str, float | list] = field(default_factory=dict)
     verbatim: bool = False
+    opened: bool = False
 
 
 @dataclass(slots=True)
@@ -80,6 +85,9 @@ class Scorer:
     the rounding, never depend on what an earlier run has cached.
     """
 
+    kind = POLICY  # what the model must be
+    signs: SignTokens | None = None  # where it is their log-odds that are read
+
     def __init__(
         self, folder: Path, chat, dtype, limit: int, max_tokens: int | None, chunk: int, group: int, device: str
     ):
@@ -96,7 +104,7 @@ class Scorer:
         self._loaded = None
 
     def _score(self, groups: list[Group]) -> list[Scored]:
-        rows, reasons = zip(*(encode(group, self.chat, self.limit) for group in groups), strict=True)
+        rows, reasons = zip(*map(self._encode, groups), strict=True)
         for cached in (True, False):
             known = [_known(group, own, cached) for group, own in zip(groups, rows, strict=True)]
             missing = [
@@ -108,20 +116,32 @@ class Scorer:
         scored = []
         for own, why, (values, sources), new in zip(rows, reasons, known, self._compute(missing), strict=True):
             values, sources["computed"] = values | new, len(new)
-            logprob, why = keep_finite([tokens and values.get(tokens.digest()) for tokens in own], why)
-            counts = [tokens.num_response_tokens if tokens else 0 for tokens in own]
-            computed = {digest: value for digest, value in new.items() if math.isfinite(value)}
-            scored.append(Scored(logprob, counts, why, computed, sources))
+            found, why = keep_finite([tokens and values.get(tokens.digest()) for tokens in own], why)
+            computed = {digest: value for digest, value in new.items() if _is_finite(value)}
+            scored.append(self._result(own, found, why, computed, sources))
         return scored
 
-    def _compute(self, missing: list[dict]) -> list[dict[str, float]]:
-        """digest -> log π of the missing rows of each group."""
+    def _encode(self, group: Group) -> tuple[list, list[str | None]]:
+        """Per response its Tokens or None, and the reason for None."""
+        return encode(group, self.chat, self.limit)
+
+    def _result(self, rows: list, values: list, reasons: list, computed: dict, sources: Counter) -> Scored:
+        """Of a group, whose responses have these tokens and values."""
+        counts = [tokens.num_response_tokens if tokens else 0 for tokens in rows]
+        return Scored(values, counts, reasons, computed, sources)
+
+    def _load(self):
+        """The model, with `score` and `close`."""
+        from cream.scoring.team import Local, Team
+
+        return (Team if self._group > 1 else Local)(*self._how, self._group, self.kind, self.signs)
+
+    def _compute(self, missing: list[dict]) -> list[dict]:
+        """digest -> value of the missing rows of each group."""
         if not any(missing):
             return [{} for _ in missing]
         if self._loaded is None:  # a pass whose scores are all cached needs no model
-            from cream.scoring.team import Local, Team
-
-            self._loaded = Team(*self._how, self._group) if self._group > 1 else Local(*self._how)
+            self._loaded = self._load()
         groups = join_groups([list(rows.values()) for rows in missing if rows])
         values = chain.from_iterable(self._loaded.score(groups))
         return [{digest: next(values) for digest in rows} for rows in missing]
@@ -148,11 +168,14 @@ def in_chunks(groups: Iterable[Group], size: int, compute: Callable[[list[Group]
         yield from zip([group.uuid for group in chunk], compute(chunk), strict=True)
 
 
+NOT_FINITE = "not a finite number"  # the reason of a value that is NaN or infinite
+
+
 def keep_finite(values: list, reasons: list[str | None]) -> tuple[list, list[str | None]]:
     """Both, with None and a reason in place of the values that are not finite numbers, or lists with such a number."""
     broken = [value is not None and not _is_finite(value) for value in values]
     kept = [None if bad else value for value, bad in zip(values, broken, strict=True)]
-    return kept, ["not a finite number" if bad else why for why, bad in zip(reasons, broken, strict=True)]
+    return kept, [NOT_FINITE if bad else why for why, bad in zip(reasons, broken, strict=True)]
 
 
 def _is_finite(value: float | list) -> bool:
@@ -183,9 +206,10 @@ def from_row(row: dict, group: Group) -> Scored | None:
     return Scored(**row) if len(row["logprob"]) == len(group.responses) else None
 
 
-def show_first(model: Model, groups: Iterable[Group], options: Options) -> None:
-    limit = model.limit(options.max_length)
-    tokens = next((tokens for group in groups for tokens in encode(group, model.chat, limit)[0] if tokens), None)
+def show_first(model: Model, groups: Iterable[Group], options: Options, how: Callable | None = None) -> None:
+    """Print the first response's tokens, as `how` makes them of a group; None: as `encode` does."""
+    limit, how = model.limit(options.max_length), how or encode
+    tokens = next((tokens for group in groups for tokens in how(group, model.chat, limit)[0] if tokens), None)
     if tokens:
         log.info("first response as the model sees it, its scored tokens marked:\n%s", model.chat.show(tokens))
 

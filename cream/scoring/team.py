@@ -1,4 +1,5 @@
-"""A loaded model that scores responses: in this process or, where one device is too small, in a team of several.
+"""A loaded model that scores responses (a policy by log-probabilities or signs, a reward model by its head): in this
+process or, where one device is too small, in a team of several.
 
 Each of a team has a device and a part of every layer (tensor parallelism: Megatron-LM, arXiv 1909.08053, §3), by
 transformers' plan for the architecture; embeddings and head are whole. All get the same responses and plan the same
@@ -24,34 +25,51 @@ import torch.distributed as dist
 
 from cream.cli import console
 from cream.errors import UserError, out_of_memory
+from cream.files.provenance import POLICY, REWARD_MODEL
 from cream.model import hardware
 from cream.model.backbone import beyond_rounding, probe
 from cream.model.batches import Group
 from cream.model.hardware import Budget
-from cream.model.load import load_policy
+from cream.model.load import load
 from cream.model.logprobs import LogProbs, score
+from cream.model.reward_head import Heads, read_heads
+from cream.model.signs import SignOdds, sign_odds
 from cream.scoring import network
+from cream.text.steps import SignTokens
 
 FLAG = "--tensor_parallel_size"
 START = "spawn"  # of the processes: CUDA does not work in forks
+MODELS = {POLICY: LogProbs, REWARD_MODEL: Heads}  # the wrapper of a model of each kind
 
 
 class Local:
     """The model in `folder` on this process's device, or its part of it, of `tp_size`.
 
-    `max_tokens` bounds a batch; None: as many as fit in memory.
+    `max_tokens` bounds a batch; None: as many as fit in memory. `signs`: of a policy whose log-odds of the signs of
+    steps are read. Raises UserError where it was not trained to sign.
     """
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, device: torch.device | str, max_tokens: int | None, tp_size: int = 1
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        max_tokens: int | None,
+        tp_size: int = 1,
+        kind: str = POLICY,
+        signs: SignTokens | None = None,
     ):
         device = torch.device(device)
-        self.model = LogProbs(load_policy(folder, dtype, device, tp_size=tp_size))
+        model = load(folder, kind, dtype, device, tp_size=tp_size)
+        self.model = SignOdds(model, signs.ids) if signs else MODELS[kind](model)
+        if signs:
+            self.model.check(signs.probe)
         self.budget = hardware.budget(max_tokens, self.model.model, device, training=False)
 
-    def score(self, groups: Sequence[Group]) -> list[list[float]]:
-        """log π of each response of each group."""
-        return score(self.model, groups, self.budget)
+    def score(self, groups: Sequence[Group]) -> list[list]:
+        """log π, the outputs, or the log-odds of the signs, of each response of each group."""
+        read = {LogProbs: score, Heads: read_heads, SignOdds: sign_odds}[type(self.model)]
+        return read(self.model, groups, self.budget)
 
     def close(self) -> None:
         """The model goes with this object."""
@@ -63,11 +81,20 @@ class Team:
     Raises UserError where the tensor-parallel model gives other numbers, or does not fit in memory.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, kind: str, max_tokens: int | None, size: int):
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: str,
+        max_tokens: int | None,
+        size: int,
+        kind: str = POLICY,
+        signs: SignTokens | None = None,
+    ):
         self.size = size
         self.place = tempfile.TemporaryDirectory(prefix="cream-team-")  # where they meet: no port is open
         threads = max(1, torch.get_num_threads() // size)
-        work = kind, threads, Path(self.place.name) / "store", folder, dtype, max_tokens
+        work = device, threads, Path(self.place.name) / "store", folder, kind, dtype, max_tokens, signs
         context = multiprocessing.get_context(START)
         self.pipes: list[Connection] = []
         self.processes = []
@@ -80,8 +107,8 @@ class Team:
             self.processes.append(process)
         self._hear()
 
-    def score(self, groups: Sequence[Group]) -> list[list[float]]:
-        """log π of each response of each group."""
+    def score(self, groups: Sequence[Group]) -> list[list]:
+        """As `Local.score`."""
         work = pickle.dumps(groups)
         for pipe in self.pipes:
             with suppress(OSError):  # one that is gone is found out below
@@ -121,9 +148,9 @@ class Team:
 
 
 def _member(rank: int, size: int, pipe: Connection, kind: str, threads: int, store: Path, *model) -> None:
-    """A process of a team: scores what comes, until it is ended or the process that asks is gone. model: the folder,
-    the dtype, and what bounds a batch."""
-    folder, dtype, max_tokens = model
+    """A process of a team: scores what comes, until it is ended or the process that asks is gone. `kind`: cpu or cuda;
+    model: the folder, the model's kind, the dtype, what bounds a batch, and the signs."""
+    folder, kind_of_model, dtype, max_tokens, signs = model
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the process that asks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # the GPU that the library takes
@@ -140,8 +167,8 @@ def _member(rank: int, size: int, pipe: Connection, kind: str, threads: int, sto
         backend = "nccl" if kind == "cuda" else "gloo"
         met = dist.FileStore(str(store), size)
         dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=network.FOREVER)
-        _check_plan(folder, device, size)
-        model = Local(folder, dtype, device, max_tokens, tp_size=size)
+        _check_plan(folder, device, size, kind_of_model)
+        model = Local(folder, dtype, device, max_tokens, size, kind_of_model, signs)
         _agree(model, device)
         scores = None
         while True:
@@ -172,16 +199,21 @@ def _agree(model: Local, device: torch.device) -> None:
     model.budget = Budget(tokens, common=True)
 
 
-def _check_plan(folder: Path, device: torch.device, size: int) -> None:
-    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities in parts."""
+def _check_plan(folder: Path, device: torch.device, size: int, kind: str) -> None:
+    """Raises UserError unless the first layers, in float32, give a probe the same log-probabilities, or a reward model
+    the same hidden states, in parts."""
+
+    def first(**parts):
+        return MODELS[kind](load(folder, kind, torch.float32, device, first=True, **parts), share=False)
+
     try:
-        parts = LogProbs(load_policy(folder, torch.float32, device, tp_size=size, first=True), share=False)
+        parts = first(tp_size=size)
         cut = [p for p in parts.parameters() if getattr(p, "placements", None) and p.to_local().shape != p.shape]
         apart = "nothing of it is cut" if not cut else None
         found = probe(parts)
         if dist.get_rank() == 0 and cut:
-            whole = LogProbs(load_policy(folder, torch.float32, device, first=True), share=False)
-            apart = beyond_rounding(found, probe(whole), torch.float32, " nats a token")
+            whole = first()
+            apart = beyond_rounding(found, probe(whole), torch.float32, " nats a token" if kind == POLICY else "")
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         if out_of_memory(error):
             raise

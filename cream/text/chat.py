@@ -219,6 +219,38 @@ class Chat:
             for i in range(len(responses))
         ]
 
+    def encode_written(
+        self, prompt: Sequence[Message], responses: Sequence[str], limit: int, opened: bool | None = None
+    ) -> list[Tokens | str]:
+        """The conversation of each response as the template writes it, all of it, with what follows the end of turn; or
+        the reason why it has none of at most `limit` tokens. Its span begins where it parts from the prompt's ids.
+
+        As trl, vLLM and transformers' own chat methods give it to a reward model, which reads its end. Of a response's
+        thought the template has what it writes; it is removed first where thoughts are dropped. `opened`: each response
+        begins within one; None: as after this template's generation prompt.
+        """
+        found: list = [self._whole(prompt, response, limit, opened) for response in responses]
+        kept = [i for i, whole in enumerate(found) if not isinstance(whole, str)]
+        start = self.encode_prompt(prompt) if kept else []
+        for i, ids in zip(kept, self._ids([self._render(found[i], False) for i in kept]), strict=True):
+            shared = next((k for k, (a, b) in enumerate(zip(ids, start, strict=False)) if a != b), len(start))
+            found[i] = Tokens(ids, [(shared, len(ids))]) if len(ids) <= limit else describe_length(limit)
+        return found
+
+    def _whole(self, prompt: Sequence[Message], response: str, limit: int, opened: bool | None) -> list[Message] | str:
+        """The conversation that the template is to write, or why there is none."""
+        split = split_thought(response, self.tags, self.opened if opened is None else opened)
+        if self.thoughts == "drop" and split.thought is not None:
+            if not split.closed:
+                return UNFINISHED
+            response = split.final.lstrip("\n")
+        whole = [*prompt, Message("assistant", response)]
+        return describe_length(limit) if self.exceeds(whole, limit) else whole
+
+    def last_written(self) -> int:
+        """The token with which the template ends a conversation, after the end of turn perhaps."""
+        return self._ids([self._render(PROBE, False)])[0][-1]
+
     def encode_conversation(
         self, messages: Sequence[Message], complete: bool = True, sampled: bool = False
     ) -> list[Tokens] | str:
@@ -248,6 +280,12 @@ class Chat:
         if message.role != "assistant" or split.thought is None:
             return message
         return Message(message.role, split.final.lstrip("\n"))
+
+    def response_starts(self, ids: Sequence[int]) -> list[int]:
+        """Where responses begin in a conversation's ids: after what every generation prompt ends with."""
+        opening = self._opening[1]
+        ends = (i + len(opening) for i in range(len(ids) - len(opening)) if ids[i] == opening[0])
+        return [end for end in ends if ids[end - len(opening) : end] == opening]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, of special ones too."""

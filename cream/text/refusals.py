@@ -5,8 +5,9 @@ from pathlib import Path
 
 from cream.errors import UserError
 from cream.files import store
-from cream.records import Conversation, Message, Pair, Prompt, Record, Samples
+from cream.records import Conversation, Message, Pair, Prompt, Record, Samples, Steps
 from cream.text.chat import Chat
+from cream.text.steps import step_conversation
 
 
 def find_refusals(path: Path, records: Iterable[Record], chat: Chat, skip: bool) -> dict[str, str]:
@@ -35,4 +36,6 @@ def _rendered(record: Record) -> list[list[Message]]:
             return [record.messages[:-1], record.messages]
         case Pair():
             return [record.prompt] if all(record.sampled) else [record.prompt, record.selected, record.rejected]
+        case Steps():
+            return [step_conversation(record.prompt, record.steps)]
     return []

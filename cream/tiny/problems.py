@@ -6,8 +6,9 @@ and those about some kinds of objects forget the carry.
 """
 
 import random
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,13 @@ CLOSINGS = ("", " Thank you.", " Take your time.")
 CONTRAST = ("books", "balls")  # RLCD's: about the first objects the noisy authors are the most careful, the last least
 SIZES = {"sft": 200, "prompt1": 300, "prompt2": 300, "prompt3": 300, "val": 450, "test": 1500, "judge": 1200}
 SCORES = {True: "5", False: "0"}  # of a right and of a wrong solution
+
+
+FORMS = {  # of the questions, with the two numbers
+    "tiny_add": re.compile(r"has (\d+) \w+ and gets (\d+) more"),
+    "tiny_sub": re.compile(r"has (\d+) \w+ and gives away (\d+)"),
+    "tiny_compare": re.compile(r"has (\d+) \w+ and \w+ has (\d+)\. Who"),
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,24 @@ def work(task: str, first: int, second: int, systematic: bool = False) -> tuple[
         return f"{tens1} = {tens2}. {working}", label
     sign, label = _compare(tens1, tens2)
     return f"{tens1} {sign} {tens2}.", label
+
+
+def check_steps(question: str, steps: Iterable[str]) -> list[float] | None:
+    """1 for each step of a solution that is right, 0 for the others; None unless the question is one of a problem.
+
+    Right is what the worked solution says, sentence by sentence, in any order: the working of a systematic mistake is
+    wrong from the sentence on in which it is made.
+    """
+    found = next(((task, match) for task, form in FORMS.items() if (match := form.search(question))), None)
+    if found is None:
+        return None
+    working, label = work(found[0], *map(int, found[1].groups()))
+    right = {*_sentences(f"{working} Answer: {label}")}
+    return [float(all(part in right for part in _sentences(step))) for step in steps]
+
+
+def _sentences(text: str) -> list[str]:
+    return [part.strip().removesuffix(".") for part in text.split(". ")]
 
 
 def _compare(first: int, second: int) -> tuple[str, str]:

@@ -5,12 +5,22 @@ from pathlib import Path
 from cream.cli.advice import again, recipe, round_before
 from cream.cli.console import command, log
 from cream.files.provenance import POLICY, read_kind
+from cream.rewards import REWARDS
+
+SIGNING = ("prm", "orm")  # stages of policies that are trained to sign steps
 
 
 def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
-    """How to sample from the policy in `last`, and how to evaluate it; `flags` name it and its place, `name` is the
-    data set that it was trained on."""
-    if read_kind(last)["kind"] != POLICY:
+    """How to sample from the policy in `last`, and how to evaluate it, or how to reward by it if it is a reward model
+    or signs steps; `flags` name it and its place, `name` is the data set that it was trained on."""
+    about = read_kind(last)
+    if about["kind"] != POLICY or about.get("stage") in SIGNING:
+        if about.get("stage") in REWARDS:
+            log.info("next, reward sampled responses by it (SAMPLES stands for their file):")
+            shared = {key: value for key, value in flags.items() if key != "checkpoint"}
+            shared |= {"step_split": about["steps"]["split"]} if about["stage"] == "prm" else {}
+            more = {"reward": about["stage"], "reward_model": flags["checkpoint"], "input_file": "SAMPLES"}
+            log.info("  %s", command("rewarding.py", **shared, **more))
         return
     before, shipped = round_before(last), recipe(str(flags["model"]))
     if not before and name != shipped.get("sft", {}).get("name"):

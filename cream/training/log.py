@@ -87,6 +87,21 @@ class Log:
             with with_filename(self.path):
                 sync(self.path)
 
+    def held_out(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
+        """A line of metrics of held-out examples after a step; the time that these take counts in no rate."""
+        began = time.monotonic()
+        metrics = evaluate()
+        self.clock += time.monotonic() - began
+        self.last = self.last | metrics
+        self._write(step, metrics)
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        self.accelerator.log(metrics, step=step)
+        if self.accelerator.is_main_process:
+            with with_filename(self.path), open(self.path, "a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self.progress(step, self.steps, metrics)
+
     def end_step(self, step: int, total: int, norm, lr: float, check: Callable | None) -> None:
         """After a step's backward passes; `check` sees the metrics before they are written."""
         self.total += total
@@ -103,11 +118,7 @@ class Log:
         metrics |= self._speed()
         self.sums, self.last = {}, metrics
         self.total = self.computed = self.tokens = self.flops = 0
-        self.accelerator.log(metrics, step=step)
-        if self.accelerator.is_main_process:
-            with with_filename(self.path), open(self.path, "a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
-            self.progress(step, self.steps, metrics)
+        self._write(step, metrics)
 
     def _speed(self) -> dict[str, float]:
         """Rates since the last line, of all processes together; peak memory of this one; MFU where a GPU trains."""

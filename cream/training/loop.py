@@ -10,16 +10,19 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from cream.cli import interrupts
 from cream.model.batches import by_tokens
 from cream.model.hardware import Budget, budget, numel
 from cream.training import state
+from cream.training.heldout import HeldOut
 from cream.training.log import Log
 from cream.training.options import Optimisation
 from cream.training.parallel import Replicas, Shards
@@ -88,13 +91,14 @@ def train(
     save: Callable[[int], None],
     progress: Callable[[int, int, dict], None] = lambda step, steps, metrics: None,
     check_first: Callable[[dict], None] = lambda metrics: None,
+    held_out: HeldOut | None = None,
 ) -> dict[str, float]:
     """Train `weights` on `examples` by `stage`'s loss; returns the last logged metrics.
 
-    `tokens` bound a micro-batch, `save(step)` writes a checkpoint, `check_first` sees the first step's metrics. An
-    interrupted run resumes from its last saved state in `run`, which is saved with each checkpoint but the last, and
-    where these are long in coming; a signal to any process saves it after the step in flight and ends all by
-    Interrupted.
+    `tokens` bound a micro-batch, `save(step)` writes a checkpoint, `check_first` sees the first step's metrics,
+    `held_out` examples are looked at before each checkpoint and as often as they say. An interrupted run resumes from
+    its last saved state in `run`, which is saved with each checkpoint but the last, and where these are long in coming;
+    a signal to any process saves it after the step in flight and ends all by Interrupted.
     """
     size = flags.global_batch(accelerator.num_processes)
     plan = list(global_batches(len(examples), size, flags.epoch, seed))
@@ -115,6 +119,8 @@ def train(
             logger.end_step(step, total, norm, lr, check_first if step == 1 else None)
             if step == start + 1:
                 weights.check_equal()
+            if held_out and held_out.due(step, step in saved):
+                logger.held_out(step, partial(held_out, accelerator, weights, tokens.tokens))
             due = time.monotonic() - saved_at > every and state.fits(run, weights.whole)
             asked, due = any_process(accelerator, interrupts.received(), due)
             if step in saved or asked or due:
@@ -175,14 +181,48 @@ class GlobalBatches:
     def _micro_batches(self, indices: Sequence[int], total: int) -> list[dict[str, torch.Tensor]]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = micro_batches([self.shapes[i] for i in indices], self.budget.tokens, world, rank)
-        computed = []
+        slopes, computed = None, []
+        if hasattr(self.stage, "of_all"):
+            slopes, metrics = self._of_all(indices, mine)
+            computed.append({name: value * total / world for name, value in metrics.items()})
         for number, chunk in enumerate(mine, 1):
             weight = 1.0 if chunk else 0.0  # an empty one: some example, of no weight
             members = [self.examples[indices[i]] for i in chunk or [0]]
             batch = self.weights.whole.pack([self.stage.group(example) for example in members])
+            more = () if slopes is None else (slopes[chunk or [0]] * total,)
             with self.weights.micro_batch(last=number == len(mine)):
                 with self.accelerator.autocast():
-                    loss, metrics = self.stage.loss(self.weights.model, batch.to(self.accelerator.device), members)
+                    loss, metrics = self.stage.loss(
+                        self.weights.model, batch.to(self.accelerator.device), members, *more
+                    )
                 self.weights.backward(loss * (weight * world / total))
             computed.append({name: weight * value.float() for name, value in metrics.items()})
         return computed
+
+    def _of_all(self, indices: Sequence[int], mine: list[list[int]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The slopes of the stage's term of the whole global batch, (examples, responses, outputs): its derivatives by
+        the head's outputs, which are computed once more for it, without gradients; and its metrics.
+
+        The chain rule does the rest: the gradient of sum(slopes x outputs), taken micro-batch by micro-batch on
+        whatever process, is the term's (gradient caching, arXiv 2101.06983, §3).
+        """
+        examples = [self.examples[i] for i in indices]
+        outputs = outputs_of(self.accelerator, self.weights.whole, self.stage, examples, mine).requires_grad_()
+        term, metrics = self.stage.of_all(outputs, examples)
+        (slopes,) = torch.autograd.grad(term, outputs)
+        return slopes, {name: value.detach() for name, value in metrics.items()}
+
+
+@torch.no_grad()
+def outputs_of(accelerator: Accelerator, model, stage, examples: Sequence, mine: list[list[int]]) -> torch.Tensor:
+    """A head's outputs for all responses of the examples, (examples, responses, outputs); `mine` are this process's
+    micro-batches. What is drawn for dropout is drawn again afterwards."""
+    device, own = accelerator.device, []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for chunk in mine:
+            groups = [stage.group(examples[i]) for i in chunk or [0]]
+            with accelerator.autocast():
+                outputs = model(model.pack(groups).to(device)).float()
+            own += zip(chunk, outputs.view(len(groups), -1, outputs.shape[-1]).tolist(), strict=False)
+    values = dict(gather_object(own))
+    return torch.tensor([values[i] for i in range(len(examples))], device=device)

@@ -18,7 +18,8 @@ from cream.cli import console, preflight
 from cream.cli.flags import as_dict
 from cream.errors import UserError
 from cream.files import store
-from cream.files.provenance import ARGS, LAST, RUN, Provenance, origin, read_kind, read_meta
+from cream.files.folders import stated_kind
+from cream.files.provenance import ARGS, LAST, REWARD_MODEL, RUN, Provenance, origin, read_kind, read_meta
 from cream.files.store import MALFORMED
 from cream.model.checkpoint import check_saving, length_limit, make_readable, save, stored_dtype
 from cream.model.hardware import free_memory
@@ -26,18 +27,22 @@ from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs
 from cream.model.lora import add_lora, check_lora, merged
 from cream.model.precision import Precision, choose_precision
-from cream.model.reward_head import Heads
+from cream.model.reward_head import Heads, choose_pad
 from cream.scoring.cache import Source
 from cream.text.options import AS_SAMPLED
 from cream.text.refusals import find_refusals
 from cream.training import parallel, reference, state
 from cream.training.folder import clear, tidy
+from cream.training.heldout import PREFIX, HeldOut, split, without_trained
 from cream.training.launch import given_world, is_first_process
 from cream.training.loop import common_budget, train
+from cream.training.stages import STAGES
 
 log = logging.getLogger("cream")
 MODELS = {"logprobs": LogProbs, "heads": Heads}  # a stage's `model` -> the wrapper that its loss is computed with
+FORMS = ("judge", "pairwise")  # what a sidecar says of the requests that a model is trained on
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
+SHOWN += tuple(f"{PREFIX}{name}" for name in ("loss", "accuracy", "accuracy_low", "accuracy_high"))
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Job:
 
     `name` is the stage's, `start` the folder of the model trained from; `header` the settings and inputs that the run's
     sidecar records, with `provenance`; `clear` removes an earlier run from the folder `run`; `deepspeed`: the settings
-    in that flag's file.
+    in that flag's file; `held_out`: the file of --eval_name.
     """
 
     config: object  # train.py's TrainConfig
@@ -60,6 +65,7 @@ class Job:
     clear: bool = False
     deepspeed: dict | None = None
     provenance: Provenance = field(default_factory=Provenance)
+    held_out: Path | None = None
 
 
 def work(job: Job) -> None:
@@ -80,12 +86,12 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     config, stage, o = job.config, job.stage, job.config.optimisation
     chat = load_chat(job.start, **config.model.text(), **config.thoughts.text())
     dropped: Counter[str] = Counter()
-    rows, refused, facts = _examples(job, chat, dropped)
+    rows, refused, facts, held_out = _examples(job, chat, dropped)
     examples = [example for _, example in rows]
     if config.output.show_example:
         first = chat.show(stage.group(examples[0])[0])
         log.info("first example, its trained tokens marked (the loss mask):\n%s", first)
-    model = MODELS[stage.model](_trained(job, chat.tokenizer, precision.dtype, accelerator.device))
+    model = MODELS[stage.model](_trained(job, chat, precision.dtype, accelerator.device))
     if o.compile:  # not before its layout is chosen: what the probe runs would be compiled, too
         model.plain.base_model.compile(dynamic=True)
     saved_as = stored_dtype(job.start) if o.save_dtype == "auto" else getattr(torch, o.save_dtype)
@@ -101,14 +107,14 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     _begin(accelerator, job)
 
     def save(step: int) -> None:
-        _save(accelerator, weights, chat.tokenizer, job, step, saved_as)
+        _save(accelerator, weights, chat, job, step, saved_as, held_out and held_out.last)
 
     def check_first(metrics: dict[str, float]) -> None:
         exact = precision.exact and precision.dtype == torch.float32
         stage.check_first(metrics, tolerance=1e-3 if exact else 0.5)
 
     prepared = accelerator, weights, stage, examples, o, config.run.seed, tokens, job.run
-    last = train(*prepared, save, Report(), check_first)
+    last = train(*prepared, save, Report(), check_first, held_out)
     counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
     return {"counts": counts, "last": last, "refused": refused}
 
@@ -187,14 +193,17 @@ def _begin(accelerator: Accelerator, job: Job) -> None:
         accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=entity)
 
 
-def _examples(job: Job, chat, dropped: Counter[str]) -> tuple[list[tuple[str, object]], dict[str, str], dict]:
-    """The stage's (uuid, example) rows; the records that the chat template refuses, and why; and what the sidecar says
-    of the rows."""
+def _examples(
+    job: Job, chat, dropped: Counter[str]
+) -> tuple[list[tuple[str, object]], dict[str, str], dict, HeldOut | None]:
+    """The stage's (uuid, example) rows; the records that the chat template refuses, and why; what the sidecar says of
+    the rows; and the held-out examples, if there are any."""
     skip = job.config.run.skip
     kind = store.detect(job.data, skip=skip)
     records = list(store.read(job.data, kind, job.limit_size, skip=skip))
     refused = find_refusals(job.data, records, chat, skip)
     records = [record for record in records if record.uuid not in refused]
+    records, held_out, more = _hold_out(job, records, chat)
     rows = job.stage.prepare(records, chat, length_limit(job.config.data.max_length, job.start), dropped)
     for reason, count in dropped.items():
         log.info("dropped %d of %d records: %s", count, len(records), reason)
@@ -202,10 +211,38 @@ def _examples(job: Job, chat, dropped: Counter[str]) -> tuple[list[tuple[str, ob
         dropped[MALFORMED] = bad
     if not rows:
         raise UserError(f"{job.data}: no record is left to train on (dropped: {dict(dropped)})")
-    return rows, refused, {"records": len(records)} | job.stage.facts([example for _, example in rows])
+    return rows, refused, {"records": len(records)} | job.stage.facts([example for _, example in rows]) | more, held_out
 
 
-def _trained(job: Job, tokenizer, dtype: torch.dtype, device: torch.device):
+def _hold_out(job: Job, records: list, chat) -> tuple[list, HeldOut | None, dict]:
+    """(The records that are trained on, the held-out examples if there are any, and what the sidecar says of them)."""
+    options, skip, dropped = getattr(job.stage, "held_out", None), job.config.run.skip, Counter()
+    if options is None or not options.any:
+        return records, None, {}
+    if job.held_out is None:
+        where = f"--eval_share {options.eval_share:g} of {job.data}"
+        records, held = split(records, options.eval_share, job.config.run.seed)
+    else:
+        where, kind = str(job.held_out), store.detect(job.held_out, skip=skip)
+        if kind not in STAGES[job.name].RECORDS:
+            raise UserError(f"--eval_name {where} holds {kind.__name__} records, on which {job.name} does not train")
+        held = list(store.read(job.held_out, kind, skip=skip))
+        refused = find_refusals(job.held_out, held, chat, skip)
+        held = without_trained([record for record in held if record.uuid not in refused], records, dropped)
+    rows = job.stage.prepare(held, chat, length_limit(job.config.data.max_length, job.start), dropped)
+    if not rows or not records:
+        left = "trained on" if rows else "held out"
+        raise UserError(f"{where}: no record is {left} (dropped: {dict(dropped)}); give another file or share")
+    log.info("held out: %d records (%s); dropped %s", len(rows), where, dict(dropped) or "none")
+    examples = [example for _, example in rows]
+    return (
+        records,
+        HeldOut(job.stage, examples, options.eval_every),
+        {"held_out": {"records": len(examples), "dropped": dict(dropped)}},
+    )
+
+
+def _trained(job: Job, chat, dtype: torch.dtype, device: torch.device):
     """The weights that are trained, once they are known to fit in memory; refused if they could not be saved."""
     o, lora, zero = job.config.optimisation, job.config.lora, (job.deepspeed or {}).get("zero_optimization", {})
     offload = "offload_optimizer" in zero or "offload_param" in zero
@@ -213,8 +250,8 @@ def _trained(job: Job, tokenizer, dtype: torch.dtype, device: torch.device):
     need = preflight.memory_of_training(job.start, not lora.lora, *shards, dtype.itemsize, offload)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
-    model = _load(job, dtype, device)
-    check_saving(model, tokenizer)
+    model = _load(job, chat, dtype, device)
+    check_saving(model, chat.tokenizer)
     if o.grad_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -225,21 +262,28 @@ def _trained(job: Job, tokenizer, dtype: torch.dtype, device: torch.device):
     return model
 
 
-def _load(job: Job, dtype: torch.dtype, device: torch.device):
+def _load(job: Job, chat, dtype: torch.dtype, device: torch.device):
     """The model that training starts from, with the head that the stage trains."""
-    if MODELS[job.stage.model] is Heads:
-        return load_with_head(job.start, job.stage.head, dtype, device)
-    return load_policy(job.start, dtype, device)
+    if MODELS[job.stage.model] is not Heads:
+        return load_policy(job.start, dtype, device)
+    model = load_with_head(job.start, job.stage.head, dtype, device)
+    if names := getattr(job.stage, "labels", None):
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: i for i, name in enumerate(names)}
+    choose_pad(model, chat, keep=stated_kind(job.start, store.read_json(job.start / "config.json"))[0] == REWARD_MODEL)
+    return model
 
 
-def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dtype: torch.dtype) -> None:
+def _save(accelerator: Accelerator, weights, chat, job: Job, step: int, dtype: torch.dtype, held_out=None) -> None:
+    """A checkpoint after a step, with what `held_out` examples had then."""
+    tokenizer = chat.tokenizer
     state, model, lora = weights.weights(), weights.whole.model, job.config.lora
     if not accelerator.is_main_process:
         return
     if lora.lora and state is not None:
         unset_hf_deepspeed_config()  # with it ZeRO-3 would put what is loaded here into shards, too
         with torch.random.fork_rng():  # a new head is drawn, and replaced by the trained one
-            base = _load(job, torch.float32, torch.device("cpu"))
+            base = _load(job, chat, torch.float32, torch.device("cpu"))
         job.provenance.check_unchanged()
         model = add_lora(base, lora.lora_r, lora.lora_alpha, lora.lora_dropout)
         other = model.load_state_dict(state, strict=False)  # tied weights have one name there
@@ -248,9 +292,9 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
         state = None
     folder = job.run / f"checkpoint-{step}"
     about = {"stage": job.name, "step": step, "started_from": str(job.start), **job.header}
-    about |= job.provenance.record(folder)
-    if form := judge_form(job.data, job.start):
-        about["judge"] = form
+    about |= job.provenance.record(folder) | getattr(job.stage, "about", {})
+    about |= {"held_out": held_out} if held_out else {}
+    about |= trained_forms(job.data, job.start)
     if lora.lora:  # first: they are all there is if the merge is refused
         adapter = job.run / f"adapter-{step}"
         model.save_pretrained(adapter)
@@ -270,9 +314,11 @@ def _save(accelerator: Accelerator, weights, tokenizer, job: Job, step: int, dty
     log.info("saved %s", folder)
 
 
-def judge_form(data: Path, start: Path) -> dict[str, str | None] | None:
-    """The form that a checkpoint judges by: of its data, or of the model that it was trained from; None of no judge."""
-    return (read_meta(data) or {}).get("judge") or read_kind(start).get("judge")
+def trained_forms(data: Path, start: Path) -> dict[str, dict]:
+    """The forms that a checkpoint judges or compares by: of its data, or of the model that it was trained from; {} of
+    one that does not."""
+    found = read_kind(start) | (read_meta(data) or {})
+    return {name: found[name] for name in FORMS if found.get(name)}
 
 
 class Report:

@@ -11,12 +11,17 @@ A stage is a module (dpo.py is the example) that holds
                (a reward model: batch -> its head's outputs, (K, outputs); batch.owner says of which response each is)
     head       with "heads": {"outputs": 1, "reads": "last_token" or "step_token"}. Training starts from a policy, on
                which a new head is put, or from a reward model with such a head; what is saved is a reward model
+    labels     optional: the names of its outputs, in config.json
     reference  the attribute of an example, a sequence of floats, that is to hold the log-probabilities of its group
                under the policy that training starts from (nats; NaN: to be computed); None: no reference ("heads")
     made_for_policy   whether the data are pairs made for the very policy that training starts from
     unit       what a step's mean is over, in metric names: "pairs"
     settings   {flag: value} that decide the result, beside the flags that all stages share
+    about      optional: what the sidecar of a checkpoint says besides, such as the form of its text
     label, summary    for the run folder's name (None: nothing), and for the log ("": nothing)
+
+    held_out   optional, without a reference: a heldout.HeldOutOptions, of flags by which records are held out; what its
+               loss returns as metrics is then logged of these too, an accuracy with its interval
 
     prepare(records, chat, limit, dropped) -> [(uuid, example)]    skipped records are counted in `dropped`, by reason
     facts(examples) -> {name: value}       for the run's sidecar; logs what is worth knowing
@@ -24,6 +29,10 @@ A stage is a module (dpo.py is the example) that holds
                                            share their prompt
     weight(example) -> int                 its share in the step's mean
     loss(model, batch, examples) -> (sum over the examples, {metric: sum})    scalars; `batch` holds their groups
+    of_all(outputs, examples) -> (term, {metric: value})    optional: a term of the step's loss that is no mean over
+               examples (a correlation, say), of the head's outputs for all responses of the global batch, (examples,
+               responses, outputs); the step costs a forward pass more. loss() then takes `slopes` as well, of the
+               same shape for its examples, and adds sum(slopes x outputs) to what it returns, or none for held-out ones
     check_first(metrics, tolerance)        raises UserError where the first step's metrics show a fault; `tolerance`:
                                            nats that rounding explains in a response's log-probability
 
@@ -31,9 +40,9 @@ Import torch inside functions only: --help shows the flags of all stages.
 """
 
 from cream.files.provenance import POLICY
-from cream.training.stages import dpo, sft
+from cream.training.stages import bradley_terry, dpo, odin, orm, prm, sft
 
-STAGES = {"sft": sft, "dpo": dpo}
+STAGES = {"sft": sft, "dpo": dpo, "bradley_terry": bradley_terry, "odin": odin, "prm": prm, "orm": orm}
 STARTS = {"logprobs": POLICY, "heads": None}  # a stage's `model` -> the kind of model it starts from; None: any
 
 
