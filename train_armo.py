@@ -87,6 +87,8 @@ def main(argv=None):
     config = parse(ArmoConfig, argv, description=__doc__, example=EXAMPLE)
     a, run, devices = config.armo, config.run, config.device.devices()
     check(config)
+    if len(devices) > 1:
+        raise UserError(f"--device {config.device.device}: an ArmoRM is made on one device; give one")
     backbone = config.model.folder(a.reward_model, "--reward_model", True)
     check_folder(backbone, REWARD_MODEL)
     files = {name: Path(path) for name in ("ratings", "pairs", "reference") if (path := getattr(a, name))}

@@ -185,6 +185,14 @@ class Pair(Record, kw_only=True):
             self.rejected_index is not None or self.rejected_logp is not None,
         )
 
+    @property
+    def ordered(self) -> tuple[str, str] | None:
+        """The better and the worse response: `rejected` is the better one where `consistency` is below 1/2; None at
+        1/2, where neither is."""
+        texts = self.selected[-1].content, self.rejected[-1].content
+        c = 1.0 if self.consistency is None else self.consistency
+        return None if c == 0.5 else texts if c > 0.5 else texts[::-1]
+
     def __post_init__(self):
         for name in ("selected", "rejected"):
             conversation = getattr(self, name)

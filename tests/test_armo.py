@@ -174,10 +174,11 @@ def test_a_gate_learns_by_the_prompt_which_attribute_counts():
     margin = rewards[:, 0] - rewards[:, 1]
     right = torch.where(prompts[:, 0] > 0, margin[:, 0], margin[:, 1]) > 0
     rewards = torch.where(right[:, None, None], rewards, rewards.flip(1))
-    found = train_gate(armo.gate, prompts, rewards, GateTraining(steps=250, batch=128, lr=1e-2), seed=0)
+    how = torch.arange(n) % 5 == 0, GateTraining(steps=250, batch=128, lr=1e-2), 0
+    found = train_gate(armo.gate, prompts, rewards, *how)
     again = random_armo(2, width=16)
     assert found["held_out"]["pairs"] == 120 and found["held_out"]["accuracy"] > 0.85
-    assert train_gate(again.gate, prompts, rewards, GateTraining(steps=250, batch=128, lr=1e-2), seed=0) == found
+    assert train_gate(again.gate, prompts, rewards, *how) == found
 
 
 def test_the_gate_is_trained_on_debiased_rewards():
@@ -270,24 +271,26 @@ SMALL = "--gate_width 8 --gate_layers 1 --gate_steps 20 --gate_batch 16 --device
 def test_an_interrupted_run_keeps_its_features(reward_model, tmp_path, monkeypatch):
     turns = [Message("user", "2 + 3?"), Message("assistant", "5"), Message("assistant", "6")]
     ratings = [Ratings(uuid=str(i), messages=turns[:2], ratings={"good": i}) for i in range(5)]
+    asked = [Message("user", "3 + 2?"), *turns[1:]]  # another prompt: the gate is measured on prompts that it never saw
     pairs = [
-        Pair(uuid=str(i), prompt=turns[:1], selected=turns[:2], rejected=turns[::2], consistency=c)
-        for i, c in enumerate((None, 0.9, 0.2, 0.5))
+        Pair(uuid=str(i), prompt=each[:1], selected=each[:2], rejected=each[::2], consistency=c)
+        for i, (c, each) in enumerate(((None, turns), (0.9, asked), (0.2, turns), (0.5, turns)))
     ]
     store.write(tmp_path / "ratings.jsonl", ratings)
     store.write(tmp_path / "pairs.jsonl", pairs)
     files = {name: tmp_path / f"{name}.jsonl" for name in ("ratings", "pairs")}
-    how = {"verbosity": None, "most": 0.03, "shape": GateShape(8, 1), "gate": GateTraining(2, 4), "seed": 0}
+    how: dict = {"verbosity": None, "most": 0.03, "shape": GateShape(8, 1), "gate": GateTraining(2, 4), "seed": 0}
     how |= {"device": torch.device("cpu"), "bf16": False, "text": {}, "max_length": 99, "max_tokens": None}
 
-    def job():
+    def job(**other):
         header = {"settings": {}, "inputs": {}}
-        return armo_run.Job(reward_model, files, tmp_path / "armo", header, Provenance(), **how)
+        return armo_run.Job(reward_model, files, tmp_path / "armo", header, Provenance(), **how | other)
 
     given = []
 
-    def interrupted(gate, prompts, rewards, *others):
+    def interrupted(gate, prompts, rewards, held_out, *others):
         given.append(rewards)
+        assert held_out[0] == held_out[2] != held_out[1]
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -295,8 +298,12 @@ def test_an_interrupted_run_keeps_its_features(reward_model, tmp_path, monkeypat
         armo_run.make(job())
     assert len(given[0]) == 3 and torch.equal(given[0][0], given[0][2].flip(0))  # of p = 0.2 the other one is better
     monkeypatch.setattr(armo_run, "load", None)  # the reward model is not read again
+    template = tmp_path / "thinking.jinja"
+    template.write_text(load_chat(reward_model).template + "{%- if enable_thinking -%}{%- endif -%}")
+    texts = [{"chat_template": template, "variables": each} for each in ({}, {"enable_thinking": True})]
+    assert len({armo_run._Reader(job(text=text)).folder for text in texts}) == 2  # but for another text
     again = job()
-    assert armo_run.make(again)["gate"]["fitted"]["pairs"] == 2 and again.dropped == {armo_run.EQUAL: 1}
+    assert armo_run.make(again)["gate"]["fitted"]["pairs"] in (1, 2) and again.dropped == {armo_run.EQUAL: 1}
     assert load_armo(tmp_path / "armo").transform.equal(torch.eye(1)) and not [*tmp_path.glob(".armo*")]
 
 
@@ -348,6 +355,10 @@ def test_from_ratings_and_pairs_to_rewards(looped, reward_model):
     assert "attributes need at least two ratings each; too few have: empty (0)" in looped.refused(other)
     assert "expected a reward model" in looped.refused(other.replace("outputs/rm", "outputs/loop/m1/checkpoint-last"))
     assert "holds Pair records" in looped.refused(other.replace("ratings.json", "prefs.json"))
+    policy = "--output_dir outputs/loop/m1/checkpoint-last --overwrite"
+    assert "--overwrite to replace an ArmoRM" in looped.refused(train.replace("--output_dir outputs/armo", policy))
+    assert (looped.folder / "outputs/loop/m1/checkpoint-last/model.safetensors").exists()
+    assert "is made on one device" in looped.refused(train.replace("--device cpu", "--device cpu,cpu"))
     assert "--pairs missing" in looped.refused("train_armo.py --reward_model outputs/rm --ratings outputs/ratings.json")
     plain = f"{ask} --reward_model outputs/rm --output outputs/no.json"
     assert "is a reward model without armo.json" in looped.refused(plain)

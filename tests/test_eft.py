@@ -21,12 +21,12 @@ from cream.data.judgements import (
     prompts_of,
     targets,
 )
-from cream.data.overlap import whole
 from cream.errors import UserError
 from cream.files import store
 from cream.model.load import load_chat
 from cream.records import Conversation, Message, Rewards, Samples
 from cream.rewards import judge
+from cream.text.overlap import whole
 from cream.training.stages import sft
 
 VALUES = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 1.0, 1.5, 4.0])), min_size=0, max_size=5)

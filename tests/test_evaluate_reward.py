@@ -70,6 +70,9 @@ def test_preferences_of_any_form_become_samples(tmp_path):
     store.write(tmp_path / "b.json", [Pair(uuid="u", prompt=said, **both, rejected_truncated=True)])
     (one,) = read(tmp_path / "b.json")[0]
     assert (one.responses, one.finish_reason, one.extra["gold"]) == (["a", "b"], ["stop", "length"], [1, 0])
+    for confidence, gold in ((0.9, [1, 0]), (0.5, [0, 0]), (0.2, [0, 1])):  # as the pair is trained on
+        store.write(tmp_path / "b.json", [Pair(uuid="u", prompt=said, **both, consistency=confidence)])
+        assert read(tmp_path / "b.json")[0][0].extra["gold"] == gold
     store.write(tmp_path / "c.json", [Samples(uuid="u", prompt=said, responses=["a", "b"], extra={"ranks": [2, 1]})])
     assert rows.unrewarded(read(tmp_path / "c.json")[0][0]).gold == [-2, -1]
 

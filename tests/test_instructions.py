@@ -12,12 +12,12 @@ from workspace import M1, ON
 
 from cream.data import instructions
 from cream.data.instructions import examples, query, unusable
-from cream.data.overlap import CONTAMINATED, grams
 from cream.data.similar import Similar, rouge_l
 from cream.data.synthesis import EQUAL, SIMILAR, SURPLUS, TOO_LONG, Kept, Round, Writer
 from cream.engines import Completion
 from cream.files import store
 from cream.records import Prompt
+from cream.text.overlap import CONTAMINATED, grams
 from cream.text.thoughts import USUAL
 
 # Likeness -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from cream.errors import UserError
 from cream.evaluation import judges
+from cream.evaluation.bootstrap import ratio_interval
 from cream.evaluation.judges import Judged
 from cream.records import Item, Message, Record, Rewards
 
@@ -55,10 +56,10 @@ def test_an_interval_draws_prompts():
     """Of 200 prompts with a pair each it is that of a proportion; with 10 equal pairs each it is no narrower."""
     rng = np.random.default_rng(0)
     one = rng.random(200) < 0.7
-    value, low, high = judges.ratio_interval(one, [1] * 200)
+    value, low, high = ratio_interval(one, [1] * 200)
     assert (value, high - low) == (one.mean(), pytest.approx(2 * 1.96 * (0.7 * 0.3 / 200) ** 0.5, rel=0.15))
-    assert judges.ratio_interval(10 * one, [10] * 200) == pytest.approx((value, low, high))
-    assert np.isnan(judges.ratio_interval([0.0], [0])).all()
+    assert ratio_interval(10 * one, [10] * 200) == pytest.approx((value, low, high))
+    assert np.isnan(ratio_interval([0.0], [0])).all()
 
 
 def test_ties_and_flips():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cream.data.build import shuffled, subsets
-from cream.data.overlap import CONTAMINATED, EQUAL, SIMILAR, grams, share, sift, words
+from cream.text.overlap import CONTAMINATED, EQUAL, SIMILAR, grams, share, sift, words
 
 TEXTS = st.lists(st.sampled_from("ab"), max_size=40).map(" ".join)  # of two words: many runs are shared
 

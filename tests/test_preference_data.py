@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerFast
 
 import prepare_data
 from config import Run
-from cream.data import columns, held_out, importing, making, mix, preferences, ratings, rrm, steps, table
-from cream.data.commands import Table
-from cream.data.importing import Preferences
+from cream.data import columns, importing, making, mix, preferences, ratings, rrm, steps, table
+from cream.data.importing import Preferences, Table
 from cream.data.preferences import Selection
 from cream.errors import UserError
 from cream.files import store
 from cream.pairs import validity
 from cream.records import Message, Pair, Ratings, Rewards, Samples, Steps, encode
+from cream.text import held_out
 from cream.text.chat import Chat
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared/data"
@@ -417,8 +417,10 @@ def test_held_out_prompts_are_whole_prompts_drawn_by_the_seed(keys, share, seed)
     count = len({*keys})
     with suppress(UserError):
         held = held_out.held_out(keys, share, seed)
-        assert held <= {*keys} and len(held) == (max(1, round(share * count)) if share else 0) < count
+        assert held <= {*keys} and (len(held) > 0) == (share > 0) and len(held) < count
         assert held == held_out.held_out([*reversed(keys)], share, seed)
+        more = held_out.held_out([*keys, *range(100, 300)], share, seed)  # where a prompt is depends on no other
+        assert len(held) == 1 or held == more & {*keys}
     assert len(held_out.held_out(keys, count - 1, seed)) == count - 1
     with pytest.raises(UserError, match="none would be left"):
         held_out.held_out(keys, count, seed)
@@ -604,8 +606,8 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     meta = json.loads((tmp_path / "m.dpo.rrm.json.meta.json").read_text())
     assert meta["sources"] == {"pairs": "m.dpo.json"} and not meta["unverified"][1:]
     for line, told in {
-        "mix": "expected a command",
-        "mix p.dpo.json --config m.yaml": "expected a command",
+        "mix": "expected files, or --config FILE",
+        "mix p.dpo.json --config m.yaml": "one of both",
         "rrm p.dpo.json --held_out 2": "rrm does not use --held_out",
         "mix p.dpo.json --pairs all": "mix does not use --pairs",
         "rrm m.held_out.dpo.json --rewards m.dpo.json": "--rewards m.dpo.json holds Pair records",

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cream.errors import UserError
+from cream.evaluation.bootstrap import Draws, mean_of
 from cream.evaluation.grade import majority
 from cream.evaluation.rewards import best_of_n as bon
 from cream.evaluation.rewards import calibration, correlation, rewardbench, rewardbench2
 from cream.evaluation.rewards.accuracy import Results, choose_benchmark
-from cream.evaluation.rewards.bootstrap import Draws, mean_of
 from cream.evaluation.rewards.measure import How, compare, summarise
 from cream.evaluation.rewards.rows import Row
 

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections import Counter, defaultdict
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -27,9 +28,10 @@ from cream.model.checkpoint import save
 from cream.model.hardware import Budget
 from cream.model.load import load, load_chat, load_tokenizer
 from cream.model.reward_head import Heads, choose_pad, read_heads
-from cream.records import Conversation, Message, Pair, Rewards
+from cream.records import Conversation, Message, Pair, Prompt, Rewards
 from cream.text.chat import UNFINISHED, Chat
-from cream.training.heldout import LEAKED, HeldOut, HeldOutOptions, prompt_key, split, without_trained
+from cream.text.held_out import prompt_key
+from cream.training.heldout import LEAKED, HeldOut, HeldOutOptions, split, without_trained
 from cream.training.loop import GlobalBatches
 from cream.training.parallel import Replicas
 from cream.training.stages import bradley_terry, odin
@@ -260,12 +262,11 @@ def test_a_margin_is_scores_or_a_number(text):
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.floats(0.05, 0.95), st.integers(0, 5))
 def test_no_prompt_is_on_both_sides(prompts, share, seed):
-    """And which side it is on depends on the prompt alone."""
     records = [pairs(31)[i] for i in prompts]
-    trained, held = split(records, share, seed)
-    assert sorted(r.uuid for r in trained + held) == sorted(r.uuid for r in records)
-    assert {prompt_key(r) for r in trained}.isdisjoint(prompt_key(r) for r in held)
-    assert all(split([record], share, seed)[1] == [record] for record in held)
+    with suppress(UserError):  # too few prompts
+        trained, held = split(records, share, seed)
+        assert sorted(r.uuid for r in trained + held) == sorted(r.uuid for r in records)
+        assert {prompt_key(r) for r in trained}.isdisjoint(prompt_key(r) for r in held) and trained and held
 
 
 def test_about_a_share_is_held_out():
@@ -274,14 +275,15 @@ def test_about_a_share_is_held_out():
 
 
 def test_a_prompt_that_is_trained_on_is_not_held_out():
-    """Nor another wording of it in case and white space; a conversation's prompt is all but its last turn."""
+    """Nor another wording of it in case and white space, nor a conversation that continues it."""
     records, dropped = pairs(4), Counter()
     other = Pair(uuid="x", prompt=(p := [Message("user", "TOM has 20  books.\nHow many now?")]),
                  selected=[*p, Message("assistant", "1")], rejected=[*p, Message("assistant", "2")])  # fmt: skip
     assert without_trained([other, records[3]], records[:2], dropped) == [records[3]]
     assert dropped == {LEAKED: 1}
     talk = Conversation(messages=[*p, Message("assistant", "3")])
-    assert prompt_key(talk) == prompt_key(records[0])
+    longer = Prompt(messages=[*talk.messages, Message("user", "Sure?")])
+    assert prompt_key(longer) == prompt_key(talk) == prompt_key(records[0])
 
 
 @pytest.mark.parametrize("module, outputs", [(bradley_terry, 1), (odin, 2)])

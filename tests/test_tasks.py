@@ -129,36 +129,6 @@ def test_majority_counts_values_and_takes_the_first_of_equals(predictions):
     assert majority(predictions) == (best[0] if best else 0)
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["1", "1.0", "2", "3", "none"]), st.none() | st.sampled_from([0.0, 0.25, 0.5, 2.0])),
-        min_size=1,
-        max_size=9,
-    )
-)
-def test_weighted_majority_is_the_answer_of_the_largest_sum(votes):
-    """Each answer's weights are added up; equal weights are the vote; a null weight has none."""
-    predictions, weights = zip(*votes, strict=True)
-    values = [None if p == "none" else Decimal(p) for p in predictions]
-    sums = {
-        v: sum(w for u, w in zip(values, weights, strict=True) if u == v and w is not None)
-        for v, weight in zip(values, weights, strict=True)
-        if v is not None and weight is not None
-    }
-    best = [i for i, v in enumerate(values) if v in sums and sums[v] == max(sums.values())]
-    voting = [i for i in best if values[i] == values[majority(predictions, weights)]]
-    assert majority(predictions, weights) == (voting[0] if best else 0)
-    assert majority(predictions, [0.5] * len(votes)) == majority(predictions)
-
-
-def test_a_verifier_may_overrule_the_majority():
-    assert majority(["7", "8", "8.0", "9"], [0.9, 0.4, 0.3, 0.1]) == 0
-    assert majority(["7", "8", "8.0", "9"], [0.6, 0.4, 0.3, 0.1]) == 1
-    for weight in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="a weight is at least 0"):
-            majority(["7", "8"], [0.5, weight])
-
-
 def test_nobody_no_vote():
     with pytest.raises(ValueError, match="needs a prediction"):
         majority([])

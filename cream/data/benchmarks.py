@@ -175,7 +175,8 @@ def _sample(record: Record) -> Samples:
     if isinstance(record, Pair):
         ends = ["length" if cut else "stop" for cut in (record.selected_truncated, record.rejected_truncated)]
         texts = [record.selected[-1].content, record.rejected[-1].content]
-        fields = {"prompt": encode(record)["prompt"], "responses": texts, "finish_reason": ends, "gold": [1, 0]}
+        gold = [0, 0] if record.ordered is None else [1, 0] if record.ordered[0] == texts[0] else [0, 1]
+        fields = {"prompt": encode(record)["prompt"], "responses": texts, "finish_reason": ends, "gold": gold}
         extra = {key: value for key, value in record.extra.items() if key not in ("gold", "ranks")}
         record = decode(Samples, record.uuid, {**extra, **fields}, "pair")
     if not any(record.extra.get(key) is not None for key in ("gold", "ranks")):

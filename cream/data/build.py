@@ -13,12 +13,12 @@ import xxhash
 from msgspec import structs
 
 from cream.data import SOURCES, Parsed, Source, sources
-from cream.data.overlap import CONTAMINATED, grams, prompt_text, sift
 from cream.data.reading import Place, digest, find, rows
 from cream.errors import UserError
 from cream.files.provenance import read_meta
 from cream.files.store import SKIP
 from cream.records import Conversation, Item, Message, Prompt, Record, Samples
+from cream.text.overlap import CONTAMINATED, grams, prompt_text, sift
 
 log = logging.getLogger("cream")
 

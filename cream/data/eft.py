@@ -19,7 +19,6 @@ from cream.cli.console import command
 from cream.cli.flags import fields_of, flag
 from cream.data.build import shuffled
 from cream.data.judgements import OTHERWISE, agreeing, balanced, prompts_of, targets
-from cream.data.overlap import prompt_text, whole
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.files.fingerprints import fingerprint_text
@@ -27,6 +26,7 @@ from cream.files.provenance import Provenance, place_of
 from cream.records import Conversation, Record, Rewards, Samples, encode
 from cream.rewards import judge
 from cream.text.judge_prompts import JUDGE_PROMPTS
+from cream.text.overlap import prompt_text, whole
 
 log = logging.getLogger("cream")
 Number = float | None
@@ -61,12 +61,6 @@ class EftFlags:
         "there are as many; none: the most frequent score is thinned to the number of the next one",
         low=1,
     )
-    held_out: float | None = flag(
-        None,
-        "share of the prompts that are held out; none: a quarter (eft), as --config says (mix); mix: from 1 on their "
-        "number",
-        low=0,
-    )
     with_seed: bool = flag(
         False, "eft: put the conversations of --seed_data into the training file as well, as the paper trains on both"
     )
@@ -87,7 +81,7 @@ class Part:
         return Counter(floor(conversation.extra["score"]) for conversation in self.kept)
 
 
-def make(path: Path, flags: EftFlags, seed_data: Path | None, output: Path, seed: int, run) -> None:
+def make(path: Path, flags, seed_data: Path | None, output: Path, seed: int, run) -> None:
     """Write the training file `output`, and beside it the held-out part in the same form, and as ranked responses.
 
     path: what rewarding.py --reward judge wrote of responses that people ranked. Raises UserError where it is anything

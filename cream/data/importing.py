@@ -4,13 +4,13 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from cream.cli.flags import flag
-from cream.data.commands import Table, add_input, describe_dropped, is_needed, skips
+from cream.data.outputs import Output, add_input, describe_dropped, is_needed, skips
 from cream.data.preferences import HOW, Selection, parse_best
 from cream.data.ratings import Scale, parse_ranges
 from cream.data.steps import COLUMNS, FORMS, NEUTRAL, form_of
@@ -26,9 +26,38 @@ NEXT = {  # the stage that takes an imported file
     Prompt: "infer.py --mode sampling",
     Item: "infer.py --mode evaluation",
     Samples: "rewarding.py --reward judge",
-    Ratings: "train.py",
-    Steps: "train.py",
+    Ratings: "train_armo.py",
+    Steps: "train.py --train_stage prm",
 }
+
+
+@dataclass
+class Table(Output):
+    """Import"""
+
+    columns: str | None = flag(
+        None,
+        "what each column is, field=column,…; a+b joins two columns, a.b is a key (or number) inside one, #1 the first "
+        "column of a .csv file without a header; none: by their usual names",
+    )
+    best: str | None = flag(
+        None, "meaning of the column that --columns names as best, value=N,…: response 1 or 2 is better, 0 a tie"
+    )
+    thought_key: str | None = flag(
+        None, "key of messages with a response's thought, which is put into the response as <think>…</think>"
+    )
+    ignore_keys: str | None = flag(None, "keys of messages to drop, key,…; other unknown ones are refused")
+    sep: str | None = flag(
+        None, "character between the cells of a .csv file, or tab; none: a comma, in a .tsv file a tab"
+    )
+    subset: str | None = flag(None, "configuration of a data set on the hub, or in a folder with the hub's layout")
+    split: str = flag("train", "split of such a data set")
+    first_answer: int | None = flag(None, "number of the first option, if answers are numbers", choices=(0, 1))
+    grader: str | None = flag(
+        None,
+        "math: answers may be formulas, which evaluation compares by math-verify; none: letters and numbers only",
+        choices=("math",),
+    )
 
 
 @dataclass
@@ -98,7 +127,7 @@ def import_table(word: str, flags: Table, choice: Preferences, seed: int, folder
             describe_dropped(dropped)
         elif output.up_to_date:
             deque(records, maxlen=0)  # an older version may have written rows that are refused now
-    name = "--input_file" if isinstance(first, Samples) else "--name"
+    name = {Samples: "--input_file", Ratings: "--ratings"}.get(type(first), "--name")
     log.info("next: python prepare_data.py validate %s\nthen: python %s %s %s", target, NEXT[type(first)], name, target)
 
 
@@ -125,7 +154,8 @@ def _settings(flags: Table, choice: Preferences, seed: int, place, run) -> dict:
     settings = {"columns": flags.columns, "first_answer": flags.first_answer} | skips(run)
     more = {name: getattr(flags, name) for name in ("best", "thought_key", "ignore_keys", "sep", "grader")}
     settings |= {name: value for name, value in more.items() if value is not None}
-    settings |= {name: value for name, value in asdict(choice).items() if value != getattr(Preferences, name)}
+    names = [each.name for each in fields(Preferences)]
+    settings |= {name: value for name in names if (value := getattr(choice, name)) != getattr(Preferences, name)}
     drawn = choice.pairs == "best_random" or choice.max_pairs is not None
     settings |= {"seed": seed} if drawn else {}
     return settings | ({} if place.file else {"table": place.path, "subset": flags.subset, "split": flags.split})

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Sequence
 from math import floor
 
 from cream.data.build import shuffled
-from cream.data.overlap import whole
 from cream.records import Conversation, Message, Rewards, Samples
 from cream.rewards import judge
+from cream.text.overlap import whole
 from cream.text.thoughts import split_thought
 
 Number = float | None

@@ -15,12 +15,12 @@ import msgspec
 
 from cream.cli.flags import flag
 from cream.data.build import shuffled
-from cream.data.held_out import held_out, prompt_key
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.files.yaml_file import read_yaml
 from cream.pairs.validity import why_invalid_pair
 from cream.records import Conversation, Pair, Prompt, Ratings, Record, Samples, Steps, encode
+from cream.text.held_out import held_out, prompt_key
 
 log = logging.getLogger("cream")
 WORDS = {  # in the names of files, of the layouts that can be mixed

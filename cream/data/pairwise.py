@@ -48,24 +48,21 @@ def chosen_first(uuid: str, seed: int) -> bool:
 
 
 def examples(pair: Pair, flags: PairwiseFlags, seed: int) -> list[Conversation] | str:
-    """The SFT records of a pair, or the reason why it has none. Where `consistency` says that `rejected` is more likely
-    the better one, it is."""
-    better, worse = (final_text(messages[-1].content) for messages in (pair.selected, pair.rejected))
-    confidence = 1.0 if pair.consistency is None else pair.consistency
+    """The SFT records of a pair, or the reason why it has none."""
+    texts = pair.ordered or (pair.selected[-1].content, pair.rejected[-1].content)
+    better, worse = map(final_text, texts)
     if better is None or worse is None:
         return UNFINISHED
     if not better.strip() or not worse.strip():
         return EMPTY
     if better == worse:
         return ALIKE
-    if (why := pairwise.refusal(pair.prompt)) or confidence == 0.5 and not flags.with_same:
+    if (why := pairwise.refusal(pair.prompt)) or not pair.ordered and not flags.with_same:
         return why or EQUAL
-    if confidence < 0.5:
-        better, worse = worse, better
     first = chosen_first(pair.uuid, seed)
     found = []
     for number, in_a in enumerate([first] if flags.orders == "one" else [first, not first], 1):
-        label = pairwise.SAME if confidence == 0.5 else pairwise.A if in_a else pairwise.B
+        label = pairwise.SAME if not pair.ordered else pairwise.A if in_a else pairwise.B
         request = pairwise.ask(pair.prompt, *((better, worse) if in_a else (worse, better)))
         uuid = pair.uuid if flags.orders == "one" else f"{pair.uuid}#{number}"
         found.append(Conversation(uuid=uuid, messages=[*request, Message("assistant", label)], extra=pair.extra))

@@ -22,11 +22,11 @@ import msgspec
 import xxhash
 
 from cream.cli.flags import flag
-from cream.data.held_out import prompt_key
 from cream.data.mix import SAME, why_dropped
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.records import Message, Pair, Rewards, Samples, encode
+from cream.text.held_out import prompt_key
 
 log = logging.getLogger("cream")
 ROLES = ("w_i", "l_i", "w_j", "l_j", "w_k", "l_k")  # winner and loser of the three pairs

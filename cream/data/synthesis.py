@@ -15,7 +15,6 @@ import xxhash
 
 from cream.cli.flags import flag
 from cream.data.instructions import MOST, SHOWN, examples, instructions, query
-from cream.data.overlap import CONTAMINATED, grams, prompt_text, whole
 from cream.data.similar import Similar
 from cream.engines import Sampling
 from cream.errors import UserError
@@ -25,6 +24,7 @@ from cream.records import Message, Prompt, encode
 from cream.scoring import driver
 from cream.scoring.completions import Responder, Responses, engine_setup, show_first
 from cream.scoring.driver import Model
+from cream.text.overlap import CONTAMINATED, grams, prompt_text, whole
 from cream.text.plain import Plain
 from cream.text.thoughts import Tags, split_thought
 

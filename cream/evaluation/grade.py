@@ -7,8 +7,8 @@ A rule maps (question, label, response, strict) to (prediction in lower case, or
 for a label that it cannot grade.
 """
 
-import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -175,25 +175,17 @@ def _ungradable(question: str, label: Label, why: str) -> UserError:
     )
 
 
-def majority(predictions: Sequence[str], weights: Sequence[float | None] | None = None) -> int:
+def majority(predictions: Sequence[str]) -> int:
     """Index of the first prediction of those that most responses give; `predictions` as `grade` writes them.
 
     Numbers are compared as decimals: "18" and "18.00" are one vote. "none" never wins over an answer; a tie goes to the
-    prediction that came first. X. Wang et al., "Self-consistency", arXiv 2203.11171. `weights` of the votes, such as
-    the rewards of a PRM, make it argmax_a sum_i w_i 1[a_i = a] (weighted majority: Math-Shepherd, arXiv 2312.08935,
-    section 3.4); a response whose weight is None has no vote. Raises ValueError without a prediction, and for a weight
-    that is negative or not finite, which is no share of a vote.
+    prediction that came first. X. Wang et al., "Self-consistency", arXiv 2203.11171. Raises ValueError for none at all.
     """
     if not predictions:
         raise ValueError("a vote needs a prediction")
     keys = [ballot(prediction) for prediction in predictions]
-    sums: dict[str | Decimal, list[float]] = {}  # in the order in which they came, as max takes them
-    for key, weight in zip(keys, [1.0] * len(keys) if weights is None else weights, strict=True):
-        if weight is not None and not 0 <= weight < math.inf:
-            raise ValueError(f"a vote of weight {weight}: a weight is at least 0 and finite")
-        if key != "none" and weight is not None:
-            sums.setdefault(key, []).append(weight)
-    return keys.index(max(sums, key=lambda key: math.fsum(sums[key]))) if sums else 0
+    votes = Counter(key for key in keys if key != "none")  # in the order in which they came, as max takes them
+    return keys.index(max(votes, key=votes.get)) if votes else 0
 
 
 def ballot(prediction: str) -> str | Decimal:

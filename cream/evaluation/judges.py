@@ -14,13 +14,12 @@ from itertools import combinations
 import numpy as np
 
 from cream.errors import UserError
+from cream.evaluation.bootstrap import ratio_interval
 from cream.evaluation.grade import Rules
 from cream.evaluation.tasks import grade_record
 from cream.ranking import kendall, padded, spearman
 from cream.records import Item, Record, Rewards
 
-RESAMPLES = 2000
-AT_ONCE = 1 << 19  # prompts drawn at once
 BINS = 10  # of a histogram of rewards that are not whole numbers
 Number = float | None
 
@@ -93,28 +92,6 @@ def _grade(item: Item, text: str) -> Number:
 
 
 # Measures -------------------------------------------------------------------------------------------------------------
-
-
-def ratio_interval(parts: Sequence[float], wholes: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """(sum of parts / sum of wholes, low, high): a share with its 95 % percentile bootstrap interval; draws are of
-    prompts, each with its part and its whole. NaN where all wholes are 0."""
-    parts, wholes = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
-    parts, wholes = parts[wholes > 0], wholes[wholes > 0]
-    if not len(wholes):
-        return np.nan, np.nan, np.nan
-    rng, n, drawn = np.random.default_rng(seed), len(wholes), []
-    for count in _chunks(n):
-        some = rng.integers(n, size=(count, n))
-        drawn.append(parts[some].sum(axis=1) / wholes[some].sum(axis=1))
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-    return float(parts.sum() / wholes.sum()), float(low), float(high)
-
-
-def _chunks(n: int) -> list[int]:
-    """RESAMPLES in parts whose draws of n prompts fit into some megabytes."""
-    most = max(1, AT_ONCE // n)
-    whole, rest = divmod(RESAMPLES, most)
-    return [most] * whole + [rest] * (rest > 0)
 
 
 def alpha(scores: Sequence[Sequence[Number]]) -> float | None:

@@ -134,12 +134,14 @@ class GateTraining:
     weight_decay: float = 0.0
 
 
-def train_gate(gate: Gate, prompts: torch.Tensor, rewards: torch.Tensor, how: GateTraining, seed: int) -> dict:
-    """Train on the features of prompts (N, D) and the debiased rewards (N, 2, K) of their chosen and rejected response;
-    a fifth, drawn by the seed, is held out. Returns the loss and the accuracy on both parts."""
+def train_gate(
+    gate: Gate, prompts: torch.Tensor, rewards: torch.Tensor, held_out: torch.Tensor, how: GateTraining, seed: int
+) -> dict:
+    """Train on the features of prompts (N, D) and the debiased rewards (N, 2, K) of their chosen and rejected response,
+    but those that are `held_out`, (N,) bool: whole prompts, which are all that the gate sees. Returns the loss and the
+    accuracy on both parts."""
     generator = torch.Generator().manual_seed(seed)
-    order, count = torch.randperm(len(prompts), generator=generator), max(1, len(prompts) // 5)
-    held, fitted = order[:count], order[count:]
+    held, fitted = held_out.nonzero()[:, 0], (~held_out).nonzero()[:, 0]
     optimizer = torch.optim.AdamW(gate.parameters(), lr=how.lr, weight_decay=how.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, how.steps)
 

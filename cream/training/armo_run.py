@@ -21,16 +21,17 @@ import xxhash
 from cream.cli import console
 from cream.errors import UserError
 from cream.files import store
-from cream.files.provenance import KIND, REWARD_MODEL, Provenance, origin, read_kind
+from cream.files.provenance import REWARD_MODEL, Provenance, origin, read_kind
 from cream.model import hardware
 from cream.model.armo import Armo, Facts, Features, GateShape, find_lead, save_armo, shape_of
 from cream.model.backbone import run
 from cream.model.checkpoint import length_limit
 from cream.model.load import load, load_chat
 from cream.model.precision import choose_precision
-from cream.records import Message, Pair, Ratings
+from cream.records import Message, Pair, Prompt, Ratings
 from cream.scoring.heads import encode
 from cream.scoring.logprobs import Group, join_groups
+from cream.text.held_out import held_out, prompt_key
 from cream.training.armo import GateTraining, fit_attributes, penalties, train_gate, transformation
 
 log = logging.getLogger("cream")
@@ -64,15 +65,18 @@ class Job:
 
 
 def is_up_to_date(output: Path, header: dict, overwrite: bool) -> bool:
-    """Whether the folder has the ArmoRM of this header. Raises UserError where it has something else."""
-    if not output.exists() or overwrite and (output / KIND).exists():
+    """Whether the folder has the ArmoRM of this header. Raises UserError where it has something else; with `overwrite`
+    another ArmoRM is replaced, and nothing but an ArmoRM."""
+    if not output.exists():
         return False
     about = read_kind(output) if output.is_dir() else {}
+    if overwrite and about.get("stage") == "armo":
+        return False
     if about.get("stage") == "armo" and all(about[name] == header[name] for name in header):
         return True
     raise UserError(
         f"{output}: holds something else, or an ArmoRM of other settings or inputs; give another --output_dir, or "
-        "--overwrite"
+        "--overwrite to replace an ArmoRM"
     )
 
 
@@ -100,16 +104,19 @@ def make(job: Job) -> dict:
             "the one that stands for length, or none"
         )
     reader = _Reader(job)
-    x, kept = reader.read("ratings", [(each.messages[:-1], [each.messages[-1].content]) for each in ratings])
+    rated = [(each.messages[:-1], [each.messages[-1].content]) for each in ratings]
+    x, kept = reader.read("ratings", rated, places=slice(1, 2))
     y = np.array([[_number(ratings[i].ratings.get(name)) for name in names] for i in kept]).reshape(-1, len(names))
     attributes_of(job.files["ratings"], [ratings[i] for i in kept])
-    fits = fit_attributes(x[:, 1], y, job.seed)
+    fits = fit_attributes(x[:, 0], y, job.seed)
     for name, fit in zip(names, fits, strict=True):
         log.info("%s: alpha %g, mean squared error %.4f on %d of %d ratings held out", name, fit.alpha, fit.error,
                  fit.held_out, fit.held_out + fit.fitted)  # fmt: skip
     weight = np.stack([fit.weight for fit in fits])
 
-    pairs, _ = reader.read("pairs", _sides(job, "pairs"))
+    sides = _sides(job, "pairs")
+    pairs, kept = reader.read("pairs", sides)
+    prompts = [prompt_key(Prompt(messages=sides[i][0])) for i in kept]
     if len(pairs) < 2:
         raise UserError(
             f"{job.files['pairs']}: fewer than two pairs are left to train the gate on ({dict(job.dropped)})"
@@ -127,7 +134,12 @@ def make(job: Job) -> dict:
     armo = Armo(facts)
     armo.weight.copy_(torch.from_numpy(weight))
     armo.transform.copy_(torch.from_numpy(matrix))
-    found = train_gate(armo.gate, torch.from_numpy(pairs[:, 0]), debiased(armo, pairs), job.gate, job.seed)
+    try:
+        held = held_out(prompts, 0.2, job.seed)
+    except UserError as error:
+        raise UserError(f"{job.files['pairs']}: {error}") from None
+    out = torch.tensor([prompt in held for prompt in prompts])
+    found = train_gate(armo.gate, torch.from_numpy(pairs[:, 0]), debiased(armo, pairs), out, job.gate, job.seed)
     log.info("gate: accuracy %.3f on %d pairs, %.3f on %d held out", *(
         found[part][name] for part in ("fitted", "held_out") for name in ("accuracy", "pairs")
     ))  # fmt: skip
@@ -151,7 +163,9 @@ def _save(job: Job, armo: Armo, fits: Sequence, gate: dict, reader: "_Reader") -
     job.provenance.check_unchanged()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     save_armo(armo, job.backbone, job.output, about)
-    shutil.rmtree(reader.folder, ignore_errors=True)
+    for folder in job.output.parent.iterdir():
+        if folder.name.startswith(reader.prefix):
+            shutil.rmtree(folder, ignore_errors=True)
     return about
 
 
@@ -163,13 +177,10 @@ def _sides(job: Job, name: str) -> list[tuple[list[Message], list[str]]]:
     """The prompt of each pair with its better and its worse response."""
     found = []
     for pair in store.read(job.files[name], Pair, skip=job.skip):
-        texts = [pair.selected[-1].content, pair.rejected[-1].content]
-        if pair.consistency == 0.5:
+        if pair.ordered is None:
             job.dropped[EQUAL] += 1
         else:
-            found.append(
-                (pair.prompt, texts[::-1] if pair.consistency is not None and pair.consistency < 0.5 else texts)
-            )
+            found.append((pair.prompt, [*pair.ordered]))
     return found
 
 
@@ -181,28 +192,34 @@ class _Reader:
         self.precision = choose_precision(job.bf16, job.device, training=False)
         self.chat, self.limit = load_chat(job.backbone, **job.text), length_limit(job.max_length, job.backbone)
         self.lead = find_lead(self.chat)
-        what = {"inputs": job.header["inputs"], "dtype": self.precision.name, "limit": self.limit, "lead": self.lead}
+        what = {"inputs": job.header["inputs"], "variables": job.text.get("variables"), "lead": self.lead}
+        what |= {"dtype": self.precision.name, "device": job.device.type, "limit": self.limit}
         digest = xxhash.xxh3_64_hexdigest(msgspec.json.encode(what, order="deterministic"))[:8]
-        self.folder = job.output.with_name(f".{job.output.name}.features-{digest}")
+        self.prefix = f".{job.output.name}.features-"
+        self.folder = job.output.with_name(self.prefix + digest)
 
-    def read(self, name: str, groups: Sequence[tuple[list[Message], list[str]]]) -> tuple[np.ndarray, list[int]]:
-        """(N, 1 + n, D) float32, of each of the N kept groups the features of its prompt and of its n responses; and
-        which groups they are of: one with a response that is too long is dropped."""
-        pieces = []
+    def read(
+        self, name: str, groups: Sequence[tuple[list[Message], list[str]]], places: slice = slice(None)
+    ) -> tuple[np.ndarray, list[int]]:
+        """(N, 1 + n, D) float32, of each of the N kept groups the features of its prompt and of its n responses, or of
+        those `places` alone; and which groups they are of: one with a response that is too long is dropped."""
+        found = np.zeros((0, 2, 1), np.float32)
         with console.bar(len(groups), f"features, {name}", "conversations") as bar:
             for number, start in enumerate(range(0, len(groups), PIECE)):
                 some, path = groups[start : start + PIECE], self.folder / f"{name}-{number:06d}.npy"
                 if not path.exists():
                     _write(path, self._compute(some))
-                pieces.append(np.load(path))
+                piece = np.load(path)[:, places]
+                if not number:
+                    found = np.empty((len(groups), *piece.shape[1:]), np.float32)
+                found[start : start + len(piece)] = piece
                 for _ in some:
                     bar.update()
-        found = np.concatenate(pieces) if pieces else np.zeros((0, 2, 1), np.float32)
         whole = ~np.isnan(found).any(axis=(1, 2))
         if lost := int((~whole).sum()):
             self.job.dropped[f"{name}: longer than {self.limit} tokens, or not a finite number"] += lost
             log.info("%s: %d of %d dropped: longer than %d tokens, or not finite", name, lost, len(whole), self.limit)
-        return found[whole], np.flatnonzero(whole).tolist()
+        return found[whole] if lost else found, np.flatnonzero(whole).tolist()
 
     def _compute(self, groups: Sequence[tuple[list[Message], list[str]]]) -> np.ndarray:
         """(N, 1 + n, D), NaN where a response has no features."""

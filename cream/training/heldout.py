@@ -1,7 +1,7 @@
 """Held-out examples: what a stage's loss and metrics are on records that no step trains on, while training.
 
 They come from a file of their own, or are a share of the data's prompts. A prompt is never on both sides: neither its
-records nor another wording of it in case or white space.
+records nor another wording of it in case, punctuation or white space, nor a conversation that continues it.
 """
 
 import logging
@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import xxhash
-
 from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.evaluation.statistics import wilson_interval
 from cream.records import Record
+from cream.text.held_out import held_out, prompt_key
 
 log = logging.getLogger("cream")
 PREFIX = "eval_"  # of a metric's name
@@ -55,20 +54,12 @@ class HeldOutOptions:
         return {"eval_share": self.eval_share} if self.eval_share else {}
 
 
-def prompt_key(record: Record) -> str:
-    """The same for records whose prompts differ in case and white space at most."""
-    messages = record.messages[:-1] if hasattr(record, "messages") else record.prompt
-    return "\n".join(f"{message.role} {' '.join(message.content.lower().split())}" for message in messages)
-
-
 def split(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """(trained on, held out): the records of a `share` of the prompts, chosen by a hash of prompt and seed, so that the
-    choice does not depend on the other records."""
-    limit = int(share * 2**64)
-    held = [xxhash.xxh3_64_intdigest(prompt_key(record).encode(), seed) < limit for record in records]
-    return [r for r, out in zip(records, held, strict=True) if not out], [
-        r for r, out in zip(records, held, strict=True) if out
-    ]
+    """(trained on, held out): the records of about a `share` of the prompts. Raises UserError unless some are left."""
+    keys = [prompt_key(record) for record in records]
+    out = held_out(keys, share, seed)
+    both = [*zip(records, keys, strict=True)]
+    return [record for record, key in both if key not in out], [record for record, key in both if key in out]
 
 
 def without_trained(held: Iterable[Record], trained: Iterable[Record], dropped: Counter[str]) -> list[Record]:

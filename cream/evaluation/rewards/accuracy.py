@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cream.errors import UserError, nearest
+from cream.evaluation.bootstrap import Draws, Estimate, Measure, ratio
 from cream.evaluation.rewards import rewardbench as v1
 from cream.evaluation.rewards import rewardbench2 as v2
-from cream.evaluation.rewards.bootstrap import Draws, Estimate, Measure, ratio
 from cream.evaluation.rewards.rows import Row
 from cream.evaluation.statistics import wilson_interval
 from cream.ranking import Array

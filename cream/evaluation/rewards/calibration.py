@@ -6,7 +6,7 @@ The label is always "chosen", so confidence max(p, 1 - p) is what is calibrated,
 
 import numpy as np
 
-from cream.evaluation.rewards.bootstrap import Measure, mean_of, ratio
+from cream.evaluation.bootstrap import Measure, mean_of, ratio
 from cream.ranking import Array
 
 BINS = 10  # of confidence, in [0.5, 1]

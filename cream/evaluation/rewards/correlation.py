@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cream.evaluation.rewards.bootstrap import Measure
+from cream.evaluation.bootstrap import Measure
 from cream.evaluation.rewards.calibration import groups
 from cream.ranking import Array
 

@@ -9,10 +9,10 @@ import numpy as np
 import xxhash
 
 from cream.errors import UserError
+from cream.evaluation.bootstrap import Draws, Measure, mean_of, ratio
 from cream.evaluation.rewards import best_of_n as bon
 from cream.evaluation.rewards import calibration, correlation
 from cream.evaluation.rewards.accuracy import ALL, TITLES, V2, Results
-from cream.evaluation.rewards.bootstrap import Draws, Measure, mean_of, ratio
 from cream.evaluation.rewards.rows import Row
 from cream.evaluation.statistics import mcnemar
 from cream.ranking import Array, padded, spearman

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cream.evaluation.rewards.bootstrap import ratio
+from cream.evaluation.bootstrap import ratio
 from cream.ranking import Array
 
 DOMAINS = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, "Ties": 102}  # rows

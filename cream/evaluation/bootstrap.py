@@ -68,6 +68,15 @@ def ratio(parts: Array, wholes: Array) -> Array:
         return np.where(np.asarray(wholes) > 0, parts / wholes, np.nan)
 
 
+def ratio_interval(parts: Sequence[float], wholes: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """(sum of parts / sum of wholes, low, high): a share with its 95 % interval, of prompts that each have a part and a
+    whole. NaN where all wholes are 0."""
+    parts, wholes = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
+    parts, wholes = parts[wholes > 0], wholes[wholes > 0]
+    found = Draws(range(len(wholes)), seed=seed).estimate(lambda w: ratio(w @ parts, w @ wholes))
+    return (np.nan,) * 3 if found.value is None else found[:3]
+
+
 def mean_of(values: Array) -> Measure:
     """The weighted mean of (n,) values that are not NaN."""
     known = ~np.isnan(values)

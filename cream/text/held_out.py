@@ -8,9 +8,9 @@ from collections.abc import Collection
 
 import xxhash
 
-from cream.data.overlap import whole
 from cream.errors import UserError
 from cream.records import Conversation, Message, Prompt, Ratings, Record
+from cream.text.overlap import whole
 
 
 def prompt_key(record: Record) -> int:
@@ -22,11 +22,16 @@ def prompt_key(record: Record) -> int:
 
 
 def held_out(keys: Collection[int], amount: float, seed: int) -> set[int]:
-    """The prompts that are held out, of all `keys`: `amount` of them, if it is below 1 that share of them (at least
-    one); drawn by the seed, so that a prompt's place depends on no other. Raises UserError unless a prompt is left."""
-    prompts = {*keys}
-    count = int(amount) if amount >= 1 else max(1, round(amount * len(prompts))) if amount else 0
-    if count >= len(prompts) and count:
-        raise UserError(f"--held_out {amount:g}: there are {len(prompts)} prompts, and none would be left to train on")
-    ordered = sorted(prompts, key=lambda key: (xxhash.xxh3_64_intdigest(key.to_bytes(8, "big"), seed), key))
+    """The prompts that are held out, of all `keys`: `amount` of them, drawn by the seed; if it is below 1 about that
+    share, at least one, where a prompt's place depends on no other: it is the same in every file. Raises UserError
+    unless a prompt is left."""
+    places = {key: (xxhash.xxh3_64_intdigest(key.to_bytes(8, "big"), seed), key) for key in {*keys}}
+    ordered = sorted(places, key=places.__getitem__)
+    if amount < 1:
+        limit = int(amount * 2**64)
+        count = max(sum(place < limit for place, _ in places.values()), 1 if amount else 0)
+    else:
+        count = int(amount)
+    if count >= len(ordered) and count:
+        raise UserError(f"{amount:g} to be held out of {len(ordered)} prompts: none would be left to train on")
     return {*ordered[:count]}
