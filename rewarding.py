@@ -1,6 +1,6 @@
 """Reward sampled responses: by a model's own likelihoods (--reward dpo, likelihood), by the verdicts of a judge, the
-policy itself or another model (judge), by a reward model (bradley_terry, odin, pairwise, prm, orm), or by gold labels
-(labels).
+policy itself or another model (judge), by a reward model (bradley_terry, odin, pairwise, armo, prm, orm), or by gold
+labels (labels).
 
 CREAM ranks the responses twice, by the current model M_t and by the previous one. Round 1: DPO reward of M1 against M0,
 then likelihood of M0. Later rounds: DPO reward of M_t against M0, then of M_{t-1} against M0. Departures from the
@@ -44,8 +44,8 @@ class Rewarding:
         "dpo: the policy's log-probability minus the reference's; likelihood: the policy's alone; judge: the "
         "verdict of the policy or of --judge_model on each response; labels: 1 if the extracted answer is the gold "
         "label, else 0 (no model); by --reward_model: bradley_terry, its output; odin, its quality output; pairwise, "
-        "how often it prefers the response to others; prm, orm, the probability that the response's steps, or the "
-        "whole, are right; none: dpo, or as --enable_ref_model says",
+        "how often it prefers the response to others; armo, its attributes' mixture; prm, orm, the probability that "
+        "the response's steps, or the whole, are right; none: dpo, or as --enable_ref_model says",
         choices=tuple(REWARDS),
     )
     enable_ref_model: bool | None = flag(
