@@ -93,8 +93,7 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
     path, limit = Path(r.input_file), r.limit_size or (17 if config.run.debug else None)
     store.refuse_other_kind("--input_file", path, Samples, "which infer.py --mode sampling writes")
     run = passes.Run(REWARDS[reward], options, path, partial(store.read, path.absolute(), Samples, limit, skip=skip))
-    checkpoints = {p.role: getattr(model if p.model == "checkpoint" else options, p.model) for p in run.passes}
-    folders = {p.role: model.folder(checkpoints[p.role], f"--{p.model}", p.external) for p in run.passes}
+    checkpoints, folders = find_models(config)
     prompts, responses, size = preflight.size_of_rewards(run.read())  # all are checked before anything is spent
     if not prompts:
         raise store.nothing_left(path, Samples, "sample is left to reward", limit)
@@ -136,6 +135,18 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
             return
     log.info("rewards: %s", target)
     return run, target, reward, folders
+
+
+def find_models(config: RewardConfig) -> tuple[dict[str, str | None], dict[str, Path]]:
+    """The checkpoint of each role's model, as it is named, and its folder. Raises UserError as `check` does, and where
+    there is no such model."""
+    reward, options = check(config)
+    checkpoints, folders = {}, {}
+    for each in REWARDS[reward].passes(options):
+        group = config.model if each.model == "checkpoint" else options
+        checkpoints[each.role] = getattr(group, each.model)
+        folders[each.role] = config.model.folder(checkpoints[each.role], f"--{each.model}", each.external)
+    return checkpoints, folders
 
 
 def check(config: RewardConfig, about: dict | None = None) -> tuple[str, object]:

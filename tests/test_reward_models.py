@@ -413,7 +413,7 @@ def test_wrong_reward_models_are_refused(world):
         "bradley_terry --reward_model tiny": "expected a reward model, found a policy",
         "bradley_terry --reward_model outputs/two": "has 2 outputs, and --reward bradley_terry takes 1",
         "odin --reward_model rm": "its head has 1 output, and --reward odin takes 2",
-        "dpo --reward_model rm": "--reward_model belongs to --reward bradley_terry or odin",
+        "dpo --reward_model rm": "--reward_model belongs to --reward bradley_terry, odin, pairwise",
     }
     for flags, message in refused.items():
         assert message in world.refused(f"{REWARD} --reward {flags} --output outputs/x.json"), flags

@@ -89,8 +89,8 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     rows, refused, facts, held_out = _examples(job, chat, dropped)
     examples = [example for _, example in rows]
     if config.output.show_example:
-        first = chat.show(stage.group(examples[0])[0])
-        log.info("first example, its trained tokens marked (the loss mask):\n%s", first)
+        what = "its trained tokens marked (the loss mask)" if stage.model == "logprobs" else "its response marked"
+        log.info("first example, %s:\n%s", what, chat.show(stage.group(examples[0])[0]))
     model = MODELS[stage.model](_trained(job, chat, precision.dtype, accelerator.device))
     if o.compile:  # not before its layout is chosen: what the probe runs would be compiled, too
         model.plain.base_model.compile(dynamic=True)
