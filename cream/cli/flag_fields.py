@@ -99,7 +99,7 @@ def chosen(options, name: str, flag_name: str, *shared):
 
 
 def one_among(names: Sequence[str]) -> str:
-    """"a, b or c"."""
+    """ "a, b or c"."""
     return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 

@@ -28,6 +28,7 @@ from cream.model.logprobs import LogProbs
 from cream.model.lora import add_lora, check_lora, merged
 from cream.model.precision import Precision, choose_precision
 from cream.model.reward_head import Heads, choose_pad
+from cream.rewards.pairwise import check_labels
 from cream.scoring.cache import Source
 from cream.text.options import AS_SAMPLED
 from cream.text.refusals import find_refusals
@@ -200,6 +201,8 @@ def _examples(
     the rows; and the held-out examples, if there are any."""
     skip = job.config.run.skip
     kind = store.detect(job.data, skip=skip)
+    if form := (read_meta(job.data) or {}).get("pairwise"):
+        check_labels(chat, form["labels"], str(job.start))  # which could not be asked for them later
     records = list(store.read(job.data, kind, job.limit_size, skip=skip))
     refused = find_refusals(job.data, records, chat, skip)
     records = [record for record in records if record.uuid not in refused]
