@@ -430,12 +430,14 @@ def test_held_out_records_of_a_file(world):
     error = world.refused(f"{TRAIN} --eval_name localdata/tiny/sft.json --output_dir outputs/other")
     assert "holds Conversation records, on which bradley_terry does not train" in error
     assert "neither a file" in world.refused(f"{TRAIN} --eval_name nothing --output_dir outputs/other")
+    few = TRAIN.replace("bradley_terry", "odin").replace("--train_bsz 8", "--train_bsz 4")
+    assert "needs at least 8 pairs a step, and here are 4" in world.refused(f"{few} --output_dir outputs/other")
 
 
 # Real data ------------------------------------------------------------------------------------------------------------
 
 SOURCES = ("rm_anthropic_helpful", "rm_shp", "rm_summarize", "ultra_binary")  # HH-RLHF is written as it is published
-SIGNED = "--name localdata/mix.steps.json --limit_size 8 --epoch 4 --lr 1e-2"  # a model that does not sign yet is refused
+SIGNED = "--name localdata/mix.steps.json --limit_size 8 --epoch 4 --lr 1e-2"  # else it does not sign, and is refused
 HELD_OUT, MEASURED = "localdata/mix.held_out.dpo.json", "outputs/reward_eval/mix.held_out"
 
 
@@ -480,9 +482,12 @@ def test_public_preferences_to_a_measured_reward(real, model):
     """One optimiser step of each kind of reward model on real text, by the commands that each stage prints; measured,
     it is as good as it was while training."""
     train = f"train.py --device cpu --model {real.models[model]} --max_length 1000 --train_bsz 32 --train_stage"
-    data = {name: f"--name localdata/mix.dpo.json --eval_name {HELD_OUT}" for name in ("bradley_terry", "odin")}
-    data |= {"sft": "--name localdata/pairwise.sft.json"} if model else {"prm": SIGNED}
+    data = dict.fromkeys(("bradley_terry", "odin"), f"--name localdata/mix.dpo.json --eval_name {HELD_OUT}")
+    compared = "--name localdata/pairwise.sft.json"
+    data |= {"sft": compared} if model else {"prm": SIGNED}
     with real.stages.together():
+        if not model:
+            assert "the label 'A' is not one token" in real.refused(f"{train} sft {compared} --output_dir outputs/no")
         for stage, names in data.items():
             run = f"outputs/{stage}{model}"
             reward, measure = real.run(f"{train} {stage} {names} --output_dir {run}").commands()
