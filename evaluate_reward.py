@@ -105,13 +105,17 @@ def main(argv=None):
         folder = Path(m.output_dir or path.parent)
     else:
         folder = Path(m.output_dir or run.outputs() / "reward_eval" / data.name)
-        samples = data.write(folder / "samples.jsonl", run)
+        what = rewarding.Rewarding(input_file=str(folder / "samples.jsonl"), reward=m.reward)
+        parts = (config.device, config.cluster, config.model, what, config.options, config.thoughts, run)
+        rewards = rewarding.RewardConfig(*parts)
+        rewarding.find_models(rewards)  # raises UserError before the samples are written
+        data.write(folder / "samples.jsonl", run)
         if run.dry_run:
             log.info("dry run: would reward %d prompts; nothing was written", len(data.samples))
             return
-        what = rewarding.Rewarding(input_file=str(samples), reward=m.reward)
-        parts = (config.device, config.cluster, config.model, what, config.options, config.thoughts, run)
-        path = rewarding.make_rewards(rewarding.RewardConfig(*parts))[1]
+        path = rewarding.make_rewards(rewards)[1]
+        if path is None:
+            raise UserError(f"{data.name}: no response has a reward, so that there is nothing to measure")
     stage.measure(path, folder, data, benchmark, m, run, deciding(m))
 
 

@@ -1,5 +1,5 @@
 """Reward sampled responses: by a model's own likelihoods (--reward dpo, likelihood), by the verdicts of a judge, the
-policy itself or another model (judge), by a reward model (bradley_terry, odin, pairwise, prm, orm, armo), or by gold
+policy itself or another model (judge), by a reward model (bradley_terry, odin, pairwise, armo, prm, orm), or by gold
 labels (labels).
 
 CREAM ranks the responses twice, by the current model M_t and by the previous one. Round 1: DPO reward of M1 against M0,
@@ -44,8 +44,8 @@ class Rewarding:
         "dpo: the policy's log-probability minus the reference's; likelihood: the policy's alone; judge: the "
         "verdict of the policy or of --judge_model on each response; labels: 1 if the extracted answer is the gold "
         "label, else 0 (no model); by --reward_model: bradley_terry, its output; odin, its quality output; pairwise, "
-        "how often it prefers the response to others; prm, orm, the probability that the response's steps, or the "
-        "whole, are right; armo, attributes weighed by the prompt; none: dpo, or as --enable_ref_model says",
+        "how often it prefers the response to others; armo, its attributes' mixture; prm, orm, the probability that "
+        "the response's steps, or the whole, are right; none: dpo, or as --enable_ref_model says",
         choices=tuple(REWARDS),
     )
     enable_ref_model: bool | None = flag(
@@ -82,19 +82,19 @@ class RewardConfig:
 def main(argv=None):
     config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
     run, target, reward, folders = make_rewards(config)
-    if not config.run.dry_run:
+    if target:
         stage.next_commands(run, target, reward, config.model, folders, partial(for_next_stage, config))
 
 
-def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str, Path]]:
-    """Write the rewards, unless they are up to date or this is a dry run; returns the run, the output, the reward's
-    name, and the folder of the model of each role."""
+def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path | None, str, dict[str, Path]]:
+    """Write the rewards, unless they are up to date or this is a dry run; returns the run, the output (None where it is
+    of no use: no response has a reward, or nothing was written), the reward's name, and the folder of each role's
+    model."""
     r, model, skip, (reward, options) = config.rewarding, config.model, config.run.skip, check(config)
     path, limit = Path(r.input_file), r.limit_size or (17 if config.run.debug else None)
     store.refuse_other_kind("--input_file", path, Samples, "which infer.py --mode sampling writes")
     run = passes.Run(REWARDS[reward], options, path, partial(store.read, path.absolute(), Samples, limit, skip=skip))
-    checkpoints = {p.role: getattr(model if p.model == "checkpoint" else options, p.model) for p in run.passes}
-    folders = {p.role: model.folder(checkpoints[p.role], f"--{p.model}", p.external) for p in run.passes}
+    checkpoints, folders = find_models(config)
     prompts, responses, size = preflight.size_of_rewards(run.read())  # all are checked before anything is spent
     if not prompts:
         raise store.nothing_left(path, Samples, "sample is left to reward", limit)
@@ -110,7 +110,7 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
         if run.passes:
             config.cluster.flags(config.device)  # raises UserError where a device is not there
         log.info("dry run: would write %s; nothing was written", target)
-        return run, target, reward, folders
+        return run, None, reward, folders
     if output.up_to_date:
         stage.check_text(target, folders, model.text() | config.thoughts.text())
         log.info("%s is up to date (same settings and inputs); skipping", target)
@@ -133,9 +133,21 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
             output.finish(passes.rewards(run, output), **stage.facts(run, output, reward, model, scored))
         if not stage.report(output, responses):
             log.info("rewards: %s, of which no pairs can be made", target)
-            return
+            return run, None, reward, folders
     log.info("rewards: %s", target)
     return run, target, reward, folders
+
+
+def find_models(config: RewardConfig) -> tuple[dict[str, str | None], dict[str, Path]]:
+    """The checkpoint of each role's model, as it is named, and its folder. Raises UserError as `check` does, and where
+    there is no such model."""
+    reward, options = check(config)
+    checkpoints, folders = {}, {}
+    for each in REWARDS[reward].passes(options):
+        group = config.model if each.model == "checkpoint" else options
+        checkpoints[each.role] = getattr(group, each.model)
+        folders[each.role] = config.model.folder(checkpoints[each.role], f"--{each.model}", each.external)
+    return checkpoints, folders
 
 
 def check(config: RewardConfig, about: dict | None = None) -> tuple[str, object]:

@@ -63,6 +63,7 @@ def main(argv=None):
     start, provenance = config.model.folder(config.model.checkpoint), config.run.provenance()
     held_out = _add_inputs(config, stage, data, start, provenance)
     batch_size = o.global_batch(given_world() or len(devices))
+    options.check_batch(name, stage, batch_size)
     header = {"settings": options.settings(config, name, stage, batch_size), "inputs": provenance.inputs}
     parts = Path(dataset).name.partition(".")[0], f"ckpt_{names.label(config.model.checkpoint)}", stage.label
     default = folder.default_name(header, config.output.run_name, *parts)

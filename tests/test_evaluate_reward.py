@@ -213,3 +213,6 @@ def test_what_it_refuses(looped):
     (looped.folder / "nan.jsonl").write_text(text.replace(f'"reward":[{number}', '"reward":[NaN', 1))
     assert "nan.jsonl, line 1" in looped.refused(f"evaluate_reward.py --rewards nan.jsonl --gold {LABELS}")
     assert "--data is missing" in looped.refused("evaluate_reward.py")
+    run = f"evaluate_reward.py --data {LOOP}/pairs.json --reward_model"
+    assert "without --reward it is dpo, and --reward_model belongs to" in looped.refused(f"{run} nothing")
+    assert "neither a folder" in looped.refused(f"{run} nothing --reward odin")

@@ -61,6 +61,7 @@ def test_a_finished_output_is_up_to_date_and_has_its_sidecar(tmp_path):
     assert begin(path).up_to_date
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zeros", [b"", bytes(7), bytes(3) + b"\n"])
 def test_an_interrupted_run_resumes_wherever_it_was_killed(tmp_path, zeros):
     """The journal cut at every byte, then zeros as a power cut may leave them: what was whole before is kept, and the

@@ -232,6 +232,9 @@ def test_scores_of_rlhflows_own_layout_are_kept():
     row = {"chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")], "chosen_score": 4.5}
     (made,) = read_all([row | {"rejected_score": 1.0}])
     assert responses(made) == ("a", "b") and made.extra == {"chosen_score": 4.5, "rejected_score": 1.0}
+    named = {"prompt": "q", "chosen": "a", "rejected": "b", "chosen-rating": 8.5, "score_rejected": "2"}
+    (made,) = read_all([named], "chosen_score=chosen-rating,rejected_score=score_rejected")
+    assert made.extra == {"chosen_score": 8.5, "rejected_score": 2.0}
 
 
 # Ratings and steps ----------------------------------------------------------------------------------------------------

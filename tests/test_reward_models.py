@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
-from transformers import AutoModelForSequenceClassification, pipeline
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, pipeline
 from workspace import LOOP, M1, ON
 
 from cream import losses
@@ -415,7 +415,7 @@ def test_wrong_reward_models_are_refused(world):
         "bradley_terry --reward_model tiny": "expected a reward model, found a policy",
         "bradley_terry --reward_model outputs/two": "has 2 outputs, and --reward bradley_terry takes 1",
         "odin --reward_model rm": "its head has 1 output, and --reward odin takes 2",
-        "dpo --reward_model rm": "--reward_model belongs to --reward bradley_terry or odin",
+        "dpo --reward_model rm": "--reward_model belongs to --reward bradley_terry, odin, pairwise",
     }
     for flags, message in refused.items():
         assert message in world.refused(f"{REWARD} --reward {flags} --output outputs/x.json"), flags
@@ -432,3 +432,76 @@ def test_held_out_records_of_a_file(world):
     error = world.refused(f"{TRAIN} --eval_name localdata/tiny/sft.json --output_dir outputs/other")
     assert "holds Conversation records, on which bradley_terry does not train" in error
     assert "neither a file" in world.refused(f"{TRAIN} --eval_name nothing --output_dir outputs/other")
+    few = TRAIN.replace("bradley_terry", "odin").replace("--train_bsz 8", "--train_bsz 4")
+    assert "needs at least 8 pairs a step, and here are 4" in world.refused(f"{few} --output_dir outputs/other")
+
+
+# Real data ------------------------------------------------------------------------------------------------------------
+
+SOURCES = ("rm_anthropic_helpful", "rm_shp", "rm_summarize", "ultra_binary")  # HH-RLHF is written as it is published
+SIGNED = "--name localdata/mix.steps.json --limit_size 8 --epoch 4 --lr 1e-2"  # else it does not sign, and is refused
+HELD_OUT, MEASURED = "localdata/mix.held_out.dpo.json", "outputs/reward_eval/mix.held_out"
+
+
+def as_hh(row):
+    """A row of HH-RLHF: its conversations as texts."""
+    names = {"human": "Human", "gpt": "Assistant"}
+    turns = {side: [f"\n\n{names[m['from']]}: {m['value']}" for m in row[side]] for side in ("chosen", "rejected")}
+    return json.dumps({side: "".join(texts) for side, texts in turns.items()})
+
+
+@pytest.fixture(scope="module")
+def real(looped, shared):
+    """Public samples as pairs with held-out prompts, as comparisons and as steps; and two models: a real one, and a
+    random Llama of head size 32 with another tokenizer."""
+    data = shared / "data"
+    looped.models = [data / "models/stories260K", looped.folder / "outputs/llama"]
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = load_tokenizer(data / "tokenizers/mistral")
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, **shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save(LlamaForCausalLM(config), tokenizer, looped.models[1], None, {})
+    sources = [data / f"pref/upstream_samples/{name}.jsonl" for name in SOURCES]
+    rows = map(json.loads, sources[0].read_text().splitlines())
+    (looped.folder / "hh.jsonl").write_text("\n".join(map(as_hh, rows)))
+    with looped.stages.together():
+        steps = [data / f"prm/samples_{name}.jsonl" for name in ("math-shepherd", "prm800k")]
+        for path in ("hh.jsonl", *sources[1:], *steps):
+            looped.run(f"prepare_data.py import {path}")
+        pairs = " ".join(f"localdata/{name}.dpo.json" for name in ("hh", *SOURCES[1:]))
+        done = looped.run(f"prepare_data.py mix {pairs} --held_out 0.3")
+        assert f"--name localdata/mix.dpo.json --eval_name {HELD_OUT}" in done.out
+        looped.run("prepare_data.py pairwise localdata/mix.dpo.json --output localdata/pairwise.sft.json")
+        looped.run(
+            "prepare_data.py mix localdata/samples_math-shepherd.steps.json localdata/samples_prm800k.steps.json"
+        )
+    return looped
+
+
+@pytest.mark.parametrize("model", [0, 1])
+def test_public_preferences_to_a_measured_reward(real, model):
+    """One optimiser step of each kind of reward model on real text, by the commands that each stage prints; measured,
+    it is as good as it was while training."""
+    train = f"train.py --device cpu --model {real.models[model]} --max_length 1000 --train_bsz 32 --train_stage"
+    data = dict.fromkeys(("bradley_terry", "odin"), f"--name localdata/mix.dpo.json --eval_name {HELD_OUT}")
+    compared = "--name localdata/pairwise.sft.json"
+    data |= {"sft": compared} if model else {"prm": SIGNED}
+    with real.stages.together():
+        if not model:
+            assert "the label 'A' is not one token" in real.refused(f"{train} sft {compared} --output_dir outputs/no")
+        for stage, names in data.items():
+            run = f"outputs/{stage}{model}"
+            reward, measure = real.run(f"{train} {stage} {names} --output_dir {run}").commands()
+            real.run(measure.replace("DATA", HELD_OUT))
+            real.run(f"{reward.replace('SAMPLES', MEASURED + '/samples.jsonl')} --output {run}/rewards.json")
+            if stage in ("bradley_terry", "odin"):
+                (summary,) = (real.folder / MEASURED).glob(f"*{stage}{model}*.summary.json")
+                found, held = (
+                    json.loads(summary.read_text())["calibration"],
+                    real.read(f"{run}/checkpoint-last/cream.json")["held_out"],
+                )
+                assert found["pairs"] == held["eval_n"] > 2
+                assert found["all"]["accuracy_at_100"]["value"] == pytest.approx(held["eval_accuracy"])
+                if stage == "bradley_terry":
+                    assert found["all"]["nll"]["value"] == pytest.approx(held["eval_loss"], rel=1e-4)

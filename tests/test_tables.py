@@ -401,7 +401,7 @@ PUBLIC = {  # a row (or rows with one prompt) of each data set of LAYOUTS
 
 
 def flags_of(text: str) -> tuple[str, dict[str, int]]:
-    words = shlex.split(text.replace("--rating_range=", "--rating_range "))  # where it begins with a minus
+    words = [part for word in shlex.split(text) for part in word.split("=", word.startswith("--"))]
     flags = dict(zip(words[::2], words[1::2], strict=True))
     return flags["--columns"], preferences.parse_best(flags["--best"]) if "--best" in flags else {}
 

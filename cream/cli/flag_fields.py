@@ -5,7 +5,7 @@ import enum
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from cream.errors import UserError, nearest
 
@@ -93,9 +93,14 @@ def chosen(options, name: str, flag_name: str, *shared):
             if field.name not in known and getattr(group, field.name) != field.default:
                 owners.setdefault(field.name, []).append(other.name)
     if owners:
-        others = "; ".join(f"--{each} belongs to {flag_name} {' or '.join(names)}" for each, names in owners.items())
+        others = "; ".join(f"--{each} belongs to {flag_name} {one_among(names)}" for each, names in owners.items())
         raise UserError(f"{flag_name} {name}: {others}")
     return own
+
+
+def one_among(names: Sequence[str]) -> str:
+    """ "a, b or c"."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def deciding(config) -> dict:

@@ -6,6 +6,7 @@ and ranked files of this project. A sample's `gold` has a number for each respon
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cream.records import Pair, Record, Samples, decode, encode
 log = logging.getLogger("cream")
 SPLITS = {"allenai/reward-bench": "filtered"}  # splits of data sets on the hub that are not called test
 KINDS = (Pair, Samples)
+ENDINGS = re.compile(r"(\.(dpo|samples|json|jsonl|csv|parquet|gz|zst|zip))+$")
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Data:
 
     @property
     def name(self) -> str:
-        """The files' names, without suffixes."""
-        return "+".join(Path(place.path.rstrip("/")).name.partition(".")[0] for place in self.places)
+        """The files' names, without their endings: of mix.held_out.dpo.json "mix.held_out"."""
+        return "+".join(ENDINGS.sub("", Path(place.path.rstrip("/")).name) for place in self.places)
 
     def add_to(self, provenance: Provenance) -> None:
         """Add the places to an output's inputs."""

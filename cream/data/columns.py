@@ -42,14 +42,17 @@ NAMES = {
     "rank": (),
     "ranks": (),
     "ratings": ("+".join(ARMO),),
+    "chosen_score": (),
+    "rejected_score": (),
     "thought": (),
     "keep": (),
     "copy": (),
 }
+SCORES = ("chosen_score", "rejected_score")  # of a pair
 CHOICES = tuple(("responses", by) for by in ("best", "score", "rank"))  # two or more responses in a row
 ROWS = tuple((*form, by) for by in ("score", "rank") for form in (("messages",), ("prompt", "response")))  # one in each
 FORMS = {  # the fields that a layout needs; the first that fits is taken
-    Pair: (("chosen", "rejected"), *CHOICES, *ROWS),
+    Pair: (("chosen", "rejected"), ("chosen", "rejected", *SCORES), *CHOICES, *ROWS),
     Samples: (("responses", "ranks"),),
     Ratings: (("messages", "ratings"), ("prompt", "response", "ratings"), ("prompt", "responses", "ratings")),
     Steps: (("prompt", "steps", "labels"),),

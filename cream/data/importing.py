@@ -10,25 +10,17 @@ from itertools import chain
 from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.data.next_stages import next_stages
 from cream.data.outputs import Output, add_input, describe_dropped, is_needed, skips
 from cream.data.preferences import HOW, Selection, parse_best
 from cream.data.ratings import Scale, parse_ranges
 from cream.data.steps import COLUMNS, FORMS, NEUTRAL, form_of
 from cream.errors import UserError
 from cream.files import journal
-from cream.records import Conversation, Item, Pair, Prompt, Ratings, Samples, Steps, encode
+from cream.records import Pair, Ratings, Steps, encode
 
 log = logging.getLogger("cream")
 FILTER = 1  # version of the validity filter, and of the keys that import gives a pair
-NEXT = {  # the stage that takes an imported file
-    Conversation: "train.py --train_stage sft",
-    Pair: "train.py",
-    Prompt: "infer.py --mode sampling",
-    Item: "infer.py --mode evaluation",
-    Samples: "rewarding.py --reward judge",
-    Ratings: "train_armo.py",
-    Steps: "train.py --train_stage prm",
-}
 
 
 @dataclass
@@ -127,8 +119,9 @@ def import_table(word: str, flags: Table, choice: Preferences, seed: int, folder
             describe_dropped(dropped)
         elif output.up_to_date:
             deque(records, maxlen=0)  # an older version may have written rows that are refused now
-    name = {Samples: "--input_file", Ratings: "--ratings"}.get(type(first), "--name")
-    log.info("next: python prepare_data.py validate %s\nthen: python %s %s %s", target, NEXT[type(first)], name, target)
+    log.info("next: python prepare_data.py validate %s", target)
+    for word, command in zip(("then", "or"), next_stages(type(first), target), strict=False):
+        log.info("%s: %s", word, command)
 
 
 def _how(flags: Table, choice: Preferences, seed: int, form: str | None):

@@ -15,6 +15,7 @@ import msgspec
 
 from cream.cli.flags import flag
 from cream.data.build import shuffled
+from cream.data.next_stages import next_stages
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.files.yaml_file import read_yaml
@@ -171,6 +172,9 @@ def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Pat
                         each.reject(row for path in paths if run.skip for row in store.rejected(path, kind))
                     each.finish(spool.read(parts[part], sources), taken=counts)
             log.info("%s: %d %s records", each.path, len(parts[part]), kind.__name__)
+    held = outputs.get("held out")
+    for word, command in zip(("next", "or"), next_stages(kind, target, held and held.path), strict=False):
+        log.info("%s: %s", word, command)
 
 
 def _outputs(mixture: Mixture, paths: Sequence[Path], places: dict[str, Path], run) -> dict[str, journal.Output]:

@@ -9,7 +9,7 @@ import msgspec
 import xxhash
 
 from cream.data import preferences, ratings
-from cream.data.columns import COPIED, fields_of, parts_of
+from cream.data.columns import COPIED, SCORES, fields_of, parts_of
 from cream.data.making import NO_LABEL, USUAL, Reading, record
 from cream.data.messages import Dropped
 from cream.errors import UserError
@@ -137,15 +137,16 @@ def _results(
             raise ValueError(f"keep is {fields['keep']!r:.40}, neither yes nor no")
         if not kept:
             return [(uuid, Skipped(f"{names['keep']} says no"))]
+    if "chosen_score" in names:
+        extra = {name: preferences.number(name, fields[name]) for name in SCORES if name in fields} | extra
     if "responses" not in names or kind not in (Pair, Ratings):
         return [(uuid, _made(kind, uuid, fields, extra, reading))]
     parts = _rated(fields) if kind is Ratings else preferences.choose(fields, reading.best, reading.selection, uuid)
     if isinstance(parts, str):
         return [(uuid, Skipped(parts))]
-    scores = ("chosen_score", "rejected_score")
     made = []
     for suffix, part in parts.items():
-        more = {name: part[name] for name in scores if name in part}
+        more = {name: part[name] for name in SCORES if name in part}
         made.append((uuid + suffix, _made(kind, uuid + suffix, part, more | extra, reading)))
     return made
 

@@ -43,4 +43,5 @@ def choose_precision(bf16: bool | None, device: torch.device, *, training: bool,
         exact = not able and device.type == "cpu"
         return Precision(torch.float32, able, f"float32 master weights, {matmul} ({why})", exact)
     dtype = torch.bfloat16 if able else torch.float32
-    return Precision(dtype, False, f"weights in {str(dtype).removeprefix('torch.')} ({why}), log-softmax in float32")
+    name = str(dtype).removeprefix("torch.")
+    return Precision(dtype, False, f"weights in {name} ({why}), log-softmax and reward heads in float32")

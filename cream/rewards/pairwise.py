@@ -91,14 +91,19 @@ def objection(options: Options, folder: Path, about: dict) -> str | None:
 
 def check_chat(role: str, chat: Chat, options: Options) -> None:
     """Raises UserError where a label is not one token of the model's."""
+    check_labels(chat, options.labels, f"--reward_model {options.reward_model}")
+
+
+def check_labels(chat: Chat, labels: Sequence[str], model: str) -> None:
+    """Raises UserError where a label is not one token of the model's, which is called `model`."""
     request = pairwise.ask(PROBE[:1], "5", "6")
-    rows = chat.encode_responses(request, options.labels, [False] * len(options.labels), sampled=False)
-    for label, row in zip(options.labels, rows, strict=True):
+    rows = chat.encode_responses(request, labels, [False] * len(labels), sampled=False)
+    for label, row in zip(labels, rows, strict=True):
         count = row if isinstance(row, str) else row.num_response_tokens
         if count != 1:
             found = count if isinstance(count, str) else f"{count} tokens"
             raise UserError(
-                f"--reward_model {options.reward_model}: the label {label!r} is not one token of its tokenizer "
+                f"{model}: the label {label!r} is not one token of its tokenizer "
                 f"({found}), so that it cannot answer by one"
             )
 

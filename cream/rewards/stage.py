@@ -32,8 +32,14 @@ def choose(options, reward: str | None, enable_ref_model: bool | None, *shared) 
     implied = None if enable_ref_model is None else ("dpo" if enable_ref_model else "likelihood")
     if reward and implied and reward != implied:
         raise UserError(f"--reward {reward} contradicts --enable_ref_model {'yes' if enable_ref_model else 'no'}")
-    reward = reward or implied or "dpo"
-    own = chosen(options, reward, "--reward", *shared)
+    given = reward or implied
+    reward = given or "dpo"
+    try:
+        own = chosen(options, reward, "--reward", *shared)
+    except UserError as error:
+        if given:
+            raise
+        raise UserError(f"without --reward it is dpo, and {str(error).removeprefix('--reward dpo: ')}") from None
     for name, value in getattr(REWARDS[reward], "DEFAULTS", {}).items():
         if getattr(own, name) is None:
             setattr(own, name, value)

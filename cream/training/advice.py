@@ -1,11 +1,13 @@
 """The commands that follow a training run, printed at its end."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from cream.cli.advice import again, recipe, round_before
 from cream.cli.console import command, log
 from cream.files.provenance import POLICY, read_kind
 from cream.rewards import REWARDS
+from cream.text.pairwise import SAME
 
 SIGNING = ("prm", "orm")  # stages of policies that are trained to sign steps
 
@@ -14,13 +16,14 @@ def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
     """How to sample from the policy in `last`, and how to evaluate it, or how to reward by it if it is a reward model
     or signs steps; `flags` name it and its place, `name` is the data set that it was trained on."""
     about = read_kind(last)
-    if about["kind"] != POLICY or about.get("stage") in SIGNING:
-        if about.get("stage") in REWARDS:
-            log.info("next, reward sampled responses by it (SAMPLES stands for their file):")
-            shared = {key: value for key, value in flags.items() if key != "checkpoint"}
-            shared |= {"step_split": about["steps"]["split"]} if about["stage"] == "prm" else {}
-            more = {"reward": about["stage"], "reward_model": flags["checkpoint"], "input_file": "SAMPLES"}
-            log.info("  %s", command("rewarding.py", **shared, **more))
+    if reward := _reward_by(about):
+        shared = {key: value for key, value in flags.items() if key != "checkpoint"}
+        by = shared | reward | {"reward_model": flags["checkpoint"]}
+        log.info("next, reward sampled responses by it (SAMPLES stands for their file):")
+        log.info("  %s", command("rewarding.py", **by, input_file="SAMPLES"))
+        log.info("or measure it on responses of which some are known to be better (DATA stands for their file):")
+        log.info("  %s", command("evaluate_reward.py", **by, data="DATA"))
+    if reward or about["kind"] != POLICY:
         return
     before, shipped = round_before(last), recipe(str(flags["model"]))
     if not before and name != shipped.get("sft", {}).get("name"):
@@ -31,7 +34,7 @@ def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
     log.info("next, sample its responses for the next round%s:", note)
     now = flags | {"mode": "sampling", "name": prompts}
     log.info("  %s", again(before, "samples", "infer.py", shipped.get("sampling", {}), **now))
-    if form := read_kind(last).get("judge"):
+    if form := about.get("judge"):
         log.info("or judge responses as it was trained to (SAMPLES stands for sampled ones):")
         asked = {"input_file": "SAMPLES", "reward": "judge", "judge_prompt": form["judge_prompt"]}
         log.info("  %s", command("rewarding.py", **flags, **asked))
@@ -39,6 +42,17 @@ def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
     note = " (QUESTIONS stands for labelled ones)" * (questions["name"] == "QUESTIONS")
     log.info("or measure its accuracy%s:", note)
     log.info("  %s", command("infer.py", **flags, mode="evaluation", **questions))
+
+
+def _reward_by(about: Mapping) -> dict[str, object]:
+    """The flags of rewarding.py for a model with this sidecar; {} of a policy, and of a reward model that no source of
+    rewards takes."""
+    stage = about.get("stage")
+    if form := about.get("pairwise"):
+        return {"reward": "pairwise"} | ({"with_same": True} if SAME in form["labels"] else {})
+    if stage not in REWARDS or about["kind"] == POLICY and stage not in SIGNING:
+        return {}
+    return {"reward": stage} | ({"step_split": about["steps"]["split"]} if stage == "prm" else {})
 
 
 def _fresh(prompts: list[str], used: str | None) -> str:

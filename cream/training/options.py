@@ -174,6 +174,15 @@ def build_stage(name: str, flags, about: dict):
     return STAGES[name].Stage(chosen(flags, name, "--train_stage"), about)
 
 
+def check_batch(name: str, stage, global_batch: int) -> None:
+    """Raises UserError where a step has fewer examples than the stage's loss needs."""
+    if global_batch < (least := getattr(stage, "least_batch", 1)):
+        raise UserError(
+            f"--train_stage {name} needs at least {least} {stage.unit} a step, and here are {global_batch}: give "
+            "--train_bsz or --grad_accum"
+        )
+
+
 def settings(config, name: str, stage, global_batch: int) -> dict:
     """{flag: value} that decide a run of train.py: of the stages' flags only those that `stage` says."""
     own = as_dict(config.stage) | as_dict(config.thoughts)

@@ -28,6 +28,7 @@ from cream.model.logprobs import LogProbs
 from cream.model.lora import add_lora, check_lora, merged
 from cream.model.precision import Precision, choose_precision
 from cream.model.reward_head import Heads, choose_pad
+from cream.rewards.pairwise import check_labels
 from cream.scoring.cache import Source
 from cream.text.options import AS_SAMPLED
 from cream.text.refusals import find_refusals
@@ -89,8 +90,8 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     rows, refused, facts, held_out = _examples(job, chat, dropped)
     examples = [example for _, example in rows]
     if config.output.show_example:
-        first = chat.show(stage.group(examples[0])[0])
-        log.info("first example, its trained tokens marked (the loss mask):\n%s", first)
+        what = "its trained tokens marked (the loss mask)" if stage.model == "logprobs" else "its response marked"
+        log.info("first example, %s:\n%s", what, chat.show(stage.group(examples[0])[0]))
     model = MODELS[stage.model](_trained(job, chat, precision.dtype, accelerator.device))
     if o.compile:  # not before its layout is chosen: what the probe runs would be compiled, too
         model.plain.base_model.compile(dynamic=True)
@@ -200,6 +201,8 @@ def _examples(
     the rows; and the held-out examples, if there are any."""
     skip = job.config.run.skip
     kind = store.detect(job.data, skip=skip)
+    if form := (read_meta(job.data) or {}).get("pairwise"):
+        check_labels(chat, form["labels"], str(job.start))  # which could not be asked for them later
     records = list(store.read(job.data, kind, job.limit_size, skip=skip))
     refused = find_refusals(job.data, records, chat, skip)
     records = [record for record in records if record.uuid not in refused]

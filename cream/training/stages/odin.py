@@ -46,6 +46,7 @@ class Stage(PairStage):
 
     def __init__(self, options: Options, about: dict):
         super().__init__(options, length_weight=options.length_weight, ortho_weight=options.ortho_weight)
+        self.least_batch = LEAST // 2 if options.length_weight else 1  # pairs
         weights = f"lambda_L {options.length_weight:g}, lambda_O {options.ortho_weight:g}"
         self.summary = f"ODIN, {weights}{self.summary}; accuracy is the quality output's"
 
