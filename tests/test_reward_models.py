@@ -480,7 +480,7 @@ def real(looped, shared):
     return looped
 
 
-@pytest.mark.parametrize("model, kinds", [(0, "bradley_terry odin prm"), (1, "bradley_terry sft")])
+@pytest.mark.parametrize("model, kinds", [(0, "odin prm"), (1, "bradley_terry sft")])
 def test_public_preferences_to_a_measured_reward(real, model, kinds):
     """An optimiser step or a few on real text, and the commands that training prints; a reward model on pairs is, when
     it is measured, as good as it was while training."""
