@@ -114,8 +114,6 @@ def main(argv=None):
             log.info("dry run: would reward %d prompts; nothing was written", len(data.samples))
             return
         path = rewarding.make_rewards(rewards)[1]
-        if path is None:
-            raise UserError(f"{data.name}: no response has a reward, so that there is nothing to measure")
     stage.measure(path, folder, data, benchmark, m, run, deciding(m))
 
 

@@ -81,15 +81,14 @@ class RewardConfig:
 @console.stage
 def main(argv=None):
     config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
-    run, target, reward, folders = make_rewards(config)
-    if target:
+    run, target, reward, folders, ranks = make_rewards(config)
+    if ranks and not config.run.dry_run:
         stage.next_commands(run, target, reward, config.model, folders, partial(for_next_stage, config))
 
 
-def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path | None, str, dict[str, Path]]:
-    """Write the rewards, unless they are up to date or this is a dry run; returns the run, the output (None where it is
-    of no use: no response has a reward, or nothing was written), the reward's name, and the folder of each role's
-    model."""
+def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str, Path], bool]:
+    """Write the rewards, unless they are up to date or this is a dry run; returns the run, the output, the reward's
+    name, the folder of the model of each role, and False where the new rewards rank no responses."""
     r, model, skip, (reward, options) = config.rewarding, config.model, config.run.skip, check(config)
     path, limit = Path(r.input_file), r.limit_size or (17 if config.run.debug else None)
     store.refuse_other_kind("--input_file", path, Samples, "which infer.py --mode sampling writes")
@@ -110,7 +109,7 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path | None, str, di
         if run.passes:
             config.cluster.flags(config.device)  # raises UserError where a device is not there
         log.info("dry run: would write %s; nothing was written", target)
-        return run, None, reward, folders
+        return run, target, reward, folders, True
     if output.up_to_date:
         stage.check_text(target, folders, model.text() | config.thoughts.text())
         log.info("%s is up to date (same settings and inputs); skipping", target)
@@ -133,9 +132,9 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path | None, str, di
             output.finish(passes.rewards(run, output), **stage.facts(run, output, reward, model, scored))
         if not stage.report(output, responses):
             log.info("rewards: %s, of which no pairs can be made", target)
-            return run, None, reward, folders
+            return run, target, reward, folders, False
     log.info("rewards: %s", target)
-    return run, target, reward, folders
+    return run, target, reward, folders, True
 
 
 def find_models(config: RewardConfig) -> tuple[dict[str, str | None], dict[str, Path]]:

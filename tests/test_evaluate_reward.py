@@ -216,3 +216,9 @@ def test_what_it_refuses(looped):
     run = f"evaluate_reward.py --data {LOOP}/pairs.json --reward_model"
     assert "without --reward it is dpo, and --reward_model belongs to" in looped.refused(f"{run} nothing")
     assert "neither a folder" in looped.refused(f"{run} nothing --reward odin")
+
+
+def test_a_reward_that_no_response_has(looped):
+    write(looped.folder / "long.jsonl", {"prompt": "How many? " * 3000, "chosen": "5", "rejected": "6"})
+    done = looped.run("evaluate_reward.py --device cpu --model tiny --data long.jsonl --reward likelihood")
+    assert "0 of 2 responses rewarded" in done.out and "2 of 2 responses have no reward" in done.out
