@@ -384,7 +384,7 @@ def test_from_pairs_to_rewards(looped):
     meta = looped.read(f"{data}.meta.json")
     assert meta["pairwise"] == form.describe_form(False)
     (train,) = [line for line in out.splitlines() if line.startswith("  python train.py")]
-    train += " --model tiny --device cpu --train_bsz 8 --limit_size 8 --output_dir outputs/pm"
+    train += " --model tiny --device cpu --train_bsz 8 --limit_size 8 --epoch 8 --lr 1e-2 --output_dir outputs/pm"
     looped.run(train.strip().removeprefix("python "))
     assert looped.read("outputs/pm/checkpoint-last/cream.json")["pairwise"] == meta["pairwise"]
 

@@ -218,7 +218,7 @@ def test_sources_that_leave_a_standing_file_are_named(workspace, tmp_path):
         ("overlap localdata/tiny/sft.json nothing.json", "no such file"),
         (
             "build all --columns prompt=q --split test",
-            "build does not use --columns, --split; it takes --from",
+            "build does not use --columns, --split; it takes --seed",
         ),
         ("import x.jsonl --form trl --subsets 4", "import does not use --subsets, --form"),
         ("export x.json --form trl --columns prompt=q", "export does not use --columns"),
