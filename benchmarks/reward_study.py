@@ -40,6 +40,7 @@ from cream.tiny.problems import problem_sets, uuid, write_world
 SIZES = (30, 100, 300, 1000)  # pairs that a Bradley-Terry model is trained on
 EPOCHS = {30: 6, 100: 6, 300: 6, 1000: 4}
 RESPONSES = 2000  # labelled responses that the process and outcome models are trained on, as many as in 1000 pairs
+COMPARED = 100  # problems that the pairwise model is measured on: it compares each two of their responses
 FIT = {"lr": 1e-3, "train_bsz": 32, "save_eval_step_ratio": 1}
 SAMPLING = {"mode": "sampling", "gen_temperature": 1.0, "top_p": 1.0, "gen_max_tokens": 64, "show_example": False}
 AGGREGATES = ("mean", "min", "prod", "last")
@@ -195,7 +196,8 @@ def learning(world: World) -> Table:
         model = world.bradley_terry(pairs)
         rows = world.rows(f"bradley_terry_{pairs}", reward="bradley_terry", reward_model=model)
         found[f"Bradley-Terry, {pairs} pairs"] = accuracies(rows, worked)
-    rows = world.rows("pairwise", reward="pairwise", reward_model=world.pairwise())
+    flags = {"reward_model": world.pairwise(), "limit_size": COMPARED}
+    rows = world.rows("pairwise", reward="pairwise", **flags)
     found["pairwise, 1000 pairs"] = accuracies(rows, worked)
     return found | {name: accuracies(rows, worked) for name, rows in world.rewards()}
 
