@@ -54,7 +54,12 @@ KINDS = {  # of a pair: whether the right and the wrong response show their work
     (False, True): "none beats working",
 }
 DIFFERENCES = {  # part -> rows whose differences are shown
-    "learning": [("Bradley-Terry, 1000 pairs", "Bradley-Terry, 30 pairs"), ("Bradley-Terry, 1000 pairs", "likelihood")],
+    "learning": [
+        ("Bradley-Terry, 1000 pairs", "Bradley-Terry, 30 pairs"),
+        ("Bradley-Terry, 1000 pairs", "pairwise, 1000 pairs"),
+        ("Bradley-Terry, 1000 pairs", "length"),
+        ("Bradley-Terry, 1000 pairs", "likelihood"),
+    ],
     "best_of": [("Bradley-Terry", "length"), ("Bradley-Terry", "likelihood"), ("ORM", "PRM mean"), ("ORM", "majority")],
     "length": [("ODIN, misled", "Bradley-Terry, misled")],
 }
