@@ -350,6 +350,10 @@ def test_from_ratings_and_pairs_to_rewards(looped, reward_model):
     wrong = other.replace("--verbosity verbosity", "--verbosity length")
     assert "--verbosity length: not an attribute" in looped.refused(wrong)
     assert "holds something else, or an ArmoRM of other settings" in looped.refused(f"{train} --corr_threshold 0.5")
+    ratings["r0"]["ratings"]["coefficients"] = 1.0
+    looped.write("outputs/ratings.json", ratings)
+    assert "an attribute is called 'coefficients'" in looped.refused(other)
+    del ratings["r0"]["ratings"]["coefficients"]
     ratings["r0"]["ratings"]["empty"] = None
     looped.write("outputs/ratings.json", ratings)
     assert "attributes need at least two ratings each; too few have: empty (0)" in looped.refused(other)

@@ -207,7 +207,8 @@ def _link(source: str, target: str) -> None:
 
 
 def _name(door: Path | str) -> str:
-    """Of the socket, which is no file: those have shorter paths than temporary folders may have."""
+    """The socket's name in Linux's abstract namespace: a path would be limited to 107 characters, and that of a
+    temporary folder may have more."""
     return f"\0{str(door)[-100:]}"
 
 

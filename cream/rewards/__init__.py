@@ -17,6 +17,8 @@ and where it needs them
     check(options)                      refuses what is wrong by its flags alone, before a loop or the stage begins
     prepare(options, samples, skip)     reads its files, and refuses what can be refused before anything is computed
     objection(options, folder, about)   why a pass's model, whose sidecar is `about`, should not be used; None
+    flags_for(about)                    the flags of rewarding.py, beside --reward and --reward_model, for a model with
+                                        this sidecar that was trained for this reward; None for another model
     check_chat(role, chat, options)     refuses a tokenizer that does not suit, before anything is computed: a label of
                                         several tokens, say, that is to be one
     watch(role, options)                for completions: None, or an object that is given each result as it is

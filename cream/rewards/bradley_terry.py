@@ -23,6 +23,10 @@ def objection(options: Options, folder: Path, about: dict) -> None:
     check_head(folder, 1, "bradley_terry", ", the reward (an ODIN model has two: --reward odin)")
 
 
+def flags_for(about: dict) -> dict | None:
+    return {} if about.get("stage") == "bradley_terry" else None
+
+
 def combine(sample: Samples, results: dict[str, list], options: Options) -> GroupReward:
     (read,) = results["rm"]
     return GroupReward([outputs and outputs[0] for outputs in read.outputs], read.reason)

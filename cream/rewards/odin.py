@@ -23,6 +23,10 @@ def objection(options: Options, folder: Path, about: dict) -> None:
     check_head(folder, 2, "odin", ", of length and of quality (a model with one: --reward bradley_terry)")
 
 
+def flags_for(about: dict) -> dict | None:
+    return {} if about.get("stage") == "odin" else None
+
+
 def combine(sample: Samples, results: dict[str, list], options: Options) -> GroupReward:
     (read,) = results["rm"]
     length, quality = ([outputs and outputs[i] for outputs in read.outputs] for i in range(2))

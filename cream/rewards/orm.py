@@ -33,6 +33,10 @@ def requests(role: str, sample: Samples, options: Options) -> list[StepGroup]:
     return prm.group(sample, options, lambda text: [text.strip()] if text.strip() else [])
 
 
+def flags_for(about: dict) -> dict | None:
+    return {} if about.get("stage") == "orm" else None
+
+
 def combine(sample: Samples, results: dict[str, list], options: Options) -> GroupReward:
     """The probability is the reward."""
     steps, reason = prm.probabilities(sample, results, options)

@@ -89,6 +89,11 @@ def objection(options: Options, folder: Path, about: dict) -> str | None:
     return f"{folder} was trained on other words of the pairwise form"
 
 
+def flags_for(about: dict) -> dict | None:
+    form = about.get("pairwise")
+    return form and ({"with_same": True} if pairwise.SAME in form["labels"] else {})
+
+
 def check_chat(role: str, chat: Chat, options: Options) -> None:
     """Raises UserError where a label is not one token of the model's."""
     check_labels(chat, options.labels, f"--reward_model {options.reward_model}")

@@ -78,6 +78,10 @@ def group(sample: Samples, options: ThoughtFlags, split: Callable[[str], list[st
     return [StepGroup("", sample.prompt, [[] if text is None else split(text) for text in texts])]
 
 
+def flags_for(about: dict) -> dict | None:
+    return {"step_split": about["steps"]["split"]} if about.get("stage") == "prm" else None
+
+
 def combine(sample: Samples, results: dict[str, list], options: Options) -> GroupReward:
     """The steps' probabilities are in `parts`."""
     steps, reason = probabilities(sample, results, options)

@@ -7,14 +7,11 @@ from cream.cli.advice import again, recipe, round_before
 from cream.cli.console import command, log
 from cream.files.provenance import POLICY, read_kind
 from cream.rewards import REWARDS
-from cream.text.pairwise import SAME
-
-SIGNING = ("prm", "orm")  # stages of policies that are trained to sign steps
 
 
 def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
-    """How to sample from the policy in `last`, and how to evaluate it, or how to reward by it if it is a reward model
-    or signs steps; `flags` name it and its place, `name` is the data set that it was trained on."""
+    """How to sample from the policy in `last`, and how to evaluate it, or how to reward by it if it was trained for
+    that; `flags` name it and its place, `name` is the data set that it was trained on."""
     about = read_kind(last)
     if reward := _reward_by(about):
         shared = {key: value for key, value in flags.items() if key != "checkpoint"}
@@ -45,14 +42,10 @@ def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
 
 
 def _reward_by(about: Mapping) -> dict[str, object]:
-    """The flags of rewarding.py for a model with this sidecar; {} of a policy, and of a reward model that no source of
-    rewards takes."""
-    stage = about.get("stage")
-    if form := about.get("pairwise"):
-        return {"reward": "pairwise"} | ({"with_same": True} if SAME in form["labels"] else {})
-    if stage not in REWARDS or about["kind"] == POLICY and stage not in SIGNING:
-        return {}
-    return {"reward": stage} | ({"step_split": about["steps"]["split"]} if stage == "prm" else {})
+    """The flags of rewarding.py for a model with this sidecar; {} of one that no source of rewards takes."""
+    sources = ((name, source) for name, source in REWARDS.items() if hasattr(source, "flags_for"))
+    found = ({"reward": name} | own for name, source in sources if (own := source.flags_for(about)) is not None)
+    return next(found, {})
 
 
 def _fresh(prompts: list[str], used: str | None) -> str:

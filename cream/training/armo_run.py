@@ -29,6 +29,7 @@ from cream.model.checkpoint import length_limit
 from cream.model.load import load, load_chat
 from cream.model.precision import choose_precision
 from cream.records import Message, Pair, Prompt, Ratings
+from cream.rewards.armo import COEFFICIENTS
 from cream.scoring.heads import encode
 from cream.scoring.logprobs import Group, join_groups
 from cream.text.held_out import held_out, prompt_key
@@ -87,6 +88,8 @@ def attributes_of(path: Path, records: Sequence[Ratings]) -> list[str]:
     for record in records:
         for name, value in record.ratings.items():
             counts[name] = counts.get(name, 0) + (value is not None)
+    if COEFFICIENTS in counts:
+        raise UserError(f"{path}: an attribute is called {COEFFICIENTS!r}, as a part of the rewards is; rename it")
     few = [f"{name} ({count})" for name, count in counts.items() if count < 2]
     if few or not counts:
         raise UserError(f"{path}: attributes need at least two ratings each; too few have: {', '.join(few) or 'all'}. "
