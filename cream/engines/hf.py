@@ -1,10 +1,12 @@
 """Generation with transformers alone: for machines without vLLM and for tiny models.
 
-`model.generate` draws from one generator for a whole batch, so a response would depend on its neighbours. Here each
-brings its own noise instead: argmax(log p + g) is a draw from p when the g are independent standard Gumbel (the
+`model.generate` draws from one generator for a whole batch, so that a response would depend on its neighbours, computes
+a prompt again for each of its responses, and carries those that have ended along until the last one ends. Here each
+response brings its own noise: argmax(log p + g) is a draw from p when the g are independent standard Gumbel (the
 Gumbel-max trick: Maddison et al. 2014, arXiv 1411.0030), and each g is a hash of (the response's seed, step, token id).
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,13 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import DynamicCache
 
 from cream.cli import interrupts
 from cream.engines import Completion, Request, Sampling, row_seed
@@ -26,20 +22,20 @@ from cream.engines.stops import find_stop
 from cream.model.load import load_policy
 
 WINDOW = 1024  # prompts that are sorted by length together
-PAD = 0  # any id will do: the attention mask hides it in prompts, and responses end by their length
+PAD = 0  # any id will do: the attention mask hides it
+ENOUGH = 64  # rows that keep a CPU busy: from here on a batch takes prompts of one length only, which need no padding
+LEAVING = 8  # rows leave a batch once this fraction of them, an eighth, has ended: their cache must be copied
 
 
 class HfEngine:
-    """transformers generation in left-padded batches with a key-value cache; prompts of like length share a batch."""
+    """Batches of prompts of like length; each prompt is computed once, and a response leaves the batch as it ends."""
 
     def __init__(
         self, model_folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, batch_tokens: int
     ):
         self.tokenizer, self.max_model_len, self.batch_tokens = tokenizer, max_model_len, batch_tokens
         self.model = load_policy(Path(model_folder), getattr(torch, dtype), torch.device(device))
-        # `generate` takes from here what it is not told: the folder's penalties and stop tokens must not leak in.
-        self.model.generation_config = GenerationConfig()
-        self.model.register_forward_pre_hook(self._stay_in_context, with_kwargs=True)
+        self.enough = ENOUGH if self.model.device.type == "cpu" else math.inf
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
         """As Engine.generate; prompts are taken 1024 at a time and given back batch by batch, longest prompts first.
@@ -63,12 +59,15 @@ class HfEngine:
             torch.cuda.empty_cache()
 
     def _batches(self, window: list[Request], sampling: Sampling) -> Iterator[list[Request]]:
-        """Prompts by falling length, as many as fit `batch_tokens` cells of the cache if every response is long."""
+        """Prompts by falling length, as many as fit `batch_tokens` cells of the cache if every response is long; of
+        several lengths only while a batch has fewer than `enough` rows."""
         batch: list[Request] = []
         for request in sorted(window, key=lambda r: len(r.prompt_ids), reverse=True):
             longest = batch[0] if batch else request
             row = len(longest.prompt_ids) + request.room(sampling, self.max_model_len)
-            if batch and (len(batch) + 1) * sampling.n * row > self.batch_tokens:
+            full = (len(batch) + 1) * sampling.n * row > self.batch_tokens
+            shorter = batch and len(request.prompt_ids) < len(batch[-1].prompt_ids)
+            if batch and (full or shorter and len(batch) * sampling.n >= self.enough):
                 yield batch
                 batch = []
             batch.append(request)
@@ -76,54 +75,103 @@ class HfEngine:
 
     @torch.inference_mode()
     def _respond(self, batch: list[Request], sampling: Sampling) -> list[list[Completion]]:
-        rows = [request for request in batch for _ in range(sampling.n)]
-        room = [request.room(sampling, self.max_model_len) for request in rows]
-        width = max(len(request.prompt_ids) for request in batch)
-        padding = [width - len(request.prompt_ids) for request in rows]
-        ids = torch.tensor([[PAD] * p + request.prompt_ids for p, request in zip(padding, rows, strict=True)])
-        mask = torch.tensor([[0] * p + [1] * (width - p) for p in padding])
-        seeds = [row_seed(sampling.seed, request.uuid, i) for request in batch for i in range(sampling.n)]
-        device = self.model.device
-        sampler = GumbelMax(torch.tensor(seeds, device=device), sampling, torch.tensor(padding, device=device))
-        watch = StopStrings(self.tokenizer, sampling.stop, len(rows), width)
-        config = GenerationConfig(
-            do_sample=False,  # the argmax of what `sampler` returns
-            max_new_tokens=max(room),
-            eos_token_id=list(sampling.stop_token_ids) or None,
-            pad_token_id=PAD,
-        )
-        sequences = self.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=StoppingCriteriaList([watch] if sampling.stop else []),
-        )
-        logprobs = torch.stack(sampler.logprobs, dim=1).double().tolist() if sampling.logprobs else [None] * len(rows)
-        found = zip(sequences[:, width:].tolist(), logprobs, room, watch.lengths, strict=True)
+        n, device = sampling.n, self.model.device
+        rows = [request for request in batch for _ in range(n)]
+        seeds = torch.tensor([row_seed(sampling.seed, row.uuid, i % n) for i, row in enumerate(rows)], device=device)
+        room = torch.tensor([row.room(sampling, self.max_model_len) for row in rows], device=device)
+        stops = torch.tensor(sampling.stop_token_ids, dtype=torch.int64, device=device)
+        decoder = Decoder(self.model, [request.prompt_ids for request in batch], self.max_model_len)
+        watch = StopStrings(self.tokenizer, sampling.stop, len(rows), decoder.ids.shape[1])
+        each = torch.arange(len(batch), device=device).repeat_interleave(n)
+        logits = decoder.logits()[each]
+        decoder.select(each)
+        sampler = GumbelMax(seeds, sampling, decoder.padding)
+        alive = torch.arange(len(rows), device=device)  # which of the responses each row of the decoder is
+        ended = torch.zeros_like(alive, dtype=torch.bool)
+        ids = torch.zeros(len(rows), int(room.max()), dtype=torch.int64, device=device)
+        logprobs = torch.zeros(ids.shape, device=device)
+        while True:
+            step = sampler.step
+            tokens = sampler(decoder.ids, logits).argmax(-1)
+            decoder.append(tokens)
+            ids[alive, step] = tokens
+            if sampling.logprobs:
+                logprobs[alive, step] = sampler.logprobs.pop()
+            ended |= torch.isin(tokens, stops) | (room[alive] == step + 1)
+            if sampling.stop:
+                ended |= watch(decoder.ids, alive.tolist())
+            count = int(ended.sum())
+            if count == len(ended):
+                break
+            if count * LEAVING >= len(ended):
+                staying = (~ended).nonzero().squeeze(1)
+                decoder.select(staying)
+                sampler.select(staying)
+                alive, ended = alive[staying], ended[staying]
+            logits = decoder.logits()
+        values = logprobs.double().tolist() if sampling.logprobs else [None] * len(rows)
+        found = zip(ids.tolist(), values, room.tolist(), watch.lengths, strict=True)
         responses = [self._completion(*row, sampling) for row in found]
-        n = sampling.n
         return [responses[i * n : (i + 1) * n] for i in range(len(batch))]
 
     def _completion(
         self, ids: list[int], logprobs: list[float] | None, room: int, matched: int | None, sampling: Sampling
     ) -> Completion:
-        """A row up to its first stop token, its stop string (`matched` tokens) or its own limit: the batch continues
-        until its last row has ended."""
+        """A row up to its first stop token, its stop string (`matched` tokens) or its own limit: it may have stayed in
+        the batch for some tokens more."""
         room = min(room, matched or room)
         stops = (i + 1 for i, token in enumerate(ids[:room]) if token in sampling.stop_token_ids)
         length = next(stops, room)
         logprob = None if logprobs is None else sum(logprobs[:length])
         return Completion.of(ids[:length], logprob, sampling, self.tokenizer, length == matched)
 
-    def _stay_in_context(self, _model, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Rows that have ended while others continue keep the last position: none past the context is ever computed."""
-        if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = kwargs["position_ids"].clamp(max=self.max_model_len - 1)
-        return args, kwargs
+
+class Decoder:
+    """The rows that a model is writing, with its key-value cache.
+
+    ids: (A, T) int64, all tokens so far, prompts padded on the left; padding: (A,) int64, tokens before each prompt.
+    """
+
+    def __init__(self, model, prompts: Sequence[list[int]], max_model_len: int):
+        self.model, self.last, device = model, max_model_len - 1, model.device
+        width = max(map(len, prompts))
+        self.padding = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
+        self.ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+        self.padded = bool(self.padding.any())
+        self.takes = inspect.signature(model.forward).parameters
+        self.seen = 0  # tokens of each row that are in the cache
+        self.cache = None  # without one, which some architectures have not, each step computes the whole rows
+        if "past_key_values" in self.takes and model._supports_default_dynamic_cache():
+            self.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+
+    def logits(self) -> Tensor:
+        """(A, V): of the token that follows each row."""
+        inputs = {"input_ids": self.ids[:, self.seen :]}
+        places = torch.arange(self.ids.shape[1], device=self.ids.device)
+        if self.padded:
+            inputs["attention_mask"] = (places >= self.padding[:, None]).long()
+        if "position_ids" in self.takes:  # a row that has ended stays at the context's last for the time being
+            positions = places[self.seen :] - self.padding[:, None]
+            inputs["position_ids"] = positions.clamp(0, self.last)
+        if "logits_to_keep" in self.takes:
+            inputs["logits_to_keep"] = 1
+        if self.cache is not None:
+            inputs |= {"past_key_values": self.cache, "use_cache": True}
+            self.seen = self.ids.shape[1]
+        return self.model(**inputs).logits[:, -1]
+
+    def append(self, tokens: Tensor) -> None:
+        """One token (A,) for each row."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+
+    def select(self, rows: Tensor) -> None:
+        """Continue with these rows, each as often as it occurs."""
+        self.ids, self.padding = self.ids[rows], self.padding[rows]
+        if self.cache is not None:
+            self.cache.reorder_cache(rows)
 
 
-class StopStrings(StoppingCriteria):
+class StopStrings:
     """Ends a row with the token that completes a stop string in its response's text, special tokens included.
 
     As vLLM's detokenizer: a token that ends within a character counts once the character is complete, and a response
@@ -137,14 +185,14 @@ class StopStrings(StoppingCriteria):
         # Each of its tokens has a byte of it at least; a character after it may be incomplete until its fourth byte.
         self.reach = 4 + max((len(stop.encode()) for stop in stops), default=0)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
-        """input_ids: (B, T) so far. Returns (B,) bool: the rows that have ended."""
-        end = input_ids.shape[1]
+    def __call__(self, ids: Tensor, rows: Sequence[int]) -> Tensor:
+        """ids: (A, T) so far, of these `rows`. Returns (A,) bool: those that have ended."""
+        end = ids.shape[1]
         before = max(self.start, end - self.reach) - 1
-        for row, ids in enumerate(input_ids[:, before:].tolist()):
-            if self.lengths[row] is None and self._complete(ids):
+        for row, own in zip(rows, ids[:, before:].tolist(), strict=True):
+            if self.lengths[row] is None and self._complete(own):
                 self.lengths[row] = end - self.start
-        return torch.tensor([found is not None for found in self.lengths], device=input_ids.device)
+        return torch.tensor([self.lengths[row] is not None for row in rows], device=ids.device)
 
     def _complete(self, ids: list[int]) -> bool:
         """Whether the text of these ids without their first, after which it is read, has a stop string."""
@@ -155,7 +203,7 @@ class StopStrings(StoppingCriteria):
         return not text.endswith("\ufffd") and find_stop(text[len(before) :], self.stops) is not None
 
 
-class GumbelMax(LogitsProcessor):
+class GumbelMax:
     """Scores whose argmax is a sample from softmax(warp(logits)), row by row.
 
     seeds: (B,) int64, one per row; padding: (B,) int64, tokens before a row's prompt (None: 0). `logprobs` gains one
@@ -182,6 +230,10 @@ class GumbelMax(LogitsProcessor):
             self.logprobs.append(logits.log_softmax(-1).gather(-1, chosen).squeeze(-1))
         self.step += 1
         return scores
+
+    def select(self, rows: Tensor) -> None:
+        """Continue with these rows."""
+        self.seeds, self.padding = self.seeds[rows], self.padding[rows]
 
     def _unpadded(self, input_ids: Tensor) -> Tensor:
         """The ids (B, T), with each row's last one in place of its padding, which is a word of the model's as well."""
