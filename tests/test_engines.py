@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -470,6 +472,38 @@ def test_hf_learned_positions_near_the_end_of_the_context(tmp_path, tokenizer):
     }
 
 
+SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+SMALL |= {"intermediate_size": 64, "num_key_value_heads": 1, "max_position_embeddings": CONTEXT}
+ARCHITECTURES = {
+    "gemma2": {"sliding_window": 8, "head_dim": 16},  # layers with a window and without
+    "bloom": {"n_layer": 2, "n_head": 2},  # positions from the mask
+    "lfm2": {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3},  # a state instead of keys and values
+    "mamba": {"state_size": 8, "expand": 2},  # no key-value cache at all
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_hf_every_kind_of_cache_is_shared_and_left(tmp_path, tokenizer, requests, kind):
+    """Prompts that are computed once, several lengths, rows that end early: log-probabilities of plain passes."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **SMALL | ARCHITECTURES[kind])
+    config.initializer_range = 0.2
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    prompts = {r.uuid: r.prompt_ids for r in requests[:6]}
+    lengths = set()
+    for uuid, answers in start("hf", tmp_path, tokenizer).generate(
+        requests[:6], Sampling(n=3, temperature=1.0, max_tokens=20, stop_token_ids=tuple(range(3, 60)))
+    ):
+        for answer in answers:
+            lengths.add(len(answer.token_ids))
+            logits = plain_logits(model, prompts[uuid] + answer.token_ids)[len(prompts[uuid]) - 1 : -1]
+            plain = logits.log_softmax(-1).gather(-1, torch.tensor(answer.token_ids)[:, None]).sum()
+            assert answer.logprob == pytest.approx(float(plain), abs=5e-4)
+    assert len(lengths) > 3
+
+
 def test_hf_bfloat16_stops_and_scores_in_float32(folder, tokenizer, requests):
     engine = start("hf", folder, tokenizer, dtype="bfloat16")
     assert isinstance(engine, HfEngine) and engine.model.dtype == torch.bfloat16
@@ -495,7 +529,7 @@ def test_hf_finds_a_stop_string_with_the_token_that_completes_it(tiny_tokenizer,
     matches = [[not t.endswith("\ufffd") and find_stop(t, stops) is not None for t in texts] for texts in soon]
     watch = StopStrings(tiny_tokenizer, stops, rows=2, start=1)
     for t in range(1, length + 1):
-        ended = watch(ids[:, : t + 1], None).tolist()
+        ended = watch(ids[:, : t + 1], [0, 1]).tolist()
         for row, found in zip(matches, watch.lengths, strict=True):
             assert found == (row.index(True) + 1 if True in row[:t] else None)
         assert ended == [found is not None for found in watch.lengths]
