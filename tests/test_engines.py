@@ -42,14 +42,10 @@ from cream.engines.hf import (
     HfEngine,
     StopStrings,
     gumbel,
-    keep_min_p,
-    keep_top_k,
-    nucleus,
-    penalize_repeated,
     splitmix64,
-    warp,
 )
 from cream.engines.stops import ESCAPES, find_stop, parse_stops
+from cream.engines.warp import keep_min_p, keep_top_k, nucleus, penalize_repeated, warp
 from cream.errors import UserError
 
 VOCAB = 512
@@ -240,6 +236,17 @@ def test_nucleus_equals_transformers(logits, top_p):
 
 
 @settings(deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=2, max_size=40), st.floats(1e-6, 1.0))
+def test_nucleus_of_equal_tokens_has_those_with_the_lowest_ids(logits, top_p):
+    """By the definition, on indices in a stable order."""
+    scores = torch.tensor([logits, logits[::-1]], dtype=torch.float32)
+    probs, order = scores.softmax(-1).sort(dim=-1, descending=True, stable=True)
+    outside = torch.empty_like(order, dtype=torch.bool).scatter(-1, order, probs.cumsum(-1) - probs >= top_p)
+    wanted = scores.masked_fill(outside, -math.inf) if top_p < 1 else scores
+    assert torch.equal(nucleus(scores, top_p), wanted)
+
+
+@settings(deadline=None)
 @given(
     st.lists(st.integers(-8, 8), min_size=2, max_size=12, unique=True),
     st.integers(1, 14),
@@ -357,6 +364,19 @@ def test_samples_depend_on_seed_and_uuid_alone(engine, requests):
     same_prompt = ids_of(engine, [Request(u, requests[0].prompt_ids) for u in ("p0", "other")], sampling)
     assert same_prompt["p0"] == first["p0"] != same_prompt["other"]
     assert all(len({tuple(ids) for ids in answers}) > 1 for answers in first.values())
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("vllm")
+def test_vllm_draws_from_the_nucleus_alone(vllm, model, requests):
+    """10 000 draws in vLLM's place for filters: each token as often as its share, and none from outside."""
+    prompt = requests[3].prompt_ids
+    expected = distribution(plain_logits(model, prompt)[-1].numpy(), prompt, temperature=1.0, top_p=0.9)
+    sampling = Sampling(n=500, temperature=1.0, top_p=0.9, max_tokens=1, logprobs=False)
+    answers = ids_of(vllm, [Request(f"q{i}", prompt) for i in range(20)], sampling)
+    counts = np.bincount([ids[0] for group in answers.values() for ids in group], minlength=VOCAB)
+    assert ((counts > 0) == (expected > 0)).all()
+    assert scipy.stats.chisquare(counts[expected > 0], counts.sum() * expected[expected > 0]).pvalue > ALPHA
 
 
 @pytest.mark.parametrize("how", [{"temperature": 0.5, "top_p": 1.0}, WARPED])
@@ -699,9 +719,11 @@ def test_sampling_refuses_nonsense_and_what_an_engine_would_change(wrong):
 @pytest.mark.parametrize("seed", [0, 2**32 - 1])
 @pytest.mark.parametrize("top_p", [1e-6, 0.5, 1 - 1e-7, 1.0])
 @pytest.mark.parametrize("temperature", [0, 0.0009, 0.01, 0.0100001, 0.8, 2.0])
-def test_vllm_is_given_what_is_recorded(vllm, temperature, top_p, seed):
-    """Its parameters change some values without a word; what `Sampling` allows stays as it is."""
+def test_vllm_is_given_what_is_recorded(vllm, monkeypatch, temperature, top_p, seed):
+    """Its parameters change some values without a word; what `Sampling` allows stays as it is. Top-k and top-p are not
+    for vLLM to compute on a CPU, but they are on a GPU."""
     greedy = temperature < 0.001
+    monkeypatch.setattr(vllm, "filter", None)
     sampling = Sampling(1 if greedy else 20_000, temperature, top_p, 9999, seed, (5, 5, VOCAB - 1, VOCAB, 10**6))
     params = vllm._params(Request("p", [3] * 20), sampling)
     assert (params.n, params.temperature, params.top_p) == (
@@ -718,7 +740,8 @@ def test_vllm_is_given_what_is_recorded(vllm, temperature, top_p, seed):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("vllm")
-def test_vllm_is_given_the_other_settings_too(vllm):
+def test_vllm_is_given_the_other_settings_too(vllm, monkeypatch):
+    monkeypatch.setattr(vllm, "filter", None)
     how = {"top_k": 10**6, "min_p": 1.0, "repetition_penalty": 0.1, "stop": ("\n", "a,b")}
     params = vllm._params(Request("p", [3] * 20), Sampling(n=2, temperature=0.01, **how))
     assert {name: getattr(params, name) for name in how} == how | {"stop": ["\n", "a,b"]}

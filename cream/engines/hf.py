@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from cream.cli import interrupts
 from cream.engines import Completion, Request, Sampling, row_seed
 from cream.engines.stops import find_stop
+from cream.engines.warp import penalize_repeated, warp
 from cream.model.load import load_policy
 
 WINDOW = 1024  # prompts that are sorted by length together
@@ -239,54 +240,6 @@ class GumbelMax:
         """The ids (B, T), with each row's last one in place of its padding, which is a word of the model's as well."""
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         return input_ids.where(places >= self.padding[:, None], input_ids[:, -1:])
-
-
-def warp(logits: Tensor, sampling: Sampling) -> Tensor:
-    """(B, V) logits of the tokens that may be sampled, -inf for others: temperature, min-p, top-k and top-p, in the
-    order of vLLM's sampler (transformers has min-p last)."""
-    logits = keep_min_p(logits / sampling.temperature, sampling.min_p)
-    return nucleus(keep_top_k(logits, sampling.top_k), sampling.top_p)
-
-
-def penalize_repeated(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """(B, V) logits, of the tokens in `ids` (B, T) divided by the penalty, or multiplied where negative.
-
-    Keskar et al. 2019, CTRL, arXiv 1909.05858, section 4.1; for negative logits as transformers and vLLM have it.
-    """
-    own = logits.gather(-1, ids)
-    return logits.scatter(-1, ids, torch.where(own > 0, own / penalty, own * penalty))
-
-
-def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
-    """(B, V) logits with -inf where the probability is less than min_p times the largest.
-
-    Nguyen et al. 2024, arXiv 2407.01082.
-    """
-    if min_p <= 0:
-        return logits
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(min_p), -torch.inf)
-
-
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """(B, V) logits with -inf outside the k largest, and those equal to the smallest of them; all of them if k is 0.
-
-    Fan et al. 2018, arXiv 1805.04833.
-    """
-    if not 0 < k < logits.shape[-1]:
-        return logits
-    return logits.masked_fill(logits < logits.topk(k).values[:, -1:], -torch.inf)
-
-
-def nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """(B, V) logits with -inf outside the smallest set of most probable tokens whose mass reaches top_p.
-
-    Holtzman et al. 2020, arXiv 1904.09751, section 3.1.
-    """
-    if top_p >= 1:
-        return logits
-    probs, order = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    outside = probs.cumsum(-1) - probs >= top_p  # the mass before a token already reaches top_p
-    return logits.masked_fill(torch.empty_like(outside).scatter(-1, order, outside), -torch.inf)
 
 
 def gumbel(seeds: Tensor, step: int, size: int) -> Tensor:

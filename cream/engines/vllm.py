@@ -23,7 +23,11 @@ class VllmEngine:
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
 
-        args = EngineArgs(model=str(folder), skip_tokenizer_init=True, **options)  # ids in, ids out
+        self.filter = _filter_of_logits() if device == "cpu" else None
+        filters = [self.filter] if self.filter else None
+        args = EngineArgs(  # ids in, ids out
+            model=str(folder), skip_tokenizer_init=True, logits_processors=filters, **options
+        )
         try:
             # As vLLM's own LLM class, it takes the batch sizes for throughput, by the device.
             self.engine = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
@@ -51,6 +55,8 @@ class VllmEngine:
                     in_flight.add(request.uuid)
                 if not in_flight:
                     return
+                if self.filter:
+                    self.filter.sampling = sampling
                 for output in self.engine.step():
                     in_flight.remove(output.request_id)
                     outputs = sorted(output.outputs, key=lambda each: each.index)
@@ -73,8 +79,8 @@ class VllmEngine:
         return SamplingParams(
             n=sampling.n,
             temperature=0.0 if sampling.greedy else sampling.temperature,
-            top_p=1.0 if sampling.greedy else sampling.top_p,
-            top_k=sampling.top_k,
+            top_p=1.0 if sampling.greedy or self.filter else sampling.top_p,
+            top_k=0 if self.filter else sampling.top_k,
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
             max_tokens=request.room(sampling, self.max_model_len),
@@ -88,6 +94,32 @@ class VllmEngine:
             skip_special_tokens=False,  # a stop string may be one
             output_kind=RequestOutputKind.FINAL_ONLY,  # the default loses responses when n > 1
         )
+
+
+def _filter_of_logits() -> type:
+    """Top-k and top-p of this project in vLLM's place for such filters, which is after temperature and min-p. On a CPU
+    vLLM's own sort the vocabulary's indices for each response, which takes most of a step. To be told its `sampling`
+    before each step of an engine in this process."""
+    from vllm.v1.sample.logits_processor import LogitsProcessor
+
+    from cream.engines.warp import keep_top_k, nucleus
+
+    class Filter(LogitsProcessor):
+        sampling: Sampling
+
+        def __init__(self, vllm_config, device, is_pin_memory):
+            pass
+
+        def is_argmax_invariant(self):
+            return True
+
+        def update_state(self, batch_update):
+            pass
+
+        def apply(self, logits):
+            return nucleus(keep_top_k(logits, self.sampling.top_k), self.sampling.top_p)
+
+    return Filter
 
 
 def _check_complete(folder: Path, dtype: str) -> None:
