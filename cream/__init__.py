@@ -1,9 +1,16 @@
 """CREAM and its sister methods: language models that improve themselves without human preference labels."""
 
 import importlib.util
+import os
 import sys
 
 __version__ = "0.1.0"
+
+# Threads of OpenMP (GCC's, torch's on Linux) spin while they wait, by default for milliseconds. Where another process has
+# a core they spin in vain: beside one per core the tiny model's training took 147 s, and 10 s by this. Read as torch is
+# loaded; OMP_WAIT_POLICY or GOMP_SPINCOUNT in the environment decides instead.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 NEEDED = ("msgspec", "numpy", "xxhash", "yaml", "torch", "transformers")  # without them no script starts
 
