@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from measure import interleaved, machine, ratio, side, trees, used_memory
+from measure import autocast, interleaved, machine, ratio, side, trees, used_memory
 from peers import DPO_BEST, LR, TRL, preference_rows
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
@@ -64,14 +64,15 @@ class Ours:
 def training_flags(doc: str, work: str, size: int):
     """The flags of a benchmark of training; `work` and `size` are its defaults."""
     parser = flags(doc, work, size)
-    parser.add("--bf16", "yes", "autocast of all sides", choices=("yes", "no"))
+    parser.add("--bf16", "auto", "autocast of all sides; auto: where the device has it", choices=("auto", "yes", "no"))
     parser.add("--max_tokens_per_batch", None, "of ours, where given; otherwise as train.py's", type=int)
     return parser
 
 
 def main() -> None:
     args = parse(training_flags(__doc__, "120/150,300/150", 16))
-    shape, device, bf16 = SHAPES[args.shape], torch.device(args.device), args.bf16 == "yes"
+    shape, device = SHAPES[args.shape], torch.device(args.device)
+    bf16 = autocast(args.bf16, device)
     rate = matrix_rate(device, torch.bfloat16 if bf16 else torch.float32, 2048)
     print(machine())
     lines = []
@@ -89,8 +90,8 @@ def main() -> None:
                     "trl, best settings": TRL(folder, args.words, args.device, rows, "DPO", **DPO_BEST | common),
                     "ours": Ours(folder, stage, examples, BATCH, bf16, args.device, args.max_tokens_per_batch),
                 }
-                seconds = interleaved(sides, args.rounds)
                 print(f"\n{work}: {size} pairs, steps of {BATCH}, {'bfloat16 autocast' if bf16 else 'float32'}")
+                seconds = interleaved(sides, args.rounds)
                 counted = {
                     # forward, backward, recomputed forward (trl's head always does), reference forward
                     "trl, defaults": sides["trl, defaults"].layout.operations(shape, args.words, 5),

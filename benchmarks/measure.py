@@ -39,7 +39,7 @@ def _cpuinfo() -> list[str]:
 
 
 def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side in each round, the sides in turn, after one round that is not counted.
+    """Seconds of each side in each round, the sides in turn, after one round that is not counted; a line for each.
 
     A side that returns a number has measured itself: that many seconds are taken.
     """
@@ -51,7 +51,21 @@ def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str
             took = own if isinstance(own, float) else time.perf_counter() - start
             if number:
                 seconds[name].append(took)
+            print(f"    {f'round {number}' if number else 'not counted'}, {name}: {took:.2f} s", flush=True)
     return seconds
+
+
+def autocast(bf16: str, device: torch.device) -> bool:
+    """Whether a training benchmark runs under bfloat16 autocast: --bf16 yes, no, or auto, where the device multiplies
+    bfloat16 itself. A processor that emulates it takes many times as long, which says nothing about either side."""
+    if bf16 != "auto":
+        return bf16 == "yes"
+    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if not native:
+        print(
+            "float32 on all sides: this processor has no bfloat16 instructions (--bf16 yes emulates them)", flush=True
+        )
+    return native
 
 
 def ratio(name: str, peer: list[float], ours: list[float], ceiling: float | None = None) -> list[str]:

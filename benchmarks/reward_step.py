@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from dpo_step import BATCH, Ours, training_flags
-from measure import interleaved, machine, ratio, side, trees
+from measure import autocast, interleaved, machine, ratio, side, trees
 from peers import REWARD_BEST, TRL, reward_rows
 from workload import SHAPES, groups, lengths, parse, run, save_model
 
@@ -34,7 +34,8 @@ def main() -> None:
     parser = training_flags(__doc__, "120/150,300/150,600/150", 16)
     parser.set_defaults(bf16="no")
     args = parse(parser)
-    shape, device, bf16 = SHAPES[args.shape], torch.device(args.device), args.bf16 == "yes"
+    shape, device = SHAPES[args.shape], torch.device(args.device)
+    bf16 = autocast(args.bf16, device)
     rate = matrix_rate(device, torch.bfloat16 if bf16 else torch.float32, 2048)
     print(machine())
     lines = []
@@ -49,8 +50,8 @@ def main() -> None:
                 stage = bradley_terry.Stage(bradley_terry.Options(), {})
                 examples = [bradley_terry.Example(chosen, rejected) for chosen, rejected in pairs]
                 ours = Ours(folder, stage, examples, BATCH, bf16, args.device, args.max_tokens_per_batch)
-                seconds = interleaved(trl | {"ours": ours}, args.rounds)
                 print(f"\n{work}: {size} pairs, steps of {BATCH}, {'bfloat16 autocast' if bf16 else 'float32'}")
+                seconds = interleaved(trl | {"ours": ours}, args.rounds)
                 counted = {which: trl[which].layout.operations(shape, 1, 3) for which in trl}  # the head: one output
                 counted["ours"] = trees(made, once=True).operations(shape, 1, 3)
                 for which in seconds:

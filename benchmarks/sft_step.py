@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from dpo_step import Ours, training_flags
-from measure import interleaved, machine, ratio, side, trees
+from measure import autocast, interleaved, machine, ratio, side, trees
 from peers import SFT_BEST, TRL, conversation_rows
 from workload import SHAPES, conversations, parse, run, save_model
 
@@ -26,7 +26,8 @@ LONGEST = 1024  # tokens of a conversation, and of a row that trl packs
 
 def main() -> None:
     args = parse(training_flags(__doc__, "oasst", 32))
-    shape, device, bf16 = SHAPES[args.shape], torch.device(args.device), args.bf16 == "yes"
+    shape, device = SHAPES[args.shape], torch.device(args.device)
+    bf16 = autocast(args.bf16, device)
     rate = matrix_rate(device, torch.bfloat16 if bf16 else torch.float32, 2048)
     print(machine())
     lines = []
@@ -40,8 +41,8 @@ def main() -> None:
                 trl = {"trl, packing": TRL(*data, **settings, packing=True), "trl, one by one": TRL(*data, **settings)}
                 stage, rows = sft.Stage(sft.Options(), {}), [[tokens] for tokens in made]
                 ours = Ours(folder, stage, rows, size, bf16, args.device, args.max_tokens_per_batch)
-                seconds = interleaved(trl | {"ours": ours}, args.rounds)
                 print(f"\n{work}: {size} conversations, {sum(map(len, made))} tokens, one step")
+                seconds = interleaved(trl | {"ours": ours}, args.rounds)
                 # trl's head computes its logits once more in the backward pass
                 counted = {name: trl[name].layout.operations(shape, args.words, 3, head=4) for name in trl}
                 counted["ours"] = trees([row] for row in made).operations(shape, args.words, 3)

@@ -69,6 +69,7 @@ def flags(doc: str, work: str, size: int, words: int = 32000) -> Options:
     parser.add("--words", words, "vocabulary")
     parser.add("--device", "cpu", "cpu or cuda, where both sides run in bfloat16", choices=("cpu", "cuda"))
     parser.add("--seed", 0, "of lengths, ids and weights")
+    parser.add_argument("--quick", action="store_true", help="the first of --work, the smallest of --sizes, one round")
     return parser
 
 
@@ -82,6 +83,8 @@ def parse(parser: Options) -> argparse.Namespace:
         args.sizes = [int(size) for size in args.sizes.split(",")]
     except ValueError:
         parser.error(f"--sizes {args.sizes}: expected numbers with commas between")
+    if args.quick:
+        args.work, args.sizes, args.rounds = args.work[:1], [min(args.sizes)], 1
     if min(*args.sizes, args.rounds) < 1 or not 0 <= args.spread < 1:
         parser.error("--sizes and --rounds are at least 1, --spread is from 0 to below 1")
     return args
