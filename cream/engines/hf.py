@@ -30,16 +30,29 @@ PAD = 0  # any id will do: the attention mask hides it in prompts, and responses
 
 
 class HfEngine:
-    """transformers generation in left-padded batches with a key-value cache; prompts of like length share a batch."""
+    """transformers generation in left-padded batches with a key-value cache; prompts of like length share a batch.
 
-    def __init__(
-        self, model_folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, batch_tokens: int
-    ):
-        self.tokenizer, self.max_model_len, self.batch_tokens = tokenizer, max_model_len, batch_tokens
-        self.model = load_policy(Path(model_folder), getattr(torch, dtype), torch.device(device))
+    Of a loaded `model`, which is as it was once the engine is closed; `load` makes it of a folder.
+    """
+
+    def __init__(self, model, tokenizer, max_model_len: int, batch_tokens: int):
+        self.model, self.tokenizer, self.max_model_len, self.batch_tokens = (
+            model,
+            tokenizer,
+            max_model_len,
+            batch_tokens,
+        )
         # `generate` takes from here what it is not told: the folder's penalties and stop tokens must not leak in.
-        self.model.generation_config = GenerationConfig()
-        self.model.register_forward_pre_hook(self._stay_in_context, with_kwargs=True)
+        self._own_config, model.generation_config = model.generation_config, GenerationConfig()
+        self._hook = model.register_forward_pre_hook(self._stay_in_context, with_kwargs=True)
+
+    @classmethod
+    def load(
+        cls, model_folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, batch_tokens: int
+    ) -> "HfEngine":
+        """With the model in this folder."""
+        model = load_policy(Path(model_folder), getattr(torch, dtype), torch.device(device))
+        return cls(model, tokenizer, max_model_len, batch_tokens)
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
         """As Engine.generate; prompts are taken 1024 at a time and given back batch by batch, longest prompts first.
@@ -57,7 +70,9 @@ class HfEngine:
                         yield request.uuid, responses
 
     def close(self) -> None:
-        """Give the model's memory back."""
+        """Give the model back, and its memory."""
+        self._hook.remove()
+        self.model.generation_config = self._own_config
         self.model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
