@@ -92,7 +92,7 @@ class AlarmFlags:
             name, _, text = (word.strip() for word in part.partition("="))
             if name not in ALARMS:
                 raise UserError(
-                    f"--alarm {part}: no alarm is called {name!r}{nearest(name, ALARMS)}; {PAGE} lists them"
+                    f"--alarm {part}: there is no alarm {name!r}{nearest(name, ALARMS)}; {PAGE} lists them"
                 )
             try:
                 limits[name] = math.nan if text.lower() in ("off", "none") else float(text)
