@@ -71,7 +71,7 @@ class IterateConfig:
 @console.stage
 def main(argv=None):
     config = parse(IterateConfig, argv, description=__doc__, example=EXAMPLE, files=False)
-    from cream.loops.alarmed import alarms
+    from cream.loops.alarmed import alarms, describe_alarms
     from cream.loops.results import results, table
 
     paths = [path.strip() for path in (config.loop.config or "").split(",")]
@@ -91,7 +91,7 @@ def main(argv=None):
     if not config.loop.dry_run:
         columns = [(loop.title, results(commands[path])) for path, loop in loops.items()]
         found = [alarms(commands[path], config.alarms.limits()) for path in loops]
-        lines = dict.fromkeys(line for each in found for line in each.lines())
+        lines = describe_alarms([loop.title for loop in loops.values()], found)
         text = "\n".join([table(columns, [each.models for each in found]), *lines])
         log.info("\n%s\n%.0f s in all", text, time.monotonic() - began)
 

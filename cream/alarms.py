@@ -50,7 +50,7 @@ ALARMS = {
     "flat_rewards": Alarm(UP, 0.3, "all rewards are equal for {value:.0%} of prompts (threshold {limit:.0%}), which give no pair", "equal-rewards"),
     "tied_rewards": Alarm(UP, 0.5, "{value:.0%} of distinct responses have the reward of another one (threshold {limit:.0%}); ties blur the ranking", "equal-rewards"),
     "no_pair": Alarm(UP, 0.5, "{value:.0%} of prompts have no pair (threshold {limit:.0%}); the reasons are above", "few-pairs"),
-    "length_bias": Alarm(UP, 0.7, "rewards and lengths correlate by {value:.2f} in size (threshold {limit:g}); training may learn length alone", "rewards-follow-length"),
+    "length_bias": Alarm(UP, 0.9, "rewards and lengths correlate by {value:.2f} in size (threshold {limit:g}); training may learn length alone", "rewards-follow-length"),
     "c_contradicts": Alarm(DOWN, 0.5, "mean C is below 1/2 (95 % upper bound {value:.3f}, threshold {limit:g}): the two rankings contradict each other; a reward may have the wrong sign, or a file belong to another model", "mean-c-near-or-below-one-half"),
     "c_undecided": Alarm(DOWN, 0.55, "mean C is not clearly above 1/2 (95 % lower bound {value:.3f}, threshold {limit:g}): the two rankings say little about which response is better", "mean-c-near-or-below-one-half"),
     "c_below_half": Alarm(UP, 0.3, "C is below 1/2 for {value:.0%} of prompts (threshold {limit:.0%}); with their own C (consistency_dyn) training prefers the rejected response", "pairs-trained-in-reverse"),
@@ -91,9 +91,7 @@ class AlarmFlags:
         for part in filter(None, (self.alarm or "").split(",")):
             name, _, text = (word.strip() for word in part.partition("="))
             if name not in ALARMS:
-                raise UserError(
-                    f"--alarm {part}: there is no alarm {name!r}{nearest(name, ALARMS)}; {PAGE} lists them"
-                )
+                raise UserError(f"--alarm {part}: there is no alarm {name!r}{nearest(name, ALARMS)}; {PAGE} lists them")
             try:
                 limits[name] = math.nan if text.lower() in ("off", "none") else float(text)
             except ValueError:
