@@ -212,7 +212,10 @@ def _begin(accelerator: Accelerator, job: Job, data_facts: dict) -> None:
     if output.report_to:
         facts = {"start": str(job.start), "data": str(job.data), **job.header["settings"]}
         entity = {"wandb": {"entity": output.wandb_entity_name}}
-        accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=entity)
+        try:
+            accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=entity)
+        except Exception as error:  # of any kind: not logged in, no network, a version that Accelerate does not know
+            raise UserError(f"--report_to {output.report_to}: it did not start: {error}; nothing was trained") from None
         numbers = {name: value for name, value in data_facts.items() if isinstance(value, int | float)}
         accelerator.log({f"data/{name}": float(value) for name, value in numbers.items()}, step=0)
 
