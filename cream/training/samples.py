@@ -47,11 +47,9 @@ class SampleFlags:
             if given:
                 raise UserError(f"--{given[0]} needs --sample_prompts")
         elif model != "logprobs":
-            raise UserError("--sample_prompts: a reward model writes no responses; leave it out")
+            raise UserError("--sample_prompts: a reward model writes no responses; omit it")
         elif zero_stage == 3:
-            raise UserError(
-                "--sample_prompts: no process has the whole weights with ZeRO-3; take ZeRO-2, or leave it out"
-            )
+            raise UserError("--sample_prompts: no process has the whole weights with ZeRO-3; take ZeRO-2, or omit it")
 
 
 def read_sample_prompts(path: Path, limit: int) -> list[Prompt]:
