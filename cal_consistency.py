@@ -9,6 +9,7 @@ reward are skipped.
 from dataclasses import dataclass
 
 from config import DATASET_FILES, DATASETS, MAX_SEED, Run, group, settings
+from cream.alarms import AlarmFlags
 from cream.cli import console
 from cream.cli.console import log
 from cream.cli.flags import flag, parse
@@ -58,6 +59,7 @@ class ConsistencyConfig:
 
     consistency: Consistency = group(Consistency)
     pairs: PairOutput = group(PairOutput)
+    alarms: AlarmFlags = group(AlarmFlags)
     run: Run = group(Run)
 
 
@@ -75,6 +77,7 @@ def main(argv=None):
         settings(config) | {"rank": rank, "method": method},
         config.pairs,
         (DATASETS, DATASET_FILES),
+        limits=config.alarms.limits(),
         method=method,
         shuffle=c.shuffle_consistency,
         rank=rank,

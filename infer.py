@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import DATASET_FILES, DATASETS, Cluster, Device, Model, RandomRun, for_next_stage, group, settings
+from cream.alarms import AlarmFlags
 from cream.cli import console, names
 from cream.cli.console import log
 from cream.cli.flags import parse
@@ -55,6 +56,7 @@ class InferConfig:
     thoughts: ThoughtFlags = group(ThoughtFlags)
     engine: EngineFlags = group(EngineFlags)
     output: InferOutput = group(InferOutput)
+    alarms: AlarmFlags = group(AlarmFlags)
     run: RandomRun = group(RandomRun)
 
 
@@ -100,7 +102,7 @@ def sample(config: InferConfig) -> None:
     if not (run.dry_run or output.up_to_date):
         how = {"engine": config.engine.options(), "max_length": flags.max_length, "show": config.output.show_example}
         loaded, named = _policy(config, output, folder, chat), {"model": model.name(), "checkpoint": model.checkpoint}
-        how["policy"] = named | {"fingerprint": loaded.fingerprint}
+        how |= {"policy": named | {"fingerprint": loaded.fingerprint}, "limits": config.alarms.limits()}
         sampling.sample(output, loaded, prompts, sysprompt, plan, **how)
     if not run.dry_run:
         log.info(sampling.next_step(output.path, folder, model.checkpoint, for_next_stage(config)))
@@ -129,7 +131,8 @@ def evaluate(config: InferConfig) -> None:
     texts.load(config.sampling.sysprompt).check(chat, config.sampling.sysprompt)
     if not (run.dry_run or output.up_to_date):
         how = {"max_length": config.sampling.max_length, "show": config.output.show_example}
-        evaluation.evaluate(plan, output, _policy(config, output, folder, chat), **how)
+        limits = config.alarms.limits()
+        evaluation.evaluate(plan, output, _policy(config, output, folder, chat), limits, **how)
     if not run.dry_run:
         log.info(evaluation.summarise(plan, output, summary, chat))
 

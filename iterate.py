@@ -26,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, MAX_SEED, MODEL_FILES, Device, for_records, group
+from cream.alarms import AlarmFlags
 from cream.cli import console, interrupts, names
 from cream.cli.console import log
 from cream.cli.flags import flag, parse
@@ -64,11 +65,13 @@ class IterateConfig:
 
     loop: LoopFlags = group(LoopFlags)
     device: Device = group(Device)
+    alarms: AlarmFlags = group(AlarmFlags)
 
 
 @console.stage
 def main(argv=None):
     config = parse(IterateConfig, argv, description=__doc__, example=EXAMPLE, files=False)
+    from cream.loops.alarmed import alarms, describe_alarms
     from cream.loops.results import results, table
 
     paths = [path.strip() for path in (config.loop.config or "").split(",")]
@@ -87,7 +90,10 @@ def main(argv=None):
         run(loop, commands[path], dry_run=config.loop.dry_run)
     if not config.loop.dry_run:
         columns = [(loop.title, results(commands[path])) for path, loop in loops.items()]
-        log.info("\n%s\n%.0f s in all", table(columns), time.monotonic() - began)
+        found = [alarms(commands[path], config.alarms.limits()) for path in loops]
+        lines = describe_alarms([loop.title for loop in loops.values()], found)
+        text = "\n".join([table(columns, [each.models for each in found]), *lines])
+        log.info("\n%s\n%.0f s in all", text, time.monotonic() - began)
 
 
 def prepare(loop: Loop, devices: list[str], bf16: bool | None, outputs: set[Path]) -> tuple[list[Command], list[str]]:

@@ -10,6 +10,7 @@ confidence, then by margin.
 from dataclasses import dataclass, make_dataclass
 
 from config import DATASET_FILES, DATASETS, Run, group, settings
+from cream.alarms import AlarmFlags
 from cream.cli import console
 from cream.cli.flags import chosen, deciding, flag, one_of, parse
 from cream.errors import UserError
@@ -67,6 +68,7 @@ class PairsConfig:
     files: Files = group(Files)
     options: Strategies = group(Strategies)
     pairs: PairOutput = group(PairOutput)
+    alarms: AlarmFlags = group(AlarmFlags)
     run: Run = group(Run)
 
 
@@ -83,6 +85,7 @@ def main(argv=None):
         settings(config, *deciding(config.options)) | deciding(options) | {"rank": rank if previous else None},
         p,
         (DATASETS, DATASET_FILES),
+        limits=config.alarms.limits(),
         method=c.method,
         strategy=c.strategy,
         rank=rank if previous else None,

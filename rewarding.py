@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from config import Cluster, Device, Model, TrialRun, for_next_stage, group
+from cream.alarms import AlarmFlags
 from cream.cli import console, preflight
 from cream.cli.console import log
 from cream.cli.flags import flag, one_of, parse
@@ -75,6 +76,7 @@ class RewardConfig:
     rewarding: Rewarding = group(Rewarding)
     options: Options = group(Options)
     thoughts: ThoughtUse = group(ThoughtUse)
+    alarms: AlarmFlags = group(AlarmFlags)
     run: TrialRun = group(TrialRun)
 
 
@@ -129,7 +131,8 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
             )
             if skip:
                 output.reject(run.rejected(limit))
-            output.finish(passes.rewards(run, output), **stage.facts(run, output, reward, model, scored))
+            rewards = passes.rewards(run, output, config.alarms.limits())
+            output.finish(rewards, **stage.facts(run, output, reward, model, scored))
         if not stage.report(output, responses):
             log.info("rewards: %s, of which no pairs can be made", target)
             return run, target, reward, folders, False

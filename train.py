@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, Device, Model, RandomRun, for_next_stage, group
+from cream.alarms import AlarmFlags
 from cream.cli import console, names, preflight
 from cream.cli.flags import parse
 from cream.errors import UserError
@@ -24,6 +25,7 @@ from cream.files.provenance import LAST, Provenance
 from cream.text.options import ThoughtUse, check_kwargs
 from cream.training import advice, folder, options
 from cream.training.launch import given_world, is_first_process
+from cream.training.samples import SampleFlags
 from cream.training.stages import STARTS
 
 EXAMPLE = """\
@@ -46,6 +48,8 @@ class TrainConfig:
     stage: options.StageFlags = group(options.StageFlags)
     thoughts: ThoughtUse = group(ThoughtUse)
     output: options.TrainOutput = group(options.TrainOutput)
+    samples: SampleFlags = group(SampleFlags)
+    alarms: AlarmFlags = group(AlarmFlags)
     run: RandomRun = group(RandomRun)
 
 
@@ -62,6 +66,7 @@ def main(argv=None):
     name, stage = options.choose_stage(o.train_stage, config.stage, data, config.run.skip)
     start, provenance = config.model.folder(config.model.checkpoint), config.run.provenance()
     held_out = _add_inputs(config, stage, data, start, provenance)
+    prompts = _other_data("sample_prompts", config.samples.sample_prompts)
     batch_size = o.global_batch(given_world() or len(devices))
     options.check_batch(name, stage, batch_size)
     header = {"settings": options.settings(config, name, stage, batch_size), "inputs": provenance.inputs}
@@ -86,7 +91,7 @@ def main(argv=None):
             folder.tidy_after_kill(run)
     else:
         with Lock(run) if is_first_process() else nullcontext():
-            _train(config, name, stage, start, data, run, header, limit, provenance, held_out)
+            _train(config, name, stage, start, data, run, header, limit, provenance, held_out, prompts)
     if is_first_process():
         _finish(config, run, dataset)
 
@@ -123,24 +128,32 @@ def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance:
         )
     if config.optimisation.deepspeed is not None:
         provenance.file("deepspeed", config.optimisation.deepspeed)
-    if (name := getattr(getattr(stage, "held_out", None), "eval_name", None)) is None:
-        return None
-    try:
-        held_out = names.dataset(name, DATASET_FILES, DATASETS)
-    except UserError as error:
-        raise UserError(f"--eval_name {str(error).removeprefix('--name ')}") from None
-    provenance.file("held_out", held_out)
+    held_out = _other_data("eval_name", getattr(getattr(stage, "held_out", None), "eval_name", None))
+    if held_out is not None:
+        provenance.file("held_out", held_out)
     return held_out
 
 
-def _train(config: TrainConfig, name, stage, start: Path, data: Path, run, header, limit, provenance, held_out) -> None:
+def _other_data(flag_name: str, name: str | None) -> Path | None:
+    """The file of the data that a flag names, if it names any."""
+    try:
+        path = name and names.dataset(name, DATASET_FILES, DATASETS)
+    except UserError as error:
+        raise UserError(f"--{flag_name} {str(error).removeprefix('--name ')}") from None
+    return path or None
+
+
+def _train(
+    config: TrainConfig, name, stage, start: Path, data: Path, run, header, limit, provenance, held_out, prompts
+) -> None:
     from cream.training import launch, parallel
     from cream.training.run import Job, work
 
     o = config.optimisation
     clear = folder.starts_again(run, header, config.run.overwrite, o.resume)
     deepspeed = None if o.deepspeed is None else parallel.read_settings(o.deepspeed)
-    job = Job(config, name, stage, start, data, run, header, limit, clear, deepspeed, provenance, held_out)
+    config.samples.check(stage.model, (deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
+    job = Job(config, name, stage, start, data, run, header, limit, clear, deepspeed, provenance, held_out, prompts)
     saved_bytes = 4 if o.save_dtype == "float32" else 2
     preflight.check_disk(run, preflight.size_of_run(start, o.saves, saved_bytes), "training")
     about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}

@@ -6,9 +6,9 @@ import sys
 
 __version__ = "0.1.0"
 
-# Threads of OpenMP (GCC's, torch's on Linux) spin while they wait, by default for milliseconds. Where another process has
-# a core they spin in vain: beside one per core the tiny model's training took 147 s, and 10 s by this. Read as torch is
-# loaded; OMP_WAIT_POLICY or GOMP_SPINCOUNT in the environment decides instead.
+# Threads of OpenMP (GCC's, which torch has on Linux) spin while they wait, by default for milliseconds: in vain where
+# another process has the core. Beside one such process per core the tiny model's training took 147 s, and with this 10.
+# Read as torch is loaded; OMP_WAIT_POLICY or GOMP_SPINCOUNT in the environment decides instead.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

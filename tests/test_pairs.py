@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cream.alarms import check
 from cream.consistency import Tally
 from cream.errors import UserError
 from cream.pairs import PAIRS, all_pairs, extremes, oracle, random, threshold
 from cream.pairs.build import FEWER_THAN_TWO, NO_MARGIN, NONE_CHOSEN, Rules, build, usable
 from cream.pairs.choice import Choice
-from cream.pairs.report import PairSet, describe_doubt
+from cream.pairs.report import PairSet
 from cream.records import Item, Message, Pair, Rewards
 
 LABEL = Item(question="Which?\nA. oxygen\nB. neon", label="A")
@@ -374,24 +375,26 @@ def test_lengths_of_several_pairs_are_of_all_of_them():
 
 
 @pytest.mark.parametrize(
-    ("values", "used", "said"),
+    ("values", "alarm"),
     [
-        ([0.1, 0.2, 0.1, 0.2], True, "below 1/2: the two rankings contradict each other more than they agree. By the"),
-        ([0.1, 0.2, 0.1, 0.2], False, "more than they agree. Likely a reward has the wrong sign"),
-        ([0.3], True, "the mean C is 0.300, below 1/2"),
-        ([0.2, 0.9, 0.4, 0.6, 0.5], True, "the mean C is 0.520, about 1/2, as of two unrelated rankings"),
-        ([0.1, 1.0, 0.9, 0.5], True, "the mean C is 0.625, about 1/2"),  # few, and far apart
-        ([0.54] * 1000, True, "the mean C is 0.540, about 1/2"),  # many, yet they hardly agree
-        ([0.4, 0.5, 0.4, 0.6], True, "about 1/2"),
-        ([0.8, 0.7, 0.9], True, None),
-        ([1.0, 1.0], False, None),
-        ([0.7], True, None),
+        ([0.1, 0.2, 0.1, 0.2], "c_contradicts"),
+        ([0.3], "c_contradicts"),
+        ([0.2, 0.9, 0.4, 0.6, 0.5], "c_undecided"),
+        ([0.1, 1.0, 0.9, 0.5], "c_undecided"),  # few, and far apart
+        ([0.54] * 1000, "c_undecided"),  # many, yet they hardly agree
+        ([0.4, 0.5, 0.4, 0.6], "c_undecided"),
+        ([0.8, 0.7, 0.9], None),
+        ([1.0, 1.0], None),
+        ([0.7], None),
     ],
 )
-def test_a_doubtful_mean_is_told_in_plain_words(values, used, said):
-    found = describe_doubt(Tally(values), used=used)
-    assert (found is None) is (said is None) and (said is None or said in found)
-    assert found is None or ("--allow_reversed" in found) is (used and "below 1/2" in found)
+def test_a_doubtful_mean_sets_off_an_alarm(values, alarm):
+    pairs = PairSet(c=Tally(values))
+    fired = [each["alarm"] for each in check(pairs.facts(used=False))]
+    assert fired == [alarm] * (alarm is not None)
+    below = sum(value < 0.5 for value in values) / len(values)
+    assert ("c_below_half" in {each["alarm"] for each in check(pairs.facts(used=True))}) is (below > 0.3)
+    assert not check(PairSet(c=Tally(values), own=True).facts(used=True))
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_a_prompt_that_is_trained_on_is_not_held_out():
 def test_held_out_metrics_are_those_of_all_at_once(tiny_folder, tiny_chat, module, outputs):
     stage, model = stage_of(module), Heads(model_of(tiny_folder, outputs))
     examples, accelerator = prepared(stage, tiny_chat), Accelerator(cpu=True)
-    held = HeldOut(stage, examples, every=3)
+    held = HeldOut(stage, [("", example) for example in examples], every=3)
     assert [held.due(step, step == 4) for step in range(1, 7)] == [False, False, True, True, False, True]
     found = held(accelerator, SimpleNamespace(whole=model), 150)
     batch = model.pack(list(map(stage.group, examples)))

@@ -37,9 +37,9 @@ def as_given(words: Sequence[str]) -> dict[str, str]:
     return {flag: text for flag, text in given.items() if flag not in ONCE and re.fullmatch(r"[A-Za-z]\w*", flag)}
 
 
-def round_before(policy: Path) -> dict[str, tuple[str, dict[str, str]]]:
-    """Stage (samples, rewards, pairs, train) -> (its script, its flags) in the round that trained this policy; {} where
-    it was trained otherwise, or where an output of that round is not there any more."""
+def round_before(policy: Path, *, sidecars: bool = False) -> dict:
+    """Stage (samples, rewards, pairs, train) -> (its script, its flags) in the round that trained this policy, or its
+    sidecar; {} where it was trained otherwise, or where an output of that round is not there any more."""
     with suppress(UserError, OSError, ValueError, LookupError, TypeError):
         home = policy.resolve()
         pairs = place_of(home, read_kind(home)["sources"]["data"])
@@ -49,7 +49,8 @@ def round_before(policy: Path) -> dict[str, tuple[str, dict[str, str]]]:
         made["rewards"] = read_meta(rewards)
         made["samples"] = read_meta(place_of(rewards.parent, made["rewards"]["sources"]["input_file"]))
         if all(about["command"][0] in SCRIPTS[stage] for stage, about in made.items()):
-            return {stage: (about["command"][0], as_given(about["command"][1:])) for stage, about in made.items()}
+            commands = {stage: (about["command"][0], as_given(about["command"][1:])) for stage, about in made.items()}
+            return made if sidecars else commands
     return {}
 
 

@@ -170,7 +170,7 @@ def load(
     if name == "hf":
         from cream.engines.hf import HfEngine
 
-        return HfEngine(*model, batch_tokens)
+        return HfEngine.load(*model, batch_tokens)
     from cream.engines.vllm import VllmEngine
 
     return VllmEngine(*model, gpu_memory_utilization, tensor_parallel_size)

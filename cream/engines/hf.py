@@ -29,14 +29,21 @@ LEAVING = 8  # rows leave a batch once this fraction of them, an eighth, has end
 
 
 class HfEngine:
-    """Batches of prompts of like length; each prompt is computed once, and a response leaves the batch as it ends."""
+    """Batches of prompts of like length; each prompt is computed once, and a response leaves the batch as it ends. Of a
+    loaded `model`; `load` makes it of a folder."""
 
-    def __init__(
-        self, model_folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, batch_tokens: int
-    ):
-        self.tokenizer, self.max_model_len, self.batch_tokens = tokenizer, max_model_len, batch_tokens
-        self.model = load_policy(Path(model_folder), getattr(torch, dtype), torch.device(device))
-        self.enough = ENOUGH if self.model.device.type == "cpu" else math.inf
+    def __init__(self, model, tokenizer, max_model_len: int, batch_tokens: int):
+        self.model, self.tokenizer = model, tokenizer
+        self.max_model_len, self.batch_tokens = max_model_len, batch_tokens
+        self.enough = ENOUGH if model.device.type == "cpu" else math.inf
+
+    @classmethod
+    def load(
+        cls, model_folder: str | Path, tokenizer, device: str, dtype: str, max_model_len: int, batch_tokens: int
+    ) -> "HfEngine":
+        """With the model in this folder."""
+        model = load_policy(Path(model_folder), getattr(torch, dtype), torch.device(device))
+        return cls(model, tokenizer, max_model_len, batch_tokens)
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
         """As Engine.generate; prompts are taken 1024 at a time and given back batch by batch, longest prompts first.

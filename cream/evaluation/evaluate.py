@@ -13,6 +13,8 @@ summarise(plan, records)                  what the summary says, and the same as
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
+from cream import alarms
 from cream.cli import preflight
 from cream.engines import Sampling
 from cream.engines.options import SamplingFlags
@@ -109,9 +112,9 @@ def _with_system(request: Prompt | Group, sysprompt: Sysprompt) -> Prompt | Grou
     return structs.replace(request, messages=sysprompt.add_system(request.messages))
 
 
-def evaluate(plan: Plan, output: Output, model: Model, **how) -> None:
-    """Write the records of all questions. `how`: limits, as scorings take them. Raises UserError for a question that
-    the chat template refuses."""
+def evaluate(plan: Plan, output: Output, model: Model, limits: alarms.Limits = alarms.LIMITS, **how) -> None:
+    """Write the records of all questions. `limits`: of alarms; `how`: limits, as scorings take them. Raises UserError
+    for a question that the chat template refuses."""
     for uuid, request in plan.requests.items() if isinstance(model.chat, Chat) else ():
         if why := model.chat.refusal(request.prompt if isinstance(request, Group) else request.messages):
             raise UserError(f"record {uuid!r}: {why}")
@@ -123,8 +126,21 @@ def evaluate(plan: Plan, output: Output, model: Model, **how) -> None:
         if plan.questions.skipped:
             output.drop(choices.WITHOUT, plan.questions.skipped)
         drawn = {task: [example.uuid for example in examples] for task, examples in plan.questions.examples.items()}
-        rows = plan.scoring.complete(plan, output.rows(plan.questions.items), output)
+        rows = _watch(plan.scoring.complete(plan, output.rows(plan.questions.items), output), output, limits)
         output.finish(rows, **({"few_shot": drawn} if drawn else {}))
+
+
+def _watch(rows: Iterable[dict], output: Output, limits: alarms.Limits) -> Iterator[dict]:
+    """The records; once they are through, the sidecar has the alarms that they set off."""
+    counts = Counter()
+    for row in rows:
+        ends = row.get("all_finish_reasons") or [row.get("finish_reason")]
+        counts += {"questions": 1, "none": row["final_prediction"] == "none"}
+        counts += {"responses": len(ends), "length": ends.count("length")}
+        yield row
+    facts = {"unanswered": alarms.share(counts["none"], counts["questions"])}
+    facts |= {"truncated": alarms.share(counts["length"], counts["responses"])}
+    output.facts["alarms"] = alarms.sound(facts, limits)
 
 
 def summarise(plan: Plan, output: Output, path: Path, chat: Chat | Plain) -> str:

@@ -1,6 +1,7 @@
 """What a loop has measured: accuracy of each evaluated model, consistency of the pairs it was trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -29,22 +30,31 @@ def results(commands: Sequence[Command]) -> list[dict]:
     Raises UserError where a summary or sidecar is damaged.
     """
     makers, rows = {command.result: command for command in commands}, []
-    for command in commands:
-        if command.script != "infer.py" or command.flags.get("mode") != "evaluation":
-            continue
-        summary = _read(summary_path(command.output), Summary)
+    for command in evaluations(commands):
+        summary = read_output(summary_path(command.output), Summary)
         tasks = {row.task: row.accuracy for row in summary.tasks}
-        name = command.output.name.partition(".json")[0].removesuffix(".evaluation")
-        rows.append({"model": name, "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks})
+        rows.append(
+            {"model": model_name(command), "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks}
+        )
         training = makers.get(command.flags.get("checkpoint"))
         data = makers.get(training.flags.get("name")) if training and training.script == TRAIN else None
         if data and data.script in PAIRS:
-            pairs = _read(meta_path(data.output), Pairs)
+            pairs = read_output(meta_path(data.output), Pairs)
             rows[-1] |= {"pairs": pairs.counts.out, "consistency": pairs.mean_consistency}
     return rows
 
 
-def _read(path: Path, kind: type[T]) -> T:
+def evaluations(commands: Sequence[Command]) -> list[Command]:
+    """The evaluations among them."""
+    return [c for c in commands if c.script == "infer.py" and c.flags.get("mode") == "evaluation"]
+
+
+def model_name(evaluation: Command) -> str:
+    """What the table calls the evaluated model."""
+    return evaluation.output.name.partition(".json")[0].removesuffix(".evaluation")
+
+
+def read_output(path: Path, kind: type[T]) -> T:
     """A file that a stage wrote beside its output. Raises UserError where it is damaged."""
     try:
         return msgspec.convert(store.read_json(path), kind)
@@ -54,9 +64,9 @@ def _read(path: Path, kind: type[T]) -> T:
         ) from None
 
 
-def table(columns: Sequence[tuple[str, list[dict]]]) -> str:
+def table(columns: Sequence[tuple[str, list[dict]]], marked: Sequence[Collection[str]] = ()) -> str:
     """Accuracy (macro average, %) and mean consistency per model: one line for each model, one block of columns for
-    each loop, (title, its results)."""
+    each loop, (title, its results); a ! before the accuracies of its `marked` models."""
     width = max(24, *(len(title) + 2 for title, _ in columns))
     blocks = [{row["model"]: row for row in rows} for _, rows in columns]
     models = list(dict.fromkeys(model for block in blocks for model in block))
@@ -67,8 +77,8 @@ def table(columns: Sequence[tuple[str, list[dict]]]) -> str:
     lines.append(" " * first + "".join(f"{'accuracy %':>{width - 10}}{'mean C':>10}" for _ in columns))
     for model in models:
         cells = []
-        for row in (block.get(model) for block in blocks):
-            accuracy = f"{100 * row['accuracy']:.1f}" if row else ""
+        for row, marks in zip_longest((block.get(model) for block in blocks), marked, fillvalue=()):
+            accuracy = f"{'!' * (model in marks)}{100 * row['accuracy']:.1f}" if row else ""
             c = row.get("consistency") if row else None
             cells.append(f"{accuracy:>{width - 10}}{'' if c is None else f'{c:.2f}':>10}")
         lines.append(f"{model:<{first}}" + "".join(cells))

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cream import alarms
 from cream.cli import advice, console, names, preflight
 from cream.cli.flags import flag
 from cream.consistency import shuffled
@@ -277,20 +278,21 @@ def write(
     *,
     method: str | None,
     shuffle: int | None = None,
+    limits: alarms.Limits = alarms.LIMITS,
     **facts,
 ) -> None:
     """Make the pairs, report on them, register them, and say how to train on them.
 
     `settings` are those of the output, `registry` its file and the built-in names beside it. `method`: which C training
-    is to use; None: the strategy's own confidences, else the mean of the c's, 1 without a previous ranking. `facts`
-    join the sidecar. Raises UserError where there is not one pair.
+    is to use; None: the strategy's own confidences, else the mean of the c's, 1 without a previous ranking. `limits`:
+    of alarms; `facts` join the sidecar. Raises UserError where there is not one pair.
     """
     run, policy = inputs.run, inputs.about.get("policy")
     output = journal.Output(target, settings, inputs.provenance, overwrite=run.overwrite)
     if flags.register:
         names.check_free(registry[0], flags.register, target, overwrite=run.overwrite, known=registry[1])
     training = inputs.training(flags.beta)
-    rows = _rows(inputs, rules, shuffle, output, training["beta"], method)
+    rows = _rows(inputs, rules, shuffle, output, training["beta"], method, limits)
     if run.dry_run:
         deque(rows, maxlen=0)
         read = ", ".join(map(str, inputs.paths.values()))
@@ -311,7 +313,13 @@ def write(
 
 
 def _rows(
-    inputs: Inputs, rules: Rules, shuffle: int | None, output: journal.Output, beta: float, method: str | None
+    inputs: Inputs,
+    rules: Rules,
+    shuffle: int | None,
+    output: journal.Output,
+    beta: float,
+    method: str | None,
+    limits: alarms.Limits,
 ) -> Iterator[dict]:
     """The pairs as they are made; then the report on them, and their part of the sidecar."""
     pair_set = inputs.pairs(rules, shuffle)
@@ -333,4 +341,5 @@ def _rows(
         "method": method,
         "mean_consistency": pair_set.c.mean,
         "without_consistency": pair_set.without_c,
+        "alarms": alarms.sound(pair_set.facts(used=method != "original"), limits),
     }

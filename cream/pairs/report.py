@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cream.alarms import share
 from cream.consistency import Tally, margin_cap
 from cream.pairs.choice import Choice
 from cream.ranking import Array, padded
 from cream.records import Pair, Rewards
 
 log = logging.getLogger("cream")
-AGREE = 0.55  # a mean C below this is about 1/2, however sure it is
 
 
 @dataclass
@@ -106,25 +106,19 @@ class PairSet:
                 "(`margin` in the training log is beta times that: %.3g)"
             )
             log.info(text, beta, cap, beta * cap)
-        if not self.own and (doubt := describe_doubt(c, used=beta is not None)):
-            log.warning("warning: %s", doubt)
+
+    def facts(self, used: bool) -> dict[str, float | None]:
+        """For alarms; `used`: whether training uses C."""
+        facts = {"no_pair": share(self.dropped.total(), self.prompts)}
+        facts |= {"length_bias": None if self.lengths.bias is None else abs(self.lengths.bias)}
+        if self.trusted or self.own or self.c.mean is None:
+            return facts
+        low, high = mean_interval(self.c)
+        facts |= {"c_contradicts": high} if high < 0.5 else {"c_undecided": low}
+        return facts | ({"c_below_half": self.c.below_half} if used else {})
 
 
-def describe_doubt(c: Tally, *, used: bool) -> str | None:
-    """In plain words that a mean C is below or about 1/2, None where it is clearly above. `used`: in training."""
-    error = 0.0 if c.std is None else 2 * c.std / c.n**0.5  # two standard errors: an interval of about 95 %
-    if c.mean + error < 0.5:
-        reverse = (
-            ". By the formula training would prefer the rejected responses; train.py refuses most pairs in reverse "
-            "without --allow_reversed"
-        )
-        return (
-            f"the mean C is {c.mean:.3f}, below 1/2: the two rankings contradict each other more than they agree"
-            f"{reverse * used}. Likely a reward has the wrong sign, or a file belongs to another model"
-        )
-    if c.mean < AGREE or c.mean - error <= 0.5:
-        return (
-            f"the mean C is {c.mean:.3f}, about 1/2, as of two unrelated rankings: they say little about which "
-            "response is better. More prompts or responses may help, else another previous model"
-        )
-    return None
+def mean_interval(c: Tally) -> tuple[float, float]:
+    """About the 95 % interval of a mean C: two standard errors on both sides."""
+    error = 0.0 if c.std is None else 2 * c.std / c.n**0.5
+    return c.mean - error, c.mean + error

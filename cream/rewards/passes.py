@@ -10,12 +10,14 @@ from itertools import tee
 from pathlib import Path
 from types import ModuleType
 
+from cream.alarms import LIMITS, Limits, sound
 from cream.errors import UserError
 from cream.files import store
 from cream.files.index import Keys
 from cream.files.journal import Output
 from cream.records import Message, Rewards, Samples, encode, ended_turn
 from cream.rewards.base import GroupReward
+from cream.rewards.ties import Ties
 from cream.scoring import armo, completions, driver, heads, logprobs, rounds, signs
 from cream.scoring.cache import Scores, Source, beside
 from cream.scoring.driver import Model, Pass
@@ -208,12 +210,14 @@ def _append_and_cache(
     return counts
 
 
-def rewards(run: Run, output: Output) -> Iterator[dict]:
+def rewards(run: Run, output: Output, limits: Limits = LIMITS) -> Iterator[dict]:
     """The rewards that the source makes of its passes' results, encoded, in the order of the samples; responses without
-    one are counted as dropped. Raises UserError where the journal has no results of a sample as it is now."""
+    one are counted as dropped; `limits`: of alarms. Raises UserError where the journal has no results of a sample as it
+    is now."""
     ahead, samples = tee(run.read())  # in step: one reader of the file, whose memory grows with it, serves both
     workers = {p.role: WORKERS[p.worker] for p in run.passes}
     rows = output.rows(request.uuid for sample in ahead for role in workers for request in run.requests(role, sample))
+    ties = Ties()
     for sample in samples:
         results = {role: [] for role in workers}
         for role, worker in workers.items():
@@ -229,7 +233,9 @@ def rewards(run: Run, output: Output) -> Iterator[dict]:
         record = _record(sample, run.source.combine(sample, results, run.options))
         for reason in filter(None, record.reason or ()):
             output.drop(reason)
+        ties.add(record.reward, sample.responses)
         yield encode(record)
+    output.facts["alarms"] = sound(ties.facts(ranked=bool(run.passes)), limits)
 
 
 def _record(sample: Samples, given: GroupReward) -> Rewards:

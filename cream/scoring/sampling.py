@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from cream import alarms
 from cream.cli import advice, preflight
 from cream.cli.console import command
 from cream.engines import Completion, Sampling
@@ -87,11 +88,18 @@ def check_prompts(prompts: Prompts, sysprompt: Sysprompt, chat: Chat) -> Prompts
 
 
 def sample(
-    output: Output, model: Model, prompts: Prompts, sysprompt: Sysprompt, sampling: Sampling, policy: dict, **how
+    output: Output,
+    model: Model,
+    prompts: Prompts,
+    sysprompt: Sysprompt,
+    sampling: Sampling,
+    policy: dict,
+    limits: alarms.Limits = alarms.LIMITS,
+    **how,
 ) -> None:
     """Write the samples, and say what they are. `sysprompt` is added to each prompt; `policy` says in the sidecar who
-    sampled, as the user named it; `how`: the engine and limits, as `generate_responses` takes them. Raises UserError
-    where no prompt fits."""
+    sampled, as the user named it; `limits`: of alarms; `how`: the engine and limits, as `generate_responses` takes
+    them. Raises UserError where no prompt fits."""
     prompts = check_prompts(prompts, sysprompt, model.chat)
     total, size = prompts.total, 0 if prompts.limit else prompts.path.stat().st_size
     need = preflight.size_of_samples(total, size, sampling.n, sampling.max_tokens)
@@ -104,7 +112,8 @@ def sample(
             raise UserError(f"{prompts.path}: no prompt is left to respond to (dropped: {dict(output.dropped)})")
         if prompts.skip:
             output.reject(store.rejected(prompts.path, prompts.kind, prompts.limit, prompts.refused))
-        output.finish(_count(output.rows(record.uuid for record in prompts.read()), counts), policy=policy)
+        rows = _count(output.rows(record.uuid for record in prompts.read()), counts)
+        output.finish(_describe(rows, counts, output, model.folder, limits), policy=policy)
     log.info("%(prompts)d prompts, %(responses)d responses: %(distinct)d distinct, %(truncated)d truncated", counts)
     for line in describe_tokens(counts, sampling.keep_special):
         log.info("  %s", line)
@@ -202,12 +211,29 @@ def describe_tokens(counts: Counter[str], keep_special: bool) -> Iterator[str]:
         )
 
 
+def _describe(
+    rows: Iterator[dict], counts: Counter[str], output: Output, policy: Path, limits: alarms.Limits
+) -> Iterator[dict]:
+    """The rows; once they are through, the sidecar says what was in them, and which alarms that set off. Their length
+    is compared with that of the samples which the `policy` was trained on."""
+    yield from rows
+    n = counts["responses"]
+    sampled = {name: counts[name] for name in ("responses", "distinct", "truncated")}
+    sampled["mean_tokens"] = alarms.share(counts["tokens"], n)
+    before = advice.round_before(policy, sidecars=True).get("samples", {}).get("sampled", {})
+    facts = {"truncated": alarms.share(counts["truncated"], n)}
+    facts |= {"distinct": alarms.share(counts["distinct"], n) if n > counts["prompts"] else None}
+    facts |= {"length_drift": alarms.drift(sampled["mean_tokens"], before.get("mean_tokens"))}
+    output.facts |= {"sampled": sampled, "alarms": alarms.sound(facts, limits)}
+
+
 def _count(rows: Iterable[dict], counts: Counter[str]) -> Iterator[dict]:
     """The same samples, encoded; once they are through, `counts` says what was in them."""
     for row in rows:
         counts["prompts"] += 1
         counts["responses"] += len(row["responses"])
         counts["distinct"] += len({*row["responses"]})
+        counts["tokens"] += sum(row["num_tokens"])
         counts["truncated"] += row["finish_reason"].count("length")
         counts["matched"] += row["finish_reason"].count("stop_string")
         counts["respelled"] += row["logprob"].count(None)

@@ -19,7 +19,12 @@ from cream.files.provenance import ARGS, LAST, RUN, read_kind
 from cream.text.options import AS_SAMPLED
 
 NO_LONGER_DROPPED = "the template or tokenizer merges the prompt's last token with the response"
-WRITTEN = ("state", "log.jsonl", "rejected.jsonl")  # by training, beside checkpoints, args.json and meta.json
+WRITTEN = (
+    "state",
+    "log.jsonl",
+    "samples.jsonl",
+    "rejected.jsonl",
+)  # by training, beside checkpoints, args.json and meta.json
 
 
 def default_name(header: dict, *parts: str | None) -> str:

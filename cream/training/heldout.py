@@ -78,8 +78,9 @@ class HeldOut:
     """A stage's held-out examples. Called with the accelerator, the weights and a micro-batch's tokens, by all
     processes, it gives {metric: mean}, with the Wilson interval of an accuracy (eval_accuracy_low, _high)."""
 
-    def __init__(self, stage, examples: Sequence, every: int | None):
-        self.stage, self.examples, self.every = stage, examples, every
+    def __init__(self, stage, rows: Sequence[tuple[str, object]], every: int | None):
+        self.stage, self.rows, self.every = stage, rows, every  # (uuid, example)
+        self.examples = [example for _, example in rows]
         self.last: dict[str, float] = {}
 
     def due(self, step: int, saved: bool) -> bool:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cream.cli.flags import as_dict, chosen, deciding, flag, one_of
-from cream.errors import UserError
+from cream.errors import UserError, nearest
 from cream.files import store
 from cream.files.provenance import read_meta
 from cream.training.stages import STAGES, implied_by
 
 StageFlags = one_of({name: stage.Options for name, stage in STAGES.items()})
 StageFlags.__module__, StageFlags.__qualname__ = __name__, "StageFlags"  # where pickle finds it, for other processes
+TRACKERS = ("tensorboard", "wandb", "trackio")  # packages that Accelerate logs to
 # In the settings of every run since before stages had flags of their own, so that those runs are found again.
 EVERY_RUN = {"method": "original", "beta": 0.1, "fixed_consistency": None}
 
@@ -134,9 +135,9 @@ class TrainOutput:
         None, "name to register the last checkpoint under, in configs/checkpoint.json", decides=False
     )
     report_to: str | None = flag(
-        None, "where to log metrics, besides log.jsonl", choices=("tensorboard", "wandb"), decides=False
+        None, f"where to log metrics, besides log.jsonl: {', '.join(TRACKERS)}; several with commas", decides=False
     )
-    wandb_project_name: str = flag("CREAM", "project of --report_to wandb", decides=False)
+    wandb_project_name: str = flag("CREAM", "project in these trackers", decides=False)
     wandb_entity_name: str | None = flag(None, "entity of --report_to wandb", decides=False)
     show_example: bool = flag(True, "print the first example with its loss mask", decides=False)
     master_address: str = flag("localhost", "address at which several processes meet", decides=False)
@@ -147,6 +148,16 @@ class TrainOutput:
         low=0,
         decides=False,
     )
+
+    def trackers(self) -> list[str]:
+        """The names in --report_to. Raises UserError for others, and for those that are not installed."""
+        names = [name.strip().lower() for name in (self.report_to or "").split(",") if name.strip()]
+        for name in names:
+            if name not in TRACKERS:
+                raise UserError(f"--report_to {name}: expected {', '.join(TRACKERS)}{nearest(name, TRACKERS)}")
+            if importlib.util.find_spec(name) is None:
+                raise UserError(f"--report_to {name}: it is not installed; .venv/bin/pip install {name}")
+        return names
 
 
 def choose_stage(train_stage: str | None, flags, data: Path, skip: bool) -> tuple[str, object]:
@@ -198,8 +209,7 @@ def settings(config, name: str, stage, global_batch: int) -> dict:
 
 def check_installed(optimisation: Optimisation, output: TrainOutput, cpu: bool) -> None:
     """Raises UserError where a flag asks for a program or package that is not installed."""
-    if output.report_to == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise UserError("--report_to wandb: it is not installed; .venv/bin/pip install wandb")
+    output.trackers()
     if optimisation.compile and cpu:
         check_compiler("--compile on a CPU")
 

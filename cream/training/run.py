@@ -1,11 +1,12 @@
 """One training run in one process: data, weights, stage, loop, checkpoints. train.py checks the flags and calls it."""
 
+import json
 import logging
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
+from cream.alarms import Watch
 from cream.cli import console, preflight
 from cream.cli.flags import as_dict
 from cream.errors import UserError
@@ -28,6 +30,7 @@ from cream.model.logprobs import LogProbs
 from cream.model.lora import add_lora, check_lora, merged
 from cream.model.precision import Precision, choose_precision
 from cream.model.reward_head import Heads, choose_pad
+from cream.records import Pair
 from cream.rewards.pairwise import check_labels
 from cream.scoring.cache import Source
 from cream.text.options import AS_SAMPLED
@@ -36,7 +39,9 @@ from cream.training import parallel, reference, state
 from cream.training.folder import clear, tidy
 from cream.training.heldout import PREFIX, HeldOut, split, without_trained
 from cream.training.launch import given_world, is_first_process
+from cream.training.log import lines_until
 from cream.training.loop import common_budget, train
+from cream.training.samples import Samples, read_sample_prompts
 from cream.training.stages import STAGES
 
 log = logging.getLogger("cream")
@@ -52,7 +57,7 @@ class Job:
 
     `name` is the stage's, `start` the folder of the model trained from; `header` the settings and inputs that the run's
     sidecar records, with `provenance`; `clear` removes an earlier run from the folder `run`; `deepspeed`: the settings
-    in that flag's file; `held_out`: the file of --eval_name.
+    in that flag's file; `held_out`, `prompts`: the files of --eval_name and --sample_prompts.
     """
 
     config: object  # train.py's TrainConfig
@@ -67,6 +72,7 @@ class Job:
     deepspeed: dict | None = None
     provenance: Provenance = field(default_factory=Provenance)
     held_out: Path | None = None
+    prompts: Path | None = None
 
 
 def work(job: Job) -> None:
@@ -92,6 +98,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     if config.output.show_example:
         what = "its trained tokens marked (the loss mask)" if stage.model == "logprobs" else "its response marked"
         log.info("first example, %s:\n%s", what, chat.show(stage.group(examples[0])[0]))
+    samples, watch = _samples(job, chat), Watch(config.alarms.limits(), getattr(stage, "cap", None))
     model = MODELS[stage.model](_trained(job, chat, precision.dtype, accelerator.device))
     if o.compile:  # not before its layout is chosen: what the probe runs would be compiled, too
         model.plain.base_model.compile(dynamic=True)
@@ -104,20 +111,34 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
         source = Source(job.header["inputs"]["start"], precision.name, accelerator.device.type)
         reference.check_recorded(stage, examples, job.data, job.header, source)
         reference.fill(accelerator, model, stage, rows, job.data, source, tokens)
+        if held_out:
+            data, inputs = job.held_out or job.data, job.header["inputs"]
+            about = job.header | {"inputs": inputs | {"data": inputs.get("held_out", inputs["data"])}}
+            reference.check_recorded(stage, held_out.examples, data, about, source)
+            reference.fill(accelerator, model, stage, held_out.rows, data, source, tokens)
     job.provenance.check_unchanged()
-    _begin(accelerator, job)
+    _begin(accelerator, job, facts)
+    if accelerator.is_main_process:
+        _resume_lines(job.run, watch, samples)
+    report = Report()
+
+    def progress(step: int, steps: int, metrics: dict[str, float]) -> None:
+        report(step, steps, metrics)
+        watch(step, metrics)
 
     def save(step: int) -> None:
         _save(accelerator, weights, chat, job, step, saved_as, held_out and held_out.last)
+        if samples and accelerator.is_main_process:
+            samples.write(accelerator, model.plain, step)
 
     def check_first(metrics: dict[str, float]) -> None:
         exact = precision.exact and precision.dtype == torch.float32
         stage.check_first(metrics, tolerance=1e-3 if exact else 0.5)
 
     prepared = accelerator, weights, stage, examples, o, config.run.seed, tokens, job.run
-    last = train(*prepared, save, Report(), check_first, held_out)
+    last = train(*prepared, save, progress, check_first, held_out)
     counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
-    return {"counts": counts, "last": last, "refused": refused}
+    return {"counts": counts, "last": last, "alarms": watch.fired, "refused": refused}
 
 
 def _finish(job: Job, facts: dict) -> None:
@@ -173,14 +194,14 @@ def _accelerator(job: Job, precision: Precision, device: torch.device) -> Accele
     return Accelerator(
         cpu=device.type == "cpu" and not sharded,  # with it accelerate would ignore DeepSpeed silently
         mixed_precision="bf16" if precision.autocast or precision.dtype == torch.bfloat16 else "no",
-        log_with=job.config.output.report_to,
+        log_with=job.config.output.trackers() or None,
         project_dir=str(job.run),
         deepspeed_plugin=parallel.plugin(job.deepspeed, norm, other) if sharded else None,
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if sharded and device.type == "cpu" else None,
     )
 
 
-def _begin(accelerator: Accelerator, job: Job) -> None:
+def _begin(accelerator: Accelerator, job: Job, data_facts: dict) -> None:
     """The run's folder and trackers: nothing is written before all that a user could have got wrong is read."""
     if accelerator.is_main_process:
         if job.clear:
@@ -191,7 +212,32 @@ def _begin(accelerator: Accelerator, job: Job) -> None:
     if output.report_to:
         facts = {"start": str(job.start), "data": str(job.data), **job.header["settings"]}
         entity = {"wandb": {"entity": output.wandb_entity_name}}
-        accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=entity)
+        try:
+            accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=entity)
+        except Exception as error:  # of any kind: not logged in, no network, a version that Accelerate does not know
+            raise UserError(f"--report_to {output.report_to}: it did not start: {error}; nothing was trained") from None
+        numbers = {name: value for name, value in data_facts.items() if isinstance(value, int | float)}
+        accelerator.log({f"data/{name}": float(value) for name, value in numbers.items()}, step=0)
+
+
+def _samples(job: Job, chat) -> Samples | None:
+    """The samples of --sample_prompts."""
+    if job.prompts is None:
+        return None
+    flags, limit = job.config.samples, length_limit(None, job.start)
+    return Samples(
+        flags, read_sample_prompts(job.prompts, flags.sample_limit), chat, job.run, job.config.run.seed, limit
+    )
+
+
+def _resume_lines(run: Path, watch: Watch, samples: Samples | None) -> None:
+    """What an interrupted run has logged and sampled, up to the step from which it resumes."""
+    step = saved.step if (saved := state.last(run)) else 0
+    if samples:
+        samples.keep_until(step)
+    if (path := run / "log.jsonl").exists():
+        for line in lines_until(step, path.read_bytes()).splitlines():
+            watch(quiet=True, metrics=(row := json.loads(line)), step=row.pop("step"))
 
 
 def _examples(
@@ -206,7 +252,7 @@ def _examples(
     records = list(store.read(job.data, kind, job.limit_size, skip=skip))
     refused = find_refusals(job.data, records, chat, skip)
     records = [record for record in records if record.uuid not in refused]
-    records, held_out, more = _hold_out(job, records, chat)
+    records, held = _hold_out(job, records, chat)
     rows = job.stage.prepare(records, chat, length_limit(job.config.data.max_length, job.start), dropped)
     for reason, count in dropped.items():
         log.info("dropped %d of %d records: %s", count, len(records), reason)
@@ -214,35 +260,51 @@ def _examples(
         dropped[MALFORMED] = bad
     if not rows:
         raise UserError(f"{job.data}: no record is left to train on (dropped: {dict(dropped)})")
-    return rows, refused, {"records": len(records)} | job.stage.facts([example for _, example in rows]) | more, held_out
+    examples = [example for _, example in rows]
+    facts = {"records": len(records)} | job.stage.facts(examples) | response_facts(job.stage, examples, records)
+    held_out, more = _prepare_held_out(job, held, records, chat) if held is not None else (None, {})
+    return rows, refused, facts | more, held_out
 
 
-def _hold_out(job: Job, records: list, chat) -> tuple[list, HeldOut | None, dict]:
-    """(The records that are trained on, the held-out examples if there are any, and what the sidecar says of them)."""
-    options, skip, dropped = getattr(job.stage, "held_out", None), job.config.run.skip, Counter()
+def response_facts(stage, examples: Sequence, records: Sequence) -> dict[str, float]:
+    """What training is like by its data: the mean number of scored tokens per response; of pairs the share of truncated
+    responses."""
+    tokens = [row.num_response_tokens for example in examples for row in stage.group(example)]
+    cut = [end for record in records if isinstance(record, Pair) for end in _ends(record)]
+    return {"response_tokens": sum(tokens) / len(tokens)} | ({"truncated": sum(cut) / len(cut)} if cut else {})
+
+
+def _ends(pair: Pair) -> tuple[bool, bool]:
+    return bool(pair.selected_truncated), bool(pair.rejected_truncated)
+
+
+def _hold_out(job: Job, records: list, chat) -> tuple[list, list | None]:
+    """(The records that are trained on, and the held-out ones, None where none are asked for)."""
+    options, skip = getattr(job.stage, "held_out", None), job.config.run.skip
     if options is None or not options.any:
-        return records, None, {}
+        return records, None
     if job.held_out is None:
-        where = f"--eval_share {options.eval_share:g} of {job.data}"
-        records, held = split(records, options.eval_share, job.config.run.seed)
-    else:
-        where, kind = str(job.held_out), store.detect(job.held_out, skip=skip)
-        if kind not in STAGES[job.name].RECORDS:
-            raise UserError(f"--eval_name {where} holds {kind.__name__} records, on which {job.name} does not train")
-        held = list(store.read(job.held_out, kind, skip=skip))
-        refused = find_refusals(job.held_out, held, chat, skip)
-        held = without_trained([record for record in held if record.uuid not in refused], records, dropped)
+        return split(records, options.eval_share, job.config.run.seed)
+    kind = store.detect(job.held_out, skip=skip)
+    if kind not in STAGES[job.name].RECORDS:
+        raise UserError(f"--eval_name {job.held_out} holds {kind.__name__} records, on which {job.name} does not train")
+    held = list(store.read(job.held_out, kind, skip=skip))
+    refused = find_refusals(job.held_out, held, chat, skip)
+    return records, [record for record in held if record.uuid not in refused]
+
+
+def _prepare_held_out(job: Job, held: list, records: list, chat) -> tuple[HeldOut, dict]:
+    """The held-out examples, and what the sidecar says of them."""
+    options, dropped = job.stage.held_out, Counter()
+    where = f"--eval_share {options.eval_share:g} of {job.data}"
+    if job.held_out is not None:
+        where, held = str(job.held_out), without_trained(held, records, dropped)
     rows = job.stage.prepare(held, chat, length_limit(job.config.data.max_length, job.start), dropped)
     if not rows or not records:
         left = "trained on" if rows else "held out"
         raise UserError(f"{where}: no record is {left} (dropped: {dict(dropped)}); give another file or share")
     log.info("held out: %d records (%s); dropped %s", len(rows), where, dict(dropped) or "none")
-    examples = [example for _, example in rows]
-    return (
-        records,
-        HeldOut(job.stage, examples, options.eval_every),
-        {"held_out": {"records": len(examples), "dropped": dict(dropped)}},
-    )
+    return HeldOut(job.stage, rows, options.eval_every), {"held_out": {"records": len(rows), "dropped": dict(dropped)}}
 
 
 def _trained(job: Job, chat, dtype: torch.dtype, device: torch.device):

@@ -20,8 +20,10 @@ A stage is a module (dpo.py is the example) that holds
     about      optional: what the sidecar of a checkpoint says besides, such as the form of its text
     label, summary    for the run folder's name (None: nothing), and for the log ("": nothing)
 
-    held_out   optional, without a reference: a heldout.HeldOutOptions, of flags by which records are held out; what its
-               loss returns as metrics is then logged of these too, an accuracy with its interval
+    held_out   optional: a heldout.HeldOutOptions, of flags by which records are held out, and prepared after those that
+               are trained on; what its loss returns as metrics is then logged of these too, an accuracy with its
+               interval
+    cap        optional: the mean `margin` at which the loss is least, for an alarm (cream/alarms.py); or None
 
     prepare(records, chat, limit, dropped) -> [(uuid, example)]    skipped records are counted in `dropped`, by reason
     facts(examples) -> {name: value}       for the run's sidecar; logs what is worth knowing

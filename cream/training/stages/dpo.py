@@ -9,6 +9,7 @@ are its spans (Tokens): here the one response, its end of turn included.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.records import METHODS, Pair
 from cream.text.chat import Chat, Tokens
+from cream.training.heldout import HeldOutOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +37,7 @@ GAMMA = 0.5  # of --simpo_gamma
 
 
 @dataclass
-class Options:
+class Options(HeldOutOptions):
     """Preference training (DPO)"""
 
     method: str | None = flag(
@@ -94,7 +96,10 @@ class Stage:
     made_for_policy = True
 
     def __init__(self, options: Options, about: dict):
-        self.options = o = options
+        self.options = self.held_out = o = options
+        o.check()
+        self.prepared, self.mean = False, None  # mean: of the C's that the pairs hold which are trained on
+        self.cap: float | None = None  # of the mean margin h, at which the loss is least: logit of a C common to all
         self.method = _method(o.method, about.get("method"))
         self.gamma = GAMMA if o.simpo_gamma is None else o.simpo_gamma
         self.per_token = o.loss in PER_TOKEN if o.length_normalize is None else o.length_normalize
@@ -106,6 +111,7 @@ class Stage:
         if o.loss != "sigmoid" or o.rpo_alpha or self.per_token:  # else it is the loss of every earlier version
             self.settings |= {"loss": o.loss, "rpo_alpha": o.rpo_alpha, "length_normalize": self.per_token}
             self.settings |= {"simpo_gamma": self.gamma} if o.loss == "simpo" else {}
+        self.settings |= o.settings()
         self.label = self.method if o.loss == "sigmoid" else f"{self.method}-{o.loss}"
         reference = "reference: the policy that training starts from" if self.reference else "no reference"
         unit = "nats per token" if self.per_token else "nats"
@@ -153,20 +159,24 @@ class Stage:
         return kept
 
     def _weigh(self, examples: Sequence[Example]) -> None:
-        """Set every example's C. The mean is over the pairs that are trained on; a pair whose c is null takes it."""
+        """Set every example's C. The mean is over the pairs that are trained on, which are prepared first; a pair whose
+        c is null takes it. Held-out pairs, which come later, are weighed alike."""
         fixed, recorded = self.options.fixed_consistency, [e.recorded for e in examples if e.recorded is not None]
-        if fixed is None and self.method != "original" and examples and not recorded:
+        first, self.prepared = not self.prepared, True
+        if first and fixed is None and self.method != "original" and examples and not recorded:
             raise UserError(
                 f"--method {self.method}: no pair has a consistency; cal_consistency.py --file2 gives them one"
             )
         if fixed is None:
             fixed = 1.0 if self.method == "original" else None
-        mean = sum(recorded) / len(recorded) if recorded else None
+        if first and recorded:
+            self.mean = sum(recorded) / len(recorded)
+        mean = self.mean
         for example in examples:
             own = None if self.method == "consistency_avg" else example.recorded
             example.consistency = fixed if fixed is not None else mean if own is None else own
         in_reverse = sum(example.consistency < 0.5 for example in examples)
-        if 2 * in_reverse > len(examples) and not self.options.allow_reversed:
+        if first and 2 * in_reverse > len(examples) and not self.options.allow_reversed:
             c = f"mean C {mean:.3f}" if fixed is None else f"--fixed_consistency {fixed:g}"
             raise UserError(
                 f"{in_reverse} of {len(examples)} pairs have C < 1/2 ({c}) and would be trained in reverse, to prefer "
@@ -179,6 +189,8 @@ class Stage:
         recorded = [e.recorded for e in examples if e.recorded is not None]
         used = [example.consistency for example in examples]
         mean, reverse = sum(used) / len(used), sum(c < 0.5 for c in used)
+        if self.options.loss == "sigmoid" and len({*used}) == 1 and 0.5 < mean < 1:
+            self.cap = math.log(mean / (1 - mean))
         source = self.method if self.options.fixed_consistency is None else "--fixed_consistency"
         log.info(
             "%d pairs, method %s: trained with a mean C of %.3f; %d with C < 1/2, in reverse",
@@ -204,7 +216,9 @@ class Stage:
         return 1
 
     def loss(self, model, batch: Batch, examples: Sequence[Example]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Summed over the pairs; log-probabilities are sums over response tokens, end-of-turn included."""
+        """Summed over the pairs; log-probabilities are sums over response tokens, end-of-turn included. `kl`, in nats
+        per response: log π_ref - log π on the pairs' responses, KL(reference || policy) as far as these are drawn from
+        the reference at random."""
         import torch
 
         from cream import losses
@@ -232,6 +246,8 @@ class Stage:
                 "ratio_chosen": ratios[0].sum(),
                 "ratio_rejected": ratios[1].sum(),
                 "ratio_abs": (ratios[0].abs() + ratios[1].abs()).sum() / 2,
+                "kl": -(ratios[0] + ratios[1]).sum() / 2,
+                "kl_per_token": -(ratios[0] / chosen_tokens + ratios[1] / rejected_tokens).sum() / 2,
             }
         if self.options.rpo_alpha:
             nll = losses.likelihood_loss(chosen / chosen_tokens, rejected / rejected_tokens, c)

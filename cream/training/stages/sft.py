@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cream.records import Conversation, Pair
 from cream.text.chat import Chat, Tokens, describe_length
+from cream.training.heldout import HeldOutOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ RECORDS = (Conversation, Pair)  # of a pair, its chosen response
 
 
 @dataclass
-class Options:
+class Options(HeldOutOptions):
     """SFT"""
 
 
@@ -35,7 +36,9 @@ class Stage:
     label, summary = None, ""
 
     def __init__(self, options: Options, about: dict):
-        self.settings: dict[str, object] = {}
+        self.held_out = options
+        options.check()
+        self.settings: dict[str, object] = options.settings()
 
     def prepare(
         self, records: Iterable[Conversation | Pair], chat: Chat, limit: int, dropped: Counter[str]
