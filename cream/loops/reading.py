@@ -15,7 +15,7 @@ from cream.cli.flag_fields import NULLS
 from cream.cli.names import ROOT
 from cream.errors import UserError, alike
 from cream.files.yaml_file import read_yaml
-from cream.loops.plan import Flags, Loop, RoundFlags, Step, Value, check_texts
+from cream.loops.loop import Flags, Loop, RoundFlags, Step, Value, check_texts
 
 CREAM = ROOT / "configs" / "loops" / "cream.yaml"
 ACCURACY = ("accuracy.M0", "accuracy.M1", "accuracy")  # its steps that evaluate
