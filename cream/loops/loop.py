@@ -72,9 +72,9 @@ class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """Steps that run once `before` the rounds, in every round (`repeat`), and once `after` them.
 
     `start`: id of a repeated step -> its output before round 1. `flags`: id of a step -> flags put over its own; a null
-    takes a flag away. `fresh`: ids of steps whose data must be another set in every round. `eval_every`: evaluations of
-    `repeat` run in every so many rounds, and in the last one. `stop_if`: fact, as in `Keep.metric`, -> where it ends the
-    loop.
+    takes a flag away. `fresh`: ids of steps whose data must be another set in every round. `eval_every`: evaluations
+    of `repeat` run in every so many rounds, and in the last one. `stop_if`: fact, as in `Keep.metric`, -> where it ends
+    the loop.
     """
 
     title: str

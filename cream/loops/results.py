@@ -22,13 +22,14 @@ Counts = msgspec.defstruct("Counts", [("out", int)])
 Pairs = msgspec.defstruct("Pairs", [("counts", Counts), ("mean_consistency", float | None)])
 
 
-def results(commands: Sequence[Command]) -> list[dict]:
+def results(commands: Sequence[Command], best: str | None = None) -> list[dict]:
     """One row for each evaluation: its name, the accuracy per task and overall (the macro average where there is one),
-    and, where the model was trained on pairs that the loop made, their number and mean consistency.
+    and, where the model was trained on pairs that the loop made, their number and mean consistency; last those of the
+    loop's result, named `best`.
 
     Raises UserError where a summary or sidecar is damaged.
     """
-    makers, rows = {command.result: command for command in commands}, []
+    makers, rows, of_best = {command.result: command for command in commands}, [], []
     for command in commands:
         if command.script != "infer.py" or command.flags.get("mode") != "evaluation":
             continue
@@ -41,7 +42,15 @@ def results(commands: Sequence[Command]) -> list[dict]:
         if data and data.script in PAIRS:
             pairs = _read(meta_path(data.output), Pairs)
             rows[-1] |= {"pairs": pairs.counts.out, "consistency": pairs.mean_consistency}
-    return rows
+        if best is not None and command.flags.get("checkpoint") == best:
+            of_best.append(rows[-1] | {"model": _as_best(name, best)})
+    return rows + of_best
+
+
+def _as_best(name: str, best: str) -> str:
+    """The name of a row of the best model: `best` in place of the model's name."""
+    own = Path(best).parent.name
+    return f"best{name.removeprefix(own)}" if name.startswith(own) else f"best ({name})"
 
 
 def _read(path: Path, kind: type[T]) -> T:
