@@ -61,7 +61,7 @@ class DecisionFile:
             ) from None
 
     def write(self, decided: Decisions) -> None:
-        """Replace what was decided, unless that goes on as the file says already; the deletions stay."""
+        """Replace what was decided, unless the file says that already, and what follows; the deletions stay."""
         held, known = self.held, decided.stopped in (None, self.held.stopped) and decided.loop == self.held.loop
         for name in ("rounds", "said"):
             known &= (now := getattr(decided, name)) == getattr(held, name)[: len(now)]

@@ -36,9 +36,12 @@ class Need:
     unknown: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lacks = f", not counting {', '.join(self.unknown)}, of which nothing is known yet" if self.unknown else ""
         took = f"{self.seconds / 3600:.1f} h" if self.seconds > 7200 else f"{self.seconds / 60:.1f} min"
-        return f"{self.commands} steps to run: about {took} and {size(self.bytes)} on disk{lacks}"
+        if new := len(self.unknown):
+            took += (
+                f" without the {new} of which none has run before" if new < self.commands else " (none has run before)"
+            )
+        return f"{self.commands} steps to run: about {took}; about {size(self.bytes)} on disk"
 
 
 def size(count: float) -> str:

@@ -24,8 +24,8 @@ class LoopFlags:
     until: str | None = flag(None, "end after this round or step, before there is a result")
     keep: str | None = flag(
         None,
-        "best,last (last, for a loop that keeps no best): delete the checkpoints of its other rounds as soon as no step "
-        "needs them; none: all stay",
+        "best,last (last, for a loop that keeps no best): delete the checkpoints of its other rounds as soon as no "
+        "step needs them; none: all stay",
     )
     seed: int | None = flag(None, "seed instead of the loop's", low=0, high=2**32 - 1)
     output_root: str | None = flag(None, "folder to put in front of all of the loop's folders")

@@ -185,7 +185,7 @@ def _structure(loop: Loop, known: Mapping[str, Collection[str]]) -> Iterator[str
     seldom = {s.id for s in loop.repeat if loop.eval_every > 1 and evaluates(s.script, loop.flags_of(s))}
     for step in loop.repeat:
         for name in seldom.intersection(needs[step.id]):
-            yield f"{step.id}: reads ${{{name}}}, which eval_every {loop.eval_every} leaves out of most rounds"
+            yield f"{step.id}: reads ${{{name}}}, which most rounds do not have, by eval_every {loop.eval_every}"
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as error:

@@ -1,4 +1,4 @@
-"""The result of a loop: its best model under a name of the user's."""
+"""The result of a loop: its best model, registered under a name."""
 
 from collections.abc import Mapping
 from pathlib import Path

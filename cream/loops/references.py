@@ -21,7 +21,7 @@ def all_values(value) -> list[Value]:
 
 
 class Made(dict[tuple[str, int | None], str]):
-    """(id, round or None) -> what a reference to that step's output stands for; `parents`: round -> the round that it
+    """(id, round or None) -> the text in place of a reference to that step; `parents`: round -> the round that it
     starts from, where that is not the one before."""
 
     def __init__(self, parents: Mapping[int, int]):
