@@ -4,6 +4,9 @@ that write what a stage's sidecar and summary would say; one small loop runs for
 import dataclasses
 import json
 import os
+import shutil
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -67,9 +70,14 @@ LOOP = {
 }
 
 
+KEEP = LOOP["keep"]
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(iterate, "check_commands", lambda *_: [])  # of every flag: tests/test_iterate.py
     monkeypatch.setattr(iterate, "CHECKPOINTS", tmp_path / "checkpoint.json")
     return tmp_path
 
@@ -83,20 +91,25 @@ def course_of(change=None, **flags) -> tuple[Course, list[str]]:
     return iterate.prepare(load(change), ["cpu"], None, set(), LoopFlags(**flags))
 
 
-def play(change=None, right=(), kill=None, pairs=0.9, keep=None, **flags):
-    """Run a loop whose model M<t+1> has `right[t]` of 2 * QUESTIONS right; `kill`: before the command of that number, or
-    before that of its decisions is written; returns the course and the titles of what was run."""
+def play(change=None, right=(), kill=None, pairs=0.9, keep=None, **flags) -> tuple[Course, list[str]]:
+    """Run a loop whose model M<t+1> has `right[t]` of 2 * QUESTIONS right; `kill`: before the command of that
+    number; returns the course and the titles of what was run."""
     course, problems = course_of(change, keep=keep, **flags)
     assert problems == []
     if keep:
         course.free = disk.Cleaner(tuple(keep.split(",")), iterate.CHECKPOINTS)
+    return course, play_through(course, right, kill, pairs)
+
+
+def play_through(course: Course, right, kill=None, pairs=0.9) -> list[str]:
+    """The titles of what was run."""
     titles = []
     for number, command in enumerate(course):
         if number == kill:
             break
         make(command, right, pairs)
         titles.append(command.title)
-    return course, titles
+    return titles
 
 
 def make(command: Command, right, pairs=0.9) -> None:
@@ -119,14 +132,11 @@ def make(command: Command, right, pairs=0.9) -> None:
         rows = answers(right[t])
         store.write_json(facts.source(command), {"tasks": summarise(rows)})
     elif command.script == "cal_consistency.py":
-        said = {
-            "selected": [{"role": "assistant", "content": "x"}],
-            "rejected": [{"role": "assistant", "content": "y"}],
-        }
         prompt = [{"role": "user", "content": "?"}]
+        both = {name: [*prompt, {"role": "assistant", "content": name}] for name in ("selected", "rejected")}
         share = pairs[command.place.round - 1] if isinstance(pairs, list) else pairs
         cs = [0.25 if i >= round(10 * share) else 0.75 for i in range(10)]
-        rows = [{"uuid": f"p{i}", "prompt": prompt, **said, "consistency": c} for i, c in enumerate(cs)]
+        rows = [{"uuid": f"p{i}", "prompt": prompt, **both, "consistency": c} for i, c in enumerate(cs)]
         meta |= {"mean_consistency": fmean(cs), "counts": {"out": 10}}
     store.write_rows(command.output, rows)
     store.write_json(command.output.with_name(f"{command.output.name}.meta.json"), meta)
@@ -160,9 +170,9 @@ def decisions():
     ("right", "rounds", "best"),
     [
         ([30, 40, 50, 45, 70], 3, 2),  # falls: later rounds are not run
-        ([30, 40, 50, 60, 70], 4, 4),  # does not fire
-        ([50, 40, 50, 60, 70], 1, 0),  # M1 stays
-        ([30, 40, 40, 60, 70], 2, 1),  # a tie is no new best: the earlier one stays
+        pytest.param([30, 40, 50, 60, 70], 4, 4, marks=pytest.mark.slow),  # does not fire
+        pytest.param([50, 40, 50, 60, 70], 1, 0, marks=pytest.mark.slow),  # M1 stays
+        pytest.param([30, 40, 40, 60, 70], 2, 1, marks=pytest.mark.slow),  # a tie is no new best: the earlier one stays
     ],
 )
 def test_patience_ends_a_loop_and_the_best_round_is_its_result(folder, right, rounds, best):
@@ -178,6 +188,7 @@ def test_patience_ends_a_loop_and_the_best_round_is_its_result(folder, right, ro
     assert rows["test"]["accuracy"] == right[best] / 2 / QUESTIONS
 
 
+@pytest.mark.slow
 def test_what_is_decided_is_said_with_its_intervals(folder):
     course, _ = play(right=[30, 44, 40, 60, 70])
     said = [each["text"] for each in decisions()["said"]]
@@ -199,55 +210,44 @@ def test_what_is_decided_is_said_with_its_intervals(folder):
     assert "inside the interval: the two may be equally good" in decisions()["said"][2]["text"]
 
 
+@pytest.mark.slow
 def test_a_finished_loop_runs_again_without_a_change(folder):
     right = [30, 40, 50, 45, 70]
     first, titles = play(right=right)
-    before = {
-        path: (path.lstat().st_mtime_ns, path.lstat().st_ino) for path in folder.rglob("*") if path.name != "loop.yaml"
-    }
+    before = {path: (path.lstat().st_mtime_ns, path.lstat().st_ino) for path in Path().glob("*/**/*")}
     again, same = play(right=right)
     assert same == titles and again.results() == first.results() and again.notes() == first.notes()
     assert before == {path: (path.lstat().st_mtime_ns, path.lstat().st_ino) for path in before}
-    play({"keep": LOOP["keep"] | {"patience": 2}}, right)  # more patience: it goes on
+    play({"keep": KEEP | {"patience": 2}}, right)  # more patience: it goes on
     assert [each["round"] for each in decisions()["rounds"]] == [0, 1, 2, 3, 4] and decisions()["stopped"] is None
 
 
-@pytest.mark.parametrize("roll_back", [False, True])
-def test_a_killed_loop_resumes_with_the_same_decisions(folder, roll_back, monkeypatch):
-    """Killed before each command, and while each decision is written."""
-    change = {"keep": LOOP["keep"] | {"patience": 2, "roll_back": roll_back}}
-    right = [30, 50, 45, 55, 40]
-    _, titles = play(change, right, keep="best,last")
-    undisturbed = decisions()
-    writes = 0
-    real = store.write_json
+@pytest.mark.slow
+def test_a_killed_loop_resumes_with_the_same_decisions(folder, monkeypatch):
+    """Killed before a command, and before a decision is written, or a file deleted."""
+    change = {"rounds": 3, "keep": KEEP | {"patience": 2, "roll_back": True}}
+    right, write, unlink = [30, 50, 45, 40], store.write_json, Path.unlink
+    course, titles = play(change, right, keep="best,last")
+    undisturbed, weights = decisions(), sorted(Path().glob("*/*/*/model.safetensors"))
+    left = 0
 
-    def killed(path, value):
-        nonlocal writes
-        if path.name == NAME and (writes := writes - 1) < 0:
+    def count(do, path, *args, **how):
+        nonlocal left
+        if path.name in (NAME, "model.safetensors") and (left := left - 1) == -1:
             raise KeyboardInterrupt
-        real(path, value)
+        do(path, *args, **how)
 
-    def restart():
+    for kind, number in [*(("command", i) for i in range(2, len(titles), 4)), *(("file", i) for i in range(9))]:
         for name in ("out", "base"):
-            os.path.exists(name) and __import__("shutil").rmtree(name)
-
-    for kill in range(1, len(titles)):
-        restart()
-        play(change, right, kill=kill, keep="best,last")
-        play(change, right, keep="best,last")
+            shutil.rmtree(name)
+        left = number if kind == "file" else 1000
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(store, "write_json", partial(count, write))
+            patch.setattr(Path, "unlink", lambda path, **how: count(unlink, path, **how))
+            play_through(course, right, kill=number if kind == "command" else None)
+        play_through(course, right)
         assert content(decisions()) == content(undisturbed)
-    for kill in range(12):
-        restart()
-        writes = kill
-        with monkeypatch.context() as patch:
-            patch.setattr(store, "write_json", killed)
-            try:
-                play(change, right, keep="best,last")
-            except KeyboardInterrupt:
-                pass
-        play(change, right, keep="best,last")
-        assert content(decisions()) == content(undisturbed)
+        assert sorted(Path().glob("*/*/*/model.safetensors")) == weights
 
 
 def content(told: dict) -> dict:
@@ -265,9 +265,10 @@ def test_the_best_is_the_first_of_the_extreme_ones(values, mode):
 # Where a round starts -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_round_that_rolls_back_reads_the_line_of_the_best(folder):
     """Round 2 is worse than round 1: round 3 samples from M2, and its previous model is the one that M2 is from."""
-    change = {"keep": LOOP["keep"] | {"patience": 2, "roll_back": True}, "rounds": 4}
+    change = {"keep": KEEP | {"patience": 2, "roll_back": True}, "rounds": 4}
     course, _ = play(change, [30, 50, 45, 55, 60])
     flags = {each.title: each.flags for each in course.ran}
     m1, m2, m4 = "base/M1/checkpoint-last", "out/M2/checkpoint-last", "out/M4/checkpoint-last"
@@ -279,8 +280,9 @@ def test_a_round_that_rolls_back_reads_the_line_of_the_best(folder):
     assert flags["round 3: samples"]["seed"] == "3"
 
 
+@pytest.mark.slow
 def test_a_round_that_rolls_back_to_the_start_is_as_the_first(folder):
-    change = {"keep": LOOP["keep"] | {"patience": 2, "roll_back": True}}
+    change = {"keep": KEEP | {"patience": 2, "roll_back": True}}
     course, _ = play(change, [30, 20, 35, 40, 50])
     flags = {each.title: each.flags for each in course.ran}
     assert (
@@ -292,6 +294,7 @@ def test_a_round_that_rolls_back_to_the_start_is_as_the_first(folder):
 # Thresholds ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_threshold_before_training_ends_the_loop_at_once(folder):
     change = {"stop_if": {"pairs.below_half": {"above": 0.5}}, "keep": {"metric": "accuracy"}}
     course, titles = play(change, [30, 40, 50, 60, 70], pairs=[0.9, 0.4, 0.9, 0.9])
@@ -299,24 +302,28 @@ def test_a_threshold_before_training_ends_the_loop_at_once(folder):
     assert decisions()["stopped"] == {"round": 2, "why": "pairs.below_half is 60.0 %, above 50.0"}
 
 
+@pytest.mark.slow
 def test_a_threshold_in_round_1_leaves_no_best(folder):
     change = {"stop_if": {"pairs.mean_consistency": {"below": 0.7}}, "keep": {"metric": "accuracy"}}
     course, titles = play(change, [30, 40], pairs=0.1)
     assert titles[-1] == "round 1: pairs" and course.best is None and not Path("out/best").exists()
 
 
+@pytest.mark.slow
 def test_a_threshold_after_training_lets_the_round_end(folder):
-    change = {"stop_if": {"train.kl": {"above": 0.2}}, "keep": LOOP["keep"] | {"patience": None}}
+    change = {"stop_if": {"train.kl": {"above": 0.2}}, "keep": KEEP | {"patience": None}}
     course, titles = play(change, [30, 40, 50, 60, 70])
     assert titles[-2:] == ["round 1: accuracy", "test"] and course.best.round == 1
 
 
+@pytest.mark.slow
 def test_drift_is_against_round_1(folder):
-    change = {"stop_if": {"pairs.mean_consistency": {"drift": 0.3}}, "keep": LOOP["keep"] | {"patience": None}}
+    change = {"stop_if": {"pairs.mean_consistency": {"drift": 0.3}}, "keep": KEEP | {"patience": None}}
     course, _ = play(change, [30, 40, 50, 60, 70], pairs=[0.8, 0.7, 0.4, 0.4])
     assert course.round == 2 and "-31 % against 0.65 in round 1" in course.stop.why
 
 
+@pytest.mark.slow
 def test_evaluations_in_every_second_round_and_in_the_last(folder):
     course, titles = play({"eval_every": 2, "rounds": 3}, [30, 40, 50, 60])
     assert [title for title in titles if "accuracy" in title] == [
@@ -333,6 +340,7 @@ def test_evaluations_in_every_second_round_and_in_the_last(folder):
 # A part of a loop ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_and_until(folder):
     right = [30, 40, 50, 60, 70]
     course, titles = play(right=right, until="1")
@@ -354,8 +362,6 @@ def test_from_and_until(folder):
 
 
 # What is refused ----------------------------------------------------------------------------------------------------
-
-KEEP = LOOP["keep"]
 
 
 @pytest.mark.parametrize(
@@ -404,6 +410,7 @@ def test_malformed_keys_are_refused(folder, change, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_fact_that_is_not_there_is_said_with_those_that_are(folder):
     with pytest.raises(UserError, match="has no number 'kll'; did you mean kl"):
         play({"stop_if": {"train.kll": {"above": 1}}}, [30, 40])
@@ -418,10 +425,9 @@ def test_a_fact_that_is_not_there_is_said_with_those_that_are(folder):
 # What stays on disk -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("roll_back", [False, True])
-@pytest.mark.parametrize(
-    "right", [[30, 40, 50, 60, 70], [30, 50, 45, 40, 55], [30, 20, 25, 40, 35], [60, 50, 45, 40, 50]]
-)
+@pytest.mark.parametrize("right", [[30, 50, 45, 40, 55], [60, 50, 45, 40, 50]])
 def test_keep_deletes_what_no_step_needs(folder, right, roll_back):
     """`make` looks for each model that a command reads. What was deleted is not made again, and what is shared,
     registered or read by another loop stays."""
@@ -441,6 +447,7 @@ def test_keep_deletes_what_no_step_needs(folder, right, roll_back):
             play(change | {"flags": {"train": {"lr": 0.5}}}, right)
 
 
+@pytest.mark.slow
 def test_keep_is_refused_where_it_would_delete_the_result(folder):
     for change, keep, problem in (
         (None, "last", "--keep last: the result would be deleted; give best,last"),
@@ -450,6 +457,7 @@ def test_keep_is_refused_where_it_would_delete_the_result(folder):
         assert problem in course_of(change, keep=keep)[1][-1]
 
 
+@pytest.mark.slow
 def test_what_the_rest_takes_is_as_in_the_rounds_before(folder, monkeypatch):
     right = [30, 40, 50, 60, 70]
     course, _ = play(right=right, until="2")
@@ -467,6 +475,7 @@ def test_what_the_rest_takes_is_as_in_the_rounds_before(folder, monkeypatch):
 # The result's name --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_result_is_registered(folder, monkeypatch):
     change = {"keep": KEEP | {"register": "winner"}}
     course, _ = play(change, [30, 40, 50, 45, 70])

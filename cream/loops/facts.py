@@ -126,6 +126,8 @@ def read(command: Command, path: str) -> Fact:
     if found is None:
         parts = [each for name in INSIDE if isinstance(each := about.get(name, {}) if name else about, dict)]
         known = sorted({name for each in parts for name, value in each.items() if _number(value) is not None})
+        if kind == "evaluation":
+            known = [*(row["task"] for row in about["tasks"]), *FIELDS]
         raise UserError(f"{place} has no number {path!r}{nearest(path, known)}; it has {', '.join(known) or 'none'}")
     return found
 
@@ -157,7 +159,7 @@ def _of_evaluation(summary: Mapping, path: str) -> Fact | None:
     rows = {row["task"]: row for row in summary["tasks"]}
     task, _, field = path.rpartition(".") if path.rpartition(".")[2] in FIELDS else (path, "", "accuracy")
     row = rows.get(task) if task else rows.get("macro") or next(iter(rows.values()))
-    value = None if row is None else _number(row.get(field))
+    value = None if row is None else _number(row["accuracy"] if field == "accuracy" else row.get(field))
     if value is None:
         return None
     low, high = (row["low"], row["high"]) if field == "accuracy" else (None, None)
