@@ -485,3 +485,18 @@ def test_the_result_is_registered(folder, monkeypatch):
     Path("checkpoint.json").write_text(json.dumps(other))
     (problem,) = course_of(change)[1]
     assert problem.startswith("keep: register: is registered in") and "for another" not in problem
+
+
+@pytest.mark.slow
+def test_a_dry_run_decides_nothing(folder, capsys):
+    """It says what is expected by what is there, and changes nothing; of a loop that has ended it has no more."""
+    right = [30, 50, 45, 55, 60]
+    play(right=right, until="1")
+    before = Path("out", NAME).read_bytes()
+    course, _ = course_of()
+    course.dry = True
+    assert [each.title for each in course] == [each.title for each in course.planned]
+    assert Path("out", NAME).read_bytes() == before and not Path("out/best").exists() and not course.notes()
+    play(right=right)
+    course, _ = course_of()
+    assert len(course.expected()) == 2 + 2 * 6 + 1 and disk.estimate(course, (), lambda _: None).commands == 0

@@ -39,7 +39,7 @@ class Course:
     def __init__(self, loop: Loop, replan: Replan, publish: Callable[[str], Path] = Path):
         self.loop, self.replan, self.publish = loop, replan, publish
         self.planned, self.problems = replan(loop, {})
-        self.first, self.last, self.dry = Place(0, 0, 0), Place(3, 0, 0), False
+        self.first, self.last, self.dry, self.quiet = Place(0, 0, 0), Place(3, 0, 0), False, False
         self.free: Callable[[Course, Sequence[Command]], None] = lambda *_: None
         self._forget()
 
@@ -76,7 +76,7 @@ class Course:
             if not (self.stop and self.stop.at_once):
                 self.round = t
                 self._judge(t)
-                self.free(self, self.ahead())
+                self._free(self.ahead())
         rest, problems = self._rest()  # first of all evaluations of the round that has become the last one
         if not (yield from self._run([each for each in rest if each.place.part == 1])):
             return
@@ -86,18 +86,30 @@ class Course:
         for command in (each for each in rest if each.place.part == 2):
             lacks_best = self.best is None and str(self.loop.best) in command.flags.values()
             if command.step in left_out or lacks_best:
-                log.info("\n%s is not run: no round has made what it reads", command.title)
+                self._log(f"{command.title} is not run: no round has made what it reads")
             elif not (yield from self._run([command])):
                 return
         self.done = True
-        self.free(self, [])
+        self._free([])
+
+    def expected(self) -> list[Command]:
+        """The commands that are there by now, and those that will run unless something else is decided."""
+        before, self.dry, self.quiet = self.dry, True, True
+        try:
+            for _ in self:
+                pass
+            return self.ran
+        finally:
+            self.dry, self.quiet = before, False
 
     def _run(self, commands: Sequence[Command]) -> Iterator[Command]:
         """Those of the commands that are to run; returns False where `last` has run."""
         for command in commands:
             if command.place > self.last:
                 return False
-            if command.place >= self.first and not self.file.is_gone(command):
+            if gone := self.file.deleted_for(command):
+                self._log(f"{command.title} was done; not looked at again, for the checkpoints of {gone} are deleted")
+            elif command.place >= self.first:
                 yield command
             self.ran.append(command)
             self._look(command)
@@ -128,7 +140,8 @@ class Course:
 
     def results(self) -> list[dict]:
         """The rows of the table, as `results` has them."""
-        return results(self.ran, self.best.model if self.done and self.best else None)
+        best = self.best.model if self.done and self.best else None
+        return results(self.ran, best, str(self.loop.best))
 
     def notes(self) -> list[str]:
         """Why the loop ended, and what is its result: lines below the table."""
@@ -194,13 +207,23 @@ class Course:
 
     def _say(self, text: str, t: int) -> None:
         self.said.append((t, text))
-        log.info("\n[%s] %s", self.loop.title, text)
+        self._log(text)
         self._save()
+
+    def _log(self, text: str) -> None:
+        if not self.quiet:
+            log.info("\n[%s] %s", self.loop.title, text)
+
+    def _free(self, ahead: Sequence[Command]) -> None:
+        if not self.dry:
+            self.free(self, ahead)
 
     def _finish(self) -> None:
         """Say which model is the result, and link it."""
         if self.loop.keep is None or (best := self.best) is None:
             return self._save()
+        if self.dry and not (self.stop or self.trials[-1].round == self.round):
+            return None  # what is still to be measured may be better
         text = f"{RESULT}the model of {called(best.round)}, {self.loop.keep.metric} {best.fact}"
         last = self.trials[-1]
         if last is not best and last.fact.value != best.fact.value:

@@ -4,7 +4,6 @@ All but the deletions follows from the loop's outputs and is decided again by th
 leaves the file as it is.
 """
 
-import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,6 @@ from cream.files.identity import list_differences
 from cream.files.provenance import meta_path, origin, read_meta
 from cream.loops.plan import Command
 
-log = logging.getLogger("cream")
 NAME = "decisions.json"
 FREE = ("device", "output", "output_dir")  # flags that may change though an output stays as it is
 
@@ -84,14 +82,14 @@ class DecisionFile:
         """A path as the file has it: from its folder, so that all may be moved together; a name stays."""
         return os.path.relpath(path, self.folder) if os.sep in path else path
 
-    def is_gone(self, command: Command) -> bool:
-        """Whether a command made or read a model that is deleted, and so cannot run again; its output stays. Raises
-        UserError where that is not there, or the command's settings are not those that it was made with."""
+    def deleted_for(self, command: Command) -> Path | None:
+        """The deleted model that a command made or read, so that it cannot run again; its output stays. Raises
+        UserError where that is not there, or was made by other settings than the command's."""
         gone = {self.folder / name for name in self.held.deleted}
         paths = [command.output, *read_by(command)]
         model = next((each for path in paths for each in (path, *path.parents) if each in gone), None)
         if model is None:
-            return False
+            return None
         what = f"{command.title}: --keep has deleted the checkpoints of {model}"
         if not command.output.exists() or (about := read_meta(command.output)) is None:
             raise UserError(f"{what}, and {command.output} is not there; give another output_dir")
@@ -101,8 +99,7 @@ class DecisionFile:
                 f"{what}, and {meta_path(command.output)} says that it was made by other flags ({difference}); give "
                 "another output_dir"
             )
-        log.info("\n%s was done; not looked at again, for the checkpoints of %s are deleted", command.title, model)
-        return True
+        return model
 
 
 def read_by(command: Command) -> list[Path]:

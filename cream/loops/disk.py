@@ -54,7 +54,8 @@ def estimate(course: Course, keep: Sequence[str], model_size: Callable[[Command]
     `model_size`: bytes of a training that has not run yet, None where they are not known."""
     need, models, last = Need(), 0.0, {}
     deleted = DecisionFile(Path(course.loop.output_dir)).held.deleted
-    for command in course.planned:
+    commands = course.expected()
+    for command in commands:
         if taken := _taken(command):
             gone = deleted.get(command.output.name) if _is_own_model(command, course) else None
             last[command.step] = taken[0], taken[1] + (gone.bytes if gone else 0)
@@ -72,8 +73,8 @@ def estimate(course: Course, keep: Sequence[str], model_size: Callable[[Command]
             else:
                 need.bytes += space or 0
     if keep and models:
-        trained = [each for each in course.planned if _is_own_model(each, course)]
-        most = BETWEEN + max(_read_after(course.planned, each, trained) for each in trained)
+        trained = [each for each in commands if _is_own_model(each, course)]
+        most = BETWEEN + max(_read_after(commands, each, trained) for each in trained)
         models = min(models, models / max(1, sum(_taken(each) is None for each in trained)) * most)
     need.bytes += models
     return need

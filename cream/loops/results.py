@@ -22,10 +22,10 @@ Counts = msgspec.defstruct("Counts", [("out", int)])
 Pairs = msgspec.defstruct("Pairs", [("counts", Counts), ("mean_consistency", float | None)])
 
 
-def results(commands: Sequence[Command], best: str | None = None) -> list[dict]:
+def results(commands: Sequence[Command], best: str | None = None, link: str | None = None) -> list[dict]:
     """One row for each evaluation: its name, the accuracy per task and overall (the macro average where there is one),
     and, where the model was trained on pairs that the loop made, their number and mean consistency; last those of the
-    loop's result, named `best`.
+    loop's result `best`, by that name. `link`: how commands name it that run after the rounds.
 
     Raises UserError where a summary or sidecar is damaged.
     """
@@ -37,12 +37,13 @@ def results(commands: Sequence[Command], best: str | None = None) -> list[dict]:
         tasks = {row.task: row.accuracy for row in summary.tasks}
         name = command.output.name.partition(".json")[0].removesuffix(".evaluation")
         rows.append({"model": name, "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks})
-        training = makers.get(command.flags.get("checkpoint"))
+        checkpoint = command.flags.get("checkpoint")
+        training = makers.get(best if checkpoint == link else checkpoint)
         data = makers.get(training.flags.get("name")) if training and training.script == TRAIN else None
         if data and data.script in PAIRS:
             pairs = _read(meta_path(data.output), Pairs)
             rows[-1] |= {"pairs": pairs.counts.out, "consistency": pairs.mean_consistency}
-        if best is not None and command.flags.get("checkpoint") == best:
+        if best is not None and checkpoint == best:
             of_best.append(rows[-1] | {"model": _as_best(name, best)})
     return rows + of_best
 
