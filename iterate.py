@@ -9,30 +9,45 @@ base_dir). A step of prepare_data.py has `words` as well, its command and files:
   ${seed+round}        the loop's seed plus that number, for a step that samples again from the same prompts; ${seed+1}
   [a, b, c]            one value per round
   {first: a, then: b}  a value for round 1, and one for all later rounds
+  ${best}              in `after`, the model of the best round (`keep`)
 Other keys: title, model, seed, flags (id -> flags that override the step's; null removes one), fresh (ids of steps
-whose --name must be another data set in every round), extends (another file, whose keys these override). A recipe file
-(configs/recipes) has only the settings of configs/loops/cream.yaml: title, model, iterations, prompts (a set per round;
-one for several only with reuse_prompts: yes), base_dir (shared by recipes), output_dir, seed, and flags of sft,
-sampling, rewarding, consistency, dpo and evaluation; all but sft and evaluation may have a list, one value per round.
-Without sft, `start: CHECKPOINT` is M1. Several evaluations are {name: flags}; without any nothing is evaluated.
+whose --name must be another data set in every round), extends (another file, whose keys these override). Steering:
+  keep                 the result is the model of the round with the best `metric`, best in output_dir; `patience` ends
+                       the loop after so many rounds without a new best, `roll_back` starts again from the best
+  stop_if, eval_every  facts of steps that end the loop; evaluate in every so many rounds only
+docs/loops.md describes these keys; decisions.json in output_dir says what was decided, and why.
+
+A recipe file (configs/recipes) has only the settings of configs/loops/cream.yaml: title, model, iterations, prompts (a
+set per round; one for several only with reuse_prompts: yes), base_dir (shared by recipes), output_dir, seed, the keys
+that steer, and flags of sft, sampling, rewarding, consistency, dpo and evaluation; all but sft and evaluation may have
+a list, one value per round. Without sft, `start: CHECKPOINT` is M1. Several evaluations are {name: flags}; without any
+nothing is evaluated.
 """
 
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from config import CHECKPOINTS, DATASET_FILES, DATASETS, MAX_SEED, MODEL_FILES, Device, for_records, group
+from config import CHECKPOINTS, DATASET_FILES, DATASETS, MODEL_FILES, Device, for_records, group
 from cream.alarms import AlarmFlags
-from cream.cli import console, interrupts, names
+from cream.cli import console, interrupts, names, preflight
 from cream.cli.console import log
-from cream.cli.flags import flag, parse
+from cream.cli.flags import parse, try_parse
 from cream.errors import UserError
-from cream.loops.checks import check_commands, look_ups
-from cream.loops.plan import Command, Loop, plan
+from cream.loops import disk
+from cream.loops.checks import check_commands, check_steering, lacking, look_ups, refused
+from cream.loops.course import Course
+from cream.loops.loop import Loop
+from cream.loops.options import LoopFlags
+from cream.loops.plan import TRAIN, Command, plan
+from cream.loops.publish import Publisher
 from cream.loops.reading import read_loop
 
 EXAMPLE = """\
@@ -40,23 +55,13 @@ EXAMPLE = """\
   two, in one table    python iterate.py --config configs/loops/tiny_srlm.yaml,configs/loops/tiny_cream.yaml
   the paper's, 8 GPUs  python iterate.py --config configs/loops/cream.yaml --device 0,1,2,3,4,5,6,7"""
 STAGES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py", "make_pairs.py")
-SCRIPTS = (*STAGES, "prepare_data.py")
+SCRIPTS = (*STAGES, "evaluate_reward.py", "prepare_data.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
 RESUME = "the same command resumes from there"
 CHANGED = (  # what a stage advises, another output of its own, cannot be said in a loop
     "; where a setting was changed give the file another {key} than {folder}, or repeat the command above once "
     "with --overwrite, and so for the later stages that read its output"
 )
-
-
-@dataclass
-class LoopFlags:
-    """Loop"""
-
-    config: str | None = flag(None, "loop or recipe file; several, separated by commas, run one after another")
-    dry_run: bool = flag(False, "check everything, print the commands and exit")
-    seed: int | None = flag(None, "seed instead of the loop's", low=0, high=MAX_SEED)
-    output_root: str | None = flag(None, "folder to put in front of all of the loop's folders")
 
 
 @dataclass
@@ -72,46 +77,78 @@ class IterateConfig:
 def main(argv=None):
     config = parse(IterateConfig, argv, description=__doc__, example=EXAMPLE, files=False)
     from cream.loops.alarmed import alarms, describe_alarms
-    from cream.loops.results import results, table
+    from cream.loops.results import table
 
     paths = [path.strip() for path in (config.loop.config or "").split(",")]
     if not all(paths):
         example = "expected FILE or FILE,FILE, for example configs/loops/tiny_cream.yaml"
         raise UserError(f"--config {config.loop.config or 'is missing'}: {example}")
     loops = {path: read_loop(Path(path), config.loop.seed, config.loop.output_root) for path in paths}
-    devices, problems, commands, outputs = config.device.devices(), [], {}, set()
+    devices, problems, courses, outputs = config.device.devices(), [], {}, set()
     for path, loop in loops.items():
-        commands[path], wrong = prepare(loop, devices, config.device.bf16, outputs)
+        courses[path], wrong = prepare(loop, devices, config.device.bf16, outputs, config.loop)
         problems += [f"{path}: {problem}" for problem in wrong]
     if problems:
         raise UserError("\n".join(["nothing was started:", *problems]))
-    began = time.monotonic()
-    for path, loop in loops.items():
-        run(loop, commands[path], dry_run=config.loop.dry_run)
+    began, keep = time.monotonic(), config.loop.kept
+    for i, course in enumerate(each := [*courses.values()]):
+        others = [command for other in (*each[:i], *each[i + 1 :]) for command in other.planned]
+        run(course, dry_run=config.loop.dry_run, keep=keep, others=others)
     if not config.loop.dry_run:
-        columns = [(loop.title, results(commands[path])) for path, loop in loops.items()]
-        found = [alarms(commands[path], config.alarms.limits()) for path in loops]
-        lines = describe_alarms([loop.title for loop in loops.values()], found)
-        text = "\n".join([table(columns, [each.models for each in found]), *lines])
+        columns = [(course.loop.title, course.results()) for course in each]
+        found = [alarms(course.ran, config.alarms.limits()) for course in each]
+        lines = [f"{course.loop.title}: {text}" for course in each for text in course.notes()]
+        lines += describe_alarms([course.loop.title for course in each], found)
+        text = "\n".join([table(columns, [alarmed.models for alarmed in found]), *lines])
         log.info("\n%s\n%.0f s in all", text, time.monotonic() - began)
 
 
-def prepare(loop: Loop, devices: list[str], bf16: bool | None, outputs: set[Path]) -> tuple[list[Command], list[str]]:
-    """The commands of a loop, and all that is wrong with it. `outputs`: outputs of earlier loops; its own are added."""
-    configs = {script: config_of(script) for script in SCRIPTS}
-    commands, wrong = plan(loop, configs, ",".join(devices), for_records(devices), bf16)
+def prepare(
+    loop: Loop, devices: list[str], bf16: bool | None, outputs: set[Path], flags: LoopFlags | None = None
+) -> tuple[Course, list[str]]:
+    """The course of a loop, and all that is wrong with it. `outputs`: outputs of earlier loops; its own are added.
+    `flags`: which part of it runs, and what stays on disk."""
+    flags, configs = flags or LoopFlags(), {script: config_of(script) for script in SCRIPTS}
+
+    def replan(loop: Loop, parents: dict[int, int]) -> tuple[list[Command], list[str]]:
+        return plan(loop, configs, ",".join(devices), for_records(devices), bf16, parents)
+
+    publish = Publisher(loop, MODEL_FILES, CHECKPOINTS)
+    course = Course(loop, replan, publish)
     places = look_ups(MODEL_FILES, DATASET_FILES, CHECKPOINTS, DATASETS)
     check = {script: import_module(script.removesuffix(".py")).check for script in SCRIPTS}
-    return commands, wrong + check_commands(commands, configs, check, places, outputs)
+    outputs |= {loop.best} if loop.keep else set()
+    wrong = [*course.problems, *check_commands(course.planned, configs, check, places, outputs)]
+    wrong += check_steering(course, places["name"])
+    wrong += [*refused(publish.check), *refused(flags.check_kept, course), *refused(flags.set_range, course)]
+    return course, wrong + list(lacking(course))
 
 
-def run(loop: Loop, commands: list[Command], *, dry_run: bool = False) -> None:
-    """All stages of a loop, in order; those of small models in this process."""
-    for number, command in enumerate(commands, 1):
-        log.info("\n[%s %d/%d] %s", loop.title, number, len(commands), command.title)
+def run(course: Course, *, dry_run: bool = False, keep: Sequence[str] = (), others: Sequence[Command] = ()) -> None:
+    """The stages of a loop, in order; those of small models in this process. `keep`: which models stay on disk;
+    `others`: commands of other loops, which may read this one's models."""
+    loop, course.dry = course.loop, dry_run
+    need = disk.estimate(course, keep, partial(_size_of_training, loop))
+    if not dry_run:
+        disk.check(course, need)
+        course.free = disk.Cleaner(keep, CHECKPOINTS, others) if keep else course.free
+    for number, command in enumerate(course, 1):
+        log.info("\n[%s %d/%d] %s", loop.title, number, len(course.planned), command.title)
         log.info("$ %s", shlex.join(["python", command.script, *command.argv()]))
         if not dry_run and (code := _run(command, loop)):
             sys.exit(code)
+    if dry_run:
+        log.info("\n[%s] %s", loop.title, need)
+
+
+def _size_of_training(loop: Loop, command: Command) -> float | None:
+    """Bytes of a training run; None where its model is not on disk yet."""
+    config, _ = try_parse(config_of(TRAIN), command.argv())
+    with suppress(UserError, OSError):
+        if config is not None and names.in_root(MODEL_FILES.get(loop.model.lower(), loop.model)).is_dir():
+            saved_bytes = 4 if config.optimisation.save_dtype == "float32" else 2
+            return preflight.size_of_run(names.model(loop.model, MODEL_FILES), config.optimisation.saves, saved_bytes)
+    return None
 
 
 def config_of(script: str) -> type:

@@ -3,6 +3,8 @@
     python benchmarks/study.py --seeds 0-2 --arms srlm,srlm_1e-4,cream_avg      # development: settings are chosen here
     python benchmarks/study.py --seeds 200-209                                  # the study: fresh seeds, run once
     python benchmarks/study.py --seeds 300-304 --bases assets/tiny_m0 --arms tiny_spin,tiny_more_sft --compare tiny_spin
+    python benchmarks/study.py --seeds 400-404 --bases assets/tiny_m0 --arms tiny_steered,tiny_unsteered \\
+        --compare tiny_steered                                                  # `test`: each loop's result
 
 A cell is one world (its own SFT set, prompts and test set) on one base model; all arms of a cell share M1 and round 1's
 samples and rewards. The bases see the same worlds, so the unit of the statistics is a world: its accuracy is the mean
@@ -93,7 +95,6 @@ def _cell(job: tuple) -> list[dict]:
 
 
 def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -> list[dict]:
-    from cream.loops.results import results
     from cream.tiny.problems import write_world
     from iterate import prepare, run
 
@@ -103,15 +104,15 @@ def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -
     rows = []
     for arm in arms:
         loop = (_own_loop if arm in ARMS else _shipped_loop)(base, arm, seed, world, folder)
-        commands, problems = prepare(loop, ["cpu"], None, set())
+        course, problems = prepare(loop, ["cpu"], None, set())
         assert not problems, problems
         try:
-            run(loop, commands)
+            run(course)
         except SystemExit as stop:  # it would end the worker, and its cell would be waited for without end
             raise RuntimeError(
                 f"{folder.name} {arm}: a stage ended with {stop.code}; its log is in {folder.parent}"
             ) from None
-        rows += [{"base": base_name, "seed": seed, "arm": arm, **row} for row in results(commands)]
+        rows += [{"base": base_name, "seed": seed, "arm": arm, **row} for row in course.results()]
     return rows
 
 
@@ -162,7 +163,8 @@ def _own_loop(base: str, arm: str, seed: int, world: Path, folder: Path):
 
 
 def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
-    """Accuracy per arm and model, mean ± standard deviation over worlds; paired differences with 95 % t intervals."""
+    """Accuracy per arm and model, mean ± standard deviation over worlds; paired differences with 95 % t intervals. A
+    model that an arm does not have in every world, since its loop has ended before, has no number."""
     from cream.evaluation.statistics import mean_std, paired_difference
 
     worlds, bases = sorted({row["seed"] for row in rows}), sorted({row["base"] for row in rows})
@@ -173,8 +175,9 @@ def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
             c[row["arm"], row["model"]].append(row["consistency"])
     models = sorted({row["model"] for row in rows})
 
-    def column(arm: str, model: str) -> list[float]:
-        return [sum(accuracy[base, world, arm, model] for base in bases) / len(bases) for world in worlds]
+    def column(arm: str, model: str) -> list[float] | None:
+        cells = [[accuracy.get((base, world, arm, model)) for base in bases] for world in worlds]
+        return None if any(None in each for each in cells) else [sum(each) / len(bases) for each in cells]
 
     lines = [
         f"{len(worlds)} worlds, each the mean over {len(bases)} bases; accuracy in %, mean ± standard deviation over "
@@ -185,8 +188,11 @@ def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
     for arm in arms:
         shown = []
         for model in models:
-            mean, spread = mean_std(column(arm, model))
-            values = c[arm, model]
+            if (values := column(arm, model)) is None:
+                shown.append("–")
+                continue
+            mean, spread = mean_std(values)
+            values = c.get((arm, model))
             shown.append(f"{mean:.1f} ± {spread:.1f}" + (f" ({sum(values) / len(values):.2f})" if values else ""))
         lines.append(f"| {arm} | " + " | ".join(shown) + " |")
     lines += ["", "| difference, points | " + " | ".join(models[2:]) + " |", "|" + "---|" * (len(models) - 1)]
@@ -194,7 +200,10 @@ def report(rows: list[dict], arms: list[str], compared: list[str]) -> str:
         for other in (a for a in arms if a != arm):
             shown = []
             for model in models[2:]:
-                mean, low, high = paired_difference(column(arm, model), column(other, model))
+                if None in (both := (column(arm, model), column(other, model))):
+                    shown.append("–")
+                    continue
+                mean, low, high = paired_difference(*both)
                 shown.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
             lines.append(f"| {arm} - {other} | " + " | ".join(shown) + " |")
     for base in bases:
@@ -206,7 +215,7 @@ def _mean_of(rows: list[dict], base: str, arm: str, models: list[str]) -> str:
     """Mean accuracy over the worlds on one base, per model."""
     mine = [row for row in rows if row["base"] == base and row["arm"] == arm]
     found = {model: [100 * row["accuracy"] for row in mine if row["model"] == model] for model in models}
-    return " / ".join(f"{sum(values) / len(values):.1f}" for values in found.values())
+    return " / ".join(f"{sum(values) / len(values):.1f}" if values else "–" for values in found.values())
 
 
 if __name__ == "__main__":

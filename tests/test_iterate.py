@@ -2,6 +2,7 @@
 ones run to their table, once."""
 
 import json
+import os
 import shlex
 from collections import defaultdict
 from pathlib import Path
@@ -790,8 +791,10 @@ def test_the_loop(workspace):
 @pytest.mark.slow
 def test_a_loop_of_one_s_own(workspace):
     """A stage that fails ends it; repaired, the same command resumes; run again, all is up to date; the table has the
-    one evaluation. A changed flag is refused with what to do in a loop."""
-    loop = write(workspace, "own.yaml", LOOP)
+    one evaluation, of the round that was kept. A changed flag is refused with what to do in a loop."""
+    kept = LOOP | {"keep": {"metric": "tuned.loss", "mode": "min", "register": "winner"}}
+    kept["after"] = [step | {"flags": step["flags"] | {"checkpoint": "${best}"}} for step in LOOP["after"]]
+    loop = write(workspace, "own.yaml", kept)
     blocked = workspace.folder / "outputs/own/round1.tuned"
     blocked.parent.mkdir(parents=True)
     blocked.write_text("in the way")
@@ -802,7 +805,13 @@ def test_a_loop_of_one_s_own(workspace):
     done = workspace.run(loop)
     assert len(stages(done.out)) == 12 and done.out.count("is up to date") == 5
     (row,) = [line.split() for line in done.out.splitlines() if line.startswith("test ")]
-    pairs = workspace.read("outputs/own/round2.pairs.json.meta.json")
+    losses = [workspace.read(f"outputs/own/round{t}.tuned/meta.json")["last"]["loss"] for t in (1, 2)]
+    best = 1 + losses.index(min(losses))
+    assert workspace.read("outputs/own/decisions.json")["best"]["round"] == best
+    assert os.readlink(workspace.folder / "outputs/own/best") == f"round{best}.tuned/checkpoint-last"
+    assert f"round{best}.tuned" in workspace.read("configs/checkpoint.json")["winner"]
+    assert f"result: the model of round {best}, tuned.loss {min(losses):.4g}" in done.out
+    pairs = workspace.read(f"outputs/own/round{best}.pairs.json.meta.json")
     accuracy = macro_accuracy(workspace, "outputs/own/test.json")
     assert row == ["test", f"{accuracy:.1f}", f"{pairs['mean_consistency']:.2f}"]
     settings = [workspace.read(f"outputs/own/round{t}.tuned/meta.json")["settings"] for t in (1, 2)]
@@ -811,7 +820,7 @@ def test_a_loop_of_one_s_own(workspace):
     before = workspace.state()
     again = workspace.run(loop)
     assert again.out.count("is up to date") == 12 and workspace.state() == before
-    write(workspace, "own.yaml", LOOP | {"flags": {"more": {"gen_n": 3}}})
+    write(workspace, "own.yaml", kept | {"flags": {"more": {"gen_n": 3}}})
     assert "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "another output_dir than outputs/own," in told
 
 

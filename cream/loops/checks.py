@@ -2,27 +2,30 @@
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from cream.cli import names
 from cream.cli.flag_fields import NULLS
 from cream.cli.flags import spell, try_parse
-from cream.errors import UserError
+from cream.errors import UserError, nearest
 from cream.evaluation.options import READS
 from cream.evaluation.tasks import is_all_test
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
 from cream.files.folders import check_folder
-from cream.loops.plan import PAIRS, PREPARE, TRAIN, Command
+from cream.loops import facts
+from cream.loops.course import Course
+from cream.loops.plan import PAIRS, PREPARE, TRAIN, Command, Place
+from cream.loops.trials import model_of
 from cream.pairs import all_inputs
 from cream.records import METHODS
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
 BUILT = ("oasst1.sft.json", "oasst1.ranked.json")  # by prepare_data.py
-FILES = ("input_file", "file1", "file2", *all_inputs())  # flags that name a file
+FILES = ("input_file", "file1", "file2", "gold", "against", *all_inputs())  # flags that name a file
 FILES += ("few_shot_file", "chat_template", "deepspeed", "ranks")
 SEVERAL = ("exclude", *(role for role, file in all_inputs().items() if file.several))  # several, separated by commas
 MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model", "reward_model")  # flags that name a model's folder
@@ -89,7 +92,7 @@ def check_commands(
         config, problems = try_parse(configs[command.script], command.argv(), words)
         if config is not None:
             about = {"method": method} if (method := methods.get(command.flags.get("name"))) else {"words": words}
-            problems += _refused(check[command.script], config, about)
+            problems += refused(check[command.script], config, about)
         if command.script in PAIRS and command.flags.get("method") in METHODS:
             methods[command.result] = command.flags["method"]
         for problem in (*problems, *files.missing(command, outputs)):
@@ -99,7 +102,81 @@ def check_commands(
     return [*problems, *files.used_again([command for command in commands if command.fresh])]
 
 
-def _refused(call: Callable, *args) -> list[str]:
+def check_steering(course: Course, data: Callable[[str], Path]) -> Iterator[str]:
+    """What is wrong with a loop's keys `keep`, `eval_every` and `stop_if`; `data`: the file of a data set's name."""
+    loop, keep = course.loop, course.loop.keep
+    names = [] if keep is None else [("keep: metric", keep.metric, 1)]
+    names += [("keep: start", keep.start, 0)] if keep and keep.start else []
+    for key, name, part in (*names, *(("stop_if", name, 1) for name in loop.stop_if)):
+        try:
+            step, path = facts.split(name, [each.id for each in loop.steps()])
+        except ValueError as error:
+            yield f"{key}: {error}"
+            continue
+        command = next(each for each in course.planned if each.step == step)
+        if command.place.part != part:
+            yield f"{key}: {step} is not a step {'of `repeat`' if part else 'before the rounds'}"
+        elif why := facts.refusal(command, path, data):
+            yield f"{key}: {name}: {why}"
+        elif key == "keep: metric" and model_of(command, course.planned) not in _trained(course.planned):
+            yield f"{key}: {step} does not measure a model that a step of `repeat` trains"
+    if loop.eval_every > 1 and not any(each.evaluates and each.place.part == 1 for each in course.planned):
+        yield "eval_every: no step of `repeat` evaluates a model"
+    if keep and keep.roll_back and loop.rounds > 1 + (keep.start is None):
+        yield from _check_roll_back(course, *((2, 0) if keep.start else (3, 1)))
+
+
+def _trained(commands: Iterable[Command]) -> set[str]:
+    """The models that the rounds train."""
+    return {each.result for each in commands if each.script == TRAIN and each.place.part == 1}
+
+
+def _check_roll_back(course: Course, t: int, parent: int) -> Iterator[str]:
+    """Whether round `t` can start from round `parent`, and would do something else than the round after that did."""
+    commands, problems = course.replan(course.loop, {t: parent})
+    yield from (f"keep: roll_back: {problem}" for problem in problems if problem not in course.problems)
+    if _work(commands, t) == _work(course.planned, parent + 1):
+        yield (
+            f"keep: roll_back: round {t}, started again from the same model, would repeat round {parent + 1}: give it "
+            "other prompts, or another seed, such as ${seed+round}, where it samples"
+        )
+
+
+def _work(commands: Sequence[Command], t: int) -> list[tuple]:
+    """What the commands of a round do, up to its last training, wherever their outputs are."""
+    own = [each for each in commands if each.place[:2] == (1, t) and not each.evaluates]
+    last = max((i for i, each in enumerate(own) if each.script == TRAIN), default=len(own))
+    names = {each.result: f"${{{each.step}}}" for each in own} | {str(each.output): each.step for each in own}
+    return [
+        (each.script, each.words, {name: names.get(spell(text), text) for name, text in each.flags.items()})
+        for each in own[: last + 1]
+    ]
+
+
+def find_place(word: str, course: Course, *, end: bool) -> Place:
+    """The place that --from or, with `end`, --until names: a round, a step's id, or id@ROUND for a step in a round; a
+    repeated step's id alone is that in round 1. Raises UserError where there is none."""
+    step, _, number = (word, "", "") if word.isdecimal() else word.partition("@")
+    t = word if word.isdecimal() else number
+    if t.isdecimal() and not 1 <= int(t) <= course.loop.rounds:
+        raise UserError(f"{word}: the loop has rounds 1 to {course.loop.rounds}")
+    if word.isdecimal():
+        return Place(1, int(t), len(course.loop.repeat) if end else 0)
+    found = [each.place for each in course.planned if each.step == step and t in ("", str(each.place.round))]
+    if not found:
+        ids = [each.id for each in course.loop.steps()]
+        raise UserError(f"{word}: neither a round nor a step{nearest(step, ids)}; the steps are {', '.join(ids)}")
+    return found[0]
+
+
+def lacking(course: Course) -> Iterator[str]:
+    """The outputs that commands before --from should have made, and have not."""
+    for command in course.planned:
+        if command.place < course.first and not Path(command.result).exists():
+            yield f"--from: {command.title} has not run: {command.result} is not there"
+
+
+def refused(call: Callable, *args) -> list[str]:
     """The message of the UserError that a call raises, if it does."""
     try:
         call(*args)
@@ -136,7 +213,7 @@ class Files:
                 made = " (`python prepare_data.py build oasst1` does)" if path.name in BUILT else ""
                 yield f"--{name} {value}: {path} does not exist, and no earlier step makes it{made}"
             elif path is not None and name in MODELS and not (path / "adapter_config.json").exists():
-                yield from _refused(check_folder, path, None)
+                yield from refused(check_folder, path, None)
             elif path is not None and name == "name":
                 yield from self._unread(command, value, path)
 
@@ -155,7 +232,7 @@ class Files:
         limit = command.flags.get("limit_size")
         skip = command.flags.get("on_bad_record") == "skip"
         if isinstance(limit, int | None) and (key := (path, kinds, limit, skip)) not in self.read:
-            self.read[key] = _refused(_read, value, *key)
+            self.read[key] = refused(_read, value, *key)
         return self.read.get((path, kinds, limit, skip), [])
 
     def used_again(self, commands: Sequence[Command]) -> Iterator[str]:

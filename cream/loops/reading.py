@@ -7,7 +7,7 @@ Round t samples from M_t, ranks the responses by M_t and by M_{t-1} (in round 1 
 import re
 from itertools import chain
 from pathlib import Path
-from typing import get_type_hints
+from typing import Annotated, get_type_hints
 
 import msgspec
 
@@ -15,7 +15,7 @@ from cream.cli.flag_fields import NULLS
 from cream.cli.names import ROOT
 from cream.errors import UserError, alike
 from cream.files.yaml_file import read_yaml
-from cream.loops.plan import Flags, Loop, RoundFlags, Step, Value, check_texts
+from cream.loops.loop import Bound, Flags, Keep, Loop, RoundFlags, Step, Value, check_texts
 
 CREAM = ROOT / "configs" / "loops" / "cream.yaml"
 ACCURACY = ("accuracy.M0", "accuracy.M1", "accuracy")  # its steps that evaluate
@@ -28,7 +28,8 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     M1 is trained by `sft`, or is `start`, a checkpoint's name or folder. `evaluation`: flags, or several evaluations,
     {name: flags}, each with a row per model in the table; without it nothing is evaluated.
     `base_dir` holds what recipes of one family share (M1, the evaluations of M0 and M1, round 1's samples and
-    rewards); `output_dir` this recipe's own outputs. `reuse_prompts`: one prompt set may serve several rounds.
+    rewards); `output_dir` this recipe's own outputs. `reuse_prompts`: one prompt set may serve several rounds. `keep`,
+    `eval_every` and `stop_if` as in a loop.
     """
 
     title: str
@@ -46,6 +47,9 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     dpo: RoundFlags = {}
     evaluation: dict[str, Value | Flags] | None = None
     reuse_prompts: bool = False
+    keep: Keep | None = None
+    eval_every: Annotated[int, msgspec.Meta(ge=1)] = 1
+    stop_if: dict[str, Bound] = {}
 
     def __post_init__(self):
         check_texts(self.title, self.model, self.base_dir, self.output_dir)
@@ -109,6 +113,7 @@ def as_loop(recipe: Recipe, cream: Loop) -> Loop:
     steps = {part: list(chain.from_iterable(map(expand, getattr(cream, part)))) for part in parts}
     places = {"base_dir": recipe.base_dir, "output_dir": recipe.output_dir}
     about = {"title": recipe.title, "model": recipe.model, "seed": recipe.seed, "rounds": recipe.iterations}
+    about |= {"keep": recipe.keep, "eval_every": recipe.eval_every, "stop_if": recipe.stop_if}
     fresh = [] if recipe.reuse_prompts else cream.fresh
     return msgspec.structs.replace(cream, **about, **places, **steps, flags=flags, fresh=fresh)
 

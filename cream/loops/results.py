@@ -23,25 +23,34 @@ Counts = msgspec.defstruct("Counts", [("out", int)])
 Pairs = msgspec.defstruct("Pairs", [("counts", Counts), ("mean_consistency", float | None)])
 
 
-def results(commands: Sequence[Command]) -> list[dict]:
+def results(commands: Sequence[Command], best: str | None = None, link: str | None = None) -> list[dict]:
     """One row for each evaluation: its name, the accuracy per task and overall (the macro average where there is one),
-    and, where the model was trained on pairs that the loop made, their number and mean consistency.
+    and, where the model was trained on pairs that the loop made, their number and mean consistency; last those of the
+    loop's result `best`, by that name. `link`: how commands name it that run after the rounds.
 
     Raises UserError where a summary or sidecar is damaged.
     """
-    makers, rows = {command.result: command for command in commands}, []
+    makers, rows, of_best = {command.result: command for command in commands}, [], []
     for command in evaluations(commands):
         summary = read_output(summary_path(command.output), Summary)
         tasks = {row.task: row.accuracy for row in summary.tasks}
-        rows.append(
-            {"model": model_name(command), "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks}
-        )
-        training = makers.get(command.flags.get("checkpoint"))
+        name = model_name(command)
+        rows.append({"model": name, "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks})
+        checkpoint = command.flags.get("checkpoint")
+        training = makers.get(best if checkpoint == link else checkpoint)
         data = makers.get(training.flags.get("name")) if training and training.script == TRAIN else None
         if data and data.script in PAIRS:
             pairs = read_output(meta_path(data.output), Pairs)
             rows[-1] |= {"pairs": pairs.counts.out, "consistency": pairs.mean_consistency}
-    return rows
+        if best is not None and checkpoint == best:
+            of_best.append(rows[-1] | {"model": _as_best(name, best)})
+    return rows + of_best
+
+
+def _as_best(name: str, best: str) -> str:
+    """The name of a row of the best model: `best` in place of the model's name."""
+    own = Path(best).parent.name
+    return f"best{name.removeprefix(own)}" if name.startswith(own) else f"best ({name})"
 
 
 def evaluations(commands: Sequence[Command]) -> list[Command]:
