@@ -15,7 +15,7 @@ from cream.errors import UserError
 from cream.evaluation.tasks import questions_in
 from cream.files import journal, store
 from cream.files.provenance import place_of, read_meta
-from cream.pairs.build import Rules, build, consistencies
+from cream.pairs.build import Rules, build, consistencies, survey
 from cream.pairs.candidates import build_candidates
 from cream.pairs.inputs import Input
 from cream.pairs.match import MISSING, OTHER
@@ -46,6 +46,11 @@ class PairOutput:
         "output file; none: next to the rewards or samples, with their name and .<rank>.dpo.json (make_pairs.py: "
         ".<strategy>.dpo.json)",
         aliases=("output_dir",),
+        decides=False,
+    )
+    allow_empty: bool = flag(
+        False,
+        "where no pair can be made, write an empty file: in a loop, the next step joins it with other pairs",
         decides=False,
     )
     register: str | None = flag(None, "name to register the pairs under, in configs/dataset.json", decides=False)
@@ -225,6 +230,7 @@ class Inputs:
         reassigned = None
         if shuffle is not None:  # a pass of its own: every c must be known before the first is reassigned
             reassigned = shuffled(consistencies(*files(), rules, **match), shuffle)
+        survey(*files(), rules, **match)
         labels = {item.uuid: item for item in self.read("labels")} if "labels" in self.paths else None
         how = {"labels": labels, "reassigned": reassigned, "summed": self.summed}
         return build(*files(), rules, **how, **match)
@@ -290,7 +296,7 @@ def write(
     if flags.register:
         names.check_free(registry[0], flags.register, target, overwrite=run.overwrite, known=registry[1])
     training = inputs.training(flags.beta)
-    rows = _rows(inputs, rules, shuffle, output, training["beta"], method)
+    rows = _rows(inputs, rules, shuffle, output, training["beta"], method, flags.allow_empty)
     if run.dry_run:
         deque(rows, maxlen=0)
         read = ", ".join(map(str, inputs.paths.values()))
@@ -311,7 +317,13 @@ def write(
 
 
 def _rows(
-    inputs: Inputs, rules: Rules, shuffle: int | None, output: journal.Output, beta: float, method: str | None
+    inputs: Inputs,
+    rules: Rules,
+    shuffle: int | None,
+    output: journal.Output,
+    beta: float,
+    method: str | None,
+    allow_empty: bool,
 ) -> Iterator[dict]:
     """The pairs as they are made; then the report on them, and their part of the sidecar."""
     pair_set = inputs.pairs(rules, shuffle)
@@ -321,8 +333,13 @@ def _rows(
         by_default = "consistency_dyn"
     method = method or by_default
     pair_set.report(None if method == "original" else beta)
+    if not pair_set.count and not allow_empty:
+        raise UserError(
+            f"{inputs.source}: no pair can be made of it, for the reasons above; nothing was written. In a loop that "
+            "trains on other pairs as well, --allow_empty yes writes an empty file"
+        )
     if not pair_set.count:
-        raise UserError(f"{inputs.source}: no pair can be made of it, for the reasons above; nothing was written")
+        log.warning("warning: no pair can be made of %s, for the reasons above; the file is empty", inputs.source)
     if inputs.run.skip:
         output.reject(inputs.rejected())
     output.dropped += pair_set.dropped + pair_set.unmatched
@@ -333,4 +350,5 @@ def _rows(
         "method": method,
         "mean_consistency": pair_set.c.mean,
         "without_consistency": pair_set.without_c,
+        **pair_set.facts(),
     }
