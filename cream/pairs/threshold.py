@@ -1,8 +1,8 @@
 """Pseudo-labels: pairs whose better response a reward model names, as far as it is sure of it.
 
-A pair is two responses to a prompt, in training from few labels those of an unlabelled pair (prepare_data.py split). Its
-better response is the one that the model prefers, and nothing else, and P, the model's probability of that, is the
-pair's confidence. Which pairs are kept:
+A pair is two responses to a prompt, in training from few labels those of an unlabelled pair (prepare_data.py split).
+Its better response is the one that the model prefers, whatever the data say, and P, the model's probability of that, is
+the pair's confidence. Which pairs are kept:
 
     --rule confidence   P >= --threshold, and > 1/2 (SSRM, semi-supervised reward modelling, arXiv 2409.06903). With
                         Bradley-Terry rewards P(i is better than j) = sigmoid((r_i - r_j) / temperature); a model that
@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from math import exp, isnan
 
-from cream.cli.flags import IF_GIVEN, flag
+from cream.cli.flag_fields import IF_GIVEN
+from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.pairs import ser
 from cream.pairs.choice import Choice
@@ -83,7 +84,9 @@ def check(options: Options) -> None:
     if other := [f"--{name}" for name in idle if getattr(options, name) != getattr(plain, name)]:
         raise UserError(f"{', '.join(other)}: not of --rule {options.rule}")
     if options.p_low > options.p_high:
-        raise UserError(f"--p_low {options.p_low:g} is above --p_high {options.p_high:g}: a response may be good or bad")
+        raise UserError(
+            f"--p_low {options.p_low:g} is above --p_high {options.p_high:g}: a response may be good or bad"
+        )
 
 
 def survey(pool: Iterable[tuple[Rewards, Sequence[int]]], options: Options) -> None:
