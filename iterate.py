@@ -39,7 +39,7 @@ EXAMPLE = """\
   two, in one table    python iterate.py --config configs/loops/tiny_srlm.yaml,configs/loops/tiny_cream.yaml
   the paper's, 8 GPUs  python iterate.py --config configs/loops/cream.yaml --device 0,1,2,3,4,5,6,7"""
 STAGES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py", "make_pairs.py")
-SCRIPTS = (*STAGES, "prepare_data.py")
+SCRIPTS = (*STAGES, "prepare_data.py", "evaluate_reward.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
 RESUME = "the same command resumes from there"
 CHANGED = (  # what a stage advises, another output of its own, cannot be said in a loop

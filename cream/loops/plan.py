@@ -20,6 +20,8 @@ from cream.files.provenance import LAST
 
 TRAIN = "train.py"
 PREPARE = "prepare_data.py"  # its command and files are words, not flags
+MEASURE = "evaluate_reward.py"
+FOLDERS = (TRAIN, MEASURE)  # their outputs are folders
 PAIRS = ("cal_consistency.py", "make_pairs.py")
 SEEDED = (TRAIN, "infer.py")  # every run of theirs has a seed; elsewhere a seed belongs to one choice, a step's own
 Value = str | int | float | bool | None
@@ -139,7 +141,7 @@ def plan(
                 return next(reversed(_all_values(given)), None)  # for what else can be checked
 
         name = value("output", step.output) or (f"round{t}.{step.id}" if t else step.id)
-        if step.script != TRAIN and not store.is_record_file(Path(name)):
+        if step.script not in FOLDERS and not store.is_record_file(Path(name)):
             name += ".json"
         if not NAME.fullmatch(name):
             problems[f"{step.id}: output: {name!r} is not a file name of letters, digits, '.', '_' and '-'"] = None
