@@ -24,7 +24,11 @@ from cream.training.stages import STAGES
 BUILT = ("oasst1.sft.json", "oasst1.ranked.json")  # by prepare_data.py
 FILES = ("input_file", "file1", "file2", *all_inputs())  # flags that name a file
 FILES += ("few_shot_file", "chat_template", "deepspeed", "ranks", "without")
-SEVERAL = ("exclude", "data", *(role for role, file in all_inputs().items() if file.several))  # several, separated by commas
+SEVERAL = (
+    "exclude",
+    "data",
+    *(role for role, file in all_inputs().items() if file.several),
+)  # several, separated by commas
 MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model", "reward_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = (TRAIN, "infer.py")  # they read what --name says, or --input_file

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -163,6 +164,11 @@ class Inputs:
         return path, {}
 
     @property
+    def of_pool(self) -> bool:
+        """Whether the responses are those of unlabelled pairs (prepare_data.py split), which no policy sampled."""
+        return self._samples()[1].get("part") == "pool"
+
+    @property
     def summed(self) -> bool:
         """Whether `score` holds log-probabilities, summed over a response: only these may become DPO's reference."""
         return bool(self.about.get("scored")) and self.about["settings"].get("normalize") == "sum"
@@ -311,6 +317,10 @@ def write(
     if flags.register:
         names.register(registry[0], flags.register, target, overwrite=run.overwrite)
         log.info("registered as %s in %s", flags.register, registry[0].name)
+    if inputs.of_pool:
+        log.info("pairs: %s\nnext, join them with the labelled pairs:", target)
+        log.info("  python prepare_data.py join SEED.json %s --output TRAIN.json", shlex.quote(str(target)))
+        return
     log.info("pairs: %s\nnext, train the model that sampled on them:", target)
     data = {"name": flags.register or target, "method": method}
     log.info("  %s", console.command("train.py", **{**training, **data}))

@@ -88,12 +88,12 @@ class PairSet:
             bias = "undefined" if self.lengths.bias is None else f"{self.lengths.bias:+.2f}"
             text = "chosen minus rejected responses: %+.1f tokens on average; correlation of reward and length %s"
             log.info(text, longer_by, bias)
-        if self.gold.pairs:
-            text = "gold values: the chosen response is the better one in %.1f %% of %d pairs"
-            log.info(text, 100 * self.gold.accuracy, self.gold.pairs)
         if table := self.facts().get("table"):
             shown = (f"{name} {value if isinstance(value, str) else f'{value:.1f}'}" for name, value in table.items())
-            log.info("labels: %s", ", ".join(shown))
+            log.info("pseudo-labels: %s", ", ".join(shown))
+        elif self.gold.pairs:
+            text = "gold values: the chosen response is the better one in %.1f %% of %d pairs"
+            log.info(text, 100 * self.gold.accuracy, self.gold.pairs)
         if not self.trusted:
             self._report_consistency(beta)
 

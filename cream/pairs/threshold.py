@@ -13,6 +13,7 @@ Departure: the released SSRM keeps what is confident, and labels it as the data 
 that the given winner is better, it stays the winner. Its > is >= here, so that a threshold of 1 can be met.
 """
 
+import logging
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from cream.pairs.inputs import REWARDS
 from cream.preferences import comparisons
 from cream.records import Item, Rewards
 
+log = logging.getLogger("cream")
 INPUTS = {"rewards": REWARDS}  # no previous ranking: the confidence is the model's own
 NONE_SURE = "no pair as sure as --threshold"
 NONE_PASSES = "no pair passes SER's filter"
@@ -101,7 +103,13 @@ def survey(pool: Iterable[tuple[Rewards, Sequence[int]]], options: Options) -> N
             first.append(a)
             second.append(b)
     wanted = ser.Filter(options.status, options.p_high, options.p_low, options.p_gap, 0.0, options.temperature)
-    options.found = ser.survey(rewards, first, second, wanted, centred=options.centre, least=options.min_share)
+    found = ser.survey(rewards, first, second, wanted, centred=options.centre, least=options.min_share)
+    options.found = found
+    text = (
+        "SER's filter: status %s; status 1 is met by %.1f %% of %d pairs, status 2 by %.1f %%; median reward %.4g, %s"
+    )
+    centre = "the centre" if options.centre else "and the centre 0"
+    log.info(text, found.filter.status, 100 * found.f1, len(first), 100 * found.f2, found.offset, centre)
 
 
 def choose(record: Rewards, usable: Sequence[int], item: Item | None, options: Options) -> list[Choice] | str:

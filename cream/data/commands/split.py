@@ -24,5 +24,6 @@ def run(words: Sequence[str], flags: Options, config) -> None:
     if flags.part == "held_out" and not out:
         raise UserError("split: --part held_out needs --held_out, the share or number of prompts that are held out")
     parts = [flags.part] if flags.part else [part for part in split.ENDINGS if part != "held_out" or out]
-    places = {part: Path(flags.output or flags.beside(path, split.ENDINGS[part])) for part in parts}
+    stem = path.with_name(path.name.partition(".json")[0].removesuffix(".dpo"))
+    places = {part: Path(flags.output or flags.beside(stem, split.ENDINGS[part])) for part in parts}
     split.make(path, flags, out, flags.seed or 0, places, config.run)
