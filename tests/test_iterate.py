@@ -745,7 +745,7 @@ def test_results_of_a_loop_of_pseudo_labels(tmp_path):
     assert problems == []
     root = tmp_path / "outputs/tiny/ser"
     for t in range(4):
-        folder = root / f"RM{t}.evaluation"
+        folder = (root if t else root.parent) / f"RM{t}.evaluation"
         folder.mkdir(parents=True)
         (folder / "x.summary.json").write_text(json.dumps({"all": {"all": {"value": 0.5 + 0.1 * t}}}))
         about = {"counts": {"out": t}, "mean_consistency": None if t == 2 else 0.9, "table": {"status": str(t)}}
