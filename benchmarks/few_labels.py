@@ -1,11 +1,11 @@
 """The study of training from few labels behind docs/results.md: SER and SSRM round by round, in tiny worlds.
 
-    python benchmarks/few_labels.py --seeds 0                     # development: settings are chosen here
-    python benchmarks/few_labels.py --seeds 500-504               # the study: fresh worlds, run once
+    python benchmarks/few_labels.py --seeds 0              # development: settings are chosen here
+    python benchmarks/few_labels.py --seeds 500-504        # the study: fresh worlds, run once
 
-Of a world's 1250 comparison pairs 450 are held out, and 120 of the other 800 keep their labels. The loops are those that
-users run; a row is one model of a loop: its accuracy of the held-out pairs, and what the pseudo-labels were like that it
-was trained on. Intervals are Student's, over worlds. Run again, the study resumes.
+Of a world's 1250 comparison pairs 450 are held out, and 120 of the other 800 keep their labels. The loops are those
+that users run; a row is one model of a loop: its accuracy on the held-out pairs, and how many of the pool's pairs it was
+trained on, and how many labels were right. Intervals are Student's, over worlds. Run again, the study resumes.
 """
 
 import sys
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from options import Options
 from reward_study import Table, report
-from study import _shipped_loop
+from study import shipped_loop
 from workload import ROOT
 
 from cream.files.store import write_json
@@ -62,7 +62,7 @@ def world(part: str, folder: Path, base: Path, seed: int) -> Table:
         write_world(folder / "world", seed)
     found: Table = {}
     for name, prefix in LOOPS[part].items():
-        loop = _shipped_loop(str(base), name, seed, folder / "world", folder)
+        loop = shipped_loop(str(base), name, seed, folder / "world", folder)
         commands, problems = prepare(loop, ["cpu"], None, set())
         assert not problems, problems
         try:

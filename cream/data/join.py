@@ -26,7 +26,7 @@ WITHOUT = "--without has its uuid"
 class JoinFlags:
     """Joined files (join)"""
 
-    without: str | None = flag(None, "join: a file whose uuids are left out", decides=False)
+    without: str | None = flag(None, "join: a file whose uuids are skipped", decides=False)
 
 
 def first_of(
