@@ -5,18 +5,23 @@ import json
 import math
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_pairs import record
 
+import iterate
 import make_pairs
 import prepare_data
 from cream.data import join, split
 from cream.errors import UserError
 from cream.files import store
+from cream.loops.plan import plan
+from cream.loops.reading import read_loop
 from cream.pairs import ser, threshold
 from cream.pairs.build import Rules, build, survey
 from cream.pairs.ser import Filter
@@ -371,3 +376,30 @@ def test_from_pairs_to_the_next_training_set(tmp_path, monkeypatch, capsys):
         (make_pairs, "--strategy extremes --rule ser --rewards r.json", "--rule belongs to --strategy threshold"),
     ):
         assert message in refused(capsys, script, line)
+
+
+@pytest.mark.slow
+def test_a_pool_may_lose_what_was_kept(tmp_path):
+    """As docs/few_labels.md has it: each round labels what earlier ones have not kept."""
+    base = Path(__file__).parents[1] / "configs/loops/tiny_ser.yaml"
+    loop = yaml.safe_load(base.with_name("ser.yaml").read_text())
+    left = {"id": "left", "script": "prepare_data.py", "words": ["join", "${left@-1}"]}
+    left["flags"] = {"without": {"first": None, "then": "${pairs@-1}"}}
+    changed = {
+        "extends": str(base),
+        "start": loop["start"] | {"left": "${pool}"},
+        "repeat": [left, *loop["repeat"]],
+        "flags": {"rewards": {"input_file": "${left}"}},
+    }
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(changed))
+    scripts = {script: iterate.config_of(script) for script in iterate.SCRIPTS}
+    commands, problems = plan(read_loop(tmp_path / "x.yaml"), scripts, "cpu")
+    own = "outputs/tiny/ser/round"
+    assert problems == []
+    assert [command.argv() for command in commands if command.output.name.endswith("left.json")] == [
+        ["join", "outputs/tiny/ser.pool.json", "--output", f"{own}1.left.json"],
+        ["join", f"{own}1.left.json", "--without", f"{own}1.pairs.json", "--output", f"{own}2.left.json"],
+        ["join", f"{own}2.left.json", "--without", f"{own}2.pairs.json", "--output", f"{own}3.left.json"],
+    ]
+    read = [command.flags["input_file"] for command in commands if command.script == "rewarding.py"]
+    assert read == [f"{own}{t}.left.json" for t in (1, 2, 3)]
