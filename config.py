@@ -51,6 +51,7 @@ DatasetEnum = Enum(
         **{f"tiny_{thing}_{t}": f"localdata/tiny/{thing}.{t}.json" for thing in ("books", "balls") for t in (1, 2)},
         "tiny_val": "localdata/tiny/val.json",
         "tiny_judge": "localdata/tiny/judge.json",
+        "tiny_pairs": "localdata/tiny/pairs.json",
     },
 )
 MODEL_FILES = {m.name: m.value for m in ModelEnum}

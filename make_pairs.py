@@ -21,6 +21,7 @@ from cream.records import METHODS
 
 EXAMPLE = """\
   pseudo-labels  python make_pairs.py --strategy threshold --rewards REWARDS.json --threshold 0.8
+  SER's          python make_pairs.py --strategy threshold --rewards REWARDS.json --rule ser --status paper
   all of CREAM's python make_pairs.py --strategy all_pairs --rewards CURRENT.json --previous PREVIOUS.json --margin 0.5
   SPIN           python make_pairs.py --strategy spin --conversations SFT.json --samples ROUND1.json,ROUND2.json
   RLCD           python make_pairs.py --strategy contrast --positive GOOD.json --negative BAD.json
@@ -115,6 +116,8 @@ def check(config: PairsConfig, about: dict | None = None):
             problems.append(f"--method {c.method} needs --previous; without it C is 1 everywhere")
     if problems:
         raise UserError(f"--strategy {c.strategy}: {'; '.join(problems)}. It reads --{', --'.join(wanted)}")
+    if hasattr(PAIRS[c.strategy], "check"):
+        PAIRS[c.strategy].check(options)
     return options
 
 

@@ -23,6 +23,8 @@ EXAMPLE = """\
   python prepare_data.py pairwise localdata/dpo.1.json --orders both
   python prepare_data.py overlap own.prompt.json all_test --output clean.prompt.json
   python prepare_data.py mix --config mix.yaml --held_out 500
+  python prepare_data.py split localdata/dpo.1.json --seed_share 0.15 --held_out 500
+  python prepare_data.py join seed.dpo.json newest.dpo.json older.dpo.json --output train.dpo.json
   python prepare_data.py rrm localdata/mix.dpo.json
   python prepare_data.py export localdata/dpo.1.json --form trl --output pairs.jsonl
   python prepare_data.py validate prompts.jsonl --model llama3 --max_length 2048"""

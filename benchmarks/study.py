@@ -103,7 +103,7 @@ def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -
         write_world(world, seed)
     rows = []
     for arm in arms:
-        loop = (_own_loop if arm in ARMS else _shipped_loop)(base, arm, seed, world, folder)
+        loop = (_own_loop if arm in ARMS else shipped_loop)(base, arm, seed, world, folder)
         course, problems = prepare(loop, ["cpu"], None, set())
         assert not problems, problems
         try:
@@ -116,7 +116,7 @@ def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -
     return rows
 
 
-def _shipped_loop(base: str, arm: str, seed: int, world: Path, folder: Path):
+def shipped_loop(base: str, arm: str, seed: int, world: Path, folder: Path):
     """The loop configs/loops/ARM.yaml on this base, with the world's files in place of those in localdata/tiny."""
     import msgspec
 

@@ -696,6 +696,23 @@ def test_rows_of_loops_stand_by_the_names_of_their_models():
     assert table([("one", []), ("two", [])]) == "no evaluation, hence no table"
 
 
+def test_what_pairs_have_for_the_table_are_columns():
+    """One loop's, with a status that is a word; an empty place where a row has none."""
+    rows = [{"model": "RM0", "accuracy": 0.5}]
+    shown = [{"status": "1", "kept %": 12.34}, {"status": "stop", "kept %": 0.0, "kept right %": 99.96}]
+    rows += [{"model": f"RM{t}", "accuracy": 0.75, "consistency": 0.9, "shown": own} for t, own in enumerate(shown, 1)]
+    lines = table([("SER", rows), ("all labels", [{"model": "RM.labels", "accuracy": 1.0}])]).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        "accuracy % mean C status kept % kept right % accuracy % mean C".split(),
+        ["RM0", "50.0"],
+        ["RM1", "75.0", "0.90", "1", "12.3"],
+        ["RM2", "75.0", "0.90", "stop", "0.0", "100.0"],
+        ["RM.labels", "100.0"],
+    ]
+    ends = [line.index(word) + len(word) for line, word in ((lines[1], "kept %"), (lines[3], "12.3"))]
+    assert ends[0] == ends[1]
+
+
 # Results ------------------------------------------------------------------------------------------------------------
 
 DAMAGED = [
@@ -719,6 +736,34 @@ def test_results_of_damaged_files_are_refused(tmp_path, name, value):
     assert results(commands)[-1] == last
     (tmp_path / name).write_text(json.dumps(value))
     with pytest.raises(UserError, match=f"{name}: damaged"):
+        results(commands)
+
+
+def test_results_of_a_loop_of_pseudo_labels(tmp_path):
+    """A reward's accuracy, and what the newest pairs in its training set are like."""
+    loop = CONFIGS / "loops/tiny_ser.yaml"
+    commands, problems = planning.plan(read_loop(loop, output_root=str(tmp_path)), SCRIPTS, "cpu")
+    assert problems == []
+    root = tmp_path / "outputs/tiny/ser"
+    root.mkdir(parents=True)
+    for t in range(4):
+        folder = (root if t else root.parent) / f"RM{t}.evaluation"
+        folder.mkdir(parents=True)
+        (folder / "x.summary.json").write_text(json.dumps({"all": {"all": {"value": 0.5 + 0.1 * t}}}))
+        about = {"counts": {"out": t}, "mean_consistency": None if t == 2 else 0.9, "table": {"status": str(t)}}
+        (root / f"round{t}.pairs.json.meta.json").write_text(json.dumps(about))
+    first, *later = results(commands)
+    assert first == {"model": "RM0", "accuracy": 0.5, "tasks": {"pairs": 0.5}}
+    assert [(row["model"], row["pairs"], row["consistency"], row["shown"]) for row in later] == [
+        ("RM1", 1, 0.9, {"status": "1"}),
+        ("RM2", 2, None, {"status": "2"}),
+        ("RM3", 3, 0.9, {"status": "3"}),
+    ]
+    (folder / "x.summary.json").write_text("{}")
+    with pytest.raises(UserError, match="x.summary.json: damaged"):
+        results(commands)
+    (folder / "x.summary.json").unlink()
+    with pytest.raises(UserError, match="expected one summary, found 0"):
         results(commands)
 
 

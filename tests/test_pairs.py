@@ -390,11 +390,11 @@ def test_lengths_of_several_pairs_are_of_all_of_them():
 )
 def test_a_doubtful_mean_sets_off_an_alarm(values, alarm):
     pairs = PairSet(c=Tally(values))
-    fired = [each["alarm"] for each in check(pairs.facts(used=False))]
+    fired = [each["alarm"] for each in check(pairs.alarm_facts(used=False))]
     assert fired == [alarm] * (alarm is not None)
     below = sum(value < 0.5 for value in values) / len(values)
-    assert ("c_below_half" in {each["alarm"] for each in check(pairs.facts(used=True))}) is (below > 0.3)
-    assert not check(PairSet(c=Tally(values), own=True).facts(used=True))
+    assert ("c_below_half" in {each["alarm"] for each in check(pairs.alarm_facts(used=True))}) is (below > 0.3)
+    assert not check(PairSet(c=Tally(values), own=True).alarm_facts(used=True))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from cream.tiny.problems import (
     SIZES,
     TASKS,
     base_problems,
+    comparison_pairs,
     judge_set,
     make_problem,
     noisy_solution,
@@ -130,6 +131,27 @@ def test_a_judge_learns_from_as_many_right_as_wrong_solutions(world):
         assert score == ("5" if solution.endswith(f"Answer: {problem.answer_label}") else "0")
     scores = Counter(record.messages[-1].content for record in records)
     assert scores["5"] == scores["0"] == len(records) / 2
+
+
+def test_one_mistake_decides_a_pair(world):
+    """Both responses are worked; the working of the wrong one holds for other digits, or compares the units."""
+    taken = {p.question for problems in world.values() for p in problems}
+    pairs = list(comparison_pairs(0, taken, 300))
+    units = 0
+    for pair in pairs:
+        (question, right), wrong = (message.content for message in pair.selected), pair.rejected[-1].content
+        first, second = map(int, re.findall(r"\d+", question))
+        assert right == " Answer: ".join(work("tiny_compare", first, second))
+        answers = [text.rpartition("Answer: ")[2] for text in (right, wrong)]
+        assert answers[0] != answers[1] and pair.prompt == pair.selected[:1] == pair.rejected[:1]
+        check_working(wrong.partition(" Answer")[0])
+        if wrong == " Answer: ".join(work("tiny_compare", first, second, systematic=True)):
+            units += 1
+        else:
+            near = [(a, second) for a in range(10, 100)] + [(first, b) for b in range(10, 100)]
+            assert wrong in {" Answer: ".join(work("tiny_compare", *numbers)) for numbers in near}
+    assert 0.3 < units / len(pairs) < 0.7
+    assert not taken & {pair.prompt[0].content for pair in pairs} and len({pair.uuid for pair in pairs}) == 300
 
 
 def test_labels_cover_the_prompts():

@@ -22,7 +22,7 @@ class Output:
         None,
         "output file; none: localdata/<name>.<sft|prompt|dpo|ranked|test>.json (import), <file>.<form>.jsonl (export), "
         "localdata/eft.sft.json (eft), localdata/<file>.steps.json (steps), localdata/<file>.pairwise.sft.json "
-        "(pairwise), no file (overlap)",
+        "(pairwise), localdata/joined.<form>.json (join), no file (overlap)",
     )
 
 
@@ -43,7 +43,8 @@ class Seed:
 
     seed: int | None = flag(
         None,
-        "seed of whatever is drawn: subsets, limits, held-out prompts, orders, pairs; none: 0, of mix as --config says",
+        "seed of whatever is drawn: subsets, limits, parts, held-out prompts, orders, pairs; none: 0, of mix as "
+        "--config says",
         low=0,
         high=2**32 - 1,
     )
@@ -55,8 +56,8 @@ class HeldOut:
 
     held_out: float | None = flag(
         None,
-        "share of the prompts that are held out; none: a quarter (eft), as --config says (mix); mix: from 1 on their "
-        "number",
+        "share of the prompts that are held out; none: a quarter (eft), as --config says (mix), 0 (split); of mix and "
+        "split from 1 on their number",
         low=0,
     )
 

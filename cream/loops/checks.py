@@ -26,8 +26,8 @@ from cream.training.stages import STAGES
 
 BUILT = ("oasst1.sft.json", "oasst1.ranked.json")  # by prepare_data.py
 FILES = ("input_file", "file1", "file2", "gold", "against", *all_inputs())  # flags that name a file
-FILES += ("few_shot_file", "chat_template", "deepspeed", "ranks")
-SEVERAL = ("exclude", *(role for role, file in all_inputs().items() if file.several))  # several, separated by commas
+FILES += ("few_shot_file", "chat_template", "deepspeed", "ranks", "without")
+SEVERAL = ("exclude", "data", *(role for role, file in all_inputs().items() if file.several))  # separated by commas
 MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model", "reward_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = (TRAIN, "infer.py")  # they read what --name says, or --input_file
@@ -69,6 +69,7 @@ def look_ups(models: Mapping[str, str], datasets: Mapping[str, str], checkpoints
         "checkpoint": lambda name: names.checkpoint(name, checkpoints),
         "ref_model_ckpt": lambda name: names.checkpoint(name, checkpoints, "--ref_model_ckpt"),
         **dict.fromkeys(FILES, Path),
+        "data": lambda name: Path(name) if store.is_record_file(Path(name)) else None,  # else it may be on the hub
         **{name: partial(any_model, flag=f"--{name}") for name in ("judge_model", "reward_model")},
         "chat_template": lambda name: None if is_template_name(name) else Path(name),
     }

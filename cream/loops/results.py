@@ -1,9 +1,9 @@
-"""What a loop has measured: accuracy of each evaluated model, consistency of the pairs it was trained on."""
+"""What a loop has measured: accuracy of each evaluated model, and how sure or right the pairs it was trained on are."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -11,40 +11,67 @@ from cream.errors import UserError
 from cream.evaluation.evaluate import summary_path
 from cream.files import store
 from cream.files.provenance import meta_path
-from cream.loops.plan import PAIRS, TRAIN, Command
+from cream.loops.plan import INFER, MEASURE, PAIRS, PREPARE, TRAIN, Command
 
 T = TypeVar("T")
 
 
-# The fields that are read of an evaluation's summary, and of the sidecar of pairs.
+# The fields that are read of the summaries of an evaluation and of a reward's measures, and of the sidecar of pairs.
 Task = msgspec.defstruct("Task", [("task", str), ("accuracy", float)])
 Summary = msgspec.defstruct("Summary", [("tasks", Annotated[list[Task], msgspec.Meta(min_length=1)])])
+Value = msgspec.defstruct("Value", [("value", float)])
+Measured = msgspec.defstruct("Measured", [("all", dict[Literal["all"], Value])])
 Counts = msgspec.defstruct("Counts", [("out", int)])
-Pairs = msgspec.defstruct("Pairs", [("counts", Counts), ("mean_consistency", float | None)])
+Pairs = msgspec.defstruct(
+    "Pairs", [("counts", Counts), ("mean_consistency", float | None), ("table", dict[str, float | str], {})]
+)
 
 
 def results(commands: Sequence[Command], best: str | None = None, link: str | None = None) -> list[dict]:
-    """One row for each evaluation: its name, the accuracy per task and overall (the macro average where there is one),
-    and, where the model was trained on pairs that the loop made, their number and mean consistency; last those of the
-    loop's result `best`, by that name. `link`: how commands name it that run after the rounds.
+    """One row for each evaluation, of a policy or of a reward: its name, the accuracy per task and overall (the macro
+    average where there is one); and, where the model was trained on pairs that the loop made, their number and mean
+    consistency, and what their sidecar has for the table (`shown`); last those of the loop's result `best`, by that
+    name. `link`: how commands name it that run after the rounds.
 
     Raises UserError where a summary or sidecar is damaged.
     """
     makers, rows, of_best = {command.result: command for command in commands}, [], []
-    for command in evaluations(commands):
-        summary = read_output(summary_path(command.output), Summary)
-        tasks = {row.task: row.accuracy for row in summary.tasks}
+    for command in commands:
+        if command.script == MEASURE:
+            model, tasks = command.flags.get("reward_model"), {"pairs": _measured(command.output)}
+        elif is_evaluation(command):
+            summary = read_output(summary_path(command.output), Summary)
+            model, tasks = command.flags.get("checkpoint"), {row.task: row.accuracy for row in summary.tasks}
+        else:
+            continue
         name = model_name(command)
         rows.append({"model": name, "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks})
-        checkpoint = command.flags.get("checkpoint")
-        training = makers.get(best if checkpoint == link else checkpoint)
-        data = makers.get(training.flags.get("name")) if training and training.script == TRAIN else None
-        if data and data.script in PAIRS:
+        training = makers.get(best if model == link else model)
+        data = _pairs_of(training.flags.get("name"), makers) if training and training.script == TRAIN else None
+        if data:
             pairs = read_output(meta_path(data.output), Pairs)
             rows[-1] |= {"pairs": pairs.counts.out, "consistency": pairs.mean_consistency}
-        if best is not None and checkpoint == best:
+            rows[-1] |= {"shown": pairs.table} if pairs.table else {}
+        if best is not None and model == best:
             of_best.append(rows[-1] | {"model": _as_best(name, best)})
     return rows + of_best
+
+
+def _measured(folder: Path) -> float:
+    """The accuracy of all pairs in an output of evaluate_reward.py."""
+    summaries = sorted(folder.glob("*.summary.json"))
+    if len(summaries) != 1:
+        raise UserError(f"{folder}: expected one summary, found {len(summaries)}; run its stage again")
+    return read_output(summaries[0], Measured).all["all"].value
+
+
+def _pairs_of(name: object, makers: Mapping[str, Command]) -> Command | None:
+    """The step that made the pairs in a training set: itself, or the first one that prepare_data.py made it of."""
+    maker = makers.get(name)
+    if maker is None or maker.script in PAIRS:
+        return maker
+    found = (_pairs_of(word, makers) for word in maker.words) if maker.script == PREPARE else ()
+    return next(filter(None, found), None)
 
 
 def _as_best(name: str, best: str) -> str:
@@ -53,9 +80,14 @@ def _as_best(name: str, best: str) -> str:
     return f"best{name.removeprefix(own)}" if name.startswith(own) else f"best ({name})"
 
 
+def is_evaluation(command: Command) -> bool:
+    """Whether it evaluates a policy."""
+    return command.script == INFER and command.flags.get("mode") == "evaluation"
+
+
 def evaluations(commands: Sequence[Command]) -> list[Command]:
-    """The evaluations among them."""
-    return [c for c in commands if c.script == "infer.py" and c.flags.get("mode") == "evaluation"]
+    """The evaluations of policies among them."""
+    return [*filter(is_evaluation, commands)]
 
 
 def model_name(evaluation: Command) -> str:
@@ -74,21 +106,46 @@ def read_output(path: Path, kind: type[T]) -> T:
 
 
 def table(columns: Sequence[tuple[str, list[dict]]], marked: Sequence[Collection[str]] = ()) -> str:
-    """Accuracy (macro average, %) and mean consistency per model: one line for each model, one block of columns for
-    each loop, (title, its results); a ! before the accuracies of its `marked` models."""
-    width = max(24, *(len(title) + 2 for title, _ in columns))
+    """Accuracy (macro average, %) and mean consistency per model, and what the rows have besides: one line for each
+    model, one block of columns for each loop, (title, its results); a ! before the accuracies of its `marked` models.
+    """
+    heads = [["accuracy %", "mean C", *_names(rows)] for _, rows in columns]
+    widths = [_widths(head, title) for head, (title, _) in zip(heads, columns, strict=True)]
     blocks = [{row["model"]: row for row in rows} for _, rows in columns]
     models = list(dict.fromkeys(model for block in blocks for model in block))
     if not models:
         return "no evaluation, hence no table"
     first = max(5, *(len(model) + 1 for model in models))
-    lines = [f"{'model':<{first}}" + "".join(f"{title:>{width}}" for title, _ in columns)]
-    lines.append(" " * first + "".join(f"{'accuracy %':>{width - 10}}{'mean C':>10}" for _ in columns))
+    titles = "".join(f"{title:>{sum(own)}}" for (title, _), own in zip(columns, widths, strict=True))
+    lines = [f"{'model':<{first}}{titles}"]
+    lines.append(" " * first + "".join(_line(head, own) for head, own in zip(heads, widths, strict=True)))
     for model in models:
-        cells = []
-        for row, marks in zip_longest((block.get(model) for block in blocks), marked, fillvalue=()):
-            accuracy = f"{'!' * (model in marks)}{100 * row['accuracy']:.1f}" if row else ""
-            c = row.get("consistency") if row else None
-            cells.append(f"{accuracy:>{width - 10}}{'' if c is None else f'{c:.2f}':>10}")
-        lines.append(f"{model:<{first}}" + "".join(cells))
+        cells = [
+            _cells(block.get(model), head, "!" * (model in marks))
+            for block, head, marks in zip_longest(blocks, heads, marked, fillvalue=())
+        ]
+        lines.append(f"{model:<{first}}" + "".join(map(_line, cells, widths)))
     return "\n".join(lines)
+
+
+def _names(rows: Sequence[dict]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.get("shown", ())))
+
+
+def _widths(head: Sequence[str], title: str) -> list[int]:
+    """The widths of a block's columns, of which the first makes room for the title."""
+    own = [10, *(max(10, len(name) + 2) for name in head[2:])]
+    return [max(24, len(title) + 2) - sum(own) if len(own) == 1 else max(14, len(title) + 2 - sum(own)), *own]
+
+
+def _cells(row: dict | None, head: Sequence[str], mark: str) -> list[str]:
+    if row is None:
+        return [""] * len(head)
+    c, shown = row.get("consistency"), row.get("shown", {})
+    more = [shown.get(name, "") for name in head[2:]]
+    more = [value if isinstance(value, str) else f"{value:.1f}" for value in more]
+    return [f"{mark}{100 * row['accuracy']:.1f}", "" if c is None else f"{c:.2f}", *more]
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))

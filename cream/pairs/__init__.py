@@ -11,6 +11,14 @@ and, where rewards say which response is better,
 
     choose(record, usable, item, options) -> [Choice] or str    a prompt's pairs, or why it has none, for the report
 
+and perhaps (threshold.py is the example)
+
+    check(options)                 raises UserError where the flags alone are wrong
+    survey(pool, options)          a look at all prompts before the first choice; `pool` yields (record, usable). What
+                                   `choose` needs of it is kept in fields of Options with init=False, but no texts
+    facts(options, kept, gold)     keys for the sidecar after the last choice, given the number of pairs and their Gold;
+                                   `table`: {name: number or text}, columns of a loop's table
+
 `record` is the prompt's Rewards, `usable` the indices of the two or more responses that may enter a pair, `item` its
 labelled question, None unless INPUTS has `labels`. Which responses are usable, --margin, --max_pairs_per_prompt and
 uuids are the same for all of these strategies (build.py). Where the origin of a response says it (spin.py is the

@@ -91,6 +91,8 @@ def build(
     that of `previous` in messages.
     """
     pair_set = PairSet(own=not rules.ranked)
+    if hasattr(rules.strategy, "facts"):
+        pair_set.facts = lambda: rules.strategy.facts(rules.options, pair_set.count, pair_set.gold)
     blocks = _blocks(
         matched(current, previous, allow, check, pair_set.unmatched, name), rules, pair_set.responses, size
     )
@@ -113,6 +115,24 @@ def consistencies(
     for block in _blocks(matched(current, previous, allow, check, Counter(), name), rules, Counter(), size):
         values.extend(block.c)
     return np.asarray(values)
+
+
+def survey(
+    current: Iterable[Rewards],
+    previous: Iterable[Rewards] | None,
+    rules: Rules = CREAM,
+    *,
+    allow: Container[str] = (),
+    check: Callable[[], object] = lambda: None,
+    name: str = "the previous ranking",
+) -> None:
+    """The strategy's look at all prompts with two or more usable responses, if it has one: a pass without pairs, before
+    `build`."""
+    if not hasattr(rules.strategy, "survey"):
+        return
+    both, counts = matched(current, previous, allow, check, Counter(), name), Counter()
+    pool = ((record, usable(record, other, rules.keep_truncated, counts)) for record, other in both)
+    rules.strategy.survey(((record, kept) for record, kept in pool if len(kept) > 1), rules.options)
 
 
 def usable(record: Rewards, previous: Sequence[float | None], keep_truncated: bool, counts: Counter[str]) -> list[int]:
@@ -181,6 +201,7 @@ def _draw(
         for i, pairs in enumerate(chosen):
             for number, pair in enumerate(pairs, 1):
                 pair_set.count += 1
+                pair_set.gold.add(block.records[i], pair.chosen, pair.rejected)
                 confidence = float(c[i]) if rules.ranked else pair.confidence
                 yield _pair(block.records[i], number, pair, confidence, float(block.statistic[i]), summed)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +17,7 @@ from cream.errors import UserError
 from cream.evaluation.tasks import questions_in
 from cream.files import journal, store
 from cream.files.provenance import place_of, read_meta
-from cream.pairs.build import Rules, build, consistencies
+from cream.pairs.build import Rules, build, consistencies, survey
 from cream.pairs.candidates import build_candidates
 from cream.pairs.inputs import Input
 from cream.pairs.match import MISSING, OTHER
@@ -47,6 +48,11 @@ class PairOutput:
         "output file; none: next to the rewards or samples, with their name and .<rank>.dpo.json (make_pairs.py: "
         ".<strategy>.dpo.json)",
         aliases=("output_dir",),
+        decides=False,
+    )
+    allow_empty: bool = flag(
+        False,
+        "where no pair can be made, write an empty file: in a loop, the next step joins it with other pairs",
         decides=False,
     )
     register: str | None = flag(None, "name to register the pairs under, in configs/dataset.json", decides=False)
@@ -159,6 +165,11 @@ class Inputs:
         return path, {}
 
     @property
+    def of_pool(self) -> bool:
+        """Whether the responses are those of unlabelled pairs (prepare_data.py split), which no policy sampled."""
+        return self._samples()[1].get("part") == "pool"
+
+    @property
     def summed(self) -> bool:
         """Whether `score` holds log-probabilities, summed over a response: only these may become DPO's reference."""
         return bool(self.about.get("scored")) and self.about["settings"].get("normalize") == "sum"
@@ -226,6 +237,7 @@ class Inputs:
         reassigned = None
         if shuffle is not None:  # a pass of its own: every c must be known before the first is reassigned
             reassigned = shuffled(consistencies(*files(), rules, **match), shuffle)
+        survey(*files(), rules, **match)
         labels = {item.uuid: item for item in self.read("labels")} if "labels" in self.paths else None
         how = {"labels": labels, "reassigned": reassigned, "summed": self.summed}
         return build(*files(), rules, **how, **match)
@@ -292,7 +304,7 @@ def write(
     if flags.register:
         names.check_free(registry[0], flags.register, target, overwrite=run.overwrite, known=registry[1])
     training = inputs.training(flags.beta)
-    rows = _rows(inputs, rules, shuffle, output, training["beta"], method, limits)
+    rows = _rows(inputs, rules, shuffle, output, training["beta"], method, limits, flags.allow_empty)
     if run.dry_run:
         deque(rows, maxlen=0)
         read = ", ".join(map(str, inputs.paths.values()))
@@ -307,6 +319,10 @@ def write(
     if flags.register:
         names.register(registry[0], flags.register, target, overwrite=run.overwrite)
         log.info("registered as %s in %s", flags.register, registry[0].name)
+    if inputs.of_pool:
+        log.info("pairs: %s\nnext, join them with the labelled pairs:", target)
+        log.info("  python prepare_data.py join SEED.json %s --output TRAIN.json", shlex.quote(str(target)))
+        return
     log.info("pairs: %s\nnext, train the model that sampled on them:", target)
     data = {"name": flags.register or target, "method": method}
     log.info("  %s", console.command("train.py", **{**training, **data}))
@@ -320,6 +336,7 @@ def _rows(
     beta: float,
     method: str | None,
     limits: alarms.Limits,
+    allow_empty: bool,
 ) -> Iterator[dict]:
     """The pairs as they are made; then the report on them, and their part of the sidecar."""
     pair_set = inputs.pairs(rules, shuffle)
@@ -329,8 +346,13 @@ def _rows(
         by_default = "consistency_dyn"
     method = method or by_default
     pair_set.report(None if method == "original" else beta)
+    if not pair_set.count and not allow_empty:
+        raise UserError(
+            f"{inputs.source}: no pair can be made of it, for the reasons above; nothing was written. In a loop that "
+            "trains on other pairs as well, --allow_empty yes writes an empty file"
+        )
     if not pair_set.count:
-        raise UserError(f"{inputs.source}: no pair can be made of it, for the reasons above; nothing was written")
+        log.warning("warning: no pair can be made of %s, for the reasons above; the file is empty", inputs.source)
     if inputs.run.skip:
         output.reject(inputs.rejected())
     output.dropped += pair_set.dropped + pair_set.unmatched
@@ -341,5 +363,6 @@ def _rows(
         "method": method,
         "mean_consistency": pair_set.c.mean,
         "without_consistency": pair_set.without_c,
-        "alarms": alarms.sound(pair_set.facts(used=method != "original"), limits),
+        "alarms": alarms.sound(pair_set.alarm_facts(used=method != "original"), limits),
+        **pair_set.facts(),
     }

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from cream.alarms import share
 from cream.consistency import Tally, margin_cap
 from cream.pairs.choice import Choice
+from cream.pairs.gold import Gold
 from cream.ranking import Array, padded
 from cream.records import Pair, Rewards
 
@@ -69,6 +70,8 @@ class PairSet:
     own: bool = False  # whether the strategy states confidences of its own
     without_c: int = 0  # prompts with a constant previous ranking
     lengths: Lengths = field(default_factory=Lengths)
+    gold: Gold = field(default_factory=Gold)
+    facts: Callable[[], dict] = dict  # the strategy's, for the sidecar, when `pairs` has ended
 
     def report(self, beta: float | None) -> None:
         """Log it; `beta` is that of the margin cap, None where training does not use C."""
@@ -85,6 +88,12 @@ class PairSet:
             bias = "undefined" if self.lengths.bias is None else f"{self.lengths.bias:+.2f}"
             text = "chosen minus rejected responses: %+.1f tokens on average; correlation of reward and length %s"
             log.info(text, longer_by, bias)
+        if table := self.facts().get("table"):
+            shown = (f"{name} {value if isinstance(value, str) else f'{value:.1f}'}" for name, value in table.items())
+            log.info("pseudo-labels: %s", ", ".join(shown))
+        elif self.gold.pairs:
+            text = "gold values: the chosen response is the better one in %.1f %% of %d pairs"
+            log.info(text, 100 * self.gold.accuracy, self.gold.pairs)
         if not self.trusted:
             self._report_consistency(beta)
 
@@ -107,7 +116,7 @@ class PairSet:
             )
             log.info(text, beta, cap, beta * cap)
 
-    def facts(self, used: bool) -> dict[str, float | None]:
+    def alarm_facts(self, used: bool) -> dict[str, float | None]:
         """For alarms; `used`: whether training uses C."""
         facts = {"no_pair": share(self.dropped.total(), self.prompts)}
         facts |= {"length_bias": None if self.lengths.bias is None else abs(self.lengths.bias)}

@@ -10,10 +10,11 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from cream.files.store import write, write_json
-from cream.records import Conversation, Item, Message, Prompt, encode
+from cream.records import Conversation, Item, Message, Pair, Prompt, encode
 from cream.text.judge_prompts import JUDGE_PROMPTS
 
 TASKS = ("tiny_add", "tiny_sub", "tiny_compare")
@@ -24,6 +25,7 @@ CLOSINGS = ("", " Thank you.", " Take your time.")
 CONTRAST = ("books", "balls")  # RLCD's: about the first objects the noisy authors are the most careful, the last least
 SIZES = {"sft": 200, "prompt1": 300, "prompt2": 300, "prompt3": 300, "val": 450, "test": 1500, "judge": 1200}
 SCORES = {True: "5", False: "0"}  # of a right and of a wrong solution
+COMPARISONS = 1250  # preference pairs of a world
 
 
 FORMS = {  # of the questions, with the two numbers
@@ -224,6 +226,35 @@ def judge_set(problems: list[Problem], seed: int) -> Iterator[Conversation]:
         yield record
 
 
+def comparison_pairs(seed: int, taken: Iterable[str], count: int = COMPARISONS) -> Iterator[Pair]:
+    """Preference pairs that only arithmetic decides: two worked solutions of a comparison, of which one makes a mistake
+    of this world (it compares the units first, or copies a digit wrongly), and so has a wrong answer. No question is
+    among `taken`, or occurs twice."""
+    rng, seen = random.Random(f"pairs-{seed}"), set(taken)
+    fresh = iter(lambda: _fresh(rng, "tiny_compare", seen, for_base=False), None)
+    both = ((problem, wrong) for problem in fresh if (wrong := mistaken(problem, rng)))
+    for index, (problem, wrong) in enumerate(islice(both, count)):
+        prompt = [Message("user", problem.question)]
+        selected, rejected = ([*prompt, Message("assistant", text)] for text in (problem.worked, wrong))
+        yield Pair(uuid=uuid(problem, "pairs", index), prompt=prompt, selected=selected, rejected=rejected)
+
+
+def mistaken(problem: Problem, rng: random.Random) -> str | None:
+    """A worked comparison with one mistake by which the answer is wrong: as likely the systematic one as a digit copied
+    wrongly, where both are possible; None where neither is."""
+    first, second, right = problem.first, problem.second, problem.answer_label
+    slips = [(a, second) for a in _one_digit_off(first)] + [(first, b) for b in _one_digit_off(second)]
+    solutions = [work(problem.task, *numbers) for numbers in slips]
+    kinds = [[work(problem.task, first, second, systematic=True)], solutions]
+    kinds = [wrong for kind in kinds if (wrong := [each for each in kind if each[1] != right])]
+    return " Answer: ".join(rng.choice(rng.choice(kinds))) if kinds else None
+
+
+def _one_digit_off(number: int) -> list[int]:
+    """The two-digit numbers that differ from a two-digit number in one digit."""
+    return [n for n in range(10, 100) if (n // 10 == number // 10) != (n % 10 == number % 10)]
+
+
 def about(thing: str, problem: Problem) -> str:
     """The question of a problem, put about another kind of objects: the answer is the same."""
     return problem.question.replace(f" {problem.thing}", f" {thing}")
@@ -231,10 +262,11 @@ def about(thing: str, problem: Problem) -> str:
 
 def write_world(folder: Path, seed: int) -> None:
     """One world's files: sft.json, prompt.1.json to prompt.3.json, labels.json (of all three), val.json, test.json,
-    judge.json (a judge's training data); and of the first two prompt sets books.1.json, balls.1.json …, the same
-    problems about these objects (CONTRAST). Such a question may be one of a base model's training set: it is only
-    sampled from."""
+    judge.json (a judge's training data), pairs.json (preference pairs); and of the first two prompt sets books.1.json,
+    balls.1.json …, the same problems about these objects (CONTRAST). Such a question may be one of a base model's
+    training set: it is only sampled from."""
     sets = problem_sets(seed)
+    write(folder / "pairs.json", comparison_pairs(seed, (p.question for own in sets.values() for p in own)))
     write(folder / "sft.json", (conversation(p, p.worked, "sft", i) for i, p in enumerate(sets["sft"])))
     write(folder / "judge.json", judge_set(sets["judge"], seed))
     prompt_sets = [name for name in sets if name.startswith("prompt")]

@@ -14,7 +14,21 @@ A command is a module (rrm.py is an example) that holds
 import re
 from types import ModuleType
 
-from cream.data.commands import build, eft, export, mix, overlap, pairwise, rrm, sources, steps, tables, validate
+from cream.data.commands import (
+    build,
+    eft,
+    export,
+    join,
+    mix,
+    overlap,
+    pairwise,
+    rrm,
+    sources,
+    split,
+    steps,
+    tables,
+    validate,
+)
 from cream.errors import UserError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -25,6 +39,8 @@ COMMANDS: dict[str, ModuleType] = {
     "pairwise": pairwise,
     "import": tables,
     "mix": mix,
+    "split": split,
+    "join": join,
     "rrm": rrm,
     "export": export,
     "overlap": overlap,
