@@ -1,6 +1,7 @@
 """Policy gradients: the gradient of a plain implementation, response by response, and trl's loss; estimators of the KL
 divergence; rewards that teach nothing; data and flags that cannot be trained on."""
 
+import json
 import logging
 import math
 from collections import Counter, defaultdict
@@ -351,3 +352,38 @@ def test_samples_of_a_changed_distribution_are_said_to_be_so(caplog, monkeypatch
     assert not caplog.text
     make(rloo, {"sampler": {"gen_temperature": 0.8, "top_p": 0.95}})
     assert "were sampled with gen_temperature 0.8, top_p 0.95" in caplog.text
+
+
+# The command line ---------------------------------------------------------------------------------------------------
+
+ON = "--device cpu --model tiny --checkpoint outputs/loop/m1/checkpoint-last --show_example no"
+RLOO = f"train.py {ON} --train_stage rloo --limit_size 6 --train_bsz 3 --lr 1e-4"
+
+
+def test_a_run_says_what_it_is_made_of(looped):
+    """The policy of the KL term is an input by its hash, and where samples are from is handed on."""
+    rewards = "outputs/loop/current.jsonl"
+    out = looped.run(f"{RLOO} --name {rewards} --kl_coef 0.1 --kl_reference base --output_dir outputs/rloo").out
+    assert "6 groups of 24 responses" in out
+    about = looped.read("outputs/rloo/meta.json")
+    assert about["inputs"]["kl_reference"] != about["inputs"]["start"]
+    assert about["settings"]["kl_estimator"] == "k1" and about["settings"]["ratio"] == "sequence"
+    sampled = looped.read(f"{rewards}.meta.json")["sampler"]
+    assert (sampled["gen_temperature"], sampled["top_p"]) == (1.0, 0.95)
+    assert "were sampled with top_p 0.95" in out
+    first = json.loads((looped.folder / "outputs/rloo/log.jsonl").read_text().splitlines()[0])
+    assert first["kl_reference"] > 0 and first["log_ratio_abs"] < 1e-4 and first["ratio_max"] < 1.0001
+    assert (
+        "is up to date"
+        in looped.run(
+            f"{RLOO} --name {rewards} --kl_coef 0.1 --kl_reference assets/tiny_m0 --output_dir outputs/rloo"
+        ).out
+    )
+
+
+def test_rewards_without_the_samplers_log_probabilities_are_refused(looped):
+    records = [json.loads(line) for line in (looped.folder / "outputs/loop/current.jsonl").read_text().splitlines()]
+    without = [{key: value for key, value in record.items() if key != "logprob"} for record in records]
+    (looped.folder / "localdata/without.jsonl").write_text("".join(json.dumps(record) + "\n" for record in without))
+    error = looped.refused(f"{RLOO} --name localdata/without.jsonl --behaviour sampler")
+    assert "has no `logprob`: --behaviour sampler needs the sampler's" in error
