@@ -88,7 +88,7 @@ def sample(config: InferConfig) -> None:
 
     model, run, task, flags = config.model, config.run, config.task, config.sampling
     path = task.dataset(DATASET_FILES, DATASETS, skip=run.skip)
-    prompts = sampling.open_prompts(path, task.limit(run.debug), skip=run.skip)
+    prompts = sampling.open_prompts(path, task.limit(run.debug), skip=run.skip, part=task.part)
     plan, sysprompt = flags.plan("sampling", run.seed), texts.load(flags.sysprompt)
     of = names.short(task.name), names.short(model.name()), names.label(model.checkpoint)
     added = "none" if flags.sysprompt == texts.AUTO else names.short(flags.sysprompt)

@@ -1,10 +1,11 @@
-"""Train a policy: supervised fine-tuning (SFT), or direct preference optimisation with CREAM's consistency (DPO); or a
-reward model on preference pairs (bradley_terry, odin), or on labelled steps (prm, orm).
+"""Train a policy: supervised fine-tuning (SFT), direct preference optimisation with CREAM's consistency (DPO), policy
+gradients on rewards (rloo, grpo); or a reward model on preference pairs (bradley_terry, odin) or labelled steps (prm,
+orm).
 
 SFT trains on the responses of conversations; DPO on the pairs of cal_consistency.py or make_pairs.py, with the starting
-policy as its reference. --train_stage chooses the stage; by default the data do. Departures from the released code:
-prompts and padding are not part of the loss, the gradients of all processes are used, master weights are float32, and
-records that are too long are dropped and counted.
+policy as its reference; rloo and grpo on responses that rewarding.py scored. --train_stage chooses the stage; by
+default the data do. Departures from the released code: prompts and padding are not part of the loss, the gradients of
+all processes are used, master weights are float32, and records that are too long are dropped and counted.
 """
 
 from collections import deque
@@ -21,7 +22,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.folders import check_folder
 from cream.files.lock import Lock
-from cream.files.provenance import LAST, Provenance
+from cream.files.provenance import LAST, POLICY, Provenance
 from cream.text.options import ThoughtUse, check_kwargs
 from cream.training import advice, folder, options
 from cream.training.launch import given_world, is_first_process
@@ -33,6 +34,7 @@ EXAMPLE = """\
   two CPUs   python train.py --device cpu,cpu --model tiny --name tiny_sft --epoch 2 --lr 4e-5 --train_bsz 16
   8 GPUs     python train.py --device 0,1,2,3,4,5,6,7 --model llama3 --name oasst_sft --epoch 5 --lr 5e-6 --train_bsz 4
   DPO        python train.py --checkpoint tiny_m1 --name PAIRS --method consistency_avg --lr 2e-4 --train_bsz 32
+  RLOO       python train.py --checkpoint tiny_m1 --name REWARDS --train_stage rloo --lr 2e-4 --train_bsz 16
   reward     python train.py --checkpoint tiny_m1 --name PAIRS --train_stage bradley_terry --eval_share 0.2 --lr 1e-3"""
 
 
@@ -65,7 +67,7 @@ def main(argv=None):
     limit = config.data.limit_size or (19 if config.run.debug else None)
     name, stage = options.choose_stage(o.train_stage, config.stage, data, config.run.skip)
     start, provenance = config.model.folder(config.model.checkpoint), config.run.provenance()
-    held_out = _add_inputs(config, stage, data, start, provenance)
+    held_out, models = _add_inputs(config, stage, data, start, provenance)
     prompts = _other_data("sample_prompts", config.samples.sample_prompts)
     batch_size = o.global_batch(given_world() or len(devices))
     options.check_batch(name, stage, batch_size)
@@ -91,7 +93,7 @@ def main(argv=None):
             folder.tidy_after_kill(run)
     else:
         with Lock(run) if is_first_process() else nullcontext():
-            _train(config, name, stage, start, data, run, header, limit, provenance, held_out, prompts)
+            _train(config, name, stage, start, data, run, header, limit, provenance, held_out, prompts, models)
     if is_first_process():
         _finish(config, run, dataset)
 
@@ -111,9 +113,9 @@ def _rewrites(config: TrainConfig, stage, start: Path) -> bool:
     return stage.made_for_policy and load_chat(start, **text).rewrites
 
 
-def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance: Provenance) -> Path | None:
+def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance: Provenance):
     """What the run is made of; data that were made for another policy than training starts from are refused. Returns
-    the file of held-out records."""
+    the file of held-out records, or None, and the folders of the stage's other models."""
     check_folder(start, STARTS[stage.model])
     about = provenance.output("data", data) if stage.made_for_policy else provenance.file("data", data)
     provenance.model("start", start)
@@ -123,15 +125,21 @@ def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance:
     policy = (about or {}).get("policy") if stage.made_for_policy else None
     if policy is not None and policy["fingerprint"] != provenance.inputs["start"]:
         provenance.object(
-            f"{data}: its pairs were made for --checkpoint {policy['checkpoint'] or 'none'} of {policy['model']}, "
-            f"but training would start from --checkpoint {config.model.checkpoint or 'none'}; give that one"
+            f"{data}: its {stage.unit} were made for --checkpoint {policy['checkpoint'] or 'none'} of "
+            f"{policy['model']}, but training would start from --checkpoint {config.model.checkpoint or 'none'}; give "
+            "that one"
         )
     if config.optimisation.deepspeed is not None:
         provenance.file("deepspeed", config.optimisation.deepspeed)
+    models = {}
+    for name, checkpoint in getattr(stage, "models", {}).items():
+        models[name] = config.model.folder(checkpoint, f"--{name}")
+        check_folder(models[name], POLICY)
+        provenance.model(name, models[name])
     held_out = _other_data("eval_name", getattr(getattr(stage, "held_out", None), "eval_name", None))
     if held_out is not None:
         provenance.file("held_out", held_out)
-    return held_out
+    return held_out, models
 
 
 def _other_data(flag_name: str, name: str | None) -> Path | None:
@@ -143,9 +151,7 @@ def _other_data(flag_name: str, name: str | None) -> Path | None:
     return path or None
 
 
-def _train(
-    config: TrainConfig, name, stage, start: Path, data: Path, run, header, limit, provenance, held_out, prompts
-) -> None:
+def _train(config: TrainConfig, name, stage, start: Path, data: Path, run, header, limit, provenance, *others) -> None:
     from cream.training import launch, parallel
     from cream.training.run import Job, work
 
@@ -153,7 +159,7 @@ def _train(
     clear = folder.starts_again(run, header, config.run.overwrite, o.resume)
     deepspeed = None if o.deepspeed is None else parallel.read_settings(o.deepspeed)
     config.samples.check(stage.model, (deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
-    job = Job(config, name, stage, start, data, run, header, limit, clear, deepspeed, provenance, held_out, prompts)
+    job = Job(config, name, stage, start, data, run, header, limit, clear, deepspeed, provenance, *others)
     saved_bytes = 4 if o.save_dtype == "float32" else 2
     preflight.check_disk(run, preflight.size_of_run(start, o.saves, saved_bytes), "training")
     about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}

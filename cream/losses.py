@@ -109,3 +109,36 @@ def length_separation(quality: Tensor, length: Tensor, tokens: Tensor) -> tuple[
     are to say nothing of the length, the length head's all. r_Q, r_L and the lengths in tokens, (n,) each."""
     of_quality, of_length = pearson(quality, tokens), pearson(length, tokens)
     return of_quality.abs() - of_length, of_quality, of_length
+
+
+# Policy gradients -----------------------------------------------------------------------------------------------------
+
+
+def clipped(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """-min(w A, clip(w, 1 - low, 1 + high) A) of w = pi / pi_behaviour = exp(log_ratio), and whether the clip decides
+    it, so that it has no gradient: PPO (arXiv 1707.06347, eq. 7), with DAPO's two bounds (arXiv 2503.14476, eq. 10).
+
+    log_ratio in nats, of tokens or of whole responses, and A in the same shape. At w = 1 the gradient is that of
+    REINFORCE, -A grad log pi.
+    """
+    ratio = log_ratio.exp()
+    plain, bounded = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage
+    return -torch.minimum(plain, bounded), bounded < plain
+
+
+def k1(log_ratio: Tensor) -> Tensor:
+    """log p(x) - log q(x): the unbiased estimate of KL(p || q) by one x drawn from p, which may be negative (J.
+    Schulman, Approximating KL divergence, 2020). Its own gradient has the mean 0: it is a term of rewards alone."""
+    return log_ratio
+
+
+def k2(log_ratio: Tensor) -> Tensor:
+    """(log p(x) - log q(x))^2 / 2: at least 0, biased as an estimate; its gradient is unbiased where x is drawn from
+    p."""
+    return log_ratio.square() / 2
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """q(x) / p(x) - 1 - (log q(x) - log p(x)): at least 0 and unbiased; GRPO's (arXiv 2402.03300, eq. 4). Its gradient
+    is that of KL(q || p) where x is drawn from p."""
+    return torch.expm1(-log_ratio) + log_ratio

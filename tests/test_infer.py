@@ -40,6 +40,16 @@ def test_samples_follow_the_prompts(world, limit):
     assert found["json"] == found["jsonl"]
 
 
+def test_parts_of_a_file(world):
+    """The last one is short, and after it comes the first again."""
+    for part, wanted in ((2, ["q4", "q5"]), (3, ["q6", "q7"]), (4, ["q0", "q1", "q2"])):
+        world.run(ASKED + f" --part {part} --output_dir outputs/part-{part}.jsonl")
+        found = read(world.folder / f"outputs/part-{part}.jsonl", Samples)
+        assert [r.uuid for r in found] == wanted
+    error = world.refused(COMMAND + "localdata/asked.jsonl --part 2")
+    assert "--part is for --mode sampling, with --limit_size" in error
+
+
 ASKED = COMMAND + "localdata/asked.jsonl --limit_size 3"
 
 

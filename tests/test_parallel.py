@@ -8,7 +8,7 @@ import signal
 import pytest
 import ranks
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("both cores")]
 
@@ -23,6 +23,7 @@ STAGES = {
     "dpo": f"{COMMON} --name outputs/pairs.json --method consistency_dyn --beta 0.5",
     "dpo, LoRA": f"{COMMON} --name outputs/pairs.json --method consistency_dyn --beta 0.5 {LORA}",
     "odin": f"{COMMON} --name outputs/pairs.json --train_stage odin",  # a head, and a term of the whole global batch
+    "grpo": f"{COMMON} --name outputs/rewards.json --train_stage grpo --kl_coef 0.1 --kl_reference outputs/other",
 }
 ONE = f"--device cpu --train_bsz {BATCH}"
 TWO = f"--device cpu,cpu --train_bsz {BATCH // 2}"
@@ -40,6 +41,7 @@ CASES = [(stage, "two processes") for stage in ("sft", "dpo", "dpo, LoRA")]
 CASES += [(stage, way) for stage in ("dpo", "dpo, LoRA") for way in SHARDS]
 CASES += [("dpo", "ZeRO-3, offload"), ("dpo", "a launcher")]
 CASES += [("odin", way) for way in ("two processes", *SHARDS)]
+CASES += [("grpo", way) for way in ("two processes", *SHARDS)]  # with another model, the KL term's reference
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,15 @@ def world(workspace):
         pairs[uuid] = {"prompt": [question], "selected": [question, answer], "rejected": [question, other]}
         pairs[uuid]["consistency"] = i % 11 / 10
     workspace.write("outputs/pairs.json", pairs)
+    rewards = {
+        uuid: {"prompt": pair["prompt"], "response": [pair["selected"], pair["rejected"]], "reward": [1, i % 3 / 2]}
+        for i, (uuid, pair) in enumerate(pairs.items())
+    }
+    workspace.write("outputs/rewards.json", rewards)
+    other = workspace.folder / "outputs/other"
+    shutil.copytree(workspace.folder / "assets/tiny_m0", other)
+    weights = load_file(other / "model.safetensors")
+    save_file({n: w * 1.05 for n, w in weights.items()}, other / "model.safetensors", {"format": "pt"})
     shards = workspace.read("configs/ds_stage3.json")
     for name in ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size"):
         shards["zero_optimization"][f"stage3_{name}"] = 0  # else a model as small as this is never in shards
@@ -89,7 +100,8 @@ def train(world, stage, way):
 
 def again(world):
     """Each run computes its own reference."""
-    (world.folder / "outputs/pairs.scores.jsonl").unlink(missing_ok=True)
+    for name in ("pairs", "rewards"):
+        (world.folder / f"outputs/{name}.scores.jsonl").unlink(missing_ok=True)
 
 
 def flat(path):

@@ -33,7 +33,7 @@ from cream.model.checkpoint import stored_dtype
 from cream.model.hardware import Budget
 from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs, score
-from cream.records import Conversation, Message, Pair
+from cream.records import Conversation, Message, Pair, Rewards
 from cream.training import launch, loop, parallel, run, state
 from cream.training.log import Log
 from cream.training.loop import (
@@ -86,6 +86,20 @@ def pairs(count=12):
             rejected_truncated=i % 5 == 0,
         )
         for i, prompt in enumerate(prompts)
+    ]
+
+
+def rewards(count=12):
+    """Scored groups of the pairs' responses, one of them twice."""
+    return [
+        Rewards(
+            uuid=pair.uuid,
+            prompt=pair.prompt,
+            response=[pair.selected, pair.rejected, pair.selected],
+            reward=[1.0, i % 3 / 2, 1.0],
+            finish_reason=["stop", "length" if pair.rejected_truncated else "stop", "stop"],
+        )
+        for i, pair in enumerate(pairs(count))
     ]
 
 
@@ -576,6 +590,7 @@ def job(tiny_folder, tmp_path):
     store.write(tmp_path / "sft.json", conversations())
     for name in ("dpo", "bradley_terry"):
         store.write(tmp_path / f"{name}.json", pairs())
+    store.write(tmp_path / "rloo.json", rewards())
 
     def make(stage, name, start=tiny_folder, flags=FLAGS, **options):
         """`options`: flags of any group, and of the stage."""
@@ -642,7 +657,8 @@ def by_own_c(stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage, lora, killed_at", [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3), ("bradley_terry", LORA, 3)]
+    "stage, lora, killed_at",
+    [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3), ("bradley_terry", LORA, 3), ("rloo", NONE, 3)],
 )
 def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at):
     options = {"lora": lora, **by_own_c(stage), "flags": dataclasses.replace(FLAGS, save_eval_step_ratio=3)}

@@ -40,6 +40,13 @@ class Task:
     )
     input_file: str | None = flag(None, "rescore: the evaluation's result file", decides=False)
     limit_size: int | None = flag(None, "read at most this many records; none: all", low=1)
+    part: int | None = flag(
+        None,
+        "sampling: the file in parts of --limit_size records, of which this one is read, from 1; after the last the "
+        "first again: for short rounds over one file",
+        decides=IF_GIVEN,
+        low=1,
+    )
     limit_per_task: int | None = flag(
         None,
         "evaluation: read at most this many questions of each task, the first ones; none: all",
@@ -53,6 +60,8 @@ class Task:
                 raise UserError(f"--mode rescore grades every response of the file: --{name} does not apply")
         if self.mode in ("sampling", "instructions") and self.limit_per_task:
             raise UserError(f"--limit_per_task: prompts have no task; --limit_size limits --mode {self.mode}")
+        if self.part and (self.mode != "sampling" or not self.limit_size):
+            raise UserError("--part is for --mode sampling, with --limit_size: the number of records of a part")
 
     def dataset(self, known: Mapping[str, str], registry: Path, *, skip: bool) -> Path:
         """The data set's file; `known` and `registry` as names.dataset takes them. Raises UserError unless it holds

@@ -22,6 +22,7 @@ from cream.scoring.cache import Source, beside
 from cream.text.options import check_kwargs, describe_text
 
 log = logging.getLogger("cream")
+SAMPLER = ("gen_temperature", "top_p", "top_k", "min_p", "repetition_penalty")  # flags, in the sidecar of rewards, too
 SHORT = {"reference": "ref"}  # of roles in a file's name
 
 
@@ -161,6 +162,8 @@ def facts(run: Run, output: Output, reward: str, model, sources: dict[str, Sourc
         facts["policy"] = {"model": model.name(), "checkpoint": model.checkpoint, "fingerprint": inputs["policy"]}
     elif sampler := (read_meta(run.path) or {}).get("policy"):  # the rewards are of its responses
         facts["policy"] = sampler
+    if sampled := (read_meta(run.path) or {}).get("settings"):
+        facts["sampler"] = {name: sampled[name] for name in SAMPLER if name in sampled}
     if sources.get("policy") and not hasattr(run.source, "requests"):
         template = {name: digest for name, digest in inputs.items() if name == "chat_template"}
         template |= describe_text(output.header["settings"])

@@ -18,6 +18,7 @@ from cream.files.index import Index
 
 log = logging.getLogger("cream")
 SCORER = "log-softmax in float32, 1"  # increased when the same tokens would get another number
+PER_TOKEN = "log-softmax in float32, per token, 1"  # for lists of a response's tokens' (in `outputs`)
 HEAD = "reward head in float32, 1"  # the same for the outputs of reward models
 SIGNS = "log-odds of signs in float32, 1"  # and for those of the signs of steps
 

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ UNUSED = ("scoring", "prompt_format", "length_norm", "grader", "thinking_tags") 
 
 
 class Prompts(NamedTuple):
-    """The first `limit` prompts of a file (None: all), `total` of which are good; `skip`: the others are skipped.
+    """The first `limit` prompts of a file (None: all, or a part), `total` of them good; `skip`: the others are skipped.
     `kind`: the layout of the file's records; of a conversation the prompt is what comes before its last response.
     `read` gives them one by one, whatever folder a replica works in; `open_prompts` has looked for duplicates.
     `refused`: those that are no prompts for the chat template, by uuid, and why."""
@@ -44,13 +45,18 @@ class Prompts(NamedTuple):
     refused: Mapping[str, str] = {}
 
 
-def open_prompts(path: Path, limit: int | None, *, skip: bool) -> Prompts:
+def open_prompts(path: Path, limit: int | None, *, skip: bool, part: int | None = None) -> Prompts:
     """Reads the whole file: a bad record or a duplicate raises UserError here, before a model is loaded, unless bad
-    records are to be skipped; so does a file without any prompt."""
+    records are to be skipped; so does a file without any prompt. `part`: of the file's parts of `limit` prompts this
+    one, from 1, and after the last the first again."""
     kind = store.detect(path, skip=skip)
     read = partial(read_prompts, path.absolute(), kind, limit, skip=skip, unique=False)
     total = sum(1 for _ in store.read(path, kind, skip=skip))
-    if limit:
+    if part and total:
+        start = (part - 1) % -(-total // limit) * limit
+        limit, total = None, min(limit, total - start)
+        read = partial(read_part, path.absolute(), kind, start, total, skip=skip, unique=False)
+    elif limit:
         total = sum(1 for _ in read())
     if not total:
         raise store.nothing_left(path, kind, "prompt is left to respond to", limit)
@@ -65,6 +71,11 @@ def read_prompts(path: Path, kind: type[Prompt | Conversation], limit: int | Non
         if kind is Conversation:
             record = Prompt(uuid=record.uuid, messages=record.messages[:-1], extra=record.extra)
         yield record
+
+
+def read_part(path: Path, kind: type[Prompt | Conversation], start: int, count: int, **how) -> Iterator[Prompt]:
+    """`count` of the good prompts of a file, from number `start` on."""
+    yield from islice(read_prompts(path, kind, None, **how), start, start + count)
 
 
 def output_folder(sampling: Sampling, sysprompt: str, data: str, model: str, checkpoint: str) -> str:

@@ -13,6 +13,8 @@ from cream.errors import UserError
 from cream.files.raw import atomic, sync, with_filename
 from cream.model.hardware import matrix_rate, peak_memory
 
+MAX, RMS = "_max", "_rms"  # ends of names
+
 
 def lines_until(step: int, data: bytes) -> bytes:
     """The lines of a log up to a step; a line that a kill or a full disk truncated is skipped."""
@@ -25,7 +27,8 @@ def lines_until(step: int, data: bytes) -> bytes:
 
 
 class Log:
-    """Sums a step's metrics on the device, and every `every` steps writes their means to log.jsonl and trackers.
+    """Sums a step's metrics on the device, and every `every` steps writes their means to log.jsonl and trackers. Of a
+    metric whose name ends in _max it is the largest value, and of one in _rms the root of the mean (of squares).
 
     A run that resumes continues from what `since_line` gave when its state was saved, by `resume_from`.
     """
@@ -49,9 +52,10 @@ class Log:
                 file.write(kept)
 
     def add(self, metrics: dict[str, torch.Tensor]) -> None:
-        """Sums of a micro-batch."""
+        """Sums of a micro-batch, or the largest value, at least 0."""
         for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0) + value
+            before = self.sums.get(name, torch.zeros_like(value))
+            self.sums[name] = torch.maximum(before, value) if name.endswith(MAX) else before + value
 
     def since_line(self) -> tuple[dict[str, float], int]:
         """The metrics' sums over all processes since the last line, and what their mean is over; all must call."""
@@ -66,7 +70,17 @@ class Log:
         self.total = total
 
     def _reduced(self) -> torch.Tensor:
-        return self.accelerator.reduce(torch.stack(list(self.sums.values())), "sum")
+        values = torch.stack(list(self.sums.values()))
+        sums = self.accelerator.reduce(values, "sum")
+        if not any(largest := [name.endswith(MAX) for name in self.sums]):
+            return sums
+        most = self.accelerator.gather(values[None]).amax(0)
+        return torch.where(torch.tensor(largest, device=sums.device), most, sums)
+
+    def _means(self) -> dict[str, float]:
+        sums = dict(zip(self.sums, self._reduced().tolist(), strict=True))
+        means = {name: value if name.endswith(MAX) else value / self.total for name, value in sums.items()}
+        return {name: value**0.5 if name.endswith(RMS) else value for name, value in means.items()}
 
     def add_work(self, tokens: int, flops: float) -> None:
         """Tokens and floating-point operations of a global batch, all processes together."""
@@ -109,9 +123,7 @@ class Log:
         self.finite &= torch.as_tensor(norm, device=self.finite.device).isfinite()
         if step % self.every and step != self.steps and check is None:
             return
-        means = self._reduced() / self.total
-        metrics = dict(zip(self.sums, means.tolist(), strict=True))
-        metrics |= {"grad_norm": float(norm), "lr": lr}
+        metrics = self._means() | {"grad_norm": float(norm), "lr": lr}
         self.check_finite(step)
         if check is not None:
             check(metrics)

@@ -8,7 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -155,6 +156,17 @@ def _optimizer(model: Backbone, lr: float, weight_decay: float) -> torch.optim.O
     """AdamW on what is trained."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+@contextmanager
+def whole_models(accelerator: Accelerator) -> Iterator[None]:
+    """Within it transformers loads models whole, which it would put into shards under ZeRO-3."""
+    from transformers.integrations import deepspeed
+
+    deepspeed.unset_hf_deepspeed_config()
+    yield
+    if settings := getattr(accelerator.state.deepspeed_plugin, "dschf", None):
+        deepspeed.set_hf_deepspeed_config(settings)
 
 
 # DeepSpeed's settings -------------------------------------------------------------------------------------------------

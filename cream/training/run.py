@@ -24,7 +24,7 @@ from cream.files.folders import stated_kind
 from cream.files.provenance import ARGS, LAST, REWARD_MODEL, RUN, Provenance, origin, read_kind, read_meta
 from cream.files.store import MALFORMED
 from cream.model.checkpoint import check_saving, length_limit, make_readable, save, stored_dtype
-from cream.model.hardware import free_memory
+from cream.model.hardware import Budget, free_memory
 from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs
 from cream.model.lora import add_lora, check_lora, merged
@@ -48,6 +48,7 @@ log = logging.getLogger("cream")
 MODELS = {"logprobs": LogProbs, "heads": Heads}  # a stage's `model` -> the wrapper that its loss is computed with
 FORMS = ("judge", "pairwise")  # what a sidecar says of the requests that a model is trained on
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
+SHOWN += ("reward", "clipped", "kl_behaviour", "kl_reference", "entropy_sampled", "response_tokens")
 SHOWN += tuple(f"{PREFIX}{name}" for name in ("loss", "accuracy", "accuracy_low", "accuracy_high"))
 
 
@@ -57,7 +58,8 @@ class Job:
 
     `name` is the stage's, `start` the folder of the model trained from; `header` the settings and inputs that the run's
     sidecar records, with `provenance`; `clear` removes an earlier run from the folder `run`; `deepspeed`: the settings
-    in that flag's file; `held_out`, `prompts`: the files of --eval_name and --sample_prompts.
+    in that flag's file; `held_out`, `prompts`: the files of --eval_name and --sample_prompts; `models`: the folders of
+    the stage's other models.
     """
 
     config: object  # train.py's TrainConfig
@@ -73,6 +75,7 @@ class Job:
     provenance: Provenance = field(default_factory=Provenance)
     held_out: Path | None = None
     prompts: Path | None = None
+    models: dict[str, Path] = field(default_factory=dict)
 
 
 def work(job: Job) -> None:
@@ -107,15 +110,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
     weights = kind(accelerator, model, o.lr, o.weight_decay)
     tokens = common_budget(accelerator, weights, o.max_tokens_per_batch)
-    if stage.reference:
-        source = Source(job.header["inputs"]["start"], precision.name, accelerator.device.type)
-        reference.check_recorded(stage, examples, job.data, job.header, source)
-        reference.fill(accelerator, model, stage, rows, job.data, source, tokens)
-        if held_out:
-            data, inputs = job.held_out or job.data, job.header["inputs"]
-            about = job.header | {"inputs": inputs | {"data": inputs.get("held_out", inputs["data"])}}
-            reference.check_recorded(stage, held_out.examples, data, about, source)
-            reference.fill(accelerator, model, stage, held_out.rows, data, source, tokens)
+    _fill_references(job, accelerator, model, rows, held_out, precision, tokens)
     job.provenance.check_unchanged()
     _begin(accelerator, job, facts)
     if accelerator.is_main_process:
@@ -139,6 +134,32 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     last = train(*prepared, save, progress, check_first, held_out)
     counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
     return {"counts": counts, "last": last, "alarms": watch.fired, "refused": refused}
+
+
+def _fill_references(
+    job: Job, accelerator, model, rows: list, held_out: HeldOut | None, precision: Precision, tokens: Budget
+) -> None:
+    """The log-probabilities that the stage's examples are to hold, under the starting policy and under others."""
+    stage, examples, inputs = job.stage, [example for _, example in rows], job.header["inputs"]
+    single = job.config.optimisation.epoch == 1 and len(rows) <= job.config.optimisation.global_batch(
+        accelerator.num_processes
+    )
+    if stage.reference and not (single and getattr(stage, "first_step_free", False)):
+        source = Source(inputs["start"], precision.name, accelerator.device.type)
+        reference.check_recorded(stage, examples, job.data, job.header, source)
+        reference.fill(accelerator, model, stage, rows, job.data, source, tokens)
+        if held_out:
+            data, about = job.held_out or job.data, {"data": inputs.get("held_out", inputs["data"])}
+            reference.check_recorded(stage, held_out.examples, data, job.header | {"inputs": inputs | about}, source)
+            reference.fill(accelerator, model, stage, held_out.rows, data, source, tokens)
+    for name, folder in job.models.items():
+        source = Source(inputs[name], precision.name, accelerator.device.type)
+        with parallel.whole_models(accelerator):
+            other = LogProbs(load_policy(folder, precision.dtype, accelerator.device))
+        reference.check_vocabulary(other.plain.config.get_text_config().vocab_size, stage, examples, folder)
+        reference.fill(accelerator, other, stage, rows, job.data, source, tokens, name)
+    if hasattr(stage, "settle"):
+        stage.settle(examples)
 
 
 def _finish(job: Job, facts: dict) -> None:

@@ -14,6 +14,11 @@ A stage is a module (dpo.py is the example) that holds
     labels     optional: the names of its outputs, in config.json
     reference  the attribute of an example, a sequence of floats, that is to hold the log-probabilities of its group
                under the policy that training starts from (nats; NaN: to be computed); None: no reference ("heads")
+    per_token  optional: True where log-probabilities under other policies are lists, of a response's tokens
+    first_step_free   optional: whether a run of a single step computes no reference: the loss takes NaN for the value
+               of the policy itself, which has not moved
+    models     optional: {attribute of an example: a checkpoint as --checkpoint names it, None: M0}: other policies, of
+               which the attribute is to hold the log-probabilities, too; the attribute's name is also the flag's
     made_for_policy   whether the data are pairs made for the very policy that training starts from
     unit       what a step's mean is over, in metric names: "pairs"
     settings   {flag: value} that decide the result, beside the flags that all stages share
@@ -27,6 +32,7 @@ A stage is a module (dpo.py is the example) that holds
 
     prepare(records, chat, limit, dropped) -> [(uuid, example)]    skipped records are counted in `dropped`, by reason
     facts(examples) -> {name: value}       for the run's sidecar; logs what is worth knowing
+    settle(examples)                       optional: called when all log-probabilities under other policies are known
     group(example) -> [Tokens]             its responses, each a whole conversation with its loss mask (spans); they
                                            share their prompt
     weight(example) -> int                 its share in the step's mean
@@ -42,9 +48,10 @@ Import torch inside functions only: --help shows the flags of all stages.
 """
 
 from cream.files.provenance import POLICY
-from cream.training.stages import bradley_terry, dpo, odin, orm, prm, sft
+from cream.training.stages import bradley_terry, dpo, grpo, odin, orm, prm, rloo, sft
 
 STAGES = {"sft": sft, "dpo": dpo, "bradley_terry": bradley_terry, "odin": odin, "prm": prm, "orm": orm}
+STAGES |= {"rloo": rloo, "grpo": grpo}
 STARTS = {"logprobs": POLICY, "heads": None}  # a stage's `model` -> the kind of model it starts from; None: any
 
 

@@ -102,19 +102,19 @@ class Stage:
         self.cap: float | None = None  # of the mean margin h, at which the loss is least: logit of a C common to all
         self.method = _method(o.method, about.get("method"))
         self.gamma = GAMMA if o.simpo_gamma is None else o.simpo_gamma
-        self.per_token = o.loss in PER_TOKEN if o.length_normalize is None else o.length_normalize
+        self.token_means = o.loss in PER_TOKEN if o.length_normalize is None else o.length_normalize
         self.reference = None if o.loss in WITHOUT_REFERENCE else "reference"
         target = {"ipo": "1 / (2 beta)", "simpo": self.gamma and f"--simpo_gamma {self.gamma:g}"}.get(o.loss)
         self.mirrored = not target
         self._check(target)
         self.settings = {"method": self.method, "beta": o.beta, "fixed_consistency": o.fixed_consistency}
-        if o.loss != "sigmoid" or o.rpo_alpha or self.per_token:  # else it is the loss of every earlier version
-            self.settings |= {"loss": o.loss, "rpo_alpha": o.rpo_alpha, "length_normalize": self.per_token}
+        if o.loss != "sigmoid" or o.rpo_alpha or self.token_means:  # else it is the loss of every earlier version
+            self.settings |= {"loss": o.loss, "rpo_alpha": o.rpo_alpha, "length_normalize": self.token_means}
             self.settings |= {"simpo_gamma": self.gamma} if o.loss == "simpo" else {}
         self.settings |= o.settings()
         self.label = self.method if o.loss == "sigmoid" else f"{self.method}-{o.loss}"
         reference = "reference: the policy that training starts from" if self.reference else "no reference"
-        unit = "nats per token" if self.per_token else "nats"
+        unit = "nats per token" if self.token_means else "nats"
         how = f"method {self.method}, loss {o.loss}, beta {o.beta:g}"
         self.summary = f"{how}, {reference}; the log has margins in beta x {unit}"
 
@@ -232,7 +232,7 @@ class Stage:
         scores = ratios = [chosen, rejected]
         if self.reference:
             scores = ratios = [losses.log_ratio(*each) for each in zip(ratios, references, strict=True)]
-        if self.per_token:
+        if self.token_means:
             scores = [scores[0] / chosen_tokens, scores[1] / rejected_tokens]
         values, margins = losses.preference_loss(*scores, self.options.beta, c, self._loss())
         metrics = {
