@@ -123,6 +123,8 @@ def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance:
         )
     if config.optimisation.deepspeed is not None:
         provenance.file("deepspeed", config.optimisation.deepspeed)
+    if hasattr(stage, "add_inputs"):
+        stage.add_inputs(config, data, start, provenance)
     if (name := getattr(getattr(stage, "held_out", None), "eval_name", None)) is None:
         return None
     try:

@@ -226,13 +226,14 @@ def rewards(run: Run, output: Output) -> Iterator[dict]:
                         "changed while this ran. Give another output, or --overwrite"
                     )
                 results[role].append(result)
-        record = _record(sample, run.source.combine(sample, results, run.options))
+        record = make_record(sample, run.source.combine(sample, results, run.options))
         for reason in filter(None, record.reason or ()):
             output.drop(reason)
         yield encode(record)
 
 
-def _record(sample: Samples, given: GroupReward) -> Rewards:
+def make_record(sample: Samples, given: GroupReward) -> Rewards:
+    """The record of a prompt's responses with what its source gives them."""
     reward, reason = keep_finite(given.reward, given.reason or [None] * len(given.reward))  # NaN would win and lose
     return Rewards(
         uuid=sample.uuid,

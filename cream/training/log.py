@@ -14,7 +14,7 @@ from cream.files.raw import atomic, sync, with_filename
 from cream.model.hardware import matrix_rate, peak_memory
 
 
-def _lines_until(step: int, data: bytes) -> bytes:
+def lines_until(step: int, data: bytes) -> bytes:
     """The lines of a log up to a step; a line that a kill or a full disk truncated is skipped."""
     kept = []
     for line in data.splitlines(keepends=True):
@@ -44,7 +44,7 @@ class Log:
         self.clock = time.monotonic()
         self.path = run / "log.jsonl"
         if accelerator.is_main_process:
-            kept = _lines_until(start, self.path.read_bytes()) if self.path.exists() else b""
+            kept = lines_until(start, self.path.read_bytes()) if self.path.exists() else b""
             with atomic(self.path) as file:
                 file.write(kept)
 

@@ -40,9 +40,10 @@ Import torch inside functions only: --help shows the flags of all stages.
 """
 
 from cream.files.provenance import POLICY
-from cream.training.stages import bradley_terry, dpo, odin, orm, prm, sft
+from cream.training.stages import bradley_terry, dpo, odin, online_rloo, orm, prm, sft
 
 STAGES = {"sft": sft, "dpo": dpo, "bradley_terry": bradley_terry, "odin": odin, "prm": prm, "orm": orm}
+STAGES |= {"online_rloo": online_rloo}
 STARTS = {"logprobs": POLICY, "heads": None}  # a stage's `model` -> the kind of model it starts from; None: any
 
 

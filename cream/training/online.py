@@ -1,0 +1,380 @@
+"""Online training of a policy by trl's RLOOTrainer: prompts in our text format, rewards by our sources, checkpoints and
+run folders as of every stage.
+
+trl saves what it resumes from under state/, where the other stages have theirs, and here as there it is loaded only as
+it was saved. All epochs' prompts are one list, in the order in which the other stages draw them: trl's own sampler
+would begin again with the first epoch's order in a run that resumes in a later one, and drop an epoch's last prompts.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import GenerationConfig
+
+from cream.cli import interrupts
+from cream.engines import Completion, Sampling
+from cream.errors import UserError
+from cream.files import store
+from cream.files.folders import remote_code
+from cream.files.store import MALFORMED
+from cream.model.checkpoint import check_saving, length_limit, stored_dtype
+from cream.model.hardware import MOST
+from cream.model.load import load_chat, load_policy
+from cream.model.lora import lora_config
+from cream.records import Prompt
+from cream.scoring.sampling import record_samples
+from cream.text.refusals import find_refusals
+from cream.text.tokens import describe_length
+from cream.training import state
+from cream.training.launch import given_world, is_first_process
+from cream.training.loop import save_steps
+from cream.training.parallel import gather_weights
+from cream.training.run import Job, Report, check_memory, open_folder, save_checkpoint, set_up_process
+from cream.training.stages.online_rloo import read_prompts
+
+log = logging.getLogger("cream")
+
+
+class Plan(NamedTuple):
+    """What a run takes: `order`, the index of each prompt in turn; `steps` of `prompts` each, of all processes; of one
+    process `rows` responses in a forward and backward pass, and `passes` of these a step."""
+
+    order: list[int]
+    steps: int
+    prompts: int
+    rows: int
+    passes: int
+
+
+def train(job: Job) -> dict:
+    """Sample, reward and train, step by step; returns the counts and last metrics for the run's sidecar."""
+    device, precision = set_up_process(job)
+    o, own, chat = job.config.optimisation, job.stage.options, _load_chat(job)
+    if o.compile:
+        raise UserError("--compile: not with --train_stage online_rloo, whose trainer has layers of its own")
+    prompts, refused, dropped = _prompts(job, chat)
+    plan = _plan(job, prompts, chat, device)
+    saved = None if job.clear else state.last(job.run)
+    folder = _check_state(job, saved)
+    text = job.config.model.text() | job.config.thoughts.text()
+    reward = _reward(job, chat, prompts, job.stage.live.load(device.type, job.config.device.bf16, text))
+    check_memory(job, precision.dtype, device)
+    model = load_policy(job.start, precision.dtype, device)
+    check_saving(model, chat.tokenizer)
+    job.provenance.check_unchanged()
+    with _trl(own.online_engine != "transformers"):
+        from cream.training.rloo_trainer import OnlineTrainer, Watch
+    if is_first_process():
+        open_folder(job)
+    at = save_steps(plan.steps, o.saves)
+    fits = partial(state.fits, job.run, model)
+    watch = Watch(job.run, plan.steps, at, o.log_every, saved.step if saved else 0, plan.prompts, fits, Report())
+    keep = Keep(job, chat, model, watch, plan.steps)
+    trainer = OnlineTrainer(
+        encode=_encoder(chat),
+        keep=keep,
+        warmup=math.ceil(o.warmup_step_ratio * plan.steps),
+        steps=plan.steps,
+        model=keep.for_sampling(),
+        reward_funcs=reward,
+        args=_settings(job, plan, device, precision.autocast, chat),
+        train_dataset=_rows(plan, prompts),
+        processing_class=copy.deepcopy(chat.tokenizer),  # trl gives it a padding token
+        callbacks=[watch],
+        peft_config=_lora(job, model),
+    )
+    _quiet(trainer)
+    watch.trainer = trainer
+    if trainer.accelerator.num_processes != (given_world() or 1):
+        raise RuntimeError(f"accelerate sees {trainer.accelerator.num_processes} processes of {given_world() or 1}")
+    interrupts.listen()  # vLLM installs handlers of its own
+    if is_first_process():
+        watch.open()
+    try:
+        with interrupts.deferred():
+            trainer.train(resume_from_checkpoint=folder and str(folder))
+    except RuntimeError as error:
+        if "probability tensor contains" in str(error):
+            raise UserError("the policy's probabilities are not finite any more; a lower --lr may help") from None
+        raise
+    if trainer.state.global_step < plan.steps:
+        interrupts.raise_interrupted(agreed=True)
+    trainer.model_wrapped = None  # DDP must not outlive the process group
+    trainer.accelerator.free_memory()
+    trainer.accelerator.end_training()
+    counts = {"records": len(prompts) + sum(dropped.values()), "trained_on": len(prompts), "dropped": dict(dropped)}
+    counts |= {"steps": plan.steps, "responses": plan.steps * plan.prompts * own.gen_n}
+    return {"counts": counts, "last": watch.last, "refused": refused}
+
+
+# Prompts --------------------------------------------------------------------------------------------------------------
+
+
+def _load_chat(job: Job):
+    return load_chat(job.start, **job.config.model.text(), **job.config.thoughts.text())
+
+
+def _prompts(job: Job, chat) -> tuple[list[Prompt], dict[str, str], Counter[str]]:
+    """The prompts that leave room for a response; the records that the chat template refuses, and why; how many were
+    dropped and why."""
+    config, skip, dropped = job.config, job.config.run.skip, Counter()
+    prompts = read_prompts(config, job.data)
+    refused = find_refusals(job.data, prompts, chat, skip)
+    limit = length_limit(config.data.max_length, job.start)
+    most = limit - job.stage.options.gen_max_tokens
+    if most < 1:
+        raise UserError(
+            f"--gen_max_tokens {job.stage.options.gen_max_tokens} leaves no room for a prompt in {limit} tokens "
+            "(--max_length, or the model's context); give fewer"
+        )
+    kept = []
+    for prompt in prompts:
+        if prompt.uuid in refused:
+            continue
+        if chat.exceeds(prompt.messages, most) or len(chat.encode_prompt(prompt.messages)) > most:
+            dropped[f"prompt {describe_length(most)}"] += 1
+        else:
+            kept.append(prompt)
+    for reason, count in dropped.items():
+        log.info("dropped %d of %d prompts: %s", count, len(prompts), reason)
+    kind = store.detect(job.data, skip=skip)
+    if skip and (bad := sum(1 for _ in store.rejected(job.data, kind, job.limit_size, refused))):
+        dropped[MALFORMED] = bad
+    if not kept:
+        raise UserError(f"{job.data}: no prompt is left to respond to (dropped: {dict(dropped)})")
+    if config.output.show_example:
+        log.info("first prompt as the model sees it:\n%s", chat.decode(chat.encode_prompt(kept[0].messages)))
+    return kept, refused, dropped
+
+
+def _plan(job: Job, prompts: Sequence[Prompt], chat, device: torch.device) -> Plan:
+    """Raises UserError where there are fewer prompts than one step takes."""
+    o, own = job.config.optimisation, job.stage.options
+    size = job.header["settings"]["global_batch"]
+    steps = len(prompts) * o.epoch // size
+    if not steps:
+        raise UserError(
+            f"{job.data}: {len(prompts)} prompts in {o.epoch} epochs are fewer than a step takes, {size}: give a "
+            "smaller --train_bsz, or more prompts"
+        )
+    if rest := len(prompts) * o.epoch % size:
+        log.info("the last %d prompts of all epochs are not used: a step takes %d", rest, size)
+    epochs = (np.random.default_rng([job.config.run.seed, epoch]).permutation(len(prompts)) for epoch in range(o.epoch))
+    order = np.concatenate([*epochs])[: steps * size].tolist()
+    here = o.train_bsz * o.grad_accum * own.gen_n
+    longest = max(len(chat.encode_prompt(prompt.messages)) for prompt in prompts) + own.gen_max_tokens
+    tokens = o.max_tokens_per_batch or MOST[device.type][True]
+    rows = max(n for n in range(1, here + 1) if here % n == 0 and (n == 1 or n * longest <= tokens))
+    how = steps, size, own.gen_n, rows
+    log.info("%d steps of %d prompts x %d responses; %d responses in a forward and backward pass", *how)
+    return Plan(order, steps, size, rows, here // rows)
+
+
+def _rows(plan: Plan, prompts: Sequence[Prompt]):
+    """The prompts in the order of training, as trl takes them."""
+    from datasets import Dataset
+
+    plain = [[{"role": m.role, "content": m.content} for m in prompt.messages] for prompt in prompts]
+    return Dataset.from_list([{"prompt": plain[i], "uuid": prompts[i].uuid} for i in plan.order])
+
+
+def _encoder(chat) -> Callable:
+    """messages -> ids, computed once for all responses to a prompt."""
+    encode = lru_cache(maxsize=4096)(lambda messages: chat.encode_prompt(messages))
+    return lambda messages: encode(tuple(messages))
+
+
+# Rewards --------------------------------------------------------------------------------------------------------------
+
+
+def _reward(job: Job, chat, prompts: Sequence[Prompt], live: Callable) -> Callable:
+    """trl's reward function: groups of sampled ids as infer.py would record them, rewarded as by rewarding.py."""
+    own, by_uuid = job.stage.options, {prompt.uuid: prompt for prompt in prompts}
+    special, n = frozenset(chat.special), own.gen_n
+    how = Sampling(n, own.gen_temperature, 1.0, own.gen_max_tokens, stop_token_ids=chat.stop_ids, special=special)
+    encode = _encoder(chat)
+
+    def reward(completion_ids: list[list[int]], uuid: list[str], log_metric: Callable, **_) -> list[float | None]:
+        samples = []
+        for start in range(0, len(uuid), n):
+            prompt = by_uuid[uuid[start]]
+            completions = [Completion.of(ids, None, how, chat.tokenizer) for ids in completion_ids[start : start + n]]
+            samples.append(record_samples(chat, prompt, encode(prompt.messages), completions))
+        rewards = [value for record in live(samples) for value in record.reward]
+        log_metric("unrewarded", rewards.count(None) / len(rewards))
+        return [own.missing_reward if value is None else value for value in rewards]
+
+    reward.__name__ = own.reward
+    return reward
+
+
+# trl ------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _trl(with_vllm: bool):
+    """Within it trl is imported: without vLLM, which it would import for seconds wherever it is installed."""
+    if not with_vllm and "vllm" not in sys.modules:
+        sys.modules["vllm"] = None
+    try:
+        yield
+    finally:
+        if sys.modules.get("vllm", 0) is None:
+            del sys.modules["vllm"]
+
+
+def _settings(job: Job, plan: Plan, device: torch.device, autocast: bool, chat):
+    """trl's settings, of our flags."""
+    from trl import RLOOConfig
+
+    config, o, own = job.config, job.config.optimisation, job.stage.options
+    report = [config.output.report_to] if config.output.report_to else []
+    engine = {"use_vllm": own.online_engine != "transformers"}
+    if engine["use_vllm"]:
+        limit = length_limit(config.data.max_length, job.start)
+        engine |= {"vllm_mode": own.online_engine.removeprefix("vllm_"), "vllm_server_base_url": own.vllm_url}
+        engine |= {"vllm_gpu_memory_utilization": own.vllm_memory, "vllm_max_model_length": limit}
+        engine |= {"generation_kwargs": {"stop_token_ids": list(chat.stop_ids), "skip_special_tokens": False}}
+    return RLOOConfig(
+        output_dir=str(job.run / "state"),
+        per_device_train_batch_size=plan.rows,
+        gradient_accumulation_steps=plan.passes,
+        num_train_epochs=1,  # of a list that has all epochs
+        shuffle_dataset=False,
+        num_generations=own.gen_n,
+        max_completion_length=own.gen_max_tokens,
+        temperature=own.gen_temperature,
+        beta=own.kl,
+        epsilon=own.clip,
+        learning_rate=o.lr,
+        weight_decay=o.weight_decay,
+        max_grad_norm=o.max_grad_norm,
+        gradient_checkpointing=o.grad_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        disable_dropout=True,  # else it is on while trl samples, and in both sides of the ratio
+        bf16=autocast or job.deepspeed is not None and device.type == "cuda",
+        deepspeed=_deepspeed(job),
+        use_cpu=device.type == "cpu" and job.deepspeed is None,
+        seed=config.run.seed,
+        save_strategy="no",  # Watch decides
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to=report,
+        run_name=config.output.run_name or job.run.name,
+        disable_tqdm=True,
+        trust_remote_code=remote_code(),
+        **engine,
+    )
+
+
+def _deepspeed(job: Job) -> dict | None:
+    """DeepSpeed's settings, with what trl's fill in."""
+    if job.deepspeed is None:
+        return None
+    auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "train_batch_size")
+    return job.deepspeed | dict.fromkeys(auto, "auto") | {"bf16": {"enabled": "auto"}}
+
+
+def _lora(job: Job, model):
+    flags = job.config.lora
+    if not flags.lora:
+        return None
+    if flags.lora_dropout:
+        log.info("--lora_dropout does not apply: what samples and what is trained are to be the same policy")
+    return lora_config(model, flags.lora_r, flags.lora_alpha, 0.0)
+
+
+def _quiet(trainer) -> None:
+    """No line of each logged dictionary on stdout; no warning of responses without a reward, which are counted."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    logging.getLogger("trl").setLevel(logging.ERROR)
+
+
+# Saving and resuming --------------------------------------------------------------------------------------------------
+
+
+def _check_state(job: Job, saved: state.Saved | None) -> Path | None:
+    """The folder to resume from. Raises UserError where its files are not what was saved, or other processes did."""
+    if saved is None:
+        return None
+    world = given_world() or len(job.config.device.devices())
+    if saved.processes != world:
+        raise UserError(
+            f"{job.run}: its state was saved by {saved.processes} processes, and here are {world}: resume with as "
+            f"many; {state.FROM_SCRATCH}"
+        )
+    folder = job.run / "state" / f"checkpoint-{saved.step}"
+    state.check(folder, saved)
+    log.info("resuming after step %d", saved.step)
+    return folder
+
+
+class Keep:
+    """Saves after a step: a checkpoint where one is due, and what to resume from."""
+
+    def __init__(self, job: Job, chat, model, watch, steps: int):
+        self.job, self.chat, self.model, self.watch, self.steps = job, chat, model, watch, steps
+        save_dtype = job.config.optimisation.save_dtype
+        self.dtype = stored_dtype(job.start) if save_dtype == "auto" else getattr(torch, save_dtype)
+        self.own = copy.deepcopy(model.config), model.generation_config
+
+    def for_sampling(self):
+        """The model, which ends a response where infer.py does. trl changes its configs: `own` are saved."""
+        self.model.generation_config = GenerationConfig(eos_token_id=list(self.chat.stop_ids))
+        return self.model
+
+    def __call__(self, trainer, step: int) -> None:
+        """After a step; all processes must call."""
+        began, first = time.monotonic(), is_first_process()
+        if first:
+            self.watch.sync()
+        if step in self.watch.saved:
+            self._checkpoint(trainer, step)
+        if step == self.steps:
+            return
+        folder = self.job.run / "state" / f"checkpoint-{step}"
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while saving
+        trainer.accelerator.wait_for_everyone()
+        trainer.write_state()
+        trainer.accelerator.wait_for_everyone()
+        if first:
+            state.seal(self.job.run, folder, state.Saved(step, trainer.accelerator.num_processes, {}))
+        self.watch.saved_state(began)
+
+    def _checkpoint(self, trainer, step: int) -> None:
+        weights = self._weights(trainer)
+        if not is_first_process():
+            return
+        model = self.model
+        trained = model.config, model.generation_config
+        model.config, model.generation_config = self.own
+        try:
+            save_checkpoint(self.job, self.chat, step, self.dtype, model, weights)
+        finally:
+            model.config, model.generation_config = trained
+
+    def _weights(self, trainer) -> dict[str, torch.Tensor] | None:
+        """The adapters, or under ZeRO all weights; None where the model has them itself."""
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if self.job.deepspeed is not None:
+            return gather_weights(trainer.accelerator, model, trainer.model_wrapped.zero_optimization_stage())
+        if self.job.config.lora.lora:
+            return {name: value.cpu() for name, value in model.state_dict().items() if "lora_" in name}
+        return None
