@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import patch_environment
 from transformers import GenerationConfig
 
 from cream.cli import interrupts
@@ -42,11 +44,12 @@ from cream.text.tokens import describe_length
 from cream.training import state
 from cream.training.launch import given_world, is_first_process
 from cream.training.loop import save_steps
-from cream.training.parallel import gather_weights
+from cream.training.parallel import gather_weights, quiet_deepspeed
 from cream.training.run import Job, Report, check_memory, open_folder, save_checkpoint, set_up_process
 from cream.training.stages.online_rloo import read_prompts
 
 log = logging.getLogger("cream")
+FIRST = 64  # responses of a process after which a reward that none of them has ends the stage
 
 
 class Plan(NamedTuple):
@@ -206,7 +209,7 @@ def _reward(job: Job, chat, prompts: Sequence[Prompt], live: Callable) -> Callab
     own, by_uuid = job.stage.options, {prompt.uuid: prompt for prompt in prompts}
     special, n = frozenset(chat.special), own.gen_n
     how = Sampling(n, own.gen_temperature, 1.0, own.gen_max_tokens, stop_token_ids=chat.stop_ids, special=special)
-    encode = _encoder(chat)
+    encode, seen = _encoder(chat), Counter()
 
     def reward(completion_ids: list[list[int]], uuid: list[str], log_metric: Callable, **_) -> list[float | None]:
         samples = []
@@ -214,8 +217,16 @@ def _reward(job: Job, chat, prompts: Sequence[Prompt], live: Callable) -> Callab
             prompt = by_uuid[uuid[start]]
             completions = [Completion.of(ids, None, how, chat.tokenizer) for ids in completion_ids[start : start + n]]
             samples.append(record_samples(chat, prompt, encode(prompt.messages), completions))
-        rewards = [value for record in live(samples) for value in record.reward]
+        records = live(samples)
+        rewards = [value for record in records for value in record.reward]
         log_metric("unrewarded", rewards.count(None) / len(rewards))
+        if seen[None] == 0:  # no response has had a reward yet
+            seen.update(why for record in records for why in record.reason or [None] * n)
+            if seen[None] == 0 and seen.total() >= FIRST:
+                raise UserError(
+                    f"none of the first {seen.total()} responses has a reward ({seen.most_common(1)[0][0]}): nothing "
+                    "would be trained; give another --reward, or correct its flags"
+                )
         return [own.missing_reward if value is None else value for value in rewards]
 
     reward.__name__ = own.reward
@@ -248,8 +259,16 @@ def _settings(job: Job, plan: Plan, device: torch.device, autocast: bool, chat):
         limit = length_limit(config.data.max_length, job.start)
         engine |= {"vllm_mode": own.online_engine.removeprefix("vllm_"), "vllm_server_base_url": own.vllm_url}
         engine |= {"vllm_gpu_memory_utilization": own.vllm_memory, "vllm_max_model_length": limit}
-        engine |= {"generation_kwargs": {"stop_token_ids": list(chat.stop_ids), "skip_special_tokens": False}}
+        engine |= {"generation_kwargs": {"stop_token_ids": list(chat.stop_ids)}}
+    sharded_on_cpu = job.deepspeed is not None and device.type == "cpu"
+    if job.deepspeed is not None:
+        quiet_deepspeed()
+    if sharded_on_cpu:  # where transformers takes DeepSpeed for one process
+        with patch_environment(ACCELERATE_USE_DEEPSPEED="true"):
+            PartialState(backend="gloo")
     return RLOOConfig(
+        accelerator_config={"use_configured_state": sharded_on_cpu},
+        ddp_find_unused_parameters=False,
         output_dir=str(job.run / "state"),
         per_device_train_batch_size=plan.rows,
         gradient_accumulation_steps=plan.passes,
@@ -276,6 +295,7 @@ def _settings(job: Job, plan: Plan, device: torch.device, autocast: bool, chat):
         report_to=report,
         run_name=config.output.run_name or job.run.name,
         disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
         trust_remote_code=remote_code(),
         **engine,
     )
@@ -336,7 +356,9 @@ class Keep:
 
     def for_sampling(self):
         """The model, which ends a response where infer.py does. trl changes its configs: `own` are saved."""
-        self.model.generation_config = GenerationConfig(eos_token_id=list(self.chat.stop_ids))
+        tokenizer = self.chat.tokenizer
+        own = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        self.model.generation_config = GenerationConfig(eos_token_id=list(self.chat.stop_ids), **own)
         return self.model
 
     def __call__(self, trainer, step: int) -> None:

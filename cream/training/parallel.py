@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -217,13 +218,19 @@ def compiling() -> list[Path]:
     return sorted(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).rglob("lock"))
 
 
+def quiet_deepspeed() -> None:
+    """Without a part that each run on a CPU would compile, for half a minute, and that serves inference alone; without
+    warnings of its own calls."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+
 def plugin(settings: dict, max_grad_norm: float, universal: bool) -> DeepSpeedPlugin:
     """accelerate's plugin for a configuration that `check_settings` let pass; `universal`: the state that is to be
     loaded was saved by another number of processes."""
-    import deepspeed
-
-    # On a CPU each run would compile it, for half a minute. It serves inference alone.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    quiet_deepspeed()
     whole = settings | {
         "train_micro_batch_size_per_gpu": 1,  # of no consequence: the loss is scaled by us, once for a whole step
         "gradient_accumulation_steps": 1,

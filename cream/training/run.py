@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ log = logging.getLogger("cream")
 MODELS = {"logprobs": LogProbs, "heads": Heads}  # a stage's `model` -> the wrapper that its loss is computed with
 FORMS = ("judge", "pairwise")  # what a sidecar says of the requests that a model is trained on
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
-SHOWN += ("reward", "kl", "length", "truncated", "entropy")
+SHOWN += ("reward", "unrewarded", "kl", "length", "truncated", "entropy")
 SHOWN += tuple(f"{PREFIX}{name}" for name in ("loss", "accuracy", "accuracy_low", "accuracy_high"))
 
 
@@ -180,7 +179,6 @@ def _accelerator(job: Job, precision: Precision, device: torch.device) -> Accele
                 "does, one was killed while compiling and the wait has no end: remove this file",
                 marks[0],
             )
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
     norm = job.config.optimisation.max_grad_norm
     return Accelerator(
         cpu=device.type == "cpu" and not sharded,  # with it accelerate would ignore DeepSpeed silently
