@@ -11,9 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -25,7 +23,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import patch_environment
-from transformers import GenerationConfig
 
 from cream.cli import interrupts
 from cream.engines import Completion, Sampling
@@ -33,7 +30,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.folders import remote_code
 from cream.files.store import MALFORMED
-from cream.model.checkpoint import check_saving, length_limit, stored_dtype
+from cream.model.checkpoint import check_saving, length_limit
 from cream.model.hardware import MOST
 from cream.model.load import load_chat, load_policy
 from cream.model.lora import lora_config
@@ -43,9 +40,9 @@ from cream.text.refusals import find_refusals
 from cream.text.tokens import describe_length
 from cream.training import state
 from cream.training.launch import given_world, is_first_process
-from cream.training.loop import save_steps
-from cream.training.parallel import gather_weights, quiet_deepspeed
-from cream.training.run import Job, Report, check_memory, open_folder, save_checkpoint, set_up_process
+from cream.training.online_saving import Keep, check_state
+from cream.training.parallel import quiet_deepspeed
+from cream.training.run import Job, Report, check_memory, open_folder, set_up_process
 from cream.training.stages.online_rloo import read_prompts
 
 log = logging.getLogger("cream")
@@ -66,61 +63,36 @@ class Plan(NamedTuple):
 def train(job: Job) -> dict:
     """Sample, reward and train, step by step; returns the counts and last metrics for the run's sidecar."""
     device, precision = set_up_process(job)
-    o, own, chat = job.config.optimisation, job.stage.options, _load_chat(job)
-    if o.compile:
-        raise UserError("--compile: not with --train_stage online_rloo, whose trainer has layers of its own")
+    chat = load_chat(job.start, **job.config.model.text(), **job.config.thoughts.text())
     prompts, refused, dropped = _prompts(job, chat)
-    plan = _plan(job, prompts, chat, device)
+    plan = make_plan(job, prompts, chat, device)
     saved = None if job.clear else state.last(job.run)
-    folder = _check_state(job, saved)
+    folder = check_state(job, saved)
     text = job.config.model.text() | job.config.thoughts.text()
-    reward = _reward(job, chat, prompts, job.stage.live.load(device.type, job.config.device.bf16, text))
+    live = job.stage.live.load(device.type, job.config.device.bf16, text)
+    reward = reward_function(job.stage.options, chat, prompts, live)
     check_memory(job, precision.dtype, device)
     model = load_policy(job.start, precision.dtype, device)
     check_saving(model, chat.tokenizer)
     job.provenance.check_unchanged()
-    with _trl(own.online_engine != "transformers"):
-        from cream.training.rloo_trainer import OnlineTrainer, Watch
     if is_first_process():
         open_folder(job)
-    at = save_steps(plan.steps, o.saves)
-    fits = partial(state.fits, job.run, model)
-    watch = Watch(job.run, plan.steps, at, o.log_every, saved.step if saved else 0, plan.prompts, fits, Report())
-    keep = Keep(job, chat, model, watch, plan.steps)
-    trainer = OnlineTrainer(
-        encode=_encoder(chat),
-        keep=keep,
-        warmup=math.ceil(o.warmup_step_ratio * plan.steps),
-        steps=plan.steps,
-        model=keep.for_sampling(),
-        reward_funcs=reward,
-        args=_settings(job, plan, device, precision.autocast, chat),
-        train_dataset=_rows(plan, prompts),
-        processing_class=copy.deepcopy(chat.tokenizer),  # trl gives it a padding token
-        callbacks=[watch],
-        peft_config=_lora(job, model),
-    )
-    _quiet(trainer)
-    watch.trainer = trainer
-    if trainer.accelerator.num_processes != (given_world() or 1):
-        raise RuntimeError(f"accelerate sees {trainer.accelerator.num_processes} processes of {given_world() or 1}")
-    interrupts.listen()  # vLLM installs handlers of its own
+    with _trl(job.stage.options.online_engine != "transformers"):
+        from cream.training.rloo_trainer import Watch
+    watch = Watch(job, plan, saved.step if saved else 0, partial(state.fits, job.run, model), Report())
+    settings = partial(_settings, job, plan, device, precision.autocast, chat)
+    watch.trainer = trainer = _trainer(job, plan, chat, model, watch, settings, reward, _rows(plan, prompts))
     if is_first_process():
         watch.open()
-    try:
-        with interrupts.deferred():
-            trainer.train(resume_from_checkpoint=folder and str(folder))
-    except RuntimeError as error:
-        if "probability tensor contains" in str(error):
-            raise UserError("the policy's probabilities are not finite any more; a lower --lr may help") from None
-        raise
+    _run(trainer, folder)
     if trainer.state.global_step < plan.steps:
         interrupts.raise_interrupted(agreed=True)
     trainer.model_wrapped = None  # DDP must not outlive the process group
     trainer.accelerator.free_memory()
     trainer.accelerator.end_training()
-    counts = {"records": len(prompts) + sum(dropped.values()), "trained_on": len(prompts), "dropped": dict(dropped)}
-    counts |= {"steps": plan.steps, "responses": plan.steps * plan.prompts * own.gen_n}
+    counts = {"records": len(prompts) + sum(n for why, n in dropped.items() if why != MALFORMED)}
+    counts |= {"trained_on": len(prompts), "dropped": dict(dropped)}
+    counts |= {"steps": plan.steps, "responses": plan.steps * plan.prompts * job.stage.options.gen_n}
     return {"counts": counts, "last": watch.last, "refused": refused}
 
 
@@ -164,7 +136,7 @@ def _prompts(job: Job, chat) -> tuple[list[Prompt], dict[str, str], Counter[str]
     return kept, refused, dropped
 
 
-def _plan(job: Job, prompts: Sequence[Prompt], chat, device: torch.device) -> Plan:
+def make_plan(job: Job, prompts: Sequence[Prompt], chat, device: torch.device) -> Plan:
     """Raises UserError where there are fewer prompts than one step takes."""
     o, own = job.config.optimisation, job.stage.options
     size = job.header["settings"]["global_batch"]
@@ -204,9 +176,10 @@ def _encoder(chat) -> Callable:
 # Rewards --------------------------------------------------------------------------------------------------------------
 
 
-def _reward(job: Job, chat, prompts: Sequence[Prompt], live: Callable) -> Callable:
-    """trl's reward function: groups of sampled ids as infer.py would record them, rewarded as by rewarding.py."""
-    own, by_uuid = job.stage.options, {prompt.uuid: prompt for prompt in prompts}
+def reward_function(own, chat, prompts: Sequence[Prompt], live: Callable) -> Callable:
+    """trl's reward function: groups of sampled ids, as infer.py would record them, rewarded as by rewarding.py. `own`: the
+    stage's flags."""
+    by_uuid = {prompt.uuid: prompt for prompt in prompts}
     special, n = frozenset(chat.special), own.gen_n
     how = Sampling(n, own.gen_temperature, 1.0, own.gen_max_tokens, stop_token_ids=chat.stop_ids, special=special)
     encode, seen = _encoder(chat), Counter()
@@ -246,6 +219,50 @@ def _trl(with_vllm: bool):
     finally:
         if sys.modules.get("vllm", 0) is None:
             del sys.modules["vllm"]
+
+
+def _trainer(job: Job, plan: Plan, chat, model, watch, settings: Callable, reward: Callable, rows):
+    """trl's trainer with all that is ours. Raises UserError where a vLLM server does not answer."""
+    from transformers import PrinterCallback
+
+    from cream.training.rloo_trainer import OnlineTrainer
+
+    keep = Keep(job, chat, model, watch, plan.steps)
+    warmup, own = math.ceil(job.config.optimisation.warmup_step_ratio * plan.steps), job.stage.options
+    logging.getLogger("trl").setLevel(logging.ERROR)  # it warns of responses without a reward, which are counted
+    try:
+        trainer = OnlineTrainer(
+            encode=_encoder(chat),
+            keep=keep,
+            warmup=warmup,
+            steps=plan.steps,
+            model=keep.for_sampling(),
+            reward_funcs=reward,
+            args=settings(),
+            train_dataset=rows,
+            processing_class=copy.deepcopy(chat.tokenizer),  # trl gives it a padding token
+            callbacks=[watch],
+            peft_config=_lora(job, model),
+        )
+    except ConnectionError as error:
+        raise UserError(f"--vllm_url {own.vllm_url}: {error}") from None
+    trainer.remove_callback(PrinterCallback)
+    if trainer.accelerator.num_processes != (given_world() or 1):
+        raise RuntimeError(f"accelerate sees {trainer.accelerator.num_processes} processes of {given_world() or 1}")
+    if own.online_engine != "transformers":
+        interrupts.listen()  # vLLM installs handlers of its own
+    return trainer
+
+
+def _run(trainer, resume: Path | None) -> None:
+    """Train until the last step, or a signal. Raises UserError where nothing can be sampled any more."""
+    try:
+        with interrupts.deferred():
+            trainer.train(resume_from_checkpoint=resume and str(resume))
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise UserError("the policy's probabilities are not finite any more; a lower --lr may help") from None
 
 
 def _settings(job: Job, plan: Plan, device: torch.device, autocast: bool, chat):
@@ -316,87 +333,3 @@ def _lora(job: Job, model):
     if flags.lora_dropout:
         log.info("--lora_dropout does not apply: what samples and what is trained are to be the same policy")
     return lora_config(model, flags.lora_r, flags.lora_alpha, 0.0)
-
-
-def _quiet(trainer) -> None:
-    """No line of each logged dictionary on stdout; no warning of responses without a reward, which are counted."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    logging.getLogger("trl").setLevel(logging.ERROR)
-
-
-# Saving and resuming --------------------------------------------------------------------------------------------------
-
-
-def _check_state(job: Job, saved: state.Saved | None) -> Path | None:
-    """The folder to resume from. Raises UserError where its files are not what was saved, or other processes did."""
-    if saved is None:
-        return None
-    world = given_world() or len(job.config.device.devices())
-    if saved.processes != world:
-        raise UserError(
-            f"{job.run}: its state was saved by {saved.processes} processes, and here are {world}: resume with as "
-            f"many; {state.FROM_SCRATCH}"
-        )
-    folder = job.run / "state" / f"checkpoint-{saved.step}"
-    state.check(folder, saved)
-    log.info("resuming after step %d", saved.step)
-    return folder
-
-
-class Keep:
-    """Saves after a step: a checkpoint where one is due, and what to resume from."""
-
-    def __init__(self, job: Job, chat, model, watch, steps: int):
-        self.job, self.chat, self.model, self.watch, self.steps = job, chat, model, watch, steps
-        save_dtype = job.config.optimisation.save_dtype
-        self.dtype = stored_dtype(job.start) if save_dtype == "auto" else getattr(torch, save_dtype)
-        self.own = copy.deepcopy(model.config), model.generation_config
-
-    def for_sampling(self):
-        """The model, which ends a response where infer.py does. trl changes its configs: `own` are saved."""
-        tokenizer = self.chat.tokenizer
-        own = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        self.model.generation_config = GenerationConfig(eos_token_id=list(self.chat.stop_ids), **own)
-        return self.model
-
-    def __call__(self, trainer, step: int) -> None:
-        """After a step; all processes must call."""
-        began, first = time.monotonic(), is_first_process()
-        if first:
-            self.watch.sync()
-        if step in self.watch.saved:
-            self._checkpoint(trainer, step)
-        if step == self.steps:
-            return
-        folder = self.job.run / "state" / f"checkpoint-{step}"
-        if first:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while saving
-        trainer.accelerator.wait_for_everyone()
-        trainer.write_state()
-        trainer.accelerator.wait_for_everyone()
-        if first:
-            state.seal(self.job.run, folder, state.Saved(step, trainer.accelerator.num_processes, {}))
-        self.watch.saved_state(began)
-
-    def _checkpoint(self, trainer, step: int) -> None:
-        weights = self._weights(trainer)
-        if not is_first_process():
-            return
-        model = self.model
-        trained = model.config, model.generation_config
-        model.config, model.generation_config = self.own
-        try:
-            save_checkpoint(self.job, self.chat, step, self.dtype, model, weights)
-        finally:
-            model.config, model.generation_config = trained
-
-    def _weights(self, trainer) -> dict[str, torch.Tensor] | None:
-        """The adapters, or under ZeRO all weights; None where the model has them itself."""
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        if self.job.deepspeed is not None:
-            return gather_weights(trainer.accelerator, model, trainer.model_wrapped.zero_optimization_stage())
-        if self.job.config.lora.lora:
-            return {name: value.cpu() for name, value in model.state_dict().items() if "lora_" in name}
-        return None

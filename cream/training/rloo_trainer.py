@@ -19,7 +19,7 @@ from cream.files.raw import atomic, sync, with_filename
 from cream.model.hardware import peak_memory
 from cream.records import Message
 from cream.training.log import lines_until
-from cream.training.loop import STATE_EVERY, STATE_SHARE, any_process, learning_rate
+from cream.training.loop import STATE_EVERY, STATE_SHARE, any_process, learning_rate, save_steps
 from cream.training.parallel import build_optimizer
 
 OURS = {  # trl's name of a metric -> its name in log.jsonl
@@ -80,13 +80,14 @@ class Watch(TrainerCallback):
     A line is written at each save as well, so that no metric is lost where a run resumes.
     """
 
-    def __init__(self, run, steps: int, saved: set[int], every: int, start: int, prompts: int, fits, progress):
-        self.path, self.steps, self.saved, self.every = run / "log.jsonl", steps, saved, every
-        self.prompts, self.fits, self.progress = prompts, fits, progress
+    def __init__(self, job, plan, start: int, fits: Callable[[], bool], progress: Callable):
+        o = job.config.optimisation
+        self.path, self.steps, self.prompts, self.every = job.run / "log.jsonl", plan.steps, plan.prompts, o.log_every
+        self.saved, self.fits, self.progress = save_steps(plan.steps, o.saves), fits, progress
         self.trainer: OnlineTrainer | None = None
         self.last: dict[str, float] = {}
         self.saved_at, self.save_every = time.monotonic(), STATE_EVERY
-        self.clock, self.at, self.tokens, self.start = time.monotonic(), start, None, start
+        self.clock, self.at, self.tokens, self.start = time.monotonic(), start, 0, start
 
     def open(self) -> None:
         """Leave the lines of log.jsonl up to the step that training resumes after."""

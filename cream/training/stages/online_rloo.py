@@ -129,6 +129,13 @@ class Stage:
         from cream.rewards.live import Live
         from cream.rewards.stage import add_source
 
+        if self.options.online_engine != "transformers" and config.device.devices()[0] == "cpu":
+            raise UserError(
+                f"--online_engine {self.options.online_engine} needs GPUs: on a CPU vLLM packs its weights, and cannot "
+                "take those of the policy after each step; --online_engine transformers can"
+            )
+        if config.optimisation.compile:
+            raise UserError("--compile: not with --train_stage online_rloo, whose trainer is another")
         rewarding, kind = self.rewarding, store.detect(data, skip=config.run.skip)
         given = {"max_length": config.data.max_length, "seed": config.run.seed, "engine": "hf"}
         for name, value in (given | {"thinking_tags": config.thoughts.thinking_tags}).items():
