@@ -177,8 +177,8 @@ def _encoder(chat) -> Callable:
 
 
 def reward_function(own, chat, prompts: Sequence[Prompt], live: Callable) -> Callable:
-    """trl's reward function: groups of sampled ids, as infer.py would record them, rewarded as by rewarding.py. `own`: the
-    stage's flags."""
+    """trl's reward function: groups of sampled ids, as infer.py would record them, rewarded as by rewarding.py.
+    `own`: the stage's flags."""
     by_uuid = {prompt.uuid: prompt for prompt in prompts}
     special, n = frozenset(chat.special), own.gen_n
     how = Sampling(n, own.gen_temperature, 1.0, own.gen_max_tokens, stop_token_ids=chat.stop_ids, special=special)
