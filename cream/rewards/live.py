@@ -30,7 +30,7 @@ class Live:
 
     @property
     def run(self) -> Run:
-        """The source as passes over records see it; no file has its samples."""
+        """The source as `Run` describes it; no file has its samples."""
         return Run(REWARDS[self.name], self.options, Path(), lambda: ())
 
     def prepare(self, prompts: Iterable[Prompt], skip: bool) -> None:
