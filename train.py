@@ -32,7 +32,7 @@ EXAMPLE = """\
   two CPUs   python train.py --device cpu,cpu --model tiny --name tiny_sft --epoch 2 --lr 4e-5 --train_bsz 16
   8 GPUs     python train.py --device 0,1,2,3,4,5,6,7 --model llama3 --name oasst_sft --epoch 5 --lr 5e-6 --train_bsz 4
   DPO        python train.py --checkpoint tiny_m1 --name PAIRS --method consistency_avg --lr 2e-4 --train_bsz 32
-  online     python train.py --checkpoint tiny_m1 --name localdata/tiny/labels.json --train_stage online_rloo --reward labels
+  online     python train.py --checkpoint tiny_m1 --name QUESTIONS --train_stage online_rloo --reward labels
   reward     python train.py --checkpoint tiny_m1 --name PAIRS --train_stage bradley_terry --eval_share 0.2 --lr 1e-3"""
 
 

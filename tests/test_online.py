@@ -115,8 +115,8 @@ def test_rewards_are_those_of_rewarding(looped, tiny_folder, name, tmp_path):
         model = load_with_head(tiny_folder, head, torch.float32, torch.device("cpu"))
         model.config.pad_token_id = chat.tokenizer.pad_token_id
         save(model, chat.tokenizer, rm, torch.float32, {})
-        world.run(f"rewarding.py --device cpu --input_file {LOOP}/samples.jsonl --reward {name} --reward_model outputs/rm "
-                  f"--output {target}")  # fmt: skip
+        world.run(f"rewarding.py --device cpu --input_file {LOOP}/samples.jsonl --reward {name} "
+                  f"--reward_model outputs/rm --output {target}")  # fmt: skip
     elif name == "labels":
         world.run(f"rewarding.py --input_file {LOOP}/samples.jsonl --reward labels --labels localdata/tiny/labels.json "
                   f"--output {target}")  # fmt: skip

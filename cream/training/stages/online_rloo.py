@@ -48,7 +48,7 @@ class Own:
     )
     missing_reward: float | None = flag(
         None,
-        "the reward of a response that has none (no answer extracted, too long); none: it is left out of its group's "
+        "the reward of a response that has none (no answer extracted, too long); none: it is omitted from its group's "
         "mean and not trained on",
     )
     gen_n: int = flag(4, "responses per prompt and step", low=2)
