@@ -1,6 +1,6 @@
 """Train a policy: supervised fine-tuning (SFT), direct preference optimisation with CREAM's consistency (DPO), policy
-gradients on rewards (rloo, grpo); or a reward model on preference pairs (bradley_terry, odin) or labelled steps (prm,
-orm).
+gradients on rewards (rloo, grpo) or on its own samples, rewarded as they come (online_rloo); or a reward model on
+preference pairs (bradley_terry, odin) or labelled steps (prm, orm).
 
 SFT trains on the responses of conversations; DPO on the pairs of cal_consistency.py or make_pairs.py, with the starting
 policy as its reference; rloo and grpo on responses that rewarding.py scored. --train_stage chooses the stage; by
@@ -35,6 +35,7 @@ EXAMPLE = """\
   8 GPUs     python train.py --device 0,1,2,3,4,5,6,7 --model llama3 --name oasst_sft --epoch 5 --lr 5e-6 --train_bsz 4
   DPO        python train.py --checkpoint tiny_m1 --name PAIRS --method consistency_avg --lr 2e-4 --train_bsz 32
   RLOO       python train.py --checkpoint tiny_m1 --name REWARDS --train_stage rloo --lr 2e-4 --train_bsz 16
+  online     python train.py --checkpoint tiny_m1 --name QUESTIONS --train_stage online_rloo --reward labels
   reward     python train.py --checkpoint tiny_m1 --name PAIRS --train_stage bradley_terry --eval_share 0.2 --lr 1e-3"""
 
 
@@ -131,6 +132,8 @@ def _add_inputs(config: TrainConfig, stage, data: Path, start: Path, provenance:
         )
     if config.optimisation.deepspeed is not None:
         provenance.file("deepspeed", config.optimisation.deepspeed)
+    if hasattr(stage, "add_inputs"):
+        stage.add_inputs(config, data, start, provenance)
     models = {}
     for name, checkpoint in getattr(stage, "models", {}).items():
         models[name] = config.model.folder(checkpoint, f"--{name}")

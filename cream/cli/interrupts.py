@@ -35,7 +35,7 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signum
 
 
-_state = SimpleNamespace(signum=None, since=0.0, deferred=0, children=(), clock=time.monotonic)  # deferred: depth
+_state = SimpleNamespace(signum=None, since=0.0, deferred=0, whole=0, children=(), clock=time.monotonic)  # depths
 
 
 @contextmanager
@@ -107,9 +107,19 @@ def deferred(children: Iterable[int] = ()) -> Iterator[None]:
         _state.children = before
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """Within it a signal that was received does not show: work within a step, which is finished with the step."""
+    _state.whole += 1
+    try:
+        yield
+    finally:
+        _state.whole -= 1
+
+
 def received() -> bool:
     """Whether a signal was received."""
-    return _state.signum is not None
+    return _state.signum is not None and not _state.whole
 
 
 def check() -> None:

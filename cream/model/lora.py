@@ -18,12 +18,19 @@ def add_lora(model, r: int, alpha: float, dropout: float):
 
     A reward model's head is trained whole, and saved with the adapters.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
+
+    return get_peft_model(model, lora_config(model, r, alpha, dropout))
+
+
+def lora_config(model, r: int, alpha: float, dropout: float):
+    """peft's configuration of these adapters."""
+    from peft import LoraConfig
 
     _, reads = kind_of([type(model).__name__])
     task = {None: "CAUSAL_LM", "last_token": "SEQ_CLS", "step_token": "TOKEN_CLS"}[reads]
     head = [head_name(model)] if reads else None
-    config = LoraConfig(
+    return LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
@@ -32,7 +39,6 @@ def add_lora(model, r: int, alpha: float, dropout: float):
         modules_to_save=head,
         task_type=task,
     )
-    return get_peft_model(model, config)
 
 
 def check_lora(folder: Path, r: int, alpha: float, dropout: float) -> None:

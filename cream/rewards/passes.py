@@ -230,7 +230,7 @@ def rewards(run: Run, output: Output, limits: Limits = LIMITS) -> Iterator[dict]
                         "changed while this ran. Give another output, or --overwrite"
                     )
                 results[role].append(result)
-        record = _record(sample, run.source.combine(sample, results, run.options))
+        record = make_record(sample, run.source.combine(sample, results, run.options))
         for reason in filter(None, record.reason or ()):
             output.drop(reason)
         ties.add(record.reward, sample.responses)
@@ -238,7 +238,8 @@ def rewards(run: Run, output: Output, limits: Limits = LIMITS) -> Iterator[dict]
     output.facts["alarms"] = sound(ties.facts(ranked=bool(run.passes)), limits)
 
 
-def _record(sample: Samples, given: GroupReward) -> Rewards:
+def make_record(sample: Samples, given: GroupReward) -> Rewards:
+    """The record of a prompt's responses with what its source gives them."""
     reward, reason = keep_finite(given.reward, given.reason or [None] * len(given.reward))  # NaN would win and lose
     return Rewards(
         uuid=sample.uuid,

@@ -92,20 +92,29 @@ def add_inputs(provenance: Provenance, run: Run, folders: dict[str, Path], model
         model.add_template(provenance)
         if any(p.kind == POLICY and not p.quotes for p in run.passes):  # others see other prompts anyway
             check_kwargs(about.get("settings", {}), model.chat_template_kwargs, run.path, provenance)
+    add_source(provenance, run, folders)
+    _check_prompts(provenance, run.path, about)
+    if getattr(run.options, "score_from", None) == "sampling":
+        _check_sampler(run.path, about, provenance.inputs)
+
+
+def add_source(
+    provenance: Provenance, run: Run, folders: dict[str, Path], prefix: str = "", policy="checkpoint"
+) -> None:
+    """Add what a source rewards by: the model of each role, as an input of that name after `prefix`, its files and
+    texts. `policy`: the flag that names the policy. Raises UserError where one of them does not suit."""
     for role, folder in folders.items():
-        sidecar = provenance.model(role, folder)
+        sidecar = provenance.model(prefix + role, folder)
         if hasattr(run.source, "objection") and (why := run.source.objection(run.options, folder, sidecar)):
             provenance.object(why)
     for name, (path, _) in run.files.items():
         provenance.file(name, path)
     for name, text in run.contents.items():
         provenance.content(name, fingerprint_text(text))
-    _check_prompts(provenance, run.path, about)
-    if getattr(run.options, "score_from", None) == "sampling":
-        _check_sampler(run.path, about, provenance.inputs)
-    if "policy" in folders and provenance.inputs["policy"] == provenance.inputs.get("reference"):
+    inputs = provenance.inputs
+    if "policy" in folders and inputs[f"{prefix}policy"] == inputs.get(f"{prefix}reference"):
         raise UserError(
-            "--reward dpo: policy and reference are the same model, so that every reward is 0; give --checkpoint and "
+            f"--reward dpo: policy and reference are the same model, so that every reward is 0; give --{policy} and "
             "--ref_model_ckpt two different ones, or --reward likelihood"
         )
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -34,7 +35,7 @@ class Replicas:
         if accelerator.distributed_type == DistributedType.NO:
             model.accumulate_in_place()
         self.accelerator, self.whole = accelerator, model
-        self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, lr, weight_decay))
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, lr, weight_decay))
 
     def micro_batch(self, last: bool) -> AbstractContextManager:
         """Around a forward and a backward pass; gradients are shared after the `last` of a step."""
@@ -83,7 +84,7 @@ class Shards:
         import deepspeed
 
         self.accelerator, self.whole = accelerator, model
-        self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, lr, weight_decay))
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, lr, weight_decay))
         self.shards, self.stage = accelerator.num_processes, self.model.zero_optimization_stage()
         if self.stage == 3:
             for parameter in model.head_parameters():
@@ -134,25 +135,30 @@ class Shards:
             raise UserError(f"{folder}: DeepSpeed did not load the state; {other}")
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        """The model's whole weights by name, float32 masters where they are trained, on the CPU: for the first
-        process, which alone gets them; all must call."""
-        import deepspeed
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        whole = {}
-        for name, parameter in self.whole.model.named_parameters():
-            value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            with deepspeed.zero.GatheredParameters([parameter], enabled=value is None and self.stage == 3):
-                value = parameter if value is None else value
-                if self.accelerator.is_main_process:
-                    whole[name] = value.detach().to("cpu", copy=True)
-        if not self.accelerator.is_main_process:
-            return None
-        saved = self.whole.model.state_dict().keys()
-        return whole | {n: b.detach().cpu() for n, b in self.whole.model.named_buffers() if n in saved}
+        """As `gather_weights`."""
+        return gather_weights(self.accelerator, self.whole.model, self.stage)
 
 
-def _optimizer(model: Backbone, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def gather_weights(accelerator: Accelerator, model, stage: int) -> dict[str, torch.Tensor] | None:
+    """A model's whole weights by name under this stage of ZeRO, float32 masters where they are trained, on the CPU: for
+    the first process, which alone gets them; all must call."""
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole = {}
+    for name, parameter in model.named_parameters():
+        value = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        with deepspeed.zero.GatheredParameters([parameter], enabled=value is None and stage == 3):
+            value = parameter if value is None else value
+            if accelerator.is_main_process:
+                whole[name] = value.detach().to("cpu", copy=True)
+    if not accelerator.is_main_process:
+        return None
+    saved = model.state_dict().keys()
+    return whole | {n: b.detach().cpu() for n, b in model.named_buffers() if n in saved}
+
+
+def build_optimizer(model, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW on what is trained."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
@@ -224,13 +230,19 @@ def compiling() -> list[Path]:
     return sorted(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).rglob("lock"))
 
 
+def quiet_deepspeed() -> None:
+    """Without a part that each run on a CPU would compile, for half a minute, and that serves inference alone; without
+    warnings of its own calls."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+
 def plugin(settings: dict, max_grad_norm: float, universal: bool) -> DeepSpeedPlugin:
     """accelerate's plugin for a configuration that `check_settings` let pass; `universal`: the state that is to be
     loaded was saved by another number of processes."""
-    import deepspeed
-
-    # On a CPU each run would compile it, for half a minute. It serves inference alone.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    quiet_deepspeed()
     whole = settings | {
         "train_micro_batch_size_per_gpu": 1,  # of no consequence: the loss is scaled by us, once for a whole step
         "gradient_accumulation_steps": 1,

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +48,7 @@ MODELS = {"logprobs": LogProbs, "heads": Heads}  # a stage's `model` -> the wrap
 FORMS = ("judge", "pairwise")  # what a sidecar says of the requests that a model is trained on
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
 SHOWN += ("reward", "clipped", "kl_behaviour", "kl_reference", "entropy_sampled", "response_tokens")
+SHOWN += ("unrewarded", "kl", "length", "truncated", "entropy")
 SHOWN += tuple(f"{PREFIX}{name}" for name in ("loss", "accuracy", "accuracy_low", "accuracy_high"))
 
 
@@ -81,6 +81,11 @@ class Job:
 def work(job: Job) -> None:
     """Train, save checkpoints under `job.run`, and, last, the sidecar meta.json that says the run is finished."""
     began = time.monotonic()
+    if hasattr(job.stage, "run"):  # it brings its own trainer
+        facts = job.stage.run(job)
+        if is_first_process():
+            _finish(job, {**facts, "wall_seconds": round(time.monotonic() - began, 3)})
+        return
     precision, accelerator = _set_up(job)
     facts = _train(job, precision, accelerator)
     # DDP is gone by now. If it outlived the process group that this ends, its destructor would end the group's threads
@@ -179,6 +184,16 @@ def _header(job: Job) -> dict:
 
 def _set_up(job: Job) -> tuple[Precision, Accelerator]:
     """Logging, the precision, the processes, and the seed."""
+    device, precision = set_up_process(job)
+    accelerator = _accelerator(job, precision, device)
+    if accelerator.num_processes != (given_world() or 1):
+        raise RuntimeError(f"accelerate sees {accelerator.num_processes} processes of {given_world() or 1}")
+    torch.manual_seed(job.config.run.seed)
+    return precision, accelerator
+
+
+def set_up_process(job: Job) -> tuple[torch.device, Precision]:
+    """Logging, the kind of device, and the precision of training there."""
     console.set_up_process()
     device = torch.device("cpu" if job.config.device.devices()[0] == "cpu" else "cuda")
     if device.type == "cpu":
@@ -188,14 +203,10 @@ def _set_up(job: Job) -> tuple[Precision, Accelerator]:
     precision = choose_precision(job.config.device.bf16, device, training=True, shards=job.deepspeed is not None)
     if (lora := job.config.lora).lora:
         check_lora(job.start, lora.lora_r, lora.lora_alpha, lora.lora_dropout)
-    accelerator = _accelerator(job, precision, device)
-    if accelerator.num_processes != (given_world() or 1):
-        raise RuntimeError(f"accelerate sees {accelerator.num_processes} processes of {given_world() or 1}")
-    torch.manual_seed(job.config.run.seed)
     if device.type == "cuda":  # products that stay in float32 under autocast, too
         torch.set_float32_matmul_precision("high")
     log.info("precision: %s", precision.reason)
-    return precision, accelerator
+    return device, precision
 
 
 def _accelerator(job: Job, precision: Precision, device: torch.device) -> Accelerator:
@@ -210,7 +221,6 @@ def _accelerator(job: Job, precision: Precision, device: torch.device) -> Accele
                 "does, one was killed while compiling and the wait has no end: remove this file",
                 marks[0],
             )
-        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own calls
     norm = job.config.optimisation.max_grad_norm
     return Accelerator(
         cpu=device.type == "cpu" and not sharded,  # with it accelerate would ignore DeepSpeed silently
@@ -225,9 +235,7 @@ def _accelerator(job: Job, precision: Precision, device: torch.device) -> Accele
 def _begin(accelerator: Accelerator, job: Job, data_facts: dict) -> None:
     """The run's folder and trackers: nothing is written before all that a user could have got wrong is read."""
     if accelerator.is_main_process:
-        if job.clear:
-            clear(job.run)
-        store.write_json(job.run / ARGS, {**_header(job), "flags": as_dict(job.config)})
+        open_folder(job)
     accelerator.wait_for_everyone()
     output = job.config.output
     if output.report_to:
@@ -259,6 +267,13 @@ def _resume_lines(run: Path, watch: Watch, samples: Samples | None) -> None:
     if (path := run / "log.jsonl").exists():
         for line in lines_until(step, path.read_bytes()).splitlines():
             watch(quiet=True, metrics=(row := json.loads(line)), step=row.pop("step"))
+
+
+def open_folder(job: Job) -> None:
+    """Make the run's folder, or clear it of an earlier run, and say whose it is."""
+    if job.clear:
+        clear(job.run)
+    store.write_json(job.run / ARGS, {**_header(job), "flags": as_dict(job.config)})
 
 
 def _examples(
@@ -330,12 +345,8 @@ def _prepare_held_out(job: Job, held: list, records: list, chat) -> tuple[HeldOu
 
 def _trained(job: Job, chat, dtype: torch.dtype, device: torch.device):
     """The weights that are trained, once they are known to fit in memory; refused if they could not be saved."""
-    o, lora, zero = job.config.optimisation, job.config.lora, (job.deepspeed or {}).get("zero_optimization", {})
-    offload = "offload_optimizer" in zero or "offload_param" in zero
-    shards = given_world() or 1, zero.get("stage", 0)
-    need = preflight.memory_of_training(job.start, not lora.lora, *shards, dtype.itemsize, offload)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
-    preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
+    o, lora = job.config.optimisation, job.config.lora
+    check_memory(job, dtype, device)
     model = _load(job, chat, dtype, device)
     check_saving(model, chat.tokenizer)
     if o.grad_checkpointing:
@@ -346,6 +357,16 @@ def _trained(job: Job, chat, dtype: torch.dtype, device: torch.device):
         count = sum(p.numel() for p in model.parameters() if p.requires_grad)
         log.info("LoRA: r %d, alpha %g, %d trained parameters", lora.lora_r, lora.lora_alpha, count)
     return model
+
+
+def check_memory(job: Job, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises UserError where the weights and what their training keeps would not fit."""
+    lora, zero = job.config.lora, (job.deepspeed or {}).get("zero_optimization", {})
+    offload = "offload_optimizer" in zero or "offload_param" in zero
+    shards = given_world() or 1, zero.get("stage", 0)
+    need = preflight.memory_of_training(job.start, not lora.lora, *shards, dtype.itemsize, offload)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
+    preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
 
 
 def _load(job: Job, chat, dtype: torch.dtype, device: torch.device):
@@ -362,10 +383,17 @@ def _load(job: Job, chat, dtype: torch.dtype, device: torch.device):
 
 def _save(accelerator: Accelerator, weights, chat, job: Job, step: int, dtype: torch.dtype, held_out=None) -> None:
     """A checkpoint after a step, with what `held_out` examples had then."""
-    tokenizer = chat.tokenizer
-    state, model, lora = weights.weights(), weights.whole.model, job.config.lora
-    if not accelerator.is_main_process:
-        return
+    state = weights.weights()
+    if accelerator.is_main_process:
+        save_checkpoint(job, chat, step, dtype, weights.whole.model, state, held_out)
+
+
+def save_checkpoint(
+    job: Job, chat, step: int, dtype: torch.dtype, model, state: dict[str, torch.Tensor] | None, held_out=None
+) -> None:
+    """The checkpoint folder of a step, and the link to the last one. `state`: the model's weights, or its adapters,
+    where it does not have them itself."""
+    tokenizer, lora = chat.tokenizer, job.config.lora
     if lora.lora and state is not None:
         unset_hf_deepspeed_config()  # with it ZeRO-3 would put what is loaded here into shards, too
         with torch.random.fork_rng():  # a new head is drawn, and replaced by the trained one

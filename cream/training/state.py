@@ -60,13 +60,24 @@ def save(accelerator: Accelerator, run: Path, step: int, sums: dict[str, float],
         accelerator.save_state(str(folder))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for path in (*folder.rglob("*"), folder, folder.parent):  # before the older state goes
-            store.sync(path)
-        saved = Saved(step, accelerator.num_processes, _hashes(folder), sums, total)
-        store.write_json(run / "state" / "whole", saved)
-        for older in (run / "state").iterdir():
-            if older.is_dir() and older != folder:
-                shutil.rmtree(older)
+        seal(run, folder, Saved(step, accelerator.num_processes, {}, sums, total))
+
+
+def seal(run: Path, folder: Path, saved: Saved) -> None:
+    """Make what was written to `folder` the state to resume from, by its manifest; an older one goes."""
+    for path in (*folder.rglob("*"), folder, folder.parent):  # before the older state goes
+        store.sync(path)
+    store.write_json(run / "state" / "whole", msgspec.structs.replace(saved, files=_hashes(folder)))
+    for older in (run / "state").iterdir():
+        if older.is_dir() and older != folder:
+            shutil.rmtree(older)
+
+
+def check(folder: Path, saved: Saved) -> None:
+    """Raises UserError where a file of a state is not what it was when it was saved."""
+    now = _hashes(folder)
+    if changed := sorted(name for name in {*now, *saved.files} if now.get(name) != saved.files.get(name)):
+        raise UserError(f"{folder}: {', '.join(changed[:3])} is not what was saved; nothing is loaded; {FROM_SCRATCH}")
 
 
 def resume(accelerator: Accelerator, weights, run: Path) -> Saved:
@@ -81,11 +92,7 @@ def resume(accelerator: Accelerator, weights, run: Path) -> Saved:
         return Saved(0, accelerator.num_processes, {})
     folder = run / "state" / str(saved.step)
     if accelerator.is_main_process:
-        now = _hashes(folder)
-        if changed := sorted(name for name in {*now, *saved.files} if now.get(name) != saved.files.get(name)):
-            raise UserError(
-                f"{folder}: {', '.join(changed[:3])} is not what was saved; nothing is loaded; {FROM_SCRATCH}"
-            )
+        check(folder, saved)
     accelerator.wait_for_everyone()
     try:
         weights.load(folder, saved.processes)

@@ -44,14 +44,24 @@ A stage is a module (dpo.py is the example) that holds
     check_first(metrics, tolerance)        raises UserError where the first step's metrics show a fault; `tolerance`:
                                            nats that rounding explains in a response's log-probability
 
+A stage may bring its own trainer, as online_rloo.py does, where training is not a loss over examples that are there
+from the start. It has model, unit, made_for_policy, settings, label and summary, and in place of the rest
+
+    run(job) -> {"counts": …, "last": metrics, "refused": {uuid: why}}    trains in each process, with signals,
+               log.jsonl and state/ as the loop has them; begins by open_folder(job), saves by save_checkpoint(job, …),
+               both of cream/training/run.py, which then writes the sidecar
+
+Any stage may have add_inputs(config, data, start, provenance): adds what decides the run beside data and starting
+model, and refuses what does not suit, before anything is loaded. What it keeps is pickled to every process.
+
 Import torch inside functions only: --help shows the flags of all stages.
 """
 
 from cream.files.provenance import POLICY
-from cream.training.stages import bradley_terry, dpo, grpo, odin, orm, prm, rloo, sft
+from cream.training.stages import bradley_terry, dpo, grpo, odin, online_rloo, orm, prm, rloo, sft
 
 STAGES = {"sft": sft, "dpo": dpo, "bradley_terry": bradley_terry, "odin": odin, "prm": prm, "orm": orm}
-STAGES |= {"rloo": rloo, "grpo": grpo}
+STAGES |= {"rloo": rloo, "grpo": grpo, "online_rloo": online_rloo}
 STARTS = {"logprobs": POLICY, "heads": None}  # a stage's `model` -> the kind of model it starts from; None: any
 
 

@@ -32,6 +32,12 @@ RECORDS = (Steps,)
 NO_LABEL = "its last step, the whole response's label, has none"
 
 
+STEP_SPLIT_HELP = (
+    "how the responses were split into steps, which orm joins again: as --step_split of rewarding.py; none: as "
+    "recorded with the data, else unknown (orm: lines); online_rloo: as recorded with the reward model, else lines"
+)
+
+
 @dataclass
 class Options(HeldOutOptions):
     """Signs of steps (prm, orm)"""
@@ -41,11 +47,7 @@ class Options(HeldOutOptions):
         "a label between 0 and 1: soft, both signs by their share; hard, + where it is above 0, as Math-Shepherd's",
         choices=("soft", "hard"),
     )
-    step_split: str | None = flag(
-        None,
-        "how the responses were split into steps, which orm joins again: as --step_split of rewarding.py; none: as "
-        "recorded with the data, else unknown (orm: lines)",
-    )
+    step_split: str | None = flag(None, STEP_SPLIT_HELP)
 
 
 @dataclass(slots=True)
