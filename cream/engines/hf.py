@@ -71,9 +71,9 @@ class HfEngine:
 
     def close(self) -> None:
         """Give the model back, and its memory."""
-        self._hook.remove()
-        self.model.generation_config = self._own_config
-        self.model = None
+        if self.model is not None:
+            self._hook.remove()
+            self.model.generation_config, self.model = self._own_config, None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
