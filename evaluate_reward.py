@@ -106,8 +106,8 @@ def main(argv=None):
     else:
         folder = Path(m.output_dir or run.outputs() / "reward_eval" / data.name)
         what = rewarding.Rewarding(input_file=str(folder / "samples.jsonl"), reward=m.reward)
-        parts = (config.device, config.cluster, config.model, what, config.options, config.thoughts, run)
-        rewards = rewarding.RewardConfig(*parts)
+        parts = (config.device, config.cluster, config.model, what, config.options, config.thoughts)
+        rewards = rewarding.RewardConfig(*parts, run=run)
         rewarding.find_models(rewards)  # raises UserError before the samples are written
         data.write(folder / "samples.jsonl", run)
         if run.dry_run:

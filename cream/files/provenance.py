@@ -90,6 +90,7 @@ class Sidecar(TypedDict, total=False):
     counts: dict[str, object]
     policy: Policy | None
     scored: dict[str, str | None] | None
+    sampled: dict[str, float | None]  # of samples: numbers of responses, and their mean length in tokens
     method: Literal[METHODS]
     reward: str
     stage: str

@@ -23,7 +23,7 @@ RECORDS = (Conversation, Pair)  # of a pair, its chosen response
 
 @dataclass
 class Options(HeldOutOptions):
-    """SFT"""
+    """Held-out records (all stages; SFT has no other flags)"""
 
 
 class Stage:
