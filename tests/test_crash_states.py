@@ -49,6 +49,7 @@ RECIPE = {
     "sampling": {"limit_size": 6, "gen_n": 3, "gen_temperature": 1.0, "gen_max_tokens": 24},
     "dpo": {"lr": 3e-4, "train_bsz": 4, "beta": 1.0, "save_eval_step_ratio": 1, "allow_reversed": True},
     "evaluation": {"name": FEW, "limit_size": 4, "gen_max_tokens": 24},
+    "keep": {"metric": "accuracy", "start": "accuracy.M1"},
 }
 
 

@@ -25,7 +25,7 @@ from cream.loops.decisions import NAME
 from cream.loops.options import LoopFlags
 from cream.loops.plan import TRAIN, Command
 from cream.loops.reading import read_loop
-from cream.loops.trials import Trial
+from cream.loops.trials import Trial, model_of
 
 QUESTIONS = 40  # of either task
 TRAINED = {"checkpoint": "${train@-1}", "name": "${pairs}", "train_stage": "dpo"}
@@ -500,3 +500,51 @@ def test_a_dry_run_decides_nothing(folder, capsys):
     play(right=right)
     course, _ = course_of()
     assert len(course.expected()) == 2 + 2 * 6 + 1 and disk.estimate(course, (), lambda _: None).commands == 0
+
+
+def test_a_reward_s_measures_are_facts(folder):
+    """Of evaluate_reward.py: the score, else the accuracy over all pairs; any place in its summary; the reward model
+    that it measures is the round's."""
+    estimate = {"value": 0.75, "low": 0.7, "high": 0.8, "n": 40}
+    summary = {"all": {"all": estimate}, "calibration": {"all": {"ece": estimate | {"value": 0.1}}}, "rows": 40}
+    repeat = [
+        LOOP["repeat"][0],
+        {"id": "rm", "script": "train.py", "flags": TRAINED | {"name": "x.json", "checkpoint": "${train@-1}"}},
+        {"id": "rewards", "script": "rewarding.py", "flags": {"input_file": "${samples}", "reward_model": "${rm}"}},
+        {"id": "measured", "script": "evaluate_reward.py", "flags": {"rewards": "${rewards}", "gold": "labels.json"}},
+        *LOOP["repeat"][3:],
+    ]
+    repeat[4] = repeat[4] | {"flags": {"file1": "${rewards}"}}
+    course, problems = course_of({"repeat": repeat, "keep": {"metric": "measured"}})
+    assert problems == []
+    command = next(each for each in course.planned if each.step == "measured")
+    assert command.output == Path("out/round1.measured") and command.flags["output_dir"] == "out/round1.measured"
+    assert model_of(command, course.planned) == "out/round1.rm/checkpoint-last"
+    store.write_json(command.output / "round1.rewards.summary.json", summary)
+    assert facts.read(command, "") == facts.Fact(0.75, 0.7, 0.8, share=True)
+    assert facts.read(command, "calibration.all.ece") == facts.Fact(0.1, 0.7, 0.8)
+    assert facts.read(command, "rows").value == 40
+    problems = course_of({"repeat": repeat, "keep": {"metric": "measured.scores"}})[1]
+    assert "keep: metric: measured.scores: it has no fact scores; did you mean score" in problems[0]
+    store.write_json(command.output / "score.summary.json", summary)
+    with pytest.raises(UserError, match="expected one summary of evaluate_reward.py there, found 2"):
+        facts.read(command, "")
+
+
+def test_facts_of_samples_and_of_a_training(folder):
+    """Counted by hand; a training's held-out accuracy has its interval."""
+    course, _ = course_of()
+    samples, train = (next(c for c in course.planned if c.step == name) for name in ("samples", "train"))
+    prompt = [{"role": "user", "content": "?"}]
+    said = (("a", ["x", "x"], ["stop", "length"], [1, 5]), ("b", ["x", "y"], ["stop", "stop"], [2, 4]))
+    names = ("uuid", "responses", "finish_reason", "num_tokens")
+    rows = [{"prompt": prompt, **dict(zip(names, each, strict=True))} for each in said]
+    store.write_rows(samples.output, rows)
+    store.write_json(samples.output.with_name(f"{samples.output.name}.meta.json"), {"counts": {"out": 2}})
+    found = [facts.read(samples, name).value for name in ("mean_tokens", "truncated", "distinct")]
+    assert found == [3, 0.25, 0.75]
+    last = {"eval_accuracy": 0.8, "eval_accuracy_low": 0.7, "eval_accuracy_high": 0.9, "loss": 0.5}
+    store.write_json(train.output / "meta.json", {"last": last, "counts": {"mean_c": 0.75}})
+    assert facts.read(train, "eval_accuracy") == facts.Fact(0.8, 0.7, 0.9, share=True)
+    assert [facts.read(train, name).value for name in ("loss", "last.loss", "mean_c")] == [0.5, 0.5, 0.75]
+    assert str(facts.Fact(0.8, 0.7, 0.9, share=True)) == "80.0 % [70.0, 90.0]" and str(facts.Fact(31.25)) == "31.25"
