@@ -62,8 +62,8 @@ class Options:
     kl_reference: str | None = flag(
         None,
         "the policy of the KL term, and, with or without one, of kl_reference in the log: a name in "
-        "configs/checkpoint.json, a folder, base (M0), or start (the policy that training starts from). none: start for "
-        "grpo with a KL term",
+        "configs/checkpoint.json, a folder, base (M0), or start (the policy that training starts from). none: start "
+        "for grpo with a KL term",
         decides=False,
     )
     reward_shape: str = flag(
