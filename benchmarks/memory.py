@@ -1,4 +1,4 @@
-"""Peak memory of a DPO step, or of a reward model's, with a vocabulary of 128 000: ours against trl's trainer.
+"""Peak memory of a step of DPO, a reward model, or RLOO, with a vocabulary of 128 000: ours against trl's trainer.
 
 Each side takes two steps of 8 pairs (prompt 120, answer 150) in a process of its own; in the second, AdamW's moments
 take memory besides the activations. Resident memory includes libraries and weights, and so does the ratio; the memory
@@ -6,6 +6,7 @@ after loading the model is printed too.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --kind reward
+    python benchmarks/memory.py --kind rloo --work 300/150 --sizes 8    # 2 steps of 4 prompts x 8 responses, float32
 """
 
 import statistics
@@ -14,15 +15,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import rloo_step
 import torch
 from dpo_step import BATCH, Ours
 from measure import machine
-from peers import DPO_BEST, TRL, preference_rows, reward_rows
+from peers import DPO_BEST, TRL, TRLGroups, preference_rows, reward_rows
 from reward_step import trl_settings
 from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
 from cream.model.hardware import peak_memory
-from cream.training.stages import bradley_terry, dpo
+from cream.training.stages import bradley_terry, dpo, rloo
 
 SIDES = {"trl_default": "trl, defaults", "trl_best": "trl, best settings", "ours": "ours"}
 
@@ -30,6 +32,8 @@ SIDES = {"trl_default": "trl, defaults", "trl_best": "trl, best settings", "ours
 def child(args, folder: Path) -> None:
     """The steps of one side; prints the bytes before them and at their peak."""
     (work,), (size,) = args.work, args.sizes
+    if args.kind == "rloo":
+        return rloo_child(args, folder, work, size)
     pairs = [tuple(g) for g in groups(lengths(work, size, 2, args.spread, args.seed), args.words, args.seed)]
     best = args.side == "trl_best"
     if args.side != "ours" and args.kind == "reward":
@@ -50,9 +54,23 @@ def child(args, folder: Path) -> None:
     print(step.loaded, peak_memory(torch.device(args.device)))
 
 
+def rloo_child(args, folder: Path, work: str, size: int) -> None:
+    """The same for RLOO, on given samples."""
+    made = groups(lengths(work, size, rloo_step.RESPONSES, args.spread, args.seed), args.words, args.seed)
+    given = [[[0.5, -0.5] * (len(group) // 2) for group in made]] * 2  # as good as any: no value changes the memory
+    if args.side == "ours":
+        stage = rloo.Stage(rloo.Options(), {})
+        step = Ours(folder, stage, rloo_step.examples_of(made, *given), rloo_step.PROMPTS, False, args.device, None)
+    else:
+        settings = rloo_step.trl_settings(1) | ({} if args.side == "trl_best" else {"gradient_checkpointing": True})
+        step = TRLGroups(folder, args.words, args.device, made, *given, **settings)
+    step()
+    print(step.loaded, peak_memory(torch.device(args.device)))
+
+
 def main() -> None:
     parser = flags(__doc__, "120/150", 2 * BATCH, 128000)
-    parser.add("--kind", "dpo", "what is trained", choices=("dpo", "reward"))
+    parser.add("--kind", "dpo", "what is trained", choices=("dpo", "reward", "rloo"))
     parser.add_argument("--side", choices=SIDES, help="one side alone, in this process")
     parser.add_argument("--folder", type=Path, help="the model of --side")
     args = parse(parser)

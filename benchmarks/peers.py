@@ -134,7 +134,7 @@ class TRL:
         with tempfile.TemporaryDirectory() as run:
             fixed = {"output_dir": run, "use_cpu": self.device == "cpu", "num_train_epochs": 1, "learning_rate": LR}
             quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1000}
-            made = trainer(
+            made = self._trainer(trainer)(
                 self._model(),
                 args=config(**fixed | quiet | self.settings),
                 train_dataset=datasets.Dataset.from_list(self.rows),
@@ -144,12 +144,19 @@ class TRL:
             made.remove_callback(PrinterCallback)
             made.data_collator = self._watched(made.data_collator)
             made.train()
-        if int(self.trained) != (wanted := sum(map(response_tokens, self.rows))):
+        if int(self.trained) != (wanted := self._wanted()):
             raise UserError(
                 f"trl trained on {int(self.trained)} of {wanted} response tokens: it drops and cuts what is longer "
                 f"than max_length, here {made.args.max_length}, so that the sides do not do the same; take shorter rows"
             )
         return clock[1] - clock[0]
+
+    def _trainer(self, kind: type) -> Callable:
+        return kind
+
+    def _wanted(self) -> int:
+        """How many response tokens are to be trained on."""
+        return sum(map(response_tokens, self.rows))
 
     def _model(self):
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -177,6 +184,55 @@ class TRL:
             return batch
 
         return watched
+
+
+class TRLGroups(TRL):
+    """RLOOTrainer on given groups of responses, with given advantages and log-probabilities of the behaviour policy, a
+    list of each per group: its update alone. Sampling, scoring and the pass for those log-probabilities are replaced by
+    a look-up. The responses of `per_device_train_batch_size` x `steps_per_generation` are padded together."""
+
+    def __init__(self, folder, words, device, groups, advantages, known, **settings):
+        rows = [{"prompt": _text(group[0].ids[: group[0].spans[0][0]]), "number": i} for i, group in enumerate(groups)]
+        super().__init__(folder, words, device, rows, "RLOO", **settings)
+        self.groups, self.values = groups, [*zip(advantages, known, strict=True)]
+
+    def _trainer(self, kind: type) -> Callable:
+        class Given(kind):
+            def _generate_and_score_completions(_, rows):
+                return self._batch([row["number"] for row in rows])
+
+        return lambda *args, **more: Given(*args, reward_funcs=lambda **_: [], **more)
+
+    def _wanted(self) -> int:
+        return sum(row.num_response_tokens for group in self.groups for row in group)
+
+    def _watched(self, collate: Callable) -> Callable:
+        return collate
+
+    def _batch(self, numbers: list[int]) -> dict[str, torch.Tensor]:
+        """Prompts padded on the left, responses on the right; a group's number comes once for each of its responses."""
+        rows, values = [], []
+        for number in dict.fromkeys(numbers):
+            rows += self.groups[number]
+            values += zip(*self.values[number], strict=True)
+        prompts = [row.ids[: row.spans[0][0]] for row in rows]
+        answers = [row.ids[row.spans[0][0] :] for row in rows]
+        left, right = max(map(len, prompts)), max(map(len, answers))
+        trained = sum(map(len, answers))
+        self.trained += trained
+        self.layout += rectangle(
+            len(rows), left + right, trained if self.device == "cuda" else None
+        )  # as in `_watched`
+        advantages, known = zip(*values, strict=True)
+        batch = {
+            "prompt_ids": [[PAD] * (left - len(ids)) + ids for ids in prompts],
+            "prompt_mask": [[0] * (left - len(ids)) + [1] * len(ids) for ids in prompts],
+            "completion_ids": [ids + [PAD] * (right - len(ids)) for ids in answers],
+            "completion_mask": [[1] * len(ids) + [0] * (right - len(ids)) for ids in answers],
+            "advantages": advantages,
+            "old_logps": known,
+        }
+        return {name: torch.tensor(value, device=self.device) for name, value in batch.items()}
 
 
 def preference_rows(pairs: Pairs) -> list[dict]:

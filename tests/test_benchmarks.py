@@ -240,6 +240,7 @@ COMMANDS = {
     "reward_score.py --work 20/10 --answers 4": [
         f"reward_score_20_10{of}" for of in ("", "_of_ceiling", "_of_matrix_rate")
     ],
+    "rloo_step.py --work 20/10": [f"rloo_20_10_vs_trl_best{of}" for of in ("", "_of_ceiling")],
     "iteration.py --work 20/10": ["iteration_20_10", "iteration_20_10_of_ceiling"],
 }
 

@@ -61,8 +61,9 @@ class Options:
     )
     kl_reference: str | None = flag(
         None,
-        "the policy of the KL term: a name in configs/checkpoint.json, a folder, base (M0), or start (the policy that "
-        "training starts from; grpo). none: start for grpo",
+        "the policy of the KL term, and, with or without one, of kl_reference in the log: a name in "
+        "configs/checkpoint.json, a folder, base (M0), or start (the policy that training starts from). none: start "
+        "for grpo with a KL term",
         decides=False,
     )
     reward_shape: str = flag(
@@ -140,12 +141,12 @@ class GroupStage:
         self._check_ratio()
         self.baseline_reward = 0.5 if o.reward_baseline is None else o.reward_baseline
         self.mean_tokens = 1.0  # of a response of the file
-        self.kl_reference = (o.kl_reference or self.KL_REFERENCE) if o.kl_coef else None
+        self.kl_reference = o.kl_reference or (self.KL_REFERENCE if o.kl_coef else None)
         self._check_kl()
         recomputed, from_start = o.behaviour == "recomputed", self.kl_reference == START
         self.reference = "behaviour" if recomputed else "kl_reference" if from_start else None
         self._reference_values = "behaviour" if recomputed and from_start else "kl_reference"
-        self.models = {} if from_start or not o.kl_coef else {"kl_reference": self._checkpoint()}
+        self.models = {} if from_start or not self.kl_reference else {"kl_reference": self._checkpoint()}
         # A run of one step has no other policy than the one that it starts from.
         self.first_step_free = recomputed and not (o.kl_coef and self.kl_in == "reward")
         self.settings = {name: getattr(o, name) for name in vars(o) if name != "kl_reference"}
@@ -180,8 +181,8 @@ class GroupStage:
     def _check_kl(self) -> None:
         o = self.options
         if not o.kl_coef:
-            if given := [f"--{name}" for name in ("kl_estimator", "kl_reference") if getattr(o, name) is not None]:
-                raise UserError(f"{' and '.join(given)}: there is no KL term; --kl_coef gives its weight")
+            if o.kl_estimator is not None:
+                raise UserError(f"--kl_estimator {o.kl_estimator}: there is no KL term; --kl_coef gives its weight")
             return
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             raise UserError("--kl_estimator k1 in a loss: its gradient is 0 on average; give k2 or k3")
@@ -202,7 +203,7 @@ class GroupStage:
         return None if self.kl_reference == BASE else self.kl_reference
 
     def _describe(self) -> str:
-        o, kl = self.options, "no KL term"
+        o, kl = self.options, "no KL term" + (f" (the log has it to {self.kl_reference})" if self.kl_reference else "")
         if o.kl_coef:
             kl = f"KL {o.kl_coef:g} x {self.kl_estimator} to {self.kl_reference} in the {self.kl_in}"
         norm = f", loss norm {self.loss_norm}" if self.ratio == "token" else ""
@@ -390,9 +391,9 @@ class GroupStage:
             "entropy_sampled": -logp / lengths,
             "response_tokens": lengths,
         }
-        if o.kl_coef:
+        if self.kl_reference:
             to_reference = logps - _values(examples, self._reference_values, logps)[0]
-            if self.kl_in == "loss":
+            if o.kl_coef and self.kl_in == "loss":
                 estimates = total(getattr(losses, self.kl_estimator)(to_reference))
                 values = values + o.kl_coef * estimates / (self._norm(lengths) if self.ratio == "token" else lengths)
             metrics["kl_reference"] = total(losses.k3(to_reference))
