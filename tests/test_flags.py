@@ -111,7 +111,7 @@ def write(folder, text, name="flags.yaml") -> str:
         ("train.py", "--output_file", "; did you mean --output_dir?"),
         ("rewarding.py", "--learning_rate", "; --lr belongs to train.py"),
         ("rewarding.py", "--beta", "; --beta belongs to train.py, cal_consistency.py and make_pairs.py"),
-        ("cal_consistency.py", "--gen_n", "; --gen_n belongs to infer.py"),
+        ("cal_consistency.py", "--gen_n", "; --gen_n belongs to train.py and infer.py"),
         ("rewarding.py", "--rewrad", "; did you mean --reward, --valid_reward, --reward_model?"),
         ("rewarding.py", "--qqq", ""),
     ],
@@ -638,8 +638,8 @@ def test_a_script_ends_without_traceback_and_imports_nothing_heavy(tmp_path):
 def test_every_number_has_a_range(cls):
     """No number but a reward may be negative, and each refusal says what it may be. Which flags are numbers, their
     refusals tell."""
-    numbers = 0
-    for name in as_dict(cls()).keys() - {"null_reward", "reward_clip_low", "reward_clip_high"}:
+    numbers, rewards = 0, {"null_reward", "missing_reward", "reward_clip_low", "reward_clip_high"}
+    for name in as_dict(cls()).keys() - rewards:
         if any(" number" in problem for problem in try_parse(cls, [f"--{name}=x"])[1]):
             numbers += 1
             (problem,) = try_parse(cls, [f"--{name}=-1"])[1]

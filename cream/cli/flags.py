@@ -67,10 +67,12 @@ KNOWN_AS = {  # what other libraries call a flag -> its names here, of which a s
 }
 OWNERS = {  # flags that belong to some stages, and are looked for in others
     **dict.fromkeys(("lr", "epoch", "train_bsz", "grad_accum", "lora", "deepspeed", "loss"), "train.py"),
-    **dict.fromkeys(("gen_n", "gen_temperature", "top_p", "gen_max_tokens", "mode"), "infer.py"),
+    **dict.fromkeys(("gen_n", "gen_temperature", "gen_max_tokens"), "train.py and infer.py"),
+    **dict.fromkeys(("top_p", "mode"), "infer.py"),
     **dict.fromkeys(("top_k", "min_p", "repetition_penalty", "stop"), "infer.py"),
     **dict.fromkeys(
-        ("reward", "ref_model_ckpt", "normalize", "judge_model", "judge_prompt", "reward_model"), "rewarding.py"
+        ("reward", "ref_model_ckpt", "normalize", "judge_model", "judge_prompt", "reward_model"),
+        "train.py and rewarding.py",
     ),
     **dict.fromkeys(("file1", "file2", "shuffle_consistency"), "cal_consistency.py"),
     "engine": "infer.py and rewarding.py",
