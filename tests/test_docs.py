@@ -88,6 +88,7 @@ def test_every_benchmark_is_documented():
 
 
 LAUNCHERS = {"--head", "--address", "--ray", "--generate"}  # of ray, torchrun and Slurm, as docs/scaling.md has them
+LAUNCHERS |= {"--weight", "--logprobs"}  # of `vllm serve`: --weight-transfer-config, --logprobs-mode
 LAUNCHERS |= {"--node", "--nnodes", "--nproc_per_node", "--node_rank", "--master_addr", "--nodes", "--ntasks", "--gpus"}
 
 

@@ -638,7 +638,7 @@ def test_a_script_ends_without_traceback_and_imports_nothing_heavy(tmp_path):
 def test_every_number_has_a_range(cls):
     """No number but a reward may be negative, and each refusal says what it may be. Which flags are numbers, their
     refusals tell."""
-    numbers, rewards = 0, {"null_reward", "missing_reward", "reward_clip_low", "reward_clip_high"}
+    numbers, rewards = 0, {"missing_reward", "reward_clip_low", "reward_clip_high"}
     for name in as_dict(cls()).keys() - rewards:
         if any(" number" in problem for problem in try_parse(cls, [f"--{name}=x"])[1]):
             numbers += 1

@@ -135,7 +135,7 @@ def test_advantages_are_of_the_whole_group(tiny_chat):
     assert second.advantages == pytest.approx([leave_one_out(REWARDS[1])[i] for i in (0, 1, 2, 4)])
     masked, _ = prepared(make(rloo, mask_truncated=True), tiny_chat)
     assert masked.counts == [2, 1] and masked.advantages == pytest.approx(first.advantages[:2])
-    filled, _ = prepared(make(rloo, null_reward=-1.0), tiny_chat)
+    filled, _ = prepared(make(rloo, missing_reward=-1.0), tiny_chat)
     assert filled.advantages == pytest.approx([leave_one_out([1.0, 0.0, 0.25, 1.0, -1.0])[i] for i in (0, 1, 2, 4)])
     _, second = prepared(make(grpo), tiny_chat)
     scale = deviation(REWARDS[1]) + 1e-4

@@ -75,7 +75,7 @@ class Options:
     reward_baseline: float | None = flag(None, "of --reward_shape sigmoid; none: 0.5", low=0, high=1)
     reward_clip_low: float | None = flag(None, "shaped rewards are at least this; none: no limit")
     reward_clip_high: float | None = flag(None, "shaped rewards are at most this; none: no limit")
-    null_reward: float | None = flag(
+    missing_reward: float | None = flag(
         None, "reward of a response that has none (no answer was found, say); none: it is left out of its group"
     )
     divide_by_std: str | None = flag(
@@ -221,7 +221,7 @@ class GroupStage:
         `skipped` has the responses that are not trained on, by reason."""
         records, o = list(records), self.options
         self.skipped: Counter[str] = Counter()
-        filled = [[o.null_reward if r is None else r for r in record.reward] for record in records]
+        filled = [[o.missing_reward if r is None else r for r in record.reward] for record in records]
         limits = (o.reward_clip_low, o.reward_clip_high)
         low, high = (default if given is None else given for given, default in zip(limits, (-inf, inf), strict=True))
         groups = advantages.shaped(filled, o.reward_shape, self.baseline_reward, low, high)
