@@ -6,7 +6,7 @@ responses to a prompt, of tokens of a prompt, and of words in the vocabulary, wi
 
 The model is one narrow layer, so that what grows is mostly the stages' own work. An exponent is the slope of log y over
 log n, by least squares, where y is what a run takes above the start, a run with a single record; runs that take less
-than half a second or 10 MB more than the start say nothing and are left out. 1 is linear. Nothing should be above it
+than half a second or 10 MB more than the start say nothing and are skipped. 1 is linear. Nothing should be above it
 but attention within one response, which this model hardly has: what is above 1.15 is named at the end.
 """
 

@@ -29,7 +29,7 @@ from rewarding import Options as RewardOptions
 from train import TrainConfig
 
 RUN = f"train.py {ON} --name localdata/tiny/labels.json --train_stage online_rloo --reward labels --gen_n 2 --lr 3e-4"
-RUN += " --gen_max_tokens 24 --limit_size 4 --train_bsz 2 --epoch 2 --log_every 1 --kl 0.1"
+RUN += " --gen_max_tokens 24 --limit_size 4 --train_bsz 2 --epoch 2 --log_every 1 --kl_coef 0.1"
 TIMES = ("prompts_per_second", "tokens_per_second", "peak_memory_gb")
 TEXT = {"thoughts": "score"}
 
@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_and_resumed_is_the_undisturbed_one(looped):
     assert all(torch.equal(weights[name], others[name]) for name in weights)
     assert not all(torch.equal(weights[name], start[name]) for name in weights)
     assert "up to date" in world.run(command).out
-    assert "kl: 0.1 -> 0.2" in world.refused(command.replace("--kl 0.1", "--kl 0.2"))
+    assert "kl_coef: 0.1 -> 0.2" in world.refused(command.replace("--kl_coef 0.1", "--kl_coef 0.2"))
 
 
 def die_after(world, command, step):

@@ -21,6 +21,7 @@ from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.records import Rewards, ended_turn
 from cream.text.chat import Chat, Tokens
+from cream.training.gradient_options import GradientOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ NO_GRADIENT = "all rewards are equal (--drop_equal)"
 
 
 @dataclass
-class Options:
+class Options(GradientOptions):
     """Policy gradients (rloo, grpo)"""
 
     ratio: str | None = flag(
@@ -45,16 +46,11 @@ class Options:
         "whole (grpo: its mean per token, as in GSPO). none: sequence for rloo, token for grpo",
         choices=("token", "sequence"),
     )
-    clip_low: float = flag(0.2, "the ratio is clipped below 1 minus this", low=0, high=1)
-    clip_high: float = flag(0.2, "the ratio is clipped above 1 plus this", low=0)
     behaviour: str = flag(
         "recomputed",
         "log-probabilities of the policy that sampled: recomputed, those of the policy that training starts from, by "
         "the code that trains; sampler, the sampling engine's own, one sum per response (--ratio sequence)",
         choices=("recomputed", "sampler"),
-    )
-    kl_coef: float = flag(
-        0.0, "weight of the KL divergence from --kl_reference: in the reward (rloo), or in the loss (grpo)", low=0
     )
     kl_estimator: str | None = flag(
         None, "how it is estimated; none: k1 for rloo, k3 for grpo, of which k1 has no gradient", choices=ESTIMATORS
@@ -75,9 +71,6 @@ class Options:
     reward_baseline: float | None = flag(None, "of --reward_shape sigmoid; none: 0.5", low=0, high=1)
     reward_clip_low: float | None = flag(None, "shaped rewards are at least this; none: no limit")
     reward_clip_high: float | None = flag(None, "shaped rewards are at most this; none: no limit")
-    missing_reward: float | None = flag(
-        None, "reward of a response that has none (no answer was found, say); none: it is left out of its group"
-    )
     divide_by_std: str | None = flag(
         None,
         "divide advantages by the standard deviation of their group's rewards (group) or of all (file), or not (no); "

@@ -4,7 +4,7 @@ reward is any of this project's, as rewarding.py would give it.
 
 r(y) - kl · log(π(y) / π_start(y)) is a response's reward, its advantage what this is above the mean of the others of
 its group. The policy of the data, that of the ratio and the one that is trained are the same at each step, so that
---clip decides nothing unless sampler and trainer differ by rounding.
+--clip_low and --clip_high decide nothing unless sampler and trainer differ by rounding.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from cream.files.folders import check_folder
 from cream.files.provenance import Provenance, read_kind
 from cream.records import Item, Message, Prompt
 from cream.rewards import REWARDS
+from cream.training.gradient_options import GradientOptions
 from cream.training.stages.prm import STEP_SPLIT_HELP
 
 if TYPE_CHECKING:
     from cream.rewards.live import Live
 
 RECORDS = (Prompt, Item)
+KL = 0.05  # of --kl_coef
 ENGINES = ("transformers", "vllm_colocate", "vllm_server")
 GIVEN = {  # flags of rewards that training has under the same name, or that have one value here
     "max_length", "seed", "thinking_tags", "max_tokens_per_batch", "batch_size", "score_from", "engine", "on_unparsed"
@@ -34,7 +36,7 @@ GIVEN = {  # flags of rewards that training has under the same name, or that hav
 
 
 @dataclasses.dataclass
-class Own:
+class Own(GradientOptions):
     """Online RLOO (online_rloo)"""
 
     reward: str | None = flag(
@@ -46,11 +48,6 @@ class Own:
         "training starts from, as it was",
         decides=False,
     )
-    missing_reward: float | None = flag(
-        None,
-        "the reward of a response that has none (no answer extracted, too long); none: it is omitted from its group's "
-        "mean and not trained on",
-    )
     gen_n: int = flag(4, "responses per prompt and step", low=2)
     gen_temperature: float = flag(
         1.0,
@@ -59,8 +56,6 @@ class Own:
         high=HOTTEST,
     )
     gen_max_tokens: int = flag(256, "limit on tokens per response; --max_length holds for prompt and response", low=1)
-    kl: float = flag(0.05, "subtract this times log(pi / pi_start), summed over the response, from its reward", low=0)
-    clip: float = flag(0.2, "clip a response's probability ratio to [1 - clip, 1 + clip]", above=0)
     online_engine: str = flag(
         "transformers",
         "what samples: transformers, in the training process; vllm_colocate, vLLM on the same GPUs; vllm_server, a "
@@ -110,14 +105,17 @@ class Stage:
         for name, engine in (("vllm_url", "vllm_server"), ("vllm_memory", "vllm_colocate")):
             if getattr(o, name) != getattr(Own, name) and o.online_engine != engine:
                 raise UserError(f"--{name} belongs to --online_engine {engine}, and here it is {o.online_engine}")
+        self.kl_coef = KL if o.kl_coef is None else o.kl_coef
         self.rewarding = _rewarding(o)
         if o.reward_checkpoint is not None and all(p.model != "checkpoint" for p in self._passes):
             raise UserError(f"--reward {o.reward} has no use for --reward_checkpoint")
         own = {f.name for f in dataclasses.fields(Own)} - {"step_split"}
         self.settings = {name: value for name, value in deciding(o).items() if name in own}
+        self.settings["kl_coef"] = self.kl_coef
         self.settings |= {name: value for name, value in deciding(self.rewarding).items() if name not in GIVEN}
         self.label = o.reward
-        self.summary = f"reward {o.reward}, {o.gen_n} responses a prompt by {o.online_engine}, KL coefficient {o.kl:g}"
+        how = f"{o.gen_n} responses a prompt by {o.online_engine}"
+        self.summary = f"reward {o.reward}, {how}, KL coefficient {self.kl_coef:g}"
         self.live: Live | None = None  # from `add_inputs` on
 
     @property
