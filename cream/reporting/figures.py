@@ -138,7 +138,7 @@ def label(name: str) -> str:
 def _html(figure: Figure, source: str) -> str:
     name, alt = escape(figure.id), escape(f"{figure.title}. {figure.about}")
     return (
-        f'<figure{" class=wide" if figure.wide else ""}><figcaption><h3>{escape(figure.title)}</h3>'
+        f"<figure{' class=wide' if figure.wide else ''}><figcaption><h3>{escape(figure.title)}</h3>"
         f"<p>{escape(figure.about)}</p></figcaption>"
         f'<div class="plot" id="{name}" data-from="{source}" role="img" aria-label="{alt}"></div>'
         f"<details><summary>the numbers of this figure</summary>{table(figure.columns, figure.rows)}</details></figure>"

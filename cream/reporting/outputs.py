@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +32,7 @@ class Output:
 
     @cached_property
     def kind(self) -> str | None:
-        """"training", "evaluation", "rewards", "pairs", "samples", "measured", or None for any other output."""
+        """ "training", "evaluation", "rewards", "pairs", "samples", "measured", or None for any other output."""
         if self.path.is_dir():
             return TRAINING
         if self.path.name.partition(".json")[0].endswith(".rows"):
@@ -69,8 +69,17 @@ class Output:
         return next((self.about["inputs"][name] for name in names if name in self.about.get("inputs", {})), None)
 
     def read(self, kind: type[R]) -> Iterator[R]:
-        """Its records; malformed ones are skipped, as the stage that wrote it has said already."""
-        return store.read(self.path, kind, skip=True)
+        """Its records. Raises UserError where one is malformed."""
+        return store.read(self.path, kind)
+
+    @cached_property
+    def answers(self) -> list[Answer]:
+        """The items of an evaluation and whether they are right, without the responses."""
+        return [
+            Answer(uuid=a.uuid, question=a.question, label=a.label, task=a.task, responses="",
+                   final_prediction=a.final_prediction, correct=a.correct)
+            for a in self.read(Answer)
+        ]  # fmt: skip
 
     def summary(self) -> dict | None:
         """The summary next to an evaluation or to measured rewards; None if there is none."""
@@ -90,14 +99,6 @@ class Run:
     outputs: list[Output]
     planned: list[tuple[str, Path]] = field(default_factory=list)
     gold: Sequence[Path] = ()
-
-    @cached_property
-    def labels(self) -> dict[str, Item]:
-        """Questions with labels by uuid: those of `gold`, and of labels.json next to the prompts of its samples."""
-        sources = [path for output in self.of("samples") if (path := output.source("data"))]
-        places = dict.fromkeys([*self.gold, *(path.with_name("labels.json") for path in sources)])
-        found = [path for path in places if path.exists()]
-        return {item.uuid: item for path in found for item in store.read(path, questions_in(path), skip=True)}
 
     def of(self, kind: str) -> list[Output]:
         """Its outputs of a kind."""
@@ -130,7 +131,9 @@ def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> 
     for place in places:
         here = list(_inside(place))
         if not here:
-            raise UserError(f"{place}: not an output of a stage, nor a folder with outputs; docs/reports.md says what is")
+            raise UserError(
+                f"{place}: not an output of a stage, nor a folder with outputs; docs/reports.md says what is"
+            )
         for output in here:
             _add(found, output)
     for path in [*found]:
@@ -145,6 +148,22 @@ def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> 
             if about["inputs"].get("policy") in models and about["settings"].get("mode") == "evaluation":
                 _add(found, _output(meta.with_name(meta.name.removesuffix(".meta.json"))))
     return Run(title, _ordered(found.values()), gold=gold)
+
+
+def read_labels(runs: Iterable[Run]) -> dict[str, Item]:
+    """Questions with labels by uuid: those of the runs' `gold`, and of labels.json next to the prompts of samples."""
+    places: dict[Path, None] = {}
+    for run in runs:
+        sources = [path for output in run.of("samples") if (path := output.source("data"))]
+        places |= dict.fromkeys([*run.gold, *(path.with_name("labels.json") for path in sources)])
+    found = [path for path in places if path.exists() or path in run.gold]
+    return {item.uuid: item for path in found for item in store.read(path, questions_in(path))}
+
+
+def share_outputs(runs: Sequence[Run]) -> list[Run]:
+    """The runs with one object for each file that several have, so that it is read once."""
+    known: dict[Path, Output] = {}
+    return [replace(run, outputs=[known.setdefault(each.path.resolve(), each) for each in run.outputs]) for run in runs]
 
 
 def task_of(record: Record, labels: Mapping[str, Item] = MappingProxyType({})) -> str:

@@ -57,7 +57,9 @@ def build(title: str, sections: Sequence[Section], *, watched: bool = False) -> 
     styles = dict.fromkeys([asset("page.css"), *(section.styles for section in sections if section.styles)])
     if wrong := re.search(r"</(script|style)", "".join([*scripts, *styles]), re.IGNORECASE):
         raise ValueError(f"a script or style contains {wrong[0]}, which would end its element")
-    policy = POLICY.format(scripts=" ".join(map(_hash, [*scripts, *libraries.values()])), connect="'self'" if watched else "'none'")
+    policy = POLICY.format(
+        scripts=" ".join(map(_hash, [*scripts, *libraries.values()])), connect="'self'" if watched else "'none'"
+    )
     links = "\n".join(f'<a href="#{escape(each.id)}">{escape(each.title)}</a>' for each in sections)
     parts = [
         f'<!doctype html>\n<html lang="en"{" data-watched" if watched else ""}>\n<head>\n<meta charset="utf-8">',
@@ -86,7 +88,14 @@ def asset(name: str) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
     """A data table, its texts escaped; numbers are aligned to the right, None is empty."""
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    rows = [tuple(row) for row in rows]
+    numeric = [any(_is_number(value) for value in column) for column in zip(*rows, strict=True)] or [False] * len(
+        columns
+    )
+    head = "".join(
+        f'<th scope="col"{" class=number" if right else ""}>{escape(column)}</th>'
+        for column, right in zip(columns, numeric, strict=True)
+    )
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     inside = f"{title}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>"
@@ -98,8 +107,12 @@ def format_number(value: float | int) -> str:
     return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else f"{value:.4g}"
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _cell(value: object) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if _is_number(value):
         return f'<td class="number">{format_number(value)}</td>'
     return f"<td>{'' if value is None else escape(str(value))}</td>"
 

@@ -56,9 +56,7 @@ def show(runs: Sequence[dict], between: Sequence[dict]) -> Section | None:
     figures = []
     for task in sorted(tasks, key=lambda task: task != MACRO):  # the macro average first, else as they come
         series = [_series(title, rows, task) for title, rows in tested if _has(rows, task)]
-        about = (
-            "Mean of the tasks' accuracies, by model." if task == MACRO else "By model, with 95 % Wilson intervals."
-        )
+        about = "Mean of the tasks' accuracies, by model." if task == MACRO else "By model, with 95 % Wilson intervals."
         number = len(figures) + 1
         title = "Accuracy, mean of all tasks" if task == MACRO else f"Accuracy, {task}"
         figures.append(lines(f"accuracy-{number}", title, about, series, "model", "accuracy, %"))
@@ -78,8 +76,8 @@ def _has(evaluations: Sequence[dict], task: str) -> bool:
 
 
 def _tables(tested: Sequence[tuple[str, list]], runs: Sequence[dict], between: Sequence[dict]) -> Iterator[str]:
-    columns = ("run", "model", "task", "questions", "correct", "accuracy, %", "from", "to", "unanswered, %")
-    columns += ("truncated, %", "tokens")
+    columns = ("run", "model", "task", "questions", "correct", "accuracy, %", "from", "to")
+    columns += ("unanswered, %", "truncated, %", "tokens")
     keys = ("accuracy", "low", "high", "unanswered_rate", "truncated_rate")
     rows = [
         (title, each["name"], row["task"], row["n"], row["correct"], *_percents(row, keys), row["mean_tokens"])
@@ -88,26 +86,54 @@ def _tables(tested: Sequence[tuple[str, list]], runs: Sequence[dict], between: S
         for row in each["tasks"]
     ]
     yield f"<details><summary>all evaluations</summary>{table(columns, rows, 'with 95 % Wilson intervals')}</details>"
-    columns = ("A", "B", "task", "questions", "B - A, points", "from", "to", "only A right", "only B right", "McNemar p")
-    differences = [({"runs": [run["title"]] * 2, **each}) for run in runs for each in run["accuracy"]["differences"]]
-    for title, found in (("Between models", differences), ("Between runs", between)):
-        rows = [
-            (*_names(each), row["task"], row["n"], *_percents(row, ("difference", "low", "high")), row["only_a"],
-             row["only_b"], row["p"])
+    within: dict[tuple, dict] = {}  # those of evaluations that all runs share once, and without a run's name
+    for run in runs:
+        for each in run["accuracy"]["differences"]:
+            shared = all(each in other["accuracy"]["differences"] for other in runs)
+            named = each if shared else {**each, "a": f"{run['title']}: {each['a']}"}
+            within.setdefault(tuple(each["files"]), named)
+    across = [
+        {**each, **{key: f"{title}: {each[key]}" for key, title in zip("ab", each["runs"], strict=True)}}
+        for each in between
+    ]
+    for title, found in (("Between models", [*within.values()]), ("Between runs", across)):
+        yield from _differences(title, found)
+
+
+def _differences(title: str, found: Sequence[dict]) -> Iterator[str]:
+    """A table of the mean over tasks, and of all tasks below."""
+    columns = (
+        "A",
+        "B",
+        "task",
+        "questions",
+        "B - A, points",
+        "from",
+        "to",
+        "only A right",
+        "only B right",
+        "McNemar p",
+    )
+
+    def rows(tasks) -> list[tuple]:
+        shares = ("difference", "low", "high")
+        return [
+            (each["a"], each["b"], *(row[key] for key in ("task", "n")), *_percents(row, shares),
+             *(row[key] for key in ("only_a", "only_b", "p")))
             for each in found
-            for row in each.get("tasks", ())
+            for row in tasks(each.get("tasks", ()))
         ]  # fmt: skip
-        if rows:
-            caption = "paired over the questions: 95 % bootstrap interval, McNemar's exact test"
-            yield f"<h3>{title}</h3>{table(columns, rows, caption)}"
-        for note in {each["note"] for each in found if "note" in each}:
-            yield table(("not compared",), [(note,)])
 
+    def chief(tasks: Sequence[dict]) -> Sequence[dict]:
+        return [row for row in tasks if row["task"] == MACRO] or tasks
 
-def _names(each: dict) -> tuple[str, str]:
-    """What A and B are called: by their runs, too, where these differ."""
-    (one, other), (a, b) = each["runs"], (each["a"], each["b"])
-    return (a, b) if one == other else (f"{one}: {a}", f"{other}: {b}")
+    if some := rows(chief):
+        caption = "paired over the questions: 95 % bootstrap interval, McNemar's exact test"
+        yield f"<h3>{title}</h3>{table(columns, some, caption)}"
+        if len(every := rows(list)) > len(some):
+            yield f"<details><summary>by task</summary>{table(columns, every)}</details>"
+    if notes := dict.fromkeys(each["note"] for each in found if "note" in each):
+        yield table(("not compared",), [(note,) for note in notes])
 
 
 def _percents(row: dict, keys: Sequence[str]) -> list[float | None]:
@@ -138,8 +164,8 @@ def _alike(outputs: Sequence[Output]) -> list[list[Output]]:
 
 def _difference(a: Output, b: Output, seed: int) -> dict:
     """The rows of `compare`; a `note` where the two cannot be compared."""
-    names = {"a": a.name, "b": b.name}
+    names = {"a": a.name, "b": b.name, "files": [str(a.path), str(b.path)]}
     try:
-        return names | {"tasks": compare(join(a.read(Answer), b.read(Answer)), seed)}
+        return names | {"tasks": compare(join(a.answers, b.answers), seed)}
     except UserError as error:
         return names | {"note": f"{a.path} and {b.path}: {error}"}

@@ -1,8 +1,9 @@
 """Consistency of the rankings: C of each set of pairs, what it goes with, and what training made of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
+from types import MappingProxyType
 
 import numpy as np
 
@@ -12,8 +13,8 @@ from cream.evaluation.statistics import wilson_interval
 from cream.evaluation.tasks import grade_record
 from cream.pairs.choice import NUMBERED
 from cream.ranking import kendall, padded
-from cream.records import Pair, Rewards
-from cream.reporting.figures import Figure, Series, bars, lines, matrix, section
+from cream.records import Item, Pair, Rewards
+from cream.reporting.figures import COLOURS, Figure, Series, bars, lines, matrix, section
 from cream.reporting.numbers import by_bins, mean, rank_correlation
 from cream.reporting.outputs import TRAINING, Output, Run, task_of
 from cream.reporting.page import Section, table
@@ -23,25 +24,25 @@ C = [i / 10 for i in range(11)]  # the middles of the bins of C
 TASKS = 12  # tasks with a line of their own
 
 
-def collect(run: Run) -> dict:
-    """`pairs`: each set of pairs, its C and τ, by task, by margin, and against labels; `agreement`: of each two
-    rankings of the same samples the mean τ; `trained`: what training used of C, the margin cap and the margin reached.
-    """
+def collect(run: Run, labels: Mapping[str, Item] = MappingProxyType({})) -> dict:
+    """`pairs`: each set of pairs, its C and τ, by task, by margin, and against `labels`, questions by uuid;
+    `agreement`: of each two rankings of the same samples the mean τ; `trained`: what training used of C, the margin cap and the
+    margin reached."""
     return {
-        "pairs": [_pairs(output, run) for output in run.of("pairs")],
+        "pairs": [_pairs(output, run, labels) for output in run.of("pairs")],
         "agreement": _agreement(run),
         "trained": [_trained(output) for output in run.of(TRAINING) if "mean_c" in output.about.get("counts", {})],
     }
 
 
-def _pairs(output: Output, run: Run) -> dict:
+def _pairs(output: Output, run: Run, labels: Mapping[str, Item]) -> dict:
     c, tau, margin, tasks, gold = [], [], [], {}, []
     for pair in output.read(Pair):
         values = [np.nan if each is None else each for each in (pair.consistency, pair.tau, pair.margin)]
         for into, value in zip((c, tau, margin), values, strict=True):
             into.append(value)
-        tasks.setdefault(task_of(pair, run.labels), []).append(values[0])
-        gold.append(_is_right(pair, run))
+        tasks.setdefault(task_of(pair, labels), []).append(values[0])
+        gold.append(_is_right(pair, labels))
     about = {key: output.about.get(key) for key in ("method", "rank", "mean_consistency")}
     counts = output.about.get("counts", {})
     return {
@@ -68,10 +69,10 @@ def _tally(values: Sequence[float]) -> dict:
     return own | {"histogram": tally.histogram.tolist()}
 
 
-def _is_right(pair: Pair, run: Run) -> bool | None:
+def _is_right(pair: Pair, labels: Mapping[str, Item]) -> bool | None:
     """Whether the chosen response is correct and the rejected one wrong; None where both or neither is, or where
     nothing says."""
-    item = run.labels.get(NUMBERED.sub("", pair.uuid))
+    item = labels.get(NUMBERED.sub("", pair.uuid))
     if item is None:
         return None
     chosen, rejected = (grade_record(item, each[-1].content, Rules())[1] for each in (pair.selected, pair.rejected))
@@ -176,7 +177,17 @@ def _means(known: Sequence[tuple[str, list]]) -> Figure:
         bounds = [[m + sign * e for m, e in zip(middle, errors, strict=True)] for sign in (-1, 1)]
         series.append(Series(title, [each["name"] for each in pairs], middle, *bounds))
     about = "Mean C of each set of pairs, with 95 % intervals; the dotted line at ½ is chance."
-    half = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0.5, "y1": 0.5, "line": {"dash": "dot"}}]
+    half = [
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": 0.5,
+            "y1": 0.5,
+            "line": {"dash": "dot", "color": COLOURS[4]},
+        }
+    ]
     return lines("c-mean", "Mean C", about, series, "pairs", "mean C", shapes=half)
 
 
@@ -193,7 +204,9 @@ def _of_run(start: int, end: str, pairs: Sequence[dict]) -> list[Figure]:
     if len(tasks) > 1:
         series = [_by_task(each, [*tasks]) for each in pairs]
         about = "Mean C by task, with 95 % intervals."
-        found.append(bars(f"c-task-{start}", f"C by task{end}", about, series, "task", "mean C", yaxis={"range": [0, 1]}))
+        found.append(
+            bars(f"c-task-{start}", f"C by task{end}", about, series, "task", "mean C", yaxis={"range": [0, 1]})
+        )
     by_margin = [
         Series(each["name"], *([row[key] for row in each["c_by_margin"]] for key in ("x", "mean", "low", "high")))
         for each in pairs
@@ -219,9 +232,7 @@ def _by_task(pairs: dict, tasks: Sequence[str]) -> Series:
     own = [pairs["tasks"].get(task) for task in tasks]
     middle = [each and each["mean"] for each in own]
     errors = [each and 1.96 * (each["std"] or 0) / max(1, each["n"]) ** 0.5 for each in own]
-    bounds = [
-        [None if m is None else m + sign * e for m, e in zip(middle, errors, strict=True)] for sign in (-1, 1)
-    ]
+    bounds = [[None if m is None else m + sign * e for m, e in zip(middle, errors, strict=True)] for sign in (-1, 1)]
     return Series(pairs["name"], tasks, middle, *bounds)
 
 
@@ -240,7 +251,9 @@ def _matrix(start: int, end: str, agreement: Sequence[dict]) -> list[Figure]:
     for row in known:
         i, j = names.index(row["a"]), names.index(row["b"])
         values[i][j] = values[j][i] = row["tau"]["mean"]
-    about = "Mean Kendall's τ of two models' rankings of the same responses; empty where they have ranked none together."
+    about = (
+        "Mean Kendall's τ of two models' rankings of the same responses; empty where they have ranked none together."
+    )
     return [matrix(f"agreement-{start}", f"Agreement of models{end}", about, names, values, "mean τ")]
 
 
@@ -271,7 +284,18 @@ def _tables(own: Sequence[tuple[str, dict]]) -> str:
         for each in found["pairs"]
     ]  # fmt: skip
     html = [table(columns, rows, "sets of pairs")]
-    columns = ("run", "trained", "method", "β", "pairs", "mean C", "mean C used", "in reverse, %", "cap, nats", "margin")
+    columns = (
+        "run",
+        "trained",
+        "method",
+        "β",
+        "pairs",
+        "mean C",
+        "mean C used",
+        "in reverse, %",
+        "cap, nats",
+        "margin",
+    )
     rows = [
         (title, row["name"], row["method"], row["beta"], row["pairs"], row["mean_c"], row["mean_c_used"],
          _percent(row["share_in_reverse"]), row["cap"], row["margin"])
