@@ -33,8 +33,8 @@ class Series(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure and its numbers: `about` says in a sentence what it shows, `plot` is plotly's figure as JSON values,
-    `columns` and `rows` are its data table."""
+    """A figure and its numbers: `about` says in a sentence what it shows, `plot` is plotly's figure as JSON values with
+    its title, `columns` and `rows` are its data table."""
 
     id: str
     title: str
@@ -167,7 +167,7 @@ def _figure(id, title, about, traces, x, y, numbers, wide, layout: Mapping) -> F
     for key, value in layout.items():
         base[key] = {**base[key], **value} if isinstance(value, Mapping) and key in base else value
     plot = msgspec.json.decode(go.Figure(data=traces, layout=base).to_json(engine="json"))
-    return Figure(id, title, about, plot, *numbers, wide)
+    return Figure(id, title, about, {**plot, "title": label(title)}, *numbers, wide)
 
 
 def _rows(series: Sequence[Series], x: str, y: str) -> tuple[Sequence[str], list[tuple]]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 ASSETS = Path(__file__).with_name("assets")
 DATA_TYPE = "application/gzip+base64"  # a type that no browser runs
+GENERATOR = "report.py html"
 # blob: is an image that the page made itself (a figure saved as PNG)
 POLICY = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {scripts}; connect-src {connect}; "
@@ -43,8 +44,9 @@ class Section(NamedTuple):
     libraries: Mapping[str, str] = MappingProxyType({})
 
 
-def build(title: str, sections: Sequence[Section], *, watched: bool = False) -> str:
-    """The page. `watched`: it is served while outputs grow, and may ask its server whether there is a newer one.
+def build(title: str, sections: Sequence[Section], *, version: str | None = None) -> str:
+    """The page. `version`: of a page that is served while outputs grow, and asks its server whether there is
+    another.
 
     Raises ValueError where a script or style would end its own element, or two sections share an id.
     """
@@ -58,15 +60,16 @@ def build(title: str, sections: Sequence[Section], *, watched: bool = False) -> 
     if wrong := re.search(r"</(script|style)", "".join([*scripts, *styles]), re.IGNORECASE):
         raise ValueError(f"a script or style contains {wrong[0]}, which would end its element")
     policy = POLICY.format(
-        scripts=" ".join(map(_hash, [*scripts, *libraries.values()])), connect="'self'" if watched else "'none'"
+        scripts=" ".join(map(_hash, [*scripts, *libraries.values()])), connect="'none'" if version is None else "'self'"
     )
+    watched = "" if version is None else f' data-watched="{escape(version)}"'
     links = "\n".join(f'<a href="#{escape(each.id)}">{escape(each.title)}</a>' for each in sections)
     parts = [
-        f'<!doctype html>\n<html lang="en"{" data-watched" if watched else ""}>\n<head>\n<meta charset="utf-8">',
+        f'<!doctype html>\n<html lang="en"{watched}>\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">',
-        f"<title>{escape(title)}</title>",
+        f'<meta name="generator" content="{GENERATOR}">\n<title>{escape(title)}</title>',
         *(f"<style>\n{style}\n</style>" for style in styles),
         f'</head>\n<body>\n<a class="skip" href="#main">Skip to the content</a>\n<header>\n<h1>{escape(title)}</h1>',
         f'<nav aria-label="Sections">\n{links}\n</nav>',

@@ -54,3 +54,15 @@ const page = {
   button.hidden = false;
   show();
 })();
+
+// A watched page asks its server for its version, and loads itself again when there is a newer one.
+(() => {
+  const mine = document.documentElement.dataset.watched;
+  if (!mine) return;
+  setInterval(async () => {
+    try {
+      const answer = await fetch("version", { cache: "no-store" });
+      if (answer.ok && (await answer.text()) !== mine) location.reload();
+    } catch { /* the server has ended */ }
+  }, 3000);
+})();

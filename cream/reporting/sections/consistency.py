@@ -26,8 +26,8 @@ TASKS = 12  # tasks with a line of their own
 
 def collect(run: Run, labels: Mapping[str, Item] = MappingProxyType({})) -> dict:
     """`pairs`: each set of pairs, its C and τ, by task, by margin, and against `labels`, questions by uuid;
-    `agreement`: of each two rankings of the same samples the mean τ; `trained`: what training used of C, the margin cap and the
-    margin reached."""
+    `agreement`: of each two rankings of the same samples the mean τ; `trained`: what training used of C, the margin cap
+    and the margin reached."""
     return {
         "pairs": [_pairs(output, run, labels) for output in run.of("pairs")],
         "agreement": _agreement(run),
