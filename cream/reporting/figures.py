@@ -55,7 +55,7 @@ def lines(id: str, title: str, about: str, series: Sequence[Series], x: str, y: 
                 "type": "scatter",
                 "mode": "lines" if many else "lines+markers",
                 "name": label(each.name),
-                "x": [*each.x],
+                "x": _labels(each.x),
                 "y": [*each.y],
                 "line": {"color": colour, "dash": dash, "width": 2},
                 "marker": {"color": colour, "symbol": symbol, "size": 9},
@@ -73,7 +73,7 @@ def bars(id: str, title: str, about: str, series: Sequence[Series], x: str, y: s
         colour, pattern = (of[number % len(of)] for of in (COLOURS, PATTERNS))
         marker = {"color": colour, "line": {"color": colour, "width": 1}}
         marker["pattern"] = {"shape": pattern, "fillmode": "overlay", "fgcolor": "#ffffff", "fgopacity": 0.8, "size": 6}
-        traces.append({"type": "bar", "name": label(each.name), "x": [*each.x], "y": [*each.y], "marker": marker})
+        traces.append({"type": "bar", "name": label(each.name), "x": _labels(each.x), "y": [*each.y], "marker": marker})
         if each.low is not None:
             traces[-1]["error_y"] = _error(each, INK)
     return _figure(id, title, about, traces, x, y, _rows(series, x, y), {"barmode": "group", **layout})
@@ -132,6 +132,11 @@ def plotly() -> str:
 def label(name: str) -> str:
     """A name as a figure shows it: short, and with nothing that plotly takes for markup."""
     return escape(name if len(name) <= LONG else f"{name[: LONG - 1]}…", quote=False)
+
+
+def _labels(values: Sequence) -> list:
+    """Numbers, or names as labels."""
+    return [label(value) if isinstance(value, str) else value for value in values]
 
 
 def _html(figure: Figure, source: str) -> str:
