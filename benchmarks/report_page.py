@@ -4,10 +4,10 @@
     python benchmarks/report_page.py --prompts 200 --rounds 1
 
 Synthetic rewards of --prompts prompts with --responses responses each, half of whose words are those of the response
-before, as of samples of one model: words of this repository's English by frequency. The page is built from files as a loop leaves
-them, and opened in the system's Chromium, without a window, from disk. First paint is the browser's own
+before, as of samples of one model: words of this repository's English by frequency. The page is built from files as a
+loop leaves them, and opened in the system's Chromium, without a window, from disk. First paint is the browser's own
 entry; the latency of a filter is from the event of the input until the list is painted again; memory is the page's heap
-after all texts were searched, and of the whole renderer process.
+after all texts were searched.
 """
 
 import random

@@ -27,7 +27,8 @@ NAME = "preferences"
 LIMIT = 20_000_000  # characters of the page that its data may take
 BLOCK = 1 << 19  # characters of text in a block: a few milliseconds to unpack
 SNIPPET = 120  # characters of a prompt in the list
-MANY_TASKS = 50  # more than these, and the names are not those of tasks
+MANY_TASKS, RARE = 50, 3  # filters are that many of the commonest tasks, each with so many rows
+OTHER_TASK = "other"
 TOKEN_LOG_RATIO = "token_log_ratio"  # a part of rewards: log π - log π_ref of each token of a response
 
 Numbers = Sequence[float | None]
@@ -84,7 +85,7 @@ def section(groups: Sequence[Group], limit: int = LIMIT) -> Section:
     kept = blocks.finish()
     shown = sum(block.prompts for block in kept)
     index = {
-        "groups": [{"title": group.title, "source": str(group.pairs), "models": group.models} for group in groups],
+        "groups": [{"title": each.title, "source": _relative(each.pairs), "models": each.models} for each in groups],
         "blocks": [block.prompts for block in kept],
         "rows": _joined(kept),
         "prompts": {"shown": shown, "all": blocks.prompts, "skipped": dict(skipped)},
@@ -95,6 +96,12 @@ def section(groups: Sequence[Group], limit: int = LIMIT) -> Section:
         (ASSETS / f"browser.{suffix}").read_text(encoding="utf-8") for suffix in ("html", "js", "css")
     )
     return Section(NAME, "Preferences", html, data, script, style)
+
+
+def _relative(path: Path) -> str:
+    """A path as in the folder that the report is made in: a page that is published names no other."""
+    inside = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd()) if inside else path)
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -199,7 +206,7 @@ def _are_numbers(values: object) -> bool:
 def _task(uuid: str, extra: dict, item: Item | None) -> str:
     """The task that a record or its label names, else its uuid up to the number at its end (gsm8k-train-12)."""
     named = (item and item.task) or extra.get("task") or extra.get("subset")
-    return named if isinstance(named, str) else uuid.rstrip("0123456789").rstrip("-_.") or "other"
+    return named if isinstance(named, str) else uuid.rstrip("0123456789").rstrip("-_.") or OTHER_TASK
 
 
 def _snippet(messages: Sequence[Message]) -> str:
@@ -314,8 +321,7 @@ def _joined(blocks: Iterable[Block]) -> dict[str, list]:
         for name in COLUMNS:
             rows[name] += block.rows[name] if name != "item" else [before + item for item in block.rows[name]]
         before += block.prompts
-    tasks = sorted({*rows["task"]})
-    if len(tasks) > MANY_TASKS:  # uuids that end in something else than a number
-        tasks, rows["task"] = ["all"], ["all"] * len(rows["task"])
+    known = [task for task, number in Counter(rows["task"]).most_common(MANY_TASKS) if number >= RARE]
+    tasks = sorted({task if task in known else OTHER_TASK for task in {*rows["task"]}})
     numbers = {task: number for number, task in enumerate(tasks)}
-    return rows | {"task": [numbers[task] for task in rows["task"]], "tasks": tasks}
+    return rows | {"task": [numbers.get(task, numbers.get(OTHER_TASK)) for task in rows["task"]], "tasks": tasks}

@@ -3,10 +3,12 @@
 // which are unpacked when a prompt is shown or searched. Texts of others become text nodes, never markup.
 
 const ROW = 60;  // pixels, as in browser.css
-const LONG = 5000;  // characters of a text that are shown at first
+const LONG = 3000;  // characters of a text that are shown at first
 const KEPT = 6;  // unpacked blocks that are held
 const SLICE = 10;  // milliseconds of searching between two looks at the user's input
-const FIELDS = ["q", "sort", "round", "task", "source", "shown", "chosen", "rejected", "c_min", "c_max", "margin_min", "margin_max"];
+const RANGES = ["c_min", "c_max", "margin_min", "margin_max"];
+const FILTERS = ["round", "task", "source", "shown", "chosen", "rejected", ...RANGES];
+const FIELDS = ["q", "sort", ...FILTERS];
 const root = document.getElementById("preferences");
 const part = (name) => root.querySelector(`[data-part="${name}"]`);
 const form = root.querySelector("form");
@@ -15,6 +17,7 @@ const list = part("list");
 let index;  // groups, tasks, rows by column
 let rows = new Int32Array(0);  // the rows that match, in order
 let selected = -1;  // a row of the index; -1: none, -2: the address names one that is not in this page
+let touched = false;  // the page's address follows what is shown once the user has touched anything
 let pinned = false;  // the address named it: it stays, even if it does not match
 let hits = null;  // by prompt: 1 where its texts have the searched words; null: nothing is searched
 
@@ -26,9 +29,11 @@ function element(tag, properties = {}, ...children) {
     if (name in made) made[name] = value;
     else made.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
+  made.append(...present(children));
   return made;
 }
+
+const present = (children) => children.filter((child) => child !== null && child !== undefined);
 
 // A text in its own direction, so that marks in it cannot reorder what is around it.
 const isolated = (text) => element("bdi", { textContent: text });
@@ -47,12 +52,29 @@ function marked(text) {
 function block(text) {
   const made = element("div", { className: "browser-text", dir: "auto" }, ...marked(text.slice(0, LONG)));
   if (text.length <= LONG) return made;
-  const more = element("button", { type: "button", textContent: `show all ${text.length.toLocaleString("en")} characters` });
+  const more = element("button", { type: "button", textContent: `show all ${count(text.length)} characters` });
   more.addEventListener("click", () => { made.replaceChildren(...marked(text)); more.remove(); });
   return element("div", {}, made, more);
 }
 
-const number = (value, digits = 4) => (value === null || value === undefined || Number.isNaN(value) ? "–" : String(+value.toPrecision(digits)).replace("-", "−"));
+function number(value, digits = 4) {
+  return Number.isFinite(value) ? String(+value.toPrecision(digits)).replace("-", "−") : "–";
+}
+
+const numbers = (values) => [values].flat().map((value) => number(value)).join(", ");
+const count = (value) => value.toLocaleString("en");
+const soft = (text) => element("p", { className: "soft", textContent: text });
+
+// What somebody said, under their name.
+function said(name, text) {
+  return element("div", { className: "browser-turn" }, element("span", {}, isolated(name)), block(text));
+}
+
+// Names and values as a list of definitions.
+function pairsOf(facts) {
+  const line = ([name, value]) => element("div", {}, element("dt", {}, isolated(name)), element("dd", {}, value));
+  return element("dl", { className: "browser-numbers" }, ...facts.map(line));
+}
 
 // Texts ----------------------------------------------------------------------------------------------------------
 
@@ -70,7 +92,7 @@ async function unpacked(at) {
 // A prompt of a block as one object: {prompt, responses, reward, ...} with strings in place of their numbers.
 function promptOf(value, at) {
   const text = (number) => (number === null ? null : value.strings[number]);
-  const found = Object.fromEntries(Object.entries(value).filter(([name]) => name !== "strings").map(([name, column]) => [name, column[at] || null]));
+  const found = Object.fromEntries(Object.entries(value).map(([name, column]) => [name, column[at] ?? null]));
   found.prompt = found.prompt.map((each, at) => (at % 2 ? text(each) : each));
   found.responses = found.responses.map(text);
   found.reason = (found.reason || []).map(text);
@@ -131,9 +153,7 @@ async function search() {
       since = performance.now();
     }
   }
-  const before = selected;
   show();
-  if (selected >= 0 && selected === before) detail();  // to mark the words
 }
 
 // Filters --------------------------------------------------------------------------------------------------------
@@ -149,7 +169,7 @@ function matching() {
     if (low !== "") tests.push((row) => column[row] >= low);
     if (high !== "") tests.push((row) => column[row] <= high);
   };
-  const right = (column, value) => value && tests.push((row) => (value === "-" ? column[row] === null : column[row] === +value));
+  const right = (column, value) => value && tests.push((row) => column[row] === (value === "-" ? null : +value));
   equal(group, wanted.round, index.groups.map((each) => each.title));
   equal(task, wanted.task, index.rows.tasks);
   equal(source, wanted.source, index.sources);
@@ -163,21 +183,22 @@ function matching() {
   for (let row = 0; row < item.length; row++) if (tests.every((test) => test(row))) found.push(row);
   const made = Int32Array.from(found);
   const key = { c, margin }[wanted.sort.replace("-", "")], sign = wanted.sort.startsWith("-") ? -1 : 1;
-  return key ? made.sort((a, b) => sign * (key[a] - key[b]) || Number.isNaN(key[a]) - Number.isNaN(key[b]) || a - b) : made;
+  if (!key) return made;
+  const last = (row) => Number.isNaN(key[row]);  // without a number: at the end
+  return made.sort((a, b) => last(a) - last(b) || sign * (key[a] - key[b]) || a - b);
 }
 
 function show(prefix = "") {
   rows = matching();
-  const active = FIELDS.slice(2).filter((name) => form[name].value).length;
+  const active = FILTERS.filter((name) => form[name].value).length;
   part("active").textContent = active ? `(${active} set)` : "";
-  const noun = { none: "prompts without a pair", all: "pairs and prompts" }[form.shown.value] || "pairs";
-  part("count").textContent = `${prefix}${rows.length.toLocaleString("en")} of ${index.rows.item.length.toLocaleString("en")} ${noun}`;
+  const noun = { none: "prompts without a pair", all: "pairs and prompts without one" }[form.shown.value] || "pairs";
+  const total = index.rows.item.length;
+  const all = { none: total - index.pairs, all: total }[form.shown.value] ?? index.pairs;
+  part("count").textContent = `${prefix}${count(rows.length)} of ${count(all)} ${noun}`;
   part("rows").style.height = `${rows.length * ROW}px`;
-  paint();
-  if (prefix) return;
-  if (rows.indexOf(selected) >= 0 || pinned) remember();
-  else select(rows.length ? rows[0] : -1, false);
-  head();
+  if (prefix) return paint();
+  select(pinned ? selected : rows.length ? rows[0] : -1);
 }
 
 let searched = "";
@@ -195,15 +216,16 @@ const CORRECT = { 1: "✓ right", 0: "✗ wrong" };
 function rowElement(at) {
   const row = rows[at], { snippet, c, margin, chosen, chosen_right, rejected_right, task, group } = index.rows;
   const facts = [];
-  if (index.rows.tasks.length > 1) facts.push(index.rows.tasks[task[row]]);
-  if (index.groups.length > 1) facts.push(index.groups[group[row]].title);
   if (chosen[row] === null) facts.push("no pair");
   else {
     if (!Number.isNaN(c[row])) facts.push(`C ${number(c[row], 2)}`);
     if (!Number.isNaN(margin[row])) facts.push(`margin ${number(margin[row], 3)}`);
     const sides = [chosen_right[row], rejected_right[row]];
-    if (sides.some((each) => each !== null)) facts.push(sides.map((each) => (CORRECT[each] || "?").slice(0, 1)).join(" over "));
+    const marks = sides.map((each) => (CORRECT[each] || "?")[0]);
+    if (marks.some((each) => each !== "?")) facts.push(marks.join(" over "));
   }
+  if (index.rows.tasks.length > 1) facts.push(index.rows.tasks[task[row]]);
+  if (index.groups.length > 1) facts.push(index.groups[group[row]].title);
   return element("div", {
     className: "browser-row", id: `preference-row-${row}`, role: "option", ariaSelected: String(row === selected),
     ariaSetSize: String(rows.length), ariaPosInSet: String(at + 1), style: `top: ${at * ROW}px`,
@@ -222,18 +244,15 @@ function paint() {
   else list.removeAttribute("aria-activedescendant");
 }
 
-// Selects a row of the index, and scrolls the list so that it is in view.
-function select(row, scroll = true) {
+// Selects a row of the index: scrolls the list so that it is in view, and shows its prompt.
+function select(row) {
   selected = row;
-  const at = rows.indexOf(row);
-  if (scroll && at >= 0) {
-    const top = at * ROW;
-    if (top < list.scrollTop) list.scrollTop = top;
-    else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
-  }
+  const top = rows.indexOf(row) * ROW;
+  if (top >= 0 && top < list.scrollTop) list.scrollTop = top;
+  else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
   paint();
-  remember();
-  return detail();
+  if (touched) history.replaceState(null, "", address(selected));
+  detail();
 }
 
 function move(step) {
@@ -245,21 +264,16 @@ function move(step) {
 
 function address(row) {
   const filters = Object.entries(settings()).filter(([name, value]) => value && name !== "round");
-  const round = form.round.value || (index.groups.length > 1 && row >= 0 ? index.groups[index.rows.group[row]].title : "");
+  const round = form.round.value ? [["round", form.round.value]] : [];
   const pair = row >= 0 ? [["pair", index.rows.uuid[row]]] : [];
-  return "#" + new URLSearchParams([...pair, ...(round ? [[form.round.value ? "round" : "of", round]] : []), ...filters]);
-}
-
-// Puts what is shown into the page's address, once the user has touched it or came by such an address.
-let touched = false;
-function remember() {
-  if (touched) history.replaceState(null, "", address(selected));
+  if (row >= 0 && !round.length && index.groups.length > 1) pair.push(["of", index.groups[index.rows.group[row]].title]);
+  return `#${new URLSearchParams([...pair, ...round, ...filters])}`;
 }
 
 // Shows what the page's address says; false where it speaks of something else.
 function recall() {
   const given = new URLSearchParams(location.hash.slice(1));
-  if (![...given.keys()].some((name) => name === "pair" || FIELDS.includes(name)) || !location.hash.includes("=")) return false;
+  if (!location.hash.includes("=") || !["pair", ...FIELDS].some((name) => given.has(name))) return false;
   for (const name of FIELDS) form[name].value = given.get(name) || "";
   for (const name of FIELDS) if (form[name].selectedIndex === -1) form[name].value = "";
   const { uuid, group } = index.rows, title = given.get("round") || given.get("of");
@@ -268,10 +282,8 @@ function recall() {
   touched = true;
   pinned = wanted !== null;
   if (pinned && selected < 0) selected = -2;
-  if (FIELDS.slice(2).some((name) => form[name].value)) part("filters").open = true;
+  if (FILTERS.some((name) => form[name].value)) part("filters").open = true;
   changed();
-  if (selected >= 0) select(selected);
-  else if (pinned) part("pair").replaceChildren(element("p", {}, "This page has no pair ", isolated(wanted), "."));
   root.scrollIntoView();
   return true;
 }
@@ -288,16 +300,19 @@ function ranks(values, ranked) {
 const letter = (at) => (at < 26 ? String.fromCharCode(65 + at) : `${at + 1}`);
 
 function head() {
-  const at = rows.indexOf(selected), place = part("pair").querySelector("[data-part='place']");
+  const at = rows.indexOf(selected), place = part("place");
   if (!place) return;
-  place.textContent = at < 0 ? "not among those that match" : `${(at + 1).toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+  place.textContent = at < 0 ? "does not match" : `${count(at + 1)} of ${count(rows.length)}`;
   part("pair").querySelector("a").href = address(selected);
-  for (const [name, end] of [["previous", 0], ["next", rows.length - 1]]) part("pair").querySelector(`[data-part='${name}']`).disabled = at === end;
+  for (const [name, end] of [["previous", 0], ["next", rows.length - 1]]) part(name).disabled = at === end;
 }
 
 async function detail() {
   const row = selected, columns = index.rows, item = columns.item[row];
-  if (row < 0) return part("pair").replaceChildren(element("p", { className: "soft", textContent: "Nothing matches." }));
+  if (row < 0) {
+    part("pair").replaceChildren(soft(row === -1 ? "Nothing matches." : "This page does not have the pair of its address."));
+    return;
+  }
   let at = 0;
   while (index.starts[at + 1] <= item) at++;
   const found = promptOf(await unpacked(at), item - index.starts[at]);
@@ -307,78 +322,94 @@ async function detail() {
   const side = (at) => (at === pair.chosen ? "chosen" : at === pair.rejected ? "rejected" : "");
   const turn = (name, label, step) => {
     const made = element("button", { type: "button", textContent: label, "data-part": name });
-    made.addEventListener("click", () => { move(step); part("pair").querySelector(`[data-part='${name}']`)?.focus(); });
+    made.addEventListener("click", () => { touched = true; move(step); });
     return made;
   };
-  const facts = [["C", columns.c[row]], ["τ", columns.tau[row]], ["margin", columns.margin[row]]].filter(([, value]) => value !== null && !Number.isNaN(value)).map(([name, value]) => [name, number(value)]);
-  facts.push(["task", isolated(columns.tasks[columns.task[row]])], ["round", isolated(group.title)], ["source", isolated(group.source)]);
+  const values = [["C", columns.c[row]], ["τ", columns.tau[row]], ["margin", columns.margin[row]]];
+  const texts = [["task", columns.tasks[columns.task[row]]], ["round", group.title], ["source", group.source]];
+  const facts = values.filter(([, value]) => Number.isFinite(value)).map(([name, value]) => [name, number(value)]);
+  facts.push(...texts.map(([name, text]) => [name, isolated(text)]));
   const scroll = part("pair");
-  const focused = scroll.contains(document.activeElement) && document.activeElement.dataset.part;
-  scroll.replaceChildren(
+  const focused = scroll.contains(document.activeElement) ? document.activeElement.dataset.part : null;
+  const link = element("a", { textContent: "link", title: "the address of this pair with these filters" });
+  const place = element("span", { className: "soft", "data-part": "place" });
+  const turns = found.prompt.flatMap((text, at) => (at % 2 ? [said(found.prompt[at - 1], text)] : []));
+  scroll.replaceChildren(...present([
     element("div", { className: "browser-head" },
       element("h3", {}, isolated(columns.uuid[row])),
-      element("div", {}, turn("previous", "previous", -1), element("span", { className: "soft", "data-part": "place" }), turn("next", "next", 1), element("a", { textContent: "link", title: "the address of this pair with these filters" }))),
-    element("dl", { className: "browser-numbers" }, ...facts.map(([name, value]) => element("div", {}, element("dt", { textContent: name }), element("dd", {}, value)))),
-    columns.c[row] < 0.5 ? element("p", { className: "soft", textContent: "C is below ½: training with C prefers the rejected response." }) : null,
-    columns.chosen[row] === null ? element("p", { className: "soft", textContent: "This prompt has no pair." }) : null,
-    element("h4", { textContent: "Prompt" }),
-    ...found.prompt.flatMap((text, at) => (at % 2 ? [element("div", { className: "browser-turn" }, element("span", { textContent: found.prompt[at - 1] }), block(text))] : [])),
+      element("div", {}, turn("previous", "previous", -1), place, turn("next", "next", 1), link)),
+    pairsOf(facts),
+    columns.c[row] < 0.5 ? soft("C is below ½: training with C prefers the rejected response.") : null,
+    columns.chosen[row] === null ? soft("This prompt has no pair.") : null,
+    element("h4", { textContent: "Prompt" }), ...turns,
     ...(found.reward ? [element("h4", { textContent: "Rankings" }), rankings(found, group, side)] : []),
     element("h4", { textContent: found.reward ? "Responses, by reward" : "Responses" }),
     ...byReward(found).map((at) => response(found, at, side(at))),
-  );
+  ]));
   scroll.scrollTop = 0;
   head();
-  if (focused) scroll.querySelector(`[data-part='${focused}']`)?.focus();
+  if (focused && focused !== "pair") part(focused)?.focus({ preventScroll: true });
 }
 
-const byReward = ({ responses, reward }) => responses.map((_, at) => at).sort((a, b) => (reward ? (reward[b] ?? -Infinity) - (reward[a] ?? -Infinity) || 0 : 0) || a - b);
+function byReward({ responses, reward }) {
+  const value = (at) => reward?.[at] ?? -1e308;
+  return responses.map((_, at) => at).sort((a, b) => value(b) - value(a) || a - b);
+}
 
-const verdict = (value) => (value === null || value === undefined ? null : value in CORRECT ? element("span", { className: value ? "browser-right" : "browser-wrong", textContent: CORRECT[value] }) : number(value));
+function verdict(gold) {
+  if (gold === null || gold === undefined) return null;
+  const right = CORRECT[gold];
+  if (!right) return number(gold);
+  return element("span", { className: gold ? "browser-right" : "browser-wrong", textContent: right });
+}
 
 // Both rankings as a table: reward and rank by either model.
 function rankings(found, group, side) {
-  const both = [found.reward, found.previous].map((values) => values && { values, ranks: ranks(values, found.ranked || []) });
-  const titles = ["response", ...group.models.flatMap((model, at) => (both[at] ? [[isolated(model), ": reward"], "rank"] : []))];
-  if (found.tokens) titles.push("tokens");
-  if (found.gold) titles.push("label");
+  const ranking = (values) => values && { values, ranks: ranks(values, found.ranked || []) };
+  const both = [ranking(found.reward), ranking(found.previous)];
+  const titles = group.models.flatMap((model, at) => (both[at] ? [[isolated(model), ": reward"], ["rank"]] : []));
+  if (found.tokens) titles.push(["tokens"]);
+  if (found.gold) titles.push(["label"]);
   const cells = (at) => [
     ...both.flatMap((each) => (each ? [number(each.values[at]), each.ranks[at] ? String(each.ranks[at]) : "–"] : [])),
     ...(found.tokens ? [String(found.tokens[at] ?? "–")] : []),
   ];
   const line = (at) => element("tr", {},
-    element("th", { scope: "row" }, letter(at), side(at) ? element("span", { className: `browser-badge ${side(at)}`, textContent: ` ${side(at)}` }) : null),
+    element("th", { scope: "row" }, letter(at), " ", badge(side(at))),
     ...cells(at).map((text) => element("td", { className: "number", textContent: text })),
     ...(found.gold ? [element("td", {}, verdict(found.gold[at]))] : []));
-  return element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Rankings" }, element("table", {},
-    element("thead", {}, element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, ...[title].flat())))),
-    element("tbody", {}, ...byReward(found).map(line))));
+  const heads = [["response"], ...titles].map((title) => element("th", { scope: "col" }, ...title));
+  return element("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Rankings" },
+    element("table", {},
+      element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...byReward(found).map(line))));
 }
 
+const badge = (side) => (side ? element("span", { className: `browser-badge ${side}`, textContent: side }) : null);
+
 function response(found, at, side) {
-  const ratios = found.parts?.token_log_ratio?.[at];
-  const others = Object.entries(found.parts || {}).filter(([name, values]) => name !== "token_log_ratio" && values[at] !== null);
-  const said = found.texts.filter(([, texts]) => texts[at] !== null && texts[at] !== undefined);
-  const about = [
-    element("b", { textContent: `Response ${letter(at)}` }),
-    side ? element("span", { className: `browser-badge ${side}`, textContent: side }) : null,
-    verdict(found.gold?.[at]),
-    found.reward ? element("span", { textContent: found.reason[at] ? "no reward: " : `reward ${number(found.reward[at])}` }, found.reason[at] ? isolated(found.reason[at]) : null) : null,
-    found.finish?.[at] === "length" ? element("span", { textContent: "truncated" }) : null,
-  ];
+  const own = Object.entries(found.parts || {}).filter(([, values]) => values[at] !== null);
+  const ratios = own.find(([name]) => name === "token_log_ratio")?.[1][at];
+  const parts = own.filter(([name]) => name !== "token_log_ratio");
+  const texts = found.texts.filter(([, each]) => typeof each[at] === "string");
   const more = (title, ...children) => element("details", {}, element("summary", { textContent: title }), ...children);
   return element("div", { className: `browser-response ${side}` },
-    element("div", { className: "browser-title" }, ...about),
+    element("div", { className: "browser-title" },
+      element("b", { textContent: `Response ${letter(at)}` }),
+      badge(side),
+      verdict(found.gold?.[at]),
+      found.finish?.[at] === "length" ? element("span", { textContent: "truncated" }) : null,
+      found.reason[at] ? element("span", {}, "no reward: ", isolated(found.reason[at])) : null),
     block(found.responses[at]),
-    others.length ? more("Parts of the reward", element("dl", { className: "browser-numbers" }, ...others.map(([name, values]) => element("div", {}, element("dt", {}, isolated(name)), element("dd", { textContent: [values[at]].flat().map((value) => number(value)).join(", ") }))))) : null,
-    said.length ? more(said.length > 1 ? `${said.length} texts of the judge` : "The judge’s text", ...said.map(([name, texts]) => element("div", { className: "browser-turn" }, element("span", {}, isolated(name)), block(texts[at])))) : null,
+    parts.length ? more("Parts of the reward", pairsOf(parts.map(([name, each]) => [name, numbers(each[at])]))) : null,
+    texts.length ? more(`Judge’s texts (${texts.length})`, ...texts.map(([name, all]) => said(name, all[at]))) : null,
     ratios ? more("Log-ratio of each token (nats)", tokens(ratios, found.pieces?.[at])) : null);
 }
 
 // Tokens with their log-ratio beneath; without recorded pieces, the numbers alone.
 function tokens(ratios, pieces) {
-  return element("div", { className: "browser-tokens", dir: "auto" }, ...ratios.map((ratio, at) =>
-    element("ruby", { className: ratio > 0 ? "up" : "down" }, String(pieces?.[at] ?? at + 1), element("rt", { textContent: number(ratio, 2) }))));
+  const token = (ratio, at) => element("ruby", { className: ratio > 0 ? "up" : "down" },
+    String(pieces?.[at] ?? at + 1), element("rt", { textContent: number(ratio, 2) }));
+  return element("div", { className: "browser-tokens", dir: "auto" }, ...ratios.map(token));
 }
 
 // Start ----------------------------------------------------------------------------------------------------------
@@ -390,11 +421,13 @@ function fill(select, names) {
 
 function keys(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || !index) return;
-  const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
-  const box = root.getBoundingClientRect(), mine = root.contains(event.target) || (event.target === document.body && box.top < innerHeight / 2 && box.bottom > innerHeight / 2);
-  if (typing || !mine) return;
-  const inList = event.target === list, page = Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
-  const steps = { j: 1, k: -1, ...(inList ? { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity } : {}) };
+  if (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  const box = root.getBoundingClientRect(), middle = innerHeight / 2;
+  const inView = box.top < middle && box.bottom > middle && event.target === document.body;
+  if (!inView && !root.contains(event.target)) return;
+  const screen = Math.max(1, Math.floor(list.clientHeight / ROW) - 1);
+  const arrows = { ArrowDown: 1, ArrowUp: -1, PageDown: screen, PageUp: -screen, Home: -Infinity, End: Infinity };
+  const steps = { j: 1, k: -1, ...(event.target === list ? arrows : {}) };
   if (event.key in steps) {
     touched = true;
     move(steps[event.key]);
@@ -405,21 +438,25 @@ function keys(event) {
 
 async function start() {
   const value = await page.data("preferences-index");
-  const numbers = (column) => Float64Array.from(column, (each) => each ?? NaN);
-  for (const name of ["c", "tau", "margin"]) value.rows[name] = numbers(value.rows[name]);
+  const floats = (column) => Float64Array.from(column, (each) => each ?? NaN);
+  for (const name of ["c", "tau", "margin"]) value.rows[name] = floats(value.rows[name]);
   value.sources = [...new Set(value.groups.map((each) => each.source))];
   value.rows.source = value.rows.group.map((at) => value.sources.indexOf(value.groups[at].source));
   value.starts = [0];
-  for (const count of value.blocks) value.starts.push(value.starts.at(-1) + count);
+  for (const prompts of value.blocks) value.starts.push(value.starts.at(-1) + prompts);
+  value.pairs = value.rows.chosen.filter((each) => each !== null).length;
   index = value;
   fill(form.round, index.groups.map((each) => each.title));
   fill(form.task, index.rows.tasks);
   fill(form.source, index.sources);
-  const labelled = [...index.rows.chosen_right, ...index.rows.rejected_right].some((each) => each !== null);
-  for (const name of ["chosen", "rejected"]) form[name].closest("label").hidden = !labelled;
+  for (const name of ["chosen", "rejected"]) {
+    form[name].closest("label").hidden = index.rows[`${name}_right`].every((each) => each === null);
+  }
   form.shown.closest("label").hidden = !index.rows.chosen.includes(null);
-  const { shown, all, skipped } = index.prompts, notes = Object.entries(skipped).map(([why, count]) => `${count.toLocaleString("en")} prompts are skipped: ${why}.`);
-  if (shown < all) notes.unshift(`This page has room for ${shown.toLocaleString("en")} of ${all.toLocaleString("en")} prompts, taken at equal distances; the files have all of them.`);
+  const { shown, all, skipped } = index.prompts;
+  const notes = Object.entries(skipped).map(([why, number]) => `${count(number)} prompts are skipped: ${why}.`);
+  const room = `This page has room for ${count(shown)} of ${count(all)} prompts, taken at equal distances.`;
+  if (shown < all) notes.unshift(room);
   part("note").textContent = notes.join(" ");
   part("note").hidden = !notes.length;
   part("filters").open = innerWidth > 700;
@@ -439,4 +476,7 @@ async function start() {
   if (!recall()) show();
 }
 
-start().catch((error) => { part("count").textContent = `The preferences cannot be read: ${error.message}`; throw error; });
+start().catch((error) => {
+  part("count").textContent = `The preferences cannot be read: ${error.message}`;
+  throw error;
+});
