@@ -79,7 +79,7 @@ function pairsOf(facts) {
 // Texts ----------------------------------------------------------------------------------------------------------
 
 const blocks = new Map();  // number -> its columns, the last used last
-const haystacks = [];  // by block: all texts in lower case, and where each prompt begins
+const haystacks = [];  // by block, promised: all texts in lower case, and where each prompt begins
 
 async function unpacked(at) {
   const value = blocks.get(at) || (await page.data(`preferences-${at}`));
@@ -100,8 +100,9 @@ function promptOf(value, at) {
   return found;
 }
 
-async function haystack(at) {
-  if (haystacks[at]) return haystacks[at];
+const haystack = (at) => (haystacks[at] ??= makeHaystack(at));
+
+async function makeHaystack(at) {
   const value = await page.data(`preferences-${at}`);
   const lower = value.strings.map((text) => text.toLowerCase());
   const pieces = [], starts = new Int32Array(value.prompt.length + 1);
@@ -117,7 +118,7 @@ async function haystack(at) {
     }
   }
   starts[value.prompt.length] = length;
-  return (haystacks[at] = { text: pieces.join("\u0001"), starts });
+  return { text: pieces.join("\u0001"), starts };
 }
 
 // Marks the prompts of a block whose texts have the needle; a prompt that has it is left at once.
@@ -133,6 +134,7 @@ function searchBlock({ text, starts }, needle, first) {
 let searches = 0;
 async function search() {
   const turn = ++searches, needle = form.q.value.toLowerCase();
+  list.ariaBusy = "true";
   if (!needle) {
     hits = null;
     return show();
@@ -142,7 +144,7 @@ async function search() {
   for (let row = 0; row < uuid.length; row++) if (uuid[row].toLowerCase().includes(needle)) hits[item[row]] = 1;
   let since = performance.now();
   for (let at = 0; at < index.blocks.length; at++) {
-    const hay = haystacks[at] || (await haystack(at));
+    const hay = await haystack(at);
     if (turn !== searches) return;
     hits = found;
     searchBlock(hay, needle, index.starts[at]);
@@ -198,6 +200,7 @@ function show(prefix = "") {
   part("count").textContent = `${prefix}${count(rows.length)} of ${count(all)} ${noun}`;
   part("rows").style.height = `${rows.length * ROW}px`;
   if (prefix) return paint();
+  list.ariaBusy = "false";
   select(pinned ? selected : rows.length ? rows[0] : -1);
 }
 
@@ -464,6 +467,9 @@ async function start() {
   const onInput = () => { touched = true; pinned = false; changed(); };
   form.addEventListener("input", onInput);
   form.addEventListener("reset", () => setTimeout(onInput));
+  form.q.addEventListener("focus", async () => {  // unpacked while the user types
+    for (let at = 0; at < index.blocks.length; at++) await haystack(at);
+  }, { once: true });
   form.addEventListener("submit", (event) => event.preventDefault());
   list.addEventListener("scroll", () => requestAnimationFrame(paint), { passive: true });
   list.addEventListener("click", (event) => {
