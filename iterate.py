@@ -88,6 +88,7 @@ def main(argv=None):
     if not config.loop.dry_run:
         columns = [(loop.title, results(commands[path])) for path, loop in loops.items()]
         log.info("\n%s\n%.0f s in all", table(columns), time.monotonic() - began)
+        report([(loop, commands[path]) for path, loop in loops.items()])
 
 
 def prepare(loop: Loop, devices: list[str], bf16: bool | None, outputs: set[Path]) -> tuple[list[Command], list[str]]:
@@ -106,6 +107,21 @@ def run(loop: Loop, commands: list[Command], *, dry_run: bool = False) -> None:
         log.info("$ %s", shlex.join(["python", command.script, *command.argv()]))
         if not dry_run and (code := _run(command, loop)):
             sys.exit(code)
+
+
+def report(loops: list[tuple[Loop, list[Command]]]) -> None:
+    """Write report.html into the output folder of the last loop, and print its path. The loops are finished: whatever
+    goes wrong with the page is a line in the log."""
+    path = Path(loops[-1][0].output_dir, "report.html")
+    try:
+        from cream.reporting.outputs import of_commands
+        from cream.reporting.report import Files, write_all
+
+        write_all(Files(path), [of_commands(loop.title, commands) for loop, commands in loops])
+    except ImportError as error:
+        log.info("no report: %s; make setup installs what is missing", error)
+    except Exception as error:
+        log.info("no report: %s: %s", type(error).__name__, error)
 
 
 def config_of(script: str) -> type:

@@ -3,11 +3,22 @@
 const page = {
   // The JSON value of a section's data, by its name. Unpacked on each call: keep it.
   async data(name) {
+    return page.unpacked(name).json();
+  },
+  // Run a library, at the first call for it.
+  library(name) {
+    return page.libraries[name] ??= page.unpacked(name).text().then((code) => {
+      const script = document.createElement("script");
+      script.textContent = code;  // one whose hash the policy names
+      document.head.append(script);
+    });
+  },
+  libraries: {},
+  unpacked(name) {
     const text = atob(document.getElementById(name).textContent);
     const bytes = new Uint8Array(text.length);
     for (let at = 0; at < text.length; at++) bytes[at] = text.charCodeAt(at);
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(stream).json();
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")));
   },
   // Is the page dark now, by the button or by the system?
   dark() {
@@ -42,4 +53,16 @@ const page = {
   if (["light", "dark"].includes(saved())) document.documentElement.dataset.theme = saved();
   button.hidden = false;
   show();
+})();
+
+// A watched page asks its server for its version, and loads itself again when there is a newer one.
+(() => {
+  const mine = document.documentElement.dataset.watched;
+  if (!mine) return;
+  setInterval(async () => {
+    try {
+      const answer = await fetch("version", { cache: "no-store" });
+      if (answer.ok && (await answer.text()) !== mine) location.reload();
+    } catch { /* the server has ended */ }
+  }, 3000);
 })();
