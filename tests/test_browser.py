@@ -44,8 +44,8 @@ def pair(uuid: str, texts=ANSWERS, chosen=0, rejected=4, index=True, **fields) -
 def group(tmp_path):
     """Writes records into files, and returns their group."""
 
-    def make(pairs, current=None, previous=None, labels=None, **fields) -> Group:
-        files = {"pairs": pairs, "rewards": current, "previous": previous, "labels": labels}
+    def make(pairs, current=None, previous=None, **fields) -> Group:
+        files = {"pairs": pairs, "rewards": current, "previous": previous}
         paths = {name: tmp_path / f"{name}.jsonl" for name, records in files.items() if records is not None}
         for name, path in paths.items():
             store.write(path, files[name])
@@ -92,11 +92,13 @@ def test_both_rankings_with_the_responses_that_both_have(group):
 
 
 def test_labels_say_which_responses_are_right(group):
-    labels = [Item(uuid="a", question=Q[1].content, label="4", task="gsm8k")]
-    made = section([group([pair("a")], [rewards("a"), rewards("b")], labels=labels)])
+    labels = {"a": Item(uuid="a", question=Q[1].content, label="4", task="gsm8k")}
+    made = section([group([pair("a")], [rewards("a"), rewards("b")])], labels)
     rows, texts = index_of(made)["rows"], texts_of(made)
     assert texts["gold"] == [[1, 0, 1, 1, 0], None]
     assert rows["chosen_right"] == [1, None] and rows["rejected_right"] == [0, None]
+    rows = index_of(section([group([pair("a#2", chosen=1, index=False)])], labels))["rows"]
+    assert rows["chosen_right"] == [0] and rows["rejected_right"] == [0]
 
 
 def test_gold_values_in_the_records_serve_as_labels(group):
@@ -151,7 +153,7 @@ def test_prompts_that_have_no_room_are_skipped_at_equal_distances(group, monkeyp
     assert len(kept) == said["shown"] and kept[-1] > 180 and max(steps) < 20
     assert len(half.data) - 1 == len(index_of(half)["blocks"]) < len(whole.data) - 1
     tiny = browser.Blocks(10)
-    for prompt in browser.read(group([], numbered), {}):
+    for prompt in browser.read(group([], numbered), {}, {}):
         tiny.add(0, prompt)
     assert len(tiny._blocks) < 5  # never many more in memory than there is room for
 

@@ -370,11 +370,11 @@ function verdict(gold) {
 function rankings(found, group, side) {
   const ranking = (values) => values && { values, ranks: ranks(values, found.ranked || []) };
   const both = [ranking(found.reward), ranking(found.previous)];
-  const titles = group.models.flatMap((model, at) => (both[at] ? [[isolated(model), ": reward"], ["rank"]] : []));
+  const titles = group.models.flatMap((model, at) => (both[at] ? [[isolated(model), " reward (rank)"]] : []));
   if (found.tokens) titles.push(["tokens"]);
   if (found.gold) titles.push(["label"]);
   const cells = (at) => [
-    ...both.flatMap((each) => (each ? [number(each.values[at]), each.ranks[at] ? String(each.ranks[at]) : "–"] : [])),
+    ...both.flatMap((each) => (each ? [`${number(each.values[at])} (${each.ranks[at] ?? "–"})`] : [])),
     ...(found.tokens ? [String(found.tokens[at] ?? "–")] : []),
   ];
   const line = (at) => element("tr", {},
