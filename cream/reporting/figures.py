@@ -42,10 +42,9 @@ class Figure(NamedTuple):
     plot: dict
     columns: Sequence[str]
     rows: Sequence[Sequence]
-    wide: bool = False
 
 
-def lines(id: str, title: str, about: str, series: Sequence[Series], x: str, y: str, *, wide=False, **layout) -> Figure:
+def lines(id: str, title: str, about: str, series: Sequence[Series], x: str, y: str, **layout) -> Figure:
     """Lines with points, and bars for their intervals."""
     traces, series = [], [*map(_thinned, series)]
     for number, each in enumerate(series):
@@ -64,10 +63,10 @@ def lines(id: str, title: str, about: str, series: Sequence[Series], x: str, y: 
         )
         if each.low is not None:
             traces[-1]["error_y"] = _error(each, colour)
-    return _figure(id, title, about, traces, x, y, _rows(series, x, y), wide, layout)
+    return _figure(id, title, about, traces, x, y, _rows(series, x, y), layout)
 
 
-def bars(id: str, title: str, about: str, series: Sequence[Series], x: str, y: str, *, wide=False, **layout) -> Figure:
+def bars(id: str, title: str, about: str, series: Sequence[Series], x: str, y: str, **layout) -> Figure:
     """Groups of bars."""
     traces = []
     for number, each in enumerate(series):
@@ -77,7 +76,7 @@ def bars(id: str, title: str, about: str, series: Sequence[Series], x: str, y: s
         traces.append({"type": "bar", "name": label(each.name), "x": [*each.x], "y": [*each.y], "marker": marker})
         if each.low is not None:
             traces[-1]["error_y"] = _error(each, INK)
-    return _figure(id, title, about, traces, x, y, _rows(series, x, y), wide, {"barmode": "group", **layout})
+    return _figure(id, title, about, traces, x, y, _rows(series, x, y), {"barmode": "group", **layout})
 
 
 def matrix(
@@ -107,7 +106,7 @@ def matrix(
     rows = [(names[i], names[j], value) for i, row in enumerate(values) for j, value in enumerate(row)]
     rows = [row for row in rows if row[2] is not None]
     layout = {"annotations": notes, "yaxis": {"autorange": "reversed"}}
-    return _figure(id, title, about, [trace], "", "", (("model", "model", unit), rows), False, layout)
+    return _figure(id, title, about, [trace], "", "", (("model", "model", unit), rows), layout)
 
 
 def section(
@@ -138,14 +137,14 @@ def label(name: str) -> str:
 def _html(figure: Figure, source: str) -> str:
     name, alt = escape(figure.id), escape(f"{figure.title}. {figure.about}")
     return (
-        f"<figure{' class=wide' if figure.wide else ''}><figcaption><h3>{escape(figure.title)}</h3>"
+        f"<figure><figcaption><h3>{escape(figure.title)}</h3>"
         f"<p>{escape(figure.about)}</p></figcaption>"
         f'<div class="plot" id="{name}" data-from="{source}" role="img" aria-label="{alt}"></div>'
         f"<details><summary>the numbers of this figure</summary>{table(figure.columns, figure.rows)}</details></figure>"
     )
 
 
-def _figure(id, title, about, traces, x, y, numbers, wide, layout: Mapping) -> Figure:
+def _figure(id, title, about, traces, x, y, numbers, layout: Mapping) -> Figure:
     """The figure with what all of them have, checked by plotly."""
     import plotly.graph_objects as go
 
@@ -160,14 +159,14 @@ def _figure(id, title, about, traces, x, y, numbers, wide, layout: Mapping) -> F
         "dragmode": False,
         "hovermode": "closest",
         "showlegend": len(traces) > 1,
-        "legend": {"orientation": "h", "y": -0.25, "yanchor": "top", "x": 0},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "xaxis": {**axis, "title": {"text": x}, "fixedrange": True},
         "yaxis": {**axis, "title": {"text": y}, "fixedrange": True},
     }
     for key, value in layout.items():
         base[key] = {**base[key], **value} if isinstance(value, Mapping) and key in base else value
     plot = msgspec.json.decode(go.Figure(data=traces, layout=base).to_json(engine="json"))
-    return Figure(id, title, about, {**plot, "title": label(title)}, *numbers, wide)
+    return Figure(id, title, about, {**plot, "title": label(title)}, *numbers)
 
 
 def _rows(series: Sequence[Series], x: str, y: str) -> tuple[Sequence[str], list[tuple]]:

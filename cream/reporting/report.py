@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ def serve_page(find: Callable[[], Sequence[Run]], seed: int, port: int) -> None:
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror}; 0 takes a free one") from None
     log.info("watching %s; Ctrl-C ends it\n%s", title, server.url)
-    with server:
+    with server, suppress(KeyboardInterrupt):
         server.serve_forever()
 
 

@@ -218,9 +218,7 @@ def _of_rewards(number: int, end: str, rewards: Sequence[dict]) -> list[Figure]:
             "Mean reward above the mean of its prompt, in bins of about equally many responses, with 95 % intervals."
         )
         x = f"length, {' or '.join(sorted(units))}"
-        found.append(
-            lines(f"length-{number}", f"Reward against length{end}", about, series, x, "reward above its prompt's")
-        )
+        found.append(lines(f"length-{number}", f"Reward against length{end}", about, series, x, "reward, centred"))
     scored = [each for each in rewards if each["judge"] and "scores" in each["judge"]]
     if scored:
         series = [
