@@ -31,9 +31,10 @@ def collect(runs: Sequence[Run], seed: int = 0) -> dict:
     }
 
 
-def sections(numbers: dict) -> list[page.Section]:
-    """The sections that have something to show."""
+def sections(numbers: dict, preferences: page.Section | None = None) -> list[page.Section]:
+    """The sections that have something to show; `preferences` is the only one that is not made of numbers."""
     runs = numbers["runs"]
     found = [accuracy.show(runs, numbers["between"])]
-    found += [each.show(runs) for each in (consistency, rewards, training, lineage)]
+    found += [each.show(runs) for each in (consistency, rewards, training)]
+    found += [preferences, lineage.show(runs)]
     return [each for each in found if each is not None]

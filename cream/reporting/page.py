@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 ASSETS = Path(__file__).with_name("assets")
 DATA_TYPE = "application/gzip+base64"  # a type that no browser runs
+GZIP = b"\x1f\x8b"  # how a gzip file begins, and no JSON
 GENERATOR = "report.py html"
 # blob: is an image that the page made itself (a figure saved as PNG)
 POLICY = (
@@ -28,7 +29,8 @@ class Section(NamedTuple):
     """A part of the page, with a heading of its own and a link in the contents list.
 
     `id`: its anchor, by which others link to it. `html`: its content, in which all foreign text is escaped already.
-    `data`: name -> bytes of JSON, compressed into the page; a script gets the value by `await page.data(name)`.
+    `data`: name -> bytes of JSON, compressed into the page unless they are gzip already; a script gets the value by
+    `await page.data(name)`.
     `scripts`, `styles`: JavaScript that runs once the page is parsed, in a function of its own; CSS. Those of several
     sections that are equal are there once. See assets/page.js for what a script may call, and assets/page.css for the
     colours (`var(--text)`, `var(--accent)`, ...). `libraries`: name -> JavaScript, compressed into the page as data
@@ -127,7 +129,7 @@ def _body(section: Section) -> str:
 
 
 def _payload(name: str, value: bytes) -> str:
-    packed = base64.b64encode(gzip.compress(value, 6, mtime=0)).decode()
+    packed = base64.b64encode(value if value[:2] == GZIP else gzip.compress(value, 6, mtime=0)).decode()
     return f'<script type="{DATA_TYPE}" id="{escape(name)}">{packed}</script>'
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cream.errors import UserError
 from cream.files import store
 from cream.files.provenance import ARGS, RUN, meta_path
-from cream.reporting import export, markdown, page
+from cream.reporting import browser, export, markdown, page
 from cream.reporting.collect import collect, sections
 from cream.reporting.outputs import Run
 from cream.reporting.watch import Watched, serve
@@ -37,9 +37,9 @@ def write_all(files: Files, runs: Sequence[Run], seed: int = 0) -> None:
     named = {suffix: Path(path) for path, suffix in zip(files, MARKS, strict=False) if path}
     for suffix, path in named.items():
         _check_free(path, suffix)
-    browser = export.find_browser() if files.figures else None
+    chromium = export.find_browser() if files.figures else None
     numbers = collect(runs, seed)
-    shown = sections(numbers)
+    shown = sections(numbers, browser.of_runs(runs))
     _write(named[".html"], page.build(_title(runs), shown))
     log.info("report: %s", named[".html"])
     if files.markdown:
@@ -48,8 +48,8 @@ def write_all(files: Files, runs: Sequence[Run], seed: int = 0) -> None:
     if files.json:
         store.write_json(named[".json"], numbers)
         log.info("numbers: %s", files.json)
-    if browser:
-        drawn = export.write_figures(shown, Path(files.figures), browser)
+    if chromium:
+        drawn = export.write_figures(shown, Path(files.figures), chromium)
         log.info("figures: %d files in %s", len(drawn), files.figures)
 
 
@@ -59,7 +59,7 @@ def serve_page(find: Callable[[], Sequence[Run]], seed: int, port: int) -> None:
 
     def build(version: str) -> str:
         runs = find()
-        return page.build(_title(runs), sections(collect(runs, seed)), version=version)
+        return page.build(_title(runs), sections(collect(runs, seed), browser.of_runs(runs)), version=version)
 
     title = _title(find())
     try:

@@ -108,13 +108,13 @@ def _agreement(run: Run) -> list[dict]:
         for a, b in combinations(group, 2):
             both = [uuid for uuid in values[a] if len(values[a][uuid]) == len(values[b].get(uuid, ()))]
             tau = kendall(*(padded(values[each][uuid] for uuid in both) for each in (a, b))) if both else []
-            names = {name: _ranking(each, run) for name, each in (("a", a), ("b", b))}
+            names = {name: ranking_name(each, run) for name, each in (("a", a), ("b", b))}
             samples = (a.source("input_file") or a.path).name
             found.append({**names, "samples": samples, "tau": mean(tau)})
     return found
 
 
-def _ranking(output: Output, run: Run) -> str:
+def ranking_name(output: Output, run: Run) -> str:
     """Whose ranking it is: the model's; of another kind of reward with its name."""
     model = run.models.get(output.input("policy", "reward_model", "judge"))
     reward = output.about.get("reward")
