@@ -18,6 +18,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PATTERNS = ("", "/", ".", "x", "-", "\\")
 INK, PALE = "#1b1f24", "#d3d7dd"  # of exported figures; on a page its own
+HEIGHT, LINE = 320, 14  # pixels of a figure, and of each name above it
 LONG = 40  # characters of a name in a figure
 POINTS = 200  # of a curve; of a longer one every k-th
 
@@ -160,7 +161,7 @@ def _figure(id, title, about, traces, x, y, numbers, layout: Mapping) -> Figure:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 50, "r": 10, "t": 10, "b": 40},
-        "height": 340,
+        "height": HEIGHT + (LINE * len(traces) if len(traces) > 1 else 0),
         "dragmode": False,
         "hovermode": "closest",
         "showlegend": len(traces) > 1,
