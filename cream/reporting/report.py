@@ -46,7 +46,7 @@ def write_all(files: Files, runs: Sequence[Run], seed: int = 0) -> None:
         _write(named[".md"], markdown.card(numbers))
         log.info("section of a model card: %s", files.markdown)
     if files.json:
-        store.write_json(named[".json"], numbers)
+        store.update_json(named[".json"], numbers)
         log.info("numbers: %s", files.json)
     if chromium:
         drawn = export.write_figures(shown, Path(files.figures), chromium)
@@ -89,8 +89,10 @@ def _head(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with store.atomic(path) as file:
-        file.write(text.encode())
+    """Write a file, unless it has this content: a loop that is run again changes nothing."""
+    if not path.exists() or path.read_bytes() != text.encode():
+        with store.atomic(path) as file:
+            file.write(text.encode())
 
 
 def watched_files(runs: Sequence[Run]) -> Iterator[Path]:
