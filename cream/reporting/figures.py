@@ -18,6 +18,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PATTERNS = ("", "/", ".", "x", "-", "\\")
 INK, PALE = "#1b1f24", "#d3d7dd"  # of exported figures; on a page its own
+HEIGHT, LINE = 320, 14  # pixels of a figure, and of each name above it
 LONG = 40  # characters of a name in a figure
 POINTS = 200  # of a curve; of a longer one every k-th
 
@@ -55,7 +56,7 @@ def lines(id: str, title: str, about: str, series: Sequence[Series], x: str, y: 
                 "type": "scatter",
                 "mode": "lines" if many else "lines+markers",
                 "name": label(each.name),
-                "x": [*each.x],
+                "x": _labels(each.x),
                 "y": [*each.y],
                 "line": {"color": colour, "dash": dash, "width": 2},
                 "marker": {"color": colour, "symbol": symbol, "size": 9},
@@ -73,7 +74,7 @@ def bars(id: str, title: str, about: str, series: Sequence[Series], x: str, y: s
         colour, pattern = (of[number % len(of)] for of in (COLOURS, PATTERNS))
         marker = {"color": colour, "line": {"color": colour, "width": 1}}
         marker["pattern"] = {"shape": pattern, "fillmode": "overlay", "fgcolor": "#ffffff", "fgopacity": 0.8, "size": 6}
-        traces.append({"type": "bar", "name": label(each.name), "x": [*each.x], "y": [*each.y], "marker": marker})
+        traces.append({"type": "bar", "name": label(each.name), "x": _labels(each.x), "y": [*each.y], "marker": marker})
         if each.low is not None:
             traces[-1]["error_y"] = _error(each, INK)
     return _figure(id, title, about, traces, x, y, _rows(series, x, y), {"barmode": "group", **layout})
@@ -134,6 +135,11 @@ def label(name: str) -> str:
     return escape(name if len(name) <= LONG else f"{name[: LONG - 1]}…", quote=False)
 
 
+def _labels(values: Sequence) -> list:
+    """Numbers, or names as labels."""
+    return [label(value) if isinstance(value, str) else value for value in values]
+
+
 def _html(figure: Figure, source: str) -> str:
     name, alt = escape(figure.id), escape(f"{figure.title}. {figure.about}")
     return (
@@ -155,7 +161,7 @@ def _figure(id, title, about, traces, x, y, numbers, layout: Mapping) -> Figure:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 50, "r": 10, "t": 10, "b": 40},
-        "height": 340,
+        "height": HEIGHT + (LINE * len(traces) if len(traces) > 1 else 0),
         "dragmode": False,
         "hovermode": "closest",
         "showlegend": len(traces) > 1,

@@ -46,7 +46,10 @@ class Output:
         """How figures call it: a file's name without its ending; a run's folder."""
         if self.path.name in SAME:
             return self.path.parent.name
-        return self.path.name.partition(".json")[0].removesuffix(".evaluation")
+        stem = self.path.name.partition(".json")[0].removesuffix(".evaluation")
+        return (
+            stem.partition(".rewarding.")[2].replace(f"-{LAST}", "") or stem
+        )  # its default name begins with its input
 
     @property
     def script(self) -> str | None:

@@ -1,5 +1,6 @@
 """Consistency of the rankings: C of each set of pairs, what it goes with, and what training made of it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
@@ -116,7 +117,7 @@ def _agreement(run: Run) -> list[dict]:
 
 def ranking_name(output: Output, run: Run) -> str:
     """Whose ranking it is: the model's; of another kind of reward with its name."""
-    model = run.models.get(output.input("policy", "reward_model", "judge"))
+    model = run.models.get(output.input("policy", "rm", "judge", "reward_model"))
     reward = output.about.get("reward")
     return f"{model}" if model and reward in ("dpo", "likelihood") else " ".join(filter(None, (model, reward))) or "?"
 
@@ -163,8 +164,8 @@ def show(runs: Sequence[dict]) -> Section | None:
         figures.append(capped)
     intro = (
         "<p>C says how far two models' rankings of the same responses agree: 1 fully, ½ as by chance, 0 in reverse. "
-        "C = (τ + 1) / 2 for Kendall's τ. Training trusts a pair by its C; below ½ it prefers the rejected response."
-        "</p>"
+        "C = (τ + 1) / 2 for Kendall's τ. Training trusts a pair by its C; below ½ it prefers the rejected response. "
+        "Pairs of other strategies have no C, or in its place a confidence that the chosen response is better.</p>"
     )
     return section("consistency", TITLE, intro, figures, _tables(own))
 
@@ -244,7 +245,7 @@ def _by_label(pairs: dict) -> Series:
 
 def _matrix(start: int, end: str, agreement: Sequence[dict]) -> list[Figure]:
     known = [row for row in agreement if row["tau"]["mean"] is not None]
-    names = list(dict.fromkeys(name for row in known for name in (row["b"], row["a"])))
+    names = sorted({name for row in known for name in (row["b"], row["a"])}, key=_by_number)
     if not known:
         return []
     values = [[1.0 if a == b else None for b in names] for a in names]
@@ -255,6 +256,11 @@ def _matrix(start: int, end: str, agreement: Sequence[dict]) -> list[Figure]:
         "Mean Kendall's τ of two models' rankings of the same responses; empty where they have ranked none together."
     )
     return [matrix(f"agreement-{start}", f"Agreement of models{end}", about, names, values, "mean τ")]
+
+
+def _by_number(name: str) -> list:
+    """M2 before M10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _caps(own: Sequence[tuple[str, dict]]) -> Figure | None:

@@ -11,6 +11,7 @@ from cream.evaluation.rewards import correlation
 from cream.evaluation.rewards.report import format_summary
 from cream.evaluation.statistics import wilson_interval
 from cream.files import store
+from cream.pairs.choice import NUMBERED
 from cream.records import Pair, Rewards
 from cream.reporting.figures import Figure, Series, bars, lines, section
 from cream.reporting.numbers import by_bins, estimate, histogram, mean
@@ -46,7 +47,7 @@ def _rewards(output: Output, run: Run, values: dict[str, dict], seed: int) -> di
         "name": output.name,
         "file": str(output.path),
         "reward": output.about.get("reward"),
-        "by": run.models.get(output.input("policy", "reward_model", "judge")),
+        "by": run.models.get(output.input("policy", "rm", "judge", "reward_model")),
         "prompts": len(records),
         "responses": sum(map(len, judged.rewards)),
         "without": dict(reasons),
@@ -130,7 +131,7 @@ def _pairs(output: Output, values: dict[str, dict]) -> dict:
     source, both, margins = values.get(output.input("file1", "rewards") or "", {}), [], []
     for pair in output.read(Pair):
         margins.append(np.nan if pair.margin is None else pair.margin)
-        row = source.get(pair.uuid.partition("#")[0])
+        row = source.get(NUMBERED.sub("", pair.uuid))
         if row and None not in (pair.selected_index, pair.rejected_index):
             both.append((row[pair.selected_index], row[pair.rejected_index]))
     chosen, rejected = zip(*both, strict=True) if both else ((), ())
@@ -297,8 +298,9 @@ def _tables(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
     for title, found in own:
         for each in found["measured"]:
             summary = escape(format_summary(each["summary"]))
-            yield f"<h3>{escape(each['name'])} ({escape(title)})</h3>"
-            yield f'<div class="scroll" tabindex="0"><pre>{summary}</pre></div>'
+            numbers = f'<div class="scroll" tabindex="0"><pre>{summary}</pre></div>'
+            name = escape(f"{title}: {each['name']}" if len(own) > 1 else each["name"])
+            yield f"<details><summary>{name}, measured</summary>{numbers}</details>"
 
 
 def _percent(part: int, whole: int) -> float | None:
