@@ -229,6 +229,10 @@ def test_hostile_texts_are_shown_as_text(opened):
             details.evaluate("each => each.open = true")
         shown = tab.locator(f"{PAIR} .browser-response .browser-text").first.evaluate("each => each.textContent")
         assert shown == text[:3000]
+        pieces = tab.locator(f"{PAIR} .browser-tokens > span").evaluate_all(
+            "all => all.map((each) => each.textContent)"
+        )
+        assert pieces == ["<b>0.5", f"{text[:20]}−0.25"]
         assert tab.locator(f"{PAIR} script, {PAIR} img, {PAIR} b:not(.browser-title b)").count() == 0
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         if len(text) > 3000:
@@ -274,6 +278,8 @@ def test_the_report_of_a_loop(chromium, loop_report, width):
         expect(tab, COUNT, "pairs")
         assert {"Accuracy", "Consistency", "Preferences"} <= {*tab.locator("main h2").all_inner_texts()}
         assert tab.locator(".browser-response").count() == 4
+        heads = tab.locator(f"{PAIR} thead th").all_inner_texts()
+        assert heads[1].startswith("m1") and heads[2].startswith(("m0", "M0"))
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert barriers(tab) == {}
 
