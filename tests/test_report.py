@@ -2,9 +2,12 @@
 
 import http.client
 import json
+import logging
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -12,19 +15,22 @@ import pytest
 from scipy.stats import kendalltau, spearmanr
 from workspace import LOOP
 
+import iterate
 from cream.consistency import Tally, margin_cap
 from cream.errors import UserError
 from cream.evaluation.compare import compare, join
 from cream.files import store
 from cream.files.provenance import read_meta
+from cream.loops.plan import Loop
 from cream.records import Answer, Pair, Rewards
-from cream.reporting import export, figures, markdown, watch
+from cream.reporting import export, figures, markdown, report, watch
 from cream.reporting.collect import FORMAT, collect, sections
 from cream.reporting.figures import Series, lines
 from cream.reporting.numbers import by_bins, histogram, mean, rank_correlation
 from cream.reporting.outputs import Run, of_places, task_of
 from cream.reporting.page import Section, build, table
 from cream.reporting.report import Files, write_all
+from cream.reporting.sections import rewards, training
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> \"'&\u202e\u0007 [x](javascript:y) | `$a$`" + "w" * 300
 
@@ -288,27 +294,28 @@ def test_the_page_is_self_contained_and_is_made_of_the_numbers(reported):
     world, numbers = reported
     html = (world.folder / "outputs/r.html").read_text()
     seen = check_self_contained(html)
-    assert [each["id"] for each in seen.all("section")] == ["accuracy", "consistency", "rewards", "training", "lineage"]
+    names = ["accuracy", "consistency", "rewards", "training", "preferences", "lineage"]
+    assert [each["id"] for each in seen.all("section")] == names
     plots = [attrs for attrs in seen.all("div") if attrs.get("class") == "plot"]
     assert len(plots) == len(seen.all("figure")) > 15 and all(each["aria-label"] for each in plots)
     for part in html.split("<figure>")[1:]:
         assert "<table>" in part.partition("</figure>")[0]
-    assert build("loop", sections(numbers)) == html
+    assert all(section.html in html for section in sections(numbers))
     card = (world.folder / "outputs/r.md").read_text()
     assert "### Evaluation" in card and "| m2 | train.py | pairs, m1 |" in card
 
 
 def test_a_report_replaces_only_reports(reported):
     world, _ = reported
-    assert "report: outputs/r.html" in world.run(f"report.py html {LOOP} --output outputs/r.html").out
+    assert "report: outputs/r.html" in world.run(f"report.py html {LOOP}/m0.json --output outputs/r.html").out
     for flags in (
         f"--json {LOOP}/pairs.json",
         f"--output outputs/r.html --markdown {LOOP}/m0.json",
-        "--output README.md",
+        "--output scripts/setup.sh",
     ):
         assert "give another name" in (err := world.refused(f"report.py html {LOOP} {flags}")) or "end in" in err
     assert "no such file" in world.refused("report.py html outputs/nowhere")
-    assert "not an output" in world.refused("report.py html localdata/tiny/nothing.txt README.md")
+    assert "not an output" in world.refused("report.py html scripts/setup.sh")
     assert "none of its outputs" in world.refused("report.py html configs/recipes/tiny_cream.yaml")
 
 
@@ -338,6 +345,64 @@ def test_hostile_names_are_shown_as_text(tmp_path):
     assert not {"img", "b"} & {tag for tag, _ in seen.elements}
     assert HOSTILE in "".join(seen.text) and "<b>a" in "".join(seen.text)
     assert numbers["runs"][0]["accuracy"]["differences"][0]["tasks"][0]["n"] == 8
+
+
+def test_verdicts_and_measured_rewards_are_counted(tmp_path):
+    """Two prompts of three responses: five of six scores parsed, three different; one comparison changes with the
+    order; four measured pairs, the two that are certain right."""
+    turn = {"role": "user", "content": "q"}
+    about = {"prompt": [turn], "response": [[turn, {"role": "assistant", "content": f"a{i}"}] for i in range(3)]}
+    half = [[None, 0.9, 0.2], [0.8, None, 0.4], [0.7, 0.6, None]]
+    rows = [
+        {**about, "reward": [3.0, 3.0, 4.0], "parts": {"scores": [[3.0], [3.0], [4.0]]}, "preferences": half},
+        {
+            **about,
+            "reward": [1.0, 3.0, None],
+            "parts": {"scores": [[1.0], [3.0], [None]]},
+            "reason": [None, None, "odd"],
+        },
+    ]
+    (tmp_path / "judged.json").write_text(json.dumps(dict(zip("ab", rows, strict=True))))
+    measured = [{"uuid": str(i), "p": p} for i, p in enumerate((0.9, 0.9, 0.6, 0.4))] + [{"uuid": "x", "p": None}]
+    (tmp_path / "m.rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in measured))
+    (tmp_path / "m.summary.json").write_text('{"rows": 4}')
+    found = rewards.collect(of_places("judges", sorted(tmp_path.glob("*[sd].json*"))))
+    (judged,) = found["rewards"]
+    scores, compared = judged["judge"]["scores"], judged["judge"]["comparisons"]
+    assert (scores["asked"], scores["parsed"], scores["rate"]) == (6, 5, 5 / 6)
+    assert scores["histogram"] == {"middles": [1, 3, 4], "counts": [1, 3, 1]}
+    assert (compared["in_both_orders"], compared["clear"], compared["changed"]) == (3, 3, 1)
+    assert judged["without"] == {"odd": 1} and judged["ties"]["equal"] == 1
+    (one,) = found["measured"]
+    assert one["summary"] == {"rows": 4} and [(each["n"], each["mean"]) for each in one["by_confidence"]] == [
+        (2, 0.5),
+        (2, 1.0),
+    ]
+
+
+def test_a_training_that_still_runs_is_shown(tmp_path):
+    """Its log may end in half a line; a loop lists what is not finished."""
+    (tmp_path / "M1").mkdir()
+    (tmp_path / "M1/args.json").write_text('{"settings": {"train_stage": "sft"}, "inputs": {}}')
+    (tmp_path / "M1/log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    run = replace(of_places("t", [tmp_path]), planned=[("train M1", tmp_path / "M1"), ("last", tmp_path / "gone.json")])
+    found = training.collect(run)
+    assert found["left"] == ["train M1", "last"] and not found["stages"][0]["finished"]
+    assert found["curves"][0]["log"] == [{"step": 1, "loss": 2.0}]
+
+
+def test_a_finished_loop_is_not_lost_with_its_report(tmp_path, caplog, monkeypatch):
+    loop = Loop(title="t", model="tiny", output_dir=str(tmp_path))
+    log = logging.getLogger("cream")
+    monkeypatch.setattr(log, "propagate", True)
+    with caplog.at_level("INFO"):
+        for error in (ImportError("No module named 'plotly'"), ValueError("odd")):
+            monkeypatch.setattr(report, "write_all", Mock(side_effect=error))
+            iterate.report([(loop, [])])
+    assert [each.message for each in caplog.records] == [
+        "no report: No module named 'plotly'; make setup installs what is missing",
+        "no report: ValueError: odd",
+    ]
 
 
 def test_without_plotly_nothing_is_written(tmp_path, monkeypatch):
