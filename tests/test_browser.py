@@ -9,7 +9,7 @@ import pytest
 from cream.errors import UserError
 from cream.files import store
 from cream.records import Item, Message, Pair, Rewards
-from cream.reporting import browser
+from cream.reporting import blocks, browser
 from cream.reporting.browser import Group, section
 from cream.reporting.page import build
 
@@ -141,7 +141,7 @@ def test_rare_names_are_no_tasks(group):
 
 
 def test_prompts_that_have_no_room_are_skipped_at_equal_distances(group, monkeypatch):
-    monkeypatch.setattr(browser, "BLOCK", 100)  # a few prompts a block
+    monkeypatch.setattr(blocks, "BLOCK", 100)  # a few prompts a block
     numbered = [rewards(f"q-{i}", [f"{i} {n} " + "abc" * 10 for n in range(5)]) for i in range(200)]
     whole = section([group([], numbered)])
     size = len(build("", [whole]))
@@ -152,7 +152,7 @@ def test_prompts_that_have_no_room_are_skipped_at_equal_distances(group, monkeyp
     steps = {b - a for a, b in zip(kept, kept[1:], strict=False)}
     assert len(kept) == said["shown"] and kept[-1] > 180 and max(steps) < 20
     assert len(half.data) - 1 == len(index_of(half)["blocks"]) < len(whole.data) - 1
-    tiny = browser.Blocks(10)
+    tiny = blocks.Blocks(10)
     for prompt in browser.read(group([], numbered), {}, {}):
         tiny.add(0, prompt)
     assert len(tiny._blocks) < 5  # never many more in memory than there is room for

@@ -57,7 +57,7 @@ def of_runs(runs: Sequence[Run]) -> Section | None:
     titles = Counter(title for title, _, _ in found.values())
     groups = []
     for title, output, run in found.values():
-        folder = "" if titles[title] == 1 else f" ({output.path.parent.name})"
+        folder = "" if titles[title] == 1 else f" ({_relative(output.path.parent)})"
         groups.append(_group(title + folder, output, run))
     return section(groups, read_labels(runs))
 

@@ -390,9 +390,9 @@ function rankings(found, group, side) {
 const badge = (side) => (side ? element("span", { className: `browser-badge ${side}`, textContent: side }) : null);
 
 function response(found, at, side) {
-  const own = Object.entries(found.parts || {}).filter(([, values]) => values[at] !== null);
-  const ratios = own.find(([name]) => name === "token_log_ratio")?.[1][at];
-  const parts = own.filter(([name]) => name !== "token_log_ratio");
+  const recorded = found.parts?.token_log_ratio?.[at], ratios = Array.isArray(recorded) ? recorded : null;
+  const own = Object.entries(found.parts || {}).filter(([, values]) => (values[at] ?? null) !== null);
+  const parts = own.filter(([name]) => name !== "token_log_ratio" || !ratios);
   const texts = found.texts.filter(([, each]) => typeof each[at] === "string");
   const more = (title, ...children) => element("details", {}, element("summary", { textContent: title }), ...children);
   return element("div", { className: `browser-response ${side}` },
@@ -410,8 +410,8 @@ function response(found, at, side) {
 
 // Tokens with their log-ratio beneath; without recorded pieces, the numbers alone.
 function tokens(ratios, pieces) {
-  const token = (ratio, at) => element("ruby", { className: ratio > 0 ? "up" : "down" },
-    String(pieces?.[at] ?? at + 1), element("rt", { textContent: number(ratio, 2) }));
+  const token = (ratio, at) => element("span", { className: ratio > 0 ? "up" : "down" },
+    isolated(String(pieces?.[at] ?? at + 1)), element("small", { textContent: number(ratio, 2) }));
   return element("div", { className: "browser-tokens", dir: "auto" }, ...ratios.map(token));
 }
 
