@@ -19,7 +19,7 @@ from cream.reporting.figures import plotly
 from cream.reporting.page import Section
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-SIZES = {"svg": (800, 450, 1), "png": (800, 450, 2)}  # width, height, and pixels for each of these
+SIZES = {"svg": (800, 480, 1), "png": (800, 480, 2)}  # width, height, and pixels for each of these
 SECONDS = 120
 DRAWN = re.compile(r'<img id="([\w-]+)\.(png|svg)" src="data:image/[^,;]*(;base64)?,([^"]*)"')
 DRAW = """
@@ -28,7 +28,8 @@ DRAW = """
   for (const [id, { data, layout, title }] of Object.entries(await page.data("figures"))) {
     for (const [format, [width, height, scale]] of Object.entries(await page.data("sizes"))) {
       const image = document.createElement("img");
-      const shown = { ...layout, title: { text: title }, paper_bgcolor: "#ffffff", margin: { t: 60, r: 30 } };
+      const heading = { text: title, y: 0.97, yanchor: "top" };
+      const shown = { ...layout, title: heading, paper_bgcolor: "#ffffff", margin: { t: 90, r: 30 } };
       image.id = `${id}.${format}`;
       image.src = await Plotly.toImage({ data, layout: shown }, { format, width, height, scale });
       document.body.append(image);

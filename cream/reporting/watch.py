@@ -60,14 +60,15 @@ def serve(watched: Watched, port: int = 0, token: str | None = None) -> Threadin
             names = (f"{HOST}:{self.server.server_port}", f"localhost:{self.server.server_port}")
             if self.headers.get("Host") not in names:  # another site's name that leads here
                 return self.send_error(404)
-            if secrets.compare_digest(path.encode(), f"/{token}/".encode()):
-                try:
-                    return self._answer(watched.page(), "text/html")
-                except Exception as error:  # an output is being replaced: the next request finds it whole
-                    return self._answer(f"not now: {error}", "text/plain", 503)
-            if secrets.compare_digest(path.encode(), f"/{token}/version".encode()):
-                return self._answer(watched.version(), "text/plain")
-            return self.send_error(404)
+            made = {f"/{token}/": (watched.page, "text/html"), f"/{token}/version": (watched.version, "text/plain")}
+            found = [how for name, how in made.items() if secrets.compare_digest(path.encode(), name.encode())]
+            if not found:
+                return self.send_error(404)
+            make, kind = found[0]
+            try:
+                return self._answer(make(), kind)
+            except Exception as error:  # an output is being replaced: a later request finds it whole
+                return self._answer(f"not now: {error}", "text/plain", 503)
 
         def _answer(self, text: str, kind: str, status: int = 200) -> None:
             content = text.encode()
