@@ -101,6 +101,7 @@ def main(argv=None):
         lines += describe_alarms([course.loop.title for course in each], found)
         text = "\n".join([table(columns, [alarmed.models for alarmed in found]), *lines])
         log.info("\n%s\n%.0f s in all", text, time.monotonic() - began)
+        report([(course.loop, course.ran) for course in each])
 
 
 def prepare(
@@ -149,6 +150,21 @@ def _size_of_training(loop: Loop, command: Command) -> float | None:
             saved_bytes = 4 if config.optimisation.save_dtype == "float32" else 2
             return preflight.size_of_run(names.model(loop.model, MODEL_FILES), config.optimisation.saves, saved_bytes)
     return None
+
+
+def report(loops: list[tuple[Loop, list[Command]]]) -> None:
+    """Write report.html into the output folder of the last loop, and print its path. The loops are finished: whatever
+    goes wrong with the page is a line in the log."""
+    path = Path(loops[-1][0].output_dir, "report.html")
+    try:
+        from cream.reporting.outputs import of_commands
+        from cream.reporting.report import Files, write_all
+
+        write_all(Files(path), [of_commands(loop.title, commands) for loop, commands in loops])
+    except ImportError as error:
+        log.info("no report: %s; make setup installs what is missing", error)
+    except Exception as error:
+        log.info("no report: %s: %s", type(error).__name__, error)
 
 
 def config_of(script: str) -> type:

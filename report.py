@@ -1,5 +1,8 @@
 """Inspect outputs. PATH is a file, a checkpoint's folder, or a registered name.
 
+html RUN...   one page with accuracy, consistency, rewards, training and lineage; needs no network. A RUN is a loop or
+              recipe file, or a folder; files and registered names are one run together, with all they were made from
+watch RUN...  the same page, served on this machine alone and shown again whenever a stage ends
 lineage PATH  how an output or checkpoint was made: all its inputs, down to the raw data
 verify PATH   hash all files of its lineage again; exit code 1 if one of them is not as recorded
 compare A B   compare two evaluations of the same data: accuracy per task with confidence intervals, flipped items; A
@@ -10,13 +13,15 @@ judge FILE    how good a judge's rewards are: share parsed, scores, ties, agreem
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from config import CHECKPOINTS, DATASETS, Run, group
 from cream.cli import console, names
 from cream.cli.console import log
-from cream.cli.flags import flag, parse
+from cream.cli.flags import as_dict, flag, parse
 from cream.errors import UserError
 from cream.evaluation import compare as comparison
 from cream.evaluation.compare import CompareFlags
@@ -26,6 +31,8 @@ from cream.files import journal, lineage, store
 from cream.records import Answer, Record, Rewards
 
 EXAMPLE = """\
+  python report.py html configs/recipes/tiny_srlm.yaml configs/recipes/tiny_cream.yaml
+  python report.py watch configs/recipes/tiny_cream.yaml
   python report.py lineage tiny_m2
   python report.py verify outputs/sampling.json
   python report.py compare tiny_m1 tiny_m2
@@ -34,48 +41,83 @@ EXAMPLE = """\
 
 
 @dataclass
+class Several:
+    """Flags of several commands"""
+
+    output: str | None = flag(
+        None,
+        "html: the page, none: report.html; compare: a file for all flipped items with both responses, .jsonl or .json",
+        aliases=("o",),
+    )
+    labels: str | None = flag(
+        None,
+        "judge, html, watch: gold, a file of labelled questions, matched by uuid; html and watch also read labels.json "
+        "next to the prompts",
+    )
+    seed: int = flag(0, "seed of the bootstrap intervals", low=0)
+
+
+@dataclass
+class HtmlFlags:
+    """html and watch"""
+
+    figures: str | None = flag(None, "folder for all figures as PNG and SVG; needs a Chromium or Chrome")
+    markdown: str | None = flag(None, "file, .md, for a section of a model card with the main numbers")
+    json: str | None = flag(None, "file, .json, for all numbers of the page")
+    output_root: str | None = flag(None, "folder in front of all of a loop's folders, as in iterate.py")
+    port: int = flag(0, "watch: port of the page; 0: a free one", low=0, high=65535)
+
+
+@dataclass
 class JudgeFlags:
     """judge"""
 
-    labels: str | None = flag(
-        None, "gold: a file of labelled questions, matched by uuid; a correct response is better than a wrong one"
-    )
     ranks: str | None = flag(
         None, "gold: a file of records with a uuid and `ranks`, a number per response, the lowest is best"
     )
-
-    def __post_init__(self):
-        if self.labels and self.ranks:
-            raise UserError("judge: --labels and --ranks are both gold; give one of them")
 
 
 @dataclass
 class ReportConfig:
     """report.py"""
 
+    several: Several = group(Several)
+    html: HtmlFlags = group(HtmlFlags)
     compare: CompareFlags = group(CompareFlags)
     judge: JudgeFlags = group(JudgeFlags)
     run: Run = group(Run)
+
+    def __post_init__(self):
+        if self.several.labels and self.judge.ranks:
+            raise UserError("judge: --labels and --ranks are both gold; give one of them")
+
+
+class Command(NamedTuple):
+    """A command: what follows its name, how many words that are (0: any number above 0), the flags that it takes, and
+    what it does."""
+
+    words: str
+    count: int
+    flags: tuple[str, ...]
+    run: Callable[[ReportConfig, list[str]], None]
 
 
 @console.stage
 def main(argv=None):
     words: list[str] = []
     config = parse(ReportConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
-    command, *places = words or [""]
-    if command == "compare" and len(places) == 2:
-        found = [evaluations_of(place, _place(place)) for place in places]
-        compare(config, *choose_pair(*found, tuple(places)))
-    elif command == "judge" and len(places) == 1:
-        judge(config, _place(places[0]))
-    elif command not in ("lineage", "verify") or len(places) != 1:
-        raise UserError("expected a command and its paths: lineage PATH, verify PATH, compare A B, or judge FILE")
-    elif config != ReportConfig():
-        raise UserError(f"{command} takes no flags; those of --help are for compare and judge")
-    elif command == "lineage":
-        log.info("%s", "\n".join(lineage.describe(_place(places[0]))))
-    else:
-        verify(_place(places[0]))
+    name, *places = words or [""]
+    command = COMMANDS.get(name)
+    if command is None or len(places) != (command.count or max(1, len(places))):
+        *most, last = (f"{each} {command.words}" for each, command in COMMANDS.items())
+        raise UserError(f"expected a command and its paths: {', '.join(most)}, or {last}")
+    default = as_dict(ReportConfig())
+    if foreign := [
+        flag for flag, value in as_dict(config).items() if value != default[flag] and flag not in command.flags
+    ]:
+        own = f"takes {', '.join(f'--{flag}' for flag in command.flags)}" if command.flags else "takes no flags"
+        raise UserError(f"{name} {own}; --{foreign[0]} is not for it")
+    command.run(config, places)
 
 
 def _place(word: str) -> Path:
@@ -86,10 +128,66 @@ def _place(word: str) -> Path:
     return Path(os.path.relpath(names.in_root(registered[word])))
 
 
-def verify(path: Path) -> None:
+def html(config: ReportConfig, words: list[str]) -> None:
+    """Write the page of runs, and what else was asked for."""
+    from cream.reporting.report import Files, write_all
+
+    flags = config.html
+    files = Files(config.several.output or "report.html", flags.markdown, flags.json, flags.figures)
+    write_all(files, find_runs(config, words), config.several.seed)
+
+
+def watch(config: ReportConfig, words: list[str]) -> None:
+    """Serve the page of runs until the process is interrupted."""
+    from cream.reporting.report import serve_page
+
+    serve_page(lambda: find_runs(config, words, started=False), config.several.seed, config.html.port)
+
+
+def find_runs(config: ReportConfig, words: list[str], *, started: bool = True) -> list:
+    """The runs that the words mean: a loop or folder each; all files together one. Raises UserError where there is
+    nothing to report on; of a loop that has not `started` there may be nothing yet."""
+    from cream.reporting import outputs
+
+    gold, runs, files = [Path(config.several.labels)] if config.several.labels else [], [], []
+    for word in words:
+        place = _place(word)
+        if place.suffix in (".yaml", ".yml"):
+            runs.append(_loop(place, config.html.output_root, gold))
+            if started and not runs[-1].outputs:
+                raise UserError(f"{place}: none of its outputs is there; run it: python iterate.py --config {place}")
+        elif place.is_dir() and not (place / "config.json").exists():
+            runs.append(outputs.of_places(place.name or str(place), [place], gold))
+        else:
+            files.append(place)
+    return runs + ([outputs.of_places(", ".join(map(str, files)), files, gold)] if files else [])
+
+
+def _loop(path: Path, output_root: str | None, gold: list[Path]):
+    """The run of a loop file."""
+    from cream.loops.course import Course
+    from cream.loops.plan import plan
+    from cream.loops.reading import read_loop
+    from cream.reporting.outputs import of_commands
+    from iterate import SCRIPTS, config_of
+
+    configs = {script: config_of(script) for script in SCRIPTS}
+    loop = read_loop(path, output_root=output_root)
+    course = Course(loop, lambda loop, parents: plan(loop, configs, "cpu", parents=parents))
+    if course.problems:
+        raise UserError("\n".join([f"{path} is not a loop that could run:", *course.problems]))
+    return of_commands(loop.title, course.expected(), gold)
+
+
+def describe_lineage(_: ReportConfig, words: list[str]) -> None:
+    """Print how an output was made."""
+    log.info("%s", "\n".join(lineage.describe(_place(words[0]))))
+
+
+def verify(_: ReportConfig, words: list[str]) -> None:
     """Print the state of each file of the chain; exit code 1 if one is not as recorded."""
     bad = 0
-    for line, changed in lineage.verify(path):
+    for line, changed in lineage.verify(_place(words[0])):
         log.info("%s", line)
         bad += changed
     if bad:
@@ -98,27 +196,28 @@ def verify(path: Path) -> None:
     log.info("all files are as recorded")
 
 
-def judge(config: ReportConfig, path: Path) -> None:
+def judge(config: ReportConfig, words: list[str]) -> None:
     """Print what a judge's rewards are worth."""
     from cream.evaluation import judges
 
-    skip, flags = config.run.skip, config.judge
+    skip, labels, ranks, path = config.run.skip, config.several.labels, config.judge.ranks, _place(words[0])
     store.refuse_other_kind("judge:", path, Rewards, "which rewarding.py writes")
-    found = judges.collect(store.read(path, Rewards, skip=skip), texts=flags.labels is not None)
+    found = judges.collect(store.read(path, Rewards, skip=skip), texts=labels is not None)
     gold = None
-    if flags.ranks:
-        gold = judges.gold_ranks(found, store.read(Path(flags.ranks), Record, skip=skip))
+    if ranks:
+        gold = judges.gold_ranks(found, store.read(Path(ranks), Record, skip=skip))
         if not any(value is not None for row in gold for value in row):
-            raise UserError(f"--ranks {flags.ranks}: no record has `ranks`; docs/judges.md says what they are")
-    elif flags.labels:
-        items = store.read(Path(flags.labels), questions_in(Path(flags.labels)), skip=skip)
+            raise UserError(f"--ranks {ranks}: no record has `ranks`; docs/judges.md says what they are")
+    elif labels:
+        items = store.read(Path(labels), questions_in(Path(labels)), skip=skip)
         gold = judges.gold_labels(found, {item.uuid: item for item in items})
-    log.info("%s", "\n".join(judges.describe(found, gold, config.compare.seed)))
+    log.info("%s", "\n".join(judges.describe(found, gold, config.several.seed)))
 
 
-def compare(config: ReportConfig, a: Path, b: Path) -> None:
+def compare(config: ReportConfig, words: list[str]) -> None:
     """Print how two evaluations differ, and the first flipped items; write all of these to --output."""
-    run, flags, provenance = config.run, config.compare, config.run.provenance()
+    a, b = choose_pair(*(evaluations_of(word, _place(word)) for word in words), tuple(words))
+    run, flags, provenance = config.run, config.several, config.run.provenance()
     settings = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
     for path in (a, b):
         store.refuse_other_kind("compare:", path, Answer, "which infer.py --mode evaluation writes")
@@ -134,7 +233,7 @@ def compare(config: ReportConfig, a: Path, b: Path) -> None:
     for note in comparison.describe_settings(joined, *settings):
         log.info("%s", note)
     rows, flipped = comparison.compare(joined, flags.seed), joined.flipped()
-    log.info("%s\n%s", comparison.format_comparison(rows), comparison.format_flips(flipped, flags.show))
+    log.info("%s\n%s", comparison.format_comparison(rows), comparison.format_flips(flipped, config.compare.show))
     if output is None or run.dry_run:
         return
     if output.up_to_date:
@@ -145,6 +244,17 @@ def compare(config: ReportConfig, a: Path, b: Path) -> None:
         output.finish((comparison.flip_row(*item) for item in flipped), comparison=rows)
     log.info("flipped items: %s", output.path)
 
+
+RUN = ("overwrite", "force", "on_bad_record", "dry_run")
+PAGE = ("labels", "seed", "output_root")
+COMMANDS = {
+    "html": Command("RUN...", 0, ("output", "figures", "markdown", "json", *PAGE), html),
+    "watch": Command("RUN...", 0, ("port", *PAGE), watch),
+    "lineage": Command("PATH", 1, (), describe_lineage),
+    "verify": Command("PATH", 1, (), verify),
+    "compare": Command("A B", 2, ("output", "seed", "show", *RUN), compare),
+    "judge": Command("FILE", 1, ("labels", "ranks", "seed", *RUN), judge),
+}
 
 if __name__ == "__main__":
     main()

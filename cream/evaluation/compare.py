@@ -21,10 +21,6 @@ class CompareFlags:
     """compare"""
 
     show: int = flag(5, "print this many flipped items per direction", low=0)
-    output: str | None = flag(
-        None, "write all flipped items with both responses to this file, .jsonl or .json", aliases=("o",)
-    )
-    seed: int = flag(0, "seed of the bootstrap intervals", low=0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""All numbers of runs as plain JSON values, and the page that shows them."""
+
+from collections.abc import Sequence
+
+from cream.reporting import page
+from cream.reporting.outputs import Run, read_labels, share_outputs
+from cream.reporting.sections import accuracy, consistency, lineage, rewards, training
+
+FORMAT = 1  # of the numbers; increased when a key changes its meaning
+
+
+def collect(runs: Sequence[Run], seed: int = 0) -> dict:
+    """The numbers of runs: `runs`, each with its title and a part for each section, and `between`, paired differences
+    in accuracy between the first run and each other one. `seed`: of the bootstrap intervals."""
+    runs = share_outputs(runs)
+    labels = read_labels(runs)
+    return {
+        "report": FORMAT,
+        "runs": [
+            {
+                "title": run.title,
+                "accuracy": accuracy.collect(run, seed),
+                "consistency": consistency.collect(run, labels),
+                "rewards": rewards.collect(run, seed),
+                "training": training.collect(run),
+                "lineage": lineage.collect(run),
+            }
+            for run in runs
+        ],
+        "between": accuracy.between(runs, seed),
+    }
+
+
+def sections(numbers: dict, preferences: page.Section | None = None) -> list[page.Section]:
+    """The sections that have something to show; `preferences` is the only one that is not made of numbers."""
+    runs = numbers["runs"]
+    found = [accuracy.show(runs, numbers["between"])]
+    found += [each.show(runs) for each in (consistency, rewards, training)]
+    found += [preferences, lineage.show(runs)]
+    return [each for each in found if each is not None]

@@ -1,0 +1,169 @@
+"""Training curves; time, tokens and memory of each stage."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from cream.files.provenance import RUN
+from cream.records import Samples
+from cream.reporting.figures import Figure, Series, bars, lines, section
+from cream.reporting.outputs import TRAINING, Output, Run
+from cream.reporting.page import Section, table
+
+TITLE = "Training and time"
+CURVES = {  # of log.jsonl: title, axis, what it is
+    "loss": ("Loss", "loss, nats", "Mean since the last line of the log."),
+    "margin": ("Margin", "margin, β × nats", "β times the difference of chosen and rejected log-ratios."),
+    "accuracy": ("Pair accuracy", "share of pairs", "Share of pairs whose chosen response has gained more."),
+    "ratio_abs": ("Distance from the reference", "distance, nats", "Mean |log π - log π_ref| of the responses."),
+    "grad_norm": ("Gradient norm", "norm", "Before clipping."),
+    "lr": ("Learning rate", "learning rate", "By the schedule."),
+    "tokens_per_second": ("Speed", "tokens/s", "Tokens that the layers compute, of all processes together."),
+    "peak_memory_gb": ("Peak memory", "memory, GB", "Of one process: resident on a CPU, allocated on a GPU."),
+}
+HELD_OUT = "eval_"  # how the metrics of held-out records begin
+
+
+def collect(run: Run) -> dict:
+    """`curves`: each training run, its log and counts; `stages`: each output, its records, seconds and tokens; `left`:
+    titles of a loop's stages that have no output yet."""
+    done = {output.path for output in run.outputs if not _running(output)}
+    return {
+        "curves": [_curves(output) for output in run.of(TRAINING)],
+        "stages": [_stage(output) for output in run.outputs],
+        "left": [title for title, path in run.planned if path not in done],
+    }
+
+
+def _running(output: Output) -> bool:
+    return output.kind == TRAINING and not (output.path / RUN).exists()
+
+
+def _curves(output: Output) -> dict:
+    return {
+        "name": output.name,
+        "folder": str(output.path),
+        "stage": output.settings.get("train_stage"),
+        "finished": not _running(output),
+        "counts": output.about.get("counts", {}),
+        "last": output.about.get("last", {}),
+        "log": list(_log(output)),
+    }
+
+
+def _log(output: Output) -> Iterator[dict]:
+    """The lines of log.jsonl; of a run that still trains the last one may be torn."""
+    path = output.path / "log.jsonl"
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = msgspec.json.decode(line)
+        except msgspec.DecodeError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            yield row
+
+
+def _stage(output: Output) -> dict:
+    """What is recorded of a stage; None where it is not."""
+    about, counts = output.about, output.about.get("counts", {})
+    return {
+        "name": output.name,
+        "path": str(output.path),
+        "script": output.script,
+        "finished": not _running(output),
+        "records": counts.get("out", counts.get("trained_on")),
+        "dropped": sum(value for value in counts.get("dropped", {}).values()),
+        "seconds": about.get("wall_seconds"),
+        "tokens": _tokens(output),
+        "memory_gb": about.get("last", {}).get("peak_memory_gb"),
+    }
+
+
+def _tokens(output: Output) -> int | None:
+    """Tokens of the responses that a stage sampled; None for other stages, and where they are not counted."""
+    if output.kind == "samples":
+        numbers = [record.num_tokens for record in output.read(Samples)]
+        return sum(map(sum, numbers)) if all(numbers) else None
+    if output.kind == "evaluation":
+        rows = [row for row in (output.summary() or {}).get("tasks", ()) if row["task"] != "macro"]
+        known = rows and all(row.get("mean_tokens") is not None for row in rows)
+        each = [row["mean_tokens"] * row["n"] * row.get("answers", 1) for row in rows] if known else []
+        return round(sum(each)) if known else None
+    return None
+
+
+# The section ----------------------------------------------------------------------------------------------------------
+
+
+def show(runs: Sequence[dict]) -> Section | None:
+    """The section; None where nothing is recorded."""
+    own = [(run["title"], run["training"]) for run in runs]
+    figures = _figures(own)
+    timed = [(title, row) for title, found in own for row in found["stages"] if row["seconds"] is not None]
+    if timed:
+        figures.append(_time(own))
+    if not figures and not any(found["left"] for _, found in own):
+        return None
+    return section("training", TITLE, _status(own), figures, _table(own))
+
+
+def _figures(own: Sequence[tuple[str, dict]]) -> list[Figure]:
+    """A figure for each metric that some run logs, for each stage: the losses of stages have other scales."""
+    runs: dict[str, list[str]] = {}  # a training that several runs share is shown once
+    for title, part in own:
+        for each in part["curves"]:
+            runs.setdefault(each["folder"], []).append(title)
+    trained = {each["folder"]: each for _, part in own for each in part["curves"] if each["log"]}
+    names = {
+        folder: each["name"] if len(own) == 1 or len(runs[folder]) > 1 else f"{runs[folder][0]}: {each['name']}"
+        for folder, each in trained.items()
+    }
+    found = []
+    for stage in dict.fromkeys(each["stage"] for each in trained.values()):
+        for key, (title, axis, about) in CURVES.items():
+            series = [
+                Series(f"{names[folder]}{words}", *curve)
+                for folder, each in trained.items()
+                if each["stage"] == stage
+                for words, name in (("", key), (", held out", HELD_OUT + key))
+                if (curve := _curve(each["log"], name))[0]
+            ]
+            if series:
+                title = f"{title}, {stage}" if stage else title
+                found.append(lines(f"curve-{len(found)}", title, about, series, "step", axis))
+    return found
+
+
+def _curve(log: Sequence[dict], name: str) -> tuple[list, list]:
+    rows = [(row["step"], row[name]) for row in log if isinstance(row.get(name), int | float)]
+    return [step for step, _ in rows], [value for _, value in rows]
+
+
+def _time(own: Sequence[tuple[str, dict]]) -> Figure:
+    """Seconds of each stage, summed over outputs of one script."""
+    series = []
+    for title, found in own:
+        seconds: dict[str, float] = {}
+        for row in found["stages"]:
+            if row["seconds"] is not None:
+                name = row["script"] or "unknown"
+                seconds[name] = round(seconds.get(name, 0) + row["seconds"], 3)
+        series.append(Series(title, list(seconds), list(seconds.values())))
+    about = "Wall time of the stages whose outputs are here, without starts, summed by script."
+    return bars("time", "Time by script", about, series, "script", "seconds")
+
+
+def _status(own: Sequence[tuple[str, dict]]) -> str:
+    rows = [
+        (title, ", ".join(row["name"] for row in found["stages"] if not row["finished"]), ", ".join(found["left"]))
+        for title, found in own
+        if found["left"] or not all(row["finished"] for row in found["stages"])
+    ]
+    return table(("run", "interrupted, or still running", "not finished yet"), rows, "unfinished") if rows else ""
+
+
+def _table(own: Sequence[tuple[str, dict]]) -> str:
+    columns = ("run", "output", "script", "records", "skipped", "seconds", "tokens sampled", "peak memory, GB")
+    keys = ("name", "script", "records", "dropped", "seconds", "tokens", "memory_gb")
+    rows = [(title, *(row[key] for key in keys)) for title, found in own for row in found["stages"]]
+    return f"<details><summary>all stages</summary>{table(columns, rows)}</details>"
