@@ -56,6 +56,7 @@ class LoopFlags:
     dry_run: bool = flag(False, "check everything, print the commands and exit")
     seed: int | None = flag(None, "seed instead of the loop's", low=0, high=MAX_SEED)
     output_root: str | None = flag(None, "folder to put in front of all of the loop's folders")
+    report: bool = flag(True, "write report.html, a page about all loops, into the output_dir of the last one")
 
 
 @dataclass
@@ -88,7 +89,8 @@ def main(argv=None):
     if not config.loop.dry_run:
         columns = [(loop.title, results(commands[path])) for path, loop in loops.items()]
         log.info("\n%s\n%.0f s in all", table(columns), time.monotonic() - began)
-        report([(loop, commands[path]) for path, loop in loops.items()])
+        if config.loop.report:
+            report([(loop, commands[path]) for path, loop in loops.items()])
 
 
 def prepare(loop: Loop, devices: list[str], bf16: bool | None, outputs: set[Path]) -> tuple[list[Command], list[str]]:
