@@ -101,7 +101,8 @@ def main(argv=None):
         lines += describe_alarms([course.loop.title for course in each], found)
         text = "\n".join([table(columns, [alarmed.models for alarmed in found]), *lines])
         log.info("\n%s\n%.0f s in all", text, time.monotonic() - began)
-        report([(course.loop, course.ran) for course in each])
+        if config.loop.report:
+            report([(course.loop, course.ran) for course in each])
 
 
 def prepare(

@@ -61,6 +61,7 @@ def run(loop: str, root: Path, kill: tuple[str, float] | None = None) -> tuple[d
     """(step -> the second at which it began, what it printed) of a loop; `kill`: so many seconds after a step's
     beginning. Without that it must succeed; what has ended has an `end`."""
     argv = [sys.executable, "-u", "iterate.py", "--device", "cpu", "--config", f"configs/loops/{loop}.yaml"]
+    argv += ["--report", "no"]  # which has times
     start, path, began = time.monotonic(), root.with_suffix(".log"), {"start": 0.0}
     with path.open("w") as file:
         root_flag = ["--output_root", str(root.relative_to(REPO))]

@@ -29,6 +29,7 @@ class LoopFlags:
     )
     seed: int | None = flag(None, "seed instead of the loop's", low=0, high=2**32 - 1)
     output_root: str | None = flag(None, "folder to put in front of all of the loop's folders")
+    report: bool = flag(True, "write report.html, a page about all loops, into the output_dir of the last one")
 
     @property
     def kept(self) -> tuple[str, ...]:
