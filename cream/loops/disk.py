@@ -19,7 +19,6 @@ from cream.loops.decisions import DecisionFile, read_by
 from cream.loops.plan import TRAIN, Command
 
 log = logging.getLogger("cream")
-KEPT = ("best", "last")
 BETWEEN = 2  # models at once beside those that later steps read: the best one, and the one that is being trained
 
 
