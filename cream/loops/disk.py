@@ -19,7 +19,6 @@ from cream.loops.decisions import DecisionFile, read_by
 from cream.loops.plan import TRAIN, Command
 
 log = logging.getLogger("cream")
-KEPT = ("best", "last")
 BETWEEN = 2  # models at once beside those that later steps read: the best one, and the one that is being trained
 
 
@@ -36,12 +35,12 @@ class Need:
     unknown: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        took = f"{self.seconds / 3600:.1f} h" if self.seconds > 7200 else f"{self.seconds / 60:.1f} min"
-        if new := len(self.unknown):
-            took += (
-                f" without the {new} of which none has run before" if new < self.commands else " (none has run before)"
-            )
-        return f"{self.commands} steps to run: about {took}; about {size(self.bytes)} on disk"
+        took = f"about {self.seconds / 3600:.1f} h" if self.seconds > 7200 else f"about {self.seconds / 60:.1f} min"
+        if self.unknown:
+            took += f", without {len(self.unknown)} of which none has run before"
+        if self.commands and len(self.unknown) == self.commands:
+            took = "how long is not known, for none has run before"
+        return f"{self.commands} steps to run: {took}; about {size(self.bytes)} on disk"
 
 
 def size(count: float) -> str:
