@@ -3,9 +3,11 @@
     python benchmarks/few_labels.py --seeds 0              # development: settings are chosen here
     python benchmarks/few_labels.py --seeds 500-504        # the study: fresh worlds, run once
 
-A world has 1250 comparison pairs. 450 are held out, and 120 of the other 800 keep their labels. The loops are those
-that users run. A row is one model of a loop: its accuracy on held-out pairs, the share of the pool that it was trained
-on, and the shares of right labels. Intervals are Student's, over worlds. Run again, the study resumes.
+SER learns from the world's 1250 comparison pairs: 450 are held out, and 120 of the other 800 keep their labels. SSRM
+learns from M1's right and wrong responses to 300 problems: 100 problems are held out, and about 30 keep their labels.
+The loops are those that users run. A row is one model of a loop: its accuracy on held-out pairs, the share of the pool
+that it was trained on, and the shares of right labels. Intervals are Student's, over worlds. Run again, the study
+resumes.
 """
 
 import sys
