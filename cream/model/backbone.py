@@ -15,6 +15,7 @@ from cream.errors import out_of_memory
 from cream.model import batches, trees
 from cream.model.batches import Batch, Group, predicting
 from cream.model.hardware import Budget, numel
+from cream.model.precision import product_dtype
 from cream.text.chat import Tokens
 
 log = logging.getLogger("cream")
@@ -95,7 +96,9 @@ class Backbone(torch.nn.Module):
     def _pack(self, groups: Sequence[Group], places: batches.Places) -> Batch:
         if not self.share:
             return batches.pad(groups, places=places)
-        return trees.pack(groups, trees.MULTIPLE[self.device.type], places)
+        first = next(self.model.parameters())
+        dtype = product_dtype(first.dtype, first.device.type)
+        return trees.pack(groups, trees.multiple_of(first.device.type, dtype), places)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The body's last hidden states at the batch's places, (K, D)."""

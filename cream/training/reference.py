@@ -135,8 +135,8 @@ def _score(accelerator: Accelerator, model: LogProbs, groups: list, tokens: int)
     world, rank = accelerator.num_processes, accelerator.process_index
     indices, sums = [], []
     for chunk in micro_batches([model.shape(group) for group in groups], tokens, world, rank):
-        batch = model.pack([groups[i] for i in chunk or [0]]).to(accelerator.device)
         with accelerator.autocast():
+            batch = model.pack([groups[i] for i in chunk or [0]]).to(accelerator.device)
             logps = batch.response_sums(model(batch))
         indices += chunk
         sums.append(logps[: sum(len(groups[i]) for i in chunk)])
