@@ -193,6 +193,13 @@ def test_out_of_memory_halves_the_batch_once(model, monkeypatch, said, call):
     assert max(tried[call:]) <= 40
 
 
+def test_a_group_stays_whole_where_a_batch_of_several_would_be_smaller(model, monkeypatch):
+    expected, tried = score(model, GROUPS, Budget(10_000)), no_memory_at(monkeypatch)
+    found = score(model, GROUPS, Budget(4, whole=100))
+    assert len(tried) == len(GROUPS if model.share else ROWS)
+    torch.testing.assert_close(torch.tensor(sum(found, [])), torch.tensor(sum(expected, [])), atol=1e-4, rtol=0)
+
+
 def test_out_of_memory_with_the_half_is_the_users_to_fix(model, monkeypatch):
     no_memory_at(monkeypatch, 1, 4)
     with pytest.raises(UserError, match=r"80 tokens.* 40 as well.*--max_tokens_per_batch"):

@@ -119,14 +119,14 @@ def run(
     model: Backbone, groups: Sequence[Group], budget: Budget, progress: Callable[[int], object] = lambda responses: None
 ) -> list[list[torch.Tensor]]:
     """`model.per_response` of each response of each group, in the groups' order. A batch holds at most `budget`
-    tokens; out of memory, what is left is done with half of them."""
+    tokens, or one group that has more; out of memory, what is left is done with half of them."""
     results: list[list] = [[None] * len(group) for group in groups]
     todo = [(g, list(range(len(group)))) for g, group in enumerate(groups)]
     while todo:
         pieces = [
             (g, [members[i] for i in part])
             for g, members in todo
-            for part in model.split([groups[g][i] for i in members], budget.tokens)
+            for part in model.split([groups[g][i] for i in members], budget.whole)
         ]
         rows = [[groups[g][i] for i in members] for g, members in pieces]
         plan = batches.by_tokens([model.shape(row) for row in rows], budget.tokens)
