@@ -14,7 +14,7 @@ import torch
 from cream.errors import out_of_memory
 from cream.model import batches, trees
 from cream.model.batches import Batch, Group, predicting
-from cream.model.hardware import Budget, numel
+from cream.model.hardware import Budget, keep_freed_memory, numel
 from cream.model.precision import product_dtype
 from cream.text.chat import Tokens
 
@@ -120,6 +120,8 @@ def run(
 ) -> list[list[torch.Tensor]]:
     """`model.per_response` of each response of each group, in the groups' order. A batch holds at most `budget`
     tokens, or one group that has more; out of memory, what is left is done with half of them."""
+    if model.device.type == "cpu":
+        keep_freed_memory()
     results: list[list] = [[None] * len(group) for group in groups]
     todo = [(g, list(range(len(group)))) for g, group in enumerate(groups)]
     while todo:
