@@ -18,7 +18,7 @@ from workload import SHAPES, flags, groups, lengths, parse, run, save_model
 
 from cream.errors import UserError
 from cream.files.provenance import REWARD_MODEL
-from cream.model.hardware import Budget, matrix_rate
+from cream.model.hardware import budget, matrix_rate
 from cream.model.load import load
 from cream.model.reward_head import Heads, read_heads
 
@@ -36,7 +36,7 @@ def reward_model(folder: Path, dtype: torch.dtype, device: torch.device):
 def main() -> None:
     parser = flags(__doc__, "600/250", 2)
     parser.add("--answers", 16, "N, responses to a prompt")
-    parser.add("--max_tokens_per_batch", 4096, "of trees")
+    parser.add("--max_tokens_per_batch", None, "of trees, where given; otherwise as rewarding.py's", type=int)
     parser.add("--batch_sizes", "4,8,16", "rows of a padded batch, with commas between")
     args = parse(parser)
     shape, device = SHAPES[args.shape], torch.device(args.device)
@@ -52,7 +52,8 @@ def main() -> None:
                 made = groups(lengths(work, size, args.answers, args.spread, args.seed), args.words, args.seed)
                 batches = {f"batches of {n}": sorted_batches(made, n) for n in map(int, args.batch_sizes.split(","))}
                 sides = {name: (lambda rows=rows: padded_rewards(plain, rows)) for name, rows in batches.items()}
-                ours = lambda made=made: read_heads(model, made, Budget(args.max_tokens_per_batch))  # noqa: E731
+                tokens = budget(args.max_tokens_per_batch, model.model, device, training=False)
+                ours = lambda made=made, tokens=tokens: read_heads(model, made, tokens)  # noqa: E731
                 check_equal(made, next(iter(sides.values()))(), ours(), dtype)
                 seconds = interleaved(sides | {"trees": ours}, args.rounds)
                 counted = {

@@ -18,7 +18,6 @@ from cream.model.logprobs import LogProbs
 from cream.text.chat import Tokens
 
 WORDS, WIDTH, TOKENS = 300, 16, 40
-ROUNDED = TOKENS + -TOKENS % head.MULTIPLE
 
 
 class Adapted(torch.nn.Linear):
@@ -137,7 +136,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **kwargs or {})
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and {TOKENS, ROUNDED} & {*tensor.shape}:
+            if isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and TOKENS in tensor.shape:
                 self.most = max(self.most, tensor.numel() if WIDTH not in tensor.shape else 0)
         return result
 
@@ -148,7 +147,7 @@ def test_logits_are_never_all_in_memory(small_blocks):
         (plain(layer, PreTrainedConfig(), hidden, target) * weight).sum().backward()
     with Largest() as found:
         (token_log_probs(layer, PreTrainedConfig(), hidden, target) * weight).sum().backward()
-    assert whole.most == TOKENS * WORDS and found.most == ROUNDED * 7
+    assert whole.most == TOKENS * WORDS and found.most == TOKENS * 7
 
 
 def test_few_logits_wait_for_the_backward_pass_and_many_do_not(monkeypatch):
@@ -158,19 +157,30 @@ def test_few_logits_wait_for_the_backward_pass_and_many_do_not(monkeypatch):
         (node, _), *_ = token_log_probs(layer, PreTrainedConfig(), hidden, target).grad_fn.next_functions
         return node.kept and sum(logits.numel() for logits in node.kept)
 
-    monkeypatch.setitem(head.KEEP, "cpu", ROUNDED * WORDS)
-    assert waiting() == ROUNDED * WORDS
-    monkeypatch.setitem(head.KEEP, "cpu", ROUNDED * WORDS - 1)
+    monkeypatch.setitem(head.KEEP, "cpu", TOKENS * WORDS)
+    assert waiting() == TOKENS * WORDS
+    monkeypatch.setitem(head.KEEP, "cpu", TOKENS * WORDS - 1)
     assert waiting() is None
 
 
 def test_no_logits_wait_where_no_gradient_is_wanted(monkeypatch):
     layer, hidden, target, _ = case()
     asked = []
-    monkeypatch.setattr(HeadLogProb, "apply", lambda *inputs: asked.append(inputs) or torch.zeros(ROUNDED))
+    monkeypatch.setattr(HeadLogProb, "apply", lambda *inputs: asked.append(inputs) or torch.zeros(TOKENS))
     with torch.no_grad():
         token_log_probs(layer, PreTrainedConfig(), hidden, target)
     assert not asked[0][6]
+
+
+def test_sizes_recur_in_bfloat16_alone(monkeypatch):
+    """oneDNN compiles a product for each new size of bfloat16; padding costs float32 time for nothing."""
+    layer, hidden, target, _ = case()
+    sizes = []
+    monkeypatch.setattr(HeadLogProb, "apply", lambda h, *others: sizes.append(len(h)) or torch.zeros(len(h)))
+    for bf16 in (False, True):
+        with torch.autocast("cpu", enabled=bf16):
+            assert len(token_log_probs(layer, PreTrainedConfig(), hidden, target)) == TOKENS
+    assert sizes == [TOKENS, TOKENS + -TOKENS % head.MULTIPLE]
 
 
 def test_a_gradient_in_place_is_added_and_not_returned():

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import platform
+import resource
 from types import SimpleNamespace
 
 import pytest
@@ -193,6 +195,13 @@ def test_out_of_memory_halves_the_batch_once(model, monkeypatch, said, call):
     assert max(tried[call:]) <= 40
 
 
+def test_a_group_stays_whole_where_a_batch_of_several_would_be_smaller(model, monkeypatch):
+    expected, tried = score(model, GROUPS, Budget(10_000)), no_memory_at(monkeypatch)
+    found = score(model, GROUPS, Budget(4, whole=100))
+    assert len(tried) == len(GROUPS if model.share else ROWS)
+    torch.testing.assert_close(torch.tensor(sum(found, [])), torch.tensor(sum(expected, [])), atol=1e-4, rtol=0)
+
+
 def test_out_of_memory_with_the_half_is_the_users_to_fix(model, monkeypatch):
     no_memory_at(monkeypatch, 1, 4)
     with pytest.raises(UserError, match=r"80 tokens.* 40 as well.*--max_tokens_per_batch"):
@@ -213,3 +222,16 @@ def test_other_errors_are_not_out_of_memory(model, monkeypatch):
     monkeypatch.setattr(LogProbs, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         score(model, GROUPS, Budget(80))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+def test_memory_that_a_tensor_freed_is_there_for_the_next(model):
+    """Without pages that the kernel gives and fills with zeros again."""
+
+    def new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(10_000_000)  # 40 MB, 9766 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    score(model, GROUPS, Budget(100))
+    assert min(new_pages() for _ in range(3)) < 1000

@@ -14,7 +14,8 @@ import torch
 from cream.errors import out_of_memory
 from cream.model import batches, trees
 from cream.model.batches import Batch, Group, predicting
-from cream.model.hardware import Budget, numel
+from cream.model.hardware import Budget, keep_freed_memory, numel
+from cream.model.precision import product_dtype
 from cream.text.chat import Tokens
 
 log = logging.getLogger("cream")
@@ -95,7 +96,9 @@ class Backbone(torch.nn.Module):
     def _pack(self, groups: Sequence[Group], places: batches.Places) -> Batch:
         if not self.share:
             return batches.pad(groups, places=places)
-        return trees.pack(groups, trees.MULTIPLE[self.device.type], places)
+        first = next(self.model.parameters())
+        dtype = product_dtype(first.dtype, first.device.type)
+        return trees.pack(groups, trees.multiple_of(first.device.type, dtype), places)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The body's last hidden states at the batch's places, (K, D)."""
@@ -116,14 +119,16 @@ def run(
     model: Backbone, groups: Sequence[Group], budget: Budget, progress: Callable[[int], object] = lambda responses: None
 ) -> list[list[torch.Tensor]]:
     """`model.per_response` of each response of each group, in the groups' order. A batch holds at most `budget`
-    tokens; out of memory, what is left is done with half of them."""
+    tokens, or one group that has more; out of memory, what is left is done with half of them."""
+    if model.device.type == "cpu":
+        keep_freed_memory()
     results: list[list] = [[None] * len(group) for group in groups]
     todo = [(g, list(range(len(group)))) for g, group in enumerate(groups)]
     while todo:
         pieces = [
             (g, [members[i] for i in part])
             for g, members in todo
-            for part in model.split([groups[g][i] for i in members], budget.tokens)
+            for part in model.split([groups[g][i] for i in members], budget.whole)
         ]
         rows = [[groups[g][i] for i in members] for g, members in pieces]
         plan = batches.by_tokens([model.shape(row) for row in rows], budget.tokens)

@@ -1,9 +1,12 @@
 """What fits on a device and how fast it is: tokens of a batch, free memory, the rate of matrix products."""
 
+import ctypes
 import logging
 import resource
 import sys
 import time
+from contextlib import suppress
+from functools import cache
 
 import torch
 
@@ -13,16 +16,18 @@ log = logging.getLogger("cream")
 
 # Tokens of a batch when scoring, and when training: beyond, a larger one is no faster and only takes more memory.
 MOST = {"cpu": (4096, 512), "cuda": (65536, 65536)}
+WHOLE = {"cpu": 16384, "cuda": 65536}  # tokens of one group when scoring: cut, its parts compute its prompt once each
 LEAST = 512
 SHARE = 0.6  # of the free memory
 
 
 class Budget:
-    """The tokens of a batch, `tokens`. Out of memory halves them, once; where they are `common` to several processes,
-    which plan the same batches, or what batches gave cannot be taken back (ZeRO), it is an error."""
+    """The tokens of a batch, `tokens`; a group that is one by itself may have `whole` (default: as many). Out of memory
+    halves them, once; where they are `common` to several processes, which plan the same batches, or what batches gave
+    cannot be taken back (ZeRO), it is an error."""
 
-    def __init__(self, tokens: int, common: bool = False):
-        self.tokens, self.common = tokens, common
+    def __init__(self, tokens: int, common: bool = False, whole: int | None = None):
+        self.tokens, self.common, self.whole = tokens, common, whole or tokens
         self.first: int | None = None
 
     def halve(self, error: RuntimeError) -> None:
@@ -39,6 +44,7 @@ class Budget:
                 "--max_tokens_per_batch, or shorter responses (--max_length)"
             ) from None
         self.first, self.tokens = self.tokens, max(1, self.tokens // 2)
+        self.whole = self.tokens
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         log.warning("out of memory with %d tokens a batch: continuing with %d", self.first, self.tokens)
@@ -64,9 +70,20 @@ def budget(given: int | None, model, device: torch.device, *, training: bool, sh
     if training:  # gradients and AdamW's two moments come on top of the weights
         free -= 3 * size * sum(numel(p) for p in model.parameters() if p.requires_grad) // shards
     tokens = int(SHARE * free / (numbers * size)) // 256 * 256
-    fitting = Budget(min(MOST[device.type][training], max(LEAST, tokens)))
+    tokens = max(LEAST, tokens)
+    fitting = Budget(min(MOST[device.type][training], tokens), whole=min(WHOLE[device.type], tokens))
     log.info("at most %d tokens per batch (%.1f GB of memory free)", fitting.tokens, free / 1e9)
     return fitting
+
+
+@cache
+def keep_freed_memory() -> None:
+    """From here on this process keeps what tensors on a CPU free for the next ones: the kernel gives a page that was
+    returned to it back with zeros, which costs up to a twentieth of a forward pass. Only glibc can be told so."""
+    trim_threshold, mmap_max = -1, -4  # mallopt's names for them: malloc.h
+    with suppress(AttributeError):
+        for parameter, value in ((trim_threshold, -1), (mmap_max, 0)):
+            ctypes.CDLL(None).mallopt(parameter, value)
 
 
 def free_memory(device: torch.device) -> int:

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from cream.model.precision import product_dtype
+
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits made at a time: on a CPU what its cache holds
 LEAST_WORDS = 512  # of a block, whatever the tokens: with fewer the matrix products are slow
 KEEP = {"cpu": 1 << 25, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them are recomputed
-MULTIPLE = 32  # of tokens, so that sizes recur: oneDNN keeps some MB of compiled bfloat16 products for each new one
+MULTIPLE = 32  # of tokens in bfloat16, so that sizes recur: oneDNN keeps some MB of compiled products for each new one
 ROWS = 512  # tokens at a time through a head that is called as a module
 
 
@@ -27,7 +29,7 @@ def token_log_probs(head, config, hidden: torch.Tensor, target: torch.Tensor, in
     cap, scale = _shape_of_logits(config)
     if type(head) is torch.nn.Linear:
         count = len(target)
-        padding = -count % MULTIPLE
+        padding = -count % MULTIPLE if product_dtype(hidden.dtype, hidden.device.type) == torch.bfloat16 else 0
         hidden, target = F.pad(hidden, (0, 0, 0, padding)), F.pad(target, (0, padding))
         keep = torch.is_grad_enabled() and len(target) * len(head.weight) <= KEEP[hidden.device.type]
         return HeadLogProb.apply(hidden, head.weight, head.bias, target, scale, cap, keep, in_place)[:count]
@@ -83,7 +85,7 @@ class HeadLogProb(torch.autograd.Function):
     ) -> torch.Tensor:
         """(K,) float32."""
         kind = hidden.device.type
-        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        ctx.dtype = product_dtype(hidden.dtype, kind)
         ctx.scale, ctx.cap, ctx.in_place = scale, cap, in_place
         ctx.kept = [] if keep else None
         norm = torch.full(target.shape, float("-inf"), device=hidden.device)

@@ -22,6 +22,11 @@ class Precision:
         return f"{plain}, bfloat16 autocast" if self.autocast else plain if self.exact else f"{plain} as TF32"
 
 
+def product_dtype(dtype: torch.dtype, kind: str) -> torch.dtype:
+    """What matrix products of tensors in `dtype` run in here, on this kind of device: autocast's dtype within one."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+
+
 def choose_precision(bf16: bool | None, device: torch.device, *, training: bool, shards: bool = False) -> Precision:
     """The dtype decision and its reason. `bf16` None means: where the device has it.
 

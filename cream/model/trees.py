@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from cream.model.batches import Batch, Group, Layout, Places, predicting, tokens_after
 
 ATTENTION = "cream_trees"  # the name under which transformers finds `attend`
-# A row's length is a multiple of this: on CUDA of FlexAttention's block; on a CPU for lengths to recur, since oneDNN
-# keeps some 20 MB of compiled bfloat16 products for each new one.
+# A row's length is a multiple of this: on CUDA of FlexAttention's block; on a CPU, where products are in bfloat16, for
+# lengths to recur, since oneDNN keeps some 20 MB of compiled products for each new one.
 MULTIPLE = {"cpu": 32, "cuda": 128}
 SAVED = 32  # tokens that a branch which forks again must save
 
@@ -71,6 +71,11 @@ def _forks(group: Group, at: int) -> Iterator[list[int]]:
         fork = [*some]
         saved = len(fork) > 1 and (len(fork) - 1) * (shared([group[i] for i in fork], at) - at)
         yield from [fork] if saved >= SAVED else ([i] for i in fork)
+
+
+def multiple_of(kind: str, dtype: torch.dtype) -> int:
+    """What a row's length is rounded up to on this kind of device, with matrix products in `dtype`."""
+    return 1 if kind == "cpu" and dtype == torch.float32 else MULTIPLE[kind]
 
 
 def tree_shape(group: Group) -> tuple[int, int]:
@@ -192,24 +197,24 @@ def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> t
     for every new pair of lengths.
     """
     dtype, repeats = query.dtype, query.shape[1] // key.shape[1]
-    query, key, value = query.float(), key.float(), value.float()
+    query, key, value = (x.float().transpose(1, 2) for x in (query, key, value))  # (1, T, heads, D), as they lie
     if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    parts, at = [], 0
-
-    def skip(count: int) -> None:
-        if count:
-            parts.append(query.new_zeros(1, count, query.shape[1], value.shape[3], dtype=dtype))
-
-    for spans in layout.branches:
-        start, end = spans[-1]
-        skip(start - at)
-        keys, values = (torch.cat([x[:, :, a:b] for a, b in spans], dim=2) for x in (key, value))
+        key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
+    read = {spans[-1]: spans for spans in layout.branches}
+    edges = sorted({0, query.shape[1], *(edge for spans in read.values() for span in spans for edge in span)})
+    pieces = [*zip(edges, edges[1:], strict=False)]
+    # By split and not by slices: the gradient of each slice is a tensor of the whole row.
+    queries, keys, values = (x.split([end - start for start, end in pieces], dim=1) for x in (query, key, value))
+    number, parts = {piece: i for i, piece in enumerate(pieces)}, []
+    for piece, own in zip(pieces, queries, strict=True):
+        if piece not in read:
+            parts.append(torch.zeros(1, own.shape[1], own.shape[2], value.shape[3], dtype=dtype, device=own.device))
+            continue
+        seen = [number[a, b] for a, b in read[piece] if a < b]
+        of_seen = (torch.cat([x[i] for i in seen], dim=1) if len(seen) > 1 else x[seen[0]] for x in (keys, values))
         with torch.autocast(query.device.type, enabled=False):
-            part = _causal(query[:, :, start:end], keys, values, scaling, window, softcap)
+            part = _causal(*(x.transpose(1, 2) for x in (own, *of_seen)), scaling, window, softcap)
         parts.append(part.transpose(1, 2).to(dtype))
-        at = end
-    skip(query.shape[2] - at)
     return torch.cat(parts, dim=1)
 
 

@@ -34,7 +34,7 @@ class Options:
     max_tokens_per_batch: int | None = flag(
         None,
         "tokens per batch, with a prompt counted once for all its responses; none: as many as fit in memory, at "
-        "most 4096 on a CPU and 65536 on a GPU (more is no faster)",
+        "most 4096 on a CPU and 65536 on a GPU (more is no faster); on a CPU up to 16384 for one prompt's responses",
         low=1,
         decides=False,
     )

@@ -191,12 +191,13 @@ def _end_with_parent() -> None:
 
 def _agree(model: Local, device: torch.device) -> None:
     """The smallest budget is everybody's. Raises RuntimeError where only some take trees: they would part."""
-    least = torch.tensor([model.budget.tokens, model.model.share, -model.model.share], device=device)
+    mine = model.budget
+    least = torch.tensor([mine.tokens, mine.whole, model.model.share, -model.model.share], device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
-    tokens, share, unshared = least.tolist()
+    tokens, whole, share, unshared = least.tolist()
     if share != -unshared:
         raise RuntimeError("some processes found that responses can share their prompt, others that they cannot")
-    model.budget = Budget(tokens, common=True)
+    model.budget = Budget(tokens, common=True, whole=whole)
 
 
 def _check_plan(folder: Path, device: torch.device, size: int, kind: str) -> None:

@@ -113,7 +113,7 @@ class HeldOut:
     def _loss(self, accelerator, model, chunk: list[int]) -> dict:
         """The stage's metrics, summed over the examples of a micro-batch; 0 for an empty one."""
         members = [self.examples[i] for i in chunk or [0]]
-        batch = model.pack([self.stage.group(example) for example in members]).to(accelerator.device)
         with accelerator.autocast():
+            batch = model.pack([self.stage.group(example) for example in members]).to(accelerator.device)
             _, metrics = self.stage.loss(model, batch, members)
         return {name: bool(chunk) * value.float() for name, value in metrics.items()}

@@ -188,10 +188,10 @@ class GlobalBatches:
         for number, chunk in enumerate(mine, 1):
             weight = 1.0 if chunk else 0.0  # an empty one: some example, of no weight
             members = [self.examples[indices[i]] for i in chunk or [0]]
-            batch = self.weights.whole.pack([self.stage.group(example) for example in members])
             more = () if slopes is None else (slopes[chunk or [0]] * total,)
             with self.weights.micro_batch(last=number == len(mine)):
-                with self.accelerator.autocast():
+                with self.accelerator.autocast():  # for packing, too, which asks what products run in
+                    batch = self.weights.whole.pack([self.stage.group(example) for example in members])
                     loss, metrics = self.stage.loss(
                         self.weights.model, batch.to(self.accelerator.device), members, *more
                     )

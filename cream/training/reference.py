@@ -156,8 +156,8 @@ def _score(
     world, rank = accelerator.num_processes, accelerator.process_index
     indices, found = [], []
     for chunk in micro_batches([model.shape(group) for group in groups], tokens, world, rank):
-        batch = model.pack([groups[i] for i in chunk or [0]]).to(accelerator.device)
         with accelerator.autocast():
+            batch = model.pack([groups[i] for i in chunk or [0]]).to(accelerator.device)
             logps = model(batch)
         indices += chunk
         logps = (
