@@ -396,7 +396,7 @@ class GroupStage:
             if o.kl_coef and self.kl_in == "loss":
                 estimates = total(getattr(losses, self.kl_estimator)(to_reference))
                 values = values + o.kl_coef * estimates / (self._norm(lengths) if self.ratio == "token" else lengths)
-            metrics["kl_reference"] = total(losses.k3(to_reference))
+            metrics |= {"kl_reference": total(losses.k3(to_reference)), "kl_reference_k1": total(to_reference)}
         loss = (counts * values).sum()
         metrics = {name: (counts * value.detach()).sum() for name, value in metrics.items()}
         return loss, {"loss": loss.detach()} | metrics | {"ratio_max": largest.detach().exp()}
