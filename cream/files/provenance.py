@@ -90,6 +90,7 @@ class Sidecar(TypedDict, total=False):
     counts: dict[str, object]
     policy: Policy | None
     scored: dict[str, str | None] | None
+    sampler: dict[str, float]  # of rewards: the flags that the responses were sampled with
     method: Literal[METHODS]
     reward: str
     stage: str
