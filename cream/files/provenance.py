@@ -91,6 +91,7 @@ class Sidecar(TypedDict, total=False):
     policy: Policy | None
     scored: dict[str, str | None] | None
     sampled: dict[str, float | None]  # of samples: numbers of responses, and their mean length in tokens
+    sampler: dict[str, float]  # of rewards: the flags that the responses were sampled with
     method: Literal[METHODS]
     reward: str
     stage: str

@@ -17,11 +17,11 @@ from math import inf, isfinite, nan
 from typing import TYPE_CHECKING
 
 from cream import advantages
-from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.records import Rewards, ended_turn
 from cream.text.chat import Chat, Tokens
-from cream.training.gradient_options import GradientOptions
+from cream.training import policy_options
+from cream.training.policy_options import BASE, START, Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,65 +29,8 @@ if TYPE_CHECKING:
     from cream.model.batches import Batch
 
 log = logging.getLogger("cream")
-ESTIMATORS = ("k1", "k2", "k3")
-START, BASE = "start", "base"  # of --kl_reference
-PLAIN = {"gen_temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # samples pi itself
 ALONE = "fewer than two of its responses have a reward"
 NO_GRADIENT = "all rewards are equal (--drop_equal)"
-
-
-@dataclass
-class Options(GradientOptions):
-    """Policy gradients (rloo, grpo)"""
-
-    ratio: str | None = flag(
-        None,
-        "what the clipped ratio to the behaviour policy is of: token, each by itself; sequence, the response as a "
-        "whole (grpo: its mean per token, as in GSPO). none: sequence for rloo, token for grpo",
-        choices=("token", "sequence"),
-    )
-    behaviour: str = flag(
-        "recomputed",
-        "log-probabilities of the policy that sampled: recomputed, those of the policy that training starts from, by "
-        "the code that trains; sampler, the sampling engine's own, one sum per response (--ratio sequence)",
-        choices=("recomputed", "sampler"),
-    )
-    kl_estimator: str | None = flag(
-        None, "how it is estimated; none: k1 for rloo, k3 for grpo, of which k1 has no gradient", choices=ESTIMATORS
-    )
-    kl_reference: str | None = flag(
-        None,
-        "the policy of the KL term, and, with or without one, of kl_reference in the log: a name in "
-        "configs/checkpoint.json, a folder, base (M0), or start (the policy that training starts from). none: start "
-        "for grpo with a KL term",
-        decides=False,
-    )
-    reward_shape: str = flag(
-        "raw",
-        "rewards are used as they are (raw), minus the file's mean (centred), divided by its standard deviation, too "
-        "(standard), or as sigma(reward) - --reward_baseline (sigmoid)",
-        choices=advantages.SHAPES,
-    )
-    reward_baseline: float | None = flag(None, "of --reward_shape sigmoid; none: 0.5", low=0, high=1)
-    reward_clip_low: float | None = flag(None, "shaped rewards are at least this; none: no limit")
-    reward_clip_high: float | None = flag(None, "shaped rewards are at most this; none: no limit")
-    divide_by_std: str | None = flag(
-        None,
-        "divide advantages by the standard deviation of their group's rewards (group) or of all (file), or not (no); "
-        "none: no for rloo, group for grpo",
-        choices=("no", "group", "file"),
-    )
-    loss_norm: str | None = flag(
-        None,
-        "with --ratio token, a response's terms are averaged (response, GRPO), divided by the file's mean number of "
-        "tokens (token, DAPO), or by --loss_constant (constant, Dr. GRPO). none: constant for rloo, response for grpo",
-        choices=("response", "token", "constant"),
-    )
-    loss_constant: float = flag(1.0, "of --loss_norm constant; Dr. GRPO: the limit on a response's tokens", above=0)
-    mask_truncated: bool = flag(
-        False, "truncated responses count in their group's mean, and are not trained on themselves"
-    )
-    drop_equal: bool = flag(False, "skip groups whose rewards are all equal: they have no gradient, and take time")
 
 
 @dataclass(slots=True)
@@ -127,83 +70,23 @@ class GroupStage:
 
     def __init__(self, options: Options, about: dict):
         self.options = o = options
-        chosen = {name: getattr(o, name) for name in self.DEFAULTS}
-        self._check()
-        for name, value in chosen.items():
-            setattr(self, name, self.DEFAULTS[name] if value is None else value)
-        self._check_ratio()
+        given = {name: getattr(o, name) for name in self.DEFAULTS}
+        chosen = {name: self.DEFAULTS[name] if value is None else value for name, value in given.items()}
+        vars(self).update(chosen)
+        self.kl_reference = o.kl_reference or (self.KL_REFERENCE if o.kl_coef else None)
+        policy_options.check(o, self)
         self.baseline_reward = 0.5 if o.reward_baseline is None else o.reward_baseline
         self.mean_tokens = 1.0  # of a response of the file
-        self.kl_reference = o.kl_reference or (self.KL_REFERENCE if o.kl_coef else None)
-        self._check_kl()
         recomputed, from_start = o.behaviour == "recomputed", self.kl_reference == START
         self.reference = "behaviour" if recomputed else "kl_reference" if from_start else None
-        self._reference_values = "behaviour" if recomputed and from_start else "kl_reference"
-        self.models = {} if from_start or not self.kl_reference else {"kl_reference": self._checkpoint()}
+        self.reference_values = "behaviour" if recomputed and from_start else "kl_reference"
+        other = None if self.kl_reference == BASE else self.kl_reference
+        self.models = {} if from_start or not self.kl_reference else {"kl_reference": other}
         # A run of one step has no other policy than the one that it starts from.
         self.first_step_free = recomputed and not (o.kl_coef and self.kl_in == "reward")
-        self.settings = {name: getattr(o, name) for name in vars(o) if name != "kl_reference"}
-        self.settings |= {name: getattr(self, name) for name in self.DEFAULTS}
-        self.summary = self._describe()
-        _warn_of_sampling(about.get("sampler") or {})
-
-    # Flags ------------------------------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        o = self.options
-        if o.reward_baseline is not None and o.reward_shape != "sigmoid":
-            raise UserError(f"--reward_baseline belongs to --reward_shape sigmoid, but it is {o.reward_shape}")
-        low, high = o.reward_clip_low, o.reward_clip_high
-        if low is not None and high is not None and low >= high:
-            raise UserError(f"--reward_clip_low {low:g} is not below --reward_clip_high {high:g}")
-        if o.clip_low == o.clip_high == 0:
-            raise UserError("--clip_low 0 and --clip_high 0: only the first step would have a gradient; give a range")
-
-    def _check_ratio(self) -> None:
-        o = self.options
-        if o.behaviour == "sampler" and self.ratio == "token":
-            raise UserError(
-                "--behaviour sampler: the samples hold one log-probability per response, and --ratio token needs one "
-                "per token; give --ratio sequence, or --behaviour recomputed"
-            )
-        if self.ratio == "sequence" and (o.loss_norm is not None):
-            raise UserError("--loss_norm belongs to --ratio token: with --ratio sequence a response is one term")
-        if o.loss_constant != 1 and (self.ratio == "sequence" or self.loss_norm != "constant"):
-            raise UserError("--loss_constant belongs to --ratio token with --loss_norm constant")
-
-    def _check_kl(self) -> None:
-        o = self.options
-        if not o.kl_coef:
-            if o.kl_estimator is not None:
-                raise UserError(f"--kl_estimator {o.kl_estimator}: there is no KL term; --kl_coef gives its weight")
-            return
-        if self.kl_in == "loss" and self.kl_estimator == "k1":
-            raise UserError("--kl_estimator k1 in a loss: its gradient is 0 on average; give k2 or k3")
-        if self.kl_in == "reward" and self.kl_reference is None:
-            raise UserError("--kl_coef needs --kl_reference NAME|FOLDER|base: the policy to stay close to")
-        if self.kl_in == "reward" and self.kl_reference == START:
-            raise UserError(
-                "--kl_reference start: the KL term is in the reward of responses that this very policy sampled, and so "
-                "always 0; give the policy that the first round started from, or base"
-            )
-        if self.kl_in == "reward" and o.behaviour == "sampler" and self.kl_estimator != "k1":
-            raise UserError(
-                f"--kl_estimator {self.kl_estimator} needs log-probabilities per token, which --behaviour sampler has "
-                "not; give k1, or --behaviour recomputed"
-            )
-
-    def _checkpoint(self) -> str | None:
-        return None if self.kl_reference == BASE else self.kl_reference
-
-    def _describe(self) -> str:
-        o, kl = self.options, "no KL term" + (f" (the log has it to {self.kl_reference})" if self.kl_reference else "")
-        if o.kl_coef:
-            kl = f"KL {o.kl_coef:g} x {self.kl_estimator} to {self.kl_reference} in the {self.kl_in}"
-        norm = f", loss norm {self.loss_norm}" if self.ratio == "token" else ""
-        return (
-            f"ratio per {self.ratio} in [{1 - o.clip_low:g}, {1 + o.clip_high:g}]{norm}, behaviour {o.behaviour}, "
-            f"rewards {o.reward_shape}, advantages divided by std: {self.divide_by_std}, {kl}"
-        )
+        self.settings = {name: value for name, value in vars(o).items() if name != "kl_reference"} | chosen
+        self.summary = policy_options.describe(o, self)
+        policy_options.warn_of_sampling(about.get("sampler") or {})
 
     # Data -------------------------------------------------------------------------------------------------------------
 
@@ -385,11 +268,11 @@ class GroupStage:
             "response_tokens": lengths,
         }
         if self.kl_reference:
-            to_reference = logps - _values(examples, self._reference_values, logps)[0]
+            to_reference = logps - _values(examples, self.reference_values, logps)[0]
             if o.kl_coef and self.kl_in == "loss":
                 estimates = total(getattr(losses, self.kl_estimator)(to_reference))
                 values = values + o.kl_coef * estimates / (self._norm(lengths) if self.ratio == "token" else lengths)
-            metrics["kl_reference"] = total(losses.k3(to_reference))
+            metrics |= {"kl_reference": total(losses.k3(to_reference)), "kl_reference_k1": total(to_reference)}
         loss = (counts * values).sum()
         metrics = {name: (counts * value.detach()).sum() for name, value in metrics.items()}
         return loss, {"loss": loss.detach()} | metrics | {"ratio_max": largest.detach().exp()}
@@ -434,14 +317,3 @@ def _columns(example: Example) -> tuple[Sequence, ...]:
     no gradient."""
     idle = [not any(example.advantages)] * len(example.rows)
     return example.counts, example.advantages, example.raw, example.truncated, idle
-
-
-def _warn_of_sampling(sampler: dict) -> None:
-    """Samples of a changed distribution are not the policy's own."""
-    other = [f"{name} {sampler[name]:g}" for name, plain in PLAIN.items() if sampler.get(name, plain) != plain]
-    if other:
-        log.warning(
-            "the responses were sampled with %s: log-probabilities are of the model itself, and not of the "
-            "distribution that was sampled, so that the gradient is biased; sample with --gen_temperature 1 --top_p 1",
-            ", ".join(other),
-        )

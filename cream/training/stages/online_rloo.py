@@ -21,7 +21,7 @@ from cream.files.folders import check_folder
 from cream.files.provenance import Provenance, read_kind
 from cream.records import Item, Message, Prompt
 from cream.rewards import REWARDS
-from cream.training.gradient_options import GradientOptions
+from cream.training.policy_options import GradientOptions
 from cream.training.stages.prm import STEP_SPLIT_HELP
 
 if TYPE_CHECKING:

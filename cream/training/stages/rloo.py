@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from cream import advantages
 from cream.records import Rewards
-from cream.training import policy_gradient
+from cream.training import policy_options
 from cream.training.policy_gradient import GroupStage
 
 RECORDS = (Rewards,)
-Options = policy_gradient.Options
+Options = policy_options.Options
 
 
 class Stage(GroupStage):
