@@ -133,7 +133,8 @@ def describe(options: Options, stage) -> str:
     norm = f", loss norm {stage.loss_norm}" if stage.ratio == "token" else ""
     return (
         f"ratio per {stage.ratio} in [{1 - options.clip_low:g}, {1 + options.clip_high:g}]{norm}, "
-        f"behaviour {options.behaviour}, rewards {options.reward_shape}, advantages divided by std: {stage.divide_by_std}, {kl}"
+        f"behaviour {options.behaviour}, rewards {options.reward_shape}, advantages divided by std: "
+        f"{stage.divide_by_std}, {kl}"
     )
 
 
