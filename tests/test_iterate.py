@@ -744,6 +744,7 @@ def test_results_of_a_loop_of_pseudo_labels(tmp_path):
     commands, problems = planning.plan(read_loop(loop, output_root=str(tmp_path)), SCRIPTS, "cpu")
     assert problems == []
     root = tmp_path / "outputs/tiny/ser"
+    root.mkdir(parents=True)
     for t in range(4):
         folder = (root if t else root.parent) / f"RM{t}.evaluation"
         folder.mkdir(parents=True)
