@@ -19,7 +19,7 @@ from cream.cli.flags import as_dict, parse
 from cream.errors import UserError
 from cream.loops import plan as planning
 from cream.loops.reading import read_loop
-from cream.loops.results import results, table
+from cream.loops.results import _pairs_of, results, table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES, LOOPS = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("recipes", "loops"))
@@ -765,6 +765,14 @@ def test_results_of_a_loop_of_pseudo_labels(tmp_path):
     (folder / "x.summary.json").unlink()
     with pytest.raises(UserError, match="expected one summary, found 0"):
         results(commands)
+
+
+def test_the_newest_pairs_of_a_training_set_are_in_the_table():
+    """And none where it is a part of a file of pairs, as the seed is."""
+    commands = plan(CONFIGS / "loops/tiny_ssrm.yaml")
+    trained = [command.flags["name"] for command in commands if command.output.name in ("PM0", "PM1", "PM3")]
+    found = [_pairs_of(name, {command.result: command for command in commands}) for name in trained]
+    assert [pairs and pairs.output.name for pairs in found] == [None, "round1.pairs.json", "round3.pairs.json"]
 
 
 # The loop -----------------------------------------------------------------------------------------------------------
