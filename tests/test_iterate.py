@@ -126,7 +126,7 @@ def test_shipped_files_bind_to_their_scripts(path):
         values = as_dict(parse(SCRIPTS[command.script], command.argv(), description="", example="", words=words))
         assert tuple(words or ()) == command.words
         for name, value in command.flags.items():
-            number = int(value) if name == "seed" else value  # ${seed+round} is a text
+            number = int(value) if name in ("seed", "part") else value  # ${seed+round} is a text
             assert values[name] == (None if value == "none" else number)
 
 
