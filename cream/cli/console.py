@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, suppress
 
 from cream.cli import interrupts, screen
 from cream.cli.flags import as_words
-from cream.cli.screen import PROGRESS, say_result
+from cream.cli.screen import PROGRESS
+from cream.cli.screen import say_result as say_result
 from cream.errors import user_error
 from cream.files.provenance import RUNNING, typed_command
 
-__all__ = ["say_result"]  # re-exported
 log = logging.getLogger("cream")
 EVERY = 30.0  # seconds between two lines of progress
 

@@ -177,6 +177,7 @@ def show_error(text: str) -> None:
 def stage_log(file: TextIO, path: Path) -> Iterator[None]:
     """Within it stdout and stderr of this process, and of those that it starts, are a log file. With --verbose they
     stay, and messages go to the file as well."""
+    set_up()
     with _beside(file, path) if is_verbose() else _instead(file):
         yield
 
