@@ -806,7 +806,7 @@ def check_end(world, out):
     assert lines[-1] == "report: outputs/plain/report.html" and lines[-2].endswith(" s in all")
     ended, c, alarmed = lines[-5:-2]
     best = max(macro_accuracy(world, f"outputs/{own}/M3.evaluation.json") for own in ("cream", "plain"))
-    assert ended.startswith("Highest ended ") and f"M3 with {best:.1f} %" in ended and "95 % interval" in ended
+    assert f" ended highest: M3 at {best:.1f} %" in ended and "95 % interval" in ended
     assert c.startswith("Mean C") and "small 0." in c and "plain 0." in c
     assert alarmed == "No alarm sounded." or alarmed.startswith("Alarms (!): ")
 

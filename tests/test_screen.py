@@ -158,11 +158,11 @@ def test_what_came_of_a_step(tmp_path):
          "accuracy 50.0 %, 95 % interval 40.0 to 60.0, 300 questions, 25.0 % truncated"),
         ("infer.py", counts | {"sampled": sampled}, {},
          "1800 responses to 300 prompts, 1305 distinct, 4 truncated"),
-        ("rewarding.py", counts, {}, "300 prompts, 3 responses without a reward"),
+        ("rewarding.py", counts, {}, "300 prompts, responses without a reward: 3"),
         ("make_pairs.py", counts | {"mean_consistency": 0.7239}, {},
-         "300 pairs, mean C 0.724, 3 prompts without a pair"),
+         "300 pairs, mean C 0.724, without a pair: 3 prompts"),
         ("train.py", {"counts": {"trained_on": 299}, "last": {"lr": 1e-5, "loss": 0.39071, "accuracy": 0.95}}, {},
-         "299 examples, loss 0.3907, accuracy 0.95"),
+         "trained on 299, loss 0.3907, accuracy 95.0 %"),
         ("infer.py", {}, {"flags": evaluated}, "done"),
     ]:  # fmt: skip
         name = f"{len([*tmp_path.iterdir()])}.json"
@@ -189,12 +189,13 @@ def test_three_sentences(tmp_path, monkeypatch):
     found = [SimpleNamespace(fired=[("accuracy of M3", {})] * 2), SimpleNamespace(fired=[])]
     c = "Mean C, how far the two last models rank alike (1 fully, 0.5 by chance): "
     assert [*sentences(courses, found)] == [
-        "Highest ended CREAM, M3 with 81.9 %; SRLM M3 76.2 %: 5.7 points higher, 95 % interval +3.5 to +7.9.",
+        "CREAM ended highest: M3 at 81.9 %, 5.7 points above SRLM M3 at 76.2 % "
+        "(95 % interval of the difference +3.5 to +7.9).",
         f"{c}SRLM 0.72 -> 0.92; CREAM 0.72 -> 0.93.",
         "Alarms (!): SRLM, accuracy of M3.",
     ]
     assert [*sentences(courses[1:], found[1:])] == [
-        "CREAM, M3 with 81.9 % in the end, 5.7 points higher, 95 % interval +3.5 to +7.9 than M0.",
+        "CREAM ended with M3 at 81.9 %, 5.7 points above M0 at 30.3 % (95 % interval of the difference +3.5 to +7.9).",
         f"{c}CREAM 0.72 -> 0.93.",
         "No alarm sounded.",
     ]

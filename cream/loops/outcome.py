@@ -33,22 +33,24 @@ def _parts(command: Command, about: dict) -> Iterator[str]:
             if share := facts.read(command, f"{name}_rate").value:
                 yield f"{100 * share:.1f} % {name}"
     elif command.script == TRAIN:
-        yield f"{counts['trained_on']} examples" if "trained_on" in counts else "trained"
-        yield from (f"{name} {about['last'][name]:.4g}" for name in METRICS if name in about.get("last", {}))
+        if "trained_on" in counts:
+            yield f"trained on {counts['trained_on']}"
+        for name in (name for name in METRICS if name in about.get("last", {})):
+            value = about["last"][name]
+            yield f"{name} {100 * value:.1f} %" if name.endswith("accuracy") else f"{name} {value:.4g}"
     elif command.script in PAIRS:
         yield f"{counts['out']} pairs"
         if (mean := about.get("mean_consistency")) is not None:
             yield f"mean C {mean:.3f}"
         if none := sum(counts["dropped"].values()):
-            yield f"{none} prompts without a pair"
+            yield f"without a pair: {none} prompt{'s' * (none > 1)}"
     elif sampled := about.get("sampled"):
         yield f"{sampled['responses']} responses to {counts['out']} prompts"
         yield f"{sampled['distinct']} distinct, {sampled['truncated']} truncated"
     elif command.script != MEASURE:
         yield f"{counts['out']} {'records' if command.script == PREPARE else 'prompts'}"
         if dropped := sum(counts["dropped"].values()):
-            what = "dropped" if command.script in (INFER, PREPARE) else "responses without a reward"
-            yield f"{dropped} {what}"
+            yield f"{'dropped' if command.script in (INFER, PREPARE) else 'responses without a reward'}: {dropped}"
 
 
 def _with_interval(fact: Fact) -> str:
@@ -86,38 +88,37 @@ def _end(course: Course) -> Command | None:
 
 
 def _ranking(ends: Sequence[tuple[Course, Command]]) -> Iterator[str]:
-    """The loop that ended highest, against that which ended lowest."""
+    """The loop that ended highest, against the one that ended lowest."""
     with suppress(UserError, OSError, ValueError):
         ranked = sorted(ends, key=lambda each: facts.read(each[1], "").value, reverse=True)
         (high, top), (low, bottom) = ranked[0], ranked[-1]
-        other = f"{low.loop.title} {model_name(bottom)} {facts.read(bottom, '').spell(facts.read(bottom, '').value)} %"
-        yield f"Highest ended {_place(high, top)}; {other}: {_difference(bottom, top)}."
+        yield f"{high.loop.title} ended highest: {_named(top)}{_against(low.loop.title, bottom, top)}."
 
 
 def _gain(course: Course, end: Command) -> Iterator[str]:
-    """What a loop gained on its first model evaluated on the same data."""
+    """What a loop gained on the first model that it evaluated on the same questions."""
     with suppress(UserError, OSError, ValueError):
-        data = ("name", "scoring", "few_shot")
-        same = (
-            each
-            for each in evaluations(course.ran)
-            if all(each.flags.get(name) == end.flags.get(name) for name in data)
-        )
-        first = next(same)
-        gain = f", {_difference(first, end)} than {model_name(first)}" if first is not end else ""
-        yield f"{_place(course, end)} in the end{gain}."
+        first = next(each for each in evaluations(course.ran) if _are_alike(each, end))
+        yield f"{course.loop.title} ended with {_named(end)}{_against('', first, end) if first is not end else ''}."
 
 
-def _place(course: Course, end: Command) -> str:
-    fact = facts.read(end, "")
-    return f"{course.loop.title}, {model_name(end)} with {fact.spell(fact.value)} %"
+def _are_alike(one: Command, other: Command) -> bool:
+    """Whether two evaluations are of the same questions, in the same way."""
+    return all(one.flags.get(name) == other.flags.get(name) for name in ("name", "gen_n", "scoring", "few_shot"))
 
 
-def _difference(low: Command, high: Command) -> str:
-    """In points, with its paired interval where both have answered the same questions."""
-    if low.flags.get("name") != high.flags.get("name"):
-        return "on other questions"
-    moved = facts.difference(low, high, "")
-    inside = " (no clear difference)" * (moved.low <= 0 <= moved.high)
-    interval = f"95 % interval {moved.spell(moved.low, '+')} to {moved.spell(moved.high, '+')}"
-    return f"{moved.spell(abs(moved.value))} points {'higher' if moved.value >= 0 else 'lower'}, {interval}{inside}"
+def _named(evaluation: Command) -> str:
+    fact = facts.read(evaluation, "")
+    return f"{model_name(evaluation)} at {fact.spell(fact.value)} %"
+
+
+def _against(title: str, other: Command, one: Command) -> str:
+    """How far one model is from another one, with the paired interval; "" where that is not to be had."""
+    if not _are_alike(one, other):
+        return ""
+    moved = facts.difference(other, one, "")
+    low, high = moved.spell(moved.low, "+"), moved.spell(moved.high, "+")
+    above = "above" if moved.value >= 0 else "below"
+    unclear = ", which says nothing about which is better" * (moved.low <= 0 <= moved.high)
+    text = f", {moved.spell(abs(moved.value))} points {above} {title} {_named(other)}".replace("  ", " ")
+    return f"{text} (95 % interval of the difference {low} to {high}{unclear})"
