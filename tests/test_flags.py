@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import field
 from enum import Enum
+from pathlib import Path
 
 import pytest
 import yaml
@@ -600,6 +601,14 @@ def test_help(capsys, monkeypatch, argv):
         assert line in out
     assert "--lora_r N, -r N" in out
     assert out.endswith("\nexample:\n  run.py --gen_n 3  # 100%\n")
+
+
+@pytest.mark.slow
+def test_help_does_not_wait_for_torch():
+    """Of any script; all are looked at in one process."""
+    modules = sorted({script.removesuffix(".py") for script in iterate.SCRIPTS} | {"report", "train_armo", "iterate"})
+    code = f"import sys, importlib; [importlib.import_module(m) for m in {modules}]; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(iterate.__file__).parent).returncode == 0
 
 
 def test_a_script_ends_without_traceback_and_imports_nothing_heavy(tmp_path):

@@ -1,14 +1,19 @@
 """The score of an ArmoRM for the responses to many prompts, with its attributes and their coefficients: a worker."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cream.errors import UserError
-from cream.model.batches import Group as Rows
 from cream.scoring.driver import Model
 from cream.scoring.heads import Options, Reader, as_row, chunk_of, from_row, show_first
 from cream.scoring.logprobs import arguments
+
+if TYPE_CHECKING:
+    from cream.model.batches import Group as Rows
 
 __all__ = ["Options", "as_row", "chunk_of", "from_row", "show_first"]  # as the worker of heads has them
 
@@ -18,7 +23,7 @@ CACHED = "ArmoRM in float32, 1"  # of what the score cache has of its results
 class ArmoReader(Reader):
     """A pool's worker, as Reader: each response's outputs are 1 + 2 K numbers, as cream.model.armo.Armo gives them."""
 
-    def _load(self) -> "Loaded":
+    def _load(self) -> Loaded:
         return Loaded(*self._how)
 
 
