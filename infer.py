@@ -105,6 +105,7 @@ def sample(config: InferConfig) -> None:
         how |= {"policy": named | {"fingerprint": loaded.fingerprint}, "limits": config.alarms.limits()}
         sampling.sample(output, loaded, prompts, sysprompt, plan, **how)
     if not run.dry_run:
+        console.say_result("samples: %s", output.path)
         log.info(sampling.next_step(output.path, folder, model.checkpoint, for_next_stage(config)))
         if prompts.kind is Conversation:
             log.info("or, for SPIN:\n  %s", sampling.spin(output.path, path))
@@ -134,7 +135,7 @@ def evaluate(config: InferConfig) -> None:
         limits = config.alarms.limits()
         evaluation.evaluate(plan, output, _policy(config, output, folder, chat), limits, **how)
     if not run.dry_run:
-        log.info(evaluation.summarise(plan, output, summary, chat))
+        console.say_result("%s", evaluation.summarise(plan, output, summary, chat))
 
 
 def write_prompts(config: InferConfig) -> None:
@@ -161,7 +162,8 @@ def write_prompts(config: InferConfig) -> None:
         synthesis.synthesise(output, _policy(config, output, folder, chat), own, kept, plan, tags, **how)
     if not run.dry_run:
         next_ = console.command("infer.py", **for_next_stage(config) | {"checkpoint": model.checkpoint, "name": target})
-        log.info("prompts: %s\nnext, respond to them:\n  %s", target, next_)
+        console.say_result("prompts: %s", target)
+        log.info("next, respond to them:\n  %s", next_)
 
 
 def _test_set(name: str) -> Path:
@@ -192,7 +194,7 @@ def _begin(config: InferConfig, inputs: dict[str, Path], target: Path, unused: I
     data = ", ".join(str(path) for name, path in inputs.items() if name.startswith("data"))
     log.info("%s of %s by %s -> %s", config.task.mode, data, folder, target)
     if output.up_to_date:
-        log.info("%s is up to date (same settings and inputs); skipping", target)
+        console.say_result("%s is up to date (same settings and inputs); skipping", target)
     if run.dry_run:
         config.cluster.flags(config.device)  # raises UserError where a device is not there
         log.info("dry run: nothing was written")

@@ -37,9 +37,10 @@ from pathlib import Path
 
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, MODEL_FILES, Device, for_records, group
 from cream.alarms import AlarmFlags
-from cream.cli import console, interrupts, names, preflight
+from cream.cli import console, interrupts, names, preflight, screen
 from cream.cli.console import log
 from cream.cli.flags import parse, try_parse
+from cream.cli.screen import say_result
 from cream.errors import UserError
 from cream.loops import disk
 from cream.loops.checks import check_commands, check_steering, lacking, look_ups, refused
@@ -49,6 +50,7 @@ from cream.loops.options import LoopFlags
 from cream.loops.plan import TRAIN, Command, plan
 from cream.loops.publish import Publisher
 from cream.loops.reading import read_loop
+from cream.loops.stage_log import StageLog
 
 EXAMPLE = """\
   tiny, one CPU        python iterate.py --config configs/recipes/tiny_cream.yaml
@@ -77,6 +79,7 @@ class IterateConfig:
 def main(argv=None):
     config = parse(IterateConfig, argv, description=__doc__, example=EXAMPLE, files=False)
     from cream.loops.alarmed import alarms, describe_alarms
+    from cream.loops.outcome import sentences
     from cream.loops.results import table
 
     paths = [path.strip() for path in (config.loop.config or "").split(",")]
@@ -99,8 +102,8 @@ def main(argv=None):
         found = [alarms(course.ran, config.alarms.limits()) for course in each]
         lines = [f"{course.loop.title}: {text}" for course in each for text in course.notes()]
         lines += describe_alarms([course.loop.title for course in each], found)
-        text = "\n".join([table(columns, [alarmed.models for alarmed in found]), *lines])
-        log.info("\n%s\n%.0f s in all", text, time.monotonic() - began)
+        text = "\n".join([table(columns, [alarmed.models for alarmed in found]), *lines, "", *sentences(each, found)])
+        say_result("\n%s\n%.0f s in all", text, time.monotonic() - began)
         if config.loop.report:
             report([(course.loop, course.ran) for course in each])
 
@@ -135,9 +138,11 @@ def run(course: Course, *, dry_run: bool = False, keep: Sequence[str] = (), othe
         disk.check(course, need)
         course.free = disk.Cleaner(keep, CHECKPOINTS, others) if keep else course.free
     for number, command in enumerate(course, 1):
-        log.info("\n[%s %d/%d] %s", loop.title, number, len(course.planned), command.title)
-        log.info("$ %s", shlex.join(["python", command.script, *command.argv()]))
-        if not dry_run and (code := _run(command, loop)):
+        line = f"$ {shlex.join(['python', command.script, *command.argv()])}"
+        whole = dry_run or screen.is_verbose()
+        title = f"[{loop.title} {number}/{len(course.planned)}] {command.title}"
+        log.info("%s", f"\n{title}\n{line}" if whole else title)
+        if not dry_run and (code := _run(command, loop, line)):
             sys.exit(code)
     if dry_run:
         log.info("\n[%s] %s", loop.title, need)
@@ -175,24 +180,48 @@ def config_of(script: str) -> type:
     return config
 
 
-def _run(command: Command, loop: Loop) -> int | None:
-    """Run one stage; its exit code, None or 0 where it succeeded."""
+def _run(command: Command, loop: Loop, line: str) -> int | None:
+    """Run one stage, and say what came of it; its exit code, None or 0 where it succeeded. `line`: its command."""
+    from cream.loops.outcome import outcome
+
+    began, stage_log = time.monotonic(), StageLog(command.output)
+    try:
+        with stage_log.opened(line):
+            code = _start(command, loop)
+    except Exception as error:
+        error.add_note(f"while it ran: {command.title}, log: {stage_log.path}")
+        raise
+    wrote, failed = stage_log.wrote(), code and code not in interrupts.CODES  # else it has said how to resume
+    if not wrote and code in (None, 0, 2):
+        stage_log.undo()
+    if failed:
+        _say_failed(command, loop, code, stage_log)
+    elif not code:
+        log.info("    %s%s; %.1f s", "" if wrote else "up to date: ", outcome(command), time.monotonic() - began)
+    return code
+
+
+def _say_failed(command: Command, loop: Loop, code: int, stage_log: StageLog) -> None:
+    folder = command.output.parent
+    key = "base_dir" if loop.base_dir is not None and folder == Path(loop.base_dir) else "output_dir"
+    changed = CHANGED.format(key=key, folder=folder) if code == 2 else ""
+    more = f"\nlog: {stage_log.path}" if stage_log.path.exists() else ""
+    end = "" if code == 2 else f"{stage_log.end()}\n"  # an error that the user can fix is on the terminal
+    screen.show_error(f"{end}{command.title} ended with {code}; {RESUME}{changed}{more}")
+
+
+def _start(command: Command, loop: Loop) -> int | None:
+    """Run one stage, in this process or, if its model is big, in another one."""
     folder = names.model(str(command.flags.get("model", loop.model)), MODEL_FILES)
     if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < IN_PROCESS:
         try:
             return import_module(command.script.removesuffix(".py")).main(command.argv())
         except SystemExit as stop:
-            code = stop.code
-    else:
-        process = subprocess.Popen([sys.executable, str(Path(__file__).with_name(command.script)), *command.argv()])
-        with interrupts.deferred([process.pid]):
-            code = process.wait()
-        interrupts.check()
-    if code and code not in interrupts.CODES:  # else the stage has said how to resume
-        folder = command.output.parent
-        key = "base_dir" if loop.base_dir is not None and folder == Path(loop.base_dir) else "output_dir"
-        changed = CHANGED.format(key=key, folder=folder) if code == 2 else ""
-        print(f"{command.title} ended with {code}; {RESUME}{changed}", file=sys.stderr)
+            return stop.code
+    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name(command.script)), *command.argv()])
+    with interrupts.deferred([process.pid]):
+        code = process.wait()
+    interrupts.check()
     return code
 
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from config import CHECKPOINTS, DATASETS, Run, group
 from cream.cli import console, names
-from cream.cli.console import log
 from cream.cli.flags import as_dict, flag, parse
+from cream.cli.screen import say_result
 from cream.errors import UserError
 from cream.evaluation import compare as comparison
 from cream.evaluation.compare import CompareFlags
@@ -181,19 +181,19 @@ def _loop(path: Path, output_root: str | None, gold: list[Path]):
 
 def describe_lineage(_: ReportConfig, words: list[str]) -> None:
     """Print how an output was made."""
-    log.info("%s", "\n".join(lineage.describe(_place(words[0]))))
+    say_result("%s", "\n".join(lineage.describe(_place(words[0]))))
 
 
 def verify(_: ReportConfig, words: list[str]) -> None:
     """Print the state of each file of the chain; exit code 1 if one is not as recorded."""
     bad = 0
     for line, changed in lineage.verify(_place(words[0])):
-        log.info("%s", line)
+        say_result("%s", line)
         bad += changed
     if bad:
         print(f"{bad} of these are not as recorded", file=sys.stderr)
         sys.exit(1)
-    log.info("all files are as recorded")
+    say_result("all files are as recorded")
 
 
 def judge(config: ReportConfig, words: list[str]) -> None:
@@ -211,7 +211,7 @@ def judge(config: ReportConfig, words: list[str]) -> None:
     elif labels:
         items = store.read(Path(labels), questions_in(Path(labels)), skip=skip)
         gold = judges.gold_labels(found, {item.uuid: item for item in items})
-    log.info("%s", "\n".join(judges.describe(found, gold, config.several.seed)))
+    say_result("%s", "\n".join(judges.describe(found, gold, config.several.seed)))
 
 
 def compare(config: ReportConfig, words: list[str]) -> None:
@@ -227,22 +227,22 @@ def compare(config: ReportConfig, words: list[str]) -> None:
     if flags.output is not None:
         decides = {"seed": flags.seed, "on_bad_record": run.on_bad_record}
         output = journal.Output(Path(flags.output), decides, provenance, overwrite=run.overwrite)
-    log.info("A: %s\nB: %s", a, b)
+    say_result("A: %s\nB: %s", a, b)
     if bad:
-        log.info("%d malformed records are skipped, the first %s", len(bad), bad[0]["where"])
+        say_result("%d malformed records are skipped, the first %s", len(bad), bad[0]["where"])
     for note in comparison.describe_settings(joined, *settings):
-        log.info("%s", note)
+        say_result("%s", note)
     rows, flipped = comparison.compare(joined, flags.seed), joined.flipped()
-    log.info("%s\n%s", comparison.format_comparison(rows), comparison.format_flips(flipped, config.compare.show))
+    say_result("%s\n%s", comparison.format_comparison(rows), comparison.format_flips(flipped, config.compare.show))
     if output is None or run.dry_run:
         return
     if output.up_to_date:
-        log.info("flipped items: %s is up to date (same settings and inputs); skipping", output.path)
+        say_result("flipped items: %s is up to date (same settings and inputs); skipping", output.path)
         return
     with output:
         output.reject(bad)
         output.finish((comparison.flip_row(*item) for item in flipped), comparison=rows)
-    log.info("flipped items: %s", output.path)
+    say_result("flipped items: %s", output.path)
 
 
 RUN = ("overwrite", "force", "on_bad_record", "dry_run")

@@ -114,7 +114,7 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
         return run, target, reward, folders, True
     if output.up_to_date:
         stage.check_text(target, folders, model.text() | config.thoughts.text())
-        log.info("%s is up to date (same settings and inputs); skipping", target)
+        console.say_result("%s is up to date (same settings and inputs); skipping", target)
     else:
         preflight.check_disk(target, size, "rewarding")
         with output:
@@ -134,9 +134,9 @@ def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str,
             rewards = passes.rewards(run, output, config.alarms.limits())
             output.finish(rewards, **stage.facts(run, output, reward, model, scored))
         if not stage.report(output, responses):
-            log.info("rewards: %s, of which no pairs can be made", target)
+            console.say_result("rewards: %s, of which no pairs can be made", target)
             return run, target, reward, folders, False
-    log.info("rewards: %s", target)
+    console.say_result("rewards: %s", target)
     return run, target, reward, folders, True
 
 

@@ -89,7 +89,7 @@ def main(argv=None):
         console.log.info("dry run: %s; nothing was written", "the run is up to date" if done else "it would train")
         return
     if done:
-        console.log.info("%s is up to date (same settings and inputs); skipping", run)
+        console.say_result("%s is up to date (same settings and inputs); skipping", run)
         if is_first_process():
             folder.tidy_after_kill(run)
     else:
@@ -181,7 +181,7 @@ def _finish(config: TrainConfig, run: Path, dataset: str) -> None:
     if name:
         names.register(CHECKPOINTS, name, last, overwrite=config.run.overwrite)
         console.log.info("registered as %s in %s", name, CHECKPOINTS.name)
-    console.log.info("checkpoint: %s", last)
+    console.say_result("checkpoint: %s", last)
     advice.print_next(last, dataset, for_next_stage(config) | {"checkpoint": name or last})
 
 

@@ -106,7 +106,7 @@ def main(argv=None):
     from cream.training import armo_run
 
     if armo_run.is_up_to_date(output, header, run.overwrite):
-        log.info("%s is up to date (same settings and inputs); skipping", output)
+        console.say_result("%s is up to date (same settings and inputs); skipping", output)
     elif run.dry_run:
         log.info("dry run: would write %s; nothing was written", output)
         return
@@ -115,7 +115,7 @@ def main(argv=None):
             _train(config, backbone, files, output, header, provenance, devices)
     if a.register and not run.dry_run:
         names.register(CHECKPOINTS, a.register, output, overwrite=run.overwrite)
-    log.info("ArmoRM: %s", output)
+    console.say_result("ArmoRM: %s", output)
     log.info("next:\n  %s", console.command("rewarding.py", reward="armo", reward_model=a.register or output,
                                            input_file="SAMPLES"))  # fmt: skip
 

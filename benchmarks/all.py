@@ -23,6 +23,7 @@ QUICK = {  # script -> the work of --quick; lengths are given where real ones wo
     "sft_step.py": "--work 120/150 --sizes 16 --rounds 1",
     "iteration.py": "--work 300/150 --sizes 2 --rounds 1",
     "reward_step.py": "--work 300/150 --sizes 8 --rounds 1",
+    "rloo_step.py": "--sizes 4 --rounds 1",
     "reward_score.py": "--sizes 1 --rounds 1",
     "prm_score.py": "--sizes 1 --rounds 1",
     "pairwise_score.py": "--prompts 1 --rounds 1",

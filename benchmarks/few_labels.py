@@ -65,13 +65,13 @@ def world(part: str, folder: Path, base: Path, seed: int) -> Table:
     found: Table = {}
     for name, prefix in LOOPS[part].items():
         loop = shipped_loop(str(base), name, seed, folder / "world", folder)
-        commands, problems = prepare(loop, ["cpu"], None, set())
+        course, problems = prepare(loop, ["cpu"], None, set())
         assert not problems, problems
         try:
-            run(loop, commands)
+            run(course)
         except SystemExit as stop:
             raise RuntimeError(f"{name}: a stage ended with {stop.code}; see the log in {folder.parent}") from None
-        for row in results(commands):
+        for row in results(course.ran):
             found[_title(row["model"], prefix)] = _numbers(row)
     return found
 

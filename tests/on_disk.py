@@ -22,7 +22,7 @@ def content(path: Path) -> object:
     """What a file holds, but for times and speeds; of a score cache the whole lines, which may be in any order."""
     if path.is_symlink():
         return os.readlink(path)
-    if path.name == "report.html":
+    if path.name == "report.html" or path.suffix == ".log":
         return "a page with times and speeds"
     if path.name == "log.jsonl":
         return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]

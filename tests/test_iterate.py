@@ -3,6 +3,7 @@ ones run to their table, once."""
 
 import json
 import os
+import re
 import shlex
 from collections import defaultdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from cream.cli.flags import as_dict, parse
 from cream.errors import UserError
 from cream.loops import plan as planning
 from cream.loops.reading import read_loop
-from cream.loops.results import results, table
+from cream.loops.results import _pairs_of, results, table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES, LOOPS = (sorted((CONFIGS / kind).glob("*.yaml")) for kind in ("recipes", "loops"))
@@ -103,8 +104,13 @@ def load(config):
 
 
 def stages(out):
-    """The command lines that iterate.py printed."""
+    """The command lines that iterate.py printed, in a dry run or with --verbose, or that begin a log file."""
     return [line.removeprefix("$ ") for line in out.splitlines() if line.startswith("$ ")]
+
+
+def titles(out):
+    """The stages that iterate.py began."""
+    return re.findall(r"^\[\w+ \d+/\d+\] .*$", out, re.MULTILINE)
 
 
 def write(world, name, recipe):
@@ -767,6 +773,14 @@ def test_results_of_a_loop_of_pseudo_labels(tmp_path):
         results(commands)
 
 
+def test_the_newest_pairs_of_a_training_set_are_in_the_table():
+    """And none where it is a part of a file of pairs, as the seed is."""
+    commands = plan(CONFIGS / "loops/tiny_ssrm.yaml")
+    trained = [command.flags["name"] for command in commands if command.output.name in ("PM0", "PM1", "PM3")]
+    found = [_pairs_of(name, {command.result: command for command in commands}) for name in trained]
+    assert [pairs and pairs.output.name for pairs in found] == [None, "round1.pairs.json", "round3.pairs.json"]
+
+
 # The loop -----------------------------------------------------------------------------------------------------------
 
 
@@ -793,6 +807,27 @@ def check_table(world, out):
         assert cells == expected
 
 
+def check_end(world, out):
+    """Two screens, of which the last lines say what came of it and where the page is."""
+    lines = out.splitlines()
+    assert len(lines) <= 90 and max(map(len, lines)) < 200
+    assert lines[-1] == "report: outputs/plain/report.html" and lines[-2].endswith(" s in all")
+    ended, c, alarmed = lines[-5:-2]
+    best = max(macro_accuracy(world, f"outputs/{own}/M3.evaluation.json") for own in ("cream", "plain"))
+    assert f" ended highest: M3 at {best:.1f} %" in ended and "95 % interval" in ended
+    assert c.startswith("Mean C") and "small 0." in c and "plain 0." in c
+    assert alarmed == "No alarm sounded." or alarmed.startswith("Alarms (!): ")
+
+
+def check_logs(world, printed):
+    """Beside each output is a log file with the stage's command and all that it said."""
+    logs = [path for path in world.folder.glob("outputs/*/*.log") if path.parent.name in ("base", "cream", "plain")]
+    texts = [path.read_text() for path in logs]
+    assert {each for text in texts for each in stages(text)} == {*printed}
+    said = (world.folder / "outputs/cream/M2.log").read_text()
+    assert "first example, its trained tokens marked" in said and "step 1/" in said and "checkpoint: " in said
+
+
 @pytest.mark.slow
 def test_the_loop(workspace):
     """Two recipes of a family: they share M0, M1 and round 1's measurements, and end in one table.
@@ -806,9 +841,11 @@ def test_the_loop(workspace):
     printed = stages(workspace.run(loop + " --dry_run").out)
     assert len(printed) == 30 and workspace.state() == before
     first = workspace.run(loop)
-    assert stages(first.out) == printed
-    assert first.out.count("is up to date") == 6  # of the second recipe: M0, M1 and its training, round 1's rankings
+    assert len(titles(first.out)) == 30
+    assert first.out.count("    up to date: ") == 6  # of the second recipe: M0, M1, its training, round 1's rankings
     check_table(workspace, first.out)
+    check_end(workspace, first.out)
+    check_logs(workspace, printed)
     for made in (
         "base/M1/meta.json",
         "base/round1.rewards.previous.json.meta.json",
@@ -819,8 +856,13 @@ def test_the_loop(workspace):
 
     before = workspace.state()
     again = workspace.run(loop)
-    assert again.out.count("is up to date") == 30 and workspace.state() == before
+    assert again.out.count("    up to date: ") == 30 and workspace.state() == before
     check_table(workspace, again.out)
+    whole = workspace.run(loop + " --verbose").out
+    assert stages(whole) == printed and whole.count("first prompt as the model sees it") == 0
+    assert whole.count("is up to date (same settings and inputs)") == 30 and workspace.state() == before
+    quiet = workspace.run(loop + " --quiet").out
+    assert quiet.splitlines()[1].split() == ["model", "small", "plain"] and titles(quiet) == []
 
     for command in stages(workspace.run(loop + " --dry_run --output_root alone").out)[:15]:
         workspace.run(command)
@@ -844,11 +886,12 @@ def test_a_loop_of_one_s_own(workspace):
     blocked.parent.mkdir(parents=True)
     blocked.write_text("in the way")
     failed = workspace.run(loop, code=2)
-    assert len(stages(failed.out)) == 6
+    assert len(titles(failed.out)) == 6
+    assert "error: outputs/own/round1.tuned: is a file, and the run needs a folder of that name" in failed.err
     assert "round 1: tuned ended with 2; the same command resumes from there; where a setting was changed" in failed.err
     blocked.unlink()
     done = workspace.run(loop)
-    assert len(stages(done.out)) == 12 and done.out.count("is up to date") == 5
+    assert len(titles(done.out)) == 12 and done.out.count("    up to date: ") == 5
     (row,) = [line.split() for line in done.out.splitlines() if line.startswith("test ")]
     losses = [workspace.read(f"outputs/own/round{t}.tuned/meta.json")["last"]["loss"] for t in (1, 2)]
     best = 1 + losses.index(min(losses))
@@ -864,7 +907,7 @@ def test_a_loop_of_one_s_own(workspace):
 
     before = workspace.state()
     again = workspace.run(loop)
-    assert again.out.count("is up to date") == 12 and workspace.state() == before
+    assert again.out.count("    up to date: ") == 12 and workspace.state() == before
     write(workspace, "own.yaml", kept | {"flags": {"more": {"gen_n": 3}}})
     assert "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "another output_dir than outputs/own," in told
 

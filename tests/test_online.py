@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import time
 from types import SimpleNamespace
@@ -265,3 +266,17 @@ def test_the_policy_that_starts_rewards_where_no_other_is_named(repo):
     stage.add_inputs(config, data, start, provenance)
     assert name == "online_rloo" and provenance.inputs == {"reward_policy": fingerprint_folder(start)}
     assert stage.settings["normalize"] == "mean" and "max_length" not in stage.settings
+
+
+@pytest.mark.parametrize(
+    "flags", ["labels --labels localdata/tiny/labels.json", "judge", "judge --judge_prompt pairwise"]
+)
+def test_every_process_that_trains_gets_the_stage(repo, flags):
+    """Processes are spawned: what a stage holds is pickled."""
+    argv = [str(repo / word) if word.startswith("localdata") else word for word in f"{ON} --reward {flags}".split()]
+    config = parse(TrainConfig, argv, description="", example="")
+    data = repo / "localdata/tiny/prompt.1.json"
+    _, stage = options.choose_stage(None, config.stage, data, False)
+    stage.add_inputs(config, data, repo / "assets/tiny_m0", Provenance())
+    sent = pickle.loads(pickle.dumps(stage))
+    assert sent.live.folders == stage.live.folders and sent.settings == stage.settings

@@ -16,7 +16,7 @@ from cream.files.provenance import RUN, place_of, read_kind, read_meta, read_sid
 
 # Flags that belong to one run: where its output goes, what it replaces, what it was told to accept.
 ONCE = {"output", "output_dir", "o", "register", "run_name", "overwrite", "force", "resume", "local_rank"}
-ONCE |= {"trust_remote_code", "allow_reversed", "enable_ref_model", "enable_ref"}
+ONCE |= {"quiet", "verbose", "trust_remote_code", "allow_reversed", "enable_ref_model", "enable_ref"}
 PAIRS = {"cal_consistency.py": ("file1", "file2"), "make_pairs.py": ("rewards", "previous")}  # flags of both rankings
 SCRIPTS = {"samples": ("infer.py",), "rewards": ("rewarding.py",), "pairs": (*PAIRS,), "train": ("train.py",)}
 

@@ -7,29 +7,17 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 
-from cream.cli import interrupts
+from cream.cli import interrupts, screen
 from cream.cli.flags import as_words
+from cream.cli.screen import PROGRESS
+from cream.cli.screen import say_result as say_result
 from cream.errors import user_error
 from cream.files.provenance import RUNNING, typed_command
 
 log = logging.getLogger("cream")
 EVERY = 30.0  # seconds between two lines of progress
-QUIET = {
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "true",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-
-
-class Handler(logging.StreamHandler):
-    """Lines that cannot be written (a closed pipe, a full disk) are lost; the stage continues."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
 
 
 def import_quickly() -> None:
@@ -40,17 +28,9 @@ def import_quickly() -> None:
 
 
 def set_up_process() -> None:
-    """Log to stdout, without prefixes; libraries log errors only, unless the environment says otherwise."""
+    """Log to stdout, without prefixes, as cream/cli/screen.py says."""
     import_quickly()
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    if not log.handlers:
-        handler = Handler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.propagate = False
-    for name in ("accelerate", "DeepSpeed", "deepspeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    screen.set_up()
     log.setLevel(logging.INFO)
 
 
@@ -61,7 +41,7 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
         set_up_process()
         RUNNING.append(typed_command() if argv is None else [f"{main.__module__}.py", *argv])
         try:
-            with interrupts.listening():
+            with screen.as_before(), interrupts.listening():
                 main(argv)
         except Exception as error:
             if (fixable := user_error(error)) is None:
@@ -83,7 +63,9 @@ def stage(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[st
 def _print_last(text: str) -> None:
     """Print the last message on stderr. A broken pipe is replaced by the null device, so that flushing it at exit does
     not change the exit code."""
-    for stream, words in ((sys.stdout, ""), (sys.stderr, f"{text}\n")):
+    shown = f"{screen.plain(text)}\n"
+    more = [(screen.err_stream(), shown)] if screen.in_stage_of_loop() else []
+    for stream, words in ((sys.stdout, ""), (sys.stderr, shown), *more):
         try:
             stream.write(words)
             stream.flush()
@@ -102,15 +84,16 @@ def command(script: str, **flags: object) -> str:
 
 def bar(total: int, what: str, unit: str):
     """A progress bar on stderr that closes itself when full; a line in the log now and then where that is no terminal.
-    Both are context managers with an `update()` for every unit that is done."""
-    if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
-        return nullcontext(Progress(total, what, unit))
+    Both are context managers with an `update(n)` for units that are done."""
+    terminal = screen.err_stream()
+    if terminal is None or terminal.closed or not terminal.isatty() or screen.is_quiet():
+        return Progress(total, what, unit)
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, file=sys.stderr)
+    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, file=terminal)
 
 
-class Progress:
+class Progress(AbstractContextManager):
     """How far a piece of work is, how long it took and how long it may still take: a line every EVERY seconds."""
 
     def __init__(self, total: int, what: str, unit: str, clock: Callable[[], float] = time.monotonic):
@@ -118,14 +101,20 @@ class Progress:
         self.done, self.began = 0, clock()
         self.due = self.began + EVERY
 
-    def update(self) -> None:
-        """One more is done."""
-        self.done += 1
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is to be closed; a bar that is not full is."""
+
+    def update(self, n: int = 1) -> None:
+        """`n` more are done."""
+        self.done += n
         if (now := self.clock()) >= self.due and self.done < self.total:
             self.due = now + EVERY
             passed = now - self.began
             times = describe_times(passed, passed / self.done * (self.total - self.done))
-            log.info("%s: %d of %d %s, %s", self.what, self.done, self.total, self.unit, times)
+            log.log(PROGRESS, "%s: %d of %d %s, %s", self.what, self.done, self.total, self.unit, times)
 
 
 def describe_times(passed: float, left: float) -> str:

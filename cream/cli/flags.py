@@ -13,6 +13,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cream.cli import screen
 from cream.cli.flag_fields import (
     Flag,
     as_dict,
@@ -112,11 +113,14 @@ def parse(
     from_file = _from_file(cls, path, problems)
     values = {f.name: f.default for f in flags} | from_file | given
     config = _build(cls, flags, values, problems)
+    if values["quiet"] and values["verbose"]:
+        problems.append("--quiet and --verbose contradict each other: give one of them")
     if problems:
         prog = Path(sys.argv[0]).name
         lines = [f"{prog}: {problem}" for problem in problems]
-        print(*lines, f"{prog} --help lists every flag", sep="\n", file=sys.stderr)
+        screen.show_error("\n".join([*lines, f"{prog} --help lists every flag"]))
         sys.exit(2)
+    screen.choose(values["quiet"], values["verbose"])
     if path is not None:
         inherited = (f"{name}={spell(value)}" for name, value in from_file.items() if name not in given)
         print(f"from {path}: {', '.join(inherited) or 'nothing'}", file=sys.stderr)
@@ -146,9 +150,15 @@ def try_parse(cls, argv: list[str], words: list[str] | None = None) -> tuple[obj
 
 @dataclasses.dataclass
 class _Help:
-    """The flag of every script."""
+    """The flags of every script."""
 
     help: bool = flag(False, "show this help message and exit", aliases=("h",))
+    quiet: bool = flag(False, "print only results, alarms and errors", decides=False)
+    verbose: bool = flag(
+        False,
+        "print what libraries say as well; of a loop's stages all that otherwise only their log files have",
+        decides=False,
+    )
 
 
 @dataclasses.dataclass

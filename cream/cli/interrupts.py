@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import NoReturn, TypeVar
 
+from cream.cli import screen
+
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CODES = tuple(128 + number for number in SIGNALS)  # exit codes: 130 after SIGINT, 143 after SIGTERM, as in shells
@@ -91,7 +93,8 @@ def _handle(signum: int, _frame) -> None:
     if not _state.children:
         text = b"\ninterrupted: finishing the current work; a second signal ends it at once\n"
         with suppress(OSError, ValueError, AttributeError):  # stderr may be closed: `| tee log` gets the signal, too
-            os.write(sys.__stderr__.fileno(), text)
+            stream = screen.err_stream() if screen.in_stage_of_loop() else sys.__stderr__
+            os.write(stream.fileno(), text)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cream.cli.screen import say_result
 from cream.data import columns, reading, table
 from cream.data.reading import Place
 from cream.errors import UserError
@@ -73,7 +74,7 @@ class Data:
         self.add_to(provenance)
         settings = {"rows": len(self.samples)} | ({"on_bad_record": "skip"} if run.skip else {})
         output = Output(path, settings, provenance, overwrite=run.overwrite, instead="another --output_dir")
-        log.info("%s: %d prompts%s", path, len(self.samples), " (up to date)" if output.up_to_date else "")
+        say_result("%s: %d prompts%s", path, len(self.samples), " (up to date)" if output.up_to_date else "")
         for reason, count in self.dropped.items():
             log.info("  %d skipped: %s", count, reason)
         if not (output.up_to_date or run.dry_run):

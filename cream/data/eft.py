@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cream.cli.console import command
 from cream.cli.flags import fields_of, flag
+from cream.cli.screen import say_result
 from cream.data.build import shuffled
 from cream.data.judgements import OTHERWISE, agreeing, balanced, prompts_of, targets
 from cream.errors import UserError
@@ -111,7 +112,7 @@ def make(path: Path, flags, seed_data: Path | None, output: Path, seed: int, run
         log.info("dry run: would write %s; nothing was written", ", ".join(map(str, places.values())))
         return
     if all(each.up_to_date for each in outputs.values()):
-        log.info("%s is up to date (same settings and inputs); skipping", output)
+        say_result("%s is up to date (same settings and inputs); skipping", output)
         return
     train, held = _parts(records, gold, prompts_of(seeds), options, flags, seed)
     _describe(train, held)
@@ -151,7 +152,7 @@ def _write(
             with output:
                 output.dropped += dropped
                 output.finish(map(encode, kept), **about)
-        log.info("%s: %d records", output.path, len(kept))
+        say_result("%s: %d records", output.path, len(kept))
 
 
 def _judge_of(path: Path, provenance: Provenance) -> judge.Options:

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.data.next_stages import next_stages
 from cream.data.outputs import Output, add_input, describe_dropped, is_needed, skips
 from cream.data.preferences import HOW, Selection, parse_best
@@ -115,7 +116,7 @@ def import_table(word: str, flags: Table, choice: Preferences, seed: int, folder
                 output.reject(rejected)  # both are complete after the last record
                 output.dropped = dropped
                 count = output.finish(map(encode, chain([first], records)))
-            log.info("%s: %d %s records", target, count, type(first).__name__)
+            say_result("%s: %d %s records", target, count, type(first).__name__)
             describe_dropped(dropped)
         elif output.up_to_date:
             deque(records, maxlen=0)  # an older version may have written rows that are refused now

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.data.mix import WORDS
 from cream.data.next_stages import next_stages
 from cream.errors import UserError
@@ -58,7 +59,7 @@ def make(paths: Sequence[Path], without: Path | None, target: Path | None, folde
         provenance.output("without", without)
     output = journal.Output(target, {"on_bad_record": run.on_bad_record}, provenance, overwrite=run.overwrite)
     if output.up_to_date:
-        log.info("%s is up to date (same settings and inputs); skipping", target)
+        say_result("%s is up to date (same settings and inputs); skipping", target)
         return
     if run.dry_run:
         log.info("dry run: would write %s; nothing was written", target)
@@ -69,7 +70,7 @@ def make(paths: Sequence[Path], without: Path | None, target: Path | None, folde
         output.reject(row for path in paths if run.skip for row in store.rejected(path, kind))
         records = first_of([store.read(path, kind, skip=run.skip) for path in paths], known, counts, output.dropped)
         total = output.finish(_some(records, paths), taken=counts)
-    log.info("%s: %d %s records", target, total, kind.__name__)
+    say_result("%s: %d %s records", target, total, kind.__name__)
     for path, count in zip(paths, counts, strict=True):
         log.info("  %d of %s", count, path)
     for reason, count in output.dropped.items():

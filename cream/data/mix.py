@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.data.build import shuffled
 from cream.data.next_stages import next_stages
 from cream.errors import UserError
@@ -151,7 +152,7 @@ def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Pat
     target = output or folder / f"{config.name.partition('.')[0] if config else 'mix'}.{WORDS[kind]}.json"
     outputs = _outputs(mixture, paths, {"train": target, "held out": _beside(target, kind)}, run)
     if all(each.up_to_date for each in outputs.values()):
-        log.info("%s is up to date (same settings and inputs); skipping", target)
+        say_result("%s is up to date (same settings and inputs); skipping", target)
         return
     with tempfile.TemporaryDirectory() as scratch, Spool(Path(scratch)) as spool:
         rows, sources, dropped = [], {}, Counter()
@@ -171,7 +172,7 @@ def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Pat
                         each.dropped += dropped
                         each.reject(row for path in paths if run.skip for row in store.rejected(path, kind))
                     each.finish(spool.read(parts[part], sources), taken=counts)
-            log.info("%s: %d %s records", each.path, len(parts[part]), kind.__name__)
+            say_result("%s: %d %s records", each.path, len(parts[part]), kind.__name__)
     held = outputs.get("held out")
     for word, command in zip(("next", "or"), next_stages(kind, target, held and held.path), strict=False):
         log.info("%s: %s", word, command)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.files import journal
 from cream.files.provenance import Provenance
 
@@ -87,7 +88,7 @@ def skips(run) -> dict[str, str]:
 def is_needed(output: journal.Output, run) -> bool:
     """Whether an output has to be written; logs why not."""
     if output.up_to_date:
-        log.info("%s is up to date (same settings and inputs); skipping", output.path)
+        say_result("%s is up to date (same settings and inputs); skipping", output.path)
     elif run.dry_run:
         log.info("dry run: would write %s; nothing was written", output.path)
     return not (output.up_to_date or run.dry_run)

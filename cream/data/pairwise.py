@@ -15,6 +15,7 @@ from pathlib import Path
 import xxhash
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.records import Conversation, Message, Pair, encode
@@ -77,7 +78,7 @@ def make(path: Path, flags: PairwiseFlags, output: Path, seed: int, run) -> None
     settings = {"orders": flags.orders, "with_same": flags.with_same, "seed": seed, "on_bad_record": run.on_bad_record}
     written = journal.Output(output, settings, provenance, overwrite=run.overwrite)
     if written.up_to_date:
-        log.info("%s is up to date (same settings and inputs); skipping", output)
+        say_result("%s is up to date (same settings and inputs); skipping", output)
         return
     if run.dry_run:
         log.info("dry run: would write %s; nothing was written", output)
@@ -93,7 +94,7 @@ def make(path: Path, flags: PairwiseFlags, output: Path, seed: int, run) -> None
         written.dropped = dropped  # complete after the last record
         form = {"pairwise": pairwise.describe_form(flags.with_same)}
         count = written.finish(map(encode, chain([first], records)), **form)
-    log.info("%s: %d records, %s", output, count, ", ".join(f"{n} {label}" for label, n in sorted(labels.items())))
+    say_result("%s: %d records, %s", output, count, ", ".join(f"{n} {label}" for label, n in sorted(labels.items())))
     for reason, number in dropped.items():
         log.info("  %d pairs dropped: %s", number, reason)
     log.info("next, train a model on it:\n  python train.py --train_stage sft --name %s", output)

@@ -22,6 +22,7 @@ import msgspec
 import xxhash
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.data.mix import why_dropped
 from cream.errors import UserError
 from cream.files import journal, store
@@ -165,7 +166,7 @@ def make(path: Path, flags: RrmFlags, seed: int, output: Path | None, run) -> No
         settings |= {"min_error": flags.min_error}
     each = journal.Output(target, settings, provenance, overwrite=run.overwrite)
     if each.up_to_date:
-        log.info("%s is up to date (same settings and inputs); skipping", target)
+        say_result("%s is up to date (same settings and inputs); skipping", target)
         return
     pairs = []
     for pair in store.read(path, Pair, skip=run.skip):
@@ -186,7 +187,7 @@ def make(path: Path, flags: RrmFlags, seed: int, output: Path | None, run) -> No
         else:
             rows = map(encode, _augmented(pairs, drawn, flags, seed, rewards, each))
         count = each.finish(rows)
-    log.info("%s: %d records of %d pairs", target, count, len(pairs))
+    say_result("%s: %d records of %d pairs", target, count, len(pairs))
     for reason, number in each.dropped.items():
         log.info("  %d skipped: %s", number, reason)
     if flags.candidates:

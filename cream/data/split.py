@@ -14,6 +14,7 @@ from pathlib import Path
 import xxhash
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.data.mix import why_dropped
 from cream.data.next_stages import next_stages
 from cream.errors import UserError
@@ -76,7 +77,7 @@ def make(path: Path, flags: SplitFlags, out: float, seed: int, places: Mapping[s
     store.refuse_other_kind("split:", path, Pair, "which make_pairs.py and prepare_data.py import write")
     outputs = {part: _output(path, part, place, flags, out, seed, run) for part, place in places.items()}
     if all(output.up_to_date for output in outputs.values()):
-        log.info("%s: up to date (same settings and inputs); skipping", ", ".join(map(str, places.values())))
+        say_result("%s: up to date (same settings and inputs); skipping", ", ".join(map(str, places.values())))
         return
     dropped, keys = Counter(), set()
     for pair in store.read(path, Pair, skip=run.skip):
@@ -97,7 +98,7 @@ def make(path: Path, flags: SplitFlags, out: float, seed: int, places: Mapping[s
                 output.reject(store.rejected(path, Pair) if run.skip else ())
                 records = map(encode, _records(path, part, parts[part], seed, run.skip))
                 count = output.finish(records, part=part, prompts=len(parts[part]))
-            log.info("%s: %d pairs of %d prompts", output.path, count, len(parts[part]))
+            say_result("%s: %d pairs of %d prompts", output.path, count, len(parts[part]))
     for reason, count in dropped.items():
         log.info("  %d skipped: %s", count, reason)
     if "seed" in places:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.errors import UserError
 from cream.files import journal, store
 from cream.records import Record, Rewards, Samples, Steps, encode
@@ -94,7 +95,7 @@ def make(path: Path, flags: VerifiedFlags, output: Path, run) -> None:
     settings |= {"on_bad_record": run.on_bad_record}
     written = journal.Output(output, settings, provenance, overwrite=run.overwrite)
     if written.up_to_date:
-        log.info("%s is up to date (same settings and inputs); skipping", output)
+        say_result("%s is up to date (same settings and inputs); skipping", output)
         return
     dropped: Counter[str] = Counter()
     made = [
@@ -114,7 +115,7 @@ def make(path: Path, flags: VerifiedFlags, output: Path, run) -> None:
             written.reject(store.rejected(path, kind))
         written.dropped += dropped
         written.finish(map(encode, made), steps={"split": flags.step_split})
-    log.info("%s: %d responses", output, len(made))
+    say_result("%s: %d responses", output, len(made))
     log.info("next, train a model on it, prm for each step, orm for whole responses:")
     log.info("  python train.py --train_stage prm --checkpoint SFT --name %s", output)
 

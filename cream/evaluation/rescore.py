@@ -1,6 +1,5 @@
 """The records of an evaluation's file graded again: by another extraction of answers, or another length of options."""
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -9,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from cream.cli import names
+from cream.cli.screen import say_result
 from cream.errors import UserError
 from cream.evaluation import choices, generation
 from cream.evaluation.options import EvaluationFlags
@@ -17,8 +17,6 @@ from cream.files import store
 from cream.files.journal import Output
 from cream.records import Answer, encode
 from cream.text.thoughts import ThoughtFlags
-
-log = logging.getLogger("cream")
 
 
 def rescore(
@@ -46,15 +44,15 @@ def rescore(
     if flag == "extraction":
         settings |= {"grader": flags.grader, "thinking_tags": thoughts.thinking_tags}
     output = Output(names.choose_output(output_dir, default), settings, provenance, overwrite=run.overwrite)
-    log.info(_report(before, now, f"{flag} {value}", names.short(input_file)))
+    say_result(_report(before, now, f"{flag} {value}", names.short(input_file)))
     if output.up_to_date:
-        log.info("%s is up to date (same settings and inputs); skipping", output.path)
+        say_result("%s is up to date (same settings and inputs); skipping", output.path)
     elif not run.dry_run:
         with output:
             if skip:
                 output.reject(chain(store.rejected(source, Answer), ungradable))
             output.finish(map(encode, now))
-    log.info("results: %s", output.path)
+    say_result("results: %s", output.path)
 
 
 def _rule(

@@ -66,12 +66,15 @@ def _measured(folder: Path) -> float:
 
 
 def _pairs_of(name: object, makers: Mapping[str, Command]) -> Command | None:
-    """The step that made the pairs in a training set: itself, or the first one that prepare_data.py made it of."""
-    maker = makers.get(name)
+    """The step that made the pairs in a training set: of all those that prepare_data.py made it of, the one that runs
+    last. A part of a file (split) is no longer the pairs that its sidecar describes."""
+    maker, order = makers.get(name), list(makers)
     if maker is None or maker.script in PAIRS:
         return maker
-    found = (_pairs_of(word, makers) for word in maker.words) if maker.script == PREPARE else ()
-    return next(filter(None, found), None)
+    if maker.script != PREPARE or maker.words[0] == "split":
+        return None
+    found = [pairs for word in maker.words if (pairs := _pairs_of(word, makers))]
+    return max(found, key=lambda pairs: order.index(pairs.result), default=None)
 
 
 def _as_best(name: str, best: str) -> str:

@@ -311,7 +311,7 @@ def write(
         log.info("dry run: would read %s and write %s; nothing was written", read, target)
         return
     if output.up_to_date:
-        log.info("%s is up to date (same settings and inputs); skipping", target)
+        console.say_result("%s is up to date (same settings and inputs); skipping", target)
     else:
         preflight.check_disk(target, 0.2 * inputs.source.stat().st_size, "the pairs")
         with output:
@@ -319,11 +319,12 @@ def write(
     if flags.register:
         names.register(registry[0], flags.register, target, overwrite=run.overwrite)
         log.info("registered as %s in %s", flags.register, registry[0].name)
+    console.say_result("pairs: %s", target)
     if inputs.of_pool:
-        log.info("pairs: %s\nnext, join them with the labelled pairs:", target)
+        log.info("next, join them with the labelled pairs:")
         log.info("  python prepare_data.py join SEED.json %s --output TRAIN.json", shlex.quote(str(target)))
         return
-    log.info("pairs: %s\nnext, train the model that sampled on them:", target)
+    log.info("next, train the model that sampled on them:")
     data = {"name": flags.register or target, "method": method}
     log.info("  %s", console.command("train.py", **{**training, **data}))
 

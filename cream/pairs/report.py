@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cream.alarms import share
+from cream.cli.screen import say_result
 from cream.consistency import Tally, margin_cap
 from cream.pairs.choice import Choice
 from cream.pairs.gold import Gold
@@ -78,7 +79,7 @@ class PairSet:
         reasons = (f"{count} {reason}" for reason, count in self.responses.items() if reason)
         log.info("%s", ", ".join([f"{self.responses['']} {self.of}", *reasons]))
         paired = self.prompts - self.dropped.total()
-        log.info("%d pairs%s", self.count, "" if paired == self.count else f" from {paired} prompts")
+        say_result("%d pairs%s", self.count, "" if paired == self.count else f" from {paired} prompts")
         for reason, count in (self.dropped + self.unmatched).items():
             log.info("  no pair from %d prompts: %s", count, reason)
         if self.without_c:
@@ -105,7 +106,7 @@ class PairSet:
         spread = "undefined" if c.std is None else f"{c.std:.3f}"
         below = 100 * c.below_half
         text = "C of %d %s: mean %.3f, standard deviation %s, below 1/2: %.1f %%"
-        log.info(text, c.n, unit, c.mean, spread, below)
+        say_result(text, c.n, unit, c.mean, spread, below)
         for i, count in enumerate(c.histogram):
             log.info("  %.1f  %6d  %s", i / 10, count, "#" * round(40 * count / max(c.histogram)))
         if beta is not None and c.mean < 1:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from cream.cli.screen import say_result
 from cream.errors import UserError
 from cream.files import store
 from cream.files.provenance import ARGS, RUN, meta_path
@@ -41,16 +42,16 @@ def write_all(files: Files, runs: Sequence[Run], seed: int = 0) -> None:
     numbers = collect(runs, seed)
     shown = sections(numbers, browser.of_runs(runs))
     _write(named[".html"], page.build(_title(runs), shown))
-    log.info("report: %s", named[".html"])
+    say_result("report: %s", named[".html"])
     if files.markdown:
         _write(named[".md"], markdown.card(numbers))
-        log.info("section of a model card: %s", files.markdown)
+        say_result("section of a model card: %s", files.markdown)
     if files.json:
         store.update_json(named[".json"], numbers)
-        log.info("numbers: %s", files.json)
+        say_result("numbers: %s", files.json)
     if chromium:
         drawn = export.write_figures(shown, Path(files.figures), chromium)
-        log.info("figures: %d files in %s", len(drawn), files.figures)
+        say_result("figures: %d files in %s", len(drawn), files.figures)
 
 
 def serve_page(find: Callable[[], Sequence[Run]], seed: int, port: int) -> None:
@@ -66,7 +67,7 @@ def serve_page(find: Callable[[], Sequence[Run]], seed: int, port: int) -> None:
         server = serve(Watched(build, lambda: watched_files(find())), port)
     except OSError as error:
         raise UserError(f"--port {port}: {error.strerror}; 0 takes a free one") from None
-    log.info("watching %s; Ctrl-C ends it\n%s", title, server.url)
+    say_result("watching %s; Ctrl-C ends it\n%s", title, server.url)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()
 

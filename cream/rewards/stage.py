@@ -184,7 +184,7 @@ def facts(run: Run, output: Output, reward: str, model, sources: dict[str, Sourc
 def report(output: Output, responses: int) -> bool:
     """Log how many responses have a reward, and why the others have none; returns whether any has."""
     dropped = {reason: count for reason, count in output.dropped.items() if reason != MALFORMED}  # of responses
-    log.info("%d of %d responses rewarded", responses - sum(dropped.values()), responses)
+    console.say_result("%d of %d responses rewarded", responses - sum(dropped.values()), responses)
     for reason, count in dropped.items():
         log.info("  %d have no reward: %s", count, reason)
     return responses > sum(dropped.values())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cream.cli import console
+from cream.cli.screen import PROGRESS
 from cream.files.index import Keys
 from cream.scoring.pool import Pool, Worker
 
@@ -85,7 +86,7 @@ def run(
 
     left = sum(item.uuid not in done for item in items()) if done else count
     if left < count:
-        log.info("resuming: %d of %d %s are done", count - left, count, unit)
+        log.log(PROGRESS, "resuming: %d of %d %s are done", count - left, count, unit)
     if not left:
         return
     make = partial(verified, model.folder, model.fingerprint, setup())

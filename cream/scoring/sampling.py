@@ -14,6 +14,7 @@ from typing import NamedTuple
 from cream import alarms
 from cream.cli import advice, preflight
 from cream.cli.console import command
+from cream.cli.screen import say_result
 from cream.engines import Completion, Sampling
 from cream.errors import UserError
 from cream.files import store
@@ -125,7 +126,7 @@ def sample(
             output.reject(store.rejected(prompts.path, prompts.kind, prompts.limit, prompts.refused))
         rows = _count(output.rows(record.uuid for record in prompts.read()), counts)
         output.finish(_describe(rows, counts, output, model.folder, limits), policy=policy)
-    log.info("%(prompts)d prompts, %(responses)d responses: %(distinct)d distinct, %(truncated)d truncated", counts)
+    say_result("%(prompts)d prompts, %(responses)d responses: %(distinct)d distinct, %(truncated)d truncated", counts)
     for line in describe_tokens(counts, sampling.keep_special):
         log.info("  %s", line)
     for reason, count in output.dropped.items():
@@ -178,8 +179,8 @@ def record_samples(chat: Chat, prompt: Prompt, prompt_ids: list[int], completion
 
 
 def next_step(samples: Path, policy: Path, checkpoint: str | None, flags: dict[str, object]) -> str:
-    """Where the samples are, and the command that rewards them by the policy, whose folder and --checkpoint are given;
-    `flags` are the same there as here."""
+    """The command that rewards samples by the policy, whose folder and --checkpoint are given; `flags` are the same
+    there as here."""
     if checkpoint:
         reward = {"reward": "dpo", "checkpoint": checkpoint, "ref_model_ckpt": "none"}
     else:
@@ -187,7 +188,7 @@ def next_step(samples: Path, policy: Path, checkpoint: str | None, flags: dict[s
     first = advice.recipe(str(flags["model"])).get("rewarding", {})
     now = flags | {"input_file": samples} | reward
     again = advice.again(advice.round_before(policy), "rewards", "rewarding.py", first, **now)
-    return f"samples: {samples}\nnext, reward them by the current model:\n  {again}"
+    return f"next, reward them by the current model:\n  {again}"
 
 
 def spin(samples: Path, conversations: Path) -> str:

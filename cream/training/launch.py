@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from cream.cli import interrupts
+from cream.cli import interrupts, screen
 from cream.errors import UserError
 
 START = "spawn"  # of the processes: CUDA does not work in forks
@@ -135,7 +135,7 @@ def _enter(rank: int, worker: Callable, config, kind: str, world: int, address: 
     except UserError as error:  # before all have met
         if rank:  # all may find the same: the first to exit ends the others before they repeat its message
             time.sleep(2)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        screen.show_error(f"error: {error}")
         sys.exit(2)
 
 

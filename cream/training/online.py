@@ -70,6 +70,7 @@ def train(job: Job) -> dict:
     saved = None if job.clear else state.last(job.run)
     folder = check_state(job, saved)
     text = job.config.model.text() | job.config.thoughts.text()
+    job.stage.live.prepare(prompts, job.config.run.skip)
     live = job.stage.live.load(device.type, job.config.device.bf16, text)
     reward = reward_function(job.stage.options, chat, prompts, live)
     check_memory(job, precision.dtype, device)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
+from cream.cli.screen import PROGRESS
 from cream.errors import UserError
 from cream.model.checkpoint import stored_dtype
 from cream.training import state
@@ -33,7 +34,7 @@ def check_state(job: Job, saved: state.Saved | None) -> Path | None:
         )
     folder = job.run / "state" / f"checkpoint-{saved.step}"
     state.check(folder, saved)
-    log.info("resuming after step %d", saved.step)
+    log.log(PROGRESS, "resuming after step %d", saved.step)
     return folder
 
 

@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
 from cream.alarms import Watch
-from cream.cli import console, preflight
+from cream.cli import console, preflight, screen
 from cream.cli.flags import as_dict
 from cream.errors import UserError
 from cream.files import store
@@ -436,12 +436,14 @@ def trained_forms(data: Path, start: Path) -> dict[str, dict]:
 
 
 class Report:
-    """A line for each logged step: its metrics, the time since training began, and about how long it still takes."""
+    """A line for each logged step: its metrics, the time since training began, and about how long it still takes. In a
+    loop, where only the log file has these lines, a bar as well."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock = clock
         self.began = clock()
         self.first: tuple[int, float] | None = None  # the first logged step of this run, which may have resumed
+        self.shown, self.bar = 0, None
 
     def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
         now = self.clock()
@@ -453,3 +455,13 @@ class Report:
             left = (now - self.first[1]) / taken * (steps - step)
             values += f"  {console.describe_times(now - self.began, left)}"
         log.info("step %d/%d  %s", step, steps, values)
+        if screen.in_stage_of_loop():
+            self._show(step, steps)
+
+    def _show(self, step: int, steps: int) -> None:
+        if self.bar is None:
+            self.bar, self.shown = console.bar(steps - step, "training", "steps"), step
+        self.bar.update(step - self.shown)
+        self.shown = step
+        if step == steps:
+            self.bar.close()

@@ -12,6 +12,7 @@ import msgspec
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from cream.cli.screen import PROGRESS
 from cream.errors import UserError
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
@@ -102,7 +103,7 @@ def resume(accelerator: Accelerator, weights, run: Path) -> Saved:
         raise UserError(
             f"{folder}: another version of this project saved it, in another form; {FROM_SCRATCH}"
         ) from None
-    log.info("resuming after step %d", saved.step)
+    log.log(PROGRESS, "resuming after step %d", saved.step)
     return saved
 
 

@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
-from cream.cli import interrupts
+from cream.cli import interrupts, screen
 from cream.errors import UserError, user_error
 from cream.scoring import network
 from cream.scoring.network import FOREVER
@@ -241,7 +240,7 @@ class Watch:
         self.ended.set()
         there = self.verdict.host == self.host
         if self.verdict.rank == self.rank or (not there and os.environ["LOCAL_RANK"] == "0"):
-            print(f"error: {text}", file=sys.stderr, flush=True)
+            screen.show_error(f"error: {text}")
 
     def beat(self) -> bool:
         """Send a heartbeat, read the others' and the verdict; False where the store is gone, as `look` reports."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.data.outputs import Folder, Seed, add_input, describe_dropped
 from cream.files import journal
 from cream.records import encode
@@ -84,7 +85,9 @@ def _describe(file, output: journal.Output) -> None:
     """Log the size of a file, and how many records of its sources were skipped."""
     from cream.data.build import lost_sources
 
-    log.info("%s: %d records%s", output.path, len(file.records), " (up to date; skipping)" if output.up_to_date else "")
+    say_result(
+        "%s: %d records%s", output.path, len(file.records), " (up to date; skipping)" if output.up_to_date else ""
+    )
     if names := lost_sources(output.path, output.provenance.inputs):
         log.warning("  this replaces a file that also has records of %s, which are lost", ", ".join(names))
     for task, counts in file.tasks.items():

@@ -1,18 +1,17 @@
 """`prepare_data.py export`: records in the formats of other tools."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.data.forms import FORMS, export_row
 from cream.data.outputs import Output, is_needed, skips
 from cream.errors import UserError
 from cream.files import journal, store
 
-log = logging.getLogger("cream")
 WORDS = "FILE"
 ABOUT = "conversations, prompts or pairs -> the format of other tools, one row per line"
 
@@ -48,4 +47,4 @@ def export(path: Path, flags: Options, run) -> None:
         if run.skip:
             output.reject(store.rejected(path, kind))
         count = output.finish(export_row(record, form) for record in chain([first], records))
-    log.info("%s: %d rows in the format of %s", target, count, form)
+    say_result("%s: %d rows in the format of %s", target, count, form)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cream.cli.screen import say_result
 from cream.data.outputs import Output, is_needed, skips
 from cream.files import journal, store
 from cream.records import encode
@@ -47,7 +48,7 @@ def overlap(paths: Sequence[Path], target: str | None, run) -> None:
         if found := first_shared(text, known):
             own, (file, uuid) = grams(text), known[found[0]]
             shared[record.uuid] = f"{share(own, known.keys()):4.0%} of its runs, one with {uuid} of {file}: {found[1]}"
-    log.info("%s: %d of %d records share %d words in a row (shorter ones: all words) with one of %d records of %s",
+    say_result("%s: %d of %d records share %d words in a row (shorter ones: all words) with one of %d records of %s",
              path, len(shared), total, N, count, ", ".join(map(str, others)))  # fmt: skip
     for uuid, what in [*shared.items()][:SHOWN]:
         log.info("  %s: %s", uuid, what)
@@ -62,4 +63,4 @@ def overlap(paths: Sequence[Path], target: str | None, run) -> None:
             output.reject(store.rejected(path, kinds[path]) if run.skip else ())
             output.dropped[CONTAMINATED] += len(shared)
             kept = (each for each in store.read(path, kinds[path], skip=run.skip) if each.uuid not in shared)
-            log.info("%s: %d records", output.path, output.finish(map(encode, kept)))
+            say_result("%s: %d records", output.path, output.finish(map(encode, kept)))

@@ -1,12 +1,11 @@
 """`prepare_data.py list`: the public sources that build knows."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 
-log = logging.getLogger("cream")
 WORDS = ""
 ABOUT = "print the sources: contents, published rows, licences"
 TAKES = ()
@@ -24,4 +23,4 @@ def run(words: Sequence[str], flags: Options, config) -> None:
 
     for source in sources(["all"]):
         rows = ", ".join(f"{split} {about.rows}" for split, about in source.splits.items())
-        log.info("%-14s %s\n%15s%s rows; %s; %s", source.name, source.gives, "", rows, source.licence, source.hub)
+        say_result("%-14s %s\n%15s%s rows; %s; %s", source.name, source.gives, "", rows, source.licence, source.hub)

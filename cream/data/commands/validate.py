@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cream.cli.flags import flag
+from cream.cli.screen import say_result
 from cream.errors import UserError, user_error
 
 log = logging.getLogger("cream")
@@ -53,7 +54,7 @@ def validate(words: Sequence[str], model: Path | None, text: dict, max_length: i
             continue
         if summary.bad_count:
             bad.append(path)
-        log.info("%s", "\n".join(validation.report(path, summary, "tokens" if chat else "characters")))
+        say_result("%s", "\n".join(validation.report(path, summary, "tokens" if chat else "characters")))
     if bad:
         raise UserError(
             f"{len(bad)} of {len(paths)} files cannot be read or have bad records: {', '.join(map(str, bad))}"

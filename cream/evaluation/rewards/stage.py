@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from cream.cli.screen import say_result
 from cream.errors import UserError
 from cream.evaluation.rewards import measure as measures
 from cream.evaluation.rewards import rows
@@ -50,21 +51,21 @@ def measure(path: Path, folder: Path, data, benchmark: str | None, flags, run, d
         target, decide, provenance, overwrite=run.overwrite, beside=[beside], instead="another --output_dir"
     )
     log.info("A: %s\nB: %s\n" if flags.against else "%s\n", *filter(None, (path, flags.against)))
-    log.info("%s", format_summary(summary))
+    say_result("%s", format_summary(summary))
     if flags.against:
-        log.info("\n%s", format_comparison(summary["against"]))
+        say_result("\n%s", format_comparison(summary["against"]))
     if run.dry_run:
         log.info("dry run: would write %s; nothing was written", target)
         return
     if output.up_to_date:
-        log.info("\n%s is up to date (same settings and inputs)", target)
+        say_result("\n%s is up to date (same settings and inputs)", target)
     else:
         results = Results.of(found, benchmark, flags.ties, flags.measure_seed)
         with output:
             each = zip(found, results.parts, results.wholes, strict=True)
             output.finish(measures.as_row(*one, flags.beta) for one in each)
     store.update_json(beside, summary)
-    log.info("\nrows: %s\nsummary: %s", target, beside)
+    say_result("\nrows: %s\nsummary: %s", target, beside)
 
 
 def _read(path: Path, flag: str, data, flags, skip: bool) -> list[Row]:

@@ -9,6 +9,7 @@ its group. The policy of the data, that of the ratio and the one that is trained
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, get_type_hints
@@ -145,7 +146,7 @@ class Stage:
                 setattr(rewarding, name, value)
         if kind is Item and getattr(rewarding, "labels", "") is None:
             rewarding.labels = str(data)
-        Live(self.options.reward, rewarding, {}).prepare(read_prompts(config, data), config.run.skip)
+        Live(self.options.reward, copy.copy(rewarding), {}).prepare(read_prompts(config, data), config.run.skip)
         folders = {}
         for p in self._passes:
             if p.model == "checkpoint" and self.options.reward_checkpoint is None:

@@ -1,0 +1,124 @@
+"""What a loop says in words: what came of a step, in a line, and what the table of results shows."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from cream.errors import UserError
+from cream.files.provenance import read_meta
+from cream.loops import facts
+from cream.loops.alarmed import Alarms
+from cream.loops.course import Course
+from cream.loops.facts import Fact
+from cream.loops.plan import INFER, MEASURE, PAIRS, PREPARE, TRAIN, Command
+from cream.loops.results import evaluations, is_evaluation, model_name
+
+METRICS = ("loss", "accuracy", "reward", "kl_reference", "eval_loss", "eval_accuracy")  # of a training's last step
+
+
+def outcome(command: Command) -> str:
+    """What came of a step that has run, by its files; "done" where they do not say it."""
+    with suppress(UserError, OSError, LookupError, TypeError, ValueError, AttributeError):
+        return ", ".join(_parts(command, read_meta(command.output) or {})) or "done"
+    return "done"
+
+
+def _parts(command: Command, about: dict) -> Iterator[str]:
+    counts = about.get("counts", {})
+    if is_evaluation(command) or command.script == MEASURE:
+        fact = facts.read(command, "")
+        yield f"accuracy {_with_interval(fact)}" if fact.share else f"score {_with_interval(fact)}"
+    if is_evaluation(command):
+        yield f"{counts['out']} questions"
+        for name in ("unanswered", "truncated"):
+            if share := facts.read(command, f"{name}_rate").value:
+                yield f"{100 * share:.1f} % {name}"
+    elif command.script == TRAIN:
+        if "trained_on" in counts:
+            yield f"trained on {counts['trained_on']}"
+        for name in (name for name in METRICS if name in about.get("last", {})):
+            value = about["last"][name]
+            yield f"{name} {100 * value:.1f} %" if name.endswith("accuracy") else f"{name} {value:.4g}"
+    elif command.script in PAIRS:
+        yield f"{counts['out']} pairs"
+        if (mean := about.get("mean_consistency")) is not None:
+            yield f"mean C {mean:.3f}"
+        if none := sum(counts["dropped"].values()):
+            yield f"without a pair: {none} prompt{'s' * (none > 1)}"
+    elif sampled := about.get("sampled"):
+        yield f"{sampled['responses']} responses to {counts['out']} prompts"
+        yield f"{sampled['distinct']} distinct, {sampled['truncated']} truncated"
+    elif command.script != MEASURE:
+        yield f"{counts['out']} {'records' if command.script == PREPARE else 'prompts'}"
+        if dropped := sum(counts["dropped"].values()):
+            yield f"{'dropped' if command.script in (INFER, PREPARE) else 'responses without a reward'}: {dropped}"
+
+
+def _with_interval(fact: Fact) -> str:
+    text = f"{fact.spell(fact.value)}{' %' * fact.share}"
+    return text if fact.low is None else f"{text}, 95 % interval {fact.spell(fact.low)} to {fact.spell(fact.high)}"
+
+
+def sentences(courses: Sequence[Course], found: Sequence[Alarms]) -> Iterator[str]:
+    """What the table shows: where each loop ended, what C was, and whether an alarm sounded."""
+    ends = [(course, end) for course in courses if (end := _end(course))]
+    if len(ends) == 1:
+        yield from _gain(*ends[0])
+    elif ends:
+        yield from _ranking(ends)
+    means = [
+        f"{course.loop.title} {' -> '.join(f'{c:.2f}' for c in known)}"
+        for course in courses
+        if (known := [c for row in course.results() if (c := row.get("consistency")) is not None])
+    ]
+    if means:
+        yield f"Mean C, how far the two last models rank alike (1 fully, 0.5 by chance): {'; '.join(means)}."
+    where = [
+        f"{course.loop.title}, {title}"
+        for course, each in zip(courses, found, strict=True)
+        for title in dict.fromkeys(title for title, _ in each.fired)
+    ]
+    yield f"Alarms (!): {'; '.join(where)}." if where else "No alarm sounded."
+
+
+def _end(course: Course) -> Command | None:
+    """The evaluation of a loop's result: of the best model where it keeps that, else of the last."""
+    if course.best and is_evaluation(course.best.command):
+        return course.best.command
+    return next(reversed(evaluations(course.ran)), None)
+
+
+def _ranking(ends: Sequence[tuple[Course, Command]]) -> Iterator[str]:
+    """The loop that ended highest, against the one that ended lowest."""
+    with suppress(UserError, OSError, ValueError):
+        ranked = sorted(ends, key=lambda each: facts.read(each[1], "").value, reverse=True)
+        (high, top), (low, bottom) = ranked[0], ranked[-1]
+        yield f"{high.loop.title} ended highest: {_named(top)}{_against(low.loop.title, bottom, top)}."
+
+
+def _gain(course: Course, end: Command) -> Iterator[str]:
+    """What a loop gained on the first model that it evaluated on the same questions."""
+    with suppress(UserError, OSError, ValueError):
+        first = next(each for each in evaluations(course.ran) if _are_alike(each, end))
+        yield f"{course.loop.title} ended with {_named(end)}{_against('', first, end) if first is not end else ''}."
+
+
+def _are_alike(one: Command, other: Command) -> bool:
+    """Whether two evaluations are of the same questions, in the same way."""
+    return all(one.flags.get(name) == other.flags.get(name) for name in ("name", "gen_n", "scoring", "few_shot"))
+
+
+def _named(evaluation: Command) -> str:
+    fact = facts.read(evaluation, "")
+    return f"{model_name(evaluation)} at {fact.spell(fact.value)} %"
+
+
+def _against(title: str, other: Command, one: Command) -> str:
+    """How far one model is from another one, with the paired interval; "" where that is not to be had."""
+    if not _are_alike(one, other):
+        return ""
+    moved = facts.difference(other, one, "")
+    low, high = moved.spell(moved.low, "+"), moved.spell(moved.high, "+")
+    above = "above" if moved.value >= 0 else "below"
+    unclear = ", which says nothing about which is better" * (moved.low <= 0 <= moved.high)
+    text = f", {moved.spell(abs(moved.value))} points {above} {title} {_named(other)}".replace("  ", " ")
+    return f"{text} (95 % interval of the difference {low} to {high}{unclear})"
