@@ -59,7 +59,8 @@ def test_a_run_that_is_killed_and_resumed_is_the_undisturbed_one(looped):
     assert [line["step"] for line in found] == [1, 2, 3, 4]
     wanted = {"loss", "reward", "unrewarded", "kl_per_token", "length", "truncated", "entropy", "grad_norm", "lr"}
     assert all(wanted <= line.keys() for line in found) and {line["lr"] for line in found} > {3e-4}
-    assert {each["alarm"]: each["step"] for each in made_by["alarms"]} == {"entropy_left": 1, "length_drift": 1}
+    sounded = {each["alarm"]: each["step"] for each in made_by["alarms"]}
+    assert sounded.items() >= {"entropy_left": 1, "length_drift": 1}.items()
     assert [*(world.folder / "outputs/whole/CREAM").glob("events.out.tfevents.*")]  # where other stages have them
 
     command = f"{RUN} --output_dir outputs/cut"
