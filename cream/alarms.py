@@ -40,6 +40,10 @@ class Fired(TypedDict):
 
 
 UP, DOWN = True, False
+SAME = {  # metrics of policy gradients -> what alarms know them as
+    "kl_reference_k1": "kl",
+    "entropy_sampled": "entropy",
+}
 ALARMS = {
     # sampling, and training on samples
     "truncated": Alarm(UP, 0.1, "{value:.0%} of responses are truncated (threshold {limit:.0%}); truncated responses enter no pair", "truncated-responses"),
@@ -139,10 +143,10 @@ def share(part: float, whole: float) -> float | None:
 class Watch:
     """The alarms of a training, by its logged lines; each alarm sounds once, and `fired` has them all.
 
-    Metrics that are an alarm's fact are looked at under their own names: kl, kl_per_token, truncated. Others are
-    compared with earlier lines: entropy and length with the first, grad_norm with its median, eval_loss with its
-    minimum, gold (a share that is right) with its best while reward rises. A preference stage's margin is compared with
-    `cap`, logit of its mean C, where training should stop; None where there is no such.
+    Metrics that are an alarm's fact are looked at under their own names: kl, kl_per_token, truncated (or those of
+    `SAME`). Others are compared with earlier lines: entropy and length with the first, grad_norm with its median,
+    eval_loss with its minimum, gold (a share that is right) with its best while reward rises. A preference stage's
+    margin is compared with `cap`, logit of its mean C, where training should stop; None where there is no such.
     """
 
     def __init__(self, limits: Limits = LIMITS, cap: float | None = None):
@@ -152,6 +156,7 @@ class Watch:
 
     def __call__(self, step: int, metrics: Mapping[str, float], quiet: bool = False) -> None:
         """Look at a logged line; `quiet`: one from before the training was resumed."""
+        metrics = {SAME.get(name, name): value for name, value in metrics.items()}
         for name in ("entropy", "length", "grad_norm", "eval_loss", "gold", "reward"):
             if name in metrics:
                 self.seen.setdefault(name, []).append(metrics[name])

@@ -108,6 +108,7 @@ def test_lines_of_a_healthy_training_set_off_none():
         ([{"kl": 21.0}, {"kl": 30.0}], {"kl": 1}),
         ([{"truncated": 0.0}, {"truncated": 0.2}], {"truncated": 2}),
         ([{"entropy": 2.0}, {"entropy": 0.5}], {"entropy_left": 2}),
+        ([{"kl_reference_k1": 21.0, "entropy_sampled": 2.0}, {"entropy_sampled": 0.5}], {"kl": 1, "entropy_left": 2}),
         ([{"length": 100.0}, {"length": 160.0}], {"length_drift": 2}),
         ([{"length": 100.0}, {"length": 60.0}], {"length_drift": 2}),
         ([{"grad_norm": 1.0}] * WINDOW + [{"grad_norm": 11.0}], {"grad_spike": WINDOW + 1}),

@@ -31,6 +31,7 @@ from train import TrainConfig
 
 RUN = f"train.py {ON} --name localdata/tiny/labels.json --train_stage online_rloo --reward labels --gen_n 2 --lr 3e-4"
 RUN += " --gen_max_tokens 24 --limit_size 4 --train_bsz 2 --epoch 2 --log_every 1 --kl_coef 0.1"
+RUN += " --report_to tensorboard --alarm entropy_left=2,length_drift=0.5"  # which sound at once
 TIMES = ("prompts_per_second", "tokens_per_second", "peak_memory_gb")
 TEXT = {"thoughts": "score"}
 
@@ -56,14 +57,18 @@ def test_a_run_that_is_killed_and_resumed_is_the_undisturbed_one(looped):
     assert not (world.folder / "outputs/whole/state").exists()
     found = lines(world, "outputs/whole")
     assert [line["step"] for line in found] == [1, 2, 3, 4]
-    wanted = {"loss", "reward", "unrewarded", "kl", "length", "truncated", "entropy", "grad_norm", "lr"}
+    wanted = {"loss", "reward", "unrewarded", "kl_per_token", "length", "truncated", "entropy", "grad_norm", "lr"}
     assert all(wanted <= line.keys() for line in found) and {line["lr"] for line in found} > {3e-4}
+    sounded = {each["alarm"]: each["step"] for each in made_by["alarms"]}
+    assert sounded.items() >= {"entropy_left": 1, "length_drift": 1}.items()
+    assert [*(world.folder / "outputs/whole/CREAM").glob("events.out.tfevents.*")]  # where other stages have them
 
     command = f"{RUN} --output_dir outputs/cut"
     killed = die_after(world, command, step=3)
     assert killed.code == -9 and [line["step"] for line in lines(world, "outputs/cut")] == [1, 2, 3]
     resumed = world.run(command)
-    assert "resuming after step 2" in resumed.out
+    assert "resuming after step 2" in resumed.out and "alarm:" not in resumed.out  # they have sounded
+    assert world.read("outputs/cut/meta.json")["alarms"] == made_by["alarms"]
     assert lines(world, "outputs/cut") == found
     weights, others = (
         load_file(world.folder / f"outputs/{n}/checkpoint-last/model.safetensors") for n in ("whole", "cut")
@@ -239,6 +244,7 @@ REFUSED = {
     "--reward likelihood --online_engine vllm_colocate": "--online_engine vllm_colocate needs GPUs",
     "--reward likelihood --vllm_memory 0.5": "--vllm_memory belongs to --online_engine vllm_colocate",
     "--reward likelihood --compile": "--compile: not with --train_stage online_rloo",
+    "--reward likelihood --sample_prompts tiny_prompt_2": "--sample_prompts: not with --train_stage online_rloo",
     "--reward likelihood --beta 0.2": "--beta belongs to --train_stage dpo",
 }
 

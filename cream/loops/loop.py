@@ -1,5 +1,6 @@
 """The keys of a loop file (docs/loops.md)."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,7 +54,7 @@ class Keep(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True
     start: str | None = None
     patience: Annotated[int, msgspec.Meta(ge=1)] | None = None
     roll_back: bool = False
-    register: str | None = None
+    register: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
 
 class Bound(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -64,7 +65,8 @@ class Bound(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     drift: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
     def __post_init__(self):
-        if self.below is self.above is self.drift is None:
+        given = [bound for bound in (self.below, self.above, self.drift) if bound is not None]
+        if not given or not all(map(isfinite, given)):
             raise ValueError("expected `below`, `above` or `drift`, each with a number")
 
 

@@ -24,6 +24,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import patch_environment
 
+from cream import alarms
 from cream.cli import interrupts
 from cream.engines import Completion, Sampling
 from cream.errors import UserError
@@ -42,7 +43,7 @@ from cream.training import state
 from cream.training.launch import given_world, is_first_process
 from cream.training.online_saving import Keep, check_state
 from cream.training.parallel import quiet_deepspeed
-from cream.training.run import Job, Report, check_memory, open_folder, set_up_process
+from cream.training.run import Job, Report, check_memory, open_folder, resume_lines, set_up_process
 from cream.training.stages.online_rloo import read_prompts
 
 log = logging.getLogger("cream")
@@ -80,12 +81,15 @@ def train(job: Job) -> dict:
         open_folder(job)
     with _trl(job.stage.options.online_engine != "transformers"):
         from cream.training.rloo_trainer import Watch
-    watch = Watch(job, plan, saved.step if saved else 0, partial(state.fits, job.run, model), Report())
+    heard, start = alarms.Watch(job.config.alarms.limits()), saved.step if saved else 0
+    watch = Watch(job, plan, start, partial(state.fits, job.run, model), Report(), heard)
     settings = partial(_settings, job, plan, device, precision.autocast, chat)
-    watch.trainer = trainer = _trainer(job, plan, chat, model, watch, settings, reward, _rows(plan, prompts))
-    if is_first_process():
-        watch.open()
-    _run(trainer, folder)
+    with patch_environment(**_tracker_places(job)):
+        watch.trainer = trainer = _trainer(job, plan, chat, model, watch, settings, reward, _rows(plan, prompts))
+        if is_first_process():
+            watch.open()
+            resume_lines(job.run, heard, None)
+        _run(trainer, folder)
     if trainer.state.global_step < plan.steps:
         interrupts.raise_interrupted(agreed=True)
     trainer.model_wrapped = None  # DDP must not outlive the process group
@@ -94,14 +98,10 @@ def train(job: Job) -> dict:
     counts = {"records": len(prompts) + sum(n for why, n in dropped.items() if why != MALFORMED)}
     counts |= {"trained_on": len(prompts), "dropped": dict(dropped)}
     counts |= {"steps": plan.steps, "responses": plan.steps * plan.prompts * job.stage.options.gen_n}
-    return {"counts": counts, "last": watch.last, "refused": refused}
+    return {"counts": counts, "last": watch.last, "alarms": heard.fired, "refused": refused}
 
 
 # Prompts --------------------------------------------------------------------------------------------------------------
-
-
-def _load_chat(job: Job):
-    return load_chat(job.start, **job.config.model.text(), **job.config.thoughts.text())
 
 
 def _prompts(job: Job, chat) -> tuple[list[Prompt], dict[str, str], Counter[str]]:
@@ -271,7 +271,6 @@ def _settings(job: Job, plan: Plan, device: torch.device, autocast: bool, chat):
     from trl import RLOOConfig
 
     config, o, own = job.config, job.config.optimisation, job.stage.options
-    report = [config.output.report_to] if config.output.report_to else []
     engine = {"use_vllm": own.online_engine != "transformers"}
     if engine["use_vllm"]:
         limit = length_limit(config.data.max_length, job.start)
@@ -311,13 +310,22 @@ def _settings(job: Job, plan: Plan, device: torch.device, autocast: bool, chat):
         save_strategy="no",  # Watch decides
         logging_strategy="no",
         logging_nan_inf_filter=False,
-        report_to=report,
+        report_to=config.output.trackers(),
+        project=config.output.wandb_project_name,
         run_name=config.output.run_name or job.run.name,
         disable_tqdm=True,
         dataloader_pin_memory=device.type == "cuda",
         trust_remote_code=remote_code(),
         **engine,
     )
+
+
+def _tracker_places(job: Job) -> dict[str, str]:
+    """Variables by which transformers' trackers log where those of other stages do."""
+    output = job.config.output
+    places = {"TENSORBOARD_LOGGING_DIR": str(job.run / output.wandb_project_name)}
+    places |= {"WANDB_PROJECT": output.wandb_project_name, "WANDB_ENTITY": output.wandb_entity_name}
+    return {name: place for name, place in places.items() if place}
 
 
 def _deepspeed(job: Job) -> dict | None:

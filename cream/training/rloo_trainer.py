@@ -27,7 +27,7 @@ OURS = {  # trl's name of a metric -> its name in log.jsonl
     "reward": "reward",
     "reward_std": "reward_std",
     "unrewarded": "unrewarded",
-    "kl": "kl",
+    "kl": "kl_per_token",
     "completions/mean_length": "length",
     "completions/clipped_ratio": "truncated",
     "entropy": "entropy",
@@ -77,13 +77,14 @@ class OnlineTrainer(RLOOTrainer):
 class Watch(TrainerCallback):
     """Decides after each step what is logged and saved, writes log.jsonl, and ends training after a signal.
 
-    A line is written at each save as well, so that no metric is lost where a run resumes.
+    A line is written at each save as well, so that no metric is lost where a run resumes; `progress` and `alarms` get
+    each line.
     """
 
-    def __init__(self, job, plan, start: int, fits: Callable[[], bool], progress: Callable):
+    def __init__(self, job, plan, start: int, fits: Callable[[], bool], progress: Callable, alarms: Callable):
         o = job.config.optimisation
         self.path, self.steps, self.prompts, self.every = job.run / "log.jsonl", plan.steps, plan.prompts, o.log_every
-        self.saved, self.fits, self.progress = save_steps(plan.steps, o.saves), fits, progress
+        self.saved, self.fits, self.progress, self.alarms = save_steps(plan.steps, o.saves), fits, progress, alarms
         self.trainer: OnlineTrainer | None = None
         self.last: dict[str, float] = {}
         self.saved_at, self.save_every = time.monotonic(), STATE_EVERY
@@ -138,3 +139,4 @@ class Watch(TrainerCallback):
             with with_filename(self.path), open(self.path, "a") as file:
                 file.write(json.dumps({"step": step, **metrics}) + "\n")
             self.progress(step, self.steps, metrics)
+            self.alarms(step, metrics)

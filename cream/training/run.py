@@ -48,7 +48,7 @@ MODELS = {"logprobs": LogProbs, "heads": Heads}  # a stage's `model` -> the wrap
 FORMS = ("judge", "pairwise")  # what a sidecar says of the requests that a model is trained on
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
 SHOWN += ("reward", "clipped", "kl_behaviour", "kl_reference", "entropy_sampled", "response_tokens")
-SHOWN += ("unrewarded", "kl", "length", "truncated", "entropy")
+SHOWN += ("unrewarded", "kl_per_token", "length", "truncated", "entropy")
 SHOWN += tuple(f"{PREFIX}{name}" for name in ("loss", "accuracy", "accuracy_low", "accuracy_high"))
 
 
@@ -119,7 +119,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     job.provenance.check_unchanged()
     _begin(accelerator, job, facts)
     if accelerator.is_main_process:
-        _resume_lines(job.run, watch, samples)
+        resume_lines(job.run, watch, samples)
     report = Report()
 
     def progress(step: int, steps: int, metrics: dict[str, float]) -> None:
@@ -259,7 +259,7 @@ def _samples(job: Job, chat) -> Samples | None:
     )
 
 
-def _resume_lines(run: Path, watch: Watch, samples: Samples | None) -> None:
+def resume_lines(run: Path, watch: Watch, samples: Samples | None) -> None:
     """What an interrupted run has logged and sampled, up to the step from which it resumes."""
     step = saved.step if (saved := state.last(run)) else 0
     if samples:

@@ -135,6 +135,10 @@ class Stage:
             )
         if config.optimisation.compile:
             raise UserError("--compile: not with --train_stage online_rloo, whose trainer is another")
+        if config.samples.sample_prompts is not None:
+            raise UserError(
+                "--sample_prompts: not with --train_stage online_rloo; infer.py samples from its checkpoints"
+            )
         rewarding, kind = self.rewarding, store.detect(data, skip=config.run.skip)
         given = {"max_length": config.data.max_length, "seed": config.run.seed, "engine": "hf"}
         for name, value in (given | {"thinking_tags": config.thoughts.thinking_tags}).items():
