@@ -73,9 +73,9 @@ class Stages:
         workspace that it is for, whose modules it imports. `variables`: of its environment."""
         from filelock import FileLock
 
-        from cream.cli import console
+        from cream.cli import screen
 
-        environment = os.environ | console.QUIET | {"DS_ACCELERATOR": "cpu"} | variables  # read at import
+        environment = os.environ | screen.LIBRARIES | {"DS_ACCELERATOR": "cpu"} | variables  # read at import
         self.first, self.link = None, socket.socket(socket.AF_UNIX)
         with FileLock(f"{door}.lock"):
             try:
