@@ -45,11 +45,14 @@ class StageLog:
         except OSError:
             yield
             return
-        with file:
+        try:
             with suppress(OSError):
                 file.write(f"{first_line}\n")
             with screen.stage_log(file, self.path):
                 yield
+        finally:
+            with suppress(OSError):  # the disk is full
+                file.close()
 
     def wrote(self) -> bool:
         """Whether the stage has changed a file."""
