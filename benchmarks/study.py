@@ -110,7 +110,7 @@ def _arms(base: str, base_name: str, seed: int, arms: list[str], folder: Path) -
             run(course)
         except SystemExit as stop:  # it would end the worker, and its cell would be waited for without end
             raise RuntimeError(
-                f"{folder.name} {arm}: a stage ended with {stop.code}; its log is in {folder.parent}"
+                f"{folder.name} {arm}: a stage ended with {stop.code}; its log is beside its output in {folder}"
             ) from None
         rows += [{"base": base_name, "seed": seed, "arm": arm, **row} for row in course.results()]
     return rows

@@ -85,12 +85,11 @@ def command(script: str, **flags: object) -> str:
 def bar(total: int, what: str, unit: str):
     """A progress bar on stderr that closes itself when full; a line in the log now and then where that is no terminal.
     Both are context managers with an `update(n)` for units that are done."""
-    terminal = screen.err_stream()
-    if terminal is None or terminal.closed or not terminal.isatty() or screen.is_quiet():
+    if screen.is_quiet() or not screen.has_terminal():
         return Progress(total, what, unit)
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, file=terminal)
+    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, file=screen.err_stream())
 
 
 class Progress(AbstractContextManager):

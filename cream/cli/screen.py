@@ -57,7 +57,7 @@ class Handler(logging.StreamHandler):
         return (self.whole or _is_shown(record.levelno)) and super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
-        bars = sys.modules.get("tqdm") if self.stream.isatty() else None
+        bars = sys.modules.get("tqdm") if _is_terminal(self.stream) else None
         with bars.tqdm.external_write_mode(err_stream()) if bars else nullcontext():
             super().emit(record)
 
@@ -67,6 +67,10 @@ class Handler(logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def _is_shown(level: int) -> bool:
@@ -165,6 +169,11 @@ def _opened(name: str, number: int) -> TextIO | None:
             path = os.environ[TERMINAL].split(":")[number]
             setattr(_state, name, open(os.open(path, os.O_WRONLY | os.O_APPEND), "w", buffering=1))
     return getattr(_state, name)
+
+
+def has_terminal() -> bool:
+    """Whether stderr is a terminal by hand, where a bar can be drawn."""
+    return _is_terminal(err_stream())
 
 
 def show_error(text: str) -> None:

@@ -28,22 +28,31 @@ class StageLog:
     def _files(self) -> dict[Path, int]:
         """When the output, and all that is named after it, was changed, in ns."""
         name = glob.escape(self.output.name.partition(".json")[0])
-        paths = [*self.output.parent.glob(f"*{name}*"), *self.output.rglob("*")]
-        return {path: path.lstat().st_mtime_ns for path in paths if path.suffix not in OWN and not path.is_dir()}
+        found = {}
+        for path in (*self.output.parent.glob(f"*{name}*"), *self.output.rglob("*")):
+            with suppress(FileNotFoundError):  # another loop has moved it meanwhile
+                if path.suffix not in OWN and not path.is_dir():
+                    found[path] = path.lstat().st_mtime_ns
+        return found
 
     @contextmanager
     def opened(self, first_line: str) -> Iterator[None]:
         """Within it messages go to the file, which begins with this line or adds it. Without a file that can be opened
         they stay where they are."""
-        with suppress(OSError):
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self.path, "a", buffering=1)
+        except OSError:
+            yield
+            return
+        try:
             with suppress(OSError):
                 file.write(f"{first_line}\n")
-            with file, screen.stage_log(file, self.path):
+            with screen.stage_log(file, self.path):
                 yield
-            return
-        yield
+        finally:
+            with suppress(OSError):  # the disk is full
+                file.close()
 
     def wrote(self) -> bool:
         """Whether the stage has changed a file."""
