@@ -138,7 +138,7 @@ def _summary(model: Model) -> str:
     kind = "language model" if model.about.get("kind", POLICY) == POLICY else "reward model"
     base = model.base_id or (model.base.name if model.base else "an unknown base model")
     return (
-        f"A {kind}, trained from {plain(base)} in {_rounds(model)} with the toolkit of [{PROJECT}]({PAPER}), with which "
+        f"A {kind}, trained from {plain(base)} in {_rounds(model)} by the toolkit of [{PROJECT}]({PAPER}), with which "
         "language models improve themselves without human preference labels."
     )
 
