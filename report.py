@@ -230,9 +230,6 @@ def card(config: ReportConfig, words: list[str]) -> None:
     path = Path(config.several.output or model.folder / CARD)
     model_card.check_free(path, overwrite=run.overwrite)
     text = model_card.build(model, license=flags.license, repo=flags.push_to_hub, seed=config.several.seed)
-    if not run.dry_run:
-        model_card.write(path, text)
-    log.info("model card: %s%s", path, " (dry run: not written)" if run.dry_run else "")
     if flags.push_to_hub:
         files = hub.files_to_upload(model.folder, text, CARD)
         kind = "private" if flags.private else "public"
@@ -240,6 +237,9 @@ def card(config: ReportConfig, words: list[str]) -> None:
         if not run.dry_run:
             message = f"{model.name}, by report.py card"
             log.info("uploaded: %s", hub.upload(flags.push_to_hub, files, private=flags.private, message=message))
+    if not run.dry_run:
+        model_card.write(path, text)
+    log.info("model card: %s%s", path, " (dry run: not written)" if run.dry_run else "")
 
 
 def judge(config: ReportConfig, words: list[str]) -> None:

@@ -41,15 +41,15 @@ def test_the_card_of_a_checkpoint_has_what_other_commands_say(looped):
     assert about["fingerprint"] in text and looped.read(f"{LOOP}/pairs.json.meta.json")["output"][:12] in text
     assert str(looped.folder) not in text and "| m0 | m2 |" in text and "--gen\\_temperature | 1 " in text
     assert all(f"## {part}\n" in text for part in ("Evaluation", "Limits", "Use", "Training", "Data and lineage"))
-    looped.run(f"report.py verify {LOOP}/m2/checkpoint-last")  # the card changes no hash
-    looped.run(f"report.py card {LOOP}/m2")
+    looped.run(f"report.py card {LOOP}/m2")  # which changes no hash of the model
     assert (looped.folder / card).read_text() == text
     (looped.folder / card).write_text(text.replace("proves little", "proves all"))
     assert "is not a card as report.py made it" in looped.refused(f"report.py card {LOOP}/m2")
-    assert "HF_HUB_OFFLINE" in looped.run(f"report.py card {LOOP}/m2 --overwrite --push_to_hub me/m2", code=2).err
+    assert "HF_HUB_OFFLINE" in looped.refused(f"report.py card {LOOP}/m2 --overwrite --push_to_hub me/m2")
 
 
-def test_hostile_texts_are_text_in_the_card(tiny_folder, tmp_path):
+def test_hostile_texts_are_text_in_the_card(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     home = tmp_path / NAME
     folder = home / "checkpoint-1"
     shutil.copytree(tiny_folder, folder)
