@@ -7,6 +7,8 @@ lineage PATH  how an output or checkpoint was made: all its inputs, down to the 
 verify PATH   hash all files of its lineage again; exit code 1 if one of them is not as recorded
 compare A B   compare two evaluations of the same data: accuracy per task with confidence intervals, flipped items; A
               and B are their result files or folders, or two checkpoints, whose evaluations are looked for
+card PATH     README.md for a finished checkpoint: method, data and lineage, settings, evaluation with intervals,
+              limits; --push_to_hub uploads it and the checkpoint
 judge FILE    how good a judge's rewards are: share parsed, scores, ties, agreement, effects of order and length; with
               --labels or --ranks also how far they agree with gold
 """
@@ -37,6 +39,7 @@ EXAMPLE = """\
   python report.py verify outputs/sampling.json
   python report.py compare tiny_m1 tiny_m2
   python report.py judge outputs/judged.json --ranks human.jsonl
+  python report.py card tiny_m2 --push_to_hub me/tiny-m2 --dry_run
   python report.py compare outputs/evaluation/tiny_m1-tiny_test outputs/evaluation/tiny_m2-tiny_test"""
 
 
@@ -46,7 +49,8 @@ class Several:
 
     output: str | None = flag(
         None,
-        "html: the page, none: report.html; compare: a file for all flipped items with both responses, .jsonl or .json",
+        "html: the page, none: report.html; card: none: README.md in the checkpoint's folder; compare: a file for all "
+        "flipped items with both responses, .jsonl or .json",
         aliases=("o",),
     )
     labels: str | None = flag(
@@ -69,6 +73,21 @@ class HtmlFlags:
 
 
 @dataclass
+class CardFlags:
+    """card"""
+
+    push_to_hub: str | None = flag(
+        None,
+        "upload the checkpoint and its card to this repository of the Hugging Face hub, OWNER/NAME; --dry_run lists "
+        "the files and stops; none: nothing is uploaded",
+    )
+    private: bool = flag(True, "the repository is private; yes refuses one that is public already")
+    license: str | None = flag(
+        None, "licence as the hub names it, such as apache-2.0; none: the one in the base model's card, if any"
+    )
+
+
+@dataclass
 class JudgeFlags:
     """judge"""
 
@@ -84,12 +103,15 @@ class ReportConfig:
     several: Several = group(Several)
     html: HtmlFlags = group(HtmlFlags)
     compare: CompareFlags = group(CompareFlags)
+    card: CardFlags = group(CardFlags)
     judge: JudgeFlags = group(JudgeFlags)
     run: Run = group(Run)
 
     def __post_init__(self):
         if self.several.labels and self.judge.ranks:
             raise UserError("judge: --labels and --ranks are both gold; give one of them")
+        if not self.card.private and not self.card.push_to_hub:
+            raise UserError("card: --private no is for --push_to_hub")
 
 
 class Command(NamedTuple):
@@ -196,6 +218,30 @@ def verify(_: ReportConfig, words: list[str]) -> None:
     say_result("all files are as recorded")
 
 
+def card(config: ReportConfig, words: list[str]) -> None:
+    """Write a checkpoint's model card, and upload both if asked to."""
+    from cream.reporting import hub, model_card
+    from cream.reporting.checkpoints import CARD, read_model
+
+    flags, run = config.card, config.run
+    if flags.push_to_hub:
+        hub.check_repo(flags.push_to_hub)
+    model = read_model(words[0], _place(words[0]), force=run.force)
+    path = Path(config.several.output or model.folder / CARD)
+    model_card.check_free(path, overwrite=run.overwrite)
+    text = model_card.build(model, license=flags.license, repo=flags.push_to_hub, seed=config.several.seed)
+    if flags.push_to_hub:
+        files = hub.files_to_upload(model.folder, text, CARD)
+        kind = "private" if flags.private else "public"
+        say_result("to %s, %s, of %s:\n%s", flags.push_to_hub, kind, model.folder, "\n".join(hub.describe_files(files)))
+        if not run.dry_run:
+            message = f"{model.name}, by report.py card"
+            say_result("uploaded: %s", hub.upload(flags.push_to_hub, files, private=flags.private, message=message))
+    if not run.dry_run:
+        model_card.write(path, text)
+    say_result("model card: %s%s", path, " (dry run: not written)" if run.dry_run else "")
+
+
 def judge(config: ReportConfig, words: list[str]) -> None:
     """Print what a judge's rewards are worth."""
     from cream.evaluation import judges
@@ -253,6 +299,9 @@ COMMANDS = {
     "lineage": Command("PATH", 1, (), describe_lineage),
     "verify": Command("PATH", 1, (), verify),
     "compare": Command("A B", 2, ("output", "seed", "show", *RUN), compare),
+    "card": Command(
+        "CHECKPOINT", 1, ("output", "push_to_hub", "private", "license", "seed", "overwrite", "force", "dry_run"), card
+    ),
     "judge": Command("FILE", 1, ("labels", "ranks", "seed", *RUN), judge),
 }
 

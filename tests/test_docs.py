@@ -11,9 +11,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
 
 import iterate
-from cream.cli.flags import parse
+from cream.cli.flags import as_dict, parse, try_parse
 from cream.evaluation.choices import accuracies, choose_option
 from cream.evaluation.generation import regrade
 from cream.evaluation.grade import DEFAULT
@@ -61,10 +62,17 @@ def commands(text: str) -> list[str]:
     return [line.partition("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
+def marked_commands(text: str, mark: str) -> list[str]:
+    """The command lines of those blocks of a page that stand behind a mark."""
+    return commands("".join(block.partition("\n```\n")[0] + "\n```\n" for block in text.split(mark)[1:]))
+
+
 def readme_commands() -> list[str]:
     """The command lines of those README blocks that are marked as tested."""
-    marker = "<!-- tested: these blocks run in this order -->\n"
-    return commands("".join(block.partition("\n```\n")[0] + "\n```\n" for block in README.split(marker)[1:]))
+    return marked_commands(README, "<!-- tested: these blocks run in this order -->\n")
+
+
+AFTER = "<!-- tested: after the README's commands -->\n"  # in pages, on the tiny model
 
 
 DOCUMENTED = {c for page in PAGES for c in commands(page.read_text()) if c.startswith("python ")}
@@ -87,6 +95,36 @@ def test_every_benchmark_is_documented():
     assert {f"benchmarks/{p.name}" for p in REPO.glob("benchmarks/*.py") if p.stem not in imported} <= {*TOOLS}
 
 
+CHOICES = (REPO / "docs/choices.md").read_text()
+
+
+def papers_settings() -> list[tuple[list[str], bool]]:
+    """Of each row of the table of the paper's settings: the commands of its last column, and whether its flags have
+    these values by default, which an asterisk says."""
+    table = CHOICES.partition("## The paper's settings")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[-1] for line in table.splitlines() if line.startswith("| ")][1:]
+    return [(re.findall(r"`(\w+\.py [^`]*)`", row), "*" in re.sub(r"`[^`]*`", "", row)) for row in rows]
+
+
+def test_the_papers_settings_are_flags_defaults_and_those_of_the_recipe():
+    recipe = yaml.safe_load((REPO / "configs/recipes/llama3_cream.yaml").read_text())
+    parts = {"infer.py": "sampling", "cal_consistency.py": "consistency", "train.py": "dpo"}
+    found = 0
+    for texts, is_default in papers_settings():
+        for script, *words in map(shlex.split, texts):
+            config, problems = try_parse(SCRIPTS[script], words, [] if script in WITH_WORDS else None)
+            assert not problems, (script, words, problems)
+            given = {word[2:] for word in words if word.startswith("--")}
+            values, default = as_dict(config), as_dict(try_parse(SCRIPTS[script], [], None)[0])
+            own = recipe.get("sft" if "sft" in words else parts.get(script), {})
+            for name in given & own.keys():
+                assert values[name] == own[name], (script, name)
+                found += 1
+            if is_default:
+                assert all(values[name] == default[name] for name in given if default[name] is not None), words
+    assert found >= 8
+
+
 LAUNCHERS = {"--head", "--address", "--ray", "--generate"}  # of ray, torchrun and Slurm, as docs/scaling.md has them
 LAUNCHERS |= {"--weight", "--logprobs"}  # of `vllm serve`: --weight-transfer-config, --logprobs-mode
 LAUNCHERS |= {"--node", "--nnodes", "--nproc_per_node", "--node_rank", "--master_addr", "--nodes", "--ntasks", "--gpus"}
@@ -98,7 +136,10 @@ def test_the_documentation_names_no_flag_that_no_script_has(stages):
     for script in (*SCRIPTS, *TOOLS):
         done = stages.run(REPO, [script, "--help"])
         assert done.code == 0, done.err
-        known |= set(re.findall(r"--?[a-z]\w*", done.out))
+        own = set(re.findall(r"--?[a-z]\w*", done.out))
+        for command in (c for c in DOCUMENTED if script in TOOLS and c.split()[1] == script):
+            assert {word.partition("=")[0] for word in shlex.split(command) if word[:2] == "--"} <= own, command
+        known |= own
     named = {flag for page in PAGES for flag in re.findall(r"(?<![\w-])--[a-z]\w*", page.read_text())}
     assert named and named <= known | LAUNCHERS
 
@@ -130,7 +171,7 @@ def test_links_into_pages_lead_to_a_heading(page):
 
 
 def test_every_page_is_one_jump_from_the_readme():
-    linked = {link for link in re.findall(r"\]\(([^)#]+)", README) if link.startswith("docs/")}
+    linked = {link for link in re.findall(r"\]\(([^)#]+)", README) if fnmatch(link, "docs/*.md")}
     assert linked == {f"docs/{page.name}" for page in PAGES[1:]}
 
 
@@ -385,3 +426,10 @@ def _rows(name: str) -> list[dict]:
 
 def _keys(rows) -> set[str]:
     return set().union(*rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in PAGES if AFTER in p.read_text()], ids=lambda page: page.name)
+def test_marked_commands_of_a_page_run_after_those_of_the_readme(workspace, readme_run, page):
+    for command in marked_commands(page.read_text(), AFTER):
+        workspace.run(command)

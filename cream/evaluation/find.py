@@ -1,7 +1,7 @@
 """The evaluations that are meant by a file, a folder, or a checkpoint."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cream.cli.console import command
@@ -33,14 +33,20 @@ def evaluations_of(word: str, path: Path) -> list[Path]:
             f"{path}: neither a result file, nor the folder of an evaluation (with results.json) or of a checkpoint"
         )
     fingerprint, home = fingerprint_folder(model), model.resolve().parent.parent
-    found = {}
-    for meta in (*OUTPUTS.rglob("*.meta.json"), *home.glob("*.meta.json"), *home.glob("*/*.meta.json")):
-        results = meta.with_name(meta.name.removesuffix(".meta.json"))
-        if results.is_file() and _tested(results) == fingerprint:
-            found.setdefault(results.resolve(), Path(os.path.relpath(results)))
+    found = evaluations_by(lambda tested: tested == fingerprint, home)
     if not found:
         evaluate = command("infer.py", mode="evaluation", checkpoint=word, name="DATA")
         raise UserError(f"{word}: no evaluation of this checkpoint is in {OUTPUTS}/; make one:\n  {evaluate}")
+    return found
+
+
+def evaluations_by(is_wanted: Callable[[str], bool], home: Path) -> list[Path]:
+    """The evaluations of models with a fingerprint that is wanted, below outputs/, in `home`, or in a folder there."""
+    found = {}
+    for meta in (*OUTPUTS.rglob("*.meta.json"), *home.glob("*.meta.json"), *home.glob("*/*.meta.json")):
+        results = meta.with_name(meta.name.removesuffix(".meta.json"))
+        if results.is_file() and (tested := _tested(results)) is not None and is_wanted(tested):
+            found.setdefault(results.resolve(), Path(os.path.relpath(results)))
     return list(found.values())
 
 

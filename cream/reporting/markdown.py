@@ -1,19 +1,29 @@
-"""The numbers of a report as a section of a model card, in Markdown."""
+"""The numbers of a report in Markdown: a section of a model card, and the parts of a whole one (model_card.py)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 MARK = "<!-- made by report.py html --markdown -->"
+HASH = 12  # hexadecimal digits of a file's hash that are shown
 
 
 def card(numbers: dict) -> str:
     """Evaluation, training on preferences, lineage and software of each run. Texts of users are escaped."""
     lines = [MARK]
     for run in numbers["runs"]:
-        lines += [f"## {_text(run['title'])}", *_accuracy(run), *_pairs(run), *_training(run), *_origin(run)]
+        lines += [f"## {plain(run['title'])}", *_under("### Evaluation", accuracy(run))]
+        lines += _under("### Preference pairs, by the model's own rankings", pairs(run))
+        lines += [*_under("### Training", training(run)), *_under("### Lineage", origin(run)), *software(run)]
     return "\n\n".join(lines) + "\n"
 
 
-def _accuracy(run: dict) -> Iterator[str]:
+def _under(heading: str, parts: Iterable[str]) -> list[str]:
+    """The parts below a heading; nothing without a part."""
+    found = [*parts]
+    return [heading, *found] if found else []
+
+
+def accuracy(run: dict) -> Iterator[str]:
+    """Accuracies, and paired differences."""
     part = run["accuracy"]
     rows = [
         (each["name"], row["task"], row["n"], _percent(row["accuracy"]), _interval(row, 100))
@@ -21,8 +31,7 @@ def _accuracy(run: dict) -> Iterator[str]:
         for row in each["tasks"]
     ]
     if rows:
-        yield "### Evaluation"
-        yield _table(("model", "task", "questions", "accuracy, %", "95 % interval"), rows)
+        yield table(("model", "task", "questions", "accuracy, %", "95 % interval"), rows)
     rows = [
         (each["a"], each["b"], row["task"], f"{100 * row['difference']:+.1f}", _interval(row, 100, "+"), _p(row["p"]))
         for each in part["differences"]
@@ -30,21 +39,22 @@ def _accuracy(run: dict) -> Iterator[str]:
     ]
     if rows:
         yield "Paired differences (95 % bootstrap interval, McNemar's exact test):"
-        yield _table(("A", "B", "task", "B - A, points", "95 % interval", "p"), rows)
+        yield table(("A", "B", "task", "B - A, points", "95 % interval", "p"), rows)
 
 
-def _pairs(run: dict) -> Iterator[str]:
+def pairs(run: dict) -> Iterator[str]:
+    """C of each set of pairs."""
     rows = [
         (each["name"], each["method"], each["pairs"], _number(each["c"]["mean"]), _percent(each["c"]["below_half"]),
          _percent(each["labels"] and each["labels"]["right"]))
         for each in run["consistency"]["pairs"]
     ]  # fmt: skip
     if rows:
-        yield "### Preference pairs, by the model's own rankings"
-        yield _table(("pairs", "method", "number", "mean C", "C below ½, %", "label accuracy, %"), rows)
+        yield table(("pairs", "method", "number", "mean C", "C below ½, %", "label accuracy, %"), rows)
 
 
-def _training(run: dict) -> Iterator[str]:
+def training(run: dict) -> Iterator[str]:
+    """The main settings of each training run."""
     settings = {each["path"]: each["settings"] for each in run["lineage"]["outputs"]}
     rows = []
     for each in run["training"]["curves"]:
@@ -52,34 +62,46 @@ def _training(run: dict) -> Iterator[str]:
         keys = ("epoch", "lr", "global_batch", "beta", "method", "seed")
         rows.append((each["name"], each["stage"], each["counts"].get("trained_on"), *(own.get(key) for key in keys)))
     if rows:
-        yield "### Training"
         columns = ("model", "stage", "examples", "epochs", "learning rate", "batch", "β", "method", "seed")
-        yield _table(columns, rows)
+        yield table(columns, rows)
 
 
-def _origin(run: dict) -> Iterator[str]:
+def origin(run: dict) -> Iterator[str]:
+    """Each file, by the beginning of its hash, and what it was made from."""
     found = run["lineage"]
     made_of = {to: [found["nodes"][a]["name"] for a, b in found["edges"] if b == to] for _, to in found["edges"]}
-    rows = [(node["name"], node["script"], ", ".join(made_of.get(i, []))) for i, node in enumerate(found["nodes"])]
+    rows = [
+        (node["name"], node["script"], ", ".join(made_of.get(i, [])), (node["hash"] or "")[:HASH])
+        for i, node in enumerate(found["nodes"])
+    ]
     if rows:
-        yield "### Lineage"
-        yield _table(("file", "made by", "made from"), rows)
+        yield table(("file", "made by", "made from", "xxh3"), rows)
+
+
+def software(run: dict) -> Iterator[str]:
+    """Versions of Python, libraries and this project."""
     versions = dict.fromkeys(
-        f"{name} {version}" for each in found["outputs"] for name, version in each["versions"].items()
+        f"{name} {version}" for each in run["lineage"]["outputs"] for name, version in each["versions"].items()
     )
     if versions:
-        yield f"Software: {_text(', '.join(versions))}."
+        yield f"Software: {plain(', '.join(versions))}."
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
-    lines = [columns, ["---"] * len(columns), *([_text(value) for value in row] for row in rows)]
+def table(columns: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """A table; its cells are plain text."""
+    lines = [columns, ["---"] * len(columns), *([plain(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _text(value: object) -> str:
-    """A value as plain text on one line: nothing in it is markup."""
+def one_line(value: object) -> str:
+    """A value as text on one line, without characters that control how text is shown; nothing for None."""
     text = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
+def plain(value: object) -> str:
+    """The same with nothing in it that is markup."""
+    text = one_line(value)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{char}" if char in "\\`*_[]|#!~$" else char for char in text)
 

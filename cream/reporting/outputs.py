@@ -11,8 +11,10 @@ from types import MappingProxyType
 
 from cream.errors import UserError
 from cream.evaluation.evaluate import summary_path
+from cream.evaluation.find import evaluations_by
 from cream.evaluation.tasks import grade_record
 from cream.files import lineage, store
+from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import ARGS, KIND, LAST, RUN, place_of, read_meta, read_sidecar
 from cream.pairs.choice import NUMBERED
 from cream.records import Answer, Item, Pair, R, Record, Rewards, Samples
@@ -151,6 +153,22 @@ def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> 
             if about["inputs"].get("policy") in models and about["settings"].get("mode") == "evaluation":
                 _add(found, _output(meta.with_name(meta.name.removesuffix(".meta.json"))))
     return Run(title, _ordered(found.values()), gold=gold)
+
+
+def of_checkpoint(title: str, folder: Path) -> Run:
+    """All that a checkpoint was made from, and the evaluations of it and of the models before it, wherever `report.py
+    compare` finds them. Raises UserError where no training run of this project is around it."""
+    if not (_home(folder) / ARGS).exists():
+        raise UserError(f"{folder}: not a checkpoint in the folder of a training run, as train.py writes them")
+    run = of_places(title, [folder])
+    models = {fingerprint_folder(folder)}
+    for output in run.outputs:
+        inputs = output.about.get("inputs", {})
+        models |= {inputs[name] for name in ("policy", "start", "reference") if name in inputs}
+    found = {output.path.resolve(): output for output in run.outputs}
+    for path in evaluations_by(models.__contains__, folder.resolve().parent.parent):
+        _add(found, _output(path))
+    return replace(run, outputs=_ordered(found.values()))
 
 
 def read_labels(runs: Iterable[Run]) -> dict[str, Item]:

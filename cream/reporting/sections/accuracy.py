@@ -42,7 +42,7 @@ def between(runs: Sequence[Run], seed: int = 0) -> list[dict]:
     for other in runs[1:]:
         for a in runs[0].of("evaluation"):
             for b in other.of("evaluation"):
-                if a.name == b.name and _question(a) == _question(b) and a.path.resolve() != b.path.resolve():
+                if a.name == b.name and question(a) == question(b) and a.path.resolve() != b.path.resolve():
                     found.append({"runs": [runs[0].title, other.title], **_difference(a, b, seed)})
     return found
 
@@ -150,7 +150,7 @@ def _tasks(output: Output) -> list[dict]:
     return summary.get("tasks") or table_rows(output.read(Answer))
 
 
-def _question(output: Output) -> tuple:
+def question(output: Output) -> tuple:
     """What an evaluation asked, and how: only those that are alike are compared."""
     return output.input("data"), output.input("few_shot"), tuple(sorted(map(str, output.settings.items())))
 
@@ -158,7 +158,7 @@ def _question(output: Output) -> tuple:
 def _alike(outputs: Sequence[Output]) -> list[list[Output]]:
     groups: dict[tuple, list[Output]] = {}
     for output in outputs:
-        groups.setdefault(_question(output), []).append(output)
+        groups.setdefault(question(output), []).append(output)
     return [group for group in groups.values() if len(group) > 1]
 
 

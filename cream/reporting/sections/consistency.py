@@ -28,13 +28,14 @@ def collect(run: Run, labels: Mapping[str, Item] = MappingProxyType({})) -> dict
     `agreement`: of each two rankings of the same samples the mean τ; `trained`: what training used of C, the margin cap
     and the margin reached."""
     return {
-        "pairs": [_pairs(output, run, labels) for output in run.of("pairs")],
+        "pairs": [of_pairs(output, run, labels) for output in run.of("pairs")],
         "agreement": _agreement(run),
         "trained": [_trained(output) for output in run.of(TRAINING) if "mean_c" in output.about.get("counts", {})],
     }
 
 
-def _pairs(output: Output, run: Run, labels: Mapping[str, Item]) -> dict:
+def of_pairs(output: Output, run: Run, labels: Mapping[str, Item]) -> dict:
+    """C and τ of a set of pairs."""
     c, tau, margin, tasks, gold = [], [], [], {}, []
     for pair in output.read(Pair):
         values = [np.nan if each is None else each for each in (pair.consistency, pair.tau, pair.margin)]

@@ -14,7 +14,7 @@ WIDE = 40  # characters of a value in a table of settings
 
 
 def collect(run: Run) -> dict:
-    """`nodes`: each output and input, inputs first, with its path, kind, script and stage; `edges`: (from, to) as
+    """`nodes`: each output and input, inputs first, with its path, kind, script and hash; `edges`: (from, to) as
     numbers of nodes; `outputs`: settings, versions, git commit and notes of each output."""
     numbers: dict[Path, int] = {}
     nodes, edges = [], []
@@ -35,8 +35,10 @@ def collect(run: Run) -> dict:
             known = homes.get(home.resolve())
             about = {"name": known.name, "kind": known.kind} if known else {"name": path.name, "kind": "raw"}
             script = known.script if known else None
-            inputs.append(node(known.path if known else path, **about, script=script))
-        own = node(output.path, name=output.name, kind=output.kind or "other", script=output.script)
+            digest = known.about.get("output") if known else output.input(name)
+            inputs.append(node(known.path if known else path, **about, script=script, hash=digest))
+        about = {"kind": output.kind or "other", "script": output.script, "hash": output.about.get("output")}
+        own = node(output.path, name=output.name, **about)
         edges += [[each, own] for each in dict.fromkeys(inputs) if each != own]
     return {"nodes": nodes, "edges": edges, "outputs": [_about(output) for output in run.outputs]}
 
