@@ -222,6 +222,14 @@ def test_a_finished_loop_runs_again_without_a_change(folder):
     assert [each["round"] for each in decisions()["rounds"]] == [0, 1, 2, 3, 4] and decisions()["stopped"] is None
 
 
+def test_a_loop_with_fewer_rounds_than_before_forgets_what_was_decided_later(folder):
+    change, pairs = {"stop_if": {"pairs.below_half": {"above": 0.5}}, "keep": None, "after": []}, [0.9, 0.9, 0.3]
+    play(change, [30, 40, 50, 45], pairs=pairs)
+    assert decisions()["stopped"]["round"] == 3
+    play(change | {"rounds": 2}, [30, 40, 50, 45], pairs=pairs)
+    assert (decisions()["stopped"], decisions()["said"]) == (None, [])
+
+
 @pytest.mark.slow
 def test_a_killed_loop_resumes_with_the_same_decisions(folder, monkeypatch):
     """Killed before a command, and before a decision is written, or a file deleted."""

@@ -205,10 +205,10 @@ class Course:
         found = "a new best" if self.best is now else "no new best"
         return f"{found}: {against(best, now, path)}"
 
-    def _say(self, text: str, t: int) -> None:
+    def _say(self, text: str, t: int, *, ended: bool = False) -> None:
         self.said.append((t, text))
         self._log(text)
-        self._save()
+        self._save(ended)
 
     def _log(self, text: str) -> None:
         if not self.quiet:
@@ -221,21 +221,21 @@ class Course:
     def _finish(self) -> None:
         """Say which model is the result, and link it."""
         if self.loop.keep is None or (best := self.best) is None:
-            return self._save()
+            return self._save(ended=True)
         if self.dry and not (self.stop or self.trials[-1].round == self.round):
             return None  # what is still to be measured may be better
         text = f"{RESULT}the model of {called(best.round)}, {self.loop.keep.metric} {best.fact}"
         last = self.trials[-1]
         if last is not best and last.fact.value != best.fact.value:
             text += f", {against(last, best, self._path())}"
-        self._say(f"{text}; it is {self.loop.best}", self.round)
+        self._say(f"{text}; it is {self.loop.best}", self.round, ended=True)
         if not self.dry:
             link(self.loop.best, self.publish(best.model))
 
     def _path(self) -> str:
         return facts.split(self.loop.keep.metric, [step.id for step in self.loop.repeat])[1]
 
-    def _save(self) -> None:
+    def _save(self, ended: bool = False) -> None:
         if self.dry or not self.steered:
             return
         place, best, keep = self.file.relative, self.best, self.loop.keep
@@ -254,4 +254,4 @@ class Course:
         stopped = self.stop and {"round": self.stop.round, "why": self.stop.why}
         result = best and {"round": best.round, "model": place(best.model), "registered": keep and keep.register}
         keys = {name: msgspec.to_builtins(getattr(self.loop, name)) for name in ("keep", "eval_every", "stop_if")}
-        self.file.write(Decisions(loop=keys, rounds=rounds, said=said, stopped=stopped, best=result))
+        self.file.write(Decisions(loop=keys, rounds=rounds, said=said, stopped=stopped, best=result), ended)

@@ -58,12 +58,13 @@ class DecisionFile:
                 "deleted models, put it back"
             ) from None
 
-    def write(self, decided: Decisions) -> None:
-        """Replace what was decided, unless the file says that already, and what follows; the deletions stay."""
+    def write(self, decided: Decisions, ended: bool) -> None:
+        """Replace what was decided, unless the file says that already, and, before the loop has `ended`, what follows;
+        the deletions stay."""
         held, known = self.held, decided.stopped in (None, self.held.stopped) and decided.loop == self.held.loop
         for name in ("rounds", "said"):
             known &= (now := getattr(decided, name)) == getattr(held, name)[: len(now)]
-        if not known:
+        if ended or not known:
             self._replace(msgspec.structs.replace(decided, deleted=held.deleted))
 
     def delete(self, run: Path, size: int) -> None:
