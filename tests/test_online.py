@@ -166,6 +166,17 @@ def test_a_missing_reward_is_a_number_if_asked_for(tiny_chat):
         assert reward(completion_ids=[ids, ids], uuid=["a", "a"], log_metric=lambda *_: None) == wanted
 
 
+def test_gold_is_the_share_of_right_responses(tiny_chat):
+    prompt, logged = Prompt(uuid="a", messages=[Message("user", "Tom has 3 books. How many now?")]), {}
+    own = online_rloo.Options(reward="likelihood", gen_n=4)
+    rewards, gold = (
+        [SimpleNamespace(reward=values, reason=None)] for values in ([0.5, None, -1.0, 2.0], [1.0, None, 0.0, 0.0])
+    )
+    reward = online.reward_function(own, tiny_chat, [prompt], lambda _: rewards, lambda _: gold)
+    given = {"completion_ids": [[tiny_chat.end_of_turn]] * 4, "uuid": ["a"] * 4, "log_metric": logged.__setitem__}
+    assert reward(**given) == [0.5, None, -1.0, 2.0] and logged == {"unrewarded": 0.25, "gold": 0.25}
+
+
 def test_a_reward_that_no_response_has_ends_the_run(tiny_chat):
     prompt = Prompt(uuid="a", messages=[Message("user", "Tom has 3 books. How many now?")])
     own = online_rloo.Options(reward="labels", gen_n=32)
@@ -266,7 +277,9 @@ def test_the_policy_that_starts_rewards_where_no_other_is_named(repo):
     name, stage = options.choose_stage(None, config.stage, data, False)
     stage.add_inputs(config, data, start, provenance)
     assert name == "online_rloo" and provenance.inputs == {"reward_policy": fingerprint_folder(start)}
-    assert stage.settings["normalize"] == "mean" and "max_length" not in stage.settings
+    assert stage.settings["normalize"] == "mean" and "max_length" not in stage.settings and stage.gold is None
+    stage.add_inputs(config, repo / "localdata/tiny/labels.json", start, Provenance())
+    assert stage.gold.name == "labels"  # labelled questions: how many are right goes to the log
 
 
 @pytest.mark.parametrize(

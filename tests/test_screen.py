@@ -182,7 +182,9 @@ def test_three_sentences(tmp_path, monkeypatch):
             step(tmp_path / title, "infer.py", f"{model}.evaluation.json", {}, flags, [row | {"accuracy": value}])
             for model, value in (("M0", 0.303), ("M3", accuracy))
         ]
-        rows = [{"consistency": None}, *({"consistency": each} for each in c)]
+        rows = [{"model": f"M{t}", "consistency": each} for t, each in enumerate([None, *c])]
+        rows += [{"model": "best", "consistency": c[-1]}]  # again
+        rows += [{"model": "RM1", "consistency": 0.99, "shown": {"kept %": 40.0}}]  # not a C
         loop = SimpleNamespace(title=title)
         courses.append(SimpleNamespace(loop=loop, ran=ran, best=None, results=lambda rows=rows: rows))
     monkeypatch.setattr(facts, "difference", lambda *_: Fact(0.057, 0.035, 0.079, share=True))

@@ -9,6 +9,7 @@ from cream.loops import facts
 from cream.loops.alarmed import Alarms
 from cream.loops.course import Course
 from cream.loops.facts import Fact
+from cream.loops.loop import BEST
 from cream.loops.plan import INFER, MEASURE, PAIRS, PREPARE, TRAIN, Command
 from cream.loops.results import evaluations, is_evaluation, model_name
 
@@ -68,7 +69,7 @@ def sentences(courses: Sequence[Course], found: Sequence[Alarms]) -> Iterator[st
     means = [
         f"{course.loop.title} {' -> '.join(f'{c:.2f}' for c in known)}"
         for course in courses
-        if (known := [c for row in course.results() if (c := row.get("consistency")) is not None])
+        if (known := [row["consistency"] for row in course.results() if _has_c(row)])
     ]
     if means:
         yield f"Mean C, how far the two last models rank alike (1 fully, 0.5 by chance): {'; '.join(means)}."
@@ -78,6 +79,13 @@ def sentences(courses: Sequence[Course], found: Sequence[Alarms]) -> Iterator[st
         for title in dict.fromkeys(title for title, _ in each.fired)
     ]
     yield f"Alarms (!): {'; '.join(where)}." if where else "No alarm sounded."
+
+
+def _has_c(row: dict) -> bool:
+    """Whether a row of the table has a C, which pseudo-labels have a probability in place of, and which no row before
+    it has had: that of the best model repeats a round's."""
+    repeated = row["model"].startswith(BEST)
+    return row.get("consistency") is not None and "kept %" not in row.get("shown", {}) and not repeated
 
 
 def _end(course: Course) -> Command | None:

@@ -70,9 +70,11 @@ def train(job: Job) -> dict:
     saved = None if job.clear else state.last(job.run)
     folder = check_state(job, saved)
     text = job.config.model.text() | job.config.thoughts.text()
-    job.stage.live.prepare(prompts, job.config.run.skip)
-    live = job.stage.live.load(device.type, job.config.device.bf16, text)
-    reward = reward_function(job.stage.options, chat, prompts, live)
+    sources = [each for each in (job.stage.live, job.stage.gold) if each]
+    for each in sources:
+        each.prepare(prompts, job.config.run.skip)
+    loaded = [each.load(device.type, job.config.device.bf16, text) for each in sources]
+    reward = reward_function(job.stage.options, chat, prompts, *loaded)
     check_memory(job, precision.dtype, device)
     model = load_policy(job.start, precision.dtype, device)
     check_saving(model, chat.tokenizer)
@@ -177,9 +179,9 @@ def _encoder(chat) -> Callable:
 # Rewards --------------------------------------------------------------------------------------------------------------
 
 
-def reward_function(own, chat, prompts: Sequence[Prompt], live: Callable) -> Callable:
+def reward_function(own, chat, prompts: Sequence[Prompt], live: Callable, gold: Callable | None = None) -> Callable:
     """trl's reward function: groups of sampled ids, as infer.py would record them, rewarded as by rewarding.py.
-    `own`: the stage's flags."""
+    `own`: the stage's flags; `gold`, which nothing is trained on, says which responses are right."""
     by_uuid = {prompt.uuid: prompt for prompt in prompts}
     special, n = frozenset(chat.special), own.gen_n
     how = Sampling(n, own.gen_temperature, 1.0, own.gen_max_tokens, stop_token_ids=chat.stop_ids, special=special)
@@ -194,6 +196,8 @@ def reward_function(own, chat, prompts: Sequence[Prompt], live: Callable) -> Cal
         records = live(samples)
         rewards = [value for record in records for value in record.reward]
         log_metric("unrewarded", rewards.count(None) / len(rewards))
+        if gold:  # a response without an answer is wrong
+            log_metric("gold", sum(record.reward.count(1.0) for record in gold(samples)) / len(rewards))
         if seen[None] == 0:  # no response has had a reward yet
             seen.update(why for record in records for why in record.reason or [None] * n)
             if seen[None] == 0 and seen.total() >= FIRST:

@@ -27,6 +27,7 @@ OURS = {  # trl's name of a metric -> its name in log.jsonl
     "reward": "reward",
     "reward_std": "reward_std",
     "unrewarded": "unrewarded",
+    "gold": "gold",
     "kl": "kl_per_token",
     "completions/mean_length": "length",
     "completions/clipped_ratio": "truncated",

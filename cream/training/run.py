@@ -48,7 +48,7 @@ MODELS = {"logprobs": LogProbs, "heads": Heads}  # a stage's `model` -> the wrap
 FORMS = ("judge", "pairwise")  # what a sidecar says of the requests that a model is trained on
 SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
 SHOWN += ("reward", "clipped", "kl_behaviour", "kl_reference", "entropy_sampled", "response_tokens")
-SHOWN += ("unrewarded", "kl_per_token", "length", "truncated", "entropy")
+SHOWN += ("unrewarded", "gold", "kl_per_token", "length", "truncated", "entropy")
 SHOWN += tuple(f"{PREFIX}{name}" for name in ("loss", "accuracy", "accuracy_low", "accuracy_high"))
 
 

@@ -118,6 +118,7 @@ class Stage:
         how = f"{o.gen_n} responses a prompt by {o.online_engine}"
         self.summary = f"reward {o.reward}, {how}, KL coefficient {self.kl_coef:g}"
         self.live: Live | None = None  # from `add_inputs` on
+        self.gold: Live | None = None  # says which responses are right, for the log, where another source rewards
 
     @property
     def _passes(self) -> list:
@@ -165,6 +166,9 @@ class Stage:
         hashes = {role: provenance.inputs[f"reward_{role}"] for role in folders}
         own = {role: (folder.absolute(), hashes[role]) for role, folder in folders.items()}
         self.live = dataclasses.replace(live, folders=own)
+        if kind is Item and self.options.reward != "labels":
+            flags = REWARDS["labels"].Options(labels=str(data), thinking_tags=config.thoughts.thinking_tags)
+            self.gold = Live("labels", flags, {})
 
     def run(self, job) -> dict:
         """Train, and save checkpoints; returns what the run's sidecar says of it."""
