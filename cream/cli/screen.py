@@ -36,7 +36,7 @@ _state = SimpleNamespace(out=None, err=None, set=set())  # streams of the termin
 
 def plain(text: str) -> str:
     """A text with its control characters, which a terminal would obey, as escapes; lines and tabs stay."""
-    return "".join(f"{c.encode('unicode_escape').decode()}" if _is_control(c) else c for c in text)
+    return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in text)
 
 
 def _is_control(c: str) -> bool:
