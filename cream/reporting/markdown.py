@@ -26,14 +26,14 @@ def accuracy(run: dict) -> Iterator[str]:
     """Accuracies, and paired differences."""
     part = run["accuracy"]
     rows = [
-        (each["name"], row["task"], row["n"], _percent(row["accuracy"]), _interval(row, 100))
+        (each["name"], row["task"], row["n"], _percent(row["accuracy"]), interval(row, 100))
         for each in part["evaluations"]
         for row in each["tasks"]
     ]
     if rows:
         yield table(("model", "task", "questions", "accuracy, %", "95 % interval"), rows)
     rows = [
-        (each["a"], each["b"], row["task"], f"{100 * row['difference']:+.1f}", _interval(row, 100, "+"), _p(row["p"]))
+        (each["a"], each["b"], row["task"], f"{100 * row['difference']:+.1f}", interval(row, 100, "+"), _p(row["p"]))
         for each in part["differences"]
         for row in each.get("tasks", ())
     ]
@@ -106,7 +106,8 @@ def plain(value: object) -> str:
     return "".join(f"\\{char}" if char in "\\`*_[]|#!~$" else char for char in text)
 
 
-def _interval(row: dict, scale: float, sign: str = "") -> str:
+def interval(row: dict, scale: float, sign: str = "") -> str:
+    """The bounds of a row; nothing where it has none."""
     low, high = (row[key] for key in ("low", "high"))
     return "" if low is None or high is None else f"{scale * low:{sign}.1f} to {scale * high:{sign}.1f}"
 

@@ -14,10 +14,10 @@ from cream.data import SOURCES, source
 from cream.errors import UserError
 from cream.files import store
 from cream.files.fingerprints import fingerprint_text
-from cream.files.provenance import POLICY, RUN, read_kind
+from cream.files.provenance import LAST, POLICY, RUN, read_kind
 from cream.reporting import markdown
 from cream.reporting.checkpoints import Model, stated_license
-from cream.reporting.markdown import one_line, plain, table
+from cream.reporting.markdown import interval, one_line, plain, table
 from cream.reporting.outputs import TRAINING, Output, Run, read_labels
 from cream.reporting.sections import accuracy, consistency, lineage, training
 from cream.training.stages import STAGES
@@ -100,7 +100,7 @@ def _metadata(model: Model, name: str, license: str | None, run: dict) -> str:
             dataset_config=one_line(row["task"]),
             metric_type="accuracy",
             metric_value=round(row["accuracy"], 4),
-            metric_name=one_line(f"accuracy of {row['n']} questions, 95 % {_interval(row)} ({each['name']})"),
+            metric_name=one_line(f"accuracy of {row['n']} questions, 95 % {interval(row, 100)} ({each['name']})"),
         )
         for each in run["accuracy"]["evaluations"]
         if each["this"]
@@ -118,11 +118,6 @@ def _metadata(model: Model, name: str, license: str | None, run: dict) -> str:
         model_name=one_line(name),
         eval_results=results or None,
     ).to_yaml()
-
-
-def _interval(row: dict) -> str:
-    low, high = (f"{100 * row[key]:.1f}" for key in ("low", "high"))
-    return f"{low} to {high}"
 
 
 def _classes(model: Model) -> tuple[str, str]:
@@ -191,6 +186,8 @@ def _each_limit(model: Model, license: str | None) -> Iterator[str]:
         yield "Its licence is not stated here; those of the base model and of the data apply."
     if not (model.own.path / RUN).exists():
         yield "Its training has not finished: this is an intermediate checkpoint."
+    elif (model.own.path / LAST).resolve() != model.folder.resolve():
+        yield "This is an earlier checkpoint of its training, not the last one."
     for output in model.run.outputs:
         for fired in output.about.get("alarms", ()):
             yield f"Alarm of {plain(output.name)}: {plain(alarms.describe(fired))}."
