@@ -205,7 +205,7 @@ def _say_failed(command: Command, loop: Loop, code: int, stage_log: StageLog) ->
     folder = command.output.parent
     key = "base_dir" if loop.base_dir is not None and folder == Path(loop.base_dir) else "output_dir"
     changed = CHANGED.format(key=key, folder=folder) if code == 2 else ""
-    more = f"\nlog: {stage_log.path}" if stage_log.path.exists() else ""
+    more = f"\nlog: {stage_log.path}" if stage_log.has_more() else ""
     end = "" if code == 2 else f"{stage_log.end()}\n"  # an error that the user can fix is on the terminal
     screen.show_error(f"{end}{command.title} ended with {code}; {RESUME}{changed}{more}")
 

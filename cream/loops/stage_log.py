@@ -58,6 +58,10 @@ class StageLog:
         """Whether the stage has changed a file."""
         return self._files() != self.files
 
+    def has_more(self) -> bool:
+        """Whether the stage's messages are in it."""
+        return self.path.exists() and self.path.stat().st_size > (self.before.st_size if self.before else 0)
+
     def undo(self) -> None:
         """Remove what was added."""
         with suppress(OSError):
