@@ -313,7 +313,7 @@ def test_what_else_is_not_alike_is_told(looped):
 
 @pytest.mark.slow
 def test_mistakes_are_refused(looped):
-    assert "compare A B, or judge FILE" in looped.refused(f"report.py compare {A}")
+    assert "compare A B, card CHECKPOINT, or judge FILE" in looped.refused(f"report.py compare {A}")
     assert "no such file" in looped.refused(f"report.py compare {A} outputs/nowhere.json")
     assert "flags are not" in looped.refused(f"report.py compare {A} {B} --sho 3")
     assert "takes no flags" in looped.refused(f"report.py lineage {A} --show 3")

@@ -224,7 +224,7 @@ def test_a_signal_saves_after_the_step_in_flight_and_ends(tmp_path, monkeypatch)
         from cream.training.rloo_trainer import Watch
     flags = options.Optimisation(epoch=1, save_eval_step_ratio=2, log_every=3)
     run = SimpleNamespace(config=SimpleNamespace(optimisation=flags), run=tmp_path)
-    watch = Watch(run, online.Plan([], 10, 1, 1, 1), 0, lambda: True, print)
+    watch = Watch(run, online.Plan([], 10, 1, 1, 1), 0, lambda: True, print, print)
     watch.trainer = SimpleNamespace(accelerator=Accelerator(cpu=True))
 
     def after(step):
