@@ -43,7 +43,8 @@ from cream.training import state
 from cream.training.launch import given_world, is_first_process
 from cream.training.online_saving import Keep, check_state
 from cream.training.parallel import quiet_deepspeed
-from cream.training.run import Job, Report, check_memory, open_folder, resume_lines, set_up_process
+from cream.training.report import Report
+from cream.training.run import Job, check_memory, open_folder, resume_lines, set_up_process
 from cream.training.stages.online_rloo import read_prompts
 
 log = logging.getLogger("cream")

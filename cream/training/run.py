@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
 from cream.alarms import Watch
-from cream.cli import console, preflight, screen
+from cream.cli import console, preflight
 from cream.cli.flags import as_dict
 from cream.errors import UserError
 from cream.files import store
@@ -36,20 +36,17 @@ from cream.text.options import AS_SAMPLED
 from cream.text.refusals import find_refusals
 from cream.training import parallel, reference, state
 from cream.training.folder import clear, tidy
-from cream.training.heldout import PREFIX, HeldOut, split, without_trained
+from cream.training.heldout import HeldOut, split, without_trained
 from cream.training.launch import given_world, is_first_process
 from cream.training.log import lines_until
 from cream.training.loop import common_budget, train
+from cream.training.report import Report
 from cream.training.samples import Samples, read_sample_prompts
 from cream.training.stages import STAGES
 
 log = logging.getLogger("cream")
 MODELS = {"logprobs": LogProbs, "heads": Heads}  # a stage's `model` -> the wrapper that its loss is computed with
 FORMS = ("judge", "pairwise")  # what a sidecar says of the requests that a model is trained on
-SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
-SHOWN += ("reward", "clipped", "kl_behaviour", "kl_reference", "entropy_sampled", "response_tokens")
-SHOWN += ("unrewarded", "gold", "kl_per_token", "length", "truncated", "entropy")
-SHOWN += tuple(f"{PREFIX}{name}" for name in ("loss", "accuracy", "accuracy_low", "accuracy_high"))
 
 
 @dataclass(frozen=True)
@@ -433,35 +430,3 @@ def trained_forms(data: Path, start: Path) -> dict[str, dict]:
     one that does not."""
     found = read_kind(start) | (read_meta(data) or {})
     return {name: found[name] for name in FORMS if found.get(name)}
-
-
-class Report:
-    """A line for each logged step: its metrics, the time since training began, and about how long it still takes. In a
-    loop, where only the log file has these lines, a bar as well."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self.clock = clock
-        self.began = clock()
-        self.first: tuple[int, float] | None = None  # the first logged step of this run, which may have resumed
-        self.shown, self.bar = 0, None
-
-    def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
-        now = self.clock()
-        self.first = self.first or (step, now)
-        names = [n for n in metrics if n in SHOWN or n.endswith("_per_second")]
-        values = "  ".join(f"{n} {metrics[n]:.4g}" for n in names)
-        taken = step - self.first[0]  # the first step also compiles and warms up: the estimate is without it
-        if 0 < taken and step < steps:
-            left = (now - self.first[1]) / taken * (steps - step)
-            values += f"  {console.describe_times(now - self.began, left)}"
-        log.info("step %d/%d  %s", step, steps, values)
-        if screen.in_stage_of_loop():
-            self._show(step, steps)
-
-    def _show(self, step: int, steps: int) -> None:
-        if self.bar is None:
-            self.bar, self.shown = console.bar(steps - step, "training", "steps"), step
-        self.bar.update(step - self.shown)
-        self.shown = step
-        if step == steps:
-            self.bar.close()

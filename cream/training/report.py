@@ -1,0 +1,46 @@
+"""What a training run shows while it lasts."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from cream.cli import console, screen
+from cream.training.heldout import PREFIX
+
+log = logging.getLogger("cream")
+SHOWN = ("loss", "margin", "accuracy", "ratio_chosen", "ratio_rejected", "nll", "grad_norm", "lr")
+SHOWN += ("reward", "clipped", "kl_behaviour", "kl_reference", "entropy_sampled", "response_tokens")
+SHOWN += ("unrewarded", "gold", "kl_per_token", "length", "truncated", "entropy")
+SHOWN += tuple(f"{PREFIX}{name}" for name in ("loss", "accuracy", "accuracy_low", "accuracy_high"))
+
+
+class Report:
+    """A line for each logged step: its metrics, the time since training began, and about how long it still takes. In a
+    loop, where only the log file has these lines, a bar as well."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock = clock
+        self.began = clock()
+        self.first: tuple[int, float] | None = None  # the first logged step of this run, which may have resumed
+        self.shown, self.bar = 0, None
+
+    def __call__(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        now = self.clock()
+        self.first = self.first or (step, now)
+        names = [n for n in metrics if n in SHOWN or n.endswith("_per_second")]
+        values = "  ".join(f"{n} {metrics[n]:.4g}" for n in names)
+        taken = step - self.first[0]  # the first step also compiles and warms up: the estimate is without it
+        if 0 < taken and step < steps:
+            left = (now - self.first[1]) / taken * (steps - step)
+            values += f"  {console.describe_times(now - self.began, left)}"
+        log.info("step %d/%d  %s", step, steps, values)
+        if screen.in_stage_of_loop():
+            self._show(step, steps)
+
+    def _show(self, step: int, steps: int) -> None:
+        if self.bar is None:
+            self.bar, self.shown = console.bar(steps - step, "training", "steps"), step
+        self.bar.update(step - self.shown)
+        self.shown = step
+        if step == steps:
+            self.bar.close()
