@@ -24,6 +24,7 @@ from cream.training.options import check_compiler
 from cream.training.state import UNIVERSAL
 
 log = logging.getLogger("cream")
+PART = 1 << 20  # weights that are summed at a time
 
 
 class Replicas:
@@ -60,8 +61,11 @@ class Replicas:
 
     def check_equal(self) -> None:
         """After a step all processes hold the same weights; raises UserError where a gradient was not shared."""
-        trained = [p.detach() for p in self.model.parameters() if p.requires_grad]
-        total = sum(p.sum(dtype=torch.float64) for p in trained).reshape(1)  # a bfloat16 sum would hide a difference
+        if self.accelerator.num_processes == 1:
+            return
+        trained = [p.detach().flatten() for p in self.model.parameters() if p.requires_grad]
+        parts = (part for p in trained for part in p.split(PART))  # on a CPU a sum in float64 copies all of its tensor
+        total = sum(part.sum(dtype=torch.float64) for part in parts).reshape(1)  # bfloat16 would hide a difference
         totals = self.accelerator.gather(total)
         if not torch.equal(totals, totals[:1].expand_as(totals)):
             raise UserError(f"the processes hold different weights after a step: their sums are {totals.tolist()}")
