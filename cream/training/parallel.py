@@ -20,6 +20,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from cream.errors import UserError
 from cream.files import store
 from cream.model.backbone import Backbone
+from cream.training.optim import build_optimizer
 from cream.training.options import check_compiler
 from cream.training.state import UNIVERSAL
 
@@ -32,11 +33,11 @@ class Replicas:
 
     shards = 1
 
-    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float):
+    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float, optim: str = "adamw"):
         if accelerator.distributed_type == DistributedType.NO:
             model.accumulate_in_place()
         self.accelerator, self.whole = accelerator, model
-        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, lr, weight_decay))
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, optim, lr, weight_decay))
 
     def micro_batch(self, last: bool) -> AbstractContextManager:
         """Around a forward and a backward pass; gradients are shared after the `last` of a step."""
@@ -84,11 +85,11 @@ class Shards:
     Under bfloat16 the weights are bfloat16, their float32 masters part of the optimiser's shards.
     """
 
-    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float):
+    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float, optim: str = "adamw"):
         import deepspeed
 
         self.accelerator, self.whole = accelerator, model
-        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, lr, weight_decay))
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, optim, lr, weight_decay))
         self.shards, self.stage = accelerator.num_processes, self.model.zero_optimization_stage()
         if self.stage == 3:
             for parameter in model.head_parameters():
@@ -160,12 +161,6 @@ def gather_weights(accelerator: Accelerator, model, stage: int) -> dict[str, tor
         return None
     saved = model.state_dict().keys()
     return whole | {n: b.detach().cpu() for n, b in model.named_buffers() if n in saved}
-
-
-def build_optimizer(model, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW on what is trained."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 @contextmanager

@@ -110,8 +110,8 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     saved_as = stored_dtype(job.start) if o.save_dtype == "auto" else getattr(torch, o.save_dtype)
     log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), o.save_dtype)
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
-    weights = kind(accelerator, model, o.lr, o.weight_decay)
-    tokens = common_budget(accelerator, weights, o.max_tokens_per_batch)
+    weights = kind(accelerator, model, o.lr, o.weight_decay, o.optim)
+    tokens = common_budget(accelerator, weights, o.max_tokens_per_batch, o.moment_bytes)
     _fill_references(job, accelerator, model, rows, held_out, precision, tokens)
     job.provenance.check_unchanged()
     _begin(accelerator, job, facts)
@@ -360,8 +360,8 @@ def check_memory(job: Job, dtype: torch.dtype, device: torch.device) -> None:
     """Raises UserError where the weights and what their training keeps would not fit."""
     lora, zero = job.config.lora, (job.deepspeed or {}).get("zero_optimization", {})
     offload = "offload_optimizer" in zero or "offload_param" in zero
-    shards = given_world() or 1, zero.get("stage", 0)
-    need = preflight.memory_of_training(job.start, not lora.lora, *shards, dtype.itemsize, offload)
+    shards, moments = (given_world() or 1, zero.get("stage", 0)), job.config.optimisation.moment_bytes
+    need = preflight.memory_of_training(job.start, not lora.lora, *shards, dtype.itemsize, offload, moments)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
 
