@@ -5,7 +5,7 @@ take memory besides the activations. Resident memory includes libraries and weig
 after loading the model is printed too.
 
     python benchmarks/memory.py
-    python benchmarks/memory.py --sides ours,ours_bf16
+    python benchmarks/memory.py --sides ours,adamw_bf16
     python benchmarks/memory.py --kind reward
     python benchmarks/memory.py --kind rloo --work 300/150 --sizes 8    # 2 steps of 4 prompts x 8 responses, float32
 """
@@ -31,9 +31,9 @@ SIDES = {
     "trl_default": "trl, defaults",
     "trl_best": "trl, best settings",
     "ours": "ours",
-    "ours_bf16": "ours, --optim adamw_bf16",
+    "adamw_bf16": "ours, --optim adamw_bf16",
 }
-OPTIM = {"ours": "adamw", "ours_bf16": "adamw_bf16"}
+OPTIM = {"ours": "adamw", "adamw_bf16": "adamw_bf16"}
 
 
 def child(args, folder: Path) -> None:
@@ -111,7 +111,7 @@ def main() -> None:
         print(f"{SIDES[peer]}: {above[peer] / above[own]:.2f} times {SIDES[own]} above what was loaded")
     print()
     for peer, own in pairs:
-        print(f"ratio memory_{args.kind}{own.removeprefix('ours')}_vs_{peer} {peak[peer] / peak[own]:.3f}")
+        print(f"ratio memory_{args.kind}{'' if own == 'ours' else f'_{own}'}_vs_{peer} {peak[peer] / peak[own]:.3f}")
 
 
 if __name__ == "__main__":
