@@ -35,6 +35,7 @@ FEW = 4  # records of the runs that show the start-up
 # (estimate_zero2_model_states_mem_needs, estimate_zero3_…), with the 10^9 weights at hand that ds_stage3.json allows.
 MODES = {
     "replicas": lambda n, w: (16 * n, 0),
+    "replicas, adamw_bf16": lambda n, w: (12 * n, 0),
     "ZeRO-2": lambda n, w: (2 * n + 18 * n / w, 0),
     "ZeRO-2, offload": lambda n, w: (2 * n, 16 * n),
     "ZeRO-3": lambda n, w: (18 * n / w + 4, 0),
