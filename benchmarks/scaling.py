@@ -149,11 +149,11 @@ def scale(args) -> None:
 def memory() -> None:
     """Print what a step needs in each mode, and what a token's activations add."""
     worlds = (1, 8, 16, 64)
-    print(f"{'GB on a GPU':18}" + "".join(f"{f'{size} x {w}':>12}" for size in LLAMAS for w in worlds) + "  machines")
+    print(f"{'GB on a GPU':22}" + "".join(f"{f'{size} x {w}':>12}" for size in LLAMAS for w in worlds) + "  machines")
     for mode, need in MODES.items():
         billions = [weights / 1e9 for weights, *_ in LLAMAS.values()]
         row = "".join(f"{need(n, w)[0]:12.0f}" for n in billions for w in worlds)
-        print(f"{mode:18}{row}  " + ", ".join(f"{need(n, 1)[1]:.0f}" for n in billions))
+        print(f"{mode:22}{row}  " + ", ".join(f"{need(n, 1)[1]:.0f}" for n in billions))
     for size, (_, hidden, inner, layers) in LLAMAS.items():
         layer = 16 * hidden + 4 * inner  # as cream.model.hardware.budget counts
         whole, again = 2 * layers * layer / 1e6, 2 * (layers * hidden + layer) / 1e6
