@@ -93,11 +93,12 @@ def main() -> None:
     found = {name: [] for name in sides}  # (bytes before the steps, at their peak)
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), SHAPES[args.shape], args.words, args.seed)
-        for _ in range(args.rounds):
+        for number in range(1, args.rounds + 1):
             for name in sides:
                 command = [sys.executable, __file__, *sys.argv[1:], "--side", name, "--folder", folder]
                 out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found[name].append(tuple(map(int, out.split()[-2:])))
+                print(f"    round {number}, {SIDES[name]}: {found[name][-1][1] / 1e9:.2f} GB", flush=True)
     peak, above = {}, {}
     for name in sides:
         peaks = [most for _, most in found[name]]
