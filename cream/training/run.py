@@ -202,7 +202,8 @@ def set_up_process(job: Job) -> tuple[torch.device, Precision]:
         check_lora(job.start, lora.lora_r, lora.lora_alpha, lora.lora_dropout)
     if device.type == "cuda":  # products that stay in float32 under autocast, too
         torch.set_float32_matmul_precision("high")
-    log.info("precision: %s", precision.reason)
+    moments = "; AdamW's moments in bfloat16 (--optim adamw_bf16)"
+    log.info("precision: %s%s", precision.reason, moments if job.config.optimisation.optim == "adamw_bf16" else "")
     return device, precision
 
 
