@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
@@ -79,6 +79,7 @@ def test_a_state_that_is_saved_and_loaded_goes_on_to_the_same_bits():
     assert all(torch.equal(p, q) for p, q in zip(whole, part, strict=True))
 
 
+@settings(max_examples=30)
 @given(st.floats(0, 2.0**100, width=32, allow_subnormal=False))
 def test_rounding_is_to_a_neighbour_and_right_on_average(x):
     """Over all random bits: exactly."""
