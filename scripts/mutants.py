@@ -31,6 +31,7 @@ TESTS = {  # module: the files of tests that are run against its mutants, but fo
     "model.trees": "trees",
     "model.head": "head",
     "text.chat": "chat",
+    "text.rendering": "chat",
     "text.tokens": "chat logprobs",
     "pairs.all_pairs": "pairs build",
     "pairs.build": "pairs build",

@@ -15,7 +15,8 @@ from cream.files import store
 from cream.files.fingerprints import fingerprint_file
 from cream.files.provenance import read_meta
 from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Ratings, Record, Rewards, Samples, Steps
-from cream.text.chat import Chat, Refused
+from cream.text.chat import Chat
+from cream.text.rendering import Refused
 
 SHOWN = 10  # bad records that are listed one by one
 
