@@ -156,7 +156,8 @@ def _other_data(flag_name: str, name: str | None) -> Path | None:
 
 def _train(config: TrainConfig, name, stage, start: Path, data: Path, run, header, limit, provenance, *others) -> None:
     from cream.training import launch, parallel
-    from cream.training.run import Job, work
+    from cream.training.job import Job
+    from cream.training.run import work
 
     o = config.optimisation
     clear = folder.starts_again(run, header, config.run.overwrite, o.resume)

@@ -208,7 +208,7 @@ def test_the_command_writes_all_parts_without_the_seed_set_s_prompts(world):
 
 def test_a_checkpoint_knows_the_form_that_it_was_trained_on(world):
     """It is that of its data, else of the model that training started from; another one is refused."""
-    from cream.training.run import trained_forms
+    from cream.training.saving import trained_forms
 
     world.run(f"{EFT.replace('eft.sft', 'own.sft')} --seed_data none")
     folder, data = world.folder / "outputs/m1", world.folder / "outputs/own.sft.json"

@@ -35,6 +35,7 @@ from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair, Rewards
 from cream.training import launch, loop, parallel, run, state
+from cream.training.job import Job
 from cream.training.log import Log
 from cream.training.loop import (
     common_budget,
@@ -46,7 +47,7 @@ from cream.training.loop import (
 )
 from cream.training.options import LoraFlags, Optimisation, TrainData, TrainOutput, settings
 from cream.training.parallel import Replicas
-from cream.training.run import Job, work
+from cream.training.run import work
 from cream.training.stages import STAGES, dpo, sft
 from train import TrainConfig
 

@@ -40,12 +40,14 @@ from cream.scoring.sampling import record_samples
 from cream.text.refusals import find_refusals
 from cream.text.tokens import describe_length
 from cream.training import state
+from cream.training.job import Job
 from cream.training.launch import given_world, is_first_process
 from cream.training.online_saving import Keep, check_state
 from cream.training.parallel import quiet_deepspeed
 from cream.training.report import Report
-from cream.training.run import Job, check_memory, open_folder, resume_lines, set_up_process
+from cream.training.run import open_folder, resume_lines, set_up_process
 from cream.training.stages.online_rloo import read_prompts
+from cream.training.weights import check_memory
 
 log = logging.getLogger("cream")
 FIRST = 64  # responses of a process after which a reward that none of them has ends the stage
