@@ -6,7 +6,7 @@ from cream.errors import UserError
 from cream.evaluation.compare import compare, join
 from cream.evaluation.statistics import table_rows
 from cream.records import Answer
-from cream.reporting.figures import Series, lines, section
+from cream.reporting.figures import Series, label, lines, section
 from cream.reporting.outputs import Output, Run
 from cream.reporting.page import Section, table
 
@@ -15,7 +15,7 @@ MACRO = "macro"
 
 
 def collect(run: Run, seed: int = 0) -> dict:
-    """`evaluations`: name, file, model, data, and the rows of the summary; `differences` between each model and the
+    """`evaluations`: name, file, model, data, name of the data, and the rows of the summary; `differences` between each model and the
     next one, and between the first and the last, that were asked the same: as `report.py compare` has them."""
     tested = run.of("evaluation")
     rows = [
@@ -24,6 +24,7 @@ def collect(run: Run, seed: int = 0) -> dict:
             "file": str(output.path),
             "model": run.models.get(output.input("policy")),
             "data": output.input("data"),
+            "questions": (path := output.source("data")) and path.name.partition(".json")[0],
             "tasks": _tasks(output),
         }
         for output in tested
@@ -53,15 +54,34 @@ def show(runs: Sequence[dict], between: Sequence[dict]) -> Section | None:
     tasks = dict.fromkeys(row["task"] for _, rows in tested for each in rows for row in each["tasks"])
     if not tasks:
         return None
-    figures = []
+    figures, models = [], _in_order([[each["name"] for each in rows] for _, rows in tested])
     for task in sorted(tasks, key=lambda task: task != MACRO):  # the macro average first, else as they come
-        series = [_series(title, rows, task) for title, rows in tested if _has(rows, task)]
+        series = [_series(title, rows, task) for title, rows in _by_questions(tested) if _has(rows, task)]
         about = "Mean of the tasks' accuracies, by model." if task == MACRO else "By model, with 95 % Wilson intervals."
         number = len(figures) + 1
         title = "Accuracy, mean of all tasks" if task == MACRO else f"Accuracy, {task}"
-        figures.append(lines(f"accuracy-{number}", title, about, series, "model", "accuracy, %"))
+        axis = {"categoryorder": "array", "categoryarray": models}
+        figures.append(lines(f"accuracy-{number}", title, about, series, "model", "accuracy, %", xaxis=axis))
     intro = "<p>The share of questions that a model answers correctly, by the grading rule of their task.</p>"
     return section("accuracy", TITLE, intro, figures, "\n".join(_tables(tested, runs, between)))
+
+
+def _by_questions(tested: Sequence[tuple[str, list]]) -> list[tuple[str, list]]:
+    """The evaluations that one line joins: those of a run that asked the same questions, such as a validation set."""
+    groups: dict[tuple, list] = {}
+    for title, rows in tested:
+        for each in rows:
+            groups.setdefault((title, each["data"]), []).append(each)
+    several = len({data for _, data in groups}) > 1
+    return [
+        (f"{title}, {rows[0]['questions'] or 'other questions'}" if several else title, rows)
+        for (title, _), rows in groups.items()
+    ]
+
+
+def _in_order(names: Sequence[Sequence[str]]) -> list[str]:
+    """The names of all models as an axis has them: in the order of the run that has most, then the others'."""
+    return [label(name) for name in dict.fromkeys(name for own in sorted(names, key=len)[::-1] for name in own)]
 
 
 def _series(title: str, evaluations: Sequence[dict], task: str) -> Series:
