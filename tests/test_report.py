@@ -121,7 +121,9 @@ def test_a_card_shows_hostile_text_as_text():
 
     row = {"task": HOSTILE, "n": 1, "accuracy": 0.5, "low": None, "high": None}
     run = {"title": HOSTILE, "accuracy": {"evaluations": [{"name": HOSTILE, "tasks": [row]}], "differences": []}}
-    run |= {"consistency": {"pairs": []}, "training": {"curves": []}}
+    keep = {"metric": HOSTILE, "mode": "max"}
+    decided = {"loop": {"keep": keep}, "said": [{"round": 1, "text": HOSTILE}], "stopped": None, "best": None}
+    run |= {"consistency": {"pairs": []}, "training": {"curves": []}, "steering": [decided]}
     run["lineage"] = {
         "nodes": [],
         "edges": [],
@@ -131,7 +133,7 @@ def test_a_card_shows_hostile_text_as_text():
     seen = Seen(html)
     assert not {"script", "img", "a", "code", "em"} & {tag for tag, _ in seen.elements}
     shown = " ".join(HOSTILE.replace("\u202e", " ").replace("\u0007", " ").split())
-    assert "".join(seen.text).count(shown) == 4 and len(seen.all("td")) == 5
+    assert "".join(seen.text).count(shown) == 6 and len(seen.all("td")) == 5
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------

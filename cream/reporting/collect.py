@@ -23,7 +23,7 @@ def collect(runs: Sequence[Run], seed: int = 0) -> dict:
                 "steering": steering.collect(run),
                 "consistency": consistency.collect(run, labels),
                 "rewards": rewards.collect(run, seed),
-                "training": training.collect(run),
+                "training": training.collect(run, [other for other in runs if other is not run]),
                 "lineage": lineage.collect(run),
             }
             for run in runs
