@@ -120,7 +120,8 @@ def show(runs: Sequence[dict]) -> Section | None:
         figures.append(_time(own))
     if not figures and not any(found["left"] for _, found in own):
         return None
-    return section("training", TITLE, _status(own), figures, _reuse(own) + _table(own), folded)
+    tables = "\n".join([*_shared(own), *_reuse(own), _table(own)])
+    return section("training", TITLE, _status(own), figures, tables, folded)
 
 
 def _figures(own: Sequence[tuple[str, dict]], metrics: Collection[str]) -> list[Figure]:
@@ -168,22 +169,29 @@ def _time(own: Sequence[tuple[str, dict]]) -> Figure:
     return bars("time", "Time by script", about, series, "script", "seconds")
 
 
-def _reuse(own: Sequence[tuple[str, dict]]) -> str:
-    """What was not done twice: outputs that several runs share, and scores that were there already."""
-    html = []
-    for title, found in own:
-        if shared := [row for row in found["stages"] if row["shared_with"]]:
-            others = ", ".join(dict.fromkeys(other for row in shared for other in row["shared_with"]))
-            seconds = sum(row["seconds"] or 0 for row in shared)
-            text = f"{title} shares {len(shared)} of its {len(found['stages'])} outputs with {others}"
-            html.append(f"<p>{escape(text)}: made once, in {seconds:.1f} s.</p>")
-    rows = []
-    for title, found in own:
-        for what, trains in (("responses, for rewards", False), ("examples, for training", True)):
-            if counts := _sources(row for row in found["stages"] if (row["script"] == TRAIN) == trains):
-                rows.append((title, what, sum(counts.values()), *(counts[place] for place in PLACES)))
-    columns = ("run", "scores of", "in all", *PLACES.values())
-    return "\n".join(html) + (table(columns, rows, "what was computed, and what was there already") if rows else "")
+def _shared(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
+    """Which outputs several runs share: they are made once."""
+    shared: dict[tuple[str, ...], dict[str, float]] = {}  # titles of runs -> path -> seconds
+    for title, row in ((title, row) for title, found in own for row in found["stages"] if row["shared_with"]):
+        runs = tuple(name for name, _ in own if name in (title, *row["shared_with"]))
+        shared.setdefault(runs, {})[row["path"]] = row["seconds"] or 0.0
+    for runs, made in shared.items():
+        text = f"{' and '.join(runs)} share {len(made)} output{'s' * (len(made) > 1)}"
+        yield f"<p>{escape(text)}, made once, in {sum(made.values()):.1f} s.</p>"
+
+
+def _reuse(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
+    """A table of how many scores were computed, and how many were there already."""
+    counted = [
+        (title, what, counts)
+        for title, found in own
+        for what, trains in (("responses, for rewards", False), ("examples, for training", True))
+        if (counts := _sources(row for row in found["stages"] if (row["script"] == TRAIN) == trains))
+    ]
+    places = {place: words for place, words in PLACES.items() if any(counts[place] for *_, counts in counted)}
+    columns = ("run", "scores of", "in all", *places.values())
+    rows = [(title, what, counts.total(), *(counts[place] for place in places)) for title, what, counts in counted]
+    yield table(columns, rows, "what was computed, and what was there already") if rows else ""
 
 
 def _sources(stages: Iterable[dict]) -> Counter[str]:
@@ -208,6 +216,6 @@ def _table(own: Sequence[tuple[str, dict]]) -> str:
     for title, found in own:
         for row in found["stages"]:
             scores = _sources([row])
-            known = (sum(scores.values()), sum(scores.values()) - scores["computed"]) if scores else (None, None)
+            known = (scores.total(), scores.total() - scores["computed"]) if scores else (None, None)
             rows.append((title, *(row[key] for key in keys), *known, row["resumed"], ", ".join(row["shared_with"])))
     return f"<details><summary>all stages</summary>{table(columns, rows)}</details>"
