@@ -163,10 +163,10 @@ def report(loops: list[tuple[Loop, list[Command]]]) -> None:
     goes wrong with the page is a line in the log."""
     path = Path(loops[-1][0].output_dir, "report.html")
     try:
-        from cream.reporting.outputs import of_commands
+        from cream.reporting.outputs import of_loop
         from cream.reporting.report import Files, write_all
 
-        write_all(Files(path), [of_commands(loop.title, commands) for loop, commands in loops])
+        write_all(Files(path), [of_loop(loop, commands) for loop, commands in loops])
     except ImportError as error:
         log.info("no report: %s; make setup installs what is missing", error)
     except Exception as error:

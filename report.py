@@ -190,7 +190,7 @@ def _loop(path: Path, output_root: str | None, gold: list[Path]):
     from cream.loops.course import Course
     from cream.loops.plan import plan
     from cream.loops.reading import read_loop
-    from cream.reporting.outputs import of_commands
+    from cream.reporting.outputs import of_loop
     from iterate import SCRIPTS, config_of
 
     configs = {script: config_of(script) for script in SCRIPTS}
@@ -198,7 +198,7 @@ def _loop(path: Path, output_root: str | None, gold: list[Path]):
     course = Course(loop, lambda loop, parents: plan(loop, configs, "cpu", parents=parents))
     if course.problems:
         raise UserError("\n".join([f"{path} is not a loop that could run:", *course.problems]))
-    return of_commands(loop.title, course.expected(), gold)
+    return of_loop(loop, course.expected(), gold)
 
 
 def describe_lineage(_: ReportConfig, words: list[str]) -> None:

@@ -69,6 +69,7 @@ ALARMS = {
     "over_optimised": Alarm(UP, 0.05, "gold accuracy fell by {value:.3f} while the reward rose (threshold {limit:g}): the policy exploits the reward", "reward-up-gold-accuracy-down"),
     # evaluation
     "unanswered": Alarm(UP, 0.1, "no answer was found in {value:.0%} of responses (threshold {limit:.0%}); they count as wrong", "answers-not-found"),
+    "over_optimised_round": Alarm(UP, 0.0, "accuracy is {value:.3f} below the 95 % interval of the model before (threshold {limit:g}) while the mean reward of its responses rose: training exploits the reward", "reward-up-gold-accuracy-down"),
     "accuracy_drop": Alarm(UP, 0.0, "accuracy is {value:.3f} below the 95 % interval of the model before (threshold {limit:g})", "worse-than-the-model-before"),
 }  # fmt: skip
 

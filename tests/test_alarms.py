@@ -197,6 +197,33 @@ def test_a_loop_gathers_the_alarms_of_its_stages(tmp_path):
         alarms(commands)
 
 
+@pytest.mark.parametrize(
+    ("means", "kinds", "alarm"),
+    [
+        ([1.0, 2.0], ["dpo", "dpo"], "over_optimised_round"),
+        ([2.0, 1.0], ["dpo", "dpo"], "accuracy_drop"),  # the reward fell, too
+        ([1.0, 2.0], ["judge", "dpo"], "accuracy_drop"),  # other units
+        ([1.0, None], ["dpo", "dpo"], "accuracy_drop"),  # of an earlier version
+    ],
+)
+def test_accuracy_falls_while_the_reward_of_the_training_rises(tmp_path, means, kinds, alarm):
+    """M0 and M1 are sampled and rewarded in rounds 1 and 2; those of the previous model, which rise, train nothing."""
+    commands = loop(tmp_path, [0.8, 0.5, 0.5])
+    (tmp_path / "s1.json.meta.json").unlink()
+    for t, (mean, kind) in enumerate(zip(means, kinds, strict=True), 1):
+        for name, value in (("current", mean), ("previous", t)):
+            output = tmp_path / f"{name}{t}.json"
+            commands.append(Command(name, "rewarding.py", {"input_file": str(tmp_path / f"s{t}.json")}, output))
+            about = {"reward": kind} | ({"rewarded": {"mean": value}} if value is not None else {})
+            (tmp_path / f"{name}{t}.json.meta.json").write_text(json.dumps(about))
+        flags = {"file1": str(tmp_path / f"current{t}.json"), "file2": str(tmp_path / f"previous{t}.json")}
+        commands.append(Command("pairs", "cal_consistency.py", flags, tmp_path / f"own{t}.json"))
+    ((title, fired),) = alarms(commands).fired
+    assert (title, fired["alarm"]) == ("test 1", alarm) and fired["value"] == pytest.approx(0.3 - 0.0554, abs=1e-3)
+    off = {name: limit for name, limit in LIMITS.items() if name != "over_optimised_round"}
+    assert [each["alarm"] for _, each in alarms(commands, off).fired] == ["accuracy_drop"]
+
+
 def test_the_table_marks_models_and_lists_alarms_once():
     rows = [{"model": "M0", "accuracy": 0.5}, {"model": "M1", "accuracy": 0.625, "consistency": 0.75}]
     lines = table([("one", rows), ("two", rows)], [{"M1"}, set()]).splitlines()

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
+from headless import WIDTHS, barriers, draw_all, expect, launched, new_tab
 from safetensors.torch import load_file
 
 import iterate
@@ -828,19 +829,26 @@ def check_logs(world, printed):
     assert "first example, its trained tokens marked" in said and "step 1/" in said and "checkpoint: " in said
 
 
-@pytest.mark.slow
-def test_the_loop(workspace):
-    """Two recipes of a family: they share M0, M1 and round 1's measurements, and end in one table.
-
-    All stages ran in one process; run one by one, each in its own, the same commands give the same weights and answers.
-    Run again, the loop passes over everything.
-    """
+@pytest.fixture(scope="module")
+def two_loops(workspace):
+    """Two recipes of a family, as in quickstart, after their first run: the command, the stages that it listed before,
+    and how it ended."""
     write(workspace, "plain.yaml", PLAIN)
     loop = write(workspace, "small.yaml", SMALL) + ",plain.yaml"
     before = workspace.state()
     printed = stages(workspace.run(loop + " --dry_run").out)
     assert len(printed) == 30 and workspace.state() == before
-    first = workspace.run(loop)
+    return loop, printed, workspace.run(loop)
+
+
+@pytest.mark.slow
+def test_the_loop(workspace, two_loops):
+    """They share M0, M1 and round 1's measurements, and end in one table.
+
+    All stages ran in one process; run one by one, each in its own, the same commands give the same weights and answers.
+    Run again, the loop passes over everything.
+    """
+    loop, printed, first = two_loops
     assert len(titles(first.out)) == 30
     assert first.out.count("    up to date: ") == 6  # of the second recipe: M0, M1, its training, round 1's rankings
     check_table(workspace, first.out)
@@ -873,6 +881,41 @@ def test_the_loop(workspace):
         assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
         answers = f"{model}.evaluation.json"
         assert workspace.read(answers) == workspace.read(f"alone/{answers}")
+
+
+chromium = pytest.fixture(scope="module")(launched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_that_a_loop_writes(workspace, two_loops, chromium, width):
+    """All sections without barriers, on a desk in light too; its figures are drawn, on a phone those of accuracy, the
+    folded ones once they are asked for; the browser of preferences filters, and follows a link."""
+    preferences = "#preferences [data-part=pair]"
+    with new_tab(chromium, width) as tab:
+        tab.goto((workspace.folder / "outputs/plain/report.html").as_uri())
+        assert {"Accuracy", "Consistency", "Rewards", "Preferences"} <= {*tab.locator("main h2").all_inner_texts()}
+        every, shown = (tab.locator(f".plot{visible}").count() for visible in ("", ":visible"))
+        assert every > shown > 15
+        if width == "desk":
+            tab.locator("details:has(.plot)").evaluate_all("all => all.forEach((each) => each.open = true)")
+        assert draw_all(tab, ".plot" if width == "desk" else "#accuracy .plot") >= 4
+        expect(tab, preferences, "M1")
+        pairs = tab.locator("#preferences [data-part=count]").inner_text()
+        tab.locator("#preferences details").first.evaluate("each => each.open = true")
+        tab.locator("#preferences [name=round]").select_option(label="plain: round2")
+        expect(tab, preferences, "M2")
+        assert tab.locator("#preferences [data-part=count]").inner_text() != pairs
+        link = tab.locator(f"{preferences} a").get_attribute("href")
+        assert "pair=" in link and "round=" in link
+        tab.goto("about:blank")
+        tab.goto((workspace.folder / "outputs/plain/report.html").as_uri() + link)
+        expect(tab, preferences, "M2")
+        assert draw_all(tab, "#accuracy .plot") >= 4
+        assert width == "phone" or barriers(tab) == {}
+        tab.locator("#theme").click()
+        assert tab.evaluate("page.dark()") and barriers(tab) == {}
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import http.client
 import json
 import logging
+import re
 import threading
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -31,7 +32,7 @@ from cream.reporting.numbers import by_bins, histogram, mean, rank_correlation
 from cream.reporting.outputs import Run, of_places, task_of
 from cream.reporting.page import Section, build, table
 from cream.reporting.report import Files, write_all
-from cream.reporting.sections import rewards, training
+from cream.reporting.sections import accuracy, rewards, training
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> \"'&\u202e\u0007 [x](javascript:y) | `$a$`" + "w" * 300
 
@@ -116,12 +117,82 @@ def test_a_figure_has_units_a_table_and_no_markup_of_names():
     assert len(long.rows) == 167 and long.rows[1][1] == 6  # every sixth
 
 
+def test_figures_of_a_kind_are_side_by_side_and_some_are_folded():
+    kinds = ("mean", "c-0", "length", "c-1", "sum-2", "top")
+    made = [lines(name, f"{name}, of all", "", [Series("s", [1], [1])], "", "") for name in kinds]
+    shown = figures.section("s", "S", "", made[:5], "<p>tables</p>", made[5:])
+    places = [[each["id"] for each in Seen(part).all("div") if each.get("class") == "plot"]
+              for part in shown.html.split('<div class="figures">')[1:]]  # fmt: skip
+    assert places == [["mean"], ["c-0", "c-1"], ["length", "sum-2"], ["top"]]
+    assert "<details><summary>1 more figure: top</summary>" in shown.html
+    assert {*json.loads(shown.data["s-figures"])} == {*kinds}
+
+
+def test_a_line_joins_evaluations_of_the_same_questions():
+    """Those of the best model, on a test set, come last on the axis, wherever their run has them."""
+
+    def tested(name: str, data: str) -> dict:
+        tasks = [{"task": task, "n": 80, "correct": 20, "accuracy": 0.25, "low": 0.1, "high": 0.4} for task in "ab"]
+        macro = {"task": "macro", "n": 160, "correct": 40, "accuracy": 0.25, "low": None, "high": None}
+        more = dict.fromkeys(("unanswered_rate", "truncated_rate", "mean_tokens"))
+        return {"name": name, "data": data, "questions": data, "tasks": [{**row, **more} for row in (*tasks, macro)]}
+
+    names = [["M1", "M2"], ["M1", "M2", "M3"]]
+    runs = [
+        {
+            "title": f"run {i}",
+            "accuracy": {"evaluations": [*(tested(name, "val") for name in own), tested("t", "test")]},
+        }
+        for i, own in enumerate(names)
+    ]
+    for run in runs:
+        run["accuracy"]["differences"] = []
+    plot = json.loads(accuracy.show(runs, []).data["accuracy-figures"])["accuracy-1"]
+    assert plot["layout"]["xaxis"]["categoryarray"] == ["M1", "M2", "M3", "t"]
+    assert [(each["name"], each["x"]) for each in plot["data"]] == [
+        *(("run 0, val", names[0]), ("run 0, test", ["t"]), ("run 1, val", names[1]), ("run 1, test", ["t"])),
+    ]
+    up, down = plot["data"][0]["error_y"]["array"][0], plot["data"][0]["error_y"]["arrayminus"][0]
+    half = 196 * (2 * 0.25 * 0.75 / 80) ** 0.5 / 2  # of the mean of two tasks, in points
+    assert up == pytest.approx(half, abs=0.7) and down == pytest.approx(half, abs=0.7)
+
+
+def test_what_runs_share_and_what_was_reused():
+    """Shared outputs count once, in a row of their own; scores by where they are from."""
+    base = {"script": "train.py", "finished": True, "records": 1, "dropped": 0, "tokens": None, "memory_gb": None}
+    base |= {"reuse": None, "resumed": None}
+
+    def stage(name: str, seconds: float, shared: list[str], **more) -> dict:
+        return {**base, "name": name, "path": name, "seconds": seconds, "shared_with": shared, **more}
+
+    scored = {"script": "rewarding.py", "reuse": {"policy": {"computed": 5, "cached": 7}, "reference": {"cached": 1}}}
+    trained = {"reuse": {"reference": {"data": 3}}, "resumed": 2}
+    runs = [
+        ("a<b", [stage("M1", 4.0, ["two"]), stage("r1", 1.5, [], **scored), stage("M2", 2.0, [], **trained)]),
+        ("two", [stage("M1", 4.0, ["a<b"]), stage("M3", 3.0, [])]),
+    ]
+    numbers = [{"title": title, "training": {"curves": [], "left": [], "stages": stages}} for title, stages in runs]
+    shown = training.show(numbers)
+    assert "<p>a&lt;b and two share 1 output, made once, in 4.0 s.</p>" in shown.html
+    bars = json.loads(shown.data["training-figures"])["time"]["data"]
+    assert [(each["name"], each["x"], each["y"]) for each in bars] == [
+        ("shared by several", ["train.py"], [4.0]),
+        ("a&lt;b", ["rewarding.py", "train.py"], [1.5, 2.0]),
+        ("two", ["train.py"], [3.0]),
+    ]
+    rows = [re.sub(r"<[^>]+>", "|", row).strip("|") for row in shown.html.split("<tr>")]
+    for row in ("a&lt;b||responses, for rewards||13||5||8||0", "a&lt;b||examples, for training||3||0||0||3"):
+        assert any(each.startswith(row) for each in rows)
+
+
 def test_a_card_shows_hostile_text_as_text():
     from markdown_it import MarkdownIt
 
     row = {"task": HOSTILE, "n": 1, "accuracy": 0.5, "low": None, "high": None}
     run = {"title": HOSTILE, "accuracy": {"evaluations": [{"name": HOSTILE, "tasks": [row]}], "differences": []}}
-    run |= {"consistency": {"pairs": []}, "training": {"curves": []}}
+    keep = {"metric": HOSTILE, "mode": "max"}
+    decided = {"loop": {"keep": keep}, "said": [{"round": 1, "text": HOSTILE}], "stopped": None, "best": None}
+    run |= {"consistency": {"pairs": []}, "training": {"curves": []}, "steering": [decided]}
     run["lineage"] = {
         "nodes": [],
         "edges": [],
@@ -131,7 +202,7 @@ def test_a_card_shows_hostile_text_as_text():
     seen = Seen(html)
     assert not {"script", "img", "a", "code", "em"} & {tag for tag, _ in seen.elements}
     shown = " ".join(HOSTILE.replace("\u202e", " ").replace("\u0007", " ").split())
-    assert "".join(seen.text).count(shown) == 4 and len(seen.all("td")) == 5
+    assert "".join(seen.text).count(shown) == 6 and len(seen.all("td")) == 5
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
@@ -285,6 +356,8 @@ def test_rewards_training_and_lineage_are_as_recorded(reported):
         assert each["log"] == [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
     stages = {each["path"]: each for each in run["training"]["stages"]}
     assert len(stages) == 9 and all(each["finished"] and each["seconds"] > 0 for each in stages.values())
+    reuse = {Path(path).name: each["reuse"] for path, each in stages.items() if each["reuse"]}
+    assert {*reuse} == {"current.jsonl", "previous.jsonl", "m2"} and {*reuse["previous.jsonl"]["policy"]} == {"cached"}
     nodes, edges = run["lineage"]["nodes"], run["lineage"]["edges"]
     names = {(nodes[a]["name"], nodes[b]["name"]) for a, b in edges}
     assert {("pairs", "m2"), ("m1", "m2"), ("current", "pairs"), ("m1", "samples"), ("m2", "m2")} <= names

@@ -7,9 +7,11 @@ import os
 import shutil
 from contextlib import suppress
 from functools import partial
+from html import escape
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given
@@ -26,6 +28,9 @@ from cream.loops.options import LoopFlags
 from cream.loops.plan import TRAIN, Command
 from cream.loops.reading import read_loop
 from cream.loops.trials import Trial, model_of
+from cream.reporting import markdown
+from cream.reporting.outputs import of_loop, of_places
+from cream.reporting.sections import steering
 
 QUESTIONS = 40  # of either task
 TRAINED = {"checkpoint": "${train@-1}", "name": "${pairs}", "train_stage": "dpo"}
@@ -208,6 +213,35 @@ def test_what_is_decided_is_said_with_its_intervals(folder):
     one_more = [30, 44, 43, 60, 70]
     play(right=one_more)
     assert "inside the interval: the two may be equally good" in decisions()["said"][2]["text"]
+
+
+@pytest.mark.slow
+def test_the_report_says_what_was_decided_and_why(folder):
+    """In its numbers, its page and its Markdown; of a loop, and of its folder. A loop that decides nothing has no such
+    section, whatever an earlier one of its folder decided."""
+    change = {"stop_if": {"pairs.below_half": {"above": 0.5}, "pairs.mean_consistency": {"drift": 0.9}}}
+    course, _ = play(change, [30, 44, 40, 60, 70])
+    run = of_loop(course.loop, course.ran)
+    (decided,), told = steering.collect(run), decisions()
+    assert decided == {name: told[name] for name in content(told)} | {"file": "out/decisions.json"}
+    assert steering.collect(of_places("all", [Path("out/round1.accuracy.json")])) == [decided]
+    html = steering.show([{"title": "<own>", "steering": [decided]}]).html
+    assert "&lt;own&gt;" in html and "Ended in round 2: 1 evaluated round without a new best (patience)." in html
+    assert "Kept: round 1, M2/checkpoint-last." in html and all(escape(each["text"]) in html for each in told["said"])
+    assert "it keeps the round with the highest accuracy; patience 1" in html
+    assert "it ends where pairs.below_half is above 0.5; it ends where pairs.mean_consistency drifts" in html
+    (plot,) = msgspec.json.decode(
+        steering.show([{"title": "own", "steering": [decided]}]).data["steering-figures"]
+    ).values()
+    measured, kept = plot["data"]
+    assert (measured["x"], measured["y"], kept["x"], kept["y"]) == ([0, 1, 2], [37.5, 55.0, 50.0], [1], [55.0])
+    assert plot["layout"]["yaxis"]["title"]["text"] == "accuracy, %" and len(measured["error_y"]["array"]) == 3
+    (rule, said) = markdown.decisions({"steering": [decided]})
+    assert "patience 1" in rule and said.count("\n- ") == len(told["said"]) - 1 and "no new best" in said
+    plain = msgspec.structs.replace(course.loop, keep=None, stop_if={})
+    assert (
+        steering.collect(of_loop(plain, course.ran)) == [] and steering.show([{"title": "t", "steering": []}]) is None
+    )
 
 
 @pytest.mark.slow

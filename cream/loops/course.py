@@ -53,11 +53,6 @@ class Course:
         self.file: DecisionFile | None = None
 
     @property
-    def steered(self) -> bool:
-        """Whether anything is decided while it runs."""
-        return bool(self.loop.keep or self.loop.stop_if)
-
-    @property
     def best(self) -> Trial | None:
         """The first of those with the best metric."""
         sign = -1 if self.loop.keep and self.loop.keep.mode == "min" else 1
@@ -236,7 +231,7 @@ class Course:
         return facts.split(self.loop.keep.metric, [step.id for step in self.loop.repeat])[1]
 
     def _save(self, ended: bool = False) -> None:
-        if self.dry or not self.steered:
+        if self.dry or not self.loop.steered:
             return
         place, best, keep = self.file.relative, self.best, self.loop.keep
         rounds = [
@@ -244,7 +239,7 @@ class Course:
                 "round": trial.round,
                 "starts_from": trial.starts_from,
                 "model": place(trial.model),
-                "metric": {"value": trial.fact.value, "low": trial.fact.low, "high": trial.fact.high},
+                "metric": trial.fact._asdict(),
                 "source": place(str(facts.source(trial.command))),
                 "hash": fingerprint_file(facts.source(trial.command)),
             }

@@ -48,10 +48,25 @@ def _parts(command: Command, about: dict) -> Iterator[str]:
     elif sampled := about.get("sampled"):
         yield f"{sampled['responses']} responses to {counts['out']} prompts"
         yield f"{sampled['distinct']} distinct, {sampled['truncated']} truncated"
+    elif rewarded := about.get("rewarded"):
+        yield from _rewards(rewarded, about.get("reuse", {}), counts["out"])
     elif command.script != MEASURE:
         yield f"{counts['out']} {'records' if command.script == PREPARE else 'prompts'}"
         if dropped := sum(counts["dropped"].values()):
             yield f"{'dropped' if command.script in (INFER, PREPARE) else 'responses without a reward'}: {dropped}"
+
+
+def _rewards(rewarded: dict, reuse: dict, prompts: int) -> Iterator[str]:
+    yield f"{rewarded['responses']} responses to {prompts} prompts"
+    if none := rewarded["responses"] - rewarded["rewarded"]:
+        yield f"{none} without a reward"
+    if (mean := rewarded["mean"]) is not None:
+        yield f"mean reward {mean:.4g}"
+    if tied := rewarded["tied"]:
+        yield f"{100 * tied:.1f} % tied"
+    if scores := sum(sum(each.values()) for each in reuse.values()):
+        cached = sum(each.get("cached", 0) for each in reuse.values())
+        yield f"{cached} of {scores} scores from the cache"
 
 
 def _with_interval(fact: Fact) -> str:

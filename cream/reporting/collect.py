@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cream.reporting import page
 from cream.reporting.outputs import Run, read_labels, share_outputs
-from cream.reporting.sections import accuracy, consistency, lineage, rewards, training
+from cream.reporting.sections import accuracy, consistency, lineage, rewards, steering, training
 
 FORMAT = 1  # of the numbers; increased when a key changes its meaning
 
@@ -20,9 +20,10 @@ def collect(runs: Sequence[Run], seed: int = 0) -> dict:
             {
                 "title": run.title,
                 "accuracy": accuracy.collect(run, seed),
+                "steering": steering.collect(run),
                 "consistency": consistency.collect(run, labels),
                 "rewards": rewards.collect(run, seed),
-                "training": training.collect(run),
+                "training": training.collect(run, [other for other in runs if other is not run]),
                 "lineage": lineage.collect(run),
             }
             for run in runs
@@ -35,6 +36,6 @@ def sections(numbers: dict, preferences: page.Section | None = None) -> list[pag
     """The sections that have something to show; `preferences` is the only one that is not made of numbers."""
     runs = numbers["runs"]
     found = [accuracy.show(runs, numbers["between"])]
-    found += [each.show(runs) for each in (consistency, rewards, training)]
+    found += [each.show(runs) for each in (steering, consistency, rewards, training)]
     found += [preferences, lineage.show(runs)]
     return [each for each in found if each is not None]

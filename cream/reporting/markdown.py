@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from cream.reporting.sections import steering
+
 MARK = "<!-- made by report.py html --markdown -->"
 HASH = 12  # hexadecimal digits of a file's hash that are shown
 
 
 def card(numbers: dict) -> str:
-    """Evaluation, training on preferences, lineage and software of each run. Texts of users are escaped."""
+    """Evaluation, decisions, training on preferences, lineage and software of each run. Texts of users are escaped."""
     lines = [MARK]
     for run in numbers["runs"]:
         lines += [f"## {plain(run['title'])}", *_under("### Evaluation", accuracy(run))]
+        lines += _under("### Decisions while it ran", decisions(run))
         lines += _under("### Preference pairs, by the model's own rankings", pairs(run))
         lines += [*_under("### Training", training(run)), *_under("### Lineage", origin(run)), *software(run)]
     return "\n\n".join(lines) + "\n"
@@ -40,6 +43,15 @@ def accuracy(run: dict) -> Iterator[str]:
     if rows:
         yield "Paired differences (95 % bootstrap interval, McNemar's exact test):"
         yield table(("A", "B", "task", "B - A, points", "95 % interval", "p"), rows)
+
+
+def decisions(run: dict) -> Iterator[str]:
+    """What a steered loop decided, and why: which round it kept, and where it ended."""
+    for decided in run["steering"]:
+        if rule := "; ".join(steering.rules(decided)):
+            yield f"By its settings {plain(rule)}."
+        if decided["said"]:
+            yield "\n".join(f"- {plain(each['text'])}" for each in decided["said"])
 
 
 def pairs(run: dict) -> Iterator[str]:

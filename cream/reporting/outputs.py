@@ -16,6 +16,9 @@ from cream.evaluation.tasks import grade_record
 from cream.files import lineage, store
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import ARGS, KIND, LAST, RUN, place_of, read_meta, read_sidecar
+from cream.loops.decisions import NAME as DECISIONS
+from cream.loops.loop import Loop
+from cream.loops.plan import Command
 from cream.pairs.choice import NUMBERED
 from cream.records import Answer, Item, Pair, R, Record, Rewards, Samples
 
@@ -98,12 +101,13 @@ class Output:
 @dataclass(frozen=True)
 class Run:
     """Outputs that belong together, each before those made from it. `planned`: (title, path) of a loop's stages, done
-    or not. `gold`: files of questions with labels."""
+    or not. `gold`: files of questions with labels. `decisions`: what its steered loops decided."""
 
     title: str
     outputs: list[Output]
     planned: list[tuple[str, Path]] = field(default_factory=list)
     gold: Sequence[Path] = ()
+    decisions: Sequence[Path] = ()
 
     def of(self, kind: str) -> list[Output]:
         """Its outputs of a kind."""
@@ -121,10 +125,15 @@ class Run:
         return names | tested | trained
 
 
-def of_commands(title: str, commands: Sequence, gold: Sequence[Path] = ()) -> Run:
-    """The run of a loop, from its planned commands [cream/loops/plan.py]: those of its outputs that exist."""
+def of_loop(loop: Loop, commands: Sequence[Command], gold: Sequence[Path] = ()) -> Run:
+    """The run of a loop, from its planned commands: those of its outputs that exist."""
     found = [output for command in commands if (output := _output(command.output)) is not None]
-    return Run(title, found, [(command.title, command.output) for command in commands], gold)
+    planned = [(command.title, command.output) for command in commands]
+    return Run(loop.title, found, planned, gold, _decisions([Path(loop.output_dir)] if loop.steered else []))
+
+
+def _decisions(folders: Iterable[Path]) -> list[Path]:
+    return [path for folder in sorted({*folders}) if (path := folder / DECISIONS).exists()]
 
 
 def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> Run:
@@ -152,7 +161,8 @@ def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> 
             about = read_sidecar(meta)
             if about["inputs"].get("policy") in models and about["settings"].get("mode") == "evaluation":
                 _add(found, _output(meta.with_name(meta.name.removesuffix(".meta.json"))))
-    return Run(title, _ordered(found.values()), gold=gold)
+    decisions = _decisions(output.path.parent for output in found.values())
+    return Run(title, _ordered(found.values()), gold=gold, decisions=decisions)
 
 
 def of_checkpoint(title: str, folder: Path) -> Run:

@@ -97,7 +97,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def watched_files(runs: Sequence[Run]) -> Iterator[Path]:
-    """The files that say that outputs of runs have changed: sidecars, and the logs of training."""
+    """The files that say that outputs of runs have changed: sidecars, the logs of training, what loops decided."""
     for run in runs:
         for path in {*(path for _, path in run.planned), *(output.path for output in run.outputs)}:
             yield from (path / name for name in (ARGS, RUN, "log.jsonl")) if path.is_dir() else (meta_path(path),)
+        yield from run.decisions

@@ -94,8 +94,10 @@ def _prepare_held_out(job: Job, held: list, records: list, chat) -> tuple[HeldOu
 
 def fill_references(
     job: Job, accelerator, model, rows: list, held_out: HeldOut | None, precision: Precision, tokens: Budget
-) -> None:
-    """The log-probabilities that the stage's examples are to hold, under the starting policy and under others."""
+) -> dict[str, dict[str, int]]:
+    """The log-probabilities that the stage's examples are to hold, under the starting policy and under others; returns
+    of each model how many examples have theirs from where."""
+    reuse: dict[str, dict[str, int]] = {}
     stage, examples, inputs = job.stage, [example for _, example in rows], job.header["inputs"]
     single = job.config.optimisation.epoch == 1 and len(rows) <= job.config.optimisation.global_batch(
         accelerator.num_processes
@@ -103,16 +105,17 @@ def fill_references(
     if stage.reference and not (single and getattr(stage, "first_step_free", False)):
         source = Source(inputs["start"], precision.name, accelerator.device.type)
         reference.check_recorded(stage, examples, job.data, job.header, source)
-        reference.fill(accelerator, model, stage, rows, job.data, source, tokens)
+        reuse["reference"] = reference.fill(accelerator, model, stage, rows, job.data, source, tokens)
         if held_out:
             data, about = job.held_out or job.data, {"data": inputs.get("held_out", inputs["data"])}
             reference.check_recorded(stage, held_out.examples, data, job.header | {"inputs": inputs | about}, source)
-            reference.fill(accelerator, model, stage, held_out.rows, data, source, tokens)
+            reuse["held out"] = reference.fill(accelerator, model, stage, held_out.rows, data, source, tokens)
     for name, folder in job.models.items():
         source = Source(inputs[name], precision.name, accelerator.device.type)
         with parallel.whole_models(accelerator):
             other = LogProbs(load_policy(folder, precision.dtype, accelerator.device))
         reference.check_vocabulary(other.plain.config.get_text_config().vocab_size, stage, examples, folder)
-        reference.fill(accelerator, other, stage, rows, job.data, source, tokens, name)
+        reuse[name] = reference.fill(accelerator, other, stage, rows, job.data, source, tokens, name)
     if hasattr(stage, "settle"):
         stage.settle(examples)
+    return reuse

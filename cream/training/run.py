@@ -75,7 +75,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
     weights = kind(accelerator, model, o.lr, o.weight_decay)
     tokens = common_budget(accelerator, weights, o.max_tokens_per_batch)
-    fill_references(job, accelerator, model, rows, held_out, precision, tokens)
+    reuse = fill_references(job, accelerator, model, rows, held_out, precision, tokens)
     job.provenance.check_unchanged()
     _begin(accelerator, job, facts)
     if accelerator.is_main_process:
@@ -98,7 +98,8 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     prepared = accelerator, weights, stage, examples, o, config.run.seed, tokens, job.run
     last = train(*prepared, save, progress, check_first, held_out)
     counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
-    return {"counts": counts, "last": last, "alarms": watch.fired, "refused": refused}
+    found = {"counts": counts, "last": last, "alarms": watch.fired, "refused": refused}
+    return found | ({"reuse": reuse} if reuse else {})
 
 
 def _finish(job: Job, facts: dict) -> None:

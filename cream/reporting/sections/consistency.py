@@ -155,12 +155,12 @@ def show(runs: Sequence[dict]) -> Section | None:
     figures: list[Figure] = []
     if known:
         figures.append(_means(known))
+    if capped := _caps(own):
+        figures.append(capped)
     for title, pairs in known:
         figures += _of_run(len(figures), f" ({title})" if len(runs) > 1 else "", pairs)
     for title, found in own:
         figures += _matrix(len(figures), f" ({title})" if len(runs) > 1 else "", found["agreement"])
-    if capped := _caps(own):
-        figures.append(capped)
     intro = (
         "<p>C says how far two models' rankings of the same responses agree: 1 fully, ½ as by chance, 0 in reverse. "
         "C = (τ + 1) / 2 for Kendall's τ. Training trusts a pair by its C; below ½ it prefers the rejected response. "
