@@ -74,6 +74,13 @@ def test_progress_without_a_terminal(caplog):
         "sampling: 30 of 100 prompts, 60 s, about 2.33 min left",
     ]
     assert len(lines) == 6
+    now[0] = 0.0
+    resumed = console.Progress(14, "training", "steps", done=4, clock=lambda: now[0])
+    caplog.clear()
+    with caplog.at_level("INFO", logger="cream"):
+        now[0] = 30.0
+        resumed.update(5)  # what was done before says nothing about speed
+    assert [record.message for record in caplog.records] == ["training: 9 of 14 steps, 30 s, about 30 s left"]
     with console.bar(3, "sampling", "prompts") as bar:  # pytest's stderr is no terminal
         bar.update()
 

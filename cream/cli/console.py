@@ -82,22 +82,23 @@ def command(script: str, **flags: object) -> str:
     return shlex.join(["python", script, *words])
 
 
-def bar(total: int, what: str, unit: str):
+def bar(total: int, what: str, unit: str, done: int = 0):
     """A progress bar on stderr that closes itself when full; a line in the log now and then where that is no terminal.
-    Both are context managers with an `update(n)` for units that are done."""
+    Both are context managers with an `update(n)` for units that are done; `done` were before."""
     if screen.is_quiet() or not screen.has_terminal():
-        return Progress(total, what, unit)
+        return Progress(total, what, unit, done)
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, file=screen.err_stream())
+    stream = screen.err_stream()
+    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, file=stream, initial=done, dynamic_ncols=True)
 
 
 class Progress(AbstractContextManager):
     """How far a piece of work is, how long it took and how long it may still take: a line every EVERY seconds."""
 
-    def __init__(self, total: int, what: str, unit: str, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, total: int, what: str, unit: str, done: int = 0, clock: Callable[[], float] = time.monotonic):
         self.total, self.what, self.unit, self.clock = total, what, unit, clock
-        self.done, self.began = 0, clock()
+        self.before, self.done, self.began = done, done, clock()
         self.due = self.began + EVERY
 
     def __exit__(self, *_) -> None:
@@ -112,7 +113,7 @@ class Progress(AbstractContextManager):
         if (now := self.clock()) >= self.due and self.done < self.total:
             self.due = now + EVERY
             passed = now - self.began
-            times = describe_times(passed, passed / self.done * (self.total - self.done))
+            times = describe_times(passed, passed / (self.done - self.before) * (self.total - self.done))
             log.log(PROGRESS, "%s: %d of %d %s, %s", self.what, self.done, self.total, self.unit, times)
 
 

@@ -39,7 +39,7 @@ class Report:
 
     def _show(self, step: int, steps: int) -> None:
         if self.bar is None:
-            self.bar, self.shown = console.bar(steps - step, "training", "steps"), step
+            self.bar, self.shown = console.bar(steps, "training", "steps", done=step), step
         self.bar.update(step - self.shown)
         self.shown = step
         if step == steps:
