@@ -69,8 +69,8 @@ ALARMS = {
     "over_optimised": Alarm(UP, 0.05, "gold accuracy fell by {value:.3f} while the reward rose (threshold {limit:g}): the policy exploits the reward", "reward-up-gold-accuracy-down"),
     # evaluation
     "unanswered": Alarm(UP, 0.1, "no answer was found in {value:.0%} of responses (threshold {limit:.0%}); they count as wrong", "answers-not-found"),
-    "over_optimised_round": Alarm(UP, 0.0, "accuracy is {value:.3f} below the 95 % interval of the model before (threshold {limit:g}) while the mean reward of its responses rose: training exploits the reward", "reward-up-gold-accuracy-down"),
-    "accuracy_drop": Alarm(UP, 0.0, "accuracy is {value:.3f} below the 95 % interval of the model before (threshold {limit:g})", "worse-than-the-model-before"),
+    "over_optimised_round": Alarm(UP, 0.0, "accuracy is {points:.1f} points below the 95 % interval of the model before (threshold {limit_points:g}) while the mean reward of its responses rose: training exploits the reward", "reward-up-gold-accuracy-down"),
+    "accuracy_drop": Alarm(UP, 0.0, "accuracy is {points:.1f} points below the 95 % interval of the model before (threshold {limit_points:g})", "worse-than-the-model-before"),
 }  # fmt: skip
 
 Limits = Mapping[str, float]  # thresholds by name, without the alarms that are off
@@ -127,7 +127,8 @@ def describe(fired: Fired) -> str:
     if (alarm := ALARMS.get(fired["alarm"])) is None:
         return f"{fired['alarm']} is {fired['value']:.3g}"
     step = f", after step {fired['step']}" if "step" in fired else ""
-    return alarm.text.format(value=fired["value"], limit=fired["threshold"]) + step
+    value, limit = fired["value"], fired["threshold"]
+    return alarm.text.format(value=value, limit=limit, points=100 * value, limit_points=100 * limit) + step
 
 
 def line(fired: Fired) -> str:

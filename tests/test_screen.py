@@ -168,7 +168,7 @@ def test_what_came_of_a_step(tmp_path):
         ("make_pairs.py", counts | {"mean_consistency": 0.7239}, {},
          "300 pairs, mean C 0.724, without a pair: 3 prompts"),
         ("train.py", {"counts": {"trained_on": 299}, "last": {"lr": 1e-5, "loss": 0.39071, "accuracy": 0.95}}, {},
-         "trained on 299, loss 0.3907, accuracy 95.0 %"),
+         "trained on 299 records, loss 0.3907, training accuracy 95.0 %"),
         ("infer.py", {}, {"flags": evaluated}, "done"),
     ]:  # fmt: skip
         name = f"{len([*tmp_path.iterdir()])}.json"
@@ -189,7 +189,7 @@ def test_three_sentences(tmp_path, monkeypatch):
             for model, value in (("M0", 0.303), ("M3", accuracy))
         ]
         rows = [{"model": f"M{t}", "consistency": each} for t, each in enumerate([None, *c])]
-        rows += [{"model": "best", "consistency": c[-1]}]  # again
+        rows += [{"model": "test", "consistency": c[0]}, {"model": "best", "consistency": c[-1]}]  # again
         rows += [{"model": "RM1", "consistency": 0.99, "shown": {"kept %": 40.0}}]  # not a C
         loop = SimpleNamespace(title=title)
         courses.append(SimpleNamespace(loop=loop, ran=ran, best=None, results=lambda rows=rows: rows))

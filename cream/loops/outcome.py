@@ -9,11 +9,11 @@ from cream.loops import facts
 from cream.loops.alarmed import Alarms
 from cream.loops.course import Course
 from cream.loops.facts import Fact
-from cream.loops.loop import BEST
 from cream.loops.plan import INFER, MEASURE, PAIRS, PREPARE, TRAIN, Command
 from cream.loops.results import evaluations, is_evaluation, model_name
 
 METRICS = ("loss", "accuracy", "reward", "kl_reference", "eval_loss", "eval_accuracy")  # of a training's last step
+SAID = {"accuracy": "training accuracy", "eval_accuracy": "held-out accuracy", "eval_loss": "held-out loss"}
 
 
 def outcome(command: Command) -> str:
@@ -35,10 +35,11 @@ def _parts(command: Command, about: dict) -> Iterator[str]:
                 yield f"{100 * share:.1f} % {name}"
     elif command.script == TRAIN:
         if "trained_on" in counts:
-            yield f"trained on {counts['trained_on']}"
+            yield f"trained on {counts['trained_on']} records"
         for name in (name for name in METRICS if name in about.get("last", {})):
             value = about["last"][name]
-            yield f"{name} {100 * value:.1f} %" if name.endswith("accuracy") else f"{name} {value:.4g}"
+            number = f"{100 * value:.1f} %" if name.endswith("accuracy") else f"{value:.4g}"
+            yield f"{SAID.get(name, name)} {number}"
     elif command.script in PAIRS:
         yield f"{counts['out']} pairs"
         if (mean := about.get("mean_consistency")) is not None:
@@ -82,9 +83,9 @@ def sentences(courses: Sequence[Course], found: Sequence[Alarms]) -> Iterator[st
     elif ends:
         yield from _ranking(ends)
     means = [
-        f"{course.loop.title} {' -> '.join(f'{c:.2f}' for c in known)}"
+        f"{course.loop.title} {' -> '.join(f'{c:.2f}' for _, c in known)}"
         for course in courses
-        if (known := [row["consistency"] for row in course.results() if _has_c(row)])
+        if (known := _means_of_c(course.results()))
     ]
     if means:
         yield f"Mean C, how far the two last models rank alike (1 fully, 0.5 by chance): {'; '.join(means)}."
@@ -96,11 +97,11 @@ def sentences(courses: Sequence[Course], found: Sequence[Alarms]) -> Iterator[st
     yield f"Alarms (!): {'; '.join(where)}." if where else "No alarm sounded."
 
 
-def _has_c(row: dict) -> bool:
-    """Whether a row of the table has a C, which pseudo-labels have a probability in place of, and which no row before
-    it has had: that of the best model repeats a round's."""
-    repeated = row["model"].startswith(BEST)
-    return row.get("consistency") is not None and "kept %" not in row.get("shown", {}) and not repeated
+def _means_of_c(rows: Sequence[dict]) -> list[tuple[int | None, float]]:
+    """The size and the mean C of each set of pairs in the table, once: a model that is measured twice, as the best one
+    is, repeats them. Pseudo-labels have a probability in place of C."""
+    known = ((row.get("pairs"), row.get("consistency")) for row in rows if "kept %" not in row.get("shown", {}))
+    return [*dict.fromkeys(each for each in known if each[1] is not None)]
 
 
 def _end(course: Course) -> Command | None:
