@@ -61,8 +61,8 @@ SCRIPTS = (*STAGES, "evaluate_reward.py", "prepare_data.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
 RESUME = "the same command resumes from there"
 CHANGED = (  # what a stage advises, another output of its own, cannot be said in a loop
-    "; where a setting was changed give the file another {key} than {folder}, or repeat the command above once "
-    "with --overwrite, and so for the later stages that read its output"
+    "; where a setting was changed give the file another {key} than {folder}, or replace this output, and so those of "
+    "later stages that read it:\n  {again} --overwrite"
 )
 
 
@@ -195,16 +195,16 @@ def _run(command: Command, loop: Loop, line: str) -> int | None:
     if not wrote and code in (None, 0, 2):
         stage_log.undo()
     if failed:
-        _say_failed(command, loop, code, stage_log)
+        _say_failed(command, loop, code, stage_log, line)
     elif not code:
         log.info("    %s%s; %.1f s", "" if wrote else "up to date: ", outcome(command), time.monotonic() - began)
     return code
 
 
-def _say_failed(command: Command, loop: Loop, code: int, stage_log: StageLog) -> None:
+def _say_failed(command: Command, loop: Loop, code: int, stage_log: StageLog, line: str) -> None:
     folder = command.output.parent
     key = "base_dir" if loop.base_dir is not None and folder == Path(loop.base_dir) else "output_dir"
-    changed = CHANGED.format(key=key, folder=folder) if code == 2 else ""
+    changed = CHANGED.format(key=key, folder=folder, again=line.removeprefix("$ ")) if code == 2 else ""
     more = f"\nlog: {stage_log.path}" if stage_log.has_more() else ""
     end = "" if code == 2 else f"{stage_log.end()}\n"  # an error that the user can fix is on the terminal
     screen.show_error(f"{end}{command.title} ended with {code}; {RESUME}{changed}{more}")

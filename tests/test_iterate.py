@@ -953,6 +953,7 @@ def test_a_loop_of_one_s_own(workspace):
     assert again.out.count("    up to date: ") == 12 and workspace.state() == before
     write(workspace, "own.yaml", kept | {"flags": {"more": {"gen_n": 3}}})
     assert "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "another output_dir than outputs/own," in told
+    assert "--gen_n 3" in (again := told.splitlines()[-1]) and again.endswith(" --overwrite")
 
 
 @pytest.mark.slow
