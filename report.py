@@ -24,7 +24,7 @@ from config import CHECKPOINTS, DATASETS, Run, group
 from cream.cli import console, names
 from cream.cli.flags import as_dict, flag, parse
 from cream.cli.screen import say_result
-from cream.errors import UserError
+from cream.errors import UserError, nearest
 from cream.evaluation import compare as comparison
 from cream.evaluation.compare import CompareFlags
 from cream.evaluation.find import choose_pair, evaluations_of
@@ -132,7 +132,8 @@ def main(argv=None):
     command = COMMANDS.get(name)
     if command is None or len(places) != (command.count or max(1, len(places))):
         *most, last = (f"{each} {command.words}" for each, command in COMMANDS.items())
-        raise UserError(f"expected a command and its paths: {', '.join(most)}, or {last}")
+        near = nearest(name, COMMANDS) if name and command is None else ""
+        raise UserError(f"expected a command and its paths: {', '.join(most)}, or {last}{near}")
     default = as_dict(ReportConfig())
     if foreign := [
         flag for flag, value in as_dict(config).items() if value != default[flag] and flag not in command.flags

@@ -352,7 +352,7 @@ def test_a_strategy_is_one_file_and_one_line(world):
         assert [(p.selected_index, p.rejected_index, p.consistency) for p in pairs] == [(0, 1, 0.8)] * 3
         assert all(len(p.selected[-1].content) > len(p.rejected[-1].content) for p in pairs)
         assert about["counts"]["dropped"] == {"too few": 1} and about["settings"]["sureness"] == 0.8
-        assert about["method"] == "consistency_dyn" and "no pair from 1 prompts: too few" in out
+        assert about["method"] == "consistency_dyn" and "no pair from 1 prompt: too few" in out
         error = world.refused(
             f"make_pairs.py --strategy random --rewards {REWARDS} --sureness 1 --output outputs/x.json"
         )

@@ -40,7 +40,9 @@ class Need:
             took += f", without {len(self.unknown)} of which none has run before"
         if self.commands and len(self.unknown) == self.commands:
             took = "how long is not known, for none has run before"
-        return f"{self.commands} steps to run: {took}; about {size(self.bytes)} on disk"
+        if not self.commands:
+            return "no step is left to run"
+        return f"{self.commands} step{'s' * (self.commands > 1)} to run: {took}; about {size(self.bytes)} on disk"
 
 
 def size(count: float) -> str:
