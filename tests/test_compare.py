@@ -252,9 +252,16 @@ def test_evaluations_are_found(looped):
     quick = f"infer.py {ON} --mode evaluation --name tiny_test --limit_size"
     looped.run(f"{quick} 4 --gen_max_tokens 8 --checkpoint {m1}/checkpoint-last --output_dir outputs/evaluation/few")
     assert looped.run(f"report.py compare {m1} second").out == wanted  # the two with the same settings
+    copies = [looped.folder / f"{LOOP}/copy.json{end}" for end in ("", ".meta.json")]
+    for copy in copies:
+        shutil.copyfile(copy.with_name(copy.name.replace("copy", "m1")), copy)
+    found = looped.run(f"report.py compare {m1} second").out  # one of two that are alike in all
+    assert found.replace("copy.json", "m1.json") == wanted
+    for copy in copies:
+        copy.unlink()
     assert "only in B" in looped.run(f"report.py compare outputs/evaluation/few {B}").out
-    looped.run(f"{quick} 60 --gen_max_tokens 48 --seed 1 --checkpoint second --output_dir outputs/evaluation/seed")
-    looped.run(f"{quick} 60 --gen_max_tokens 48 --seed 1 --checkpoint {m1}/checkpoint-last --output_dir {LOOP}/s.json")
+    looped.run(f"{quick} 60 --gen_max_tokens 40 --checkpoint second --output_dir outputs/evaluation/short")
+    looped.run(f"{quick} 60 --gen_max_tokens 40 --checkpoint {m1}/checkpoint-last --output_dir {LOOP}/s.json")
     several = looped.refused(f"report.py compare {m1} second")
     assert "several evaluations are of the same data" in several and "second: " in several and "loop/s.json" in several
     shutil.rmtree(looped.folder / "outputs/evaluation")
