@@ -53,7 +53,7 @@ def evaluations_by(is_wanted: Callable[[str], bool], home: Path) -> list[Path]:
 def choose_pair(a: Sequence[Path], b: Sequence[Path], words: tuple[str, str]) -> tuple[Path, Path]:
     """The only two of these evaluations that are of the same data, or, of several, that have the same settings too.
     Raises UserError where there is none, or more than one."""
-    a, b = _without_copies(a), _without_copies(b)
+    a, b = without_copies(a), without_copies(b)
     if len(a) == len(b) == 1:
         return a[0], b[0]
     pairs = [(one, other) for one in a for other in b if _data(one) == _data(other)]
@@ -66,12 +66,12 @@ def choose_pair(a: Sequence[Path], b: Sequence[Path], words: tuple[str, str]) ->
     raise UserError(f"{why} of the same data; give two of these files:\n{lists}")
 
 
-def _without_copies(paths: Sequence[Path]) -> list[Path]:
-    """The first of evaluations that are alike in all: of two checkpoints with the same weights, say."""
+def without_copies(paths: Sequence[Path]) -> list[Path]:
+    """The first of evaluations that are alike in all: of the same model, asked the same again elsewhere."""
     firsts: dict[str, Path] = {}
     for path in paths:
         about = _about(path)
-        firsts.setdefault(str([about.get("output", path), about["settings"], _data(path)]), path)
+        firsts.setdefault(str([about.get("output", path), about["settings"], about["inputs"]]), path)
     return [*firsts.values()]
 
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from cream.errors import UserError
 from cream.evaluation.evaluate import summary_path
-from cream.evaluation.find import evaluations_by
+from cream.evaluation.find import evaluations_by, without_copies
 from cream.evaluation.tasks import grade_record
 from cream.files import lineage, store
 from cream.files.fingerprints import fingerprint_folder
@@ -176,7 +176,8 @@ def of_checkpoint(title: str, folder: Path) -> Run:
         inputs = output.about.get("inputs", {})
         models |= {inputs[name] for name in ("policy", "start", "reference") if name in inputs}
     found = {output.path.resolve(): output for output in run.outputs}
-    for path in evaluations_by(models.__contains__, folder.resolve().parent.parent):
+    known = [output.path for output in run.of("evaluation")]
+    for path in without_copies([*known, *evaluations_by(models.__contains__, folder.resolve().parent.parent)]):
         _add(found, _output(path))
     return replace(run, outputs=_ordered(found.values()))
 
