@@ -6,7 +6,7 @@ from those before it, 1 + log(1 / top-p) times at most on average. So the tokens
 FlashInfer's kernels for GPUs (https://flashinfer.ai/2025/03/10/sampling.html).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 
 import torch
@@ -23,8 +23,13 @@ def draw(logits: Tensor, top_p: float, seeds: Tensor) -> Tensor:
     seeds: (B,) int64; a row's token is a function of its own seed and logits. The nucleus is the smallest set of most
     probable tokens whose mass reaches top_p, of equal ones those with the lowest ids (as `warp.nucleus`).
     """
-    rows = max(1, CELLS // logits.shape[-1])
-    return torch.cat([_draw(*part, top_p) for part in zip(logits.split(rows), seeds.split(rows), strict=True)])
+    return torch.cat([_draw(*part, top_p) for part in in_cache(logits, seeds)])
+
+
+def in_cache(logits: Tensor, seeds: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (B, V) and seeds (B,) by parts of rows that stay in a processor's cache; not on a CPU all of them."""
+    rows = max(1, CELLS // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    return zip(logits.split(rows), seeds.split(rows), strict=True)
 
 
 def _draw(logits: Tensor, seeds: Tensor, top_p: float) -> Tensor:

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from cream.cli import interrupts
 from cream.engines import Completion, Request, Sampling, row_seed
+from cream.engines.draw import in_cache
 from cream.engines.noise import gumbel
 from cream.engines.stops import find_stop
 from cream.engines.warp import penalize_repeated, warp
@@ -233,7 +234,7 @@ class GumbelMax:
         if self.sampling.repetition_penalty != 1:
             scores = penalize_repeated(scores, self._unpadded(input_ids), self.sampling.repetition_penalty)
         if not self.sampling.greedy:
-            scores = warp(scores, self.sampling) + gumbel(self.seeds, step=self.step, size=logits.shape[-1])
+            scores = torch.cat([self._noisy(*part) for part in in_cache(scores, self.seeds)])
         if self.sampling.logprobs:
             chosen = scores.argmax(-1, keepdim=True)
             self.logprobs.append(logits.log_softmax(-1).gather(-1, chosen).squeeze(-1))
@@ -243,6 +244,9 @@ class GumbelMax:
     def select(self, rows: Tensor) -> None:
         """Continue with these rows."""
         self.seeds, self.padding = self.seeds[rows], self.padding[rows]
+
+    def _noisy(self, scores: Tensor, seeds: Tensor) -> Tensor:
+        return warp(scores, self.sampling) + gumbel(seeds, step=self.step, size=scores.shape[-1])
 
     def _unpadded(self, input_ids: Tensor) -> Tensor:
         """The ids (B, T), with each row's last one in place of its padding, which is a word of the model's as well."""
