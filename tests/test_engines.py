@@ -431,7 +431,7 @@ def test_samples_depend_on_seed_and_uuid_alone(engine, requests):
 @pytest.mark.slow
 @pytest.mark.xdist_group("vllm")
 def test_vllm_draws_from_the_nucleus_alone(vllm, model, requests):
-    """10 000 draws in vLLM's place for filters: each token as often as its share, and none from outside."""
+    """10 000 draws in vLLM's place: each token as often as its share, and none from outside."""
     prompt = requests[3].prompt_ids
     expected = distribution(plain_logits(model, prompt)[-1].numpy(), prompt, temperature=1.0, top_p=0.9)
     sampling = Sampling(n=500, temperature=1.0, top_p=0.9, max_tokens=1, logprobs=False)

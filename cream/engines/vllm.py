@@ -10,6 +10,7 @@ from pathlib import Path
 from cream.engines import Completion, Request, Sampling, row_seed
 from cream.errors import UserError
 from cream.files.folders import remote_code
+from cream.model.hardware import keep_freed_memory
 
 
 class VllmEngine:
@@ -33,6 +34,8 @@ class VllmEngine:
             self.engine = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:
             raise UserError(f"vLLM cannot run {folder} on {device}: {error}\n(--engine hf may)") from error
+        if device == "cpu":
+            keep_freed_memory()  # logits and their log-probabilities are made anew at each step
         # With `skip_tokenizer_init` it has none, and so could not find stop strings; this one is used for these alone.
         self.engine.output_processor.tokenizer = tokenizer
         # Twice as many responses are in flight as are decoded together, so that none waits for its prompt.
