@@ -306,6 +306,9 @@ def test_draws_do_not_depend_on_their_company():
     drawn = draw(logits, 0.3, seeds)
     assert torch.equal(draw(logits[20:23], 0.3, seeds[20:23]), drawn[20:23])
     assert not torch.equal(draw(logits, 0.3, seeds + 1), drawn)
+    sampling = Sampling(temperature=0.9, top_p=0.8)
+    noisy = GumbelMax(seeds, sampling)(seeds[:, None], logits)
+    assert torch.equal(noisy, warp(logits, sampling) + gumbel(seeds, 0, 30_000))
 
 
 @settings(deadline=None)

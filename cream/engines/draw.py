@@ -27,7 +27,7 @@ def draw(logits: Tensor, top_p: float, seeds: Tensor) -> Tensor:
 
 
 def in_cache(logits: Tensor, seeds: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (B, V) and seeds (B,) by parts of rows that stay in a processor's cache; not on a CPU all of them."""
+    """Logits (B, V) and seeds (B,) by parts of rows that stay in a processor's cache; on other devices all together."""
     rows = max(1, CELLS // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
     return zip(logits.split(rows), seeds.split(rows), strict=True)
 
