@@ -158,6 +158,10 @@ def test_ties_are_counted_among_distinct_responses(prompts):
     assert facts["flat_rewards"] == (flat / several if several else None)
     assert facts["tied_rewards"] == (tied / distinct if distinct else None)
     assert [*ties.facts(ranked=False)] == ["no_reward"]
+    known = [value for rows in prompts for _, value in rows if value is not None]
+    summary = ties.summary()
+    assert (summary["responses"], summary["rewarded"], summary["tied"]) == (total, len(known), facts["tied_rewards"])
+    assert summary["mean"] == (pytest.approx(sum(known) / len(known)) if known else None)
 
 
 # A loop ---------------------------------------------------------------------------------------------------------------

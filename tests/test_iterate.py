@@ -942,6 +942,8 @@ def test_a_loop_of_one_s_own(workspace):
     assert os.readlink(workspace.folder / "outputs/own/best") == f"round{best}.tuned/checkpoint-last"
     assert f"round{best}.tuned" in workspace.read("configs/checkpoint.json")["winner"]
     assert f"result: the model of round {best}, tuned.loss {min(losses):.4g}" in done.out
+    page = (workspace.folder / "outputs/own/report.html").read_text()
+    assert f"Kept: round {best}, round{best}.tuned/checkpoint-last." in page and "lowest tuned.loss" in page
     pairs = workspace.read(f"outputs/own/round{best}.pairs.json.meta.json")
     accuracy = macro_accuracy(workspace, "outputs/own/test.json")
     assert row == ["test", f"{accuracy:.1f}", f"{pairs['mean_consistency']:.2f}"]

@@ -238,6 +238,9 @@ def test_the_report_says_what_was_decided_and_why(folder):
     assert plot["layout"]["yaxis"]["title"]["text"] == "accuracy, %" and len(measured["error_y"]["array"]) == 3
     (rule, said) = markdown.decisions({"steering": [decided]})
     assert "patience 1" in rule and said.count("\n- ") == len(told["said"]) - 1 and "no new best" in said
+    store.write_json(Path("out", NAME), told | {"rounds": [{"round": 1}]})
+    with pytest.raises(UserError, match="decisions.json: damaged: Object missing required field"):
+        steering.collect(run)
     plain = msgspec.structs.replace(course.loop, keep=None, stop_if={})
     assert (
         steering.collect(of_loop(plain, course.ran)) == [] and steering.show([{"title": "t", "steering": []}]) is None

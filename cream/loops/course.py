@@ -14,7 +14,7 @@ import msgspec
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_file
 from cream.loops import facts
-from cream.loops.decisions import DecisionFile, Decisions, link
+from cream.loops.decisions import Best, DecisionFile, Decisions, Metric, Round, Said, Stopped, link
 from cream.loops.facts import Fact
 from cream.loops.loop import Loop
 from cream.loops.plan import TRAIN, Command, Place
@@ -234,19 +234,13 @@ class Course:
         if self.dry or not self.loop.steered:
             return
         place, best, keep = self.file.relative, self.best, self.loop.keep
-        rounds = [
-            {
-                "round": trial.round,
-                "starts_from": trial.starts_from,
-                "model": place(trial.model),
-                "metric": trial.fact._asdict(),
-                "source": place(str(facts.source(trial.command))),
-                "hash": fingerprint_file(facts.source(trial.command)),
-            }
-            for trial in self.trials
-        ]
-        said = [{"round": t, "text": text} for t, text in self.said]
-        stopped = self.stop and {"round": self.stop.round, "why": self.stop.why}
-        result = best and {"round": best.round, "model": place(best.model), "registered": keep and keep.register}
+        rounds = []
+        for trial in self.trials:
+            source, model = facts.source(trial.command), place(trial.model)
+            about = (Metric(*trial.fact), place(str(source)), fingerprint_file(source))
+            rounds.append(Round(trial.round, trial.starts_from, model, *about))
+        said = [Said(t, text) for t, text in self.said]
+        stopped = self.stop and Stopped(self.stop.round, self.stop.why)
+        result = best and Best(best.round, place(best.model), keep and keep.register)
         keys = {name: msgspec.to_builtins(getattr(self.loop, name)) for name in ("keep", "eval_every", "stop_if")}
         self.file.write(Decisions(loop=keys, rounds=rounds, said=said, stopped=stopped, best=result), ended)

@@ -27,16 +27,58 @@ class Deleted(msgspec.Struct):
     bytes: int
 
 
+class Metric(msgspec.Struct):
+    """A number that rounds are compared by, as a Fact."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    share: bool = False
+
+
+class Round(msgspec.Struct):
+    """A model that was measured: by which file (`source`), and the hash of that."""
+
+    round: int
+    starts_from: int | None
+    model: str
+    metric: Metric
+    source: str
+    hash: str
+
+
+class Said(msgspec.Struct):
+    """What was decided in a round, in words."""
+
+    round: int
+    text: str
+
+
+class Stopped(msgspec.Struct):
+    """The last round, and why no further one ran."""
+
+    round: int
+    why: str
+
+
+class Best(msgspec.Struct):
+    """The model of the best round; `registered`: its name in configs/checkpoint.json."""
+
+    round: int
+    model: str
+    registered: str | None = None
+
+
 class Decisions(msgspec.Struct):
     """The file. `loop`: the keys by which it was decided; `rounds`: the models that were measured, by which file;
     `said`: what was decided and why, in words; `stopped`: why no further round ran; `best`: the best round so far;
     `deleted`: by a run's name."""
 
     loop: dict = {}
-    rounds: list[dict] = []
-    said: list[dict] = []
-    stopped: dict | None = None
-    best: dict | None = None
+    rounds: list[Round] = []
+    said: list[Said] = []
+    stopped: Stopped | None = None
+    best: Best | None = None
     deleted: dict[str, Deleted] = {}
 
 

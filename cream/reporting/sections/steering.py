@@ -87,13 +87,13 @@ def _figures(own: Sequence[tuple[str, dict]]) -> list[Figure]:
 
 def _metric(decided: dict) -> str:
     """Its name with the unit."""
-    share = any(row["metric"].get("share") for row in decided["rounds"])
+    share = any(row["metric"]["share"] for row in decided["rounds"])
     return f"{(decided['loop'].get('keep') or {}).get('metric', 'metric')}{', %' * share}"
 
 
 def _value(row: dict, key: str) -> float | None:
-    value = row["metric"].get(key)
-    return round(100 * value, 2) if value is not None and row["metric"].get("share") else value
+    value = row["metric"][key]
+    return round(100 * value, 2) if value is not None and row["metric"]["share"] else value
 
 
 def _tables(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
