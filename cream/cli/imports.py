@@ -5,11 +5,12 @@ lists of all installed files, for features that no stage has. The compiler is im
 that needs it; until then a stand-in has the rest.
 """
 
+import atexit
 import gc
 import os
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from importlib import import_module, metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -17,21 +18,30 @@ from importlib.util import spec_from_file_location
 from types import ModuleType, SimpleNamespace
 
 COMPILER = "torch._dynamo"
+TENSOR = "torch.distributed.tensor"
 PART = f"{COMPILER}._trace_wrapped_higher_order_op"
-OPTIONS = "transformers.utils.import_utils"  # says which libraries there are
 OWN = ("accelerate", "mistral_common", "torch")  # packages whose distributions have their names
 
 
 def import_quickly() -> None:
-    """Two to three seconds less of every start: the above, no search for garbage in what is imported, which by default
-    takes a fifth of it, and no sklearn."""
+    """The above, no sklearn, and less search for garbage in what is imported, which by default takes a fifth of a
+    start, and as long again at the end."""
     gc.set_threshold(50_000, 20, 20)
     sys.modules.setdefault("sklearn", None)
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())
+        atexit.register(gc.freeze)
         if COMPILER not in sys.modules:
             compiler = Compiler()
             StandIn(PART, TransformGetItemToIndex=lambda: compiler.real(PART).TransformGetItemToIndex())
+        if TENSOR not in sys.modules:
+            StandIn(TENSOR, DTensor=Never("DTensor", (), {}))
+
+
+@cache
+def keep_imported() -> None:
+    """From here on what has been imported is not searched for garbage; to be called once most of it has been."""
+    gc.freeze()
 
 
 class StandIn(ModuleType):
@@ -63,13 +73,21 @@ class StandIn(ModuleType):
         return import_module(part or self.__name__)
 
 
+class Never(type):
+    """DTensor for those who ask whether something is one: nothing is, until it has been imported."""
+
+    def __instancecheck__(cls, thing: object) -> bool:
+        module = sys.modules[TENSOR]
+        return not isinstance(module, StandIn) and isinstance(thing, module.DTensor)
+
+
 class Compiler(StandIn):
     """torch._dynamo: what it would do to functions is done when it is imported."""
 
     def __init__(self):
         marks = {name: partial(self._mark, name) for name in ("allow_in_graph", "assume_constant_result")}
-        none = SimpleNamespace(OptimizedModule=())  # for isinstance: nothing is one
-        super().__init__(COMPILER, disable=self._disable, eval_frame=none, **marks)
+        nothing = {"graph_break": lambda: None, "eval_frame": SimpleNamespace(OptimizedModule=())}
+        super().__init__(COMPILER, disable=self._disable, **nothing, **marks)
         self.marked: list[tuple[str, Callable]] = []
 
     def real(self, part: str = "") -> ModuleType:
@@ -102,13 +120,13 @@ class Compiler(StandIn):
 
 
 class Finder(MetaPathFinder):
-    """Finds the modules of packages that have stand-ins, which they are parts of, and transformers' options."""
+    """Finds the modules of packages that have stand-ins, which they are parts of, and those that are changed."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         """As any finder's; None: the next one's."""
-        if name == OPTIONS:
+        if loader := LOADERS.get(name):
             origin = PathFinder.find_spec(name, path).origin
-            return spec_from_file_location(name, origin, loader=Options(name, origin))
+            return spec_from_file_location(name, origin, loader=loader(name, origin))
         package = sys.modules.get(name.rpartition(".")[0])
         if not isinstance(package, StandIn):
             return None
@@ -163,3 +181,16 @@ class Packages(dict):
 
 def _no() -> bool:
     return False
+
+
+class Unwrapping(SourceFileLoader):
+    """accelerate asks whether a model is one of DeepSpeed's or of FSDP's only where these have been imported."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """As any loader's."""
+        super().exec_module(module)
+        module.is_deepspeed_available = lambda: "deepspeed" in sys.modules
+        module.is_torch_distributed_available = lambda: "torch.distributed.fsdp" in sys.modules
+
+
+LOADERS = {"transformers.utils.import_utils": Options, "accelerate.utils.other": Unwrapping}
