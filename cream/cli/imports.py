@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from importlib import import_module, metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -30,7 +30,7 @@ def import_quickly() -> None:
     sys.modules.setdefault("sklearn", None)
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())
-        atexit.register(gc.freeze)
+        atexit.register(_end_quickly)
         if COMPILER not in sys.modules:
             compiler = Compiler()
             StandIn(PART, TransformGetItemToIndex=lambda: compiler.real(PART).TransformGetItemToIndex())
@@ -38,10 +38,10 @@ def import_quickly() -> None:
             StandIn(TENSOR, DTensor=Never("DTensor", (), {}))
 
 
-@cache
-def keep_imported() -> None:
-    """From here on what has been imported is not searched for garbage; to be called once most of it has been."""
-    gc.freeze()
+def _end_quickly() -> None:
+    """Python's end does not search for garbage, but where triton, which would complain, has been imported."""
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 class StandIn(ModuleType):
@@ -74,7 +74,7 @@ class StandIn(ModuleType):
 
 
 class Never(type):
-    """DTensor for those who ask whether something is one: nothing is, until it has been imported."""
+    """DTensor, for those who ask whether something is one: nothing is until it has been imported."""
 
     def __instancecheck__(cls, thing: object) -> bool:
         module = sys.modules[TENSOR]
@@ -82,40 +82,41 @@ class Never(type):
 
 
 class Compiler(StandIn):
-    """torch._dynamo: what it would do to functions is done when it is imported."""
+    """torch._dynamo: what it would do to functions it does `later`, when it has been imported."""
 
     def __init__(self):
-        marks = {name: partial(self._mark, name) for name in ("allow_in_graph", "assume_constant_result")}
         nothing = {"graph_break": lambda: None, "eval_frame": SimpleNamespace(OptimizedModule=())}
+        marks = {name: partial(self._mark, name) for name in ("allow_in_graph", "assume_constant_result")}
         super().__init__(COMPILER, disable=self._disable, **nothing, **marks)
-        self.marked: list[tuple[str, Callable]] = []
+        self.later: list[Callable[[ModuleType], object]] = []
 
     def real(self, part: str = "") -> ModuleType:
         """As any stand-in's."""
         if self.stands:
             sys.modules.pop(PART, None)
             compiler = super().real()
-            for mark, function in self.marked:
-                getattr(compiler, mark)(function)
+            for do in self.later:
+                do(compiler)
         return super().real(part)
 
     def _mark(self, mark: str, function: Callable) -> Callable:
-        self.marked.append((mark, function))
+        self.later.append(lambda compiler: getattr(compiler, mark)(function))
         return function
 
     def _disable(self, function: Callable | None = None, recursive: bool = True, **how) -> Callable:
         if function is None:
             return partial(self._disable, recursive=recursive, **how)
-        disabled = None
+        current = function
 
         @wraps(function)
         def either(*args, **kwargs):
-            nonlocal disabled
-            if self.stands:
-                return function(*args, **kwargs)
-            disabled = disabled or self.real().disable(function, recursive, **how)
-            return disabled(*args, **kwargs)
+            return current(*args, **kwargs)
 
+        def disable(compiler: ModuleType) -> None:
+            nonlocal current
+            current = compiler.disable(function, recursive, **how)
+
+        self.later.append(disable)
         return either
 
 
@@ -183,8 +184,8 @@ def _no() -> bool:
     return False
 
 
-class Unwrapping(SourceFileLoader):
-    """accelerate asks whether a model is one of DeepSpeed's or of FSDP's only where these have been imported."""
+class Kinds(SourceFileLoader):
+    """accelerate asks whether a model is one of DeepSpeed's or FSDP's only where these have been imported."""
 
     def exec_module(self, module: ModuleType) -> None:
         """As any loader's."""
@@ -193,4 +194,4 @@ class Unwrapping(SourceFileLoader):
         module.is_torch_distributed_available = lambda: "torch.distributed.fsdp" in sys.modules
 
 
-LOADERS = {"transformers.utils.import_utils": Options, "accelerate.utils.other": Unwrapping}
+LOADERS = {"transformers.utils.import_utils": Options, "accelerate.utils.other": Kinds}

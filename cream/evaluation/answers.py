@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from decimal import Decimal, Inexact, localcontext
+from functools import lru_cache
 from itertools import chain, pairwise
 
 from cream.evaluation.mentions import HEAD, hedge, mentions, opening_option, option_texts, refuses
@@ -189,6 +190,7 @@ def _option(text: str, options: dict[str, str]) -> str | None:
     return _text_choice(sentences[-1], options) if sentences else None
 
 
+@lru_cache(1024)
 def label_number(text: str) -> str | None:
     """The number that a label is, as `extract_number` writes it; None unless all of the text is one number.
 

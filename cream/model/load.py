@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from cream.cli import preflight
-from cream.cli.imports import keep_imported
 from cream.errors import UserError, out_of_memory
 from cream.files import store
 from cream.files.fingerprints import fingerprint_text
@@ -141,14 +140,12 @@ def load(
         if new_head:
             config.num_labels = new_head["outputs"]
             config.problem_type = "regression"  # so that pipelines and vLLM give the outputs as they are
-        auto_class, attention = _auto_class(folder, config, kind, new_head), _attention(config)
-        keep_imported()
-        model, report = auto_class.from_pretrained(
+        model, report = _auto_class(folder, config, kind, new_head).from_pretrained(
             folder,
             config=_first(config) if first else config,
             dtype=dtype,
             device_map="meta" if device.type == "meta" else None,
-            attn_implementation=attention,
+            attn_implementation=_attention(config),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=remote_code(),
