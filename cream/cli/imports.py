@@ -34,8 +34,6 @@ def import_quickly() -> None:
         if COMPILER not in sys.modules:
             compiler = Compiler()
             StandIn(PART, TransformGetItemToIndex=lambda: compiler.real(PART).TransformGetItemToIndex())
-        if TENSOR not in sys.modules:
-            StandIn(TENSOR, DTensor=Never("DTensor", (), {}))
 
 
 def _end_quickly() -> None:
@@ -152,6 +150,16 @@ class Loaded(Loader):
         vars(module)["__spec__"] = self.spec
 
 
+class Distributed(SourceFileLoader):
+    """torch.distributed has DTensor's stand-in: peft relies on it that transformers has imported the module."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """As any loader's."""
+        super().exec_module(module)
+        if TENSOR not in sys.modules:
+            module.tensor = StandIn(TENSOR, DTensor=Never("DTensor", (), {}))
+
+
 class Options(SourceFileLoader):
     """transformers finds no scipy, which is for losses of object detection, and, where a process works alone, no
     DTensor."""
@@ -166,7 +174,7 @@ class Options(SourceFileLoader):
         fetch = module.fetch__all__  # of 3000 files; it looks at each line, and takes the last that defines __all__
         module.fetch__all__ = lambda text: fetch(text[max(0, text.rfind("\n__all__")) :])
         module.is_scipy_available = _no
-        if "WORLD_SIZE" not in os.environ:
+        if "WORLD_SIZE" not in os.environ and isinstance(sys.modules.get(TENSOR), StandIn):
             module.is_torch_distributed_available = _no
 
 
@@ -194,4 +202,8 @@ class Kinds(SourceFileLoader):
         module.is_torch_distributed_available = lambda: "torch.distributed.fsdp" in sys.modules
 
 
-LOADERS = {"transformers.utils.import_utils": Options, "accelerate.utils.other": Kinds}
+LOADERS = {
+    "torch.distributed": Distributed,
+    "transformers.utils.import_utils": Options,
+    "accelerate.utils.other": Kinds,
+}
