@@ -1,6 +1,5 @@
 """Messages to the user: log lines on stdout; one message and exit code 2 for an error that the user can fix."""
 
-import gc
 import logging
 import os
 import shlex
@@ -11,6 +10,7 @@ from contextlib import AbstractContextManager, suppress
 
 from cream.cli import interrupts, screen
 from cream.cli.flags import as_words
+from cream.cli.imports import import_quickly
 from cream.cli.screen import PROGRESS
 from cream.cli.screen import say_result as say_result
 from cream.errors import user_error
@@ -18,13 +18,6 @@ from cream.files.provenance import RUNNING, typed_command
 
 log = logging.getLogger("cream")
 EVERY = 30.0  # seconds between two lines of progress
-
-
-def import_quickly() -> None:
-    """Two seconds less of every start: no search for garbage in what is imported, which by default takes a fifth of it,
-    and no sklearn, which transformers would import in vain."""
-    gc.set_threshold(50_000, 20, 20)
-    sys.modules.setdefault("sklearn", None)
 
 
 def set_up_process() -> None:

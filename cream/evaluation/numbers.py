@@ -6,6 +6,7 @@ A label is a number only as a whole (`label_number`); an answer's number is foun
 import re
 import unicodedata
 from decimal import Decimal, Inexact, localcontext
+from functools import lru_cache
 
 # How digits are written elsewhere, before Unicode's compatibility forms (full width, no-break blanks) become plain. A
 # comma is a decimal sign only after groups of three: "3,5" alone is two numbers.
@@ -83,6 +84,7 @@ KNOWN = set(
 )
 
 
+@lru_cache(1024)
 def label_number(text: str) -> str | None:
     """The number that a label is, as `answers.extract_number` writes it; None unless all of the text is one number.
 
