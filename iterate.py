@@ -153,8 +153,10 @@ def _size_of_training(loop: Loop, command: Command) -> float | None:
     config, _ = try_parse(config_of(TRAIN), command.argv())
     with suppress(UserError, OSError):
         if config is not None and names.in_root(MODEL_FILES.get(loop.model.lower(), loop.model)).is_dir():
-            saved_bytes = 4 if config.optimisation.save_dtype == "float32" else 2
-            return preflight.size_of_run(names.model(loop.model, MODEL_FILES), config.optimisation.saves, saved_bytes)
+            o = config.optimisation
+            saved_bytes = 4 if o.save_dtype == "float32" else 2
+            start = names.model(loop.model, MODEL_FILES)
+            return preflight.size_of_run(start, o.saves, saved_bytes, o.moment_bytes)
     return None
 
 

@@ -66,6 +66,7 @@ def main(argv=None):
     if not (data := names.dataset(dataset, DATASET_FILES, DATASETS)).exists():
         raise names.missing_data(dataset, data)
     limit = config.data.limit_size or (19 if config.run.debug else None)
+    options.check_optimizer(o)
     name, stage = options.choose_stage(o.train_stage, config.stage, data, config.run.skip)
     start, provenance = config.model.folder(config.model.checkpoint), config.run.provenance()
     held_out, models = _add_inputs(config, stage, data, start, provenance)
@@ -102,6 +103,7 @@ def main(argv=None):
 def check(config: TrainConfig, about: dict | None = None) -> None:
     """Raises UserError where the flags of the stage that --train_stage names contradict each other, or the sidecar of
     the data, `about`."""
+    options.check_optimizer(config.optimisation)
     if config.optimisation.train_stage is not None:
         options.build_stage(config.optimisation.train_stage, config.stage, about or {})
 
@@ -165,7 +167,7 @@ def _train(config: TrainConfig, name, stage, start: Path, data: Path, run, heade
     config.samples.check(stage.model, (deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
     job = Job(config, name, stage, start, data, run, header, limit, clear, deepspeed, provenance, *others)
     saved_bytes = 4 if o.save_dtype == "float32" else 2
-    preflight.check_disk(run, preflight.size_of_run(start, o.saves, saved_bytes), "training")
+    preflight.check_disk(run, preflight.size_of_run(start, o.saves, saved_bytes, o.moment_bytes), "training")
     about = {**header["settings"], **header["inputs"], "run": str(run.resolve())}
     place = config.output.master_address, config.output.master_port
     try:

@@ -34,14 +34,25 @@ class Ours:
     `loaded` is the bytes in use when it began.
     """
 
-    def __init__(self, folder: Path, stage, examples, batch: int, bf16: bool, device: str, max_tokens: int | None):
+    def __init__(
+        self,
+        folder: Path,
+        stage,
+        examples,
+        batch: int,
+        bf16: bool,
+        device: str,
+        max_tokens: int | None,
+        optim: str = "adamw",
+    ):
         where = torch.float32, torch.device(device)
         if stage.model == "heads":
             self.model = Heads(load_with_head(folder, stage.head, *where))
         else:
             self.model = LogProbs(load_policy(folder, *where))
         self.stage, self.examples, self.bf16, self.device = stage, examples, bf16, device
-        self.flags = Optimisation(train_bsz=batch, max_tokens_per_batch=max_tokens, lr=LR, log_every=1000)
+        how = {"train_bsz": batch, "max_tokens_per_batch": max_tokens, "optim": optim}
+        self.flags = Optimisation(**how, lr=LR, log_every=1000)
         self.loaded = 0
 
     def __call__(self) -> float:
@@ -54,7 +65,7 @@ class Ours:
         self.loaded = used_memory(self.device)
         with tempfile.TemporaryDirectory() as run_folder:
             start = time.perf_counter()
-            weights = Replicas(accelerator, self.model, LR, self.flags.weight_decay)
+            weights = Replicas(accelerator, self.model, LR, self.flags.weight_decay, self.flags.optim)
             tokens = common_budget(accelerator, weights, self.flags.max_tokens_per_batch)
             save = lambda step: ended.append(time.perf_counter())  # noqa: E731
             train(accelerator, weights, self.stage, self.examples, self.flags, 0, tokens, Path(run_folder), save)

@@ -35,6 +35,7 @@ FEW = 4  # records of the runs that show the start-up
 # (estimate_zero2_model_states_mem_needs, estimate_zero3_…), with the 10^9 weights at hand that ds_stage3.json allows.
 MODES = {
     "replicas": lambda n, w: (16 * n, 0),
+    "replicas, adamw_bf16": lambda n, w: (12 * n, 0),
     "ZeRO-2": lambda n, w: (2 * n + 18 * n / w, 0),
     "ZeRO-2, offload": lambda n, w: (2 * n, 16 * n),
     "ZeRO-3": lambda n, w: (18 * n / w + 4, 0),
@@ -148,11 +149,11 @@ def scale(args) -> None:
 def memory() -> None:
     """Print what a step needs in each mode, and what a token's activations add."""
     worlds = (1, 8, 16, 64)
-    print(f"{'GB on a GPU':18}" + "".join(f"{f'{size} x {w}':>12}" for size in LLAMAS for w in worlds) + "  machines")
+    print(f"{'GB on a GPU':22}" + "".join(f"{f'{size} x {w}':>12}" for size in LLAMAS for w in worlds) + "  machines")
     for mode, need in MODES.items():
         billions = [weights / 1e9 for weights, *_ in LLAMAS.values()]
         row = "".join(f"{need(n, w)[0]:12.0f}" for n in billions for w in worlds)
-        print(f"{mode:18}{row}  " + ", ".join(f"{need(n, 1)[1]:.0f}" for n in billions))
+        print(f"{mode:22}{row}  " + ", ".join(f"{need(n, 1)[1]:.0f}" for n in billions))
     for size, (_, hidden, inner, layers) in LLAMAS.items():
         layer = 16 * hidden + 4 * inner  # as cream.model.hardware.budget counts
         whole, again = 2 * layers * layer / 1e6, 2 * (layers * hidden + layer) / 1e6

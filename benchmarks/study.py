@@ -34,6 +34,8 @@ ARMS = {  # name -> (flags of the consistency stage, flags of DPO)
     "srlm_3e-4": ({"method": "original"}, {"lr": 3e-4}),
     "cream_avg": ({"method": "consistency_avg"}, {}),
     "cream_dyn": (CREAM, {}),
+    "cream_avg_bf16": ({"method": "consistency_avg"}, {"optim": "adamw_bf16"}),
+    "srlm_bf16": ({"method": "original"}, {"optim": "adamw_bf16"}),
     "shuffled": (CREAM | {"shuffle_consistency": 0}, {}),
     "fixed_0.7": ({"method": "original"}, {"fixed_consistency": 0.7}),
     "fixed_0.8": ({"method": "original"}, {"fixed_consistency": 0.8}),

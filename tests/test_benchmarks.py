@@ -259,7 +259,9 @@ def test_memory_is_measured_in_a_process_per_side(stages, repo, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["memory.py", *f"--work 20/10 {TINY}".split()])
     monkeypatch.setattr(memory.subprocess, "run", lambda argv, **_: Namespace(stdout=stages.run(repo, argv[1:]).out))
     memory.main()
-    check_ratios(capsys.readouterr().out, ["memory_dpo_vs_trl_best", "memory_dpo_vs_trl_default"])
+    peers = "vs_trl_default", "vs_trl_best"
+    names = [f"memory_{what}_{peer}" for what in ("dpo", "dpo_adamw_bf16") for peer in peers]
+    check_ratios(capsys.readouterr().out, names)
 
 
 def check_ratios(out: str, names: list[str]) -> None:

@@ -658,11 +658,19 @@ def by_own_c(stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage, lora, killed_at",
-    [("sft", NONE, 1), ("dpo", NONE, 5), ("dpo", LORA, 3), ("bradley_terry", LORA, 3), ("rloo", NONE, 3)],
+    "stage, lora, killed_at, optim",
+    [
+        ("sft", NONE, 1, "adamw"),
+        ("dpo", NONE, 5, "adamw"),
+        ("dpo", LORA, 3, "adamw"),
+        ("dpo", NONE, 3, "adamw_bf16"),
+        ("bradley_terry", LORA, 3, "adamw"),
+        ("rloo", NONE, 3, "adamw"),
+    ],
 )
-def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at):
-    options = {"lora": lora, **by_own_c(stage), "flags": dataclasses.replace(FLAGS, save_eval_step_ratio=3)}
+def test_an_interrupted_run_ends_with_the_same_weights(job, monkeypatch, stage, lora, killed_at, optim):
+    flags = dataclasses.replace(FLAGS, save_eval_step_ratio=3, optim=optim)
+    options = {"lora": lora, **by_own_c(stage), "flags": flags}
     undisturbed, disturbed = (job(stage, name, **options) for name in ("whole", "cut"))
     work(undisturbed)
 

@@ -42,21 +42,24 @@ def size_of_rewards(samples: Iterable[Samples]) -> tuple[int, int, int]:
     return prompts, count, size
 
 
-def size_of_run(start: Path, saves: int, saved_bytes: int) -> float:
-    """Bytes of a training run on disk: checkpoints of `saved_bytes` a weight, and two states with AdamW's moments (an
-    older one is removed when the next one is whole)."""
-    return parameter_count(start) * (saves * saved_bytes + (24 if saves > 1 else 0))
+def size_of_run(start: Path, saves: int, saved_bytes: int, moments: int) -> float:
+    """Bytes of a training run on disk: checkpoints of `saved_bytes` a weight, and two states with `moments` bytes of
+    the optimiser a weight (an older one is removed when the next one is whole)."""
+    return parameter_count(start) * (saves * saved_bytes + (2 * (4 + moments) if saves > 1 else 0))
 
 
-def memory_of_training(start: Path, trained: bool, processes: int, stage: int, size: int, offload: bool) -> float:
-    """Bytes that one device needs at least for weights, gradients and AdamW's moments; `trained` false: LoRA, whose
-    trained weights are few. `stage` of ZeRO, 0 without it; `size`: bytes of a weight in the forward pass under ZeRO.
+def memory_of_training(
+    start: Path, trained: bool, processes: int, stage: int, size: int, offload: bool, moments: int
+) -> float:
+    """Bytes that one device needs at least for weights, gradients and the optimiser's `moments` bytes a weight;
+    `trained` false: LoRA, whose trained weights are few. `stage` of ZeRO, 0 without it; `size`: bytes of a weight in
+    the forward pass under ZeRO.
 
-    Replicas hold 16 bytes a weight; ZeRO has the gradients and float32 states (16) in shards, stage 3 the weights too
-    (arXiv 1910.02054, §3). On a CPU all processes of a machine share its memory.
+    Replicas hold 8 bytes a weight and the moments; ZeRO has the gradients and float32 states (16) in shards, stage 3
+    the weights too (arXiv 1910.02054, §3). On a CPU all processes of a machine share its memory.
     """
     weights = parameter_count(start)
-    states = 0 if offload or not trained else 16 / processes if stage else 12
+    states = 0 if offload or not trained else 16 / processes if stage else 4 + moments
     held = size if stage in (1, 2) else (0 if offload else size / processes) if stage == 3 else 4
     return weights * (held + states)
 
@@ -66,7 +69,8 @@ def check_memory(need: float, free: float, what: str) -> None:
     if free < need:
         raise UserError(
             f"out of memory for {what}: {_size(free)} are free on the device, it takes at least {_size(need)}; another "
-            "program may use some; else --bf16 yes, --lora yes, more devices (--deepspeed, --tensor_parallel_size)"
+            "program may use some; else --bf16 yes, --optim adamw_bf16, --lora yes, more devices (--deepspeed, "
+            "--tensor_parallel_size)"
         )
 
 

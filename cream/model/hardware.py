@@ -50,12 +50,14 @@ class Budget:
         log.warning("out of memory with %d tokens a batch: continuing with %d", self.first, self.tokens)
 
 
-def budget(given: int | None, model, device: torch.device, *, training: bool, shards: int = 1) -> Budget:
+def budget(
+    given: int | None, model, device: torch.device, *, training: bool, shards: int = 1, moments: int = 8
+) -> Budget:
     """`given` tokens a batch, or as many as fit in the device's free memory, estimated from the model's config.
 
     A token keeps, in each layer that a backward pass has yet to visit, about 16 vectors of the hidden size and 4 of the
-    feed-forward's; scoring, and recomputing layers, hold one layer at a time. Gradients and optimiser states lie in
-    `shards`, of which the device has one.
+    feed-forward's; scoring, and recomputing layers, hold one layer at a time. Gradients, and the optimiser's `moments`
+    bytes a trained weight, lie in `shards`, of which the device has one.
     """
     if given is not None:
         return Budget(given)
@@ -67,8 +69,8 @@ def budget(given: int | None, model, device: torch.device, *, training: bool, sh
     numbers = layer + layers * ((hidden if recompute else layer) if training else 0)
     size = next(model.parameters()).element_size()
     free = free_memory(device)
-    if training:  # gradients and AdamW's two moments come on top of the weights
-        free -= 3 * size * sum(numel(p) for p in model.parameters() if p.requires_grad) // shards
+    if training:  # gradients and moments come on top of the weights
+        free -= (size + moments) * sum(numel(p) for p in model.parameters() if p.requires_grad) // shards
     tokens = int(SHARE * free / (numbers * size)) // 256 * 256
     tokens = max(LEAST, tokens)
     fitting = Budget(min(MOST[device.type][training], tokens), whole=min(WHOLE[device.type], tokens))

@@ -58,11 +58,13 @@ def micro_batches(shapes: Sequence[tuple[int, int]], max_tokens: int, world: int
     return [*plan, *([[]] * (-len(plan) % world))][rank::world]
 
 
-def common_budget(accelerator: Accelerator, weights: Replicas | Shards, max_tokens: int | None) -> Budget:
+def common_budget(
+    accelerator: Accelerator, weights: Replicas | Shards, max_tokens: int | None, moments: int = 8
+) -> Budget:
     """Tokens of a micro-batch: `max_tokens`, or as many as fit in the memory of each process; the same number for all,
-    so that all plan the same micro-batches."""
+    so that all plan the same micro-batches. `moments`: the optimiser's bytes a trained weight."""
     device = accelerator.device
-    mine = budget(max_tokens, weights.whole.model, device, training=True, shards=weights.shards)
+    mine = budget(max_tokens, weights.whole.model, device, training=True, shards=weights.shards, moments=moments)
     tokens = int(accelerator.gather(torch.tensor([mine.tokens], device=device)).min())
     return Budget(tokens, common=accelerator.num_processes > 1 or isinstance(weights, Shards))
 
@@ -121,7 +123,7 @@ def train(
                 weights.check_equal()
             if held_out and held_out.due(step, step in saved):
                 logger.held_out(step, partial(held_out, accelerator, weights, tokens.tokens))
-            due = time.monotonic() - saved_at > every and state.fits(run, weights.whole)
+            due = time.monotonic() - saved_at > every and state.fits(run, weights.whole, flags.moment_bytes)
             asked, due = any_process(accelerator, interrupts.received(), due)
             if step in saved or asked or due:
                 logger.check_finite(step)

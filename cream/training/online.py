@@ -87,7 +87,9 @@ def train(job: Job) -> dict:
     with _trl(job.stage.options.online_engine != "transformers"):
         from cream.training.rloo_trainer import Watch
     heard, start = alarms.Watch(job.config.alarms.limits()), saved.step if saved else 0
-    watch = Watch(job, plan, start, partial(state.fits, job.run, model), Report(), heard)
+    watch = Watch(
+        job, plan, start, partial(state.fits, job.run, model, job.config.optimisation.moment_bytes), Report(), heard
+    )
     settings = partial(_settings, job, plan, device, precision.autocast, chat)
     with patch_environment(**_tracker_places(job)):
         watch.trainer = trainer = _trainer(job, plan, chat, model, watch, settings, reward, _rows(plan, prompts))
@@ -244,6 +246,7 @@ def _trainer(job: Job, plan: Plan, chat, model, watch, settings: Callable, rewar
             keep=keep,
             warmup=warmup,
             steps=plan.steps,
+            optim=job.config.optimisation.optim,
             model=keep.for_sampling(),
             reward_funcs=reward,
             args=settings(),

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from cream.cli.flag_fields import IF_GIVEN
 from cream.cli.flags import as_dict, chosen, deciding, flag, one_of
 from cream.errors import UserError, nearest
 from cream.files import store
@@ -14,6 +15,7 @@ from cream.training.stages import STAGES, implied_by
 
 StageFlags = one_of({name: stage.Options for name, stage in STAGES.items()})
 StageFlags.__module__, StageFlags.__qualname__ = __name__, "StageFlags"  # where pickle finds it, for other processes
+MOMENT_BYTES = {"adamw": 8, "adamw_bf16": 4}  # by --optim: what the optimiser keeps of each trained weight
 TRACKERS = ("tensorboard", "wandb", "trackio")  # packages that Accelerate logs to
 # In the settings of every run since before stages had flags of their own, so that those runs are found again.
 EVERY_RUN = {"method": "original", "beta": 0.1, "fixed_consistency": None}
@@ -66,6 +68,13 @@ class Optimisation:
         low=1,
         decides=False,
     )
+    optim: str = flag(
+        "adamw",
+        "optimiser: adamw, or adamw_bf16, which keeps AdamW's two moments in bfloat16 between steps: 4 bytes less for "
+        "each trained weight",
+        choices=tuple(MOMENT_BYTES),
+        decides=IF_GIVEN,
+    )
     lr: float = flag(1e-6, "peak learning rate of AdamW: linear warm-up, then cosine decay to 0", above=0)
     weight_decay: float = flag(0.01, "AdamW's decoupled weight decay", low=0)
     warmup_step_ratio: float = flag(0.1, "share of the steps in which the learning rate rises linearly", low=0, high=1)
@@ -101,6 +110,11 @@ class Optimisation:
     def global_batch(self, processes: int) -> int:
         """Examples of a step, of all processes together."""
         return self.train_bsz * processes * self.grad_accum
+
+    @property
+    def moment_bytes(self) -> int:
+        """Bytes that the optimiser keeps of each trained weight."""
+        return MOMENT_BYTES[self.optim]
 
     @property
     def saves(self) -> int:
@@ -183,6 +197,15 @@ def choose_stage(train_stage: str | None, flags, data: Path, skip: bool) -> tupl
 def build_stage(name: str, flags, about: dict):
     """The Stage of this name; `about` is the sidecar of its data. Raises UserError as choose_stage does."""
     return STAGES[name].Stage(chosen(flags, name, "--train_stage"), about)
+
+
+def check_optimizer(optimisation: Optimisation) -> None:
+    """Raises UserError where DeepSpeed would get an optimiser that it does not know."""
+    if optimisation.deepspeed is not None and optimisation.optim != "adamw":
+        raise UserError(
+            f"--optim {optimisation.optim} does not work with --deepspeed, which keeps AdamW's moments in float32, in "
+            "shards over the processes; leave one of the two flags out"
+        )
 
 
 def check_batch(name: str, stage, global_batch: int) -> None:

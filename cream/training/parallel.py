@@ -20,10 +20,12 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from cream.errors import UserError
 from cream.files import store
 from cream.model.backbone import Backbone
+from cream.training.optim import build_optimizer
 from cream.training.options import check_compiler
 from cream.training.state import UNIVERSAL
 
 log = logging.getLogger("cream")
+PART = 1 << 20  # weights that are summed at a time
 
 
 class Replicas:
@@ -31,11 +33,11 @@ class Replicas:
 
     shards = 1
 
-    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float):
+    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float, optim: str = "adamw"):
         if accelerator.distributed_type == DistributedType.NO:
             model.accumulate_in_place()
         self.accelerator, self.whole = accelerator, model
-        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, lr, weight_decay))
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, optim, lr, weight_decay))
 
     def micro_batch(self, last: bool) -> AbstractContextManager:
         """Around a forward and a backward pass; gradients are shared after the `last` of a step."""
@@ -60,8 +62,11 @@ class Replicas:
 
     def check_equal(self) -> None:
         """After a step all processes hold the same weights; raises UserError where a gradient was not shared."""
-        trained = [p.detach() for p in self.model.parameters() if p.requires_grad]
-        total = sum(p.sum(dtype=torch.float64) for p in trained).reshape(1)  # a bfloat16 sum would hide a difference
+        if self.accelerator.num_processes == 1:
+            return
+        trained = [p.detach().flatten() for p in self.model.parameters() if p.requires_grad]
+        parts = (part for p in trained for part in p.split(PART))  # on a CPU a sum in float64 copies all of its tensor
+        total = sum(part.sum(dtype=torch.float64) for part in parts).reshape(1)  # bfloat16 would hide a difference
         totals = self.accelerator.gather(total)
         if not torch.equal(totals, totals[:1].expand_as(totals)):
             raise UserError(f"the processes hold different weights after a step: their sums are {totals.tolist()}")
@@ -80,11 +85,11 @@ class Shards:
     Under bfloat16 the weights are bfloat16, their float32 masters part of the optimiser's shards.
     """
 
-    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float):
+    def __init__(self, accelerator: Accelerator, model: Backbone, lr: float, weight_decay: float, optim: str = "adamw"):
         import deepspeed
 
         self.accelerator, self.whole = accelerator, model
-        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, lr, weight_decay))
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, optim, lr, weight_decay))
         self.shards, self.stage = accelerator.num_processes, self.model.zero_optimization_stage()
         if self.stage == 3:
             for parameter in model.head_parameters():
@@ -156,12 +161,6 @@ def gather_weights(accelerator: Accelerator, model, stage: int) -> dict[str, tor
         return None
     saved = model.state_dict().keys()
     return whole | {n: b.detach().cpu() for n, b in model.named_buffers() if n in saved}
-
-
-def build_optimizer(model, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW on what is trained."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from cream.model.hardware import peak_memory
 from cream.records import Message
 from cream.training.log import lines_until
 from cream.training.loop import STATE_EVERY, STATE_SHARE, any_process, learning_rate, save_steps
-from cream.training.parallel import build_optimizer
+from cream.training.optim import build_optimizer
 
 OURS = {  # trl's name of a metric -> its name in log.jsonl
     "loss": "loss",
@@ -42,9 +42,16 @@ class OnlineTrainer(RLOOTrainer):
     """`encode` gives a prompt's ids; `keep(step)` saves after a step. The rest as RLOOTrainer takes it."""
 
     def __init__(
-        self, *, encode: Callable[[list[Message]], list[int]], keep: Callable, warmup: int, steps: int, **given
+        self,
+        *,
+        encode: Callable[[list[Message]], list[int]],
+        keep: Callable,
+        warmup: int,
+        steps: int,
+        optim: str,
+        **given,
     ):
-        self.encode, self.keep, self.warmup, self.steps = encode, keep, warmup, steps
+        self.encode, self.keep, self.warmup, self.steps, self.optim = encode, keep, warmup, steps, optim
         super().__init__(**given)
 
     def _send_telemetry(self) -> None:
@@ -54,9 +61,10 @@ class OnlineTrainer(RLOOTrainer):
         return [self.encode([Message(**message) for message in prompt]) for prompt in prompts], None, {}
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW as in every stage."""
+        """--optim as in every stage."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(model or self.model, self.args.learning_rate, self.args.weight_decay)
+            how = self.optim, self.args.learning_rate, self.args.weight_decay
+            self.optimizer = build_optimizer(model or self.model, *how)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):

@@ -73,8 +73,8 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     saved_as = stored_dtype(job.start) if o.save_dtype == "auto" else getattr(torch, o.save_dtype)
     log.info("checkpoints are saved in %s (--save_dtype %s)", str(saved_as).removeprefix("torch."), o.save_dtype)
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
-    weights = kind(accelerator, model, o.lr, o.weight_decay)
-    tokens = common_budget(accelerator, weights, o.max_tokens_per_batch)
+    weights = kind(accelerator, model, o.lr, o.weight_decay, o.optim)
+    tokens = common_budget(accelerator, weights, o.max_tokens_per_batch, o.moment_bytes)
     reuse = fill_references(job, accelerator, model, rows, held_out, precision, tokens)
     job.provenance.check_unchanged()
     _begin(accelerator, job, facts)
@@ -136,7 +136,8 @@ def set_up_process(job: Job) -> tuple[torch.device, Precision]:
         check_lora(job.start, lora.lora_r, lora.lora_alpha, lora.lora_dropout)
     if device.type == "cuda":  # products that stay in float32 under autocast, too
         torch.set_float32_matmul_precision("high")
-    log.info("precision: %s", precision.reason)
+    moments = "; AdamW's moments in bfloat16 (--optim adamw_bf16)"
+    log.info("precision: %s%s", precision.reason, moments if job.config.optimisation.optim == "adamw_bf16" else "")
     return device, precision
 
 

@@ -46,9 +46,9 @@ def last(run: Path) -> Saved | None:
         raise UserError(f"{marker}: damaged: {error}; {FROM_SCRATCH}") from None
 
 
-def fits(run: Path, model) -> bool:
-    """Whether the disk has room for a state: float32 weights and AdamW's two moments."""
-    need, free = 12 * sum(map(numel, model.parameters())), shutil.disk_usage(run).free
+def fits(run: Path, model, moments: int) -> bool:
+    """Whether the disk has room for a state: float32 weights, and `moments` bytes of the optimiser a weight."""
+    need, free = (4 + moments) * sum(map(numel, model.parameters())), shutil.disk_usage(run).free
     if free < need:
         log.warning("no state is saved: it takes up to %.3g GB, and %.3g GB are free", need / 1e9, free / 1e9)
     return free >= need

@@ -42,8 +42,8 @@ def check_memory(job: Job, dtype: torch.dtype, device: torch.device) -> None:
     """Raises UserError where the weights and what their training keeps would not fit."""
     lora, zero = job.config.lora, (job.deepspeed or {}).get("zero_optimization", {})
     offload = "offload_optimizer" in zero or "offload_param" in zero
-    shards = given_world() or 1, zero.get("stage", 0)
-    need = preflight.memory_of_training(job.start, not lora.lora, *shards, dtype.itemsize, offload)
+    shards, moments = (given_world() or 1, zero.get("stage", 0)), job.config.optimisation.moment_bytes
+    need = preflight.memory_of_training(job.start, not lora.lora, *shards, dtype.itemsize, offload, moments)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
     preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
 
