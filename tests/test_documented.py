@@ -4,6 +4,7 @@ the pages that it needs. A command that cannot run here is listed, with the reas
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable
@@ -28,21 +29,26 @@ STAND_INS = [  # what is not here -> what takes its place
     (r"--device [\d,]+", "--device cpu"),
     (r" --(deepspeed|tensor_parallel_size|online_engine|chat_template_kwargs) \S+", ""),
     (r"(model) (Qwen|meta-llama)/\S+", r"\1 tiny"),
+    (r" --figures \S+", ""),  # they need a browser: test_report.py
     (r"allenai/reward-bench-2", "reward-bench-2.jsonl"),
     (r"(python iterate\.py .*?)( --dry_run)?$", r"\1 --dry_run"),  # test_iterate.py runs loops
     (r"^(?!.*(tiny_judge|expected))(.* --reward judge.*)", r"\2 --judge_max_tokens 8 --on_unparsed continue"),
 ]
 FEWER = [  # of what takes long; README's commands for the tiny model run as they are
-    (r"--epoch (12|8|6|5)\b", "--epoch 1"),
+    (r"--epoch [56]\b", "--epoch 1"),
+    (r"(train\.py .*--epoch (12|8)\b.*)", r"\1 --save_eval_step_ratio 1"),
+    (r"(train\.py .*--train_stage orm .*)", r"\1 --limit_size 64"),
     (r"--gen_max_tokens (?!48|64)\d+", "--gen_max_tokens 24"),
-    (r"(infer\.py (?!.*(--gen_max_tokens|rescore)).*)", r"\1 --gen_max_tokens 24"),
+    (r"(infer\.py (?!.*(--gen_max_tokens|rescore)).*)", r"\1 --gen_max_tokens 48"),
+    (r"(--train_stage prm .*--lr) 1e-3", r"\1 4e-3"),  # of fewer steps, so that it has learned to sign
     (r"--num_prompts \d+", "--num_prompts 4"),
     (r"--held_out \d{3}", "--held_out 8"),
     (r"(train\.py .*online_rloo.*)", r"\1 --limit_size 16"),
+    (r"(train_armo\.py .*)", r"\1 --gate_steps 20"),
 ]
-BUILT_IN = {"meta-llama/Meta-Llama-3-8B-Instruct": "assets/tiny_m0", "names.SMOLLM2": "names.TINY"}  # in config.py
-SHORT = {"prompt.1": 45, "prompt.2": 45, "test": 60, "pairs": 80, "judge": 320}  # records of localdata/tiny
-NEEDS = {"evaluation.md": ["reward_models.md"], "judges.md": ["reward_models.md"], "online.md": ["reward_models.md"]}
+LLAMA3, REAL = "meta-llama/Meta-Llama-3-8B-Instruct", ("assets/llama3", "assets/smollm2")  # copies of the tiny one
+SHORT = {"prompt.1": 45, "prompt.2": 45, "test": 60, "pairs": 80, "judge": 160}  # records of localdata/tiny
+NEEDS = dict.fromkeys(("data.md", "evaluation.md", "online.md"), ["reward_models.md"])  # pages whose outputs it reads
 
 
 # Commands -------------------------------------------------------------------------------------------------------------
@@ -99,13 +105,18 @@ def write_stand_ins(folder: Path) -> None:
         for u, q, a, b in sums
     ]
     rated = [
-        {"uuid": f"{u}-{r}", "messages": question(q) + answer(r), "ratings": {"right": float(r == a), "verbosity": i}}
+        {
+            "uuid": f"{u}-{r}",
+            "messages": question(q) + answer(r),
+            "ratings": {"right": float(r == a), "helpsteer-verbosity": i},
+        }
         for i, (u, q, a, b) in enumerate(sums)
         for r in (a, b)
     ]
     letters = [{"uuid": u, "question": f"{q}\nA. {a}\nB. {b}", "label": "A", "task": "arc_easy"} for u, q, a, b in sums]
     solved = [{"uuid": u, "question": q, "label": a, "task": "gsm8k", "solution": f"It is {a}."} for u, q, a, _ in sums]
-    judged = list(store.read_rows(folder / "outputs/round1/samples.json"))
+    prompts = (folder / "localdata/tiny/prompt.1.json").read_text()
+    conversations = list(store.read_rows(folder / "localdata/tiny/sft.json"))[:16]
     files = {
         "hh_rlhf.jsonl": [
             {key: f"\n\nHuman: {q} Well?\n\nAssistant: {r}" for key, r in (("chosen", a), ("rejected", b))}
@@ -121,8 +132,8 @@ def write_stand_ins(folder: Path) -> None:
             for u, q, a, b in sums[:4]
         ],
         "ratings.json": rated,
-        "S.json": judged[:4],
-        "human.jsonl": [{"uuid": row["uuid"], "ranks": [*range(len(row["responses"]))]} for row in judged],
+        "S.json": [{"uuid": u, "prompt": question(q), "responses": [a, b]} for u, q, a, b in sums[:4]],
+        "human.jsonl": [{"uuid": uuid, "ranks": [*range(6)]} for uuid in json.loads(prompts)],
         "ext.jsonl": [
             {"uuid": u, "prompt": question(q), "response": [question(q) + answer(r) for r in (a, b)], "reward": [2, 1]}
             for u, q, a, b in sums
@@ -138,12 +149,17 @@ def write_stand_ins(folder: Path) -> None:
     }
     for place in ("localdata", "localdata/small"):
         files[f"{place}/all_test.json"] = letters
-        files[f"{place}/oasst1.sft.json"] = [{"uuid": u, "messages": question(q) + answer(a)} for u, q, a, _ in sums]
-        files |= {f"{place}/prompt.{t}.json": files["own.prompt.json"][:12] for t in (1, 2)}
+        files[f"{place}/oasst1.sft.json"] = conversations
+        files |= {f"{place}/prompt.{t}.json": files["own.prompt.json"][10 * (t - 1) : 10 * t] for t in (1, 2)}
     files |= {f"localdata/{name}.dpo.json": kept for name in ("a", "b", "shp", "helpsteer", "ultrafeedback")}
     for name, rows in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         store.write_rows(folder / name, rows)
+    for model in REAL:
+        shutil.copytree(folder / "assets/tiny_m0", folder / model)
+    config = (folder / "config.py").read_text()
+    assert LLAMA3 in config
+    (folder / "config.py").write_text(config.replace(LLAMA3, REAL[0]))
     for name in ("mix.yaml", "own.j2", "verdict.py", "preferences.jsonl", "quiz.jsonl"):
         text = named_blocks()[name].replace("held_out: 500", "held_out: 4").replace("count: 100000", "count: 5")
         (folder / name).write_text(text)
@@ -157,12 +173,17 @@ def readme_run(workspace) -> str:
     """The workspace after the README's commands, on fewer prompts and questions; what they printed."""
     for name, count in SHORT.items():
         workspace.shorten(f"localdata/tiny/{name}.json", count)
-    config = workspace.folder / "config.py"
-    for model, other in BUILT_IN.items():
-        assert model in config.read_text()
-        config.write_text(config.read_text().replace(model, other))
     write_stand_ins(workspace.folder)
-    return "".join(_run(workspace, here(c, STAND_INS + FEWER)) for c in filter(is_run, commands(README)))
+    out = "".join(_run(workspace, here(c, STAND_INS + FEWER)) for c in filter(is_run, commands(README)))
+    for loop in ("srlm", "cream"):  # as much as docs/reports.md needs of the recipes' outputs
+        (workspace.folder / "outputs/tiny" / loop).mkdir(parents=True)
+        for end in ("", ".meta.json"):
+            made = workspace.folder / f"outputs/round1/pairs.json{end}"
+            shutil.copy2(made, workspace.folder / f"outputs/tiny/{loop}/round1.pairs.json{end}")
+    registered = workspace.read("configs/checkpoint.json")
+    others = {"llama3_sft": registered["llama3_m1"], "llama3_armo": "outputs/armo"}  # of docs/judges.md, docs/online.md
+    workspace.write("configs/checkpoint.json", registered | others)
+    return out
 
 
 PYTHON = r"""python() {  # has the test run it (BASH_ENV, which each bash reads first)
@@ -231,7 +252,7 @@ def test_the_script_explains_itself(repo):
 
 @pytest.mark.slow
 def test_what_stages_write_is_what_the_formats_page_shows(workspace, readme_run):
-    (run,) = (workspace.folder / "outputs/dpo").iterdir()
+    (run,) = (workspace.folder / "outputs/dpo").glob("tiny_dpo_1-*")
     (last,) = {path.resolve() for path in run.glob("checkpoint-*")}
     evaluation = workspace.folder / "outputs/evaluation/tiny_m2-tiny_test"
     written = {

@@ -241,6 +241,8 @@ def _begin(accelerator: Accelerator, job: Job, data_facts: dict) -> None:
         with output.starting_trackers(), patch_environment(**output.tracker_variables(job.run)):
             own = {"wandb": name, "trackio": name}
             accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=own)
+            if len(accelerator.trackers) < len({*output.trackers()}):
+                raise RuntimeError("Accelerate omits it, as a package that is not whole")
         numbers = {name: value for name, value in data_facts.items() if isinstance(value, int | float)}
         accelerator.log({f"data/{name}": float(value) for name, value in numbers.items()}, step=0)
 
