@@ -455,20 +455,6 @@ def _written(path: Path, text: str) -> Path:
     return path
 
 
-def test_the_documented_examples(workspace, repo):
-    page = (repo / "docs/data.md").read_text()
-    files = dict(re.findall(r"^```json (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
-    tested = page.partition("<!-- tested: these files and commands -->")[2]
-    for name in ("preferences.jsonl", "quiz.jsonl"):
-        (workspace.folder / name).write_text(files.pop(name))
-    for command in re.findall(r"^python .*", tested.partition("```bash\n")[2].partition("```")[0], re.MULTILINE):
-        workspace.run(command)
-    for name, text in files.items():
-        texts = (text, (workspace.folder / name).read_text())
-        shown, made = ([json.loads(part) for part in (t.splitlines() if name.endswith("l") else [t])] for t in texts)
-        assert made == shown
-
-
 # Exports --------------------------------------------------------------------------------------------------------------
 
 

@@ -91,8 +91,12 @@ def train(job: Job) -> dict:
         job, plan, start, partial(state.fits, job.run, model, job.config.optimisation.moment_bytes), Report(), heard
     )
     settings = partial(_settings, job, plan, device, precision.autocast, chat)
-    with patch_environment(**_tracker_places(job)):
+    with patch_environment(**job.config.output.tracker_variables(job.run)):
         watch.trainer = trainer = _trainer(job, plan, chat, model, watch, settings, reward, _rows(plan, prompts))
+        with job.config.output.starting_trackers():
+            for callback in trainer.callback_handler.callbacks:
+                if hasattr(callback, "setup"):  # wandb's and trackio's, which else start within the loop
+                    callback.setup(trainer.args, trainer.state, model)
         if is_first_process():
             watch.open()
             resume_lines(job.run, heard, None)
@@ -328,14 +332,6 @@ def _settings(job: Job, plan: Plan, device: torch.device, autocast: bool, chat):
         trust_remote_code=remote_code(),
         **engine,
     )
-
-
-def _tracker_places(job: Job) -> dict[str, str]:
-    """Variables by which transformers' trackers log where those of other stages do."""
-    output = job.config.output
-    places = {"TENSORBOARD_LOGGING_DIR": str(job.run / output.wandb_project_name)}
-    places |= {"WANDB_PROJECT": output.wandb_project_name, "WANDB_ENTITY": output.wandb_entity_name}
-    return {name: place for name, place in places.items() if place}
 
 
 def _deepspeed(job: Job) -> dict | None:

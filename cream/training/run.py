@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, patch_environment
 
 from cream.alarms import Watch
 from cream.cli import console
@@ -176,11 +176,12 @@ def _begin(accelerator: Accelerator, job: Job, data_facts: dict) -> None:
     output = job.config.output
     if output.report_to:
         facts = {"start": str(job.start), "data": str(job.data), **job.header["settings"]}
-        entity = {"wandb": {"entity": output.wandb_entity_name}}
-        try:
-            accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=entity)
-        except Exception as error:  # of any kind: not logged in, no network, a version that Accelerate does not know
-            raise UserError(f"--report_to {output.report_to}: it did not start: {error}; nothing was trained") from None
+        name = {"name": output.run_name or job.run.name}
+        with output.starting_trackers(), patch_environment(**output.tracker_variables(job.run)):
+            own = {"wandb": name, "trackio": name}
+            accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=own)
+            if len(accelerator.trackers) < len({*output.trackers()}):
+                raise RuntimeError("Accelerate omits it, as a package that is not whole")
         numbers = {name: value for name, value in data_facts.items() if isinstance(value, int | float)}
         accelerator.log({f"data/{name}": float(value) for name, value in numbers.items()}, step=0)
 
