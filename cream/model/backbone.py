@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from cream.errors import out_of_memory
-from cream.model import batches, trees
+from cream.model import batches, products, trees
 from cream.model.batches import Batch, Group, predicting
 from cream.model.hardware import Budget, keep_freed_memory, numel
 from cream.model.precision import product_dtype
@@ -35,6 +35,7 @@ class Backbone(torch.nn.Module):
         super().__init__()
         self.model = model
         self.share = self.in_place = False
+        self.compiled = self.device.type == "cpu" and products.install(self.plain.base_model)
         if not hasattr(next(model.parameters()), "ds_id"):
             self.choose_layout(share)
 
@@ -71,6 +72,9 @@ class Backbone(torch.nn.Module):
             embeddings.sparse = True  # its gradient is the batch's rows; added to a dense .grad it stays dense
             embeddings.weight.grad = torch.zeros_like(embeddings.weight)
         self.in_place = True
+        for layer in self.model.modules():
+            if isinstance(layer, products.Linear):
+                layer.in_place = True
 
     def flops(self) -> tuple[int, int]:
         """Floating-point operations of a forward pass: (a token in the layers, a place that the head reads).
@@ -98,7 +102,7 @@ class Backbone(torch.nn.Module):
             return batches.pad(groups, places=places)
         first = next(self.model.parameters())
         dtype = product_dtype(first.dtype, first.device.type)
-        return trees.pack(groups, trees.multiple_of(first.device.type, dtype), places)
+        return trees.pack(groups, trees.multiple_of(first.device.type, dtype, self.compiled), places)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The body's last hidden states at the batch's places, (K, D)."""
