@@ -136,7 +136,8 @@ def test_weights_that_differ_by_less_than_a_bfloat16_sum_tells_are_found_differe
     """As ZeRO has them under bfloat16; one of a thousand weights is another, in its last bit."""
     weights = torch.nn.Linear(1000, 1, bias=False, dtype=torch.bfloat16)
     gathered = []
-    process = SimpleNamespace(model=weights, accelerator=SimpleNamespace(gather=lambda t: gathered.append(t) or t))
+    accelerator = SimpleNamespace(num_processes=2, gather=lambda t: gathered.append(t) or t)
+    process = SimpleNamespace(model=weights, accelerator=accelerator)
     for last in (1.0, 1.0078125):
         weights.weight.data.fill_(1.0)[0, -1] = last
         Replicas.check_equal(process)

@@ -35,7 +35,7 @@ class Backbone(torch.nn.Module):
         super().__init__()
         self.model = model
         self.share = self.in_place = False
-        self.compiled = self.device.type == "cpu" and products.install(self.plain.base_model)
+        self.compiled = self.device.type == "cpu" and products.install(getattr(self.plain, "base_model", self.plain))
         if not hasattr(next(model.parameters()), "ds_id"):
             self.choose_layout(share)
 
