@@ -83,6 +83,21 @@ def test_gradients_over_two_micro_batches_and_two_steps(onednn, monkeypatch, in_
                 parameter.grad.zero_()
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_recomputed_layers_have_the_same_gradients(onednn, in_place):
+    found = []
+    for recompute in (False, True):
+        model = LogProbs(small_model())
+        if recompute:
+            model.model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.model.train()
+        if in_place:
+            model.accumulate_in_place()
+        model(model.pack(GROUPS)).sum().backward()
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
 def test_a_frozen_weight_has_no_gradient(onednn):
     model = LogProbs(small_model().requires_grad_(False))
     model.accumulate_in_place()

@@ -10,7 +10,7 @@ import torch
 
 from cream.model.precision import product_dtype
 
-LEAST = 128  # width of a weight; narrower ones take no time, and their products' rounding stays PyTorch's own
+LEAST = 256  # width of a weight; narrower ones take no time, and their products' rounding stays PyTorch's own
 
 
 @cache
@@ -76,14 +76,15 @@ class LinearProduct(torch.autograd.Function):
     def forward(ctx, x, weight, in_place: bool) -> torch.Tensor:
         """In the dtype of x."""
         ctx.in_place, ctx.cast = in_place, cast(weight, x.dtype)
-        ctx.save_for_backward(x, weight)
+        ctx.weight = weight  # itself: what checkpointing hands back of saved tensors is another, whose .grad nobody sees
+        ctx.save_for_backward(x)
         return product(x, ctx.cast.t())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
         """Of x and weight, in their dtypes."""
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         d_x = product(grad, ctx.cast) if ctx.needs_input_grad[0] else None
         d_weight = None
         if ctx.needs_input_grad[1] and ctx.in_place:
