@@ -76,7 +76,7 @@ class LinearProduct(torch.autograd.Function):
     def forward(ctx, x, weight, in_place: bool) -> torch.Tensor:
         """In the dtype of x."""
         ctx.in_place, ctx.cast = in_place, cast(weight, x.dtype)
-        ctx.weight = weight  # itself: what checkpointing hands back of saved tensors is another, whose .grad nobody sees
+        ctx.weight = weight  # itself: checkpointing hands back another of saved tensors, whose .grad nobody sees
         ctx.save_for_backward(x)
         return product(x, ctx.cast.t())
 
