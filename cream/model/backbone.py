@@ -65,13 +65,15 @@ class Backbone(torch.nn.Module):
     def accumulate_in_place(self) -> None:
         """Gradients of the vocabulary's size are added up where they belong, at once: for one process that has the
         weights to itself, with nothing (DDP, ZeRO, hooks) that takes gradients on their way. Two tensors less of that
-        size. Needs `.grad` kept from step to step: zero_grad(set_to_none=False)."""
+        size. Needs `.grad` kept from step to step, zero_grad(set_to_none=False), and after each
+        `products.forget_casts`."""
         embeddings = self.model.get_input_embeddings()
         compiled = self.model.base_model._compiled_call_impl is not None  # torch.compile has no sparse gradients
         if self.share and type(embeddings) is torch.nn.Embedding and embeddings.weight.requires_grad and not compiled:
             embeddings.sparse = True  # its gradient is the batch's rows; added to a dense .grad it stays dense
             embeddings.weight.grad = torch.zeros_like(embeddings.weight)
         self.in_place = True
+        products.keep_casts(self.model)
         for layer in self.model.modules():
             if isinstance(layer, products.Linear):
                 layer.in_place = True

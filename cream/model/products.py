@@ -46,13 +46,27 @@ def add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A weight in the dtype of products, cast once for all micro-batches of a step."""
-    if weight.dtype == dtype:
-        return weight.detach()
+    """A weight in the dtype of products; of one that `keep_casts` names, cast once for all micro-batches of a step."""
     known = getattr(weight, "cast", None)
-    if known is None or known[0] != weight._version or known[1].dtype != dtype:
-        known = weight.cast = weight._version, weight.detach().to(dtype)
-    return known[1]
+    if weight.dtype == dtype or known is None:
+        return weight.detach().to(dtype)
+    if known.get("of") != (weight._version, dtype):
+        known |= {"of": (weight._version, dtype), "weight": weight.detach().to(dtype)}
+    return known["weight"]
+
+
+def keep_casts(model: torch.nn.Module) -> None:
+    """From here on casts of the model's weights are kept until `forget_casts`, which each step of the optimiser must
+    call: a fused one changes weights without a change of their version."""
+    for parameter in model.parameters():
+        parameter.cast = {}
+
+
+def forget_casts(model: torch.nn.Module) -> None:
+    """Of weights that have changed."""
+    for parameter in model.parameters():
+        if known := getattr(parameter, "cast", None):
+            known.clear()
 
 
 class Linear(torch.nn.Linear):
