@@ -14,7 +14,6 @@ from accelerate.utils import InitProcessGroupKwargs, patch_environment
 from cream.alarms import Watch
 from cream.cli import console
 from cream.cli.flags import as_dict
-from cream.errors import UserError
 from cream.files import store
 from cream.files.provenance import ARGS, LAST, RUN, origin, read_kind
 from cream.files.store import MALFORMED
