@@ -79,7 +79,7 @@ def test_thresholds_from_the_command_line():
 def test_an_alarm_is_a_line_of_the_log(caplog):
     assert sound({"truncated": 0.25, "distinct": 0.9})[0]["alarm"] == "truncated"
     (text,) = [record.getMessage() for record in caplog.records]
-    assert text.startswith("alarm: 25% of responses are truncated") and text.endswith(f"{PAGE}#truncated-responses")
+    assert text.startswith("alarm: 25 % of responses are truncated") and text.endswith(f"{PAGE}#truncated-responses")
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -253,8 +253,8 @@ def test_stages_record_alarms_which_decide_nothing(quick):
     )
     out = world.run(f"{pairs} --alarm no_pair=-1,c_undecided=1,c_contradicts=1").out
     assert (
-        "alarm: 0% of prompts have no pair (threshold -100%)" in out
-        or "of prompts have no pair (threshold -100%)" in out
+        "alarm: 0 % of prompts have no pair (threshold -100 %)" in out
+        or "of prompts have no pair (threshold -100 %)" in out
     )
     assert "mean C is not clearly above 1/2" in out
     made = world.read("outputs/alarmed.json.meta.json")

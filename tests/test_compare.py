@@ -325,9 +325,7 @@ def test_mistakes_are_refused(looped):
     assert "flags are not" in looped.refused(f"report.py compare {A} {B} --sho 3")
     assert "takes no flags" in looped.refused(f"report.py lineage {A} --show 3")
     assert "expected" in looped.refused("report.py")
-    assert "prompt.1.json holds Prompt records; it" in looped.refused(
-        f"report.py compare {A} localdata/tiny/prompt.1.json"
-    )
+    assert "prompt.1.json holds prompts; it" in looped.refused(f"report.py compare {A} localdata/tiny/prompt.1.json")
     changed = looped.folder / "outputs/changed.json"
     changed.write_bytes((looped.folder / A).read_bytes().replace(b'"correct":true', b'"correct":false', 1))
     (looped.folder / "outputs/changed.json.meta.json").write_bytes((looped.folder / f"{A}.meta.json").read_bytes())

@@ -418,7 +418,10 @@ TWICE = ["tiny_prompt_1", "localdata/tiny/prompt.1.json"]  # one file, by two na
         ({"consistency": {"method": "kendall", "rank": "toporder"}}, "--method kendall contradicts --rank toporder"),
         ({"rewarding": {"enable_ref_model": [False, True]}}, "--reward dpo contradicts --enable_ref_model no"),
         ({"evaluation": {"name": "tiny_test", "few_shot_file": "pyproject.toml"}}, "--few_shot K says how many"),
-        ({"evaluation": {"name": "tiny_prompt_1"}}, "prompt.1.json holds Prompt records; the step reads Item records"),
+        (
+            {"evaluation": {"name": "tiny_prompt_1"}},
+            "prompt.1.json holds prompts; the step reads questions with labels",
+        ),
         ({"prompts": ["tiny_prompt_1", "tiny_test"]}, "round 2: sample from M2 (infer.py): --name tiny_test: "),
         ({"prompts": ["tiny_prompt_1", "bad.json"]}, "round 2: sample from M2 (infer.py): bad.json: "),
         ({"prompts": ["tiny_prompt_1", "gsm8k_test"]}, "`python prepare_data.py build gsm8k` makes it"),

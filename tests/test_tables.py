@@ -607,7 +607,7 @@ def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
     rows = [{"id": "x", "messages": m} for m in ([user("q"), said("a")], [user("q")], [user("p"), said("a")])]
     good, prompt, double = table.records(rows, *plan({}, rows[0], "rows"), "rows", "rows")
     assert isinstance(good, Conversation) and good.uuid == "x"
-    assert prompt.reason == "it is a Prompt record, earlier ones are Conversation records"
+    assert prompt.reason == "its layout is another (prompts) than that of earlier ones (conversations)"
     assert double.reason == "uuid 'x' occurs twice"
 
 

@@ -993,7 +993,7 @@ def test_a_stage_is_a_file_and_a_line(commands):
     assert "--strength belongs to --train_stage anchor" in commands.refused(f"{TRAIN} --strength 2")
     assert "--beta belongs to --train_stage dpo" in commands.refused(f"{TRAIN} --train_stage anchor --beta 2")
     refused = commands.refused(f"{TRAIN} --train_stage anchor --name localdata/pairs.json")
-    assert "holds Pair records; anchor trains on Conversation records" in refused
+    assert "holds preference pairs; anchor trains on conversations" in refused
     assert "did you mean anchor" in commands.refused(f"{TRAIN} --train_stage ancor")
     assert "SFT of" in commands.run(f"{TRAIN} --dry_run").out  # data imply the stage that was there first
     assert "Anchored fine-tuning:" in commands.run("train.py --help").out

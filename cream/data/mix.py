@@ -21,7 +21,7 @@ from cream.errors import UserError
 from cream.files import journal, store
 from cream.files.yaml_file import read_yaml
 from cream.pairs.validity import SAME, why_invalid_pair
-from cream.records import Conversation, Pair, Prompt, Ratings, Record, Samples, Steps, encode
+from cream.records import Conversation, Pair, Prompt, Ratings, Record, Samples, Steps, counted, encode, nouns
 from cream.text.held_out import held_out, prompt_key
 
 log = logging.getLogger("cream")
@@ -172,7 +172,7 @@ def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Pat
                         each.dropped += dropped
                         each.reject(row for path in paths if run.skip for row in store.rejected(path, kind))
                     each.finish(spool.read(parts[part], sources), taken=counts)
-            say_result("%s: %d %s records", each.path, len(parts[part]), kind.__name__)
+            say_result("%s: %s", each.path, counted(len(parts[part]), kind))
     held = outputs.get("held out")
     for word, command in zip(("next", "or"), next_stages(kind, target, held and held.path), strict=False):
         log.info("%s: %s", word, command)
@@ -197,11 +197,10 @@ def _kind_of(paths: Sequence[Path], skip: bool) -> type[Record]:
     kinds = {path: store.detect(path, skip=skip) for path in paths}
     first = kinds[paths[0]]
     if first not in WORDS:
-        raise UserError(f"{paths[0]}: holds {first.__name__} records, which cannot be mixed")
+        raise UserError(f"{paths[0]}: holds {nouns(first)}, which cannot be mixed")
     if odd := [path for path in paths if kinds[path] is not first]:
         raise UserError(
-            f"{odd[0]}: holds {kinds[odd[0]].__name__} records, and {paths[0]} {first.__name__} records; a mixture has "
-            "one layout"
+            f"{odd[0]}: holds {nouns(kinds[odd[0]])}, and {paths[0]} {nouns(first)}; a mixture has one layout"
         )
     return first
 
