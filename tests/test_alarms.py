@@ -44,7 +44,7 @@ def test_the_errors_that_the_page_quotes_are_in_the_code():
 def test_every_text_says_the_value_and_the_threshold():
     for name, alarm in ALARMS.items():
         text = line({"alarm": name, "value": 0.75, "threshold": 0.5, "step": 7})
-        assert "after step 7; see docs/troubleshooting.md#" in text and re.search("0.75|75%|75.0 points", text), name
+        assert "after step 7; see docs/troubleshooting.md#" in text and re.search("0.75|75 %|75.0 points", text), name
         assert re.search("0.5|50%|threshold 50", text) and alarm.text.count("{limit") == 1
     assert line({"alarm": "of_another_version", "value": 2.0, "threshold": 1.0}).startswith(
         "alarm: of_another_version is 2"

@@ -47,6 +47,7 @@ from cream.training.loop import (
 )
 from cream.training.options import LoraFlags, Optimisation, TrainData, TrainOutput, settings
 from cream.training.parallel import Replicas
+from cream.training.report import line as describe_line
 from cream.training.run import work
 from cream.training.stages import STAGES, dpo, sft
 from train import TrainConfig
@@ -380,6 +381,9 @@ def test_a_line_of_training_says_how_long_it_takes(caplog):
         "  2.17 min, about 2.03 min left",
         "",
     ]
+    names = "loss margin accuracy logp_chosen ratio_chosen kl kl_per_token grad_norm lr pairs_per_second"
+    line = describe_line(dict.fromkeys([*names.split(), "tokens_per_second", "peak_memory_gb"], 0.123456))
+    assert line == "loss 0.1235  margin 0.123  accuracy 0.123  grad_norm 0.123  lr 0.123  0.123 pairs/s"
 
 
 def test_each_example_has_the_c_of_its_own_record(tiny_chat):
