@@ -6,7 +6,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from cream.cli import advice
+from cream.cli import advice, names
 from cream.cli.advice import as_given, recipe, round_before
 
 SFT = "train.py --device cpu --model tiny --name tiny_sft --epoch 2 --train_bsz 32 --lr 4e-5"

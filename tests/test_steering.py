@@ -22,11 +22,14 @@ from cream.errors import UserError
 from cream.evaluation.statistics import summarise, wilson_interval
 from cream.files import store
 from cream.loops import disk, facts
+from cream.loops.alarmed import Alarms
 from cream.loops.course import Course
 from cream.loops.decisions import NAME
 from cream.loops.options import LoopFlags
+from cream.loops.outcome import sentences
 from cream.loops.plan import TRAIN, Command
 from cream.loops.reading import read_loop
+from cream.loops.results import table
 from cream.loops.trials import Trial, model_of
 from cream.reporting import markdown
 from cream.reporting.outputs import of_loop, of_places
@@ -191,6 +194,24 @@ def test_patience_ends_a_loop_and_the_best_round_is_its_result(folder, right, ro
     assert (told["stopped"] or {}).get("round") == (rounds if best < rounds else None)
     rows = {row["model"]: row for row in course.results()}
     assert rows["test"]["accuracy"] == right[best] / 2 / QUESTIONS
+
+
+def test_the_result_is_quoted_on_the_test_set_where_there_is_one(folder):
+    def on_validation(step):
+        return {**step, "flags": step["flags"] | {"name": "tiny_val"}}
+
+    before = [LOOP["before"][0], on_validation(LOOP["before"][1])]
+    repeat = [*LOOP["repeat"][:-1], on_validation(LOOP["repeat"][-1])]
+    for change, rest in (
+        ({"before": before, "repeat": repeat}, " on tiny_test, chosen by tiny_val (62.5 % there)."),
+        ({"output_dir": "again", "after": []}, ", 25.0 points above m1.accuracy at 37.5 % ("),
+    ):
+        course, _ = play(change, right=[30, 50, 45])
+        first, *_ = sentences([course], [Alarms([], set())])
+        assert first.startswith(f"own ended with round1.accuracy at 62.5 %{rest}"), first
+        labels = table([("own", course.results())]).count("(validation)")
+        assert labels == (4 if "before" in change else 0)
+        assert first.endswith(", chosen by tiny_test itself.") is not ("before" in change)
 
 
 @pytest.mark.slow

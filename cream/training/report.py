@@ -15,8 +15,8 @@ RATE = "_per_second"
 
 
 class Report:
-    """A line for each logged step: its main metrics, the time since training began, and about how long it still takes. In a
-    loop, where only the log file has these lines, a bar as well."""
+    """A line for each logged step: its main metrics, the time since training began, and about how long it still takes.
+    In a loop, where only the log file has these lines, a bar as well."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.clock = clock
@@ -47,7 +47,7 @@ class Report:
 
 def line(metrics: dict[str, float]) -> str:
     """The main metrics of a logged step, and its rate in the stage's own unit, in a line."""
-    names = [n for n in metrics if n in SHOWN and (n != "kl_per_token" or "margin" not in metrics)]  # margins say it
+    names = [n for n in metrics if n in SHOWN and (n, "margin" in metrics) != ("kl_per_token", True)]
     values = [f"{n} {metrics[n]:.{4 if n.endswith('loss') else 3}g}" for n in names]
     rates = [f"{metrics[n]:.3g} {n.removesuffix(RATE).replace('_', ' ')}/s" for n in metrics if n.endswith(RATE)]
     return "  ".join([*values, *rates[:1]])
