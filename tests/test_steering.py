@@ -525,7 +525,7 @@ def test_what_the_rest_takes_is_as_in_the_rounds_before(folder, monkeypatch):
     right = [30, 40, 50, 60, 70]
     course, _ = play(right=right, until="2")
     need = disk.estimate(course_of()[0], (), lambda _: None)
-    assert need.commands == 2 * 6 + 1 and need.seconds == 2 * 6 * 30 and need.unknown == ["test"]
+    assert len(need.left) == 2 * 6 + 1 and need.seconds == 2 * 6 * 30 and need.unknown == ["test"]
     weights = 2 * 1000
     assert weights < need.bytes < weights + 2 * 10 * 4000
     less = disk.estimate(course_of()[0], ("best", "last"), lambda _: None)
@@ -562,7 +562,23 @@ def test_a_dry_run_decides_nothing(folder, capsys):
     assert Path("out", NAME).read_bytes() == before and not Path("out/best").exists() and not course.notes()
     play(right=right)
     course, _ = course_of()
-    assert len(course.expected()) == 2 + 2 * 6 + 1 and disk.estimate(course, (), lambda _: None).commands == 0
+    assert len(course.expected()) == 2 + 2 * 6 + 1 and not disk.estimate(course, (), lambda _: None).left
+
+
+def test_a_dry_run_says_what_is_there_and_what_would_be_deleted(folder, caplog):
+    change = {"keep": {"metric": "accuracy", "start": "m1.accuracy"}}
+    play(change, right=[30, 50, 45, 40, 60], until="3")
+    changed = {"flags": {"samples": {"gen_n": 7}}}
+    course, _ = course_of(change | changed, keep="best,last")
+    with caplog.at_level("INFO", logger="cream"):
+        iterate.run(course, dry_run=True, keep=("best", "last"))
+    said = caplog.text
+    assert "[own 1/27] m1: up to date" in said and "[own 27/27] test\n$ python" in said
+    assert "samples: there, but made by other flags (gen_n: None -> 7)" in said
+    deleted = [line.split(", ")[0] for line in said.splitlines() if "would delete" in line]
+    assert deleted == [f"--keep best,last: would delete the checkpoints of out/{run}" for run in ("M3", "M4")]
+    assert "--keep best,last: of rounds still to run, other checkpoints are deleted in time" in said
+    assert Path("out/M3/checkpoint-7/model.safetensors").exists()
 
 
 def test_a_reward_s_measures_are_facts(folder):

@@ -143,6 +143,10 @@ class Course:
         found = (each for each in after if each.flags.get("checkpoint") == link)
         return next((each for each in found if each.flags.get("name") != chosen_by), None)
 
+    def is_measured(self, t: int) -> bool:
+        """Whether it is known how good the model of a round is, or nothing depends on it."""
+        return self.loop.keep is None or t in {trial.round for trial in self.trials}
+
     def results(self) -> list[dict]:
         """The rows of the table, as `results` has them."""
         best = self.best.model if self.done and self.best else None
@@ -221,7 +225,7 @@ class Course:
             log.info("\n[%s] %s", self.loop.title, text)
 
     def _free(self, ahead: Sequence[Command]) -> None:
-        if not self.dry:
+        if not self.quiet:
             self.free(self, ahead)
 
     def _finish(self) -> None:
