@@ -462,7 +462,7 @@ def test_what_is_wrong_is_said_before_anything_runs(folder, change, problem, mon
     [
         ({"keep": KEEP | {"mode": "most"}}, "Invalid enum value 'most'"),
         ({"keep": KEEP | {"patience": 0}}, "Expected `int` >= 1"),
-        ({"keep": {}}, "missing required field `metric`"),
+        ({"keep": {}}, "missing required key `metric`"),
         ({"stop_if": {"accuracy": {}}}, "expected `below`, `above` or `drift`"),
         ({"eval_every": 0}, "Expected `int` >= 1"),
     ],

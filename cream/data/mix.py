@@ -19,6 +19,7 @@ from cream.data.build import shuffled
 from cream.data.next_stages import next_stages
 from cream.errors import UserError
 from cream.files import journal, store
+from cream.files.mistakes import find_mistakes
 from cream.files.yaml_file import read_yaml
 from cream.pairs.validity import SAME, why_invalid_pair
 from cream.records import Conversation, Pair, Prompt, Ratings, Record, Samples, Steps, counted, encode, nouns
@@ -135,12 +136,11 @@ class Spool:
 
 
 def read_mixture(path: Path) -> Mixture:
-    """The mixture in a YAML file. Raises UserError naming the file and the key."""
-    try:
-        return msgspec.convert(read_yaml(path), Mixture)
-    except msgspec.ValidationError as error:
-        owner = Source if "$.sources[" in str(error) else Mixture
-        raise UserError(f"{path}: {error} (keys: {', '.join(owner.__struct_fields__)})") from None
+    """The mixture in a YAML file. Raises UserError with all that is wrong with it."""
+    value = read_yaml(path)
+    if mistakes := find_mistakes(value, Mixture):
+        raise UserError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+    return msgspec.convert(value, Mixture)
 
 
 def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Path, run) -> None:
