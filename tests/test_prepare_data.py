@@ -212,7 +212,7 @@ def test_sources_that_leave_a_standing_file_are_named(workspace, tmp_path):
         ("import README.md", "expected a file that ends in"),
         ("export localdata/tiny/sft.json", "--form is missing"),
         ("export localdata/tiny/sft.json --form trl --output x.json", "ends in .jsonl"),
-        ("export localdata/tiny/test.json --form trl", "not Item"),
+        ("export localdata/tiny/test.json --form trl", "not questions with labels"),
         ("export nothing.json --form trl", "no such file"),
         ("overlap localdata/tiny/sft.json", "overlap FILE FILE"),
         ("overlap localdata/tiny/sft.json nothing.json", "no such file"),

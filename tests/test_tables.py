@@ -720,5 +720,5 @@ def test_the_forms_as_their_tools_document_them():
         "system": "s",
         "history": [["q1", "a1"]],
     }
-    with pytest.raises(UserError, match="have a trl form, not Item"):
+    with pytest.raises(UserError, match="have a trl form, not questions with labels"):
         forms.export_row(Item(uuid="u", question="q", label="1"), "trl")

@@ -16,6 +16,7 @@ import msgspec
 
 from cream.errors import UserError, alike
 
+LIKE = 0.7  # a folder has many names, and some is always a little like another
 BESIDE = (".meta.json", ".partial", ".log", ".lock")  # endings of what is beside an output
 PACKED = {".gz", ".zst"}
 BLOCK = 1 << 20  # unpacked bytes of a packed file that are in memory at a time
@@ -39,8 +40,8 @@ def did_you_mean(path: Path, known: Iterable[str] = ()) -> str:
         there = [name for name in os.listdir(folder) if not name.endswith(BESIDE)]
         found = {Path(name).stem: place for name in there if (place := folder.joinpath(name, *rest)).exists()}
     close = [
-        *alike(str(path), known),
-        *(str(found[stem]) for stem in (alike(Path(first).stem, found) if found else ())),
+        *alike(str(path), known, likeness=LIKE),
+        *(str(found[stem]) for stem in (alike(Path(first).stem, found, likeness=LIKE) if found else ())),
     ]
     return f"; did you mean {', '.join(close[:3])}?" if close else ""
 
