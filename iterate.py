@@ -134,18 +134,21 @@ def run(course: Course, *, dry_run: bool = False, keep: Sequence[str] = (), othe
     `others`: commands of other loops, which may read this one's models."""
     loop, course.dry = course.loop, dry_run
     need = disk.estimate(course, keep, partial(_size_of_training, loop))
+    course.free = disk.Cleaner(keep, CHECKPOINTS, others) if keep else course.free
     if not dry_run:
         disk.check(course, need)
-        course.free = disk.Cleaner(keep, CHECKPOINTS, others) if keep else course.free
     for number, command in enumerate(course, 1):
         line = f"$ {shlex.join(['python', command.script, *command.argv()])}"
         whole = dry_run or screen.is_verbose()
         title = f"[{loop.title} {number}/{len(course.planned)}] {command.title}"
+        title += f": {made}" if dry_run and (made := disk.describe_made(command)) else ""
         log.info("%s", f"\n{title}\n{line}" if whole else title)
         if not dry_run and (code := _run(command, loop, line)):
             sys.exit(code)
     if dry_run:
         log.info("\n[%s] %s", loop.title, need)
+        if keep and any(each.script == TRAIN and each.place.part == 1 for each in need.left):
+            log.info("--keep %s: of rounds still to run, other checkpoints are deleted in time", ",".join(keep))
 
 
 def _size_of_training(loop: Loop, command: Command) -> float | None:

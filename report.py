@@ -30,6 +30,7 @@ from cream.evaluation.compare import CompareFlags
 from cream.evaluation.find import choose_pair, evaluations_of
 from cream.evaluation.tasks import questions_in
 from cream.files import journal, lineage, store
+from cream.files.raw import did_you_mean
 from cream.records import Answer, Record, Rewards
 
 EXAMPLE = """\
@@ -143,12 +144,24 @@ def main(argv=None):
     command.run(config, places)
 
 
-def _place(word: str) -> Path:
+def _registered() -> dict[str, str]:
+    return names.read_registry(DATASETS) | names.read_registry(CHECKPOINTS)
+
+
+def _named(word: str) -> Path:
     """A path, or the path of a registered name."""
-    registered = names.read_registry(DATASETS) | names.read_registry(CHECKPOINTS)
-    if Path(word).exists() or word not in registered:
+    if Path(word).exists() or word not in _registered():
         return Path(word)
-    return Path(os.path.relpath(names.in_root(registered[word])))
+    return Path(os.path.relpath(names.in_root(_registered()[word])))
+
+
+def _place(word: str) -> Path:
+    """The same. Raises UserError where nothing is there."""
+    place = _named(word)
+    if not place.exists():
+        near = did_you_mean(place, _registered())
+        raise UserError(f"{word}: no such file or folder, nor a registered name{near}")
+    return place
 
 
 def html(config: ReportConfig, words: list[str]) -> None:
@@ -174,7 +187,7 @@ def find_runs(config: ReportConfig, words: list[str], *, started: bool = True) -
 
     gold, runs, files = [Path(config.several.labels)] if config.several.labels else [], [], []
     for word in words:
-        place = _place(word)
+        place = Path(word) if word.endswith((".yaml", ".yml")) else _place(word)
         if place.suffix in (".yaml", ".yml"):
             runs.append(_loop(place, config.html.output_root, gold))
             if started and not runs[-1].outputs:
@@ -263,7 +276,8 @@ def judge(config: ReportConfig, words: list[str]) -> None:
 
 def compare(config: ReportConfig, words: list[str]) -> None:
     """Print how two evaluations differ, and the first flipped items; write all of these to --output."""
-    a, b = choose_pair(*(evaluations_of(word, _place(word)) for word in words), tuple(words))
+    known = _registered()
+    a, b = choose_pair(*(evaluations_of(word, _named(word), known) for word in words), tuple(words))
     run, flags, provenance = config.run, config.several, config.run.provenance()
     settings = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
     for path in (a, b):

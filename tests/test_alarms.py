@@ -44,7 +44,7 @@ def test_the_errors_that_the_page_quotes_are_in_the_code():
 def test_every_text_says_the_value_and_the_threshold():
     for name, alarm in ALARMS.items():
         text = line({"alarm": name, "value": 0.75, "threshold": 0.5, "step": 7})
-        assert "after step 7; see docs/troubleshooting.md#" in text and re.search("0.75|75%|75.0 points", text), name
+        assert "after step 7; see docs/troubleshooting.md#" in text and re.search("0.75|75 %|75.0 points", text), name
         assert re.search("0.5|50%|threshold 50", text) and alarm.text.count("{limit") == 1
     assert line({"alarm": "of_another_version", "value": 2.0, "threshold": 1.0}).startswith(
         "alarm: of_another_version is 2"
@@ -79,7 +79,7 @@ def test_thresholds_from_the_command_line():
 def test_an_alarm_is_a_line_of_the_log(caplog):
     assert sound({"truncated": 0.25, "distinct": 0.9})[0]["alarm"] == "truncated"
     (text,) = [record.getMessage() for record in caplog.records]
-    assert text.startswith("alarm: 25% of responses are truncated") and text.endswith(f"{PAGE}#truncated-responses")
+    assert text.startswith("alarm: 25 % of responses are truncated") and text.endswith(f"{PAGE}#truncated-responses")
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -257,8 +257,8 @@ def test_stages_record_alarms_which_decide_nothing(quick):
     )
     out = world.run(f"{pairs} --alarm no_pair=-1,c_undecided=1,c_contradicts=1").out
     assert (
-        "alarm: 0% of prompts have no pair (threshold -100%)" in out
-        or "of prompts have no pair (threshold -100%)" in out
+        "alarm: 0 % of prompts have no pair (threshold -100 %)" in out
+        or "of prompts have no pair (threshold -100 %)" in out
     )
     assert "mean C is not clearly above 1/2" in out
     made = world.read("outputs/alarmed.json.meta.json")

@@ -329,10 +329,10 @@ def test_pairs_are_made_with_the_beta_of_their_training():
     ("change", "message"),
     [
         ({"iterations": 3}, "3 iterations need as many prompt sets"),
-        ({"iteration": 2}, "unknown field `iteration`"),
+        ({"iteration": 2}, "unknown key `iteration`; did you mean iterations"),
         ({"model": 7}, "Expected `str`"),
         ({"sft": {"epoch": 2, "lr": [1e-4, 2e-4]}}, "got `array` - at `$.sft.lr`"),
-        ({"dpo": {"beta": 1.0, "lr": {"first": 1}}}, "missing required field `then` - at `$.dpo.lr`"),
+        ({"dpo": {"beta": 1.0, "lr": {"first": 1}}}, "missing required key `then` - at `$.dpo.lr`"),
         ({"dpo": {1: 2}}, "at `key` in `$.dpo`"),
         ({"sft": None}, "M1 needs one of `sft` (the flags of its training, such as {name: tiny_sft, epoch: 2}) and"),
         ({"start": "m1"}, "(a checkpoint that is M1 already); found both"),
@@ -348,6 +348,23 @@ def test_wrong_recipes_are_refused(tmp_path, change, message):
     with pytest.raises(UserError, match="recipe.yaml") as caught:
         read_loop(path)
     assert message in str(caught.value)
+
+
+def test_all_mistakes_of_a_recipe_are_listed(tmp_path):
+    path, change = tmp_path / "recipe.yaml", {"dpoo": {}, "seed": "one", "keep": {"metrics": "x"}, "zzz": 1, "dpo": [1]}
+    path.write_text(yaml.safe_dump(SMALL | change))
+    with pytest.raises(UserError) as caught:
+        read_loop(path)
+    said = [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+    assert [line.partition(";")[0] for line in said] == [
+        "unknown key `dpoo`",
+        "unknown key `zzz`",
+        "Expected `int`, got `str` - at `$.seed`",
+        "Expected `object`, got `array` - at `$.dpo`",
+        "unknown key `metrics` - at `$.keep`",
+        "missing required key `metric` - at `$.keep`",
+    ]
+    assert said[0].startswith("unknown key `dpoo`; did you mean dpo") and "; known keys: title, model" in said[1]
 
 
 @pytest.mark.parametrize(
@@ -418,7 +435,10 @@ TWICE = ["tiny_prompt_1", "localdata/tiny/prompt.1.json"]  # one file, by two na
         ({"consistency": {"method": "kendall", "rank": "toporder"}}, "--method kendall contradicts --rank toporder"),
         ({"rewarding": {"enable_ref_model": [False, True]}}, "--reward dpo contradicts --enable_ref_model no"),
         ({"evaluation": {"name": "tiny_test", "few_shot_file": "pyproject.toml"}}, "--few_shot K says how many"),
-        ({"evaluation": {"name": "tiny_prompt_1"}}, "prompt.1.json holds Prompt records; the step reads Item records"),
+        (
+            {"evaluation": {"name": "tiny_prompt_1"}},
+            "prompt.1.json holds prompts; the step reads questions with labels",
+        ),
         ({"prompts": ["tiny_prompt_1", "tiny_test"]}, "round 2: sample from M2 (infer.py): --name tiny_test: "),
         ({"prompts": ["tiny_prompt_1", "bad.json"]}, "round 2: sample from M2 (infer.py): bad.json: "),
         ({"prompts": ["tiny_prompt_1", "gsm8k_test"]}, "`python prepare_data.py build gsm8k` makes it"),
@@ -602,10 +622,10 @@ def test_wrong_loops(loop, problem):
     ("change", "message"),
     [
         ({"rounds": 0}, "Expected `int` >= 1 - at `$.rounds`"),
-        ({"round": 2}, "unknown field `round`; known keys: title, model, output_dir, base_dir, seed, rounds, before"),
-        ({"repeat": [EVALUATE | {"flag": {}}]}, "unknown field `flag` - at `$.repeat[0]`"),
-        ({"repeat": [{"id": "x"}]}, "missing required field `script` - at `$.repeat[0]`"),
-        ({"flags": {"test": {"lr": {"first": 1}}}}, "missing required field `then` - at `$.flags.test"),
+        ({"round": 2}, "unknown key `round`; did you mean rounds"),
+        ({"repeat": [EVALUATE | {"flag": {}}]}, "unknown key `flag` - at `$.repeat[0]`; did you mean flags?"),
+        ({"repeat": [{"id": "x"}]}, "missing required key `script` - at `$.repeat[0]`"),
+        ({"flags": {"test": {"lr": {"first": 1}}}}, "missing required key `then` - at `$.flags.test"),
         ({"flags": {"test": {"lr": [[1]]}}}, "at `$.flags"),
         ({"title": ""}, "'' is not a text"),
         ({"base_dir": "a\0b"}, "is not a text"),

@@ -294,7 +294,7 @@ MISTAKES = {
     "one ranking twice": (f"--strategy extremes --rewards {REWARDS} --previous {REWARDS}", "--previous is --rewards"),
     "margin above all": (f"--strategy extremes --rewards {REWARDS} --margin 99", "no pair can be made"),
     "no such file": ("--strategy extremes --rewards localdata/nothing.json", "no such file"),
-    "samples": ("--strategy extremes --rewards localdata/tiny/labels.json", "holds Item records; it should"),
+    "samples": ("--strategy extremes --rewards localdata/tiny/labels.json", "holds questions with labels; it should"),
     "name taken": (f"--strategy extremes --rewards {REWARDS} --register tiny_sft", "built-in name"),
 }
 

@@ -1,25 +1,27 @@
 """The evaluations that are meant by a file, a folder, or a checkpoint."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cream.cli.console import command
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import LAST, read_meta
+from cream.files.raw import did_you_mean
 
 OUTPUTS = Path("outputs")
 
 
-def evaluations_of(word: str, path: Path) -> list[Path]:
+def evaluations_of(word: str, path: Path, known: Iterable[str] = ()) -> list[Path]:
     """The result files that `word` may mean: `path` itself, results.json in that folder or in the folders there, or all
-    evaluations of the model or run in it, below outputs/ or next to the run. Raises UserError where there is
-    none."""
+    evaluations of the model or run in it, below outputs/ or next to the run. Raises UserError where there is none;
+    `known`: names that may have been meant then."""
     if not path.exists():
         evaluate = command("infer.py", mode="evaluation", checkpoint="CHECKPOINT", name="DATA")
+        near = did_you_mean(path, known) or "."
         raise UserError(
-            f"{word}: no such file or folder, nor a registered checkpoint. An evaluation is made by {evaluate}"
+            f"{word}: no such file or folder, nor a registered checkpoint{near} An evaluation is made by {evaluate}"
         )
     if not path.is_dir():
         return [path]

@@ -18,7 +18,7 @@ from cream.loops.decisions import Best, DecisionFile, Decisions, Metric, Round, 
 from cream.loops.facts import Fact
 from cream.loops.loop import Loop
 from cream.loops.plan import TRAIN, Command, Place
-from cream.loops.results import results
+from cream.loops.results import is_evaluation, results
 from cream.loops.trials import Stop, Trial, against, broken, called, find, model_of
 
 log = logging.getLogger("cream")
@@ -133,10 +133,25 @@ class Course:
             plans.append(self._plan({t + 2: self.best.round}))
         return [each for plan in plans for each in plan if each.place >= (1, t + 1, 0)]
 
+    @property
+    def tested(self) -> Command | None:
+        """The evaluation of the best model after the rounds, on other data than those that chose it; None without."""
+        if not self.best or not is_evaluation(self.best.command):
+            return None
+        chosen_by, link = self.best.command.flags.get("name"), str(self.loop.best)
+        after = (each for each in self.ran if each.place.part == 2 and is_evaluation(each))
+        found = (each for each in after if each.flags.get("checkpoint") == link)
+        return next((each for each in found if each.flags.get("name") != chosen_by), None)
+
+    def is_measured(self, t: int) -> bool:
+        """Whether it is known how good the model of a round is, or nothing depends on it."""
+        return self.loop.keep is None or t in {trial.round for trial in self.trials}
+
     def results(self) -> list[dict]:
         """The rows of the table, as `results` has them."""
         best = self.best.model if self.done and self.best else None
-        return results(self.ran, best, str(self.loop.best))
+        validation = self.best.command.flags.get("name") if self.tested else None
+        return results(self.ran, best, str(self.loop.best), validation)
 
     def notes(self) -> list[str]:
         """Why the loop ended, and what is its result: lines below the table."""
@@ -210,7 +225,7 @@ class Course:
             log.info("\n[%s] %s", self.loop.title, text)
 
     def _free(self, ahead: Sequence[Command]) -> None:
-        if not self.dry:
+        if not self.quiet:
             self.free(self, ahead)
 
     def _finish(self) -> None:

@@ -136,8 +136,7 @@ class DecisionFile:
         what = f"{command.title}: --keep has deleted the checkpoints of {model}"
         if not command.output.exists() or (about := read_meta(command.output)) is None:
             raise UserError(f"{what}, and {command.output} is not there; give another output_dir")
-        old, new = (_settings(words) for words in (about.get("command", [""])[1:], command.argv()))
-        if difference := list_differences(old, new):
+        if difference := changed_flags(command, about):
             raise UserError(
                 f"{what}, and {meta_path(command.output)} says that it was made by other flags ({difference}); give "
                 "another output_dir"
@@ -149,6 +148,11 @@ def read_by(command: Command) -> list[Path]:
     """The files and folders that a command's flags and words name, among others that are none."""
     texts = [text for name, text in command.flags.items() if name not in FREE and isinstance(text, str)]
     return [Path(part.strip()) for text in (*texts, *command.words) for part in text.split(",")]
+
+
+def changed_flags(command: Command, about: dict) -> str:
+    """In which flags a command differs from the one that made its output, whose sidecar is `about`; "" in none."""
+    return list_differences(*(_settings(words) for words in (about.get("command", [""])[1:], command.argv())))
 
 
 def _settings(words: list[str]) -> dict[str, str]:

@@ -78,10 +78,11 @@ def _with_interval(fact: Fact) -> str:
 def sentences(courses: Sequence[Course], found: Sequence[Alarms]) -> Iterator[str]:
     """What the table shows: where each loop ended, what C was, and whether an alarm sounded."""
     ends = [(course, end) for course in courses if (end := _end(course))]
-    if len(ends) == 1:
-        yield from _gain(*ends[0])
-    elif ends:
+    if len(ends) > 1 and all(_are_alike(ends[0][1], end) for _, end in ends):
         yield from _ranking(ends)
+    else:
+        for each in ends:
+            yield from _gain(*each)
     means = [
         f"{course.loop.title} {' -> '.join(f'{c:.2f}' for _, c in known)}"
         for course in courses
@@ -105,9 +106,10 @@ def _means_of_c(rows: Sequence[dict]) -> list[tuple[int | None, float]]:
 
 
 def _end(course: Course) -> Command | None:
-    """The evaluation of a loop's result: of the best model where it keeps that, else of the last."""
+    """The evaluation of a loop's result: of the best model where it keeps that, on a test set of its own if there is
+    one; else of the last model."""
     if course.best and is_evaluation(course.best.command):
-        return course.best.command
+        return course.tested or course.best.command
     return next(reversed(evaluations(course.ran)), None)
 
 
@@ -116,14 +118,16 @@ def _ranking(ends: Sequence[tuple[Course, Command]]) -> Iterator[str]:
     with suppress(UserError, OSError, ValueError):
         ranked = sorted(ends, key=lambda each: facts.read(each[1], "").value, reverse=True)
         (high, top), (low, bottom) = ranked[0], ranked[-1]
-        yield f"{high.loop.title} ended highest: {_named(top)}{_against(low.loop.title, bottom, top)}."
+        rest = _against(low, bottom, top, low.loop.title)
+        yield f"{high.loop.title} ended highest: {_named(high, top)}{rest}{_chosen_by(high)}."
 
 
 def _gain(course: Course, end: Command) -> Iterator[str]:
     """What a loop gained on the first model that it evaluated on the same questions."""
     with suppress(UserError, OSError, ValueError):
         first = next(each for each in evaluations(course.ran) if _are_alike(each, end))
-        yield f"{course.loop.title} ended with {_named(end)}{_against('', first, end) if first is not end else ''}."
+        rest = _against(course, first, end) if first is not end else ""
+        yield f"{course.loop.title} ended with {_named(course, end)}{rest}{_chosen_by(course)}."
 
 
 def _are_alike(one: Command, other: Command) -> bool:
@@ -131,18 +135,28 @@ def _are_alike(one: Command, other: Command) -> bool:
     return all(one.flags.get(name) == other.flags.get(name) for name in ("name", "gen_n", "scoring", "few_shot"))
 
 
-def _named(evaluation: Command) -> str:
-    fact = facts.read(evaluation, "")
+def _named(course: Course, evaluation: Command) -> str:
+    fact, best = facts.read(evaluation, ""), course.best
+    if best and evaluation is course.tested:
+        return f"{model_name(best.command)} at {fact.spell(fact.value)} % on {evaluation.flags['name']}"
     return f"{model_name(evaluation)} at {fact.spell(fact.value)} %"
 
 
-def _against(title: str, other: Command, one: Command) -> str:
-    """How far one model is from another one, with the paired interval; "" where that is not to be had."""
+def _chosen_by(course: Course) -> str:
+    """By which data the result was chosen, whose accuracy there is flattering; "" where nothing was."""
+    if not course.best or not is_evaluation(course.best.command):
+        return ""
+    fact, data = course.best.fact, course.best.command.flags.get("name")
+    return f", chosen by {data} ({fact.spell(fact.value)} % there)" if course.tested else f", chosen by {data} itself"
+
+
+def _against(course: Course, other: Command, one: Command, title: str = "") -> str:
+    """How far one model is from another one, of `course`, with the paired interval; "" where that is not to be had."""
     if not _are_alike(one, other):
         return ""
     moved = facts.difference(other, one, "")
     low, high = moved.spell(moved.low, "+"), moved.spell(moved.high, "+")
     above = "above" if moved.value >= 0 else "below"
     unclear = ", which says nothing about which is better" * (moved.low <= 0 <= moved.high)
-    text = f", {moved.spell(abs(moved.value))} points {above} {title} {_named(other)}".replace("  ", " ")
+    text = f", {moved.spell(abs(moved.value))} points {above} {title} {_named(course, other)}".replace("  ", " ")
     return f"{text} (95 % interval of the difference {low} to {high}{unclear})"

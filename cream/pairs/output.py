@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cream import alarms
-from cream.cli import console, names, preflight
+from cream.cli import advice, console, names, preflight
 from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.files import journal
@@ -91,6 +91,8 @@ def write(
         names.register(registry[0], flags.register, target, overwrite=run.overwrite)
         log.info("registered as %s in %s", flags.register, registry[0].name)
     console.say_result("pairs: %s", target)
+    if not advice.is_wanted():
+        return
     if inputs.of_pool:
         log.info("next, join them with the labelled pairs:")
         log.info("  python prepare_data.py join SEED.json %s --output TRAIN.json", shlex.quote(str(target)))

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,8 @@ from cream.loops.loop import Loop
 from cream.loops.plan import Command
 from cream.pairs.choice import NUMBERED
 from cream.records import Answer, Item, Pair, R, Record, Rewards, Samples
+from cream.training.options import EVERY_RUN
+from cream.training.stages import STAGES
 
 KINDS = {Answer: "evaluation", Rewards: "rewards", Pair: "pairs", Samples: "samples"}
 TRAINING, MEASURED = "training", "measured"  # a run's folder; the rows of evaluate_reward.py
@@ -64,7 +66,12 @@ class Output:
 
     @property
     def settings(self) -> dict:
-        return self.about.get("settings", {})
+        """The flags that decide it, without those that only other training stages take."""
+        settings = self.about.get("settings", {})
+        if (stage := STAGES.get(settings.get("train_stage"))) is None:
+            return settings
+        foreign = EVERY_RUN.keys() - {each.name for each in fields(stage.Options)}
+        return {name: value for name, value in settings.items() if name not in foreign}
 
     def source(self, *names: str) -> Path | None:
         """The path of its input of one of these names."""

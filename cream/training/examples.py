@@ -13,7 +13,7 @@ from cream.model.hardware import Budget
 from cream.model.load import load_policy
 from cream.model.logprobs import LogProbs
 from cream.model.precision import Precision
-from cream.records import Pair
+from cream.records import Pair, nouns
 from cream.rewards.pairwise import check_labels
 from cream.scoring.cache import Source
 from cream.text.refusals import find_refusals
@@ -72,7 +72,7 @@ def _hold_out(job: Job, records: list, chat) -> tuple[list, list | None]:
         return split(records, options.eval_share, job.config.run.seed)
     kind = store.detect(job.held_out, skip=skip)
     if kind not in STAGES[job.name].RECORDS:
-        raise UserError(f"--eval_name {job.held_out} holds {kind.__name__} records, on which {job.name} does not train")
+        raise UserError(f"--eval_name {job.held_out} holds {nouns(kind)}, on which {job.name} does not train")
     held = list(store.read(job.held_out, kind, skip=skip))
     refused = find_refusals(job.held_out, held, chat, skip)
     return records, [record for record in held if record.uuid not in refused]

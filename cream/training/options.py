@@ -14,6 +14,7 @@ from cream.cli.flags import as_dict, chosen, deciding, flag, one_of
 from cream.errors import UserError, nearest
 from cream.files import store
 from cream.files.provenance import read_meta
+from cream.records import nouns
 from cream.training.stages import STAGES, implied_by
 
 StageFlags = one_of({name: stage.Options for name, stage in STAGES.items()})
@@ -211,12 +212,12 @@ def choose_stage(train_stage: str | None, flags, data: Path, skip: bool) -> tupl
     name = train_stage or implied_by(kind)
     if name is None or kind not in STAGES[name].RECORDS:
         trained = "; ".join(
-            f"{each} trains on {' or '.join(record.__name__ for record in stage.RECORDS)} records"
+            f"{each} trains on {' or '.join(map(nouns, stage.RECORDS))}"
             for each, stage in STAGES.items()
             if each == (train_stage or each)
         )
         given = "" if train_stage is None else f"--train_stage {train_stage}: "
-        raise UserError(f"{given}{data} holds {kind.__name__} records; {trained}")
+        raise UserError(f"{given}{data} holds {nouns(kind)}; {trained}")
     return name, build_stage(name, flags, read_meta(data) or {})
 
 
