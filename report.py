@@ -199,7 +199,7 @@ def _loop(path: Path, output_root: str | None, gold: list[Path]):
     course = Course(loop, lambda loop, parents: plan(loop, configs, "cpu", parents=parents))
     if course.problems:
         raise UserError("\n".join([f"{path} is not a loop that could run:", *course.problems]))
-    return of_loop(loop, course.expected(), gold)
+    return of_loop(course, gold)
 
 
 def describe_lineage(_: ReportConfig, words: list[str]) -> None:
