@@ -172,7 +172,7 @@ def find_runs(config: ReportConfig, words: list[str], *, started: bool = True) -
     nothing to report on; of a loop that has not `started` there may be nothing yet."""
     from cream.reporting import outputs
 
-    gold, runs, files = [Path(config.several.labels)] if config.several.labels else [], [], []
+    gold, runs, files = [Path(config.several.labels)] if config.several.labels else [], [], {}
     for word in words:
         place = _place(word)
         if place.suffix in (".yaml", ".yml"):
@@ -182,8 +182,8 @@ def find_runs(config: ReportConfig, words: list[str], *, started: bool = True) -
         elif place.is_dir() and not (place / "config.json").exists():
             runs.append(outputs.of_places(place.name or str(place), [place], gold))
         else:
-            files.append(place)
-    return runs + ([outputs.of_places(", ".join(map(str, files)), files, gold)] if files else [])
+            files[word] = place
+    return runs + ([outputs.of_places(", ".join(files), files.values(), gold)] if files else [])
 
 
 def _loop(path: Path, output_root: str | None, gold: list[Path]):

@@ -279,11 +279,11 @@ def _caps(own: Sequence[tuple[str, dict]]) -> Figure | None:
 
 
 def _tables(own: Sequence[tuple[str, dict]]) -> str:
-    columns = ("run", "pairs", "number", "mean C", "below ½, %", "label accuracy, %", "method", "for", "mean τ")
+    columns = ("run", "pairs", "mean C", "label accuracy, %", "below ½, %", "number", "method", "for", "mean τ")
     columns += ("standard deviation of C", "Spearman of C and margin")
     rows = [
-        (title, each["name"], each["pairs"], each["c"]["mean"], _percent(each["c"]["below_half"]),
-         each["labels"] and _percent(each["labels"]["right"]), each["method"], each["for"], each["tau"]["mean"],
+        (title, each["name"], each["c"]["mean"], each["labels"] and _percent(each["labels"]["right"]),
+         _percent(each["c"]["below_half"]), each["pairs"], each["method"], each["for"], each["tau"]["mean"],
          each["c"]["std"], each["c_with_margin"])
         for title, found in own
         for each in found["pairs"]
