@@ -36,7 +36,7 @@ from importlib import import_module
 from pathlib import Path
 
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, MODEL_FILES, Device, for_records, group
-from cream.alarms import AlarmFlags
+from cream.alarms import LIMITS, AlarmFlags, Limits
 from cream.cli import console, interrupts, names, preflight, screen
 from cream.cli.console import log
 from cream.cli.flags import parse, try_parse
@@ -105,7 +105,7 @@ def main(argv=None):
         text = "\n".join([table(columns, [alarmed.models for alarmed in found]), *lines, "", *sentences(each, found)])
         say_result("\n%s\n%.0f s in all", text, time.monotonic() - began)
         if config.loop.report:
-            report([(course.loop, course.ran) for course in each])
+            report(each, config.alarms.limits())
 
 
 def prepare(
@@ -163,15 +163,16 @@ def _size_of_training(loop: Loop, command: Command) -> float | None:
     return None
 
 
-def report(loops: list[tuple[Loop, list[Command]]]) -> None:
+def report(courses: list[Course], limits: Limits = LIMITS) -> None:
     """Write report.html into the output folder of the last loop, and print its path. The loops are finished: whatever
     goes wrong with the page is a line in the log."""
-    path = Path(loops[-1][0].output_dir, "report.html")
+    folders = [Path(course.loop.output_dir) for course in courses]
     try:
         from cream.reporting.outputs import of_loop
-        from cream.reporting.report import Files, write_all
+        from cream.reporting.report import Files, beside_larger, write_all
 
-        write_all(Files(path), [of_loop(loop, commands) for loop, commands in loops])
+        runs = [of_loop(course, limits=limits) for course in courses]
+        write_all(Files(beside_larger(folders[-1] / "report.html", runs, [each.name for each in folders])), runs)
     except ImportError as error:
         log.info("no report: %s; make setup installs what is missing", error)
     except Exception as error:

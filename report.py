@@ -185,7 +185,7 @@ def find_runs(config: ReportConfig, words: list[str], *, started: bool = True) -
     nothing to report on; of a loop that has not `started` there may be nothing yet."""
     from cream.reporting import outputs
 
-    gold, runs, files = [Path(config.several.labels)] if config.several.labels else [], [], []
+    gold, runs, files = [Path(config.several.labels)] if config.several.labels else [], [], {}
     for word in words:
         place = Path(word) if word.endswith((".yaml", ".yml")) else _place(word)
         if place.suffix in (".yaml", ".yml"):
@@ -195,8 +195,8 @@ def find_runs(config: ReportConfig, words: list[str], *, started: bool = True) -
         elif place.is_dir() and not (place / "config.json").exists():
             runs.append(outputs.of_places(place.name or str(place), [place], gold))
         else:
-            files.append(place)
-    return runs + ([outputs.of_places(", ".join(map(str, files)), files, gold)] if files else [])
+            files[word] = place
+    return runs + ([outputs.of_places(", ".join(files), files.values(), gold)] if files else [])
 
 
 def _loop(path: Path, output_root: str | None, gold: list[Path]):
@@ -212,7 +212,7 @@ def _loop(path: Path, output_root: str | None, gold: list[Path]):
     course = Course(loop, lambda loop, parents: plan(loop, configs, "cpu", parents=parents))
     if course.problems:
         raise UserError("\n".join([f"{path} is not a loop that could run:", *course.problems]))
-    return of_loop(loop, course.expected(), gold)
+    return of_loop(course, gold)
 
 
 def describe_lineage(_: ReportConfig, words: list[str]) -> None:

@@ -131,10 +131,15 @@ def describe(fired: Fired) -> str:
     return alarm.text.format(value=value, limit=limit, percent=100 * value, limit_percent=100 * limit) + step
 
 
+def page(fired: Fired) -> str:
+    """The file that explains it, and the heading there."""
+    alarm = ALARMS.get(fired["alarm"])
+    return f"{PAGE}#{alarm.anchor}" if alarm else PAGE
+
+
 def line(fired: Fired) -> str:
     """The line on the terminal."""
-    alarm = ALARMS.get(fired["alarm"])
-    return f"alarm: {describe(fired)}; see {PAGE}{f'#{alarm.anchor}' if alarm else ''}"
+    return f"alarm: {describe(fired)}; see {page(fired)}"
 
 
 def share(part: float, whole: float) -> float | None:

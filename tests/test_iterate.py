@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections import defaultdict
+from html import escape
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -838,6 +839,8 @@ def check_end(world, out):
     assert f" ended highest: M3 at {best:.1f} %" in ended and "95 % interval" in ended
     assert c.startswith("Mean C") and "small 0." in c and "plain 0." in c
     assert alarmed == "No alarm sounded." or alarmed.startswith("Alarms (!): ")
+    page = (world.folder / "outputs/plain/report.html").read_text()
+    assert all(f"<p>{escape(line)}</p>" in page for line in (ended, c, alarmed))
 
 
 def check_logs(world, printed):
@@ -891,6 +894,13 @@ def test_the_loop(workspace, two_loops):
     assert whole.count("is up to date (same settings and inputs)") == 30 and workspace.state() == before
     quiet = workspace.run(loop + " --quiet").out
     assert quiet.splitlines()[1].split() == ["model", "small", "plain"] and titles(quiet) == []
+
+    alone = workspace.run("iterate.py --device cpu --config plain.yaml --until 1")  # which leaves the page of both
+    assert (
+        "report: outputs/plain/report.plain.html" in alone.out
+        and "M3</td>" in (workspace.folder / "outputs/plain/report.plain.html").read_text()
+    )
+    assert {path: now for path, now in workspace.state().items() if path in before} == before
 
     for command in stages(workspace.run(loop + " --dry_run --output_root alone").out)[:15]:
         workspace.run(command)

@@ -201,7 +201,7 @@ def test_hostile_texts_are_shown_as_text(opened):
         assert tab.locator(f"{PAIR} script, {PAIR} img, {PAIR} b:not(.browser-title b)").count() == 0
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         if len(text) > 3000:
-            tab.locator(".browser-response").get_by_role("button", name="show all 10,000 characters").first.click()
+            tab.locator(".browser-response").get_by_role("button", name="show all 10\u202f000 characters").first.click()
             shown = tab.locator(f"{PAIR} .browser-response .browser-text").first.evaluate("each => each.textContent")
             assert shown == text
         tab.locator("#preferences [role=listbox]").focus()

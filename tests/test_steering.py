@@ -242,7 +242,7 @@ def test_the_report_says_what_was_decided_and_why(folder):
     section, whatever an earlier one of its folder decided."""
     change = {"stop_if": {"pairs.below_half": {"above": 0.5}, "pairs.mean_consistency": {"drift": 0.9}}}
     course, _ = play(change, [30, 44, 40, 60, 70])
-    run = of_loop(course.loop, course.ran)
+    run = of_loop(course)
     (decided,), told = steering.collect(run), decisions()
     assert decided == {name: told[name] for name in content(told)} | {"file": "out/decisions.json"}
     assert steering.collect(of_places("all", [Path("out/round1.accuracy.json")])) == [decided]
@@ -259,13 +259,12 @@ def test_the_report_says_what_was_decided_and_why(folder):
     assert plot["layout"]["yaxis"]["title"]["text"] == "accuracy, %" and len(measured["error_y"]["array"]) == 3
     (rule, said) = markdown.decisions({"steering": [decided]})
     assert "patience 1" in rule and said.count("\n- ") == len(told["said"]) - 1 and "no new best" in said
+    plain = msgspec.structs.replace(course.loop, keep=None, stop_if={})
+    undecided = of_loop(Course(plain, course.replan))
+    assert steering.collect(undecided) == [] and steering.show([{"title": "t", "steering": []}]) is None
     store.write_json(Path("out", NAME), told | {"rounds": [{"round": 1}]})
     with pytest.raises(UserError, match="decisions.json: damaged: Object missing required field"):
         steering.collect(run)
-    plain = msgspec.structs.replace(course.loop, keep=None, stop_if={})
-    assert (
-        steering.collect(of_loop(plain, course.ran)) == [] and steering.show([{"title": "t", "steering": []}]) is None
-    )
 
 
 @pytest.mark.slow

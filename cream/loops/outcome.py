@@ -90,12 +90,17 @@ def sentences(courses: Sequence[Course], found: Sequence[Alarms]) -> Iterator[st
     ]
     if means:
         yield f"Mean C, how far the two last models rank alike (1 fully, 0.5 by chance): {'; '.join(means)}."
+    yield where_alarms_sounded([course.loop.title for course in courses], found)
+
+
+def where_alarms_sounded(titles: Sequence[str], found: Sequence[Alarms]) -> str:
+    """In a sentence, the stages with an alarm; of several loops with the title of each."""
     where = [
-        f"{course.loop.title}, {title}"
-        for course, each in zip(courses, found, strict=True)
-        for title in dict.fromkeys(title for title, _ in each.fired)
+        f"{f'{title}, ' * (len(titles) > 1)}{stage}"
+        for title, each in zip(titles, found, strict=True)
+        for stage in dict.fromkeys(stage for stage, _ in each.fired)
     ]
-    yield f"Alarms (!): {'; '.join(where)}." if where else "No alarm sounded."
+    return f"Alarms (!): {'; '.join(where)}." if where else "No alarm sounded."
 
 
 def _means_of_c(rows: Sequence[dict]) -> list[tuple[int | None, float]]:

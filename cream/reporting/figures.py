@@ -188,6 +188,7 @@ def _figure(id, title, about, traces, x, y, numbers, layout: Mapping) -> Figure:
         "margin": {"l": 50, "r": 10, "t": 10, "b": 40},
         "height": HEIGHT + (LINE * len(traces) if len(traces) > 1 else 0),
         "dragmode": False,
+        "separators": ".\u202f",
         "hovermode": "closest",
         "showlegend": len(traces) > 1,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},

@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
+from cream.alarms import LIMITS, Limits
 from cream.errors import UserError
 from cream.evaluation.evaluate import summary_path
 from cream.evaluation.find import evaluations_by, without_copies
@@ -16,11 +17,11 @@ from cream.evaluation.tasks import grade_record
 from cream.files import lineage, store
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import ARGS, KIND, LAST, RUN, place_of, read_meta, read_sidecar
+from cream.loops.course import Course
 from cream.loops.decisions import NAME as DECISIONS
-from cream.loops.loop import Loop
-from cream.loops.plan import Command
 from cream.pairs.choice import NUMBERED
 from cream.records import Answer, Item, Pair, R, Record, Rewards, Samples
+from cream.reporting.naming import call
 from cream.training.options import EVERY_RUN
 from cream.training.stages import STAGES
 
@@ -32,10 +33,11 @@ SAME = ("results.json", "results.jsonl", "prompts.json")  # names of many output
 @dataclass(frozen=True, eq=False)
 class Output:
     """A record file or a training run's folder, and its sidecar: {} without one; of a run that still trains, its
-    args.json."""
+    args.json. `called`: a better name than that of its file."""
 
     path: Path
     about: dict
+    called: str | None = None
 
     @cached_property
     def kind(self) -> str | None:
@@ -51,12 +53,19 @@ class Output:
     @property
     def name(self) -> str:
         """How figures call it: a file's name without its ending; a run's folder."""
+        if self.called:
+            return self.called
         if self.path.name in SAME:
             return self.path.parent.name
         stem = self.path.name.partition(".json")[0].removesuffix(".evaluation")
         return (
             stem.partition(".rewarding.")[2].replace(f"-{LAST}", "") or stem
         )  # its default name begins with its input
+
+    @property
+    def finished(self) -> bool:
+        """Whether its stage has ended: a training run is there from its first step on."""
+        return self.kind != TRAINING or (self.path / RUN).exists()
 
     @property
     def script(self) -> str | None:
@@ -108,13 +117,22 @@ class Output:
 @dataclass(frozen=True)
 class Run:
     """Outputs that belong together, each before those made from it. `planned`: (title, path) of a loop's stages, done
-    or not. `gold`: files of questions with labels. `decisions`: what its steered loops decided."""
+    or not. `gold`: files of questions with labels. `decisions`: what its steered loops decided. `course`: of a loop,
+    gone through as far as it is on disk; `limits`: thresholds of its alarms."""
 
     title: str
     outputs: list[Output]
     planned: list[tuple[str, Path]] = field(default_factory=list)
     gold: Sequence[Path] = ()
     decisions: Sequence[Path] = ()
+    course: Course | None = None
+    limits: Limits = field(default_factory=lambda: LIMITS)
+
+    @property
+    def left(self) -> list[str]:
+        """Titles of a loop's stages that have no finished output."""
+        done = {output.path for output in self.outputs if output.finished}
+        return [title for title, path in self.planned if path not in done]
 
     def of(self, kind: str) -> list[Output]:
         """Its outputs of a kind."""
@@ -132,11 +150,13 @@ class Run:
         return names | tested | trained
 
 
-def of_loop(loop: Loop, commands: Sequence[Command], gold: Sequence[Path] = ()) -> Run:
-    """The run of a loop, from its planned commands: those of its outputs that exist."""
+def of_loop(course: Course, gold: Sequence[Path] = (), limits: Limits = LIMITS) -> Run:
+    """The run of a loop: those of its outputs that exist, whatever part of it ran last."""
+    loop, commands = course.loop, course.whole()
     found = [output for command in commands if (output := _output(command.output)) is not None]
     planned = [(command.title, command.output) for command in commands]
-    return Run(loop.title, found, planned, gold, _decisions([Path(loop.output_dir)] if loop.steered else []))
+    decisions = _decisions([Path(loop.output_dir)] if loop.steered else [])
+    return Run(loop.title, found, planned, gold, decisions, course, limits)
 
 
 def _decisions(folders: Iterable[Path]) -> list[Path]:
@@ -169,7 +189,7 @@ def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> 
             if about["inputs"].get("policy") in models and about["settings"].get("mode") == "evaluation":
                 _add(found, _output(meta.with_name(meta.name.removesuffix(".meta.json"))))
     decisions = _decisions(output.path.parent for output in found.values())
-    return Run(title, _ordered(found.values()), gold=gold, decisions=decisions)
+    return Run(title, call(_ordered(found.values())), gold=gold, decisions=decisions)
 
 
 def of_checkpoint(title: str, folder: Path) -> Run:

@@ -41,7 +41,7 @@ def write_all(files: Files, runs: Sequence[Run], seed: int = 0) -> None:
     chromium = export.find_browser() if files.figures else None
     numbers = collect(runs, seed)
     shown = sections(numbers, browser.of_runs(runs))
-    _write(named[".html"], page.build(_title(runs), shown))
+    _write(named[".html"], page.build(_title(runs), shown, runs=[run.title for run in runs]))
     say_result("report: %s", named[".html"])
     if files.markdown:
         _write(named[".md"], markdown.card(numbers))
@@ -70,6 +70,15 @@ def serve_page(find: Callable[[], Sequence[Run]], seed: int, port: int) -> None:
     say_result("watching %s; Ctrl-C ends it\n%s", title, server.url)
     with server, suppress(KeyboardInterrupt):
         server.serve_forever()
+
+
+def beside_larger(path: Path, runs: Sequence[Run], names: Sequence[str]) -> Path:
+    """Where the page of these runs goes: to `path`, but where the report there shows these runs beside others, which it
+    keeps, to a file beside it, named by `names`."""
+    held = page.runs_in(_head(path)) if path.exists() else []
+    if {run.title for run in runs} < {*held}:
+        return path.with_name(f"{path.stem}.{'-'.join(names)}{path.suffix}")
+    return path
 
 
 def _title(runs: Sequence[Run]) -> str:

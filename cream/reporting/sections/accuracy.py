@@ -8,7 +8,7 @@ from cream.evaluation.statistics import bootstrap_difference, table_rows
 from cream.records import Answer
 from cream.reporting.figures import Series, label, lines, section
 from cream.reporting.outputs import Output, Run
-from cream.reporting.page import Section, table
+from cream.reporting.page import Section, table, table_of_runs
 
 TITLE = "Accuracy"
 MACRO = "macro"
@@ -108,16 +108,7 @@ def _has(evaluations: Sequence[dict], task: str) -> bool:
 
 
 def _tables(tested: Sequence[tuple[str, list]], runs: Sequence[dict], between: Sequence[dict]) -> Iterator[str]:
-    columns = ("run", "model", "task", "questions", "correct", "accuracy, %", "from", "to")
-    columns += ("unanswered, %", "truncated, %", "tokens")
-    keys = ("accuracy", "low", "high", "unanswered_rate", "truncated_rate")
-    rows = [
-        (title, each["name"], row["task"], row["n"], row["correct"], *_percents(row, keys), row["mean_tokens"])
-        for title, evaluations in tested
-        for each in evaluations
-        for row in each["tasks"]
-    ]
-    yield f"<details><summary>all evaluations</summary>{table(columns, rows, 'with 95 % Wilson intervals')}</details>"
+    yield from _accuracies(runs)
     within: dict[tuple, dict] = {}  # those of evaluations that all runs share once, and without a run's name
     for run in runs:
         for each in run["accuracy"]["differences"]:
@@ -132,26 +123,51 @@ def _tables(tested: Sequence[tuple[str, list]], runs: Sequence[dict], between: S
         yield from _differences(title, found)
 
 
+def _accuracies(runs: Sequence[dict]) -> Iterator[str]:
+    """A table of the mean over tasks, and of all tasks below; models that an alarm concerns have a `!`."""
+    columns = ("run", "model", "accuracy, %", "from", "to", "task", "questions", "correct", "unanswered, %")
+    columns += ("truncated, %", "tokens")
+    chief, every = [], []
+    for run in runs:
+        marked = run["alarms"]["models"]
+        for each in run["accuracy"]["evaluations"]:
+            name, tasks = "! " * (each["name"] in marked) + each["name"], each["tasks"]
+            for row in tasks:
+                bounds = _of_mean(tasks) if row["task"] == MACRO else (row["low"], row["high"])
+                shares = map(_percent, (row["accuracy"], *bounds))
+                others = _percents(row, ("unanswered_rate", "truncated_rate"))
+                every.append((run["title"], name, *shares, row["task"], row["n"], row["correct"], *others,
+                              row["mean_tokens"]))  # fmt: skip
+                if row["task"] == MACRO or not _has([each], MACRO):
+                    chief.append(every[-1])
+    caption = "95 % intervals: Wilson, of a mean over tasks bootstrap"
+    if any(run["alarms"]["models"] for run in runs):
+        caption += "; ! an alarm, see the summary"
+    several = len(runs) > 1
+    yield table_of_runs(several, columns, chief, caption)
+    if len(every) > len(chief):
+        yield f"<details><summary>by task</summary>{table_of_runs(several, columns, every, caption)}</details>"
+
+
 def _differences(title: str, found: Sequence[dict]) -> Iterator[str]:
     """A table of the mean over tasks, and of all tasks below."""
     columns = (
         "A",
         "B",
-        "task",
-        "questions",
         "B - A, points",
         "from",
         "to",
+        "task",
+        "questions",
         "only A right",
         "only B right",
         "McNemar p",
     )
 
     def rows(tasks) -> list[tuple]:
-        shares = ("difference", "low", "high")
+        shares, others = ("difference", "low", "high"), ("task", "n", "only_a", "only_b", "p")
         return [
-            (each["a"], each["b"], *(row[key] for key in ("task", "n")), *_percents(row, shares),
-             *(row[key] for key in ("only_a", "only_b", "p")))
+            (each["a"], each["b"], *_percents(row, shares), *(row[key] for key in others))
             for each in found
             for row in tasks(each.get("tasks", ()))
         ]  # fmt: skip

@@ -8,7 +8,7 @@ import msgspec
 from cream.loops.decisions import DecisionFile
 from cream.reporting.figures import Figure, Series, lines, section
 from cream.reporting.outputs import Run
-from cream.reporting.page import Section, table
+from cream.reporting.page import Section, table_of_runs
 
 TITLE = "Decisions"
 VALUES = ("value", "low", "high")
@@ -98,12 +98,15 @@ def _value(row: dict, key: str) -> float | None:
 
 def _tables(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
     rows = [
-        (title, row["round"], row["starts_from"], _metric(decided), *(_value(row, key) for key in VALUES), row["model"],
-         "kept" if decided["best"] and row["round"] == decided["best"]["round"] else "")
+        (title, row["round"], *(_value(row, key) for key in VALUES),
+         "kept" if decided["best"] and row["round"] == decided["best"]["round"] else "",
+         _metric(decided), row["starts_from"], row["model"])
         for title, decided in own
         for row in decided["rounds"]
     ]  # fmt: skip
-    columns = ("run", "round", "starts from round", "metric", "value", "from", "to", "model", "result")
-    yield table(columns, rows, "measured models") if rows else ""
+    columns = ("run", "round", "value", "from", "to", "result", "metric", "starts from round", "model")
+    several = len({title for title, _ in own}) > 1
+    yield table_of_runs(several, columns, rows, "measured models") if rows else ""
     gone = [(title, name, each["bytes"]) for title, decided in own for name, each in decided["deleted"].items()]
-    yield table(("run", "training run", "bytes"), gone, "checkpoints that --keep has deleted") if gone else ""
+    columns, caption = ("run", "training run", "bytes"), "checkpoints that --keep has deleted"
+    yield table_of_runs(several, columns, gone, caption) if gone else ""

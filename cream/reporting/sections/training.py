@@ -6,12 +6,11 @@ from html import escape
 
 import msgspec
 
-from cream.files.provenance import RUN
 from cream.loops.plan import TRAIN
 from cream.records import Samples
 from cream.reporting.figures import Figure, Series, bars, lines, section
 from cream.reporting.outputs import TRAINING, Output, Run
-from cream.reporting.page import Section, table
+from cream.reporting.page import Section, table_of_runs
 
 TITLE = "Training and time"
 CURVES = {  # of log.jsonl: title, axis, what it is
@@ -39,16 +38,11 @@ def collect(run: Run, others: Sequence[Run] = ()) -> dict:
     """`curves`: each training run, its log and counts; `stages`: each output, its records, seconds and tokens, and what
     was reused for it; `left`: titles of a loop's stages that have no output yet. `others`: the runs that are shown
     beside it, which may share outputs."""
-    done = {output.path for output in run.outputs if not _running(output)}
     return {
         "curves": [_curves(output) for output in run.of(TRAINING)],
         "stages": [_stage(each, [run.title for run in others if each in run.outputs]) for each in run.outputs],
-        "left": [title for title, path in run.planned if path not in done],
+        "left": run.left,
     }
-
-
-def _running(output: Output) -> bool:
-    return output.kind == TRAINING and not (output.path / RUN).exists()
 
 
 def _curves(output: Output) -> dict:
@@ -56,7 +50,7 @@ def _curves(output: Output) -> dict:
         "name": output.name,
         "folder": str(output.path),
         "stage": output.settings.get("train_stage"),
-        "finished": not _running(output),
+        "finished": output.finished,
         "counts": output.about.get("counts", {}),
         "last": output.about.get("last", {}),
         "log": list(_log(output)),
@@ -83,7 +77,7 @@ def _stage(output: Output, shared_with: Sequence[str]) -> dict:
         "name": output.name,
         "path": str(output.path),
         "script": output.script,
-        "finished": not _running(output),
+        "finished": output.finished,
         "records": counts.get("out", counts.get("trained_on")),
         "dropped": sum(value for value in counts.get("dropped", {}).values()),
         "seconds": about.get("wall_seconds"),
@@ -191,7 +185,8 @@ def _reuse(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
     places = {place: words for place, words in PLACES.items() if any(counts[place] for *_, counts in counted)}
     columns = ("run", "scores of", "in all", *places.values())
     rows = [(title, what, counts.total(), *(counts[place] for place in places)) for title, what, counts in counted]
-    yield table(columns, rows, "what was computed, and what was there already") if rows else ""
+    caption = "what was computed, and what was there already"
+    yield table_of_runs(len(own) > 1, columns, rows, caption) if rows else ""
 
 
 def _sources(stages: Iterable[dict]) -> Counter[str]:
@@ -205,17 +200,18 @@ def _status(own: Sequence[tuple[str, dict]]) -> str:
         for title, found in own
         if found["left"] or not all(row["finished"] for row in found["stages"])
     ]
-    return table(("run", "interrupted, or still running", "not finished yet"), rows, "unfinished") if rows else ""
+    columns = ("run", "interrupted, or still running", "not finished yet")
+    return table_of_runs(len(own) > 1, columns, rows, "unfinished") if rows else ""
 
 
 def _table(own: Sequence[tuple[str, dict]]) -> str:
-    columns = ("run", "output", "script", "records", "skipped", "seconds", "tokens sampled", "peak memory, GB")
+    columns = ("run", "output", "script", "seconds", "records", "skipped", "tokens sampled", "peak memory, GB")
     columns += ("scores", "not computed again", "records kept from an interrupted run", "shared with")
-    keys = ("name", "script", "records", "dropped", "seconds", "tokens", "memory_gb")
+    keys = ("name", "script", "seconds", "records", "dropped", "tokens", "memory_gb")
     rows = []
     for title, found in own:
         for row in found["stages"]:
             scores = _sources([row])
             known = (scores.total(), scores.total() - scores["computed"]) if scores else (None, None)
             rows.append((title, *(row[key] for key in keys), *known, row["resumed"], ", ".join(row["shared_with"])))
-    return f"<details><summary>all stages</summary>{table(columns, rows)}</details>"
+    return f"<details><summary>all stages</summary>{table_of_runs(len(own) > 1, columns, rows)}</details>"
