@@ -2,7 +2,7 @@
 
 With any model transformers imports PyTorch's compiler (`torch._dynamo`, with triton), DTensor and scipy, and it reads
 lists of all installed files, for features that no stage has. The compiler is imported when something is asked of it
-that needs it; until then a stand-in has the rest.
+that needs it; until then a stand-in has the rest. Only without NVIDIA's driver: on a GPU the compiler is used.
 """
 
 import atexit
@@ -15,11 +15,13 @@ from importlib import import_module, metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 COMPILER = "torch._dynamo"
 TENSOR = "torch.distributed.tensor"
 PART = f"{COMPILER}._trace_wrapped_higher_order_op"
+DRIVER = Path("/dev/nvidiactl")
 OWN = ("accelerate", "mistral_common", "torch")  # packages whose distributions have their names
 
 
@@ -28,7 +30,7 @@ def import_quickly() -> None:
     start, and as long again at the end."""
     gc.set_threshold(50_000, 20, 20)
     sys.modules.setdefault("sklearn", None)
-    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
+    if not any(isinstance(finder, Finder) for finder in sys.meta_path) and not DRIVER.exists():
         sys.meta_path.insert(0, Finder())
         atexit.register(_end_quickly)
         if COMPILER not in sys.modules:
