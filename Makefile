@@ -28,7 +28,7 @@ test-fast: setup ## only the tests that take seconds
 real: setup ## make assets/smollm2, a real language model for two CPU cores (93 MB to download, 540 MB on disk)
 	@$(python) scripts/make_smollm2.py $(if $(package),--package "$(package)")
 
-test-real: real ## the tests that need the model of make real, and ../shared (three minutes)
+test-real: real ## the tests that need the model of make real, and of test data that is not in this repository where there is any (three minutes)
 	OMP_NUM_THREADS=2 SMOLLM2_WHEEL="$(package)" $(python) -m pytest -m real --durations 25 --durations-min 1
 
 mutants: setup ## put bugs into the code one at a time and list those that no test sees (an hour or two, not in CI)

@@ -16,8 +16,9 @@ from cream.cli.flags import flag, parse
 from cream.errors import UserError
 from cream.pairs import extremes, oracle
 from cream.pairs.build import Rules
+from cream.pairs.files import Inputs
 from cream.pairs.inputs import LABELS, PREVIOUS, REWARDS
-from cream.pairs.output import Inputs, PairOutput, write
+from cream.pairs.output import PairOutput, write
 from cream.records import METHODS, RANKS
 
 EXAMPLE = """\

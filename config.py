@@ -83,7 +83,9 @@ class Device:
         parts = [part.strip() for part in text.split(",")]
         on_cpu, on_gpus = {*parts} == {"cpu"}, all(map(str.isdigit, parts)) and len({*parts}) == len(parts)
         if not on_cpu and not on_gpus:
-            raise UserError(f"--device {self.device}: expected cpu, cpu,cpu or distinct GPU ids such as 0,1")
+            raise UserError(
+                f"--device {self.device}: expected auto, cpu, cpu,cpu (two processes) or distinct GPU ids such as 0,1"
+            )
         if on_gpus and not has_gpu():
             raise UserError(f"--device {self.device}: no NVIDIA device is visible here; use --device cpu")
         return parts
@@ -162,7 +164,7 @@ class Model:
 
     model: str | None = flag(
         None,
-        "base model: llama3, llama2, tiny, a Hugging Face id or a folder; none: llama3 with a GPU, tiny without",
+        "base model: llama3, llama2, smollm2, tiny, a Hugging Face id or a folder; none: llama3 with a GPU, tiny without",
         decides=False,
     )
     checkpoint: str | None = flag(

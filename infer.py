@@ -14,7 +14,7 @@ from pathlib import Path
 
 from config import DATASET_FILES, DATASETS, Cluster, Device, Model, RandomRun, for_next_stage, group, settings
 from cream.alarms import AlarmFlags
-from cream.cli import console, names
+from cream.cli import advice, console, names
 from cream.cli.console import log
 from cream.cli.flags import parse
 from cream.data import synthesis
@@ -106,6 +106,7 @@ def sample(config: InferConfig) -> None:
         sampling.sample(output, loaded, prompts, sysprompt, plan, **how)
     if not run.dry_run:
         console.say_result("samples: %s", output.path)
+    if not run.dry_run and advice.is_wanted():
         log.info(sampling.next_step(output.path, folder, model.checkpoint, for_next_stage(config)))
         if prompts.kind is Conversation:
             log.info("or, for SPIN:\n  %s", sampling.spin(output.path, path))

@@ -36,7 +36,7 @@ from importlib import import_module
 from pathlib import Path
 
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, MODEL_FILES, Device, for_records, group
-from cream.alarms import AlarmFlags
+from cream.alarms import LIMITS, AlarmFlags, Limits
 from cream.cli import console, interrupts, names, preflight, screen
 from cream.cli.console import log
 from cream.cli.flags import parse, try_parse
@@ -61,8 +61,8 @@ SCRIPTS = (*STAGES, "evaluate_reward.py", "prepare_data.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
 RESUME = "the same command resumes from there"
 CHANGED = (  # what a stage advises, another output of its own, cannot be said in a loop
-    "; where a setting was changed give the file another {key} than {folder}, or repeat the command above once "
-    "with --overwrite, and so for the later stages that read its output"
+    "; where a setting was changed give the file another {key} than {folder}, or replace this output, and so those of "
+    "later stages that read it:\n  {again} --overwrite"
 )
 
 
@@ -105,7 +105,7 @@ def main(argv=None):
         text = "\n".join([table(columns, [alarmed.models for alarmed in found]), *lines, "", *sentences(each, found)])
         say_result("\n%s\n%.0f s in all", text, time.monotonic() - began)
         if config.loop.report:
-            report([(course.loop, course.ran) for course in each])
+            report(each, config.alarms.limits())
 
 
 def prepare(
@@ -134,18 +134,21 @@ def run(course: Course, *, dry_run: bool = False, keep: Sequence[str] = (), othe
     `others`: commands of other loops, which may read this one's models."""
     loop, course.dry = course.loop, dry_run
     need = disk.estimate(course, keep, partial(_size_of_training, loop))
+    course.free = disk.Cleaner(keep, CHECKPOINTS, others) if keep else course.free
     if not dry_run:
         disk.check(course, need)
-        course.free = disk.Cleaner(keep, CHECKPOINTS, others) if keep else course.free
     for number, command in enumerate(course, 1):
         line = f"$ {shlex.join(['python', command.script, *command.argv()])}"
         whole = dry_run or screen.is_verbose()
         title = f"[{loop.title} {number}/{len(course.planned)}] {command.title}"
+        title += f": {made}" if dry_run and (made := disk.describe_made(command)) else ""
         log.info("%s", f"\n{title}\n{line}" if whole else title)
         if not dry_run and (code := _run(command, loop, line)):
             sys.exit(code)
     if dry_run:
         log.info("\n[%s] %s", loop.title, need)
+        if keep and any(each.script == TRAIN and each.place.part == 1 for each in need.left):
+            log.info("--keep %s: of rounds still to run, other checkpoints are deleted in time", ",".join(keep))
 
 
 def _size_of_training(loop: Loop, command: Command) -> float | None:
@@ -160,15 +163,16 @@ def _size_of_training(loop: Loop, command: Command) -> float | None:
     return None
 
 
-def report(loops: list[tuple[Loop, list[Command]]]) -> None:
+def report(courses: list[Course], limits: Limits = LIMITS) -> None:
     """Write report.html into the output folder of the last loop, and print its path. The loops are finished: whatever
     goes wrong with the page is a line in the log."""
-    path = Path(loops[-1][0].output_dir, "report.html")
+    folders = [Path(course.loop.output_dir) for course in courses]
     try:
-        from cream.reporting.outputs import of_commands
-        from cream.reporting.report import Files, write_all
+        from cream.reporting.outputs import of_loop
+        from cream.reporting.report import Files, beside_larger, write_all
 
-        write_all(Files(path), [of_commands(loop.title, commands) for loop, commands in loops])
+        runs = [of_loop(course, limits=limits) for course in courses]
+        write_all(Files(beside_larger(folders[-1] / "report.html", runs, [each.name for each in folders])), runs)
     except ImportError as error:
         log.info("no report: %s; make setup installs what is missing", error)
     except Exception as error:
@@ -197,16 +201,16 @@ def _run(command: Command, loop: Loop, line: str) -> int | None:
     if not wrote and code in (None, 0, 2):
         stage_log.undo()
     if failed:
-        _say_failed(command, loop, code, stage_log)
+        _say_failed(command, loop, code, stage_log, line)
     elif not code:
         log.info("    %s%s; %.1f s", "" if wrote else "up to date: ", outcome(command), time.monotonic() - began)
     return code
 
 
-def _say_failed(command: Command, loop: Loop, code: int, stage_log: StageLog) -> None:
+def _say_failed(command: Command, loop: Loop, code: int, stage_log: StageLog, line: str) -> None:
     folder = command.output.parent
     key = "base_dir" if loop.base_dir is not None and folder == Path(loop.base_dir) else "output_dir"
-    changed = CHANGED.format(key=key, folder=folder) if code == 2 else ""
+    changed = CHANGED.format(key=key, folder=folder, again=line.removeprefix("$ ")) if code == 2 else ""
     more = f"\nlog: {stage_log.path}" if stage_log.has_more() else ""
     end = "" if code == 2 else f"{stage_log.end()}\n"  # an error that the user can fix is on the terminal
     screen.show_error(f"{end}{command.title} ended with {code}; {RESUME}{changed}{more}")

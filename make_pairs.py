@@ -16,7 +16,8 @@ from cream.cli.flags import chosen, deciding, flag, one_of, parse
 from cream.errors import UserError
 from cream.pairs import PAIRS, all_inputs
 from cream.pairs.build import Rules
-from cream.pairs.output import Inputs, PairOutput, write
+from cream.pairs.files import Inputs
+from cream.pairs.output import PairOutput, write
 from cream.records import METHODS
 
 EXAMPLE = """\

@@ -53,7 +53,7 @@ class PrepareConfig:
 @console.stage
 def main(argv=None):
     words: list[str] = []
-    lines = "\n".join(f"{describe(name):19} {command.ABOUT}" for name, command in COMMANDS.items())
+    lines = "\n".join(f"{describe(name):19}  {command.ABOUT}" for name, command in COMMANDS.items())
     config = parse(PrepareConfig, argv, description=f"{__doc__}\n\n{lines}", example=EXAMPLE, words=words)
     command, *rest = check(config, {"words": words})
     COMMANDS[command].run(rest, getattr(config.options, f"of_{command}"), config)

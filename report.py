@@ -24,12 +24,13 @@ from config import CHECKPOINTS, DATASETS, Run, group
 from cream.cli import console, names
 from cream.cli.flags import as_dict, flag, parse
 from cream.cli.screen import say_result
-from cream.errors import UserError
+from cream.errors import UserError, nearest
 from cream.evaluation import compare as comparison
 from cream.evaluation.compare import CompareFlags
 from cream.evaluation.find import choose_pair, evaluations_of
 from cream.evaluation.tasks import questions_in
 from cream.files import journal, lineage, store
+from cream.files.raw import did_you_mean
 from cream.records import Answer, Record, Rewards
 
 EXAMPLE = """\
@@ -132,7 +133,8 @@ def main(argv=None):
     command = COMMANDS.get(name)
     if command is None or len(places) != (command.count or max(1, len(places))):
         *most, last = (f"{each} {command.words}" for each, command in COMMANDS.items())
-        raise UserError(f"expected a command and its paths: {', '.join(most)}, or {last}")
+        near = nearest(name, COMMANDS) if name and command is None else ""
+        raise UserError(f"expected a command and its paths: {', '.join(most)}, or {last}{near}")
     default = as_dict(ReportConfig())
     if foreign := [
         flag for flag, value in as_dict(config).items() if value != default[flag] and flag not in command.flags
@@ -142,12 +144,24 @@ def main(argv=None):
     command.run(config, places)
 
 
-def _place(word: str) -> Path:
+def _registered() -> dict[str, str]:
+    return names.read_registry(DATASETS) | names.read_registry(CHECKPOINTS)
+
+
+def _named(word: str) -> Path:
     """A path, or the path of a registered name."""
-    registered = names.read_registry(DATASETS) | names.read_registry(CHECKPOINTS)
-    if Path(word).exists() or word not in registered:
+    if Path(word).exists() or word not in _registered():
         return Path(word)
-    return Path(os.path.relpath(names.in_root(registered[word])))
+    return Path(os.path.relpath(names.in_root(_registered()[word])))
+
+
+def _place(word: str) -> Path:
+    """The same. Raises UserError where nothing is there."""
+    place = _named(word)
+    if not place.exists():
+        near = did_you_mean(place, _registered())
+        raise UserError(f"{word}: no such file or folder, nor a registered name{near}")
+    return place
 
 
 def html(config: ReportConfig, words: list[str]) -> None:
@@ -171,9 +185,9 @@ def find_runs(config: ReportConfig, words: list[str], *, started: bool = True) -
     nothing to report on; of a loop that has not `started` there may be nothing yet."""
     from cream.reporting import outputs
 
-    gold, runs, files = [Path(config.several.labels)] if config.several.labels else [], [], []
+    gold, runs, files = [Path(config.several.labels)] if config.several.labels else [], [], {}
     for word in words:
-        place = _place(word)
+        place = Path(word) if word.endswith((".yaml", ".yml")) else _place(word)
         if place.suffix in (".yaml", ".yml"):
             runs.append(_loop(place, config.html.output_root, gold))
             if started and not runs[-1].outputs:
@@ -181,8 +195,8 @@ def find_runs(config: ReportConfig, words: list[str], *, started: bool = True) -
         elif place.is_dir() and not (place / "config.json").exists():
             runs.append(outputs.of_places(place.name or str(place), [place], gold))
         else:
-            files.append(place)
-    return runs + ([outputs.of_places(", ".join(map(str, files)), files, gold)] if files else [])
+            files[word] = place
+    return runs + ([outputs.of_places(", ".join(files), files.values(), gold)] if files else [])
 
 
 def _loop(path: Path, output_root: str | None, gold: list[Path]):
@@ -190,7 +204,7 @@ def _loop(path: Path, output_root: str | None, gold: list[Path]):
     from cream.loops.course import Course
     from cream.loops.plan import plan
     from cream.loops.reading import read_loop
-    from cream.reporting.outputs import of_commands
+    from cream.reporting.outputs import of_loop
     from iterate import SCRIPTS, config_of
 
     configs = {script: config_of(script) for script in SCRIPTS}
@@ -198,7 +212,7 @@ def _loop(path: Path, output_root: str | None, gold: list[Path]):
     course = Course(loop, lambda loop, parents: plan(loop, configs, "cpu", parents=parents))
     if course.problems:
         raise UserError("\n".join([f"{path} is not a loop that could run:", *course.problems]))
-    return of_commands(loop.title, course.expected(), gold)
+    return of_loop(course, gold)
 
 
 def describe_lineage(_: ReportConfig, words: list[str]) -> None:
@@ -262,7 +276,8 @@ def judge(config: ReportConfig, words: list[str]) -> None:
 
 def compare(config: ReportConfig, words: list[str]) -> None:
     """Print how two evaluations differ, and the first flipped items; write all of these to --output."""
-    a, b = choose_pair(*(evaluations_of(word, _place(word)) for word in words), tuple(words))
+    known = _registered()
+    a, b = choose_pair(*(evaluations_of(word, _named(word), known) for word in words), tuple(words))
     run, flags, provenance = config.run, config.several, config.run.provenance()
     settings = [provenance.output(name, path).get("settings") for name, path in (("a", a), ("b", b))]
     for path in (a, b):

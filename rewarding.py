@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from config import Cluster, Device, Model, TrialRun, for_next_stage, group
+from config import CHECKPOINTS, Cluster, Device, Model, TrialRun, for_next_stage, group
 from cream.alarms import AlarmFlags
-from cream.cli import console, preflight
+from cream.cli import advice, console, preflight
 from cream.cli.console import log
 from cream.cli.flags import flag, one_of, parse
 from cream.errors import UserError
@@ -84,8 +84,8 @@ class RewardConfig:
 def main(argv=None):
     config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
     run, target, reward, folders, ranks = make_rewards(config)
-    if ranks and not config.run.dry_run:
-        stage.next_commands(run, target, reward, config.model, folders, partial(for_next_stage, config))
+    if ranks and not config.run.dry_run and advice.is_wanted():
+        stage.next_commands(run, target, reward, config.model, folders, CHECKPOINTS, partial(for_next_stage, config))
 
 
 def make_rewards(config: RewardConfig) -> tuple[passes.Run, Path, str, dict[str, Path], bool]:

@@ -62,6 +62,7 @@ def main(argv=None):
     if not is_first_process():
         console.log.setLevel("WARNING")
     o, devices = config.optimisation, config.device.devices()
+    options.check_installed(o, config.output, devices[0] == "cpu")
     dataset = config.data.name or ("tiny_sft" if config.model.name() == "tiny" else "oasst_sft")
     if not (data := names.dataset(dataset, DATASET_FILES, DATASETS)).exists():
         raise names.missing_data(dataset, data)
@@ -80,7 +81,6 @@ def main(argv=None):
     console.log.info("%s of %s on %s -> %s", name.upper(), start, data, run)
     if stage.summary:
         console.log.info(stage.summary)
-    options.check_installed(o, config.output, devices[0] == "cpu")
     if config.output.register is not None:
         names.check_free(CHECKPOINTS, config.output.register, run / LAST, overwrite=config.run.overwrite)
     sources, overwrite = provenance.sources.values(), config.run.overwrite
@@ -158,7 +158,8 @@ def _other_data(flag_name: str, name: str | None) -> Path | None:
 
 def _train(config: TrainConfig, name, stage, start: Path, data: Path, run, header, limit, provenance, *others) -> None:
     from cream.training import launch, parallel
-    from cream.training.run import Job, work
+    from cream.training.job import Job
+    from cream.training.run import work
 
     o = config.optimisation
     clear = folder.starts_again(run, header, config.run.overwrite, o.resume)

@@ -20,15 +20,15 @@ from workload import SHARED, run
 QUICK = {  # script -> the work of --quick; lengths are given where real ones would need ../shared
     "score.py": "--work 600/250 --sizes 2 --rounds 1",
     "dpo_step.py": "--work 120/150 --sizes 8 --rounds 1",
-    "sft_step.py": "--work 120/150 --sizes 16 --rounds 1",
+    "sft_step.py": "--work 120/150 --sizes 8 --rounds 1",
     "iteration.py": "--work 300/150 --sizes 2 --rounds 1",
     "reward_step.py": "--work 300/150 --sizes 8 --rounds 1",
-    "rloo_step.py": "--sizes 4 --rounds 1",
+    "rloo_step.py": "--sizes 2 --rounds 1",
     "reward_score.py": "--sizes 1 --rounds 1",
     "prm_score.py": "--sizes 1 --rounds 1",
     "pairwise_score.py": "--prompts 1 --rounds 1",
     "sampling.py": "--prompt_len 100 --prompts 16 --rounds 1",
-    "judge.py": "--rounds 1",
+    "judge.py": "--prompts 4 --rounds 1",
     "memory.py": "--sizes 8 --rounds 1",
     "consistency.py": "--prompts 100000 --rounds 1 --lines 10000",
 }

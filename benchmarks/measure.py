@@ -86,11 +86,11 @@ def used_memory(device: str) -> int:
 
 
 def side(name: str, seconds: list[float], operations: float, rate: float) -> None:
-    """Prints a side's seconds beside what its operations take at the machine's rate."""
+    """Prints a side's seconds beside what its operations take at the machine's rate, and the share (MFU)."""
     middle, best = statistics.median(seconds), operations / rate
     print(
         f"  {name:20} {middle:8.2f} s ({min(seconds):.2f} to {max(seconds):.2f}); {operations / 1e9:.0f} G operations, "
-        f"{best:.2f} s at {rate / 1e9:.0f} G/s"
+        f"{best:.2f} s at {rate / 1e9:.0f} G/s: {100 * best / middle:.0f} % of it"
     )
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py
     python benchmarks/sampling.py --work oasst --answer_len 256
-    python benchmarks/sampling.py --top_p 1     # harder: vLLM need not sort, so that our own work weighs more
+    python benchmarks/sampling.py --top_p 1     # harder: vLLM need not sort
     python benchmarks/sampling.py --prompt_len 100 --prompts 16 --answer_len 32     # without ../shared, quick
 
 bare   vllm.LLM.generate on token ids: no seeds, no log-probabilities; it gives the texts back

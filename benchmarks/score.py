@@ -7,6 +7,7 @@ python benchmarks/score.py --work 600/250 --sizes 4,8,16
 
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import torch
 from measure import interleaved, machine, ratio, side, trees
@@ -28,9 +29,9 @@ def main() -> None:
     rate = matrix_rate(device, dtype, 2048)
     print(machine())
     lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder), shape, args.words, args.seed)
-        plain, policy = (load_policy(Path(folder), dtype, device) for _ in range(2))
+    with tempfile.TemporaryDirectory() as name:
+        folder = save_model(Path(name), shape, args.words, args.seed)
+        plain, policy = (load_policy(folder, dtype, device) for _ in range(2))
         model = LogProbs(policy)
         for work in args.work:
             for size in args.sizes:
@@ -48,6 +49,10 @@ def main() -> None:
                 print(f"\n{work}: {size} prompts x {args.answers} answers, {counted[1].tokens} tokens in trees")
                 side("released procedure", seconds["released procedure"], theirs, rate)
                 side("trees", seconds["trees"], ours, rate)
+                print(
+                    f"  trees: {size * args.answers / median(seconds['trees']):.1f} responses/s, "
+                    f"{counted[1].tokens / median(seconds['trees']):.0f} tokens/s"
+                )
                 name = f"score_{work.replace('/', '_')}"
                 lines += ratio(name, seconds["released procedure"], seconds["trees"], theirs / ours)
     print("", *lines, sep="\n")

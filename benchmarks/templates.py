@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cream.errors import UserError
 from cream.records import Message
-from cream.text.chat import Chat, Refused
+from cream.text.chat import Chat
+from cream.text.rendering import Refused
 from cream.text.thoughts import USUAL
 
 MARK = re.compile(r"<\|[^|<>\s'\"]+\|>|<｜[^｜<>\s'\"]+｜>|</?[a-z_]+>|<\|[a-z_]+>|<[a-z_]+\|>|\[/?[A-Z_]+\]")

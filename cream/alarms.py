@@ -46,30 +46,31 @@ SAME = {  # metrics of policy gradients -> what alarms know them as
 }
 ALARMS = {
     # sampling, and training on samples
-    "truncated": Alarm(UP, 0.1, "{value:.0%} of responses are truncated (threshold {limit:.0%}); truncated responses enter no pair", "truncated-responses"),
-    "distinct": Alarm(DOWN, 0.5, "only {value:.0%} of responses are distinct (threshold {limit:.0%}); equal responses say nothing about preference", "few-distinct-responses"),
+    "truncated": Alarm(UP, 0.1, "{percent:.0f} % of responses are truncated (threshold {limit_percent:g} %); truncated responses enter no pair", "truncated-responses"),
+    "distinct": Alarm(DOWN, 0.5, "only {percent:.0f} % of responses are distinct (threshold {limit_percent:g} %); equal responses say nothing about preference", "few-distinct-responses"),
     "length_drift": Alarm(UP, 1.5, "mean response length changed by a factor of {value:.2f} (threshold {limit:g}); rewards may follow length", "response-lengths-drift"),
     # rewards and pairs
-    "no_reward": Alarm(UP, 0.1, "{value:.0%} of responses have no reward (threshold {limit:.0%}); the reasons are above", "responses-without-a-reward"),
-    "flat_rewards": Alarm(UP, 0.3, "all rewards are equal for {value:.0%} of prompts (threshold {limit:.0%}), which give no pair", "equal-rewards"),
-    "tied_rewards": Alarm(UP, 0.5, "{value:.0%} of distinct responses have the reward of another one (threshold {limit:.0%}); ties blur the ranking", "equal-rewards"),
-    "no_pair": Alarm(UP, 0.5, "{value:.0%} of prompts have no pair (threshold {limit:.0%}); the reasons are above", "few-pairs"),
+    "no_reward": Alarm(UP, 0.1, "{percent:.0f} % of responses have no reward (threshold {limit_percent:g} %); the reasons are above", "responses-without-a-reward"),
+    "flat_rewards": Alarm(UP, 0.3, "all rewards are equal for {percent:.0f} % of prompts (threshold {limit_percent:g} %), which give no pair", "equal-rewards"),
+    "tied_rewards": Alarm(UP, 0.5, "{percent:.0f} % of distinct responses have the reward of another one (threshold {limit_percent:g} %); ties blur the ranking", "equal-rewards"),
+    "no_pair": Alarm(UP, 0.5, "{percent:.0f} % of prompts have no pair (threshold {limit_percent:g} %); the reasons are above", "few-pairs"),
     "length_bias": Alarm(UP, 0.9, "rewards and lengths correlate by {value:.2f} in size (threshold {limit:g}); training may learn length alone", "rewards-follow-length"),
     "c_contradicts": Alarm(DOWN, 0.5, "mean C is below 1/2 (95 % upper bound {value:.3f}, threshold {limit:g}): the two rankings contradict each other; a reward may have the wrong sign, or a file belong to another model", "mean-c-near-or-below-one-half"),
     "c_undecided": Alarm(DOWN, 0.55, "mean C is not clearly above 1/2 (95 % lower bound {value:.3f}, threshold {limit:g}): the two rankings say little about which response is better", "mean-c-near-or-below-one-half"),
-    "c_below_half": Alarm(UP, 0.3, "C is below 1/2 for {value:.0%} of prompts (threshold {limit:.0%}); with their own C (consistency_dyn) training prefers the rejected response", "pairs-trained-in-reverse"),
+    "c_below_half": Alarm(UP, 0.3, "C is below 1/2 for {percent:.0f} % of prompts (threshold {limit_percent:g} %); with their own C (consistency_dyn) training prefers the rejected response", "pairs-trained-in-reverse"),
     # training
     "kl": Alarm(UP, 20, "the KL to the reference is {value:.3g} nats per response (threshold {limit:g}); far from the reference rewards lose their meaning", "far-from-the-reference"),
     "kl_per_token": Alarm(UP, 0.5, "the KL to the reference is {value:.3g} nats per token (threshold {limit:g}); far from the reference rewards lose their meaning", "far-from-the-reference"),
-    "entropy_left": Alarm(DOWN, 0.3, "entropy fell to {value:.0%} of its first value (threshold {limit:.0%}); samples become alike", "entropy-collapses"),
+    "entropy_left": Alarm(DOWN, 0.3, "entropy fell to {percent:.0f} % of its first value (threshold {limit_percent:g} %); samples become alike", "entropy-collapses"),
     "grad_spike": Alarm(UP, 10, "the gradient norm is {value:.3g} times its median so far (threshold {limit:g})", "gradient-norm-spikes"),
     "saturated": Alarm(UP, 10, "every pair is ranked right, with a mean margin of {value:.3g} (threshold {limit:g}); there is nothing left to learn from these pairs", "margins-explode"),
     "margin_of_cap": Alarm(UP, 1.2, "the mean margin is {value:.2f} times logit(C) (threshold {limit:g}), at which the loss is least", "margins-beyond-their-cap"),
-    "overfit": Alarm(UP, 0.1, "the held-out loss is {value:.0%} above its minimum (threshold {limit:.0%}); an earlier checkpoint is better", "held-out-loss-rises"),
+    "overfit": Alarm(UP, 0.1, "the held-out loss is {percent:.0f} % above its minimum (threshold {limit_percent:g} %); an earlier checkpoint is better", "held-out-loss-rises"),
     "over_optimised": Alarm(UP, 0.05, "gold accuracy fell by {value:.3f} while the reward rose (threshold {limit:g}): the policy exploits the reward", "reward-up-gold-accuracy-down"),
     # evaluation
-    "unanswered": Alarm(UP, 0.1, "no answer was found in {value:.0%} of responses (threshold {limit:.0%}); they count as wrong", "answers-not-found"),
-    "accuracy_drop": Alarm(UP, 0.0, "accuracy is {value:.3f} below the 95 % interval of the model before (threshold {limit:g})", "worse-than-the-model-before"),
+    "unanswered": Alarm(UP, 0.1, "no answer was found in {percent:.0f} % of responses (threshold {limit_percent:g} %); they count as wrong", "answers-not-found"),
+    "over_optimised_round": Alarm(UP, 0.0, "accuracy is {percent:.1f} points below the 95 % interval of the model before (threshold {limit_percent:g}) while the mean reward of its responses rose: training exploits the reward", "reward-up-gold-accuracy-down"),
+    "accuracy_drop": Alarm(UP, 0.0, "accuracy is {percent:.1f} points below the 95 % interval of the model before (threshold {limit_percent:g})", "worse-than-the-model-before"),
 }  # fmt: skip
 
 Limits = Mapping[str, float]  # thresholds by name, without the alarms that are off
@@ -126,13 +127,19 @@ def describe(fired: Fired) -> str:
     if (alarm := ALARMS.get(fired["alarm"])) is None:
         return f"{fired['alarm']} is {fired['value']:.3g}"
     step = f", after step {fired['step']}" if "step" in fired else ""
-    return alarm.text.format(value=fired["value"], limit=fired["threshold"]) + step
+    value, limit = fired["value"], fired["threshold"]
+    return alarm.text.format(value=value, limit=limit, percent=100 * value, limit_percent=100 * limit) + step
+
+
+def page(fired: Fired) -> str:
+    """The file that explains it, and the heading there."""
+    alarm = ALARMS.get(fired["alarm"])
+    return f"{PAGE}#{alarm.anchor}" if alarm else PAGE
 
 
 def line(fired: Fired) -> str:
     """The line on the terminal."""
-    alarm = ALARMS.get(fired["alarm"])
-    return f"alarm: {describe(fired)}; see {PAGE}{f'#{alarm.anchor}' if alarm else ''}"
+    return f"alarm: {describe(fired)}; see {page(fired)}"
 
 
 def share(part: float, whole: float) -> float | None:

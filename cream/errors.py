@@ -15,10 +15,10 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
-def alike(word: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known words that look like `word`, in any case, the most similar first."""
+def alike(word: str, known: Iterable[str], count: int = 3, likeness: float = 0.5) -> list[str]:
+    """The known words that look like `word`, in any case, the most similar first; `likeness`: of difflib, at least."""
     lower = {k.lower(): k for k in known}
-    return [lower[k] for k in difflib.get_close_matches(word.lower(), lower, n=count, cutoff=0.5)]
+    return [lower[k] for k in difflib.get_close_matches(word.lower(), lower, n=count, cutoff=likeness)]
 
 
 def user_error(error: Exception) -> UserError | None:

@@ -373,6 +373,29 @@ def encode(record: Record) -> dict:
 DISTINCT = {"selected": Pair, "reward": Rewards, "final_prediction": Answer, "ratings": Ratings, "steps": Steps}
 
 
+WORDS = {  # what messages call the records of a layout
+    Conversation: "conversation{s}",
+    Prompt: "prompt{s}",
+    Samples: "prompt{s} with responses",
+    Rewards: "prompt{s} with rewards",
+    Pair: "preference pair{s}",
+    Ratings: "rated response{s}",
+    Steps: "response{s} in steps",
+    Item: "question{s} with labels",
+    Answer: "graded response{s}",
+}
+
+
+def nouns(kind: type[Record]) -> str:
+    """Records of a layout in words."""
+    return WORDS[kind].format(s="s")
+
+
+def counted(count: int, kind: type[Record]) -> str:
+    """So many records of a layout in words."""
+    return f"{count} {WORDS[kind].format(s='s' * (count != 1))}"
+
+
 def kind_of(value: object) -> type[Record] | None:
     """The layout of one raw record, by its distinguishing keys; None if it has none of these."""
     if isinstance(value, list):

@@ -39,14 +39,15 @@ read -ra dpo <<< "${DPO:-}"
 out=outputs/$next
 mapping=$device
 [[ $device != cpu,* ]] || mapping=cpu # one process uses all cores
+stage() { CREAM_ADVICE=no python "$@"; } # without the command of the next stage, which runs here anyway
 one=(--device "$mapping" --model "$model") # flags of sampling and rewarding
 
 # 1. Sampling: N responses of M_t to each prompt (by default N = 5, temperature 0.8, top-p 0.95, as released).
-python infer.py "${one[@]}" --mode sampling --checkpoint "$current" --name "$prompts" \
+stage infer.py "${one[@]}" --mode sampling --checkpoint "$current" --name "$prompts" \
     --output_dir "$out/samples.json" "${sampling[@]}"
 
 # 2. Rewarding by M_t: log M_t(y|x) - log M0(y|x), summed over the response. The reference is M0 in every round.
-python rewarding.py "${one[@]}" --input_file "$out/samples.json" \
+stage rewarding.py "${one[@]}" --input_file "$out/samples.json" \
     --reward dpo --checkpoint "$current" --ref_model_ckpt none --output "$out/rewards.current.json"
 
 # 3. Rewarding by M_{t-1}, likewise. M0 against itself would be 0 for every response: round 1 takes M0's likelihood.
@@ -55,12 +56,12 @@ if [[ $previous == none ]]; then
 else
     by_previous=(--reward dpo --checkpoint "$previous" --ref_model_ckpt none)
 fi
-python rewarding.py "${one[@]}" --input_file "$out/samples.json" "${by_previous[@]}" \
+stage rewarding.py "${one[@]}" --input_file "$out/samples.json" "${by_previous[@]}" \
     --output "$out/rewards.previous.json"
 
 # 4. Consistency: Kendall's tau of the two rankings, C = (tau + 1) / 2; pairs are best against worst by M_t.
 rewards=(--file1 "$out/rewards.current.json" --file2 "$out/rewards.previous.json")
-python cal_consistency.py "${rewards[@]}" --method "$method" --beta "$beta" --output "$out/pairs.json"
+stage cal_consistency.py "${rewards[@]}" --method "$method" --beta "$beta" --output "$out/pairs.json"
 
 # 5. DPO from M_t, which is its own reference: C * L(best, worst) + (1 - C) * L(worst, best).
 python train.py --device "$device" --model "$model" --checkpoint "$current" --train_stage dpo --name "$out/pairs.json" \

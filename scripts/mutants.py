@@ -31,6 +31,7 @@ TESTS = {  # module: the files of tests that are run against its mutants, but fo
     "model.trees": "trees",
     "model.head": "head",
     "text.chat": "chat",
+    "text.rendering": "chat",
     "text.tokens": "chat logprobs",
     "pairs.all_pairs": "pairs build",
     "pairs.build": "pairs build",
@@ -42,6 +43,7 @@ TESTS = {  # module: the files of tests that are run against its mutants, but fo
     "pairs.threshold": "pairs build",
     "evaluation.answers": "answers grading",
     "evaluation.mentions": "answers grading",
+    "evaluation.numbers": "answers grading",
     "evaluation.statistics": "statistics compare grading",
 }
 KILLED = ("killed", "timeout", "segfault")  # some mutants never end: after ten times what tests take, and a minute

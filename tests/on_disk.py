@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cream.files.append_log import strip_checksum
 
-MEASURED = ("wall_seconds", "peak_memory_gb")  # anew each time, as rates are
+MEASURED = ("wall_seconds", "peak_memory_gb", "resumed", "reuse")  # of one course of events, as rates are
 
 
 def contents(root: Path, *patterns: str) -> dict[str, object]:

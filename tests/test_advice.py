@@ -6,7 +6,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from cream.cli import advice
+from cream.cli import advice, names
 from cream.cli.advice import as_given, recipe, round_before
 
 SFT = "train.py --device cpu --model tiny --name tiny_sft --epoch 2 --train_bsz 32 --lr 4e-5"
@@ -128,3 +128,20 @@ def test_a_round_whose_outputs_are_gone_or_foreign_is_none(tmp_path):
 def test_recorded_words(words, given):
     assert as_given(words.split(" ")) == given
     assert advice.again({}, "x", "s.py", {"ab": True, "r": 8, "cd": 1}, cd=None) == "python s.py --ab yes -r 8"
+
+
+def test_a_registered_folder_is_called_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run/checkpoint-7").mkdir(parents=True)
+    (tmp_path / "run/checkpoint-last").symlink_to("checkpoint-7")
+    registry = tmp_path / "checkpoint.json"
+    registry.write_text(json.dumps({"m1": str(tmp_path / "run/checkpoint-last"), "gone": "outputs/gone"}))
+    assert names.registered("run/checkpoint-7", registry) == "m1"
+    for other in ("none", "m1", "CHECKPOINT", "run/", "run/checkpoint-8"):
+        assert names.registered(other, registry) == other
+
+
+def test_a_script_that_runs_the_next_stages_wants_no_advice(monkeypatch):
+    assert advice.is_wanted()
+    monkeypatch.setenv("CREAM_ADVICE", "no")
+    assert not advice.is_wanted()

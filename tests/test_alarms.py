@@ -44,8 +44,8 @@ def test_the_errors_that_the_page_quotes_are_in_the_code():
 def test_every_text_says_the_value_and_the_threshold():
     for name, alarm in ALARMS.items():
         text = line({"alarm": name, "value": 0.75, "threshold": 0.5, "step": 7})
-        assert "after step 7; see docs/troubleshooting.md#" in text and re.search("0.75|75%", text), name
-        assert re.search("0.5|50%", text) and alarm.text.count("{limit") == 1
+        assert "after step 7; see docs/troubleshooting.md#" in text and re.search("0.75|75 %|75.0 points", text), name
+        assert re.search("0.5|50%|threshold 50", text) and alarm.text.count("{limit") == 1
     assert line({"alarm": "of_another_version", "value": 2.0, "threshold": 1.0}).startswith(
         "alarm: of_another_version is 2"
     )
@@ -79,7 +79,7 @@ def test_thresholds_from_the_command_line():
 def test_an_alarm_is_a_line_of_the_log(caplog):
     assert sound({"truncated": 0.25, "distinct": 0.9})[0]["alarm"] == "truncated"
     (text,) = [record.getMessage() for record in caplog.records]
-    assert text.startswith("alarm: 25% of responses are truncated") and text.endswith(f"{PAGE}#truncated-responses")
+    assert text.startswith("alarm: 25 % of responses are truncated") and text.endswith(f"{PAGE}#truncated-responses")
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -158,6 +158,10 @@ def test_ties_are_counted_among_distinct_responses(prompts):
     assert facts["flat_rewards"] == (flat / several if several else None)
     assert facts["tied_rewards"] == (tied / distinct if distinct else None)
     assert [*ties.facts(ranked=False)] == ["no_reward"]
+    known = [value for rows in prompts for _, value in rows if value is not None]
+    summary = ties.summary()
+    assert (summary["responses"], summary["rewarded"], summary["tied"]) == (total, len(known), facts["tied_rewards"])
+    assert summary["mean"] == (pytest.approx(sum(known) / len(known)) if known else None)
 
 
 # A loop ---------------------------------------------------------------------------------------------------------------
@@ -197,6 +201,33 @@ def test_a_loop_gathers_the_alarms_of_its_stages(tmp_path):
         alarms(commands)
 
 
+@pytest.mark.parametrize(
+    ("means", "kinds", "alarm"),
+    [
+        ([1.0, 2.0], ["dpo", "dpo"], "over_optimised_round"),
+        ([2.0, 1.0], ["dpo", "dpo"], "accuracy_drop"),  # the reward fell, too
+        ([1.0, 2.0], ["judge", "dpo"], "accuracy_drop"),  # other units
+        ([1.0, None], ["dpo", "dpo"], "accuracy_drop"),  # of an earlier version
+    ],
+)
+def test_accuracy_falls_while_the_reward_of_the_training_rises(tmp_path, means, kinds, alarm):
+    """M0 and M1 are sampled and rewarded in rounds 1 and 2; those of the previous model, which rise, train nothing."""
+    commands = loop(tmp_path, [0.8, 0.5, 0.5])
+    (tmp_path / "s1.json.meta.json").unlink()
+    for t, (mean, kind) in enumerate(zip(means, kinds, strict=True), 1):
+        for name, value in (("current", mean), ("previous", t)):
+            output = tmp_path / f"{name}{t}.json"
+            commands.append(Command(name, "rewarding.py", {"input_file": str(tmp_path / f"s{t}.json")}, output))
+            about = {"reward": kind} | ({"rewarded": {"mean": value}} if value is not None else {})
+            (tmp_path / f"{name}{t}.json.meta.json").write_text(json.dumps(about))
+        flags = {"file1": str(tmp_path / f"current{t}.json"), "file2": str(tmp_path / f"previous{t}.json")}
+        commands.append(Command("pairs", "cal_consistency.py", flags, tmp_path / f"own{t}.json"))
+    ((title, fired),) = alarms(commands).fired
+    assert (title, fired["alarm"]) == ("test 1", alarm) and fired["value"] == pytest.approx(0.3 - 0.0554, abs=1e-3)
+    off = {name: limit for name, limit in LIMITS.items() if name != "over_optimised_round"}
+    assert [each["alarm"] for _, each in alarms(commands, off).fired] == ["accuracy_drop"]
+
+
 def test_the_table_marks_models_and_lists_alarms_once():
     rows = [{"model": "M0", "accuracy": 0.5}, {"model": "M1", "accuracy": 0.625, "consistency": 0.75}]
     lines = table([("one", rows), ("two", rows)], [{"M1"}, set()]).splitlines()
@@ -226,8 +257,8 @@ def test_stages_record_alarms_which_decide_nothing(quick):
     )
     out = world.run(f"{pairs} --alarm no_pair=-1,c_undecided=1,c_contradicts=1").out
     assert (
-        "alarm: 0% of prompts have no pair (threshold -100%)" in out
-        or "of prompts have no pair (threshold -100%)" in out
+        "alarm: 0 % of prompts have no pair (threshold -100 %)" in out
+        or "of prompts have no pair (threshold -100 %)" in out
     )
     assert "mean C is not clearly above 1/2" in out
     made = world.read("outputs/alarmed.json.meta.json")

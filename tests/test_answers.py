@@ -26,10 +26,10 @@ from cream.evaluation.answers import (
     extract_choice_strict,
     extract_number,
     extract_number_strict,
-    numbers_equal,
 )
 from cream.evaluation.formulas import extract_formula
 from cream.evaluation.grade import options_of
+from cream.evaluation.numbers import numbers_equal
 from cream.text.thoughts import split_thought
 
 

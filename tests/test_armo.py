@@ -358,7 +358,7 @@ def test_from_ratings_and_pairs_to_rewards(looped, reward_model):
     looped.write("outputs/ratings.json", ratings)
     assert "attributes need at least two ratings each; too few have: empty (0)" in looped.refused(other)
     assert "expected a reward model" in looped.refused(other.replace("outputs/rm", "outputs/loop/m1/checkpoint-last"))
-    assert "holds Pair records" in looped.refused(other.replace("ratings.json", "prefs.json"))
+    assert "holds preference pairs" in looped.refused(other.replace("ratings.json", "prefs.json"))
     policy = "--output_dir outputs/loop/m1/checkpoint-last --overwrite"
     assert "--overwrite to replace an ArmoRM" in looped.refused(train.replace("--output_dir outputs/armo", policy))
     assert (looped.folder / "outputs/loop/m1/checkpoint-last/model.safetensors").exists()

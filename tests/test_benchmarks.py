@@ -252,6 +252,12 @@ def test_a_benchmark_runs_and_ends_with_its_ratios(command, stages, repo):
 
 
 @pytest.mark.slow
+def test_the_gpu_script_runs_its_parts_on_one_model(stages, repo):
+    out = _run(stages, repo, "gpu.py --device cpu --shape tiny --words 300 --rounds 1 --scale 0.01 --parts score.py")
+    assert re.search(r"trees: \d+\.\d responses/s, \d+ tokens/s", out) and "ratio score_600_250 " in out
+
+
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_per_side(stages, repo, monkeypatch, capsys):
     """Forks here."""
     import memory

@@ -368,7 +368,7 @@ def test_what_is_malformed_after_other_answers_does_not_hide_them(tmp_path, stag
     done = stage(file1="file1.jsonl", file2="file2.jsonl", output="pairs.jsonl", **more)
     assert "Traceback" not in done.stderr
     if more:
-        assert done.returncode == 0 and "1 prompts: other responses in the previous ranking" in done.stdout
+        assert done.returncode == 0 and "1 prompt: other responses in the previous ranking" in done.stdout
     else:
         assert done.returncode == 2 and "'q' occurs twice" in done.stderr
 
@@ -395,7 +395,7 @@ def test_no_pair_at_all_is_reported_and_nothing_written(tmp_path, stage):
     store.write(tmp_path / "flat.jsonl", [record("p", [1.0, 1.0]), record("q", [None, 1.0])])
     done = stage(file1="flat.jsonl")
     assert done.returncode == 2 and "no pair can be made" in done.stderr
-    assert "no pair from 1 prompts: all rewards equal" in done.stdout
+    assert "no pair from 1 prompt: all rewards equal" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["flat.jsonl"]
 
 

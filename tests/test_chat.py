@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cream.errors import UserError
 from cream.records import Message
-from cream.text import chat as chat_module
-from cream.text.chat import PROBE, REWRITTEN, Chat
+from cream.text import rendering
+from cream.text.chat import REWRITTEN, Chat
+from cream.text.rendering import PROBE
 from cream.text.tokens import Tokens
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -126,8 +127,8 @@ def test_it_stops_at_every_end_the_model_knows(tiny_tokenizer):
 def test_what_will_be_rendered_is_probed_first(tiny_tokenizer, monkeypatch):
     """A template that the process has seen, with the same variables, is not probed again."""
     probed = []
-    monkeypatch.setattr(chat_module, "PROBED", set())
-    monkeypatch.setattr(chat_module, "probe_in_subprocess", lambda work, what: probed.append((work(), what)))
+    monkeypatch.setattr(rendering, "PROBED", set())
+    monkeypatch.setattr(rendering, "probe_in_subprocess", lambda work, what: probed.append((work(), what)))
     for _ in range(2):
         Chat(with_template(tiny_tokenizer, GOOD["no bos"], name_or_path="my/model"))
     prompt = "<user>What is 2 + 3?<end>"
@@ -256,7 +257,7 @@ def test_any_answer_comes_back_from_its_span(tiny_chat, answer, question):
 
 def test_a_huge_conversation_is_measured_by_its_beginning(tiny_chat, monkeypatch):
     """A character is a token here."""
-    monkeypatch.setattr(chat_module, "HUGE", 20)
+    monkeypatch.setattr(rendering, "HUGE", 20)
 
     def exceeds(limit, *texts):
         return tiny_chat.exceeds([Message("user", text) for text in texts], limit)
@@ -268,11 +269,11 @@ def test_a_huge_conversation_is_measured_by_its_beginning(tiny_chat, monkeypatch
     assert exceeds(8, f"aaaaa{blanks}", f"{blanks}bbbb") and not exceeds(9, f"aaaaa{blanks}", f"{blanks}bbbb")
 
 
-@pytest.mark.parametrize("huge", [chat_module.HUGE, 0])
+@pytest.mark.parametrize("huge", [rendering.HUGE, 0])
 def test_a_row_beyond_the_limit_has_a_reason_in_its_place(tiny_chat, monkeypatch, huge):
     texts, complete = ["5", "5" * 30, "28", "28"], [True, True, True, False]
     rows = tiny_chat.encode_responses(QUESTION, texts, complete)
-    monkeypatch.setattr(chat_module, "HUGE", huge)
+    monkeypatch.setattr(rendering, "HUGE", huge)
     for limit in range(len(rows[1]) + 1):
         found = tiny_chat.encode_within_limit(QUESTION, texts, complete, limit)
         assert found == [row if len(row) <= limit else f"longer than {limit} tokens" for row in rows]

@@ -198,8 +198,12 @@ def test_flips_side_by_side():
     a, b = [answer("x", False), answer("y", True)], [answer("x", True, text=long), answer("y", False)]
     text = format_flips(join(a, b).flipped(), show=1).splitlines()
     assert text[0] == "only A right: 1 items" and text[5] == "only B right: 1 items"
-    assert text[6:9] == ["  x (siqa): Which?", "    label B", "    A a: Answer: A"]
-    assert text[9].startswith("    B a: … ") and text[9].endswith("so we add Answer: B") and len(text[9]) < 220
+    assert text[6:9] == ["  x (siqa): Which?", "    label B", "    by A: a; response: Answer: A"]
+    assert (
+        text[9].startswith("    by B: a; response: … ")
+        and text[9].endswith("so we add Answer: B")
+        and len(text[9]) < 230
+    )
     assert format_flips(join(a, b).flipped(), show=0).splitlines()[1] == "only B right: 1 items, the first 0"
 
 
@@ -208,7 +212,7 @@ def test_of_several_answers_the_one_that_won_the_vote_is_shown():
     several = {"all_responses": texts, "all_predictions": predictions, "all_correct": [False, True, True]}
     vote = structs.replace(answer("x", True, prediction="b"), **several)
     (item,) = join([answer("x", False)], [vote]).flipped()
-    assert format_flips([item], show=1).splitlines()[-1] == "    B b: Answer: B"
+    assert format_flips([item], show=1).splitlines()[-1] == "    by B: b; response: Answer: B"
     assert [flip_row(*item)[name]["responses"] for name in "ab"] == ["Answer: A", "Answer: B"]
     assert flip_row(*item)["b"]["final_prediction"] == "b"
 
@@ -252,9 +256,16 @@ def test_evaluations_are_found(looped):
     quick = f"infer.py {ON} --mode evaluation --name tiny_test --limit_size"
     looped.run(f"{quick} 4 --gen_max_tokens 8 --checkpoint {m1}/checkpoint-last --output_dir outputs/evaluation/few")
     assert looped.run(f"report.py compare {m1} second").out == wanted  # the two with the same settings
+    copies = [looped.folder / f"{LOOP}/copy.json{end}" for end in ("", ".meta.json")]
+    for copy in copies:
+        shutil.copyfile(copy.with_name(copy.name.replace("copy", "m1")), copy)
+    found = looped.run(f"report.py compare {m1} second").out  # one of two that are alike in all
+    assert found.replace("copy.json", "m1.json") == wanted
+    for copy in copies:
+        copy.unlink()
     assert "only in B" in looped.run(f"report.py compare outputs/evaluation/few {B}").out
-    looped.run(f"{quick} 60 --gen_max_tokens 48 --seed 1 --checkpoint second --output_dir outputs/evaluation/seed")
-    looped.run(f"{quick} 60 --gen_max_tokens 48 --seed 1 --checkpoint {m1}/checkpoint-last --output_dir {LOOP}/s.json")
+    looped.run(f"{quick} 60 --gen_max_tokens 40 --checkpoint second --output_dir outputs/evaluation/short")
+    looped.run(f"{quick} 60 --gen_max_tokens 40 --checkpoint {m1}/checkpoint-last --output_dir {LOOP}/s.json")
     several = looped.refused(f"report.py compare {m1} second")
     assert "several evaluations are of the same data" in several and "second: " in several and "loop/s.json" in several
     shutil.rmtree(looped.folder / "outputs/evaluation")
@@ -318,9 +329,7 @@ def test_mistakes_are_refused(looped):
     assert "flags are not" in looped.refused(f"report.py compare {A} {B} --sho 3")
     assert "takes no flags" in looped.refused(f"report.py lineage {A} --show 3")
     assert "expected" in looped.refused("report.py")
-    assert "prompt.1.json holds Prompt records; it" in looped.refused(
-        f"report.py compare {A} localdata/tiny/prompt.1.json"
-    )
+    assert "prompt.1.json holds prompts; it" in looped.refused(f"report.py compare {A} localdata/tiny/prompt.1.json")
     changed = looped.folder / "outputs/changed.json"
     changed.write_bytes((looped.folder / A).read_bytes().replace(b'"correct":true', b'"correct":false', 1))
     (looped.folder / "outputs/changed.json.meta.json").write_bytes((looped.folder / f"{A}.meta.json").read_bytes())

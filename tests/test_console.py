@@ -1,6 +1,7 @@
 """How a stage ends: what a user can fix is one message and exit code 2, all else keeps its traceback."""
 
 import importlib.util
+import io
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from cream.cli import console
+from cream.cli import console, screen
 from cream.cli.interrupts import Interrupted
 from cream.errors import UserError
 
@@ -74,8 +75,33 @@ def test_progress_without_a_terminal(caplog):
         "sampling: 30 of 100 prompts, 60 s, about 2.33 min left",
     ]
     assert len(lines) == 6
+    now[0] = 0.0
+    resumed = console.Progress(14, "training", "steps", done=4, clock=lambda: now[0])
+    caplog.clear()
+    with caplog.at_level("INFO", logger="cream"):
+        now[0] = 30.0
+        resumed.update()  # neither what was done before nor what warms up says anything about speed
+        now[0] = 60.0
+        resumed.update(5)
+    assert [record.message for record in caplog.records] == [
+        "training: 5 of 14 steps, 30 s",
+        "training: 10 of 14 steps, 60 s, about 24 s left",
+    ]
     with console.bar(3, "sampling", "prompts") as bar:  # pytest's stderr is no terminal
         bar.update()
+
+
+def test_a_bar_says_no_time_left_before_its_second_update(monkeypatch):
+    now, stream = [0.0], io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(screen, "err_stream", lambda: stream)
+    with console.bar(300, "sampling", "prompts") as bar:
+        bar._time, bar.start_t, bar.last_print_t, bar.mininterval = (lambda: now[0]), 0.0, 0.0, 0.0
+        for now[0] in (60.0, 60.5, 61.0):
+            bar.update()
+            lines = str(bar)
+            assert ("<" in lines) == (now[0] > 60), lines
+    assert "3/300 [01:01<02:28,  2.00 prompts/s]" in lines  # 297 at 2 a second
 
 
 @pytest.mark.parametrize(

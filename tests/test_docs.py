@@ -1,10 +1,9 @@
-"""The documentation holds: its commands parse and run, its examples decode, its links and its tree lead somewhere."""
+"""The documentation holds: its commands parse, its examples decode, its links and its tree lead somewhere. That its
+commands run is in test_documented.py."""
 
 import json
-import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pages import CHOICES, PAGES, README, REPO, commands, examples, inline_commands
 
 import iterate
 from cream.cli.flags import as_dict, parse, try_parse
@@ -24,10 +24,6 @@ from cream.files import store
 from cream.pairs.build import build
 from cream.records import Answer, Conversation, Item, Pair, Prompt, Ratings, Rewards, Samples, Steps, encode
 
-REPO = Path(__file__).resolve().parent.parent
-README = (REPO / "README.md").read_text()
-FORMATS = (REPO / "docs/formats.md").read_text()
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 SCRIPTS = {
     script: iterate.config_of(script)
     for script in (
@@ -55,29 +51,13 @@ LAYOUTS = {
 # Commands -------------------------------------------------------------------------------------------------------------
 
 
-def commands(text: str) -> list[str]:
-    """The command lines of all bash blocks, with continued lines joined and without comments."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.partition("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-def marked_commands(text: str, mark: str) -> list[str]:
-    """The command lines of those blocks of a page that stand behind a mark."""
-    return commands("".join(block.partition("\n```\n")[0] + "\n```\n" for block in text.split(mark)[1:]))
-
-
-def readme_commands() -> list[str]:
-    """The command lines of those README blocks that are marked as tested."""
-    return marked_commands(README, "<!-- tested: these blocks run in this order -->\n")
-
-
-AFTER = "<!-- tested: after the README's commands -->\n"  # in pages, on the tiny model
-
-
-DOCUMENTED = {c for page in PAGES for c in commands(page.read_text()) if c.startswith("python ")}
+LAUNCHED = r"^(torchrun|srun) .*?(?=\w+\.py )"  # a script, by a launcher with flags of its own
+SHOWN = {re.sub(LAUNCHED, "python ", c) for page in PAGES for c in commands(page.read_text())}
+INLINE = {c for page in PAGES for c in inline_commands(page.read_text())}
+DOCUMENTED = {c for c in SHOWN if c.startswith("python ")}
 STAGE_COMMANDS = sorted(c for c in DOCUMENTED if "/" not in c.split()[1])
 TOOLS = sorted({t for page in PAGES for t in re.findall(r"python ((?:benchmarks|scripts)/\S+\.py)", page.read_text())})
+PLACEHOLDER = re.compile(r"\b(NAME|MODEL)\b|\||: needs a value")  # to be chosen; a flag that is only named
 
 
 @pytest.mark.parametrize("command", STAGE_COMMANDS)
@@ -89,13 +69,17 @@ def test_every_documented_command_parses(command):
     )  # or exits with 2
 
 
+def test_the_flags_of_commands_within_sentences_parse():
+    for command in sorted(c for c in INLINE if "/" not in c.split()[1]):
+        _, script, *words = shlex.split(command)
+        _, problems = try_parse(SCRIPTS[script], words, [] if script in WITH_WORDS else None)
+        assert [p for p in problems if not PLACEHOLDER.search(p)] == [], command
+
+
 def test_every_benchmark_is_documented():
     """The others are what the benchmarks import."""
     imported = {"measure", "options", "workload", "peers", "lmeval"}
     assert {f"benchmarks/{p.name}" for p in REPO.glob("benchmarks/*.py") if p.stem not in imported} <= {*TOOLS}
-
-
-CHOICES = (REPO / "docs/choices.md").read_text()
 
 
 def papers_settings() -> list[tuple[list[str], bool]]:
@@ -136,10 +120,11 @@ LAUNCHERS |= {"--node", "--nnodes", "--nproc_per_node", "--node_rank", "--master
 def test_the_documentation_names_no_flag_that_no_script_has(stages):
     known = set()
     for script in (*SCRIPTS, *TOOLS):
-        done = stages.run(REPO, [script, "--help"])
+        asked = [word for c in DOCUMENTED | INLINE if c.split()[1] == script for word in shlex.split(c)[2:]]
+        done = stages.run(REPO, [script, *(asked if script in TOOLS else []), "--help"])  # values are read first
         assert done.code == 0, done.err
         own = set(re.findall(r"--?[a-z]\w*", done.out))
-        for command in (c for c in DOCUMENTED if script in TOOLS and c.split()[1] == script):
+        for command in (c for c in DOCUMENTED | INLINE if script in TOOLS and c.split()[1] == script):
             assert {word.partition("=")[0] for word in shlex.split(command) if word[:2] == "--"} <= own, command
         known |= own
     named = {flag for page in PAGES for flag in re.findall(r"(?<![\w-])--[a-z]\w*", page.read_text())}
@@ -224,11 +209,6 @@ def test_the_documentation_keeps_to_the_word_list():
 
 
 # Formats --------------------------------------------------------------------------------------------------------------
-
-
-def examples() -> dict[str, str]:
-    """File name -> text of the JSON blocks of docs/formats.md."""
-    return dict(re.findall(r"^```json (\S+)\n(.*?)^```", FORMATS, re.MULTILINE | re.DOTALL))
 
 
 @pytest.fixture(scope="module")
@@ -316,122 +296,3 @@ def test_the_hard_cases_of_the_evaluation_page_are_read_as_shown():
 def _about(value):
     """A number or an object of numbers, as rounded there."""
     return pytest.approx(value, abs=1e-3) if isinstance(value, float | dict) else value
-
-
-# Running what the README says -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def readme_run(workspace) -> str:
-    """The workspace after the README's tested commands, on fewer prompts and questions; what they printed."""
-    for name, count in {"prompt.1": 45, "prompt.2": 45, "test": 60}.items():
-        workspace.shorten(f"localdata/tiny/{name}.json", count)
-    return "".join(_run(workspace, command) for command in readme_commands())
-
-
-PYTHON = r"""python() {  # has the test run it (BASH_ENV, which each bash reads first)
-    printf '%q ' "$@" >&"$TEST"
-    echo >&"$TEST"
-    read -r <&"$TEST"
-}
-"""
-
-
-def _run(workspace, command: str) -> str:
-    if command.startswith("python "):
-        return workspace.run(command).out
-    (workspace.folder / "python.sh").write_text(PYTHON)
-    ours, theirs = socket.socketpair()
-    env = os.environ | {"BASH_ENV": "python.sh", "TEST": str(theirs.fileno())}
-    bash = ["bash", "-euc", command]
-    with (
-        subprocess.Popen(bash, cwd=workspace.folder, env=env, pass_fds=[theirs.fileno()]) as script,
-        ours,
-        ours.makefile("rw") as asked,
-    ):
-        theirs.close()
-        out = ""
-        for line in asked:
-            out += workspace.run(line).out
-            print(file=asked, flush=True)
-    assert script.returncode == 0, f"{command}\nended with {script.returncode} after\n{out}"
-    return out
-
-
-@pytest.mark.slow
-def test_the_commands_of_the_readme_run_in_sequence(workspace, readme_run):
-    assert set(workspace.read("configs/checkpoint.json")) == {"tiny_m1", "tiny_m2", "tiny_m3"}
-    assert set(workspace.read("configs/dataset.json")) == {"tiny_dpo_1"}
-    assert re.search(r"^macro +60 ", readme_run, re.MULTILINE)  # the accuracy of M2
-    assert "outputs/tiny/cream" in readme_run  # the recipe's dry run
-
-
-@pytest.mark.slow
-def test_the_script_of_one_iteration_ranks_by_the_previous_checkpoint_and_says_what_stands(workspace, readme_run):
-    out = workspace.folder / "outputs/tiny_m3"
-    by_current, by_previous = (
-        workspace.read(f"outputs/tiny_m3/rewards.{n}.json.meta.json") for n in ("current", "previous")
-    )
-    assert by_current["settings"] == by_previous["settings"] and by_current["settings"]["reward"] == "dpo"
-    assert by_current["inputs"]["reference"] == by_previous["inputs"]["reference"]  # M0
-    assert by_current["inputs"]["policy"] != by_previous["inputs"]["policy"]
-    assert workspace.read("outputs/tiny_m3/train/checkpoint-last/cream.json")["started_from"].endswith(
-        workspace.read("configs/checkpoint.json")["tiny_m2"]
-    )
-    before = workspace.state()
-    (again,) = [c for c in readme_commands() if "cream_iteration.sh" in c]
-    assert len(re.findall("is up to date", _run(workspace, again))) == 5
-    changed = {path for path, when in workspace.state().items() if before.get(path) != when}
-    assert not {path for path in changed if path.startswith(str(out))}
-
-
-def test_the_script_explains_itself(repo):
-    done = subprocess.run(["./cream_iteration.sh", "tiny"], cwd=repo / "scripts", capture_output=True, text=True)
-    assert done.returncode == 2 and not done.stdout
-    assert "MODEL CURRENT PREVIOUS PROMPTS NEXT" in done.stderr and "set -" not in done.stderr
-    asked = subprocess.run(["./cream_iteration.sh", "--help"], cwd=repo / "scripts", capture_output=True, text=True)
-    assert (asked.returncode, asked.stdout, asked.stderr) == (0, done.stderr, "")
-
-
-@pytest.mark.slow
-def test_what_stages_write_is_what_the_formats_page_shows(workspace, readme_run):
-    (run,) = (workspace.folder / "outputs/dpo").iterdir()
-    (last,) = {path.resolve() for path in run.glob("checkpoint-*")}
-    evaluation = workspace.folder / "outputs/evaluation/tiny_m2-tiny_test"
-    written = {
-        "pairs.json.meta.json": workspace.folder / "outputs/round1/pairs.json.meta.json",
-        "scores.jsonl": workspace.folder / "outputs/round1/samples.scores.jsonl",
-        "summary.json": evaluation / "summary.json",
-        "run/args.json": run / "args.json",
-        "run/log.jsonl": run / "log.jsonl",
-        "run/meta.json": run / "meta.json",
-        "run/checkpoint-9/cream.json": last / "cream.json",
-    }
-    for name, path in written.items():
-        shown, found = (json.loads(text) for text in (examples()[name], _first_line(path)))
-        assert shown.keys() == found.keys(), name
-        for part in ("settings", "inputs", "flags", "counts", "last"):  # excerpts
-            assert shown.get(part, {}).keys() <= found.get(part, {}).keys(), (name, part)
-    for name in ("samples.json", "current.json", "pairs.json"):
-        assert _keys(store.read_rows(workspace.folder / "outputs/round1" / name)) <= _keys(_rows(name)), name
-    assert _keys(store.read_rows(evaluation / "results.json")) == _keys(_rows("results.json"))
-
-
-def _first_line(path: Path) -> str:
-    text = path.read_text()
-    return text.splitlines()[0].partition("\t")[0] if path.suffix == ".jsonl" else text
-
-
-def _rows(name: str) -> list[dict]:
-    return [{"uuid": uuid, **value} for uuid, value in json.loads(examples()[name]).items()]
-
-
-def _keys(rows) -> set[str]:
-    return set().union(*rows)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if AFTER in p.read_text()], ids=lambda page: page.name)
-def test_marked_commands_of_a_page_run_after_those_of_the_readme(workspace, readme_run, page):
-    for command in marked_commands(page.read_text(), AFTER):
-        workspace.run(command)

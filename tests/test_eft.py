@@ -208,7 +208,7 @@ def test_the_command_writes_all_parts_without_the_seed_set_s_prompts(world):
 
 def test_a_checkpoint_knows_the_form_that_it_was_trained_on(world):
     """It is that of its data, else of the model that training started from; another one is refused."""
-    from cream.training.run import trained_forms
+    from cream.training.saving import trained_forms
 
     world.run(f"{EFT.replace('eft.sft', 'own.sft')} --seed_data none")
     folder, data = world.folder / "outputs/m1", world.folder / "outputs/own.sft.json"
@@ -225,11 +225,11 @@ def test_a_checkpoint_knows_the_form_that_it_was_trained_on(world):
 
 
 BAD = {
-    "samples": ("eft outputs/human.json", "holds Samples records"),
+    "samples": ("eft outputs/human.json", "holds prompts with responses"),
     "no words": ("eft outputs/loose.json", "it has no sidecar"),
     "no ranks": ("eft outputs/judged.json --ranks outputs/others.json", "none of its uuids"),
     "ranks of others": ("eft outputs/judged.json --ranks outputs/some.json", "no record has `ranks`"),
-    "seeds that are none": ("eft outputs/judged.json --seed_data outputs/human.json", "holds Samples records"),
+    "seeds that are none": ("eft outputs/judged.json --seed_data outputs/human.json", "holds prompts with responses"),
     "no such seeds": ("eft outputs/judged.json", "--seed_data oasst_sft: "),
     "no words any more": ("eft outputs/changed.json --force", "lacks what the judge said of its responses"),
     "an unknown name": ("eft outputs/judged.json --seed_data no_such", "--seed_data no_such: neither"),

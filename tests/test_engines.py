@@ -37,13 +37,9 @@ from transformers import (
 
 from cream import engines
 from cream.engines import Request, Sampling, choice, row_seed
-from cream.engines.hf import (
-    GumbelMax,
-    HfEngine,
-    StopStrings,
-    gumbel,
-    splitmix64,
-)
+from cream.engines.draw import draw, masses_before, pick
+from cream.engines.hf import GumbelMax, HfEngine, StopStrings
+from cream.engines.noise import gumbel, splitmix64
 from cream.engines.stops import ESCAPES, find_stop, parse_stops
 from cream.engines.warp import keep_min_p, keep_top_k, nucleus, penalize_repeated, warp
 from cream.errors import UserError
@@ -246,6 +242,75 @@ def test_nucleus_of_equal_tokens_has_those_with_the_lowest_ids(logits, top_p):
     assert torch.equal(nucleus(scores, top_p), wanted)
 
 
+LOGITS = st.lists(st.integers(-3, 3).map(float) | st.just(-math.inf), min_size=2, max_size=40)
+LOGITS = LOGITS.filter(lambda values: max(values) > -math.inf)
+
+
+def kept_by_sorting(logits, top_p):
+    """The ids of the nucleus, by the definition: (surely, perhaps), where rounding decides on the last one."""
+    p = np.exp(np.array(logits) - max(logits))
+    order = np.argsort(-p, kind="stable")
+    order = order[p[order] > 0]
+    before = np.cumsum(p[order] / p.sum()) - p[order] / p.sum()
+    return {*order[before < top_p - 1e-6]}, {*order[before < top_p + 1e-6]}
+
+
+@settings(deadline=None, max_examples=60)
+@given(LOGITS, st.sampled_from([1e-9, 1e-3, 0.5, 0.95, 1 - 1e-5, 1.0]) | st.floats(1e-6, 1.0), st.floats(0.01, 2))
+def test_draws_are_the_nucleus_of_a_sort(logits, top_p, temperature):
+    """What lies before a token decides on each as a sort does; and nothing else is ever drawn, at either end too."""
+    surely, perhaps = kept_by_sorting(np.array(logits) / temperature, top_p)
+    scores = torch.tensor([logits]) / temperature
+    ids = torch.arange(len(logits))
+    probs = scores.softmax(-1)
+    before = masses_before(probs.expand(len(ids), -1), ids)
+    for i, row in enumerate(before):  # only tokens that are likelier, or equal and earlier
+        first = (probs[0] > probs[0, i]) | (probs[0] == probs[0, i]) & (ids < i)
+        assert torch.equal(row, probs[0].where(first, 0.0))
+    kept = {i for i in ids.tolist() if probs[0, i] > 0 and before[i].sum() < top_p}
+    assert {i for i in surely if probs[0, i] > 0} <= kept <= perhaps
+    assert {*draw(scores.expand(300, -1), top_p, torch.arange(300)).tolist()} <= kept
+
+
+def test_equal_tokens_of_a_nucleus_are_those_with_the_lowest_ids():
+    for top_p, count in ((1e-9, 1), (0.25, 2), (0.26, 3), (0.5, 4), (0.95, 8), (1.0, 8)):  # exact in binary
+        drawn = draw(torch.zeros(2000, 8), top_p, torch.arange(2000))
+        assert {*drawn.tolist()} == {*range(count)}
+
+
+def test_a_quantile_picks_the_token_that_has_it():
+    masses = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]])
+    quantiles = [1e-300, 0.249, 0.25, 0.251, 1 - 2**-53]
+    assert pick(masses.expand(5, -1), torch.tensor(quantiles, dtype=torch.float64)).tolist() == [1, 1, 3, 3, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+def test_drawn_frequencies_match_the_nucleus(top_p):
+    """10^5 draws, of rows that lie in several parts; those of neighbouring seeds are independent."""
+    rng = np.random.default_rng(5)
+    logits, rows = rng.normal(0, 1.5, 30).round(1), 100_000  # some are equal
+    expected = distribution(logits, top_p=top_p)
+    drawn = draw(torch.tensor(logits, dtype=torch.float32).expand(rows, -1), top_p, torch.arange(rows)).numpy()
+    counts, seen = np.bincount(drawn, minlength=30), expected > 0
+    assert counts[~seen].sum() == 0
+    assert scipy.stats.chisquare(counts[seen], rows * expected[seen]).pvalue > ALPHA
+    likely = np.argsort(-expected)[:5]  # each against the rest
+    table = scipy.stats.contingency.crosstab(np.isin(drawn[:-1], likely), drawn[1:] % 4).count
+    assert scipy.stats.chi2_contingency(table).pvalue > ALPHA
+
+
+def test_draws_do_not_depend_on_their_company():
+    logits = torch.tensor(np.random.default_rng(0).normal(0, 2, (50, 30_000)), dtype=torch.float32)
+    seeds = torch.arange(50)
+    drawn = draw(logits, 0.3, seeds)
+    assert torch.equal(draw(logits[20:23], 0.3, seeds[20:23]), drawn[20:23])
+    assert not torch.equal(draw(logits, 0.3, seeds + 1), drawn)
+    sampling = Sampling(temperature=0.9, top_p=0.8)
+    noisy = GumbelMax(seeds, sampling)(seeds[:, None], logits)
+    assert torch.equal(noisy, warp(logits, sampling) + gumbel(seeds, 0, 30_000))
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.integers(-8, 8), min_size=2, max_size=12, unique=True),
@@ -369,7 +434,7 @@ def test_samples_depend_on_seed_and_uuid_alone(engine, requests):
 @pytest.mark.slow
 @pytest.mark.xdist_group("vllm")
 def test_vllm_draws_from_the_nucleus_alone(vllm, model, requests):
-    """10 000 draws in vLLM's place for filters: each token as often as its share, and none from outside."""
+    """10 000 draws in vLLM's place: each token as often as its share, and none from outside."""
     prompt = requests[3].prompt_ids
     expected = distribution(plain_logits(model, prompt)[-1].numpy(), prompt, temperature=1.0, top_p=0.9)
     sampling = Sampling(n=500, temperature=1.0, top_p=0.9, max_tokens=1, logprobs=False)
@@ -723,7 +788,7 @@ def test_vllm_is_given_what_is_recorded(vllm, monkeypatch, temperature, top_p, s
     """Its parameters change some values without a word; what `Sampling` allows stays as it is. Top-k and top-p are not
     for vLLM to compute on a CPU, but they are on a GPU."""
     greedy = temperature < 0.001
-    monkeypatch.setattr(vllm, "filter", None)
+    monkeypatch.setattr(vllm, "chooser", None)
     sampling = Sampling(1 if greedy else 20_000, temperature, top_p, 9999, seed, (5, 5, VOCAB - 1, VOCAB, 10**6))
     params = vllm._params(Request("p", [3] * 20), sampling)
     assert (params.n, params.temperature, params.top_p) == (
@@ -741,7 +806,7 @@ def test_vllm_is_given_what_is_recorded(vllm, monkeypatch, temperature, top_p, s
 @pytest.mark.slow
 @pytest.mark.xdist_group("vllm")
 def test_vllm_is_given_the_other_settings_too(vllm, monkeypatch):
-    monkeypatch.setattr(vllm, "filter", None)
+    monkeypatch.setattr(vllm, "chooser", None)
     how = {"top_k": 10**6, "min_p": 1.0, "repetition_penalty": 0.1, "stop": ("\n", "a,b")}
     params = vllm._params(Request("p", [3] * 20), Sampling(n=2, temperature=0.01, **how))
     assert {name: getattr(params, name) for name in how} == how | {"stop": ["\n", "a,b"]}

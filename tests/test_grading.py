@@ -8,10 +8,10 @@ from msgspec import structs
 
 from cream.engines import Completion
 from cream.errors import UserError
-from cream.evaluation.answers import label_number
 from cream.evaluation.few_shot import build_prompt
 from cream.evaluation.generation import changes, fill_missing, grade_responses, regrade, strict_accuracies
 from cream.evaluation.grade import DEFAULT, Rules, options_of, strip_labels
+from cream.evaluation.numbers import label_number
 from cream.evaluation.statistics import format_table, table_rows
 from cream.evaluation.tasks import grade
 from cream.records import Answer, Item, Prompt, decode, encode

@@ -6,12 +6,14 @@ import os
 import re
 import shlex
 from collections import defaultdict
+from html import escape
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
+from headless import WIDTHS, barriers, draw_all, expect, launched, new_tab
 from safetensors.torch import load_file
 
 import iterate
@@ -328,10 +330,10 @@ def test_pairs_are_made_with_the_beta_of_their_training():
     ("change", "message"),
     [
         ({"iterations": 3}, "3 iterations need as many prompt sets"),
-        ({"iteration": 2}, "unknown field `iteration`"),
+        ({"iteration": 2}, "unknown key `iteration`; did you mean iterations"),
         ({"model": 7}, "Expected `str`"),
         ({"sft": {"epoch": 2, "lr": [1e-4, 2e-4]}}, "got `array` - at `$.sft.lr`"),
-        ({"dpo": {"beta": 1.0, "lr": {"first": 1}}}, "missing required field `then` - at `$.dpo.lr`"),
+        ({"dpo": {"beta": 1.0, "lr": {"first": 1}}}, "missing required key `then` - at `$.dpo.lr`"),
         ({"dpo": {1: 2}}, "at `key` in `$.dpo`"),
         ({"sft": None}, "M1 needs one of `sft` (the flags of its training, such as {name: tiny_sft, epoch: 2}) and"),
         ({"start": "m1"}, "(a checkpoint that is M1 already); found both"),
@@ -347,6 +349,23 @@ def test_wrong_recipes_are_refused(tmp_path, change, message):
     with pytest.raises(UserError, match="recipe.yaml") as caught:
         read_loop(path)
     assert message in str(caught.value)
+
+
+def test_all_mistakes_of_a_recipe_are_listed(tmp_path):
+    path, change = tmp_path / "recipe.yaml", {"dpoo": {}, "seed": "one", "keep": {"metrics": "x"}, "zzz": 1, "dpo": [1]}
+    path.write_text(yaml.safe_dump(SMALL | change))
+    with pytest.raises(UserError) as caught:
+        read_loop(path)
+    said = [line.removeprefix(f"{path}: ") for line in str(caught.value).splitlines()]
+    assert [line.partition(";")[0] for line in said] == [
+        "unknown key `dpoo`",
+        "unknown key `zzz`",
+        "Expected `int`, got `str` - at `$.seed`",
+        "Expected `object`, got `array` - at `$.dpo`",
+        "unknown key `metrics` - at `$.keep`",
+        "missing required key `metric` - at `$.keep`",
+    ]
+    assert said[0].startswith("unknown key `dpoo`; did you mean dpo") and "; known keys: title, model" in said[1]
 
 
 @pytest.mark.parametrize(
@@ -417,7 +436,10 @@ TWICE = ["tiny_prompt_1", "localdata/tiny/prompt.1.json"]  # one file, by two na
         ({"consistency": {"method": "kendall", "rank": "toporder"}}, "--method kendall contradicts --rank toporder"),
         ({"rewarding": {"enable_ref_model": [False, True]}}, "--reward dpo contradicts --enable_ref_model no"),
         ({"evaluation": {"name": "tiny_test", "few_shot_file": "pyproject.toml"}}, "--few_shot K says how many"),
-        ({"evaluation": {"name": "tiny_prompt_1"}}, "prompt.1.json holds Prompt records; the step reads Item records"),
+        (
+            {"evaluation": {"name": "tiny_prompt_1"}},
+            "prompt.1.json holds prompts; the step reads questions with labels",
+        ),
         ({"prompts": ["tiny_prompt_1", "tiny_test"]}, "round 2: sample from M2 (infer.py): --name tiny_test: "),
         ({"prompts": ["tiny_prompt_1", "bad.json"]}, "round 2: sample from M2 (infer.py): bad.json: "),
         ({"prompts": ["tiny_prompt_1", "gsm8k_test"]}, "`python prepare_data.py build gsm8k` makes it"),
@@ -601,10 +623,10 @@ def test_wrong_loops(loop, problem):
     ("change", "message"),
     [
         ({"rounds": 0}, "Expected `int` >= 1 - at `$.rounds`"),
-        ({"round": 2}, "unknown field `round`; known keys: title, model, output_dir, base_dir, seed, rounds, before"),
-        ({"repeat": [EVALUATE | {"flag": {}}]}, "unknown field `flag` - at `$.repeat[0]`"),
-        ({"repeat": [{"id": "x"}]}, "missing required field `script` - at `$.repeat[0]`"),
-        ({"flags": {"test": {"lr": {"first": 1}}}}, "missing required field `then` - at `$.flags.test"),
+        ({"round": 2}, "unknown key `round`; did you mean rounds"),
+        ({"repeat": [EVALUATE | {"flag": {}}]}, "unknown key `flag` - at `$.repeat[0]`; did you mean flags?"),
+        ({"repeat": [{"id": "x"}]}, "missing required key `script` - at `$.repeat[0]`"),
+        ({"flags": {"test": {"lr": {"first": 1}}}}, "missing required key `then` - at `$.flags.test"),
         ({"flags": {"test": {"lr": [[1]]}}}, "at `$.flags"),
         ({"title": ""}, "'' is not a text"),
         ({"base_dir": "a\0b"}, "is not a text"),
@@ -817,6 +839,8 @@ def check_end(world, out):
     assert f" ended highest: M3 at {best:.1f} %" in ended and "95 % interval" in ended
     assert c.startswith("Mean C") and "small 0." in c and "plain 0." in c
     assert alarmed == "No alarm sounded." or alarmed.startswith("Alarms (!): ")
+    page = (world.folder / "outputs/plain/report.html").read_text()
+    assert all(f"<p>{escape(line)}</p>" in page for line in (ended, c, alarmed))
 
 
 def check_logs(world, printed):
@@ -828,19 +852,26 @@ def check_logs(world, printed):
     assert "first example, its trained tokens marked" in said and "step 1/" in said and "checkpoint: " in said
 
 
-@pytest.mark.slow
-def test_the_loop(workspace):
-    """Two recipes of a family: they share M0, M1 and round 1's measurements, and end in one table.
-
-    All stages ran in one process; run one by one, each in its own, the same commands give the same weights and answers.
-    Run again, the loop passes over everything.
-    """
+@pytest.fixture(scope="module")
+def two_loops(workspace):
+    """Two recipes of a family, as in quickstart, after their first run: the command, the stages that it listed before,
+    and how it ended."""
     write(workspace, "plain.yaml", PLAIN)
     loop = write(workspace, "small.yaml", SMALL) + ",plain.yaml"
     before = workspace.state()
     printed = stages(workspace.run(loop + " --dry_run").out)
     assert len(printed) == 30 and workspace.state() == before
-    first = workspace.run(loop)
+    return loop, printed, workspace.run(loop)
+
+
+@pytest.mark.slow
+def test_the_loop(workspace, two_loops):
+    """They share M0, M1 and round 1's measurements, and end in one table.
+
+    All stages ran in one process; run one by one, each in its own, the same commands give the same weights and answers.
+    Run again, the loop passes over everything.
+    """
+    loop, printed, first = two_loops
     assert len(titles(first.out)) == 30
     assert first.out.count("    up to date: ") == 6  # of the second recipe: M0, M1, its training, round 1's rankings
     check_table(workspace, first.out)
@@ -864,6 +895,13 @@ def test_the_loop(workspace):
     quiet = workspace.run(loop + " --quiet").out
     assert quiet.splitlines()[1].split() == ["model", "small", "plain"] and titles(quiet) == []
 
+    alone = workspace.run("iterate.py --device cpu --config plain.yaml --until 1")  # which leaves the page of both
+    assert (
+        "report: outputs/plain/report.plain.html" in alone.out
+        and "M3</td>" in (workspace.folder / "outputs/plain/report.plain.html").read_text()
+    )
+    assert {path: now for path, now in workspace.state().items() if path in before} == before
+
     for command in stages(workspace.run(loop + " --dry_run --output_root alone").out)[:15]:
         workspace.run(command)
     for model in ("outputs/base/M1", "outputs/cream/M2", "outputs/cream/M3"):
@@ -873,6 +911,41 @@ def test_the_loop(workspace):
         assert one.keys() == other.keys() and all((one[name] == other[name]).all() for name in one)
         answers = f"{model}.evaluation.json"
         assert workspace.read(answers) == workspace.read(f"alone/{answers}")
+
+
+chromium = pytest.fixture(scope="module")(launched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_report_that_a_loop_writes(workspace, two_loops, chromium, width):
+    """All sections without barriers, on a desk in light too; its figures are drawn, on a phone those of accuracy, the
+    folded ones once they are asked for; the browser of preferences filters, and follows a link."""
+    preferences = "#preferences [data-part=pair]"
+    with new_tab(chromium, width) as tab:
+        tab.goto((workspace.folder / "outputs/plain/report.html").as_uri())
+        assert {"Accuracy", "Consistency", "Rewards", "Preferences"} <= {*tab.locator("main h2").all_inner_texts()}
+        every, shown = (tab.locator(f".plot{visible}").count() for visible in ("", ":visible"))
+        assert every > shown > 15
+        if width == "desk":
+            tab.locator("details:has(.plot)").evaluate_all("all => all.forEach((each) => each.open = true)")
+        assert draw_all(tab, ".plot" if width == "desk" else "#accuracy .plot") >= 4
+        expect(tab, preferences, "M1")
+        pairs = tab.locator("#preferences [data-part=count]").inner_text()
+        tab.locator("#preferences details").first.evaluate("each => each.open = true")
+        tab.locator("#preferences [name=round]").select_option(label="plain: round2")
+        expect(tab, preferences, "M2")
+        assert tab.locator("#preferences [data-part=count]").inner_text() != pairs
+        link = tab.locator(f"{preferences} a").get_attribute("href")
+        assert "pair=" in link and "round=" in link
+        tab.goto("about:blank")
+        tab.goto((workspace.folder / "outputs/plain/report.html").as_uri() + link)
+        expect(tab, preferences, "M2")
+        assert draw_all(tab, "#accuracy .plot") >= 4
+        assert width == "phone" or barriers(tab) == {}
+        tab.locator("#theme").click()
+        assert tab.evaluate("page.dark()") and barriers(tab) == {}
+        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.slow
@@ -899,6 +972,8 @@ def test_a_loop_of_one_s_own(workspace):
     assert os.readlink(workspace.folder / "outputs/own/best") == f"round{best}.tuned/checkpoint-last"
     assert f"round{best}.tuned" in workspace.read("configs/checkpoint.json")["winner"]
     assert f"result: the model of round {best}, tuned.loss {min(losses):.4g}" in done.out
+    page = (workspace.folder / "outputs/own/report.html").read_text()
+    assert f"Kept: round {best}, round{best}.tuned/checkpoint-last." in page and "lowest tuned.loss" in page
     pairs = workspace.read(f"outputs/own/round{best}.pairs.json.meta.json")
     accuracy = macro_accuracy(workspace, "outputs/own/test.json")
     assert row == ["test", f"{accuracy:.1f}", f"{pairs['mean_consistency']:.2f}"]
@@ -910,6 +985,7 @@ def test_a_loop_of_one_s_own(workspace):
     assert again.out.count("    up to date: ") == 12 and workspace.state() == before
     write(workspace, "own.yaml", kept | {"flags": {"more": {"gen_n": 3}}})
     assert "gen_n: 4 -> 3" in (told := workspace.refused(loop)) and "another output_dir than outputs/own," in told
+    assert "--gen_n 3" in (again := told.splitlines()[-1]) and again.endswith(" --overwrite")
 
 
 @pytest.mark.slow

@@ -57,8 +57,17 @@ def test_a_finished_output_is_up_to_date_and_has_its_sidecar(tmp_path):
     assert (meta["settings"], meta["inputs"], meta["mean"]) == (SETTINGS, INPUTS, 0.5)
     assert meta["counts"] == {"out": 4, "dropped": {"too long": 3}}
     assert meta["output"] == fingerprint_file(path) == xxhash.xxh3_128_hexdigest(path.read_bytes())
-    assert {file.name for file in path.parent.iterdir()} == {"x.jsonl", "x.jsonl.meta.json"}
+    assert {file.name for file in path.parent.iterdir()} == {"x.jsonl", "x.jsonl.meta.json"} and "resumed" not in meta
     assert begin(path).up_to_date
+
+
+def test_a_sidecar_says_how_many_records_an_interrupted_run_had_made(tmp_path):
+    interrupted(tmp_path / "x.jsonl", ROWS[:3])
+    with begin(tmp_path / "x.jsonl") as output:
+        output.resume()
+        output.append(ROWS[3])
+        output.finish(output.rows(ORDER))
+    assert read_meta(tmp_path / "x.jsonl")["resumed"] == 3
 
 
 @pytest.mark.slow

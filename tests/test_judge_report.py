@@ -118,15 +118,15 @@ def test_the_report():
     assert gold == [[-2.0, -1.0, 0.0], [None, None]]
     text = "\n".join(judges.describe(found, gold))
     assert "2 prompts; 4 of 5 responses have a reward" in text
-    assert "parsed: 7 of 8 (87.5%) of the judgements" in text and "scores: 1: 1, 2: 4, 3: 2" in text
+    assert "parsed: 7 of 8 (87.5 %) of the judgements" in text and "scores: 1: 1, 2: 4, 3: 2" in text
     assert "Spearman of reward and characters within a prompt 1.000 (1.000 to 1.000), 1 prompts" in text
     assert "pairwise accuracy: 1.000 (1.000 to 1.000) (3)" in text
-    assert "against gold: 3 of 3 (100.0%) of the pairs" in text
+    assert "against gold: 3 of 3 (100.0 %) of the pairs" in text
     compared = judges.collect([rewards_of("a", [0.5, 0.5], preferences=[[None, 1.0], [1.0, None]])])
     assert "in 1.000 (1.000 to 1.000) of 1 pairs" in "\n".join(judges.describe(compared))
     half = rewards_of("b", [0.5] * 3, preferences=[[None, 1.0, None], [0.0, None, None], [None] * 3])
     compared = judges.collect([rewards_of("a", [None] * 2, preferences=[[None] * 2] * 2), half])
-    assert "parsed: 1 of 4 (25.0%) of the pairs of responses have a choice" in "\n".join(judges.describe(compared))
+    assert "parsed: 1 of 4 (25.0 %) of the pairs of responses have a choice" in "\n".join(judges.describe(compared))
 
 
 def test_gold_of_other_responses_is_refused():

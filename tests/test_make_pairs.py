@@ -294,7 +294,7 @@ MISTAKES = {
     "one ranking twice": (f"--strategy extremes --rewards {REWARDS} --previous {REWARDS}", "--previous is --rewards"),
     "margin above all": (f"--strategy extremes --rewards {REWARDS} --margin 99", "no pair can be made"),
     "no such file": ("--strategy extremes --rewards localdata/nothing.json", "no such file"),
-    "samples": ("--strategy extremes --rewards localdata/tiny/labels.json", "holds Item records; it should"),
+    "samples": ("--strategy extremes --rewards localdata/tiny/labels.json", "holds questions with labels; it should"),
     "name taken": (f"--strategy extremes --rewards {REWARDS} --register tiny_sft", "built-in name"),
 }
 
@@ -352,7 +352,7 @@ def test_a_strategy_is_one_file_and_one_line(world):
         assert [(p.selected_index, p.rejected_index, p.consistency) for p in pairs] == [(0, 1, 0.8)] * 3
         assert all(len(p.selected[-1].content) > len(p.rejected[-1].content) for p in pairs)
         assert about["counts"]["dropped"] == {"too few": 1} and about["settings"]["sureness"] == 0.8
-        assert about["method"] == "consistency_dyn" and "no pair from 1 prompts: too few" in out
+        assert about["method"] == "consistency_dyn" and "no pair from 1 prompt: too few" in out
         error = world.refused(
             f"make_pairs.py --strategy random --rewards {REWARDS} --sureness 1 --output outputs/x.json"
         )

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from cream.files.fingerprints import fingerprint_folder
 from cream.reporting import hub, model_card
 from cream.reporting.checkpoints import read_model
 from cream.reporting.markdown import one_line
+from cream.reporting.outputs import Output
 
 NAME = HOSTILE.replace("/", "∕")[:150]  # as a folder's
 
@@ -39,6 +41,7 @@ def test_the_card_of_a_checkpoint_has_what_other_commands_say(looped):
     assert shown == {row["task"]: pytest.approx(row["accuracy"], abs=1e-4) for row in tasks}
     about = looped.read(f"{LOOP}/m2/checkpoint-last/cream.json")
     assert about["fingerprint"] in text and looped.read(f"{LOOP}/pairs.json.meta.json")["output"][:12] in text
+    assert "| --max\\_length | 4096 (the model's context: 2048)" in text
     assert str(looped.folder) not in text and "| m0 | m2 |" in text and "--gen\\_temperature | 1 " in text
     assert all(f"## {part}\n" in text for part in ("Evaluation", "Limits", "Use", "Training", "Data and lineage"))
     looped.run(f"report.py card {LOOP}/m2")  # which changes no hash of the model
@@ -46,6 +49,13 @@ def test_the_card_of_a_checkpoint_has_what_other_commands_say(looped):
     (looped.folder / card).write_text(text.replace("proves little", "proves all"))
     assert "is not a card as report.py made it" in looped.refused(f"report.py card {LOOP}/m2")
     assert "HF_HUB_OFFLINE" in looped.refused(f"report.py card {LOOP}/m2 --overwrite --push_to_hub me/m2")
+
+
+def test_a_stage_has_no_settings_that_it_does_not_take():
+    settings = {"beta": 0.1, "method": "original", "lr": 0.001}
+    for stage, kept in (("sft", {"lr"}), ("dpo", {"beta", "method", "lr"}), ("of a later version", {*settings})):
+        output = Output(Path("x"), {"settings": settings | {"train_stage": stage}})
+        assert {*output.settings} == kept | {"train_stage"}
 
 
 def test_hostile_texts_are_text_in_the_card(tiny_folder, tmp_path, monkeypatch):

@@ -404,5 +404,5 @@ def test_from_pairs_to_rewards(looped):
     wide = f"{ask} {own} --with_same yes --output outputs/no.json"
     assert "was trained on the labels A, B: give --with_same no" in looped.refused(wide)
     assert "'Same' is not one token" in looped.refused(f"{wide} --force")
-    assert "holds Samples records" in looped.refused("prepare_data.py pairwise outputs/loop/samples.jsonl")
+    assert "holds prompts with responses" in looped.refused("prepare_data.py pairwise outputs/loop/samples.jsonl")
     assert "pairwise does not use --agree" in looped.refused(f"prepare_data.py pairwise {source} --agree position")

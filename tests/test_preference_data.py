@@ -482,14 +482,14 @@ def test_a_mixture_never_has_a_held_out_prompt_in_training(sources):
     "change, told",
     [
         (("weight: 1.5", "weight: 1.5, count: 3"), "a `weight` or a `count`, not both"),
-        (("weight: 1.5", "wieght: 1.5"), r"unknown field `wieght`.*\(keys: path, name, weight, count\)"),
+        (("weight: 1.5", "wieght: 1.5"), r"unknown key `wieght` - at `\$.sources\[1\]`; did you mean weight"),
         (("weight: 1.5", "weight: 0"), "weight"),
         (("count: 40", "count: 61"), "one.dpo.jsonl: count 61 is more than its 60 usable records"),
         (("two.dpo", "three.dpo"), "three.dpo.jsonl: no such file"),
         (("name: first", "name: two"), "two sources are called two"),
         (("held_out: 6", "held_out: 30"), "none would be left"),
         (("sources:", "seed: 5\nsources:"), "'seed' is given twice"),
-        (("two.dpo", "steps"), "holds Steps records, and .* Pair records"),
+        (("two.dpo", "steps"), "holds responses in steps, and .* preference pairs"),
     ],
 )
 def test_mixtures_that_are_refused_leave_nothing_behind(sources, change, told):
@@ -605,7 +605,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     prepare_data.main(["rrm", "m.dpo.json", "--per_pair", "1"])
     prepare_data.main(["validate", "m.dpo.rrm.json", "m.held_out.dpo.json"])
     out = capsys.readouterr().out
-    assert "12 Pair records, 24 responses" in out and "3 Pair records, 6 responses" in out
+    assert "12 preference pairs, 24 responses" in out and "3 preference pairs, 6 responses" in out
     meta = json.loads((tmp_path / "m.dpo.rrm.json.meta.json").read_text())
     assert meta["sources"] == {"pairs": "m.dpo.json"} and not meta["unverified"][1:]
     for line, told in {
@@ -613,7 +613,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
         "mix p.dpo.json --config m.yaml": "one of both",
         "rrm p.dpo.json --held_out 2": "rrm does not use --held_out",
         "mix p.dpo.json --pairs all": "mix does not use --pairs",
-        "rrm m.held_out.dpo.json --rewards m.dpo.json": "--rewards m.dpo.json holds Pair records",
+        "rrm m.held_out.dpo.json --rewards m.dpo.json": "--rewards m.dpo.json holds preference pairs",
     }.items():
         with pytest.raises(SystemExit) as end:
             prepare_data.main(line.split())
@@ -624,7 +624,7 @@ def test_import_says_what_its_flags_are_for(tmp_path):
     rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
     told = {"pairs": "all", "min_ratio": 2.0, "rating_range": "0..4", "neutral": "wrong", "step_separator": "x"}
     for name, value in told.items():
-        with pytest.raises(UserError, match=f"--{name} is for .* no effect on these Pair records"):
+        with pytest.raises(UserError, match=f"--{name} is for .* no effect on these preference pairs"):
             imported(tmp_path, "t", rows, **{name: value})
     imported(tmp_path, "t", rows * 3, max_pairs=2)
     meta = json.loads((tmp_path / "t.dpo.json.meta.json").read_text())

@@ -433,7 +433,7 @@ def test_what_is_no_process_reward_model_is_refused(world):
     assert "trains on Steps" in world.refused(f"{TRAIN} prm --name tiny_sft --output_dir outputs/no")
     for file, message in (
         (f"{LOOP}/samples.jsonl", "give what rewarding.py --reward labels writes, or with --step_labeller tiny"),
-        (f"{LOOP}/pairs.json", "holds Pair records"),
+        (f"{LOOP}/pairs.json", "holds preference pairs"),
         (f"{LOOP}/current.jsonl", "is no probability that a response is right"),
     ):
         assert message in world.refused(f"prepare_data.py steps {file} --output outputs/no.jsonl")

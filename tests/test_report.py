@@ -3,6 +3,7 @@
 import http.client
 import json
 import logging
+import re
 import threading
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -22,16 +23,17 @@ from cream.errors import UserError
 from cream.evaluation.compare import compare, join
 from cream.files import store
 from cream.files.provenance import read_meta
-from cream.loops.plan import Loop
+from cream.loops.course import Course
+from cream.loops.loop import Loop
 from cream.records import Answer, Pair, Rewards
 from cream.reporting import export, figures, markdown, report, watch
 from cream.reporting.collect import FORMAT, collect, sections
 from cream.reporting.figures import Series, lines
 from cream.reporting.numbers import by_bins, histogram, mean, rank_correlation
 from cream.reporting.outputs import Run, of_places, task_of
-from cream.reporting.page import Section, build, table
-from cream.reporting.report import Files, write_all
-from cream.reporting.sections import rewards, training
+from cream.reporting.page import Section, build, format_number, table, table_of_runs
+from cream.reporting.report import Files, beside_larger, write_all
+from cream.reporting.sections import accuracy, rewards, summary, training
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)> \"'&\u202e\u0007 [x](javascript:y) | `$a$`" + "w" * 300
 
@@ -84,6 +86,14 @@ def test_a_page_shows_hostile_text_as_text():
     assert len(seen.all("script")) == 1 and not seen.all("img")
     assert "".join(seen.text).count(HOSTILE) == 7  # title twice, link, heading, caption, head, cell
     assert "<td></td>" in html and '<th scope="col" class=number>' in html
+    (frame,) = [each for each in seen.all("div") if each.get("class") == "scroll"]
+    assert (frame["tabindex"], frame["role"], frame["aria-label"]) == ("0", "group", HOSTILE)
+    assert [format_number(each) for each in (1500, 0.12345, 1234.5, 12345.6)] == [
+        "1\u202f500",
+        "0.1235",
+        "1234",
+        "12\u202f346",
+    ]
 
 
 def test_data_are_packed_and_scripts_named_by_their_hash():
@@ -116,12 +126,85 @@ def test_a_figure_has_units_a_table_and_no_markup_of_names():
     assert len(long.rows) == 167 and long.rows[1][1] == 6  # every sixth
 
 
+def test_figures_of_a_kind_are_side_by_side_and_some_are_folded():
+    kinds = ("mean", "c-0", "length", "c-1", "sum-2", "top")
+    made = [lines(name, f"{name}, of all", "", [Series("s", [1], [1])], "", "") for name in kinds]
+    shown = figures.section("s", "S", "", made[:5], "<p>tables</p>", made[5:])
+    places = [[each["id"] for each in Seen(part).all("div") if each.get("class") == "plot"]
+              for part in shown.html.split('<div class="figures">')[1:]]  # fmt: skip
+    assert places == [["mean"], ["c-0", "c-1"], ["length", "sum-2"], ["top"]]
+    assert "<details><summary>1 more figure: top</summary>" in shown.html
+    assert {*json.loads(shown.data["s-figures"])} == {*kinds}
+
+
+def test_a_line_joins_evaluations_of_the_same_questions():
+    """Those of the best model, on a test set, come last on the axis, wherever their run has them."""
+
+    def tested(name: str, data: str) -> dict:
+        tasks = [{"task": task, "n": 80, "correct": 20, "accuracy": 0.25, "low": 0.1, "high": 0.4} for task in "ab"]
+        macro = {"task": "macro", "n": 160, "correct": 40, "accuracy": 0.25, "low": None, "high": None}
+        more = dict.fromkeys(("unanswered_rate", "truncated_rate", "mean_tokens"))
+        return {"name": name, "data": data, "questions": data, "tasks": [{**row, **more} for row in (*tasks, macro)]}
+
+    names = [["M1", "M2"], ["M1", "M2", "M3"]]
+    runs = [
+        {
+            "title": f"run {i}",
+            "accuracy": {"evaluations": [*(tested(name, "val") for name in own), tested("t", "test")]},
+        }
+        for i, own in enumerate(names)
+    ]
+    for run, marked in zip(runs, (["M2"], []), strict=True):
+        run["accuracy"]["differences"], run["alarms"] = [], {"models": marked}
+    shown = accuracy.show(runs, [])
+    assert shown.html.count("<td>! M2</td>") == 4 and "! an alarm" in shown.html  # the mean, and of each task
+    plot = json.loads(shown.data["accuracy-figures"])["accuracy-1"]
+    assert plot["layout"]["xaxis"]["categoryarray"] == ["M1", "M2", "M3", "t"]
+    assert [(each["name"], each["x"]) for each in plot["data"]] == [
+        *(("run 0, val", names[0]), ("run 0, test", ["t"]), ("run 1, val", names[1]), ("run 1, test", ["t"])),
+    ]
+    up, down = plot["data"][0]["error_y"]["array"][0], plot["data"][0]["error_y"]["arrayminus"][0]
+    half = 196 * (2 * 0.25 * 0.75 / 80) ** 0.5 / 2  # of the mean of two tasks, in points
+    assert up == pytest.approx(half, abs=0.7) and down == pytest.approx(half, abs=0.7)
+
+
+def test_what_runs_share_and_what_was_reused():
+    """Shared outputs count once, in a row of their own; scores by where they are from."""
+    base = {"script": "train.py", "finished": True, "records": 1, "dropped": 0, "tokens": None, "memory_gb": None}
+    base |= {"reuse": None, "resumed": None}
+
+    def stage(name: str, seconds: float, shared: list[str], **more) -> dict:
+        return {**base, "name": name, "path": name, "seconds": seconds, "shared_with": shared, **more}
+
+    scored = {"script": "rewarding.py", "reuse": {"policy": {"computed": 5, "cached": 7}, "reference": {"cached": 1}}}
+    trained = {"reuse": {"reference": {"data": 3}}, "resumed": 2}
+    runs = [
+        ("a<b", [stage("M1", 4.0, ["two"]), stage("r1", 1.5, [], **scored), stage("M2", 2.0, [], **trained)]),
+        ("two", [stage("M1", 4.0, ["a<b"]), stage("M3", 3.0, [])]),
+    ]
+    numbers = [{"title": title, "training": {"curves": [], "left": [], "stages": stages}} for title, stages in runs]
+    shown = training.show(numbers)
+    assert "<p>a&lt;b and two share 1 output, made once, in 4.0 s.</p>" in shown.html
+    bars = json.loads(shown.data["training-figures"])["time"]["data"]
+    assert [(each["name"], each["x"], each["y"]) for each in bars] == [
+        ("shared by several", ["train.py"], [4.0]),
+        ("a&lt;b", ["rewarding.py", "train.py"], [1.5, 2.0]),
+        ("two", ["train.py"], [3.0]),
+    ]
+    rows = [re.sub(r"<[^>]+>", "|", row).strip("|") for row in shown.html.split("<tr>")]
+    for row in ("a&lt;b||responses, for rewards||13||5||8||0", "a&lt;b||examples, for training||3||0||0||3"):
+        assert any(each.startswith(row) for each in rows)
+
+
 def test_a_card_shows_hostile_text_as_text():
     from markdown_it import MarkdownIt
 
     row = {"task": HOSTILE, "n": 1, "accuracy": 0.5, "low": None, "high": None}
     run = {"title": HOSTILE, "accuracy": {"evaluations": [{"name": HOSTILE, "tasks": [row]}], "differences": []}}
-    run |= {"consistency": {"pairs": []}, "training": {"curves": []}}
+    keep = {"metric": HOSTILE, "mode": "max"}
+    decided = {"loop": {"keep": keep}, "said": [{"round": 1, "text": HOSTILE}], "stopped": None, "best": None}
+    run["alarms"] = {"fired": [{"stage": HOSTILE, "text": HOSTILE, "page": "docs/x.md#y"}], "models": [HOSTILE]}
+    run |= {"consistency": {"pairs": []}, "training": {"curves": []}, "steering": [decided]}
     run["lineage"] = {
         "nodes": [],
         "edges": [],
@@ -131,7 +214,7 @@ def test_a_card_shows_hostile_text_as_text():
     seen = Seen(html)
     assert not {"script", "img", "a", "code", "em"} & {tag for tag, _ in seen.elements}
     shown = " ".join(HOSTILE.replace("\u202e", " ").replace("\u0007", " ").split())
-    assert "".join(seen.text).count(shown) == 4 and len(seen.all("td")) == 5
+    assert "".join(seen.text).count(shown) == 8 and len(seen.all("td")) == 5
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------
@@ -285,6 +368,8 @@ def test_rewards_training_and_lineage_are_as_recorded(reported):
         assert each["log"] == [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
     stages = {each["path"]: each for each in run["training"]["stages"]}
     assert len(stages) == 9 and all(each["finished"] and each["seconds"] > 0 for each in stages.values())
+    reuse = {Path(path).name: each["reuse"] for path, each in stages.items() if each["reuse"]}
+    assert {*reuse} == {"current.jsonl", "previous.jsonl", "m2"} and {*reuse["previous.jsonl"]["policy"]} == {"cached"}
     nodes, edges = run["lineage"]["nodes"], run["lineage"]["edges"]
     names = {(nodes[a]["name"], nodes[b]["name"]) for a, b in edges}
     assert {("pairs", "m2"), ("m1", "m2"), ("current", "pairs"), ("m1", "samples"), ("m2", "m2")} <= names
@@ -295,7 +380,7 @@ def test_the_page_is_self_contained_and_is_made_of_the_numbers(reported):
     world, numbers = reported
     html = (world.folder / "outputs/r.html").read_text()
     seen = check_self_contained(html)
-    names = ["accuracy", "consistency", "rewards", "training", "preferences", "lineage"]
+    names = ["summary", "accuracy", "consistency", "rewards", "training", "preferences", "lineage"]
     assert [each["id"] for each in seen.all("section")] == names
     plots = [attrs for attrs in seen.all("div") if attrs.get("class") == "plot"]
     assert len(plots) == len(seen.all("figure")) > 15 and all(each["aria-label"] for each in plots)
@@ -328,6 +413,53 @@ def test_any_files_are_a_run_with_what_they_were_made_from(loop, monkeypatch):
     order = [each.name for each in by_folder.outputs]
     assert order.index("samples") < order.index("current") < order.index("pairs") and order.count("m2") == 2
     assert {*by_files.models.values()} == {"m0", "m1", "m2"}
+
+
+def write_output(path: Path, rows: list[dict], **about) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({str(i): row for i, row in enumerate(rows)}))
+    about = {"settings": {}, "inputs": {}, **about}
+    path.with_name(f"{path.name}.meta.json").write_text(json.dumps(about))
+
+
+def test_what_is_made_by_hand_is_named_and_its_alarms_are_listed(tmp_path):
+    """By the registered name of the model; of two files of one name with the folder. An alarm of a training's pairs
+    concerns the model."""
+    turn, fired = {"role": "user", "content": "q"}, {"alarm": "no_pair", "value": 0.75, "threshold": 0.5}
+    pair = {"prompt": [turn], "selected": [turn, turn], "rejected": [turn, turn]}
+    write_output(tmp_path / "round1/pairs.json", [pair], output="p1", alarms=[fired])
+    write_output(tmp_path / "round2/pairs.json", [pair], output="p2")
+    about = {"settings": {}, "inputs": {"data": "p1"}, "output": "m2", "command": ["train.py", "--register", "my_m2"]}
+    for name in ("meta.json", "args.json"):
+        (tmp_path / "dpo/long-name-1a2b").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"dpo/long-name-1a2b/{name}").write_text(json.dumps(about))
+    item = {"question": "q", "label": "1", "responses": "", "final_prediction": "1", "correct": True}
+    for model, folder in (("m2", "long-name-1a2b-test"), ("m1", "my_m1-test")):
+        words = ["infer.py", "--name", "test"]
+        write_output(tmp_path / f"{folder}/results.json", [item], command=words, inputs={"policy": model, "data": "d"})
+    run = of_places("all", [tmp_path])
+    assert {each.name for each in run.of("pairs")} == {"round1/pairs", "round2/pairs"}
+    assert [each.name for each in run.of("training")] == ["my_m2"] and run.models["m2"] == "my_m2"
+    assert {each.name for each in run.of("evaluation")} == {"my_m1", "my_m2"}
+    found = summary.alarms_of(run)
+    assert found.models == {"my_m2"} and summary.say([run], [found]) == ["Alarms (!): pairs round1/pairs."]
+    numbers = [{"title": title, "alarms": summary.collect(found)} for title in ("<a>", "b")]
+    html = summary.show(numbers, summary.say([run], [found])).html
+    assert html.count("<li>") == 1 and "<strong>&lt;a&gt;, b, pairs round1/pairs</strong>: 75% of prompts" in html
+    assert "See docs/troubleshooting.md#few-pairs" in html
+    write_output(tmp_path / "round2/pairs.json", [pair], output="p2", alarms=[{"alarm": 1}])
+    with pytest.raises(UserError, match="damaged: alarms"):
+        summary.alarms_of(of_places("all", [tmp_path]))
+
+
+def test_a_page_of_more_runs_is_kept(tmp_path):
+    path, one = tmp_path / "report.html", [Run('a, "b"', [])]
+    both = [*one, Run("c", [])]
+    assert beside_larger(path, one, ["x"]) == path
+    path.write_text(build("t", [], runs=[run.title for run in both]))
+    assert beside_larger(path, both, ["x", "y"]) == beside_larger(path, [Run("d", [])], ["z"]) == path
+    assert beside_larger(path, one, ["x"]) == tmp_path / "report.x.html"
+    assert '<th scope="col">run' not in table_of_runs(False, ("run", "n"), [("a", 1)])
 
 
 @pytest.mark.slow
@@ -399,7 +531,7 @@ def test_a_finished_loop_is_not_lost_with_its_report(tmp_path, caplog, monkeypat
     with caplog.at_level("INFO"):
         for error in (ImportError("No module named 'plotly'"), ValueError("odd")):
             monkeypatch.setattr(report, "write_all", Mock(side_effect=error))
-            iterate.report([(loop, [])])
+            iterate.report([Course(loop, lambda *_: ([], []))])
     assert [each.message for each in caplog.records] == [
         "no report: No module named 'plotly'; make setup installs what is missing",
         "no report: ValueError: odd",

@@ -1,35 +1,21 @@
-"""The report page in Chromium, of the system's packages and without a window, as wide as on a desk and on a phone."""
+"""The report page in Chromium, as wide as on a desk and on a phone; that of a loop is opened in test_iterate.py."""
 
-import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from headless import WIDTHS, barriers, expect, launched, new_tab
 from test_browser import HOSTILE
-from workspace import LOOP
 
 from cream.files import store
 from cream.records import Item, Message, Pair, Rewards
-from cream.reporting import browser, export, page
+from cream.reporting import browser, page
 
 pytestmark = pytest.mark.slow
-WIDTHS = {"desk": (1280, 900), "phone": (390, 844)}
 PROMPTS = 300
-SERIOUS = ("serious", "critical")  # of axe-core's four
 COUNT, PAIR, ROW = (f"#preferences {part}" for part in ("[data-part=count]", "[data-part=pair]", "[role=option]"))
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    """A running Chromium; skipped where there is none."""
-    path = next(filter(None, map(shutil.which, export.BROWSERS)), None)
-    if path is None:
-        pytest.skip("needs Chromium from the system's packages (Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield running
-        running.close()
+chromium = pytest.fixture(scope="module")(launched)
 
 
 @pytest.fixture(scope="module")
@@ -89,20 +75,6 @@ def files(folder: Path, title: str, pairs, current, previous=None, **fields) -> 
     return browser.Group(title, **paths, **fields)
 
 
-@contextmanager
-def new_tab(chromium, width: str):
-    """A tab. At the end: no error on the console, and nothing was asked of any network."""
-    size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
-    context = chromium.new_context(viewport=size, color_scheme="light")
-    tab, said, asked = context.new_page(), [], []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
-    yield tab
-    context.close()
-    assert said == [] and {url.partition(":")[0] for url in asked} <= {"file", "blob", "data"}
-
-
 @pytest.fixture(scope="module", params=WIDTHS)
 def tab(request, chromium):
     with new_tab(chromium, request.param) as tab:
@@ -120,13 +92,6 @@ def opened(tab, report):
         return tab
 
     return at
-
-
-def expect(tab, selector: str, text: str) -> None:
-    """Waits until an element has a text."""
-    tab.wait_for_function(
-        "([selector, text]) => document.querySelector(selector)?.textContent.includes(text)", arg=[selector, text]
-    )
 
 
 def choose(tab, **values) -> None:
@@ -236,7 +201,7 @@ def test_hostile_texts_are_shown_as_text(opened):
         assert tab.locator(f"{PAIR} script, {PAIR} img, {PAIR} b:not(.browser-title b)").count() == 0
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
         if len(text) > 3000:
-            tab.locator(".browser-response").get_by_role("button", name="show all 10,000 characters").first.click()
+            tab.locator(".browser-response").get_by_role("button", name="show all 10\u202f000 characters").first.click()
             shown = tab.locator(f"{PAIR} .browser-response .browser-text").first.evaluate("each => each.textContent")
             assert shown == text
         tab.locator("#preferences [role=listbox]").focus()
@@ -255,38 +220,3 @@ def test_dark_without_barriers(opened):
     assert barriers(tab) == {}
     tab.locator("#theme").click()
     assert tab.evaluate(back) == light
-
-
-def barriers(tab) -> dict[str, list[str]]:
-    """What axe-core finds serious or critical: its rule -> elements."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(tab).response["violations"]
-    return {each["id"]: [node["html"] for node in each["nodes"]] for each in found if each["impact"] in SERIOUS}
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_report_of_a_loop(chromium, loop_report, width):
-    """All sections of a real loop's report, without barriers. Its figures are drawn, on a phone those of accuracy."""
-    with new_tab(chromium, width) as tab:
-        tab.goto(loop_report.as_uri())
-        figures = ".plot" if width == "desk" else "#accuracy .plot"
-        for figure in tab.locator(figures).all():  # each is drawn when it comes near the window
-            figure.scroll_into_view_if_needed()
-        count = tab.locator(figures).count()
-        drawn = "([some, count]) => document.querySelectorAll(`${some}:has(svg)`).length === count"
-        tab.wait_for_function(drawn, arg=[figures, count])
-        assert count
-        expect(tab, COUNT, "pairs")
-        assert {"Accuracy", "Consistency", "Preferences"} <= {*tab.locator("main h2").all_inner_texts()}
-        assert tab.locator(".browser-response").count() == 4
-        heads = tab.locator(f"{PAIR} thead th").all_inner_texts()
-        assert heads[1].startswith("m1") and heads[2].startswith(("m0", "M0"))
-        assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert barriers(tab) == {}
-
-
-@pytest.fixture(scope="module")
-def loop_report(looped) -> Path:
-    looped.run(f"report.py html {LOOP} --output report.html")
-    return looped.folder / "report.html"

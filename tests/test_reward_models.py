@@ -430,7 +430,7 @@ def test_held_out_records_of_a_file(world):
     """What is trained on is left out of it; nothing is left of the very same file."""
     assert "no record is held out" in world.refused(f"{TRAIN} --eval_name {LOOP}/pairs.json --output_dir outputs/same")
     error = world.refused(f"{TRAIN} --eval_name localdata/tiny/sft.json --output_dir outputs/other")
-    assert "holds Conversation records, on which bradley_terry does not train" in error
+    assert "holds conversations, on which bradley_terry does not train" in error
     assert "neither a file" in world.refused(f"{TRAIN} --eval_name nothing --output_dir outputs/other")
     few = TRAIN.replace("bradley_terry", "odin").replace("--train_bsz 8", "--train_bsz 4")
     assert "needs at least 8 pairs a step, and here are 4" in world.refused(f"{few} --output_dir outputs/other")

@@ -467,6 +467,8 @@ def test_round_1_takes_two_passes(world, first):
     answers = distinct(world, "outputs/s1.json")
     assert sources(first["current"]) == {"policy": {COMPUTED: answers}, "reference": {COMPUTED: answers}}
     assert sources(first["previous"]) == {"policy": {KEPT: answers}}
+    reuse = [world.read(f"outputs/{name}1.json.meta.json")["reuse"] for name in "cp"]
+    assert reuse == [dict.fromkeys(("policy", "reference"), {"computed": answers}), {"policy": {"cached": answers}}]
 
 
 def test_later_rounds_take_three_passes(world, second):
@@ -530,6 +532,7 @@ def test_training_takes_its_reference_from_the_pairs(world, first):
     }
     assert world.read("outputs/pairs1.json.meta.json")["scored"] == scored
     assert referenced(first["train"]) == (count, 0, 0)
+    assert world.read("outputs/m2/meta.json")["reuse"] == {"reference": {"data": count}}
     assert "do not serve" not in first["train"]
     assert first_loss(world, "outputs/m2") == pytest.approx(math.log(2), abs=1e-5)
 
@@ -552,6 +555,7 @@ def test_pairs_of_unknown_origin_are_scored_once(world, bare_pairs):
     assert referenced(out) == (0, count, 0)
     out = world.run(command + "3 --bf16 yes").out  # scored with other products
     assert referenced(out) == (0, 0, count)
+    assert world.read("outputs/bare-2/meta.json")["reuse"] == {"reference": {"cached": count}}
     for run in "12":
         assert first_loss(world, f"outputs/bare-{run}") == pytest.approx(math.log(2), abs=1e-5)
 

@@ -152,17 +152,23 @@ def test_what_came_of_a_step(tmp_path):
     row = {"task": "add", "n": 100, "correct": 50, "accuracy": 0.5, "low": 0.4, "high": 0.6}
     row |= {"unanswered_rate": 0.0, "truncated_rate": 0.25}
     sampled = {"responses": 1800, "distinct": 1305, "truncated": 4}
+    rewarded = {"rewarded": {"responses": 1800, "rewarded": 1797, "mean": -1.23456, "tied": 0.025}}
     evaluated = {"mode": "evaluation"}
     for script, about, more, said in [
         ("infer.py", counts, {"flags": evaluated, "rows": [row]},
          "accuracy 50.0 %, 95 % interval 40.0 to 60.0, 300 questions, 25.0 % truncated"),
         ("infer.py", counts | {"sampled": sampled}, {},
          "1800 responses to 300 prompts, 1305 distinct, 4 truncated"),
-        ("rewarding.py", counts, {}, "300 prompts, responses without a reward: 3"),
+        ("rewarding.py", counts, {}, "300 prompts, responses without a reward: 3"),  # of an earlier version
+        ("rewarding.py", counts | rewarded | {"reuse": {"policy": {"cached": 8}, "reference": {"computed": 12}}}, {},
+         "1800 responses to 300 prompts, 3 without a reward, mean reward -1.235, 2.5 % tied, 8 of 20 scores from the "
+         "cache"),
+        ("rewarding.py", counts | rewarded, {},
+         "1800 responses to 300 prompts, 3 without a reward, mean reward -1.235, 2.5 % tied"),
         ("make_pairs.py", counts | {"mean_consistency": 0.7239}, {},
          "300 pairs, mean C 0.724, without a pair: 3 prompts"),
         ("train.py", {"counts": {"trained_on": 299}, "last": {"lr": 1e-5, "loss": 0.39071, "accuracy": 0.95}}, {},
-         "trained on 299, loss 0.3907, accuracy 95.0 %"),
+         "trained on 299 records, loss 0.3907, training accuracy 95.0 %"),
         ("infer.py", {}, {"flags": evaluated}, "done"),
     ]:  # fmt: skip
         name = f"{len([*tmp_path.iterdir()])}.json"
@@ -183,7 +189,7 @@ def test_three_sentences(tmp_path, monkeypatch):
             for model, value in (("M0", 0.303), ("M3", accuracy))
         ]
         rows = [{"model": f"M{t}", "consistency": each} for t, each in enumerate([None, *c])]
-        rows += [{"model": "best", "consistency": c[-1]}]  # again
+        rows += [{"model": "test", "consistency": c[0]}, {"model": "best", "consistency": c[-1]}]  # again
         rows += [{"model": "RM1", "consistency": 0.99, "shown": {"kept %": 40.0}}]  # not a C
         loop = SimpleNamespace(title=title)
         courses.append(SimpleNamespace(loop=loop, ran=ran, best=None, results=lambda rows=rows: rows))

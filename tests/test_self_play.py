@@ -104,7 +104,7 @@ MISTAKES = {
     "a missing name": (f"--strategy spin --conversations {SFT} --samples outputs/round1.json,", "expected FILE or FIL"),
     "prompts as data": (
         "--strategy spin --conversations localdata/tiny/prompt.1.json --samples outputs/round1.json",
-        "--conversations localdata/tiny/prompt.1.json holds Prompt records; it should hold Conversation records",
+        "--conversations localdata/tiny/prompt.1.json holds prompts; it should hold conversations",
     ),
     "other data": (f"--strategy spin --conversations {SFT} --samples outputs/good.json", "no pair can be made"),
     "one system prompt": (

@@ -171,7 +171,7 @@ def test_dry_runs_write_nothing(world):
 # Mistakes -----------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "dpo on conversations": (TRAIN + " outputs/x --train_stage dpo", "dpo trains on Pair records"),
+    "dpo on conversations": (TRAIN + " outputs/x --train_stage dpo", "dpo trains on preference pairs"),
     "method on conversations": (TRAIN + " outputs/x --method consistency_avg", "--method belongs to --train_stage dpo"),
     "another method than recorded": (DPO + " outputs/x --method consistency_dyn", "made for consistency_avg"),
     "policy is the reference": (REWARD + " --ref_model_ckpt tiny_m1", "policy and reference are the same"),
@@ -218,12 +218,18 @@ MISTAKES = {
     "nothing fits": (TRAIN + " outputs/x --max_length 8", "no record is left to train on"),
     "overwrite for nothing": (SFT + " --max_length 8 --output_dir {run} --overwrite", "no record is left to train on"),
     "no gpu": (SAMPLE.replace("--device cpu", "--device 7") + " outputs/x.json", "no NVIDIA device is visible"),
-    "no rewards but samples": (f"cal_consistency.py --file1 {SAMPLES}", f"--file1 {SAMPLES} holds Samples records; it"),
+    "no rewards but samples": (
+        f"cal_consistency.py --file1 {SAMPLES}",
+        f"--file1 {SAMPLES} holds prompts with responses; it",
+    ),
     "no samples but prompts": (
         REWARD.replace(SAMPLES, "localdata/tiny/prompt.1.json"),
-        "holds Prompt records; it should hold Samples records, which infer.py --mode sampling writes",
+        "holds prompts; it should hold prompts with responses, which infer.py --mode sampling writes",
     ),
-    "no samples but rewards": (REWARD.replace(SAMPLES, REWARDS[0]), "holds Rewards records; it should hold Samples"),
+    "no samples but rewards": (
+        REWARD.replace(SAMPLES, REWARDS[0]),
+        "holds prompts with rewards; it should hold prompts with responses",
+    ),
     "previous samples": (f"cal_consistency.py --file1 {REWARDS[0]} --file2 {SAMPLES}", f"--file2 {SAMPLES} holds"),
     "sampling on pairs": (
         SAMPLE.replace("tiny_prompt_1", PAIRS) + " outputs/x.json",

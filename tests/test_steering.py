@@ -7,9 +7,11 @@ import os
 import shutil
 from contextlib import suppress
 from functools import partial
+from html import escape
 from pathlib import Path
 from statistics import fmean
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given
@@ -20,12 +22,18 @@ from cream.errors import UserError
 from cream.evaluation.statistics import summarise, wilson_interval
 from cream.files import store
 from cream.loops import disk, facts
+from cream.loops.alarmed import Alarms
 from cream.loops.course import Course
 from cream.loops.decisions import NAME
 from cream.loops.options import LoopFlags
+from cream.loops.outcome import sentences
 from cream.loops.plan import TRAIN, Command
 from cream.loops.reading import read_loop
+from cream.loops.results import table
 from cream.loops.trials import Trial, model_of
+from cream.reporting import markdown
+from cream.reporting.outputs import of_loop, of_places
+from cream.reporting.sections import steering
 
 QUESTIONS = 40  # of either task
 TRAINED = {"checkpoint": "${train@-1}", "name": "${pairs}", "train_stage": "dpo"}
@@ -188,6 +196,24 @@ def test_patience_ends_a_loop_and_the_best_round_is_its_result(folder, right, ro
     assert rows["test"]["accuracy"] == right[best] / 2 / QUESTIONS
 
 
+def test_the_result_is_quoted_on_the_test_set_where_there_is_one(folder):
+    def on_validation(step):
+        return {**step, "flags": step["flags"] | {"name": "tiny_val"}}
+
+    before = [LOOP["before"][0], on_validation(LOOP["before"][1])]
+    repeat = [*LOOP["repeat"][:-1], on_validation(LOOP["repeat"][-1])]
+    for change, rest in (
+        ({"before": before, "repeat": repeat}, " on tiny_test, chosen by tiny_val (62.5 % there)."),
+        ({"output_dir": "again", "after": []}, ", 25.0 points above m1.accuracy at 37.5 % ("),
+    ):
+        course, _ = play(change, right=[30, 50, 45])
+        first, *_ = sentences([course], [Alarms([], set())])
+        assert first.startswith(f"own ended with round1.accuracy at 62.5 %{rest}"), first
+        labels = table([("own", course.results())]).count("(validation)")
+        assert labels == (4 if "before" in change else 0)
+        assert first.endswith(", chosen by tiny_test itself.") is not ("before" in change)
+
+
 @pytest.mark.slow
 def test_what_is_decided_is_said_with_its_intervals(folder):
     course, _ = play(right=[30, 44, 40, 60, 70])
@@ -208,6 +234,37 @@ def test_what_is_decided_is_said_with_its_intervals(folder):
     one_more = [30, 44, 43, 60, 70]
     play(right=one_more)
     assert "inside the interval: the two may be equally good" in decisions()["said"][2]["text"]
+
+
+@pytest.mark.slow
+def test_the_report_says_what_was_decided_and_why(folder):
+    """In its numbers, its page and its Markdown; of a loop, and of its folder. A loop that decides nothing has no such
+    section, whatever an earlier one of its folder decided."""
+    change = {"stop_if": {"pairs.below_half": {"above": 0.5}, "pairs.mean_consistency": {"drift": 0.9}}}
+    course, _ = play(change, [30, 44, 40, 60, 70])
+    run = of_loop(course)
+    (decided,), told = steering.collect(run), decisions()
+    assert decided == {name: told[name] for name in content(told)} | {"file": "out/decisions.json"}
+    assert steering.collect(of_places("all", [Path("out/round1.accuracy.json")])) == [decided]
+    html = steering.show([{"title": "<own>", "steering": [decided]}]).html
+    assert "&lt;own&gt;" in html and "Ended in round 2: 1 evaluated round without a new best (patience)." in html
+    assert "Kept: round 1, M2/checkpoint-last." in html and all(escape(each["text"]) in html for each in told["said"])
+    assert "it keeps the round with the highest accuracy; patience 1" in html
+    assert "it ends where pairs.below_half is above 0.5; it ends where pairs.mean_consistency drifts" in html
+    (plot,) = msgspec.json.decode(
+        steering.show([{"title": "own", "steering": [decided]}]).data["steering-figures"]
+    ).values()
+    measured, kept = plot["data"]
+    assert (measured["x"], measured["y"], kept["x"], kept["y"]) == ([0, 1, 2], [37.5, 55.0, 50.0], [1], [55.0])
+    assert plot["layout"]["yaxis"]["title"]["text"] == "accuracy, %" and len(measured["error_y"]["array"]) == 3
+    (rule, said) = markdown.decisions({"steering": [decided]})
+    assert "patience 1" in rule and said.count("\n- ") == len(told["said"]) - 1 and "no new best" in said
+    plain = msgspec.structs.replace(course.loop, keep=None, stop_if={})
+    undecided = of_loop(Course(plain, course.replan))
+    assert steering.collect(undecided) == [] and steering.show([{"title": "t", "steering": []}]) is None
+    store.write_json(Path("out", NAME), told | {"rounds": [{"round": 1}]})
+    with pytest.raises(UserError, match="decisions.json: damaged: Object missing required field"):
+        steering.collect(run)
 
 
 @pytest.mark.slow
@@ -407,7 +464,7 @@ def test_what_is_wrong_is_said_before_anything_runs(folder, change, problem, mon
     [
         ({"keep": KEEP | {"mode": "most"}}, "Invalid enum value 'most'"),
         ({"keep": KEEP | {"patience": 0}}, "Expected `int` >= 1"),
-        ({"keep": {}}, "missing required field `metric`"),
+        ({"keep": {}}, "missing required key `metric`"),
         ({"stop_if": {"accuracy": {}}}, "expected `below`, `above` or `drift`"),
         ({"eval_every": 0}, "Expected `int` >= 1"),
     ],
@@ -470,7 +527,7 @@ def test_what_the_rest_takes_is_as_in_the_rounds_before(folder, monkeypatch):
     right = [30, 40, 50, 60, 70]
     course, _ = play(right=right, until="2")
     need = disk.estimate(course_of()[0], (), lambda _: None)
-    assert need.commands == 2 * 6 + 1 and need.seconds == 2 * 6 * 30 and need.unknown == ["test"]
+    assert len(need.left) == 2 * 6 + 1 and need.seconds == 2 * 6 * 30 and need.unknown == ["test"]
     weights = 2 * 1000
     assert weights < need.bytes < weights + 2 * 10 * 4000
     less = disk.estimate(course_of()[0], ("best", "last"), lambda _: None)
@@ -507,7 +564,23 @@ def test_a_dry_run_decides_nothing(folder, capsys):
     assert Path("out", NAME).read_bytes() == before and not Path("out/best").exists() and not course.notes()
     play(right=right)
     course, _ = course_of()
-    assert len(course.expected()) == 2 + 2 * 6 + 1 and disk.estimate(course, (), lambda _: None).commands == 0
+    assert len(course.expected()) == 2 + 2 * 6 + 1 and not disk.estimate(course, (), lambda _: None).left
+
+
+def test_a_dry_run_says_what_is_there_and_what_would_be_deleted(folder, caplog):
+    change = {"keep": {"metric": "accuracy", "start": "m1.accuracy"}}
+    play(change, right=[30, 50, 45, 40, 60], until="3")
+    changed = {"flags": {"samples": {"gen_n": 7}}}
+    course, _ = course_of(change | changed, keep="best,last")
+    with caplog.at_level("INFO", logger="cream"):
+        iterate.run(course, dry_run=True, keep=("best", "last"))
+    said = caplog.text
+    assert "[own 1/27] m1: up to date" in said and "[own 27/27] test\n$ python" in said
+    assert "samples: there, but made by other flags (gen_n: None -> 7)" in said
+    deleted = [line.split(", ")[0] for line in said.splitlines() if "would delete" in line]
+    assert deleted == [f"--keep best,last: would delete the checkpoints of out/{run}" for run in ("M3", "M4")]
+    assert "--keep best,last: of rounds still to run, other checkpoints are deleted in time" in said
+    assert Path("out/M3/checkpoint-7/model.safetensors").exists()
 
 
 def test_a_reward_s_measures_are_facts(folder):

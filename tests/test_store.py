@@ -4,6 +4,7 @@ import gzip
 import json
 import tracemalloc
 from array import array
+from pathlib import Path
 
 import pytest
 import zstandard
@@ -313,3 +314,22 @@ def test_a_duplicate_is_found_wherever_it_lies_among_the_hashes(monkeypatch, blo
                 [*range(count), at]
             )
         assert store._sort_and_find_doubles(array("Q", range(count))).tolist() == []
+
+
+def test_a_file_that_is_not_there_is_answered_with_one_that_looks_like_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/round1").mkdir(parents=True)
+    for name in ("samples.json", "samples.json.meta.json", "pairs.jsonl.zst"):
+        (tmp_path / "outputs/round1" / name).touch()
+    for path, meant in {
+        "outputs/round1/sample.json": "outputs/round1/samples.json",
+        "outputs/roudn1/samples.json": "outputs/round1/samples.json",
+        "outputs/round1/samples": "outputs/round1/samples.json",
+        "outputs/round1/pair.jsonl.zst": "outputs/round1/pairs.jsonl.zst",
+        "tiny_m3": "tiny_m2",
+        "output": "outputs",
+    }.items():
+        assert files.did_you_mean(Path(path), ["tiny_m2", "other"]) == f"; did you mean {meant}?", path
+    assert files.did_you_mean(Path("nothing/like/it.json")) == files.did_you_mean(Path()) == ""
+    with pytest.raises(UserError, match="sample.json: no such file; did you mean outputs/round1/samples.json"):
+        store.read_json(Path("outputs/round1/sample.json"))

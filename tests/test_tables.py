@@ -607,7 +607,7 @@ def test_all_rows_are_of_one_layout_and_their_uuids_are_unique():
     rows = [{"id": "x", "messages": m} for m in ([user("q"), said("a")], [user("q")], [user("p"), said("a")])]
     good, prompt, double = table.records(rows, *plan({}, rows[0], "rows"), "rows", "rows")
     assert isinstance(good, Conversation) and good.uuid == "x"
-    assert prompt.reason == "it is a Prompt record, earlier ones are Conversation records"
+    assert prompt.reason == "its layout is another (prompts) than that of earlier ones (conversations)"
     assert double.reason == "uuid 'x' occurs twice"
 
 
@@ -720,5 +720,5 @@ def test_the_forms_as_their_tools_document_them():
         "system": "s",
         "history": [["q1", "a1"]],
     }
-    with pytest.raises(UserError, match="have a trl form, not Item"):
+    with pytest.raises(UserError, match="have a trl form, not questions with labels"):
         forms.export_row(Item(uuid="u", question="q", label="1"), "trl")

@@ -256,7 +256,7 @@ def test_a_new_task_rewards_and_chooses_pairs_by_its_rule(opposites):
     record = opposites.read("outputs/r.json")["wet"]
     assert record["reward"] == [1.0, 1.0] and record["texts"] == {"extracted": ["any", "any"]}
     oracle = f"make_pairs.py --strategy oracle --rewards outputs/r.json {labels} --output outputs/p.json"
-    assert "no pair from 1 prompts: no wrong response" in opposites.run(oracle, code=2).out
+    assert "no pair from 1 prompt: no wrong response" in opposites.run(oracle, code=2).out
 
 
 def test_a_label_that_a_new_task_cannot_grade_is_refused(opposites):

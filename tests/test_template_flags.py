@@ -59,10 +59,7 @@ def test_a_refused_record_is_named_and_nothing_is_written(world):
     assert "localdata/sft.json: record 's2'" in (refused := world.refused(SFT))
     assert "; 1 more are refused" in refused and not (world.folder / "outputs/strict").exists()
     done = world.run(f"prepare_data.py validate localdata/p.json {ON[13:]} --chat_template strict.jinja", code=2)
-    assert (
-        "3 Prompt records" not in done.out
-        and f"bad: localdata/p.json: record 'p3': strict.jinja: {REFUSED}" in done.out
-    )
+    assert "3 prompts" not in done.out and f"bad: localdata/p.json: record 'p3': strict.jinja: {REFUSED}" in done.out
     assert "1 prompts with a mark of the chat template in their text (the first: record 'p2', '<end>')" in done.out
 
 

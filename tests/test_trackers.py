@@ -1,7 +1,11 @@
 """What one sees of a training while it runs: metrics in trackers, held-out data, samples at checkpoints."""
 
 import json
+import shutil
+import sqlite3
 from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from workspace import LOOP, M1, ON
@@ -20,6 +24,81 @@ def test_several_trackers():
     assert TrainOutput().trackers() == [] and TrainOutput(report_to="TensorBoard,").trackers() == ["tensorboard"]
     with pytest.raises(UserError, match="tensorbord: expected tensorboard, wandb, trackio; did you mean tensorboard"):
         TrainOutput(report_to="tensorbord").trackers()
+
+
+def test_a_folder_that_is_called_as_a_tracker_is_none(tmp_path, monkeypatch):
+    """An offline run of wandb leaves one in the current folder, which Python takes for a package."""
+    (tmp_path / "trackio").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_spec("trackio") is not None
+    if find_spec("trackio").origin:
+        pytest.skip("trackio is installed")
+    with pytest.raises(UserError, match="--report_to trackio: not installed; .venv/bin/pip install trackio"):
+        TrainOutput(report_to="tensorboard,trackio").trackers()
+
+
+def test_the_files_of_trackers_are_in_the_run_s_folder_unless_the_user_says_where(monkeypatch):
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    output = TrainOutput(wandb_project_name="sums")
+    where = {"TENSORBOARD_LOGGING_DIR": "run/sums", "WANDB_PROJECT": "sums", "WANDB_DIR": "run"}
+    assert output.tracker_variables(Path("run")) == where
+    monkeypatch.setenv("WANDB_DIR", "elsewhere")
+    assert output.tracker_variables(Path("run")) == where | {"WANDB_DIR": "elsewhere"}
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+def test_missing_trackers_are_named_before_a_model_is_looked_for(looped):
+    told = looped.refused("train.py --device cpu --model no/such --name tiny_sft --report_to wandb,trackio")
+    if find_spec("trackio") is None:
+        assert told == "error: --report_to wandb,trackio: not installed; .venv/bin/pip install wandb trackio\n"
+
+
+FAKE = {  # what transformers and Accelerate look at
+    "wandb/__init__.py": "run = None\ndef init(**_): raise ValueError('no key; log in')\n",
+    "wandb/sdk/lib/config_util.py": "class ConfigError(Exception): pass\n",
+}
+
+
+@pytest.fixture
+def fake_wandb(looped):
+    for name, text in FAKE.items():
+        (looped.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (looped.folder / name).write_text(text)
+    yield
+    shutil.rmtree(looped.folder / "wandb")
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed")
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ("--train_stage online_rloo --name localdata/tiny/labels.json --reward labels --gen_n 2", "no key; log in"),
+        ("--name tiny_sft", "Accelerate omits it"),
+    ],
+)
+def test_a_tracker_that_does_not_start_ends_a_run_before_it_trains(looped, fake_wandb, flags, why):
+    run = f"outputs/{why[:2]}"
+    done = looped.run(f"train.py {ON} {flags} --limit_size 8 --output_dir {run} --report_to wandb", code=2)
+    assert f"error: --report_to wandb: it did not start: {why}" in done.err and "nothing was trained" in done.err
+    assert "Traceback" not in done.err and not [*(looped.folder / run).glob("checkpoint-*")]
+
+
+@pytest.mark.slow
+def test_wandb_and_trackio_have_what_the_log_has(looped, monkeypatch, tmp_path):
+    """Where they are installed; the set-up does not install them."""
+    pytest.importorskip("wandb")
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    flags = "--limit_size 16 --train_bsz 8 --log_every 1 --output_dir outputs/both --report_to wandb,trackio"
+    looped.spawn(f"train.py {ON} --name tiny_sft {flags}")
+    run = looped.folder / "outputs/both"
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [*run.glob("wandb/offline-run-*/*.wandb")] and not (looped.folder / "wandb").exists()
+    with sqlite3.connect(tmp_path / "CREAM.db") as table:
+        logged = [(name, json.loads(text)) for name, text in table.execute("select run_name, metrics from metrics")]
+    assert {name for name, _ in logged} == {"both"}
+    assert [row["loss"] for _, row in logged if "loss" in row] == [row["loss"] for row in rows if "loss" in row]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from cream.model.load import load_chat, load_policy, load_with_head
 from cream.model.logprobs import LogProbs, score
 from cream.records import Conversation, Message, Pair, Rewards
 from cream.training import launch, loop, parallel, run, state
+from cream.training.job import Job
 from cream.training.log import Log
 from cream.training.loop import (
     common_budget,
@@ -46,7 +47,8 @@ from cream.training.loop import (
 )
 from cream.training.options import LoraFlags, Optimisation, TrainData, TrainOutput, settings
 from cream.training.parallel import Replicas
-from cream.training.run import Job, work
+from cream.training.report import line as describe_line
+from cream.training.run import work
 from cream.training.stages import STAGES, dpo, sft
 from train import TrainConfig
 
@@ -379,6 +381,9 @@ def test_a_line_of_training_says_how_long_it_takes(caplog):
         "  2.17 min, about 2.03 min left",
         "",
     ]
+    names = "loss margin accuracy logp_chosen ratio_chosen kl kl_per_token grad_norm lr pairs_per_second"
+    line = describe_line(dict.fromkeys([*names.split(), "tokens_per_second", "peak_memory_gb"], 0.123456))
+    assert line == "loss 0.1235  margin 0.123  accuracy 0.123  grad_norm 0.123  lr 0.123  0.123 pairs/s"
 
 
 def test_each_example_has_the_c_of_its_own_record(tiny_chat):
@@ -1000,7 +1005,7 @@ def test_a_stage_is_a_file_and_a_line(commands):
     assert "--strength belongs to --train_stage anchor" in commands.refused(f"{TRAIN} --strength 2")
     assert "--beta belongs to --train_stage dpo" in commands.refused(f"{TRAIN} --train_stage anchor --beta 2")
     refused = commands.refused(f"{TRAIN} --train_stage anchor --name localdata/pairs.json")
-    assert "holds Pair records; anchor trains on Conversation records" in refused
+    assert "holds preference pairs; anchor trains on conversations" in refused
     assert "did you mean anchor" in commands.refused(f"{TRAIN} --train_stage ancor")
     assert "SFT of" in commands.run(f"{TRAIN} --dry_run").out  # data imply the stage that was there first
     assert "Anchored fine-tuning:" in commands.run("train.py --help").out

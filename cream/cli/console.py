@@ -1,6 +1,5 @@
 """Messages to the user: log lines on stdout; one message and exit code 2 for an error that the user can fix."""
 
-import gc
 import logging
 import os
 import shlex
@@ -8,9 +7,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import cache
 
 from cream.cli import interrupts, screen
 from cream.cli.flags import as_words
+from cream.cli.imports import import_quickly
 from cream.cli.screen import PROGRESS
 from cream.cli.screen import say_result as say_result
 from cream.errors import user_error
@@ -18,13 +19,7 @@ from cream.files.provenance import RUNNING, typed_command
 
 log = logging.getLogger("cream")
 EVERY = 30.0  # seconds between two lines of progress
-
-
-def import_quickly() -> None:
-    """Two seconds less of every start: no search for garbage in what is imported, which by default takes a fifth of it,
-    and no sklearn, which transformers would import in vain."""
-    gc.set_threshold(50_000, 20, 20)
-    sys.modules.setdefault("sklearn", None)
+UNTIMED = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}]"  # a bar before its speed is known
 
 
 def set_up_process() -> None:
@@ -82,22 +77,47 @@ def command(script: str, **flags: object) -> str:
     return shlex.join(["python", script, *words])
 
 
-def bar(total: int, what: str, unit: str):
+def bar(total: int, what: str, unit: str, done: int = 0):
     """A progress bar on stderr that closes itself when full; a line in the log now and then where that is no terminal.
-    Both are context managers with an `update(n)` for units that are done."""
+    Both are context managers with an `update(n)` for units that are done; `done` were before."""
     if screen.is_quiet() or not screen.has_terminal():
-        return Progress(total, what, unit)
-    from tqdm import tqdm
+        return Progress(total, what, unit, done)
+    stream = screen.err_stream()
+    return _bar()(total=total, desc=what, unit=f" {unit}", leave=False, file=stream, initial=done, dynamic_ncols=True)
 
-    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, file=screen.err_stream())
+
+@cache
+def _bar() -> type:
+    """tqdm, whose speed and time left are without the first update, which also warms up."""
+    from tqdm import tqdm
+    from tqdm.std import EMA
+
+    class Bar(tqdm):
+        warm = False
+
+        def update(self, n=1):
+            shown = super().update(n)
+            if not self.warm:
+                self.warm, self._ema_dn, self._ema_dt = True, EMA(self.smoothing), EMA(self.smoothing)
+                self.last_print_n, self.last_print_t = self.n, self._time()
+            return shown
+
+        @property
+        def format_dict(self):
+            values = super().format_dict
+            return values if values["rate"] else values | {"bar_format": UNTIMED}
+
+    return Bar
 
 
 class Progress(AbstractContextManager):
-    """How far a piece of work is, how long it took and how long it may still take: a line every EVERY seconds."""
+    """How far a piece of work is, how long it took and how long it may still take: a line every EVERY seconds. The
+    first update also warms up: the estimate is without it."""
 
-    def __init__(self, total: int, what: str, unit: str, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, total: int, what: str, unit: str, done: int = 0, clock: Callable[[], float] = time.monotonic):
         self.total, self.what, self.unit, self.clock = total, what, unit, clock
-        self.done, self.began = 0, clock()
+        self.done, self.began = done, clock()
+        self.first: tuple[int, float] | None = None  # how many were done after the first update, and when
         self.due = self.began + EVERY
 
     def __exit__(self, *_) -> None:
@@ -109,16 +129,19 @@ class Progress(AbstractContextManager):
     def update(self, n: int = 1) -> None:
         """`n` more are done."""
         self.done += n
-        if (now := self.clock()) >= self.due and self.done < self.total:
+        now = self.clock()
+        taken = self.done - (self.first or (self.done,))[0]
+        self.first = self.first or (self.done, now)
+        if now >= self.due and self.done < self.total:
             self.due = now + EVERY
-            passed = now - self.began
-            times = describe_times(passed, passed / self.done * (self.total - self.done))
+            left = (now - self.first[1]) / taken * (self.total - self.done) if taken else None
+            times = describe_times(now - self.began, left)
             log.log(PROGRESS, "%s: %d of %d %s, %s", self.what, self.done, self.total, self.unit, times)
 
 
-def describe_times(passed: float, left: float) -> str:
-    """Seconds that have passed and that are left: '90 s, about 12 min left'."""
-    return f"{_duration(passed)}, about {_duration(left)} left"
+def describe_times(passed: float, left: float | None) -> str:
+    """Seconds that have passed and that are left, if known: '90 s, about 12 min left'."""
+    return _duration(passed) if left is None else f"{_duration(passed)}, about {_duration(left)} left"
 
 
 def _duration(seconds: float) -> str:

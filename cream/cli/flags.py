@@ -5,7 +5,6 @@ together. argparse only formats --help: it stops at the first problem, lets a re
 for a flag and has no config file; simple_parsing inherits all of that and slows down --help.
 """
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -28,6 +27,7 @@ from cream.cli.flag_fields import (
     spell,
 )
 from cream.cli.flag_files import read_pairs
+from cream.cli.help_text import help_text
 from cream.errors import UserError, alike
 
 __all__ = ["as_dict", "chosen", "deciding", "flag", "is_plain", "one_of", "spell"]  # re-exported
@@ -107,7 +107,7 @@ def parse(
     flags, problems = _all_flags(cls, files), []
     given = _given(flags, sys.argv[1:] if argv is None else argv, problems, words)
     if given.get("help"):
-        _print(_help(flags, description, words is not None) + f"\nexample:\n{example}")
+        _print(help_text(flags, description, words=words is not None) + f"\nexample:\n{example}")
         sys.exit(0)
     path = given.get("config") if files else None
     from_file = _from_file(cls, path, problems)
@@ -307,23 +307,3 @@ def _instance(cls, values: dict, problems: list[str]):
         return cls(**arguments) if len(problems) == before else None
     except UserError as error:
         problems.append(str(error))
-
-
-def _help(flags: list[Flag], description: str, words: bool) -> str:
-    """The text of --help, without the example."""
-    parser = argparse.ArgumentParser(
-        usage=f"%(prog)s {'COMMAND PATH ... ' * words}[--flag value ...]",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    groups = {None: parser}
-    for each in flags:
-        if each.name == "help":  # argparse has its own
-            continue
-        group = groups.get(each.group) or groups.setdefault(each.group, parser.add_argument_group(each.group))
-        metavar = {bool: "yes|no", int: "N", float: "X"}.get(each.kind, "NAME" if each.words else "TEXT")
-        values = each.expected if each.words and each.kind is not bool else str(each.range)
-        default = "required" if each.default is dataclasses.MISSING else f"default {spell(each.default)}"
-        text = f"{each.help} ({'; '.join(filter(None, (values, default)))})".replace("%", "%%")
-        group.add_argument(*map(dashed, (each.name, *each.aliases)), metavar=metavar, help=text)
-    return parser.format_help()

@@ -151,6 +151,14 @@ def checkpoint(name: str, registry: Path, flag: str = "--checkpoint") -> Path:
     return folder
 
 
+def registered(checkpoint: str, registry: Path) -> str:
+    """The registered name of a checkpoint that is given as a folder, if it has one."""
+    if not _is_path(checkpoint) or not Path(checkpoint).is_dir():
+        return checkpoint
+    folders = {name: in_root(path).resolve() for name, path in read_registry(registry).items()}
+    return next((name for name, folder in folders.items() if folder == Path(checkpoint).resolve()), checkpoint)
+
+
 def any_model(name: str, known: Mapping[str, str], registry: Path, flag: str) -> Path:
     """The folder of a checkpoint, as `checkpoint` finds it, or else of a base model, as `model` does."""
     if is_checkpoint(name, registry):

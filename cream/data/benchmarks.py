@@ -20,7 +20,7 @@ from cream.files import store
 from cream.files.journal import Output
 from cream.files.provenance import Provenance
 from cream.files.store import Bad
-from cream.records import Pair, Record, Samples, decode, encode
+from cream.records import Pair, Record, Samples, decode, encode, nouns
 
 log = logging.getLogger("cream")
 SPLITS = {"allenai/reward-bench": "filtered"}  # splits of data sets on the hub that are not called test
@@ -116,7 +116,7 @@ def _records(rows: Iterable[Mapping], place: Place, limit: int | None) -> Iterat
     kind, names = columns.plan({}, head, where)
     if kind not in KINDS:
         raise UserError(
-            f"{where}: its rows are {kind.__name__} records, which say of no response that it is better than another. "
+            f"{where}: its rows are {nouns(kind)}, which say of no response that it is better than another. "
             "Expected chosen and rejected, or answers and labels; prepare_data.py import reads other forms"
         )
     return table.records(rows, kind, names, place.path.rpartition("/")[2].partition(".")[0], where)

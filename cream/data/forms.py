@@ -11,7 +11,7 @@ All other keys of a record are kept; one of the same name becomes `input_<name>`
 from collections.abc import Sequence
 
 from cream.errors import UserError
-from cream.records import Conversation, Message, Pair, Prompt, Record, encode
+from cream.records import Conversation, Message, Pair, Prompt, Record, encode, nouns
 
 FORMS = ("trl", "sharegpt", "alpaca")
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -20,10 +20,8 @@ SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 def export_row(record: Record, form: str) -> dict:
     """A conversation, a prompt or a pair as a row of one of FORMS. Raises UserError for other records."""
     if not isinstance(record, Conversation | Prompt | Pair):
-        kind = type(record).__name__
-        raise UserError(
-            f"record {record.uuid!r}: only Conversation, Prompt and Pair records have a {form} form, not {kind}"
-        )
+        kind = nouns(type(record))
+        raise UserError(f"record {record.uuid!r}: conversations, prompts and pairs have a {form} form, not {kind}")
     if isinstance(record, Conversation) and record.only_last:
         raise UserError(
             f"record {record.uuid!r}: only its last response is trained on, which the {form} form cannot say"

@@ -18,7 +18,7 @@ from cream.data.ratings import Scale, parse_ranges
 from cream.data.steps import COLUMNS, FORMS, NEUTRAL, form_of
 from cream.errors import UserError
 from cream.files import journal
-from cream.records import Pair, Ratings, Steps, encode
+from cream.records import Pair, Ratings, Steps, counted, encode, nouns
 
 log = logging.getLogger("cream")
 FILTER = 1  # version of the validity filter, and of the keys that import gives a pair
@@ -116,7 +116,7 @@ def import_table(word: str, flags: Table, choice: Preferences, seed: int, folder
                 output.reject(rejected)  # both are complete after the last record
                 output.dropped = dropped
                 count = output.finish(map(encode, chain([first], records)))
-            say_result("%s: %d %s records", target, count, type(first).__name__)
+            say_result("%s: %s", target, counted(count, type(first)))
             describe_dropped(dropped)
         elif output.up_to_date:
             deque(records, maxlen=0)  # an older version may have written rows that are refused now
@@ -182,7 +182,7 @@ def _check_flags(flags: Table, choice: Preferences, names: Mapping[str, str], fo
     }
     for name, (is_used, needed) in used.items():
         if getattr(choice, name) != getattr(Preferences, name) and not is_used:
-            raise UserError(f"--{name} is for {needed}, and would have no effect on these {kind.__name__} records")
+            raise UserError(f"--{name} is for {needed}, and would have no effect on these {nouns(kind)}")
 
 
 def _describe_columns(

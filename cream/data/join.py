@@ -16,7 +16,7 @@ from cream.data.mix import WORDS
 from cream.data.next_stages import next_stages
 from cream.errors import UserError
 from cream.files import journal, store
-from cream.records import Record, encode
+from cream.records import Record, counted, encode, nouns
 
 log = logging.getLogger("cream")
 EARLIER = "an earlier file has its uuid"
@@ -70,7 +70,7 @@ def make(paths: Sequence[Path], without: Path | None, target: Path | None, folde
         output.reject(row for path in paths if run.skip for row in store.rejected(path, kind))
         records = first_of([store.read(path, kind, skip=run.skip) for path in paths], known, counts, output.dropped)
         total = output.finish(_some(records, paths), taken=counts)
-    say_result("%s: %d %s records", target, total, kind.__name__)
+    say_result("%s: %s", target, counted(total, kind))
     for path, count in zip(paths, counts, strict=True):
         log.info("  %d of %s", count, path)
     for reason, count in output.dropped.items():
@@ -97,8 +97,8 @@ def _kind_of(paths: Sequence[Path]) -> type[Record]:
         raise UserError(f"join: no record is left of {', '.join(map(str, paths))}")
     first, *others = kinds.items()
     if first[1] not in WORDS:
-        raise UserError(f"{first[0]}: holds {first[1].__name__} records, which cannot be joined")
+        raise UserError(f"{first[0]}: holds {nouns(first[1])}, which cannot be joined")
     for path, kind in others:
         if kind is not first[1]:
-            raise UserError(f"{path}: holds {kind.__name__} records, and {first[0]} {first[1].__name__} records")
+            raise UserError(f"{path}: holds {nouns(kind)}, and {first[0]} {nouns(first[1])}")
     return first[1]

@@ -19,9 +19,10 @@ from cream.data.build import shuffled
 from cream.data.next_stages import next_stages
 from cream.errors import UserError
 from cream.files import journal, store
+from cream.files.mistakes import find_mistakes
 from cream.files.yaml_file import read_yaml
 from cream.pairs.validity import SAME, why_invalid_pair
-from cream.records import Conversation, Pair, Prompt, Ratings, Record, Samples, Steps, encode
+from cream.records import Conversation, Pair, Prompt, Ratings, Record, Samples, Steps, counted, encode, nouns
 from cream.text.held_out import held_out, prompt_key
 
 log = logging.getLogger("cream")
@@ -135,12 +136,11 @@ class Spool:
 
 
 def read_mixture(path: Path) -> Mixture:
-    """The mixture in a YAML file. Raises UserError naming the file and the key."""
-    try:
-        return msgspec.convert(read_yaml(path), Mixture)
-    except msgspec.ValidationError as error:
-        owner = Source if "$.sources[" in str(error) else Mixture
-        raise UserError(f"{path}: {error} (keys: {', '.join(owner.__struct_fields__)})") from None
+    """The mixture in a YAML file. Raises UserError with all that is wrong with it."""
+    value = read_yaml(path)
+    if mistakes := find_mistakes(value, Mixture):
+        raise UserError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+    return msgspec.convert(value, Mixture)
 
 
 def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Path, run) -> None:
@@ -172,7 +172,7 @@ def make(mixture: Mixture, config: Path | None, output: Path | None, folder: Pat
                         each.dropped += dropped
                         each.reject(row for path in paths if run.skip for row in store.rejected(path, kind))
                     each.finish(spool.read(parts[part], sources), taken=counts)
-            say_result("%s: %d %s records", each.path, len(parts[part]), kind.__name__)
+            say_result("%s: %s", each.path, counted(len(parts[part]), kind))
     held = outputs.get("held out")
     for word, command in zip(("next", "or"), next_stages(kind, target, held and held.path), strict=False):
         log.info("%s: %s", word, command)
@@ -197,11 +197,10 @@ def _kind_of(paths: Sequence[Path], skip: bool) -> type[Record]:
     kinds = {path: store.detect(path, skip=skip) for path in paths}
     first = kinds[paths[0]]
     if first not in WORDS:
-        raise UserError(f"{paths[0]}: holds {first.__name__} records, which cannot be mixed")
+        raise UserError(f"{paths[0]}: holds {nouns(first)}, which cannot be mixed")
     if odd := [path for path in paths if kinds[path] is not first]:
         raise UserError(
-            f"{odd[0]}: holds {kinds[odd[0]].__name__} records, and {paths[0]} {first.__name__} records; a mixture has "
-            "one layout"
+            f"{odd[0]}: holds {nouns(kinds[odd[0]])}, and {paths[0]} {nouns(first)}; a mixture has one layout"
         )
     return first
 

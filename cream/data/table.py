@@ -15,7 +15,7 @@ from cream.data.messages import Dropped
 from cream.errors import UserError
 from cream.files.store import SKIP, Bad
 from cream.pairs.validity import SAME
-from cream.records import Conversation, Item, Pair, Prompt, Ratings, Record, Samples, Steps
+from cream.records import Conversation, Item, Pair, Prompt, Ratings, Record, Samples, Steps, nouns
 
 WANTED = ("label", "labels", "kto_tag", "desirable", "accepted", "is_correct", "is_chosen")  # names of columns that say
 # whether a response is wanted, if they hold yes or no
@@ -86,8 +86,9 @@ def records(
             yield result
             continue
         if isinstance(result, Record) and seen and type(result) is not kind:
-            made = type(result).__name__
-            result = ValueError(f"it is a {made} record, earlier ones are {kind.__name__} records")
+            result = ValueError(
+                f"its layout is another ({nouns(type(result))}) than that of earlier ones ({nouns(kind)})"
+            )
         if isinstance(result, Record) and uuid in seen:
             result = ValueError(f"uuid {uuid!r} occurs twice")
         if isinstance(result, Exception):

@@ -14,8 +14,22 @@ from cream.evaluation.tasks import Question
 from cream.files import store
 from cream.files.fingerprints import fingerprint_file
 from cream.files.provenance import read_meta
-from cream.records import Answer, Conversation, Item, Message, Pair, Prompt, Ratings, Record, Rewards, Samples, Steps
-from cream.text.chat import Chat, Refused
+from cream.records import (
+    Answer,
+    Conversation,
+    Item,
+    Message,
+    Pair,
+    Prompt,
+    Ratings,
+    Record,
+    Rewards,
+    Samples,
+    Steps,
+    counted,
+)
+from cream.text.chat import Chat
+from cream.text.rendering import Refused
 
 SHOWN = 10  # bad records that are listed one by one
 
@@ -87,9 +101,7 @@ def validate(path: Path, chat: Chat | None, limit: int) -> Summary:
 
 def report(path: Path, summary: Summary, unit: str) -> Iterator[str]:
     """The lines to print."""
-    counts = (
-        f"{summary.records} {summary.kind.__name__} records, {summary.responses} responses, {summary.bad_count} bad"
-    )
+    counts = f"{counted(summary.records, summary.kind)}, {summary.responses} responses, {summary.bad_count} bad"
     yield f"{path}: {counts}"
     for what, lengths in (("prompts", summary.prompts), ("prompts with a response", summary.wholes)):
         if lengths:

@@ -14,7 +14,7 @@ from cream.cli.flags import flag
 from cream.cli.screen import say_result
 from cream.errors import UserError
 from cream.files import journal, store
-from cream.records import Record, Rewards, Samples, Steps, encode
+from cream.records import Record, Rewards, Samples, Steps, encode, nouns
 from cream.text.steps import NO_STEPS, SPLIT_HELP, split_steps
 from cream.text.thoughts import final_text
 from cream.tiny import problems
@@ -86,9 +86,7 @@ def make(path: Path, flags: VerifiedFlags, output: Path, run) -> None:
     kind = store.detect(path, skip=run.skip)
     if kind not in (Rewards, Samples) or (kind is Samples and flags.step_labeller == "outcome"):
         more = ", or with --step_labeller tiny its input" if kind is Samples else ""
-        raise UserError(
-            f"steps: {path} holds {kind.__name__} records; give what rewarding.py --reward labels writes{more}"
-        )
+        raise UserError(f"steps: {path} holds {nouns(kind)}; give what rewarding.py --reward labels writes{more}")
     provenance = run.provenance()
     provenance.output("responses", path)
     settings = {"step_split": flags.step_split, "step_labeller": flags.step_labeller}

@@ -18,6 +18,8 @@ from transformers import DynamicCache
 
 from cream.cli import interrupts
 from cream.engines import Completion, Request, Sampling, row_seed
+from cream.engines.draw import in_cache
+from cream.engines.noise import gumbel
 from cream.engines.stops import find_stop
 from cream.engines.warp import penalize_repeated, warp
 from cream.model.load import load_policy
@@ -232,7 +234,7 @@ class GumbelMax:
         if self.sampling.repetition_penalty != 1:
             scores = penalize_repeated(scores, self._unpadded(input_ids), self.sampling.repetition_penalty)
         if not self.sampling.greedy:
-            scores = warp(scores, self.sampling) + gumbel(self.seeds, step=self.step, size=logits.shape[-1])
+            scores = torch.cat([self._noisy(*part) for part in in_cache(scores, self.seeds)])
         if self.sampling.logprobs:
             chosen = scores.argmax(-1, keepdim=True)
             self.logprobs.append(logits.log_softmax(-1).gather(-1, chosen).squeeze(-1))
@@ -243,40 +245,10 @@ class GumbelMax:
         """Continue with these rows."""
         self.seeds, self.padding = self.seeds[rows], self.padding[rows]
 
+    def _noisy(self, scores: Tensor, seeds: Tensor) -> Tensor:
+        return warp(scores, self.sampling) + gumbel(seeds, step=self.step, size=scores.shape[-1])
+
     def _unpadded(self, input_ids: Tensor) -> Tensor:
         """The ids (B, T), with each row's last one in place of its padding, which is a word of the model's as well."""
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         return input_ids.where(places >= self.padding[:, None], input_ids[:, -1:])
-
-
-def gumbel(seeds: Tensor, step: int, size: int) -> Tensor:
-    """(B, size) float32 standard Gumbel noise; entry [b, v] is a function of (seeds[b], step, v) and nothing else.
-
-    seeds: (B,) int64.
-    """
-    streams = splitmix64(seeds, torch.tensor(step, device=seeds.device))
-    bits = splitmix64(streams[:, None], torch.arange(size, device=seeds.device))
-    # 52 bits and a half: never 0 or 1, exact in float64 (float32 would end the tail at 17 and flatten it before).
-    uniform = ((bits >> 12 & 2**52 - 1).double() + 0.5) * 2.0**-52
-    return -(-uniform.log()).log().float()
-
-
-def splitmix64(seed: Tensor, index: Tensor) -> Tensor:
-    """Output number `index` (from 0) of the SplitMix64 generator started at `seed`; int64 that carry unsigned bits.
-
-    Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014, figure 16 (constants: Vigna's).
-    """
-    z = seed + (index + 1) * _signed(0x9E3779B97F4A7C15)  # integer products of tensors wrap around
-    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
-    return z ^ _shift(z, 31)
-
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's own carries the sign along."""
-    return z >> bits & 2 ** (64 - bits) - 1
-
-
-def _signed(constant: int) -> int:
-    """The int64 with the bits of this unsigned 64-bit constant (its top bit is set)."""
-    return constant - 2**64

@@ -10,6 +10,7 @@ from pathlib import Path
 from cream.engines import Completion, Request, Sampling, row_seed
 from cream.errors import UserError
 from cream.files.folders import remote_code
+from cream.model.hardware import keep_freed_memory
 
 
 class VllmEngine:
@@ -23,16 +24,18 @@ class VllmEngine:
         from vllm import EngineArgs, LLMEngine
         from vllm.usage.usage_lib import UsageContext
 
-        self.filter = _filter_of_logits() if device == "cpu" else None
-        filters = [self.filter] if self.filter else None
+        self.chooser = _token_chooser() if device == "cpu" else None
+        processors = [self.chooser] if self.chooser else None
         args = EngineArgs(  # ids in, ids out
-            model=str(folder), skip_tokenizer_init=True, logits_processors=filters, **options
+            model=str(folder), skip_tokenizer_init=True, logits_processors=processors, **options
         )
         try:
             # As vLLM's own LLM class, it takes the batch sizes for throughput, by the device.
             self.engine = LLMEngine.from_engine_args(args, usage_context=UsageContext.LLM_CLASS)
         except ValueError as error:
             raise UserError(f"vLLM cannot run {folder} on {device}: {error}\n(--engine hf may)") from error
+        if device == "cpu":
+            keep_freed_memory()  # logits and their log-probabilities are made anew at each step
         # With `skip_tokenizer_init` it has none, and so could not find stop strings; this one is used for these alone.
         self.engine.output_processor.tokenizer = tokenizer
         # Twice as many responses are in flight as are decoded together, so that none waits for its prompt.
@@ -55,8 +58,8 @@ class VllmEngine:
                     in_flight.add(request.uuid)
                 if not in_flight:
                     return
-                if self.filter:
-                    self.filter.sampling = sampling
+                if self.chooser:
+                    self.chooser.sampling = sampling
                 for output in self.engine.step():
                     in_flight.remove(output.request_id)
                     outputs = sorted(output.outputs, key=lambda each: each.index)
@@ -79,8 +82,8 @@ class VllmEngine:
         return SamplingParams(
             n=sampling.n,
             temperature=0.0 if sampling.greedy else sampling.temperature,
-            top_p=1.0 if sampling.greedy or self.filter else sampling.top_p,
-            top_k=0 if self.filter else sampling.top_k,
+            top_p=1.0 if sampling.greedy or self.chooser else sampling.top_p,
+            top_k=0 if self.chooser else sampling.top_k,
             min_p=sampling.min_p,
             repetition_penalty=sampling.repetition_penalty,
             max_tokens=request.room(sampling, self.max_model_len),
@@ -96,30 +99,37 @@ class VllmEngine:
         )
 
 
-def _filter_of_logits() -> type:
-    """Top-k and top-p of this project in vLLM's place for such filters, which is after temperature and min-p. On a CPU
-    vLLM's own sort the vocabulary's indices for each response, which takes most of a step. To be told its `sampling`
-    before each step of an engine in this process."""
+def _token_chooser() -> type:
+    """A logits processor that chooses the tokens in vLLM's place, after temperature and min-p: all others get -inf. On
+    a CPU vLLM itself sorts the vocabulary's indices for each token, and computes noise for every word. To be told its
+    `sampling` before each step of an engine in this process."""
+    import torch
     from vllm.v1.sample.logits_processor import LogitsProcessor
+    from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-    from cream.engines.warp import keep_top_k, nucleus
+    from cream.engines.draw import draw
+    from cream.engines.noise import splitmix64
+    from cream.engines.warp import keep_top_k
 
-    class Filter(LogitsProcessor):
+    class Chooser(LogitsProcessor):
         sampling: Sampling
 
         def __init__(self, vllm_config, device, is_pin_memory):
-            pass
+            self.rows: dict[int, tuple[int, list[int]]] = {}  # of the batch: a response's seed and its tokens so far
 
         def is_argmax_invariant(self):
-            return True
+            return True  # not called for greedy responses
 
         def update_state(self, batch_update):
-            pass
+            process_dict_updates(self.rows, batch_update, lambda params, prompt_ids, ids: (params.seed, ids))
 
         def apply(self, logits):
-            return nucleus(keep_top_k(logits, self.sampling.top_k), self.sampling.top_p)
+            seeds, tokens = zip(*(self.rows[i] for i in range(len(logits))), strict=True)
+            streams = splitmix64(torch.tensor(seeds), torch.tensor([len(ids) for ids in tokens]))
+            chosen = draw(keep_top_k(logits, self.sampling.top_k), self.sampling.top_p, streams)
+            return logits.fill_(-torch.inf).scatter_(-1, chosen[:, None], 0.0)
 
-    return Filter
+    return Chooser
 
 
 def _check_complete(folder: Path, dtype: str) -> None:

@@ -13,49 +13,12 @@ question or turn of the user is not read.
 """
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
-from decimal import Decimal, Inexact, localcontext
 from itertools import chain, pairwise
 
 from cream.evaluation.mentions import HEAD, hedge, mentions, opening_option, option_texts, refuses
+from cream.evaluation.numbers import NUMBER, numbers_equal, numbers_in, plain_text, value_of
 
-# How digits are written elsewhere, before Unicode's compatibility forms (full width, no-break blanks) become plain. A
-# comma is a decimal sign only after groups of three: "3,5" alone is two numbers.
-DIGITS = [
-    (
-        re.compile(r"(?<![\d.,])\d{1,3}(?:[.'’\u2009\u202f\xa0 ]\d{3})+,\d{1,2}(?![\d,])"),  # 1.234,50 and 1 234,50
-        lambda number: re.sub(r"[^\d,]", "", number[0]).replace(",", "."),
-    ),
-    (  # 1'234, 1{,}234, 1\,234, 1,\!234, 1\text{,}234
-        re.compile(
-            r"(?<=\d)(?:['’_\u2009\u202f\xa0]|(?:\\text)?\{,\}|\{\\,\}|,?\s?\\!|,?\\(?:[,:; ]|thinspace\s?))"
-            r"(?=\d{3}(?!\d))"
-        ),
-        "",
-    ),
-    (re.compile("([⁺⁻]?[⁰¹²³⁴-⁹]+)"), r"^\1"),
-    (re.compile("(?<=\\d)(?=[¼-¾⅐-⅞])"), " "),  # 2½
-]
-TEXT = r"\\(?:text(?:bf|rm|it|sf|normal)?|math(?:rm|bf|it|sf)|operatorname|mbox|underline)\b"
-# LaTeX and markdown to plain text, in this order.
-MARKUP = [
-    (re.compile("⁄"), "/"),  # in ½
-    (re.compile(r"\\[()\[\],;:! ]|\\(?:left|right|(?:display|text)style|q?quad)(?![A-Za-z])"), " "),
-    (re.compile(r"\*\*|`+|(?<![^\W_])_+|_+(?![^\W_])"), " "),
-    (re.compile(r"</answer>", re.IGNORECASE), "\n"),
-    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
-    (re.compile(r"\\(?:num|SI|qty)\s*\{([^{}]*)\}(?:\s*\{([^{}]*)\})?"), r"\1 \2"),
-    (re.compile(rf"(?<=\d)\s*(?={TEXT}\s*\{{)"), " "),  # a unit
-    *[(re.compile(rf"{TEXT}\s*\{{([^{{}}]*)\}}"), r"\1")] * 2,  # one within another
-    (re.compile(r"(?<=\d)\s*(?=\\(?:[dtcs]|nice)?frac)"), " "),
-    (re.compile(r"\\(?:[dtcs]|nice)?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))"), r"\1\2/\3\4"),
-    (re.compile(r"\{\s*([-+]?\d+)\s*\\over\s*(\d+)\s*\}"), r"\1/\2"),
-    (re.compile(r"\\([$%])"), r"\1"),
-    (re.compile(r"\\f?box(?:ed)?\s*\{((?:[^{}]|\{[^{}]*\})*)\}"), r"\\boxed \1\n"),  # a box is a line of its own
-    (re.compile(r"(\\[A-Za-z]+)(?=\d)"), r"\1 "),  # \approx5
-    (re.compile(r"(?:(?<![\w.^])|(?<=\d[xX]))10\^\s*\{?\s*([-+−]?\d{1,2})(?!\d|\.\d)\}?"), r"1e\1"),
-]
 MARKER = re.compile(
     r"####|<answer>|\\boxed(?![A-Za-z])\s*\{?"
     r"|\b(?:final\s+)?answers?[\"']?\s*(?:[:：=]|(?:is|would\s+be|should\s+be|must\s+be)\b\s*:?)"
@@ -87,44 +50,6 @@ ADDED = re.compile(
 SENTENCE_END = re.compile(r"(?:(?<=[!?;])|(?<=\d\.)|(?<=[^.\s]{2}\.))\s+|\n+")
 
 WORD = re.compile(r"\w")
-NUMERAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
-NUMBER = re.compile(
-    rf"""
-    (?P<sign>(?<![\w)\]%.^])[-−–](?=[$€£¥₹]?\.?\d))?  # a sign, not the minus of a difference
-    [$€£¥₹]?
-    (?<![\w^])(?<!\^[-−{{])(?<!\^\{{-)(?<!\d\.)      # not the 2 of H2O, x^2, x^-2 or version 1.2
-    (?P<whole>\d+[ ]+(?=\d+/\d))?                 # the 2 of 2 1/2
-    (?P<numeral>{NUMERAL})
-    (?:(?:\s*[xX×*·⋅]\s*1)?[eE](?P<e>[-+−]?\d{{1,2}})(?!\w))?
-    (?:\s*/\s*[$€£¥₹]?(?P<over>{NUMERAL}))?
-    """,
-    re.VERBOSE,
-)
-# What may follow the number of a label: a sign, a known unit, or words after a space, of which none is another number.
-UNIT = re.compile(
-    r"\s*(?:%|°[CF]?|\^\s*(?:\\circ|∘|°)\s*[CF]?|\\(?:circ|degrees?)\b|[€£¥₹])"
-    r"|(?:[ckdm]?m|k?g|mg|[mc]?l|mL|min|s|hrs?|mph|km/h|m/s|ft|in|lbs?|oz)(?:\^-?\d)?"
-    r"|(?:[\s/*·-]+(?:[^\W\d_]{2,}|[mgshL])\.?(?:\^-?\d)?){1,6}"
-)
-NO_UNIT = set(
-    "or and to plus minus times over divided by if when is root squared cubed factorial mod infinity infty not but "
-    "except more less than half halves quarter quarters third thirds lakh lakhs crore crores gross myriad googol sqrt "
-    "sin cos tan cot csc sinh cosh tanh arcsin arccos arctan log exp lim alpha beta gamma delta epsilon zeta eta theta "
-    "iota kappa lambda omicron rho sigma tau upsilon phi chi omega varphi vartheta".split()
-)
-LARGE = r"(?:thir|four|fif|six|seven|eigh|nine)teen|hundred|thousand|\w+illi(?:on|ard)"
-TENS = "(?:twen|thir|for|fif|six|seven|eigh|nine)t"
-NUMERAL_WORD = re.compile(
-    rf"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|{TENS}y|dozen|score|{LARGE})s?"
-    rf"|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|{TENS}ie|{LARGE})ths?"
-)
-# Words of two letters, and of three without a vowel, are products of variables unless they are known.
-VARIABLES = re.compile(r"[a-z]{2}|[b-df-hj-np-tv-z]{3}|[abcxyz]{3}")
-KNOWN = set(
-    "mm cm dm km nm um kg mg ug lb oz ft in yd mi ml cl dl hr am pm kb mb gb tb hz kw mw kv mv ma pa kj ev db ha cc sq "
-    "cu px pt qt rs kr us tv cd of on at an as so up mph kmh rpm bpm fps mpg kwh hrs yrs wks lbs kgs cms mms kms mls "
-    "yds fts pts pcs tsp tbs sqm mhz ghz khz gbp chf jpy cny hkd dkk pln tvs cds dvd".split()
-)
 REMARK = re.compile(r"\([^()]*\)|\b(?:because|since|not|instead\s+of|rather\s+than)\b.*", re.IGNORECASE)
 COMPUTES = re.compile(r"\d\s*[-−+*×÷x]\s*[$\d]|\b(?:is|makes?|gives?|equals?|totals?|leaves?)\b", re.IGNORECASE)
 
@@ -146,12 +71,12 @@ def extract_number(text: str) -> str | None:
     Fractions that have no finite decimal are rounded to three places ("2/3" -> "0.667"). Without a marker the answer is
     the last number of the text.
     """
-    return first_answer(_plain(text), _number)
+    return first_answer(plain_text(text), _number)
 
 
 def _number(text: str) -> str | None:
     if not MARKER.search(text):
-        return next(reversed(_numbers(_without_last_questions(text)) or _numbers(text)), None)
+        return next(reversed(numbers_in(_without_last_questions(text)) or numbers_in(text)), None)
     return next((number for clause in _clauses(text) if (number := _result(clause))), None)
 
 
@@ -162,7 +87,7 @@ def extract_choice(text: str, options: dict[str, str]) -> str | None:
     options") gives none. Without a marker: the last label that the text names and does not deny; then its last
     sentence's option text.
     """
-    text, options = _plain(text), {label: _plain(option) for label, option in options.items()}
+    text, options = plain_text(text), {label: plain_text(option) for label, option in options.items()}
     options = {label: option.rstrip(" .") or option for label, option in options.items()}
     for label, option in options.items():  # "Mt. McKinley" is one sentence
         options[label] = re.sub(r"[.!?;](?=\s)", "", option)
@@ -189,29 +114,6 @@ def _option(text: str, options: dict[str, str]) -> str | None:
     return _text_choice(sentences[-1], options) if sentences else None
 
 
-def label_number(text: str) -> str | None:
-    """The number that a label is, as `extract_number` writes it; None unless all of the text is one number.
-
-    "$1,234.50", "\\frac{3}{4}", "5\\text{ cm}", "72 square feet", "90^\\circ" and "50\\%" (50) are; not "2\\sqrt{3}",
-    "3:4", "3, 5, 7", "x^2+1", "2 million".
-    """
-    text = re.sub(
-        r"\\boxed(?![A-Za-z])|[{}]", "", _plain(re.sub(r"^\$(.*)\$$", r"\1", text.strip(), flags=re.DOTALL))
-    ).strip()
-    number = NUMBER.match(text.removeprefix("+"))
-    if number is None:
-        return None
-    unit = text.removeprefix("+")[number.end() :].rstrip(" .$")
-    words = [word.casefold() for word in re.findall(r"[^\W\d_]+", unit)]
-    return None if unit and not UNIT.fullmatch(unit) or any(map(_no_unit, words)) else _value(number)
-
-
-def _no_unit(word: str) -> bool:
-    """Whether a word after a number makes it another number, or something that is none."""
-    variables = VARIABLES.fullmatch(word) and word not in KNOWN
-    return bool(variables or word in NO_UNIT or NUMERAL_WORD.fullmatch(word))
-
-
 def extract_number_strict(text: str) -> str | None:
     """The released rule: the first number after the first marker; without a marker the last number of the text.
 
@@ -234,23 +136,6 @@ def extract_choice_strict(text: str) -> str | None:
     if found := re.search(r"\banswer:\s*([a-d])\.?\b", text, re.IGNORECASE):
         return found[1].upper()
     return next((letter.upper() for letter in reversed(re.findall(r"\b[a-d]\b", text))), None)
-
-
-def numbers_equal(a: str, b: str) -> bool:
-    """Whether two numbers, as `extract_number` writes them, are equal as decimals: "18.00" equals "18".
-
-    Raises decimal.InvalidOperation when one of them is not a number.
-    """
-    return Decimal(a.replace(",", "")) == Decimal(b.replace(",", ""))
-
-
-def _plain(text: str) -> str:
-    for pattern, replacement in DIGITS:
-        text = pattern.sub(replacement, text)
-    text = unicodedata.normalize("NFKC", text)
-    for pattern, replacement in MARKUP:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def first_answer(text: str, read: Callable[[str], str | None]) -> str | None:
@@ -316,26 +201,6 @@ def _clauses(text: str) -> Iterator[str]:
     yield from questions
 
 
-def _value(number: re.Match) -> str | None:
-    """The plain decimal of a NUMBER match; None for a division by zero."""
-    with localcontext(prec=len(number[0]) + 110) as context:  # room for every digit, and for an exponent of 99
-        value = Decimal(f"{number['numeral'].replace(',', '')}e{(number['e'] or '0').replace('−', '-')}")
-        if number["over"]:
-            divisor = Decimal(number["over"].replace(",", ""))
-            if not divisor:
-                return None
-            context.clear_flags()
-            value /= divisor
-            value = round(value, 3) if context.flags[Inexact] else value
-        value += Decimal(number["whole"] or 0)
-        digits = format(-value if number["sign"] else value, "f")
-    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) if value else "0"
-
-
-def _numbers(text: str) -> list[str]:
-    return [value for match in NUMBER.finditer(text) if (value := _value(match)) is not None]
-
-
 def _result(clause: str) -> str | None:
     """The number that an answer clause arrives at.
 
@@ -347,7 +212,7 @@ def _result(clause: str) -> str | None:
     before, _, after = plain.rpartition("=")
     result = before if COMPUTES.search(after) and not COMPUTES.search(before) else after
     for part in (result, plain, clause):
-        if numbers := _numbers(part):
+        if numbers := numbers_in(part):
             opens = not re.search(r"\w", part[: NUMBER.search(part).start()])
             return numbers[0 if opens and not COMPUTES.search(part) else -1]
     return None
@@ -376,7 +241,7 @@ def _text_choice(clause: str, options: dict[str, str]) -> str | None:
         joined = NUMBERS_JOINED.search(clause)
         if joined and ("or" in joined[0].lower() or not COMPUTES.search(clause)):
             return ""
-        if NUMBERS_LISTED.fullmatch(clause) and len({*_numbers(clause)} & {*values.values()}) > 1:
+        if NUMBERS_LISTED.fullmatch(clause) and len({*numbers_in(clause)} & {*values.values()}) > 1:
             return ""
         result = _result(clause)
         equal = [label for label, value in values.items() if result and numbers_equal(result, value)]
@@ -389,5 +254,5 @@ def _text_choice(clause: str, options: dict[str, str]) -> str | None:
 def _numeric(options: dict[str, str]) -> dict[str, str]:
     """Label -> value where every option's text is a number; else {}."""
     numbers = {label: NUMBER.fullmatch(text.rstrip(" .%")) for label, text in options.items()}
-    values = {label: _value(number) for label, number in numbers.items() if number}
+    values = {label: value_of(number) for label, number in numbers.items() if number}
     return values if len(values) == len(options) and None not in values.values() else {}

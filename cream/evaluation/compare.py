@@ -139,7 +139,7 @@ def format_flips(flipped: Sequence[tuple[str, Answer, Answer]], show: int) -> st
         for task, a, b in shown:
             lines += [f"  {a.uuid} ({task}): {_short(a.question)}", f"    label {a.label}"]
             for each, answer in (("A", a), ("B", b)):
-                lines.append(f"    {each} {answer.final_prediction}: {_short(_voting(answer), end=True)}")
+                lines.append(f"    by {each}: {answer.final_prediction}; response: {_short(_voting(answer), end=True)}")
     return "\n".join(lines)
 
 

@@ -1,25 +1,27 @@
 """The evaluations that are meant by a file, a folder, or a checkpoint."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cream.cli.console import command
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import LAST, read_meta
+from cream.files.raw import did_you_mean
 
 OUTPUTS = Path("outputs")
 
 
-def evaluations_of(word: str, path: Path) -> list[Path]:
+def evaluations_of(word: str, path: Path, known: Iterable[str] = ()) -> list[Path]:
     """The result files that `word` may mean: `path` itself, results.json in that folder or in the folders there, or all
-    evaluations of the model or run in it, below outputs/ or next to the run. Raises UserError where there is
-    none."""
+    evaluations of the model or run in it, below outputs/ or next to the run. Raises UserError where there is none;
+    `known`: names that may have been meant then."""
     if not path.exists():
         evaluate = command("infer.py", mode="evaluation", checkpoint="CHECKPOINT", name="DATA")
+        near = did_you_mean(path, known) or "."
         raise UserError(
-            f"{word}: no such file or folder, nor a registered checkpoint. An evaluation is made by {evaluate}"
+            f"{word}: no such file or folder, nor a registered checkpoint{near} An evaluation is made by {evaluate}"
         )
     if not path.is_dir():
         return [path]
@@ -53,6 +55,7 @@ def evaluations_by(is_wanted: Callable[[str], bool], home: Path) -> list[Path]:
 def choose_pair(a: Sequence[Path], b: Sequence[Path], words: tuple[str, str]) -> tuple[Path, Path]:
     """The only two of these evaluations that are of the same data, or, of several, that have the same settings too.
     Raises UserError where there is none, or more than one."""
+    a, b = without_copies(a), without_copies(b)
     if len(a) == len(b) == 1:
         return a[0], b[0]
     pairs = [(one, other) for one in a for other in b if _data(one) == _data(other)]
@@ -63,6 +66,15 @@ def choose_pair(a: Sequence[Path], b: Sequence[Path], words: tuple[str, str]) ->
     lists = "\n".join(f"{word}: {', '.join(map(str, paths))}" for word, paths in zip(words, (a, b), strict=True))
     why = "several evaluations are" if chosen else "no two evaluations are"
     raise UserError(f"{why} of the same data; give two of these files:\n{lists}")
+
+
+def without_copies(paths: Sequence[Path]) -> list[Path]:
+    """The first of evaluations that are alike in all: of the same model, asked the same again elsewhere."""
+    firsts: dict[str, Path] = {}
+    for path in paths:
+        about = _about(path)
+        firsts.setdefault(str([about.get("output", path), about["settings"], about["inputs"]]), path)
+    return [*firsts.values()]
 
 
 def _about(results: Path) -> dict:

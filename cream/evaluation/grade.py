@@ -19,10 +19,9 @@ from cream.evaluation.answers import (
     extract_choice_strict,
     extract_number,
     extract_number_strict,
-    label_number,
-    numbers_equal,
 )
 from cream.evaluation.formulas import grade_formula, is_formula
+from cream.evaluation.numbers import label_number, numbers_equal
 from cream.text.thoughts import USUAL, Tags
 
 Label = str | int | float

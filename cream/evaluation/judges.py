@@ -263,7 +263,7 @@ def _histogram(values: Sequence[float]) -> str:
 
 
 def _share(part: float, whole: float) -> str:
-    return f"{part:g} of {whole:g} ({part / whole:.1%})" if whole else "0 of 0"
+    return f"{part:g} of {whole:g} ({100 * part / whole:.1f} %)" if whole else "0 of 0"
 
 
 def _interval(value: tuple[float, float, float]) -> str:

@@ -13,7 +13,7 @@ from cream.evaluation.evaluate import SCORINGS
 from cream.evaluation.grade import Rules
 from cream.evaluation.tasks import is_all_test
 from cream.files import store
-from cream.records import Conversation, Item, Prompt
+from cream.records import Conversation, Item, Prompt, nouns
 from cream.text.thoughts import Tags
 
 READS = {  # --mode -> records of --name, and what they are
@@ -75,7 +75,7 @@ class Task:
             raise names.missing_data(self.name, path)
         kinds, what = READS[self.mode]
         if (held := store.detect(path, skip=skip)) not in kinds:
-            holds = f"{path} holds {held.__name__} records"
+            holds = f"{path} holds {nouns(held)}"
             why = ": test questions must not enter training" if held is Item else ""
             raise UserError(f"--mode {self.mode} --name {self.name}: {holds}; {self.mode} takes {what}{why}")
         return path

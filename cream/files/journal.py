@@ -66,6 +66,7 @@ class Output:
         self.header = msgspec.json.decode(msgspec.json.encode(header))  # as in files
         self.partial = path.with_name(path.name + ".partial")
         self.dropped: Counter[str] = Counter()
+        self.resumed = 0  # records that an interrupted run had finished
         self.facts: dict[str, object] = {}
         self.started = time.monotonic()
         self._journal: AppendLog | None = None
@@ -167,6 +168,7 @@ class Output:
         keys = Keys(uuid for uuid, _ in self._lines())
         self._drop_damaged_lines(len(keys))
         self._synced = time.monotonic()
+        self.resumed = len(keys)
         return keys
 
     def _resumes(self, journal: AppendLog) -> bool:
@@ -263,6 +265,7 @@ class Output:
             **origin(),
             "counts": {"out": count, "dropped": dict(sorted(self.dropped.items()))},
             "wall_seconds": round(time.monotonic() - self.started, 3),
+            **({"resumed": self.resumed} if self.resumed else {}),
             "output": fingerprint_file(self._staged),
             **self.provenance.record(self.path.parent),
             **facts,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_file, fingerprint_folder
 from cream.files.provenance import KIND, LAST, RUN, meta_path, place_of, read_sidecar
+from cream.files.raw import did_you_mean
 
 
 class Step(NamedTuple):
@@ -33,7 +34,7 @@ def chain(path: Path) -> Iterator[Step]:
     Raises UserError if there is nothing at `path`, or a sidecar is damaged.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: no such file or folder{did_you_mean(path)}")
     seen: set[tuple[Path, str | None]] = set()
     ahead: list[tuple[int, str, Path, str | None]] = [(0, "", path, None)]
     while ahead:

@@ -7,15 +7,17 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
-from cream.errors import UserError
+from cream.errors import UserError, alike
 
+LIKE = 0.7  # a folder has many names, and some is always a little like another
+BESIDE = (".meta.json", ".partial", ".log", ".lock")  # endings of what is beside an output
 PACKED = {".gz", ".zst"}
 BLOCK = 1 << 20  # unpacked bytes of a packed file that are in memory at a time
 FEED = 1 << 10  # packed bytes that are unpacked at a time, to at most 32 MB
@@ -27,6 +29,21 @@ LONE = re.compile(
 )  # a surrogate without its other half
 
 AT_BYTE, NOT_A_NUMBER = re.compile(r"\(byte (\d+)\)"), re.compile(rb".?(?:NaN|Infinity)\b", re.DOTALL)
+
+
+def did_you_mean(path: Path, known: Iterable[str] = ()) -> str:
+    """'; did you mean outputs/samples.json?' for what a path that is not there may stand for, a file or folder with a
+    similar name, or a name that is `known`; '' where nothing is like it."""
+    folder, found = next((each for each in path.parents if each.is_dir()), Path()), {}
+    with suppress(OSError, ValueError):
+        first, *rest = path.relative_to(folder).parts
+        there = [name for name in os.listdir(folder) if not name.endswith(BESIDE)]
+        found = {Path(name).stem: place for name in there if (place := folder.joinpath(name, *rest)).exists()}
+    close = [
+        *alike(str(path), known, likeness=LIKE),
+        *(str(found[stem]) for stem in (alike(Path(first).stem, found, likeness=LIKE) if found else ())),
+    ]
+    return f"; did you mean {', '.join(close[:3])}?" if close else ""
 
 
 @contextmanager
@@ -46,7 +63,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
                 yield plain
     except (FileNotFoundError, NotADirectoryError):
         hint = "" if path.suffix else "; give a file, names of data sets are not known here"
-        raise UserError(f"{path}: no such file{hint}") from None
+        raise UserError(f"{path}: no such file{did_you_mean(path) or hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: expected a file, found a folder") from None
     except PermissionError:

@@ -22,7 +22,7 @@ from cream.files.raw import (
     update_json,
     write_json,
 )
-from cream.records import R, Record, decode, encode, kind_of
+from cream.records import R, Record, decode, encode, kind_of, nouns
 
 __all__ = ["atomic", "open_file", "read_json", "sync", "update_json", "write_json"]  # re-exported
 
@@ -214,7 +214,7 @@ def refuse_other_kind(flag: str, path: Path, kind: type[Record], made_by: str) -
         held = None if isinstance(raw, Bad) else kind_of(raw.value)
         if held is not None:
             if held is not kind:
-                text = f"holds {held.__name__} records; it should hold {kind.__name__} records, {made_by}"
+                text = f"holds {nouns(held)}; it should hold {nouns(kind)}, {made_by}"
                 raise UserError(f"{flag} {path} {text}")
             return
 

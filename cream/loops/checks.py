@@ -20,7 +20,7 @@ from cream.loops.course import Course
 from cream.loops.plan import PAIRS, PREPARE, TRAIN, Command, Place
 from cream.loops.trials import model_of
 from cream.pairs import all_inputs
-from cream.records import METHODS
+from cream.records import METHODS, nouns
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
@@ -258,6 +258,6 @@ def _read(value: str, path: Path, kinds: tuple[type, ...] | None, limit: int | N
     """Read a data set. Raises UserError where it is damaged, or its records are of none of the `kinds`."""
     held = store.detect(path, skip=skip)
     if kinds and held not in kinds:
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"--name {value}: {path} holds {held.__name__} records; the step reads {wanted} records")
+        wanted = " or ".join(map(nouns, kinds))
+        raise UserError(f"--name {value}: {path} holds {nouns(held)}; the step reads {wanted}")
     deque(store.read(path, held, limit, skip=skip), maxlen=0)

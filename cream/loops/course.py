@@ -14,11 +14,11 @@ import msgspec
 from cream.errors import UserError
 from cream.files.fingerprints import fingerprint_file
 from cream.loops import facts
-from cream.loops.decisions import DecisionFile, Decisions, link
+from cream.loops.decisions import Best, DecisionFile, Decisions, Metric, Round, Said, Stopped, link
 from cream.loops.facts import Fact
 from cream.loops.loop import Loop
 from cream.loops.plan import TRAIN, Command, Place
-from cream.loops.results import results
+from cream.loops.results import is_evaluation, results
 from cream.loops.trials import Stop, Trial, against, broken, called, find, model_of
 
 log = logging.getLogger("cream")
@@ -51,11 +51,6 @@ class Course:
         self.stop: Stop | None = None
         self.round, self.done = 0, False  # `round`: the last one that has ended
         self.file: DecisionFile | None = None
-
-    @property
-    def steered(self) -> bool:
-        """Whether anything is decided while it runs."""
-        return bool(self.loop.keep or self.loop.stop_if)
 
     @property
     def best(self) -> Trial | None:
@@ -102,6 +97,11 @@ class Course:
         finally:
             self.dry, self.quiet = before, False
 
+    def whole(self) -> list[Command]:
+        """The same of the whole loop, whatever part of it was to run."""
+        self.first, self.last = Place(0, 0, 0), Place(3, 0, 0)
+        return self.expected()
+
     def _run(self, commands: Sequence[Command]) -> Iterator[Command]:
         """Those of the commands that are to run; returns False where `last` has run."""
         for command in commands:
@@ -138,10 +138,25 @@ class Course:
             plans.append(self._plan({t + 2: self.best.round}))
         return [each for plan in plans for each in plan if each.place >= (1, t + 1, 0)]
 
+    @property
+    def tested(self) -> Command | None:
+        """The evaluation of the best model after the rounds, on other data than those that chose it; None without."""
+        if not self.best or not is_evaluation(self.best.command):
+            return None
+        chosen_by, link = self.best.command.flags.get("name"), str(self.loop.best)
+        after = (each for each in self.ran if each.place.part == 2 and is_evaluation(each))
+        found = (each for each in after if each.flags.get("checkpoint") == link)
+        return next((each for each in found if each.flags.get("name") != chosen_by), None)
+
+    def is_measured(self, t: int) -> bool:
+        """Whether it is known how good the model of a round is, or nothing depends on it."""
+        return self.loop.keep is None or t in {trial.round for trial in self.trials}
+
     def results(self) -> list[dict]:
         """The rows of the table, as `results` has them."""
         best = self.best.model if self.done and self.best else None
-        return results(self.ran, best, str(self.loop.best))
+        validation = self.best.command.flags.get("name") if self.tested else None
+        return results(self.ran, best, str(self.loop.best), validation)
 
     def notes(self) -> list[str]:
         """Why the loop ended, and what is its result: lines below the table."""
@@ -215,7 +230,7 @@ class Course:
             log.info("\n[%s] %s", self.loop.title, text)
 
     def _free(self, ahead: Sequence[Command]) -> None:
-        if not self.dry:
+        if not self.quiet:
             self.free(self, ahead)
 
     def _finish(self) -> None:
@@ -236,22 +251,16 @@ class Course:
         return facts.split(self.loop.keep.metric, [step.id for step in self.loop.repeat])[1]
 
     def _save(self, ended: bool = False) -> None:
-        if self.dry or not self.steered:
+        if self.dry or not self.loop.steered:
             return
         place, best, keep = self.file.relative, self.best, self.loop.keep
-        rounds = [
-            {
-                "round": trial.round,
-                "starts_from": trial.starts_from,
-                "model": place(trial.model),
-                "metric": {"value": trial.fact.value, "low": trial.fact.low, "high": trial.fact.high},
-                "source": place(str(facts.source(trial.command))),
-                "hash": fingerprint_file(facts.source(trial.command)),
-            }
-            for trial in self.trials
-        ]
-        said = [{"round": t, "text": text} for t, text in self.said]
-        stopped = self.stop and {"round": self.stop.round, "why": self.stop.why}
-        result = best and {"round": best.round, "model": place(best.model), "registered": keep and keep.register}
+        rounds = []
+        for trial in self.trials:
+            source, model = facts.source(trial.command), place(trial.model)
+            about = (Metric(*trial.fact), place(str(source)), fingerprint_file(source))
+            rounds.append(Round(trial.round, trial.starts_from, model, *about))
+        said = [Said(t, text) for t, text in self.said]
+        stopped = self.stop and Stopped(self.stop.round, self.stop.why)
+        result = best and Best(best.round, place(best.model), keep and keep.register)
         keys = {name: msgspec.to_builtins(getattr(self.loop, name)) for name in ("keep", "eval_every", "stop_if")}
         self.file.write(Decisions(loop=keys, rounds=rounds, said=said, stopped=stopped, best=result), ended)

@@ -27,16 +27,58 @@ class Deleted(msgspec.Struct):
     bytes: int
 
 
+class Metric(msgspec.Struct):
+    """A number that rounds are compared by, as a Fact."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    share: bool = False
+
+
+class Round(msgspec.Struct):
+    """A model that was measured: by which file (`source`), and the hash of that."""
+
+    round: int
+    starts_from: int | None
+    model: str
+    metric: Metric
+    source: str
+    hash: str
+
+
+class Said(msgspec.Struct):
+    """What was decided in a round, in words."""
+
+    round: int
+    text: str
+
+
+class Stopped(msgspec.Struct):
+    """The last round, and why no further one ran."""
+
+    round: int
+    why: str
+
+
+class Best(msgspec.Struct):
+    """The model of the best round; `registered`: its name in configs/checkpoint.json."""
+
+    round: int
+    model: str
+    registered: str | None = None
+
+
 class Decisions(msgspec.Struct):
     """The file. `loop`: the keys by which it was decided; `rounds`: the models that were measured, by which file;
     `said`: what was decided and why, in words; `stopped`: why no further round ran; `best`: the best round so far;
     `deleted`: by a run's name."""
 
     loop: dict = {}
-    rounds: list[dict] = []
-    said: list[dict] = []
-    stopped: dict | None = None
-    best: dict | None = None
+    rounds: list[Round] = []
+    said: list[Said] = []
+    stopped: Stopped | None = None
+    best: Best | None = None
     deleted: dict[str, Deleted] = {}
 
 
@@ -94,8 +136,7 @@ class DecisionFile:
         what = f"{command.title}: --keep has deleted the checkpoints of {model}"
         if not command.output.exists() or (about := read_meta(command.output)) is None:
             raise UserError(f"{what}, and {command.output} is not there; give another output_dir")
-        old, new = (_settings(words) for words in (about.get("command", [""])[1:], command.argv()))
-        if difference := list_differences(old, new):
+        if difference := changed_flags(command, about):
             raise UserError(
                 f"{what}, and {meta_path(command.output)} says that it was made by other flags ({difference}); give "
                 "another output_dir"
@@ -107,6 +148,11 @@ def read_by(command: Command) -> list[Path]:
     """The files and folders that a command's flags and words name, among others that are none."""
     texts = [text for name, text in command.flags.items() if name not in FREE and isinstance(text, str)]
     return [Path(part.strip()) for text in (*texts, *command.words) for part in text.split(",")]
+
+
+def changed_flags(command: Command, about: dict) -> str:
+    """In which flags a command differs from the one that made its output, whose sidecar is `about`; "" in none."""
+    return list_differences(*(_settings(words) for words in (about.get("command", [""])[1:], command.argv())))
 
 
 def _settings(words: list[str]) -> dict[str, str]:

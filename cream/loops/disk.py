@@ -15,7 +15,7 @@ from cream.errors import UserError
 from cream.files.lock import Lock
 from cream.files.provenance import KIND, read_meta
 from cream.loops.course import Course
-from cream.loops.decisions import DecisionFile, read_by
+from cream.loops.decisions import DecisionFile, changed_flags, read_by
 from cream.loops.plan import TRAIN, Command
 
 log = logging.getLogger("cream")
@@ -27,9 +27,9 @@ BETWEEN = 2  # models at once beside those that later steps read: the best one, 
 
 @dataclass
 class Need:
-    """Of the commands that are still to run: how many, seconds, bytes; those of which one is not known, by title."""
+    """Of the commands `left` to run: seconds, bytes; those of which one is not known, by title."""
 
-    commands: int = 0
+    left: list[Command] = field(default_factory=list)
     seconds: float = 0
     bytes: float = 0
     unknown: list[str] = field(default_factory=list)
@@ -38,9 +38,11 @@ class Need:
         took = f"about {self.seconds / 3600:.1f} h" if self.seconds > 7200 else f"about {self.seconds / 60:.1f} min"
         if self.unknown:
             took += f", without {len(self.unknown)} of which none has run before"
-        if self.commands and len(self.unknown) == self.commands:
+        if self.left and len(self.unknown) == len(self.left):
             took = "how long is not known, for none has run before"
-        return f"{self.commands} steps to run: {took}; about {size(self.bytes)} on disk"
+        if not self.left:
+            return "no step is left to run"
+        return f"{len(self.left)} step{'s' * (len(self.left) > 1)} to run: {took}; about {size(self.bytes)} on disk"
 
 
 def size(count: float) -> str:
@@ -64,7 +66,7 @@ def estimate(course: Course, keep: Sequence[str], model_size: Callable[[Command]
             seconds, space = last.get(command.step, (None, None))
             if space is None and command.script == TRAIN:
                 space = model_size(command)
-            need.commands += 1
+            need.left.append(command)
             need.seconds += seconds or 0
             need.unknown += [command.title] * (seconds is None)
             if command.script == TRAIN and command.place.part == 1:
@@ -93,6 +95,14 @@ def _taken(command: Command) -> tuple[float, int] | None:
     return about.get("wall_seconds", 0), sum(file.stat().st_size for file in files if file.is_file())
 
 
+def describe_made(command: Command) -> str:
+    """Whether a command's output is there, and by which other flags it was made; "" where it is not."""
+    if not command.output.exists() or (about := read_meta(command.output)) is None:
+        return ""
+    difference = changed_flags(command, about)
+    return f"there, but made by other flags ({difference})" if difference else "up to date"
+
+
 def check(course: Course, need: Need) -> None:
     """Raises UserError where the disk of the loop's outputs has less room than they take."""
     place = Path(course.loop.output_dir).absolute()
@@ -112,12 +122,14 @@ class Cleaner:
     """Deletes the checkpoints of rounds that are neither best nor last, as `keep` has them, once no command needs them.
 
     Only those that the loop itself trained, in its own output_dir, in this run: not shared ones, not those that
-    `registry` names, nor those that a command of another loop reads (`others`).
+    `registry` names, nor those that a command of another loop reads (`others`). In a dry run it says which, of rounds
+    that have been measured.
     """
 
     keep: Sequence[str]
     registry: Path
     others: Sequence[Command] = ()
+    said: set[Path] = field(default_factory=set)
 
     def __call__(self, course: Course, ahead: Sequence[Command]) -> None:
         """Delete what is not needed by the commands `ahead`."""
@@ -133,13 +145,22 @@ class Cleaner:
             if not _is_own_model(command, course) or command.place.round in kept or command.place < course.first:
                 continue
             run = command.output.resolve()
-            if not any(path == run or run in path.parents for path in whole):
+            if any(path == run or run in path.parents for path in whole):
+                continue
+            if not course.dry:
                 self._delete(course, command.output)
+            elif course.is_measured(command.place.round):
+                self._say(command.output)
+
+    def _say(self, run: Path) -> None:
+        if run not in self.said and (total := sum(map(_size, _checkpoints(run)))):
+            self.said.add(run)
+            log.info("\n--keep %s: would delete the checkpoints of %s, %s", ",".join(self.keep), run, size(total))
 
     def _delete(self, course: Course, run: Path) -> None:
         if not (files := list(_checkpoints(run))):
             return
-        total = sum(file.stat().st_size for file in files)
+        total = sum(map(_size, files))
         try:
             with Lock(run):
                 course.file.delete(run, total)
@@ -155,6 +176,10 @@ def _is_own_model(command: Command, course: Course) -> bool:
     own = command.output.parent == Path(course.loop.output_dir) and not command.output.is_symlink()
     shared = course.loop.base_dir and command.output.parent == Path(course.loop.base_dir)
     return command.script == TRAIN and command.place.part == 1 and own and not shared
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
 
 
 def _checkpoints(run: Path) -> Iterable[Path]:

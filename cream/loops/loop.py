@@ -103,6 +103,11 @@ class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         return [*self.before, *self.repeat, *self.after]
 
     @property
+    def steered(self) -> bool:
+        """Whether anything is decided while it runs."""
+        return bool(self.keep or self.stop_if)
+
+    @property
     def best(self) -> Path:
         """The link to the model of the best round."""
         return Path(self.output_dir, BEST)

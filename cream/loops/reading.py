@@ -4,16 +4,16 @@ A recipe is CREAM's loop in short: it has the settings of each stage; the steps 
 Round t samples from M_t, ranks the responses by M_t and by M_{t-1} (in round 1 by M0's likelihood), and trains M_{t+1}.
 """
 
-import re
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated
 
 import msgspec
 
 from cream.cli.flag_fields import NULLS
 from cream.cli.names import ROOT
 from cream.errors import UserError, alike
+from cream.files.mistakes import find_mistakes
 from cream.files.yaml_file import read_yaml
 from cream.loops.loop import Bound, Flags, Keep, Loop, RoundFlags, Step, Value, check_texts
 
@@ -167,21 +167,7 @@ def _merged(path: Path, extending: tuple[Path, ...] = ()) -> object:
 
 
 def _convert(path: Path, value: object, kind, where: str = ""):
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        top = "unknown field" in str(error) and "$" not in str(error)
-        keys = f"; known keys: {', '.join(kind.__struct_fields__)}" if top else ""
-        raise UserError(f"{path}: {where}{_name_key(str(error), value, kind)}{keys}") from None
-
-
-def _name_key(message: str, value: object, kind) -> str:
-    """msgspec's message with the key of a map in place of its `[...]`."""
-    for name in re.findall(r"`\$\.(\w+)\[\.\.\.\]", message)[:1]:
-        hint = get_type_hints(kind)[name]
-        for key, each in value[name].items():
-            try:
-                msgspec.convert({key: each}, hint)
-            except msgspec.ValidationError:
-                return message.replace(f"$.{name}[...]", f"$.{name}.{key}")
-    return message
+    """A value as `kind`. Raises UserError with all that is wrong with it."""
+    if mistakes := find_mistakes(value, kind):
+        raise UserError("\n".join(f"{path}: {where}{mistake}" for mistake in mistakes))
+    return msgspec.convert(value, kind)

@@ -27,11 +27,14 @@ Pairs = msgspec.defstruct(
 )
 
 
-def results(commands: Sequence[Command], best: str | None = None, link: str | None = None) -> list[dict]:
+def results(
+    commands: Sequence[Command], best: str | None = None, link: str | None = None, validation: object = None
+) -> list[dict]:
     """One row for each evaluation, of a policy or of a reward: its name, the accuracy per task and overall (the macro
     average where there is one); and, where the model was trained on pairs that the loop made, their number and mean
     consistency, and what their sidecar has for the table (`shown`); last those of the loop's result `best`, by that
-    name. `link`: how commands name it that run after the rounds.
+    name. `link`: how commands name it that run after the rounds; `validation`: the data set that chose it, whose rows
+    say so.
 
     Raises UserError where a summary or sidecar is damaged.
     """
@@ -46,6 +49,8 @@ def results(commands: Sequence[Command], best: str | None = None, link: str | No
             continue
         name = model_name(command)
         rows.append({"model": name, "accuracy": tasks.get("macro", next(iter(tasks.values()))), "tasks": tasks})
+        if validation is not None and command.flags.get("name") == validation:
+            rows[-1]["validation"] = True
         training = makers.get(best if model == link else model)
         data = _pairs_of(training.flags.get("name"), makers) if training and training.script == TRAIN else None
         if data:
@@ -115,19 +120,20 @@ def table(columns: Sequence[tuple[str, list[dict]]], marked: Sequence[Collection
     heads = [["accuracy %", "mean C", *_names(rows)] for _, rows in columns]
     widths = [_widths(head, title) for head, (title, _) in zip(heads, columns, strict=True)]
     blocks = [{row["model"]: row for row in rows} for _, rows in columns]
-    models = list(dict.fromkeys(model for block in blocks for model in block))
+    chosen_by = {model for block in blocks for model, row in block.items() if row.get("validation")}
+    models = {model: model + " (validation)" * (model in chosen_by) for block in blocks for model in block}
     if not models:
         return "no evaluation, hence no table"
-    first = max(5, *(len(model) + 1 for model in models))
+    first = max(5, *(len(label) + 1 for label in models.values()))
     titles = "".join(f"{title:>{sum(own)}}" for (title, _), own in zip(columns, widths, strict=True))
     lines = [f"{'model':<{first}}{titles}"]
     lines.append(" " * first + "".join(_line(head, own) for head, own in zip(heads, widths, strict=True)))
-    for model in models:
+    for model, label in models.items():
         cells = [
             _cells(block.get(model), head, "!" * (model in marks))
             for block, head, marks in zip_longest(blocks, heads, marked, fillvalue=())
         ]
-        lines.append(f"{model:<{first}}" + "".join(map(_line, cells, widths)))
+        lines.append(f"{label:<{first}}" + "".join(map(_line, cells, widths)))
     return "\n".join(lines)
 
 

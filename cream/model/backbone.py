@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from cream.errors import out_of_memory
-from cream.model import batches, trees
+from cream.model import batches, products, trees
 from cream.model.batches import Batch, Group, predicting
 from cream.model.hardware import Budget, keep_freed_memory, numel
 from cream.model.precision import product_dtype
@@ -35,6 +35,7 @@ class Backbone(torch.nn.Module):
         super().__init__()
         self.model = model
         self.share = self.in_place = False
+        self.compiled = self.device.type == "cpu" and products.install(getattr(self.plain, "base_model", self.plain))
         if not hasattr(next(model.parameters()), "ds_id"):
             self.choose_layout(share)
 
@@ -64,13 +65,18 @@ class Backbone(torch.nn.Module):
     def accumulate_in_place(self) -> None:
         """Gradients of the vocabulary's size are added up where they belong, at once: for one process that has the
         weights to itself, with nothing (DDP, ZeRO, hooks) that takes gradients on their way. Two tensors less of that
-        size. Needs `.grad` kept from step to step: zero_grad(set_to_none=False)."""
+        size. Needs `.grad` kept from step to step, zero_grad(set_to_none=False), and after each
+        `products.forget_casts`."""
         embeddings = self.model.get_input_embeddings()
         compiled = self.model.base_model._compiled_call_impl is not None  # torch.compile has no sparse gradients
         if self.share and type(embeddings) is torch.nn.Embedding and embeddings.weight.requires_grad and not compiled:
             embeddings.sparse = True  # its gradient is the batch's rows; added to a dense .grad it stays dense
             embeddings.weight.grad = torch.zeros_like(embeddings.weight)
         self.in_place = True
+        products.keep_casts(self.model)
+        for layer in self.model.modules():
+            if isinstance(layer, products.Linear):
+                layer.in_place = True
 
     def flops(self) -> tuple[int, int]:
         """Floating-point operations of a forward pass: (a token in the layers, a place that the head reads).
@@ -98,7 +104,7 @@ class Backbone(torch.nn.Module):
             return batches.pad(groups, places=places)
         first = next(self.model.parameters())
         dtype = product_dtype(first.dtype, first.device.type)
-        return trees.pack(groups, trees.multiple_of(first.device.type, dtype), places)
+        return trees.pack(groups, trees.multiple_of(first.device.type, dtype, self.compiled), places)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The body's last hidden states at the batch's places, (K, D)."""

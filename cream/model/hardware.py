@@ -11,6 +11,7 @@ from functools import cache
 import torch
 
 from cream.errors import UserError, out_of_memory
+from cream.model.products import product
 
 log = logging.getLogger("cream")
 
@@ -113,8 +114,10 @@ def numel(parameter: torch.nn.Parameter) -> int:
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float:
     """Measured floating-point operations a second of a square matrix product: the denominator of an MFU.
 
-    Of the largest one up to `size` that takes about a second at most: some CPUs have no bfloat16 worth the name.
+    Of the largest one up to `size` that takes about a second at most: some CPUs have no bfloat16 worth the name. A GPU
+    reaches its rate with larger ones.
     """
+    size = max(size, 8192) if device.type == "cuda" else size
     width = min(size, 256)
     while True:
         a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
@@ -122,7 +125,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 4096) -> f
         for _ in range(5):
             _wait(device)
             start = time.perf_counter()
-            a @ b
+            product(a, b)
             _wait(device)
             seconds.append(time.perf_counter() - start)
         if width == size or 8 * min(seconds) > 1:

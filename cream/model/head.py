@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cream.model.precision import product_dtype
+from cream.model.products import add_product, cast, compiled, product
 
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits made at a time: on a CPU what its cache holds
 LEAST_WORDS = 512  # of a block, whatever the tokens: with fewer the matrix products are slow
 KEEP = {"cpu": 1 << 25, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them are recomputed
-MULTIPLE = 32  # of tokens in bfloat16, so that sizes recur: oneDNN keeps some MB of compiled products for each new one
+# Tokens are rounded up to it where oneDNN does the products, so that sizes recur: it keeps some MB for each new one.
+MULTIPLE = 32
+LEAST_SHARE = -60.0  # log of a block's share in the softmax below which it is not told from this one
 ROWS = 512  # tokens at a time through a head that is called as a module
 
 
@@ -29,7 +32,8 @@ def token_log_probs(head, config, hidden: torch.Tensor, target: torch.Tensor, in
     cap, scale = _shape_of_logits(config)
     if type(head) is torch.nn.Linear:
         count = len(target)
-        padding = -count % MULTIPLE if product_dtype(hidden.dtype, hidden.device.type) == torch.bfloat16 else 0
+        dtype, cpu = product_dtype(hidden.dtype, hidden.device.type), hidden.device.type == "cpu"
+        padding = -count % MULTIPLE if dtype == torch.bfloat16 or cpu and compiled(head.weight) else 0
         hidden, target = F.pad(hidden, (0, 0, 0, padding)), F.pad(target, (0, padding))
         keep = torch.is_grad_enabled() and len(target) * len(head.weight) <= KEEP[hidden.device.type]
         return HeadLogProb.apply(hidden, head.weight, head.bias, target, scale, cap, keep, in_place)[:count]
@@ -73,10 +77,11 @@ def _scaled(logits: torch.Tensor, scale: float, cap: float | None) -> torch.Tens
 class HeadLogProb(torch.autograd.Function):
     """hidden (K, D), weight (V, D), bias (V,) or None, target (K,) -> log softmax(logits)[target], (K,) float32.
 
-    d log p_y / d logits = onehot(y) - softmax(logits). Under autocast the matrix products are in its dtype; sums over
-    blocks are float32 always. `keep` holds the logits for the backward pass. `in_place` adds the weight's gradient to
-    `weight.grad` here and returns none, which saves a tensor of its size; wrong where anything waits for it on the way
-    (other processes, hooks).
+    d log p_y / d logits = onehot(y) - softmax(logits). The softmax of a block over its own words is made in the forward
+    pass, in the backward pass only scaled, row by row, to that over all. Under autocast the matrix products are in its
+    dtype; sums over blocks are float32 always. `keep` holds the blocks' softmax for the backward pass. `in_place` adds
+    the weight's gradient to `weight.grad` here and returns none, which saves a tensor of its size; wrong where anything
+    waits for it on the way (other processes, hooks).
     """
 
     @staticmethod
@@ -92,44 +97,73 @@ class HeadLogProb(torch.autograd.Function):
         at_target = torch.zeros_like(norm)
         h = hidden.to(ctx.dtype)
         for words in _blocks(hidden, weight):
-            logits = _scaled(F.linear(h, *_part(words, ctx.dtype, weight, bias)), scale, cap)
-            if ctx.kept is not None:
-                ctx.kept.append(logits)
+            logits = _scaled(_logits(h, *_part(words, ctx.dtype, weight, bias)), scale, cap)
             place, inside = _place(target, words)
             at_target = torch.where(inside, logits.gather(1, place).squeeze(1), at_target)
-            norm = torch.logaddexp(norm, logits.float().logsumexp(1))
-        ctx.save_for_backward(hidden, weight, bias, target, norm)
+            if keep:
+                ctx.kept.append(_softmax(logits, cap))
+                own = ctx.kept[-1][0]
+            else:
+                own = _norm(logits.float())
+            norm = torch.logaddexp(norm, own)
+        ctx.save_for_backward(hidden, weight, bias, target, norm, at_target)
         return at_target - norm
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: torch.Tensor):
         """Of hidden, weight and bias, in their dtypes."""
-        hidden, weight, bias, target, norm = ctx.saved_tensors
+        hidden, weight, bias, target, norm, at_target = ctx.saved_tensors
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         h = hidden.to(ctx.dtype)
         d_hidden = torch.zeros_like(hidden, dtype=torch.float32) if for_hidden else None
         d_weight = _sum_for(weight, ctx.in_place) if for_weight else None
         d_bias = _sum_for(bias, ctx.in_place) if for_bias else None
+        missing = torch.expm1(at_target - norm)  # of the target: softmax - 1
+        if ctx.cap is not None:
+            missing *= 1 - (at_target / ctx.cap) ** 2
         for number, words in enumerate(_blocks(hidden, weight)):
             w, b = _part(words, ctx.dtype, weight, bias)
-            logits = ctx.kept[number] if ctx.kept else _scaled(F.linear(h, w, b), ctx.scale, ctx.cap)
+            if ctx.kept:
+                own, d = ctx.kept[number]
+            else:
+                own, d = _softmax(_scaled(_logits(h, w, b), ctx.scale, ctx.cap), ctx.cap)
+            share = (own - norm).clamp_(min=LEAST_SHARE).exp_()  # of the block's words in the softmax over all
             place, inside = _place(target, words)
-            d = logits.float().sub(norm[:, None]).exp_().mul_(-grad[:, None])
-            d.scatter_add_(1, place, (grad * inside)[:, None])
-            if ctx.cap is not None:
-                d *= 1 - (logits.float() / ctx.cap) ** 2
-            d = d.mul_(ctx.scale).to(ctx.dtype) if ctx.scale != 1 else d.to(ctx.dtype)
+            at = torch.where(inside, (missing / share).to(d.dtype), d.gather(1, place).squeeze(1))
+            d.scatter_(1, place, at[:, None])
+            rows = (share * -grad * ctx.scale)[:, None]  # what each row of d is still to be multiplied with
             if for_hidden:
-                d_hidden += d @ w
+                d_hidden += rows * product(d, w)
             if for_weight:
-                d_weight[words] += d.T @ h
+                add_product(d_weight[words], d.T, (h * rows).to(ctx.dtype))
             if for_bias:
-                d_bias[words] += d.sum(0)
+                d_bias[words].add_((d.float() * rows).sum(0))
         ctx.kept = None
         if ctx.in_place:
             d_weight = d_bias = None
         return None if d_hidden is None else d_hidden.to(hidden.dtype), d_weight, d_bias, *[None] * 5
+
+
+def _norm(logits: torch.Tensor) -> torch.Tensor:
+    """log of the sum of exp, (K,), of float32 logits (K, V): by log_softmax, on a CPU twice as fast as logsumexp."""
+    return logits.amax(1) - logits.log_softmax(1).amax(1)
+
+
+def _softmax(logits: torch.Tensor, cap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_norm` of a block's logits, and their softmax x the derivative of the cap, in their dtype."""
+    exact = logits.float()
+    found = exact.softmax(1)
+    norm = exact.amax(1) - found.amax(1).log()
+    if cap is not None:
+        found *= 1 - (exact / cap) ** 2
+    return norm, found.to(logits.dtype)
+
+
+def _logits(h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A bias of -inf, of words that cannot be, is a large number here: a block of such words has a softmax as well."""
+    logits = product(h, weight.T)
+    return logits if bias is None else logits.add_(bias).clamp_(min=-1e30)
 
 
 def _blocks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
@@ -139,7 +173,9 @@ def _blocks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
 
 
 def _part(words: slice, dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None):
-    return weight[words].to(dtype), None if bias is None else bias[words].to(dtype)
+    """Of the weight and the bias. Of a weight that is not much beside the logits all is cast at once, and kept."""
+    part = cast(weight, dtype)[words] if weight.numel() <= KEEP[weight.device.type] else weight[words].to(dtype)
+    return part, None if bias is None else bias[words].to(dtype)
 
 
 def _place(target: torch.Tensor, words: slice) -> tuple[torch.Tensor, torch.Tensor]:

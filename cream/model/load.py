@@ -63,7 +63,8 @@ def check_vocabulary(tokenizer, size: int | None, folder: Path) -> None:
 def load_chat(folder: Path, chat_template: Path | None = None, **text):
     """A folder's tokenizer and template as a Chat that also stops at the model's own end tokens. `text`: variables,
     thoughts and tags, as Chat takes them."""
-    from cream.text.chat import TODAY, Chat
+    from cream.text.chat import Chat
+    from cream.text.rendering import TODAY
 
     ends = _end_tokens(folder)
     chat = Chat(load_tokenizer(folder, chat_template), ends, chat_template, **text)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from cream.model.batches import Batch, Group, Layout, Places, predicting, tokens_after
 
 ATTENTION = "cream_trees"  # the name under which transformers finds `attend`
-# A row's length is a multiple of this: on CUDA of FlexAttention's block; on a CPU, where products are in bfloat16, for
+# A row's length is a multiple of this: on CUDA of FlexAttention's block; on a CPU, where oneDNN does the products, for
 # lengths to recur, since oneDNN keeps some 20 MB of compiled products for each new one.
 MULTIPLE = {"cpu": 32, "cuda": 128}
 SAVED = 32  # tokens that a branch which forks again must save
@@ -73,9 +73,10 @@ def _forks(group: Group, at: int) -> Iterator[list[int]]:
         yield from [fork] if saved >= SAVED else ([i] for i in fork)
 
 
-def multiple_of(kind: str, dtype: torch.dtype) -> int:
-    """What a row's length is rounded up to on this kind of device, with matrix products in `dtype`."""
-    return 1 if kind == "cpu" and dtype == torch.float32 else MULTIPLE[kind]
+def multiple_of(kind: str, dtype: torch.dtype, compiled: bool = False) -> int:
+    """What a row's length is rounded up to on this kind of device, with matrix products in `dtype`; `compiled`: those
+    of float32 are oneDNN's as well."""
+    return 1 if kind == "cpu" and dtype == torch.float32 and not compiled else MULTIPLE[kind]
 
 
 def tree_shape(group: Group) -> tuple[int, int]:

@@ -81,7 +81,7 @@ class PairSet:
         paired = self.prompts - self.dropped.total()
         say_result("%d pairs%s", self.count, "" if paired == self.count else f" from {paired} prompts")
         for reason, count in (self.dropped + self.unmatched).items():
-            log.info("  no pair from %d prompts: %s", count, reason)
+            log.info("  no pair from %d prompt%s: %s", count, "s" * (count > 1), reason)
         if self.without_c:
             text = "  %d prompts without c (the previous ranking is constant): training takes the mean"
             log.info(text, self.without_c)

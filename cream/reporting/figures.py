@@ -4,6 +4,7 @@ Lines have symbols and dashes, and bars patterns, so that nothing is told by col
 of at least 3 on the page's light and dark grounds, and differ for the common kinds of colour blindness.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from html import escape
@@ -20,6 +21,7 @@ PATTERNS = ("", "/", ".", "x", "-", "\\")
 INK, PALE = "#1b1f24", "#d3d7dd"  # of exported figures; on a page its own
 HEIGHT, LINE = 320, 14  # pixels of a figure, and of each name above it
 LONG = 40  # characters of a name in a figure
+NUMBERS = re.compile(r"(-\d+)+$")  # at the end of an id
 POINTS = 200  # of a curve; of a longer one every k-th
 
 
@@ -111,15 +113,23 @@ def matrix(
 
 
 def section(
-    id: str, title: str, intro: str, figures: Sequence[Figure], tables: str = "", settings: str = ""
+    id: str, title: str, intro: str, figures: Sequence[Figure], tables: str = "", folded: Sequence[Figure] = ()
 ) -> Section:
-    """A section with figures between an introduction and tables, both HTML."""
-    html = [intro, '<div class="figures">', *(_html(figure, f"{id}-figures") for figure in figures), "</div>", tables]
-    if not figures:
+    """A section with figures between an introduction and tables, both HTML; those that are `folded` are behind a line
+    that names them. Figures whose ids differ only in the number at their end, such as one for each run, are side by
+    side."""
+    if not figures and not folded:
         return Section(id, title, "\n".join([intro, tables]))
-    plots = msgspec.json.encode({figure.id: figure.plot for figure in figures})
+    source = f"{id}-figures"
+    html = [intro, *_grids(figures, source)]
+    if folded:
+        names = ", ".join(dict.fromkeys(figure.title.partition(",")[0].lower() for figure in folded))
+        line = f"{len(folded)} more figure{'s' * (len(folded) > 1)}: {names}"
+        html.append(f"<details><summary>{escape(line)}</summary>{''.join(_grids(folded, source))}</details>")
+    html.append(tables)
+    plots = msgspec.json.encode({figure.id: figure.plot for figure in (*figures, *folded)})
     scripts, styles = asset("figures.js"), asset("figures.css")
-    return Section(id, title, "\n".join(html), {f"{id}-figures": plots}, scripts, styles, {"plotly": plotly()})
+    return Section(id, title, "\n".join(html), {source: plots}, scripts, styles, {"plotly": plotly()})
 
 
 @cache
@@ -138,6 +148,21 @@ def label(name: str) -> str:
 def _labels(values: Sequence) -> list:
     """Numbers, or names as labels."""
     return [label(value) if isinstance(value, str) else value for value in values]
+
+
+def _grids(figures: Sequence[Figure], source: str) -> list[str]:
+    """Grids of figures: one for each kind that has several, and for those in between."""
+    kinds: dict[str, list[Figure]] = {}
+    for figure in figures:
+        kinds.setdefault(NUMBERS.sub("", figure.id), []).append(figure)
+    grids: list[list[Figure]] = []
+    for kind in kinds.values():
+        if len(kind) == 1 and grids and len({NUMBERS.sub("", each.id) for each in grids[-1]}) == len(grids[-1]):
+            grids[-1] += kind
+        else:
+            grids.append(kind)
+    inside = ("".join(_html(figure, source) for figure in grid) for grid in grids)
+    return [f'<div class="figures">{each}</div>' for each in inside]
 
 
 def _html(figure: Figure, source: str) -> str:
@@ -163,6 +188,7 @@ def _figure(id, title, about, traces, x, y, numbers, layout: Mapping) -> Figure:
         "margin": {"l": 50, "r": 10, "t": 10, "b": 40},
         "height": HEIGHT + (LINE * len(traces) if len(traces) > 1 else 0),
         "dragmode": False,
+        "separators": ".\u202f",
         "hovermode": "closest",
         "showlegend": len(traces) > 1,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},

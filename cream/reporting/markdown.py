@@ -2,15 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from cream.reporting.sections import steering
+
 MARK = "<!-- made by report.py html --markdown -->"
 HASH = 12  # hexadecimal digits of a file's hash that are shown
 
 
 def card(numbers: dict) -> str:
-    """Evaluation, training on preferences, lineage and software of each run. Texts of users are escaped."""
+    """Evaluation, alarms, decisions, training on preferences, lineage and software of each run. Texts of users are
+    escaped."""
     lines = [MARK]
     for run in numbers["runs"]:
         lines += [f"## {plain(run['title'])}", *_under("### Evaluation", accuracy(run))]
+        lines += _under("### Alarms", alarms(run))
+        lines += _under("### Decisions while it ran", decisions(run))
         lines += _under("### Preference pairs, by the model's own rankings", pairs(run))
         lines += [*_under("### Training", training(run)), *_under("### Lineage", origin(run)), *software(run)]
     return "\n\n".join(lines) + "\n"
@@ -24,9 +29,15 @@ def _under(heading: str, parts: Iterable[str]) -> list[str]:
 
 def accuracy(run: dict) -> Iterator[str]:
     """Accuracies, and paired differences."""
-    part = run["accuracy"]
+    part, marked = run["accuracy"], run.get("alarms", {}).get("models", ())
     rows = [
-        (each["name"], row["task"], row["n"], _percent(row["accuracy"]), interval(row, 100))
+        (
+            "! " * (each["name"] in marked) + each["name"],
+            row["task"],
+            row["n"],
+            _percent(row["accuracy"]),
+            interval(row, 100),
+        )
         for each in part["evaluations"]
         for row in each["tasks"]
     ]
@@ -40,6 +51,21 @@ def accuracy(run: dict) -> Iterator[str]:
     if rows:
         yield "Paired differences (95 % bootstrap interval, McNemar's exact test):"
         yield table(("A", "B", "task", "B - A, points", "95 % interval", "p"), rows)
+
+
+def alarms(run: dict) -> Iterator[str]:
+    """What is probably wrong, and where that is explained; models that it concerns have a `!` above."""
+    if fired := run["alarms"]["fired"]:
+        yield "\n".join(f"- {plain(each['stage'])}: {plain(each['text'])}. See {plain(each['page'])}" for each in fired)
+
+
+def decisions(run: dict) -> Iterator[str]:
+    """What a steered loop decided, and why: which round it kept, and where it ended."""
+    for decided in run["steering"]:
+        if rule := "; ".join(steering.rules(decided)):
+            yield f"By its settings {plain(rule)}."
+        if decided["said"]:
+            yield "\n".join(f"- {plain(each['text'])}" for each in decided["said"])
 
 
 def pairs(run: dict) -> Iterator[str]:

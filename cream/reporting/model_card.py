@@ -15,6 +15,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.fingerprints import fingerprint_text
 from cream.files.provenance import LAST, POLICY, RUN, read_kind
+from cream.model.checkpoint import context_length
 from cream.reporting import markdown
 from cream.reporting.checkpoints import Model, stated_license
 from cream.reporting.markdown import interval, one_line, plain, table
@@ -222,14 +223,14 @@ def _use(model: Model, repo: str | None) -> Iterator[str]:
 def _settings(model: Model) -> Iterator[str]:
     """The flags of the outputs that the checkpoint was trained on in its last run, and of that."""
     rows = [
-        (output.name, output.script, f"--{flag}", value)
+        (output.name, output.script, f"--{flag}", _shown(flag, value, output))
         for output in _last_round(model)
         for flag, value in output.settings.items()
         if value is not None
     ]
     if rows:
         yield "<details><summary>All settings of the last round</summary>"
-        yield table(("output", "made by", "flag", "value"), [(*row, _shown(value)) for *row, value in rows])
+        yield table(("output", "made by", "flag", "value"), rows)
         yield "</details>"
 
 
@@ -245,10 +246,14 @@ def _last_round(model: Model) -> Iterable[Output]:
     return found.values()
 
 
-def _shown(value: object) -> object:
-    """A setting; of a path on this machine its last part alone."""
+def _shown(flag: str, value: object, output: Output) -> object:
+    """A setting; of a path on this machine its last part alone, with a limit of tokens that of the model."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if flag == "max_length" and isinstance(value, int):
+        folder = output.source("policy", "start")
+        context = context_length(folder) if folder and folder.is_dir() else None
+        return f"{value} (the model's context: {context})" if context and context < value else value
     return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
 
 

@@ -4,20 +4,26 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
+from cream.alarms import LIMITS, Limits
 from cream.errors import UserError
 from cream.evaluation.evaluate import summary_path
-from cream.evaluation.find import evaluations_by
+from cream.evaluation.find import evaluations_by, without_copies
 from cream.evaluation.tasks import grade_record
 from cream.files import lineage, store
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import ARGS, KIND, LAST, RUN, place_of, read_meta, read_sidecar
+from cream.loops.course import Course
+from cream.loops.decisions import NAME as DECISIONS
 from cream.pairs.choice import NUMBERED
 from cream.records import Answer, Item, Pair, R, Record, Rewards, Samples
+from cream.reporting.naming import call
+from cream.training.options import EVERY_RUN
+from cream.training.stages import STAGES
 
 KINDS = {Answer: "evaluation", Rewards: "rewards", Pair: "pairs", Samples: "samples"}
 TRAINING, MEASURED = "training", "measured"  # a run's folder; the rows of evaluate_reward.py
@@ -27,10 +33,11 @@ SAME = ("results.json", "results.jsonl", "prompts.json")  # names of many output
 @dataclass(frozen=True, eq=False)
 class Output:
     """A record file or a training run's folder, and its sidecar: {} without one; of a run that still trains, its
-    args.json."""
+    args.json. `called`: a better name than that of its file."""
 
     path: Path
     about: dict
+    called: str | None = None
 
     @cached_property
     def kind(self) -> str | None:
@@ -46,12 +53,19 @@ class Output:
     @property
     def name(self) -> str:
         """How figures call it: a file's name without its ending; a run's folder."""
+        if self.called:
+            return self.called
         if self.path.name in SAME:
             return self.path.parent.name
         stem = self.path.name.partition(".json")[0].removesuffix(".evaluation")
         return (
             stem.partition(".rewarding.")[2].replace(f"-{LAST}", "") or stem
         )  # its default name begins with its input
+
+    @property
+    def finished(self) -> bool:
+        """Whether its stage has ended: a training run is there from its first step on."""
+        return self.kind != TRAINING or (self.path / RUN).exists()
 
     @property
     def script(self) -> str | None:
@@ -61,7 +75,12 @@ class Output:
 
     @property
     def settings(self) -> dict:
-        return self.about.get("settings", {})
+        """The flags that decide it, without those that only other training stages take."""
+        settings = self.about.get("settings", {})
+        if (stage := STAGES.get(settings.get("train_stage"))) is None:
+            return settings
+        foreign = EVERY_RUN.keys() - {each.name for each in fields(stage.Options)}
+        return {name: value for name, value in settings.items() if name not in foreign}
 
     def source(self, *names: str) -> Path | None:
         """The path of its input of one of these names."""
@@ -98,12 +117,22 @@ class Output:
 @dataclass(frozen=True)
 class Run:
     """Outputs that belong together, each before those made from it. `planned`: (title, path) of a loop's stages, done
-    or not. `gold`: files of questions with labels."""
+    or not. `gold`: files of questions with labels. `decisions`: what its steered loops decided. `course`: of a loop,
+    gone through as far as it is on disk; `limits`: thresholds of its alarms."""
 
     title: str
     outputs: list[Output]
     planned: list[tuple[str, Path]] = field(default_factory=list)
     gold: Sequence[Path] = ()
+    decisions: Sequence[Path] = ()
+    course: Course | None = None
+    limits: Limits = field(default_factory=lambda: LIMITS)
+
+    @property
+    def left(self) -> list[str]:
+        """Titles of a loop's stages that have no finished output."""
+        done = {output.path for output in self.outputs if output.finished}
+        return [title for title, path in self.planned if path not in done]
 
     def of(self, kind: str) -> list[Output]:
         """Its outputs of a kind."""
@@ -121,10 +150,17 @@ class Run:
         return names | tested | trained
 
 
-def of_commands(title: str, commands: Sequence, gold: Sequence[Path] = ()) -> Run:
-    """The run of a loop, from its planned commands [cream/loops/plan.py]: those of its outputs that exist."""
+def of_loop(course: Course, gold: Sequence[Path] = (), limits: Limits = LIMITS) -> Run:
+    """The run of a loop: those of its outputs that exist, whatever part of it ran last."""
+    loop, commands = course.loop, course.whole()
     found = [output for command in commands if (output := _output(command.output)) is not None]
-    return Run(title, found, [(command.title, command.output) for command in commands], gold)
+    planned = [(command.title, command.output) for command in commands]
+    decisions = _decisions([Path(loop.output_dir)] if loop.steered else [])
+    return Run(loop.title, found, planned, gold, decisions, course, limits)
+
+
+def _decisions(folders: Iterable[Path]) -> list[Path]:
+    return [path for folder in sorted({*folders}) if (path := folder / DECISIONS).exists()]
 
 
 def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> Run:
@@ -152,7 +188,8 @@ def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> 
             about = read_sidecar(meta)
             if about["inputs"].get("policy") in models and about["settings"].get("mode") == "evaluation":
                 _add(found, _output(meta.with_name(meta.name.removesuffix(".meta.json"))))
-    return Run(title, _ordered(found.values()), gold=gold)
+    decisions = _decisions(output.path.parent for output in found.values())
+    return Run(title, call(_ordered(found.values())), gold=gold, decisions=decisions)
 
 
 def of_checkpoint(title: str, folder: Path) -> Run:
@@ -166,7 +203,8 @@ def of_checkpoint(title: str, folder: Path) -> Run:
         inputs = output.about.get("inputs", {})
         models |= {inputs[name] for name in ("policy", "start", "reference") if name in inputs}
     found = {output.path.resolve(): output for output in run.outputs}
-    for path in evaluations_by(models.__contains__, folder.resolve().parent.parent):
+    known = [output.path for output in run.of("evaluation")]
+    for path in without_copies([*known, *evaluations_by(models.__contains__, folder.resolve().parent.parent)]):
         _add(found, _output(path))
     return replace(run, outputs=_ordered(found.values()))
 

@@ -7,9 +7,10 @@ those that `build` put there, by their hashes. Text of users is escaped by whoev
 import base64
 import gzip
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -46,9 +47,9 @@ class Section(NamedTuple):
     libraries: Mapping[str, str] = MappingProxyType({})
 
 
-def build(title: str, sections: Sequence[Section], *, version: str | None = None) -> str:
-    """The page. `version`: of a page that is served while outputs grow, and asks its server whether there is
-    another.
+def build(title: str, sections: Sequence[Section], *, runs: Sequence[str] = (), version: str | None = None) -> str:
+    """The page. `runs`: titles of the runs that it shows, for `runs_in`; `version`: of a page that is served while
+    outputs grow, and asks its server whether there is another.
 
     Raises ValueError where a script or style would end its own element, or two sections share an id.
     """
@@ -71,6 +72,7 @@ def build(title: str, sections: Sequence[Section], *, version: str | None = None
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">',
+        f'<meta name="runs" content="{escape(json.dumps(runs))}">',
         f'<meta name="generator" content="{GENERATOR}">\n<title>{escape(title)}</title>',
         *(f"<style>\n{style}\n</style>" for style in styles),
         f'</head>\n<body>\n<a class="skip" href="#main">Skip to the content</a>\n<header>\n<h1>{escape(title)}</h1>',
@@ -86,13 +88,20 @@ def build(title: str, sections: Sequence[Section], *, version: str | None = None
     return "\n".join(parts)
 
 
+def runs_in(head: str) -> list[str]:
+    """The titles of the runs that a page shows, by its beginning; of an older page none are known."""
+    found = re.search(r'<meta name="runs" content="([^"]*)">', head)
+    return json.loads(unescape(found[1])) if found else []
+
+
 def asset(name: str) -> str:
     """The text of a file in assets/."""
     return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """A data table, its texts escaped; numbers are aligned to the right, None is empty."""
+    """A data table, its texts escaped; numbers are aligned to the right, None is empty. It scrolls where it is wider
+    than the page: columns that matter come first."""
     rows = [tuple(row) for row in rows]
     numeric = [any(_is_number(value) for value in column) for column in zip(*rows, strict=True)] or [False] * len(
         columns
@@ -104,12 +113,24 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     inside = f"{title}<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody>"
-    return f'<div class="scroll" tabindex="0"><table>{inside}</table></div>'
+    return scrolling(f"<table>{inside}</table>", caption or f"Table of {', '.join(filter(None, columns[:4]))}")
+
+
+def table_of_runs(several: bool, columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """The same, of which the first column says of which run a row is: it is there where the page has `several`."""
+    first = 0 if several else 1
+    return table(columns[first:], (row[first:] for row in rows), caption)
+
+
+def scrolling(html: str, label: str) -> str:
+    """What may be wider than the page, in a frame that scrolls by keys too; its edges show where there is more."""
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(label)}">{html}</div>'
 
 
 def format_number(value: float | int) -> str:
-    """Four significant digits; whole numbers are exact."""
-    return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else f"{value:.4g}"
+    """Four significant digits; whole numbers, and all above 10 000, are exact to 1."""
+    whole = isinstance(value, int) or 10_000 <= abs(value) < 1e15
+    return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.4g}"
 
 
 def _is_number(value: object) -> bool:

@@ -41,7 +41,7 @@ def write_all(files: Files, runs: Sequence[Run], seed: int = 0) -> None:
     chromium = export.find_browser() if files.figures else None
     numbers = collect(runs, seed)
     shown = sections(numbers, browser.of_runs(runs))
-    _write(named[".html"], page.build(_title(runs), shown))
+    _write(named[".html"], page.build(_title(runs), shown, runs=[run.title for run in runs]))
     say_result("report: %s", named[".html"])
     if files.markdown:
         _write(named[".md"], markdown.card(numbers))
@@ -72,6 +72,15 @@ def serve_page(find: Callable[[], Sequence[Run]], seed: int, port: int) -> None:
         server.serve_forever()
 
 
+def beside_larger(path: Path, runs: Sequence[Run], names: Sequence[str]) -> Path:
+    """Where the page of these runs goes: to `path`, but where the report there shows these runs beside others, which it
+    keeps, to a file beside it, named by `names`."""
+    held = page.runs_in(_head(path)) if path.exists() else []
+    if {run.title for run in runs} < {*held}:
+        return path.with_name(f"{path.stem}.{'-'.join(names)}{path.suffix}")
+    return path
+
+
 def _title(runs: Sequence[Run]) -> str:
     return ", ".join(run.title for run in runs)
 
@@ -97,7 +106,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def watched_files(runs: Sequence[Run]) -> Iterator[Path]:
-    """The files that say that outputs of runs have changed: sidecars, and the logs of training."""
+    """The files that say that outputs of runs have changed: sidecars, the logs of training, what loops decided."""
     for run in runs:
         for path in {*(path for _, path in run.planned), *(output.path for output in run.outputs)}:
             yield from (path / name for name in (ARGS, RUN, "log.jsonl")) if path.is_dir() else (meta_path(path),)
+        yield from run.decisions

@@ -30,7 +30,8 @@ from cream.scoring.driver import Pass
 from cream.scoring.logprobs import Group, Scored
 from cream.scoring.rounds import Rounds
 from cream.text import pairwise
-from cream.text.chat import PROBE, Chat
+from cream.text.chat import Chat
+from cream.text.rendering import PROBE
 from cream.text.thoughts import ThoughtFlags, final_text
 
 ROLE = "rm"

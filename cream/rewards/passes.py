@@ -169,6 +169,7 @@ def _run_pass(run: Run, output: Output, done: Keys, p: Pass, model: Model, promp
             watch.end()
         return None
     counts = _append_and_cache(output, worker, results, Scores(*cache))
+    output.facts.setdefault("reuse", {})[p.role] = {name: counts[name] for name in SOURCES if counts[name]}
     message = ", ".join(f"{counts[name]} {words}" for name, words in SOURCES.items() if counts[name])
     values = "log-probabilities" if worker.CACHED == logprobs.CACHED else "outputs"
     log.info("%s: %s of responses: %s", p.role, values, message or "none left to compute")
@@ -235,6 +236,7 @@ def rewards(run: Run, output: Output, limits: Limits = LIMITS) -> Iterator[dict]
             output.drop(reason)
         ties.add(record.reward, sample.responses)
         yield encode(record)
+    output.facts["rewarded"] = ties.summary()
     output.facts["alarms"] = sound(ties.facts(ranked=bool(run.passes)), limits)
 
 

@@ -190,9 +190,11 @@ def report(output: Output, responses: int) -> bool:
     return responses > sum(dropped.values())
 
 
-def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str, Path], flags: Callable) -> None:
+def next_commands(
+    run: Run, target: Path, reward: str, model, folders: dict[str, Path], registry: Path, flags: Callable
+) -> None:
     """Print the commands of the previous model's ranking and of the consistency step. model: the script's flags of that
-    name; flags() gives those of devices and model as the next stage needs them."""
+    name; `registry`: of checkpoints; flags() gives those of devices and model as the next stage needs them."""
     about = read_meta(run.path) or {}
     sampler = about.get("inputs", {}).get("policy")
     if reward not in ("dpo", "likelihood"):  # gold labels, say: no model ranks
@@ -214,6 +216,7 @@ def next_commands(run: Run, target: Path, reward: str, model, folders: dict[str,
         log.info("  %s", console.command("cal_consistency.py", file1=target, method="original"))
     else:
         previous = _previous(reward, folders, run.options)
+        previous["checkpoint"] = names.registered(previous["checkpoint"], registry)
         checkpoints = {"policy": previous["checkpoint"], "reference": previous["ref_model_ckpt"]}
         other = default_output(run.path, previous["reward"], model.name(), checkpoints)
         same = advice.as_given(RUNNING[-1][1:]) if RUNNING else {}

@@ -9,9 +9,10 @@ from cream.alarms import share
 
 @dataclass
 class Ties:
-    """Counts over prompts; equal responses count once."""
+    """Counts over prompts, in which equal responses count once, and the sum of all rewards."""
 
     counts: Counter[str] = field(default_factory=Counter)
+    total: float = 0.0
 
     def add(self, rewards: Sequence[float | None], texts: Sequence[str]) -> None:
         """Count a prompt's responses."""
@@ -19,10 +20,18 @@ class Ties:
         several, values = len(by_text) > 1, Counter(by_text.values())
         self.counts["responses"] += len(rewards)
         self.counts["none"] += sum(reward is None for reward in rewards)
+        self.total += sum(reward for reward in rewards if reward is not None)
         self.counts["distinct"] += len(by_text)
         self.counts["tied"] += sum(count for count in values.values() if count > 1)
         self.counts["prompts"] += several
         self.counts["flat"] += several and len(values) == 1
+
+    def summary(self) -> dict[str, float | None]:
+        """For the sidecar: numbers of responses and of those with a reward, the mean of these rewards, and the share of
+        distinct responses with the reward of another one."""
+        c, known = self.counts, self.counts["responses"] - self.counts["none"]
+        found = {"responses": c["responses"], "rewarded": known, "mean": share(self.total, known)}
+        return found | {"tied": share(c["tied"], c["distinct"])}
 
     def facts(self, ranked: bool) -> dict[str, float | None]:
         """For alarms; gold labels, which are 0 and 1, do not rank (`ranked`)."""

@@ -19,8 +19,9 @@ from cream.records import Message, Prompt
 from cream.scoring import driver
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
-from cream.text.chat import Chat, Refused, naming
+from cream.text.chat import Chat
 from cream.text.plain import Plain
+from cream.text.rendering import Refused, naming
 
 log = logging.getLogger("cream")
 

@@ -14,7 +14,7 @@ from cream.scoring.cache import HEAD
 from cream.scoring.driver import Model
 from cream.scoring.logprobs import Group, Options, Scorer, arguments, chunk_of
 from cream.scoring.logprobs import show_first as show_first_of
-from cream.text.chat import Refused
+from cream.text.rendering import Refused
 
 __all__ = ["Options", "chunk_of"]  # as the log-probability worker has them, with those below
 

@@ -15,7 +15,7 @@ from cream.files.provenance import POLICY
 from cream.scoring.cache import SCORER
 from cream.scoring.driver import Model
 from cream.scoring.pool import Pool
-from cream.text.chat import Refused
+from cream.text.rendering import Refused
 from cream.text.steps import SignTokens
 from cream.text.tokens import Tokens
 

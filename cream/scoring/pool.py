@@ -233,7 +233,7 @@ def _join(address: str | None) -> None:
         return
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     variables = {REMOTE_CODE: os.environ.get(REMOTE_CODE, "no")}
-    workers = {"env_vars": variables, "worker_process_setup_hook": "cream.cli.console.import_quickly"}
+    workers = {"env_vars": variables, "worker_process_setup_hook": "cream.cli.imports.import_quickly"}
     if address is None:
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # replicas import what this process does
         here = {"_node_ip_address": "127.0.0.1"}  # its ports are open to this machine alone

@@ -14,7 +14,7 @@ from functools import partial
 from cream.scoring.cache import SIGNS
 from cream.scoring.driver import Model
 from cream.scoring.logprobs import Options, Scorer, arguments, chunk_of
-from cream.text.chat import Refused
+from cream.text.rendering import Refused
 from cream.text.steps import Signs
 
 log = logging.getLogger("cream")

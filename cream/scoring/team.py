@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from cream.cli import console
+from cream.cli.imports import import_quickly
 from cream.errors import UserError, out_of_memory
 from cream.files.provenance import POLICY, REWARD_MODEL
 from cream.model import hardware
@@ -159,7 +160,7 @@ def _member(rank: int, size: int, pipe: Connection, kind: str, threads: int, sto
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else the library takes GPUs
         torch.set_num_threads(threads)
     device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
-    console.import_quickly()
+    import_quickly()
     if rank == 0:
         console.set_up_process()
     try:

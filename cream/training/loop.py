@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 
 from cream.cli import interrupts
 from cream.model.batches import by_tokens
-from cream.model.hardware import Budget, budget, numel
+from cream.model.hardware import Budget, budget, keep_freed_memory, numel
 from cream.training import state
 from cream.training.heldout import HeldOut
 from cream.training.log import Log
@@ -112,6 +112,8 @@ def train(
     saved = save_steps(len(plan), flags.saves)
     warmup = math.ceil(flags.warmup_step_ratio * len(plan))
     weights.model.train()
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     saved_at, every = time.monotonic(), STATE_EVERY
     with interrupts.deferred():
         for step, indices in enumerate(plan[start:], start + 1):

@@ -40,12 +40,14 @@ from cream.scoring.sampling import record_samples
 from cream.text.refusals import find_refusals
 from cream.text.tokens import describe_length
 from cream.training import state
+from cream.training.job import Job
 from cream.training.launch import given_world, is_first_process
 from cream.training.online_saving import Keep, check_state
 from cream.training.parallel import quiet_deepspeed
 from cream.training.report import Report
-from cream.training.run import Job, check_memory, open_folder, resume_lines, set_up_process
+from cream.training.run import open_folder, resume_lines, set_up_process
 from cream.training.stages.online_rloo import read_prompts
+from cream.training.weights import check_memory
 
 log = logging.getLogger("cream")
 FIRST = 64  # responses of a process after which a reward that none of them has ends the stage
@@ -89,8 +91,12 @@ def train(job: Job) -> dict:
         job, plan, start, partial(state.fits, job.run, model, job.config.optimisation.moment_bytes), Report(), heard
     )
     settings = partial(_settings, job, plan, device, precision.autocast, chat)
-    with patch_environment(**_tracker_places(job)):
+    with patch_environment(**job.config.output.tracker_variables(job.run)):
         watch.trainer = trainer = _trainer(job, plan, chat, model, watch, settings, reward, _rows(plan, prompts))
+        with job.config.output.starting_trackers():
+            for callback in trainer.callback_handler.callbacks:
+                if hasattr(callback, "setup"):  # wandb's and trackio's, which else start within the loop
+                    callback.setup(trainer.args, trainer.state, model)
         if is_first_process():
             watch.open()
             resume_lines(job.run, heard, None)
@@ -326,14 +332,6 @@ def _settings(job: Job, plan: Plan, device: torch.device, autocast: bool, chat):
         trust_remote_code=remote_code(),
         **engine,
     )
-
-
-def _tracker_places(job: Job) -> dict[str, str]:
-    """Variables by which transformers' trackers log where those of other stages do."""
-    output = job.config.output
-    places = {"TENSORBOARD_LOGGING_DIR": str(job.run / output.wandb_project_name)}
-    places |= {"WANDB_PROJECT": output.wandb_project_name, "WANDB_ENTITY": output.wandb_entity_name}
-    return {name: place for name, place in places.items() if place}
 
 
 def _deepspeed(job: Job) -> dict | None:

@@ -15,9 +15,10 @@ from cream.cli.screen import PROGRESS
 from cream.errors import UserError
 from cream.model.checkpoint import stored_dtype
 from cream.training import state
+from cream.training.job import Job
 from cream.training.launch import given_world, is_first_process
 from cream.training.parallel import gather_weights
-from cream.training.run import Job, save_checkpoint
+from cream.training.saving import save_checkpoint
 
 log = logging.getLogger("cream")
 

@@ -3,14 +3,18 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cream.cli import screen
 from cream.cli.flag_fields import IF_GIVEN
 from cream.cli.flags import as_dict, chosen, deciding, flag, one_of
 from cream.errors import UserError, nearest
 from cream.files import store
 from cream.files.provenance import read_meta
+from cream.records import nouns
 from cream.training.stages import STAGES, implied_by
 
 StageFlags = one_of({name: stage.Options for name, stage in STAGES.items()})
@@ -169,9 +173,32 @@ class TrainOutput:
         for name in names:
             if name not in TRACKERS:
                 raise UserError(f"--report_to {name}: expected {', '.join(TRACKERS)}{nearest(name, TRACKERS)}")
-            if importlib.util.find_spec(name) is None:
-                raise UserError(f"--report_to {name}: it is not installed; .venv/bin/pip install {name}")
+        if missing := [name for name in names if not _is_package(name)]:
+            raise UserError(
+                f"--report_to {','.join(missing)}: not installed; .venv/bin/pip install {' '.join(missing)}"
+            )
         return names
+
+    def tracker_variables(self, run: Path) -> dict[str, str]:
+        """Environment variables of trackers that log a run: their files are in its folder, unless the user's own
+        WANDB_DIR is set."""
+        project = self.wandb_project_name
+        variables = {
+            "TENSORBOARD_LOGGING_DIR": str(run / project),
+            "WANDB_PROJECT": project,
+            "WANDB_ENTITY": self.wandb_entity_name,
+            "WANDB_DIR": os.environ.get("WANDB_DIR", str(run)),
+            "WANDB_SILENT": "true" if screen.is_quiet() else None,
+        }
+        return {name: value for name, value in variables.items() if value}
+
+    @contextmanager
+    def starting_trackers(self) -> Iterator[None]:
+        """Within it trackers start. Raises UserError where one does not."""
+        try:
+            yield
+        except Exception as error:  # of any kind: not logged in, no network, a version that its caller does not know
+            raise UserError(f"--report_to {self.report_to}: it did not start: {error}; nothing was trained") from None
 
 
 def choose_stage(train_stage: str | None, flags, data: Path, skip: bool) -> tuple[str, object]:
@@ -185,12 +212,12 @@ def choose_stage(train_stage: str | None, flags, data: Path, skip: bool) -> tupl
     name = train_stage or implied_by(kind)
     if name is None or kind not in STAGES[name].RECORDS:
         trained = "; ".join(
-            f"{each} trains on {' or '.join(record.__name__ for record in stage.RECORDS)} records"
+            f"{each} trains on {' or '.join(map(nouns, stage.RECORDS))}"
             for each, stage in STAGES.items()
             if each == (train_stage or each)
         )
         given = "" if train_stage is None else f"--train_stage {train_stage}: "
-        raise UserError(f"{given}{data} holds {kind.__name__} records; {trained}")
+        raise UserError(f"{given}{data} holds {nouns(kind)}; {trained}")
     return name, build_stage(name, flags, read_meta(data) or {})
 
 
@@ -235,6 +262,12 @@ def check_installed(optimisation: Optimisation, output: TrainOutput, cpu: bool) 
     output.trackers()
     if optimisation.compile and cpu:
         check_compiler("--compile on a CPU")
+
+
+def _is_package(name: str) -> bool:
+    """Whether it can be imported, and is more than a folder of that name, such as wandb's offline runs are in."""
+    found = importlib.util.find_spec(name)
+    return found is not None and found.origin is not None
 
 
 def check_compiler(what: str) -> None:

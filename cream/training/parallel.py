@@ -20,6 +20,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from cream.errors import UserError
 from cream.files import store
 from cream.model.backbone import Backbone
+from cream.model.products import forget_casts
 from cream.training.optim import build_optimizer
 from cream.training.options import check_compiler
 from cream.training.state import UNIVERSAL
@@ -57,6 +58,7 @@ class Replicas:
             group["lr"] = lr
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
         self.optimizer.step()
+        forget_casts(self.model)
         self.zero_grad()
         return norm
 

@@ -72,10 +72,10 @@ def fill(
     source: Source,
     budget: Budget,
     name: str | None = None,
-) -> None:
+) -> dict[str, int]:
     """Set the references of the (uuid, example) rows that have none yet: the attribute `name` of each example, by
     default `stage.reference`, log-probabilities in nats for every response of its group, under `model`, which `source`
-    describes. `data` is the file that the rows come from.
+    describes. `data` is the file that the rows come from. Returns how many examples have theirs from where.
 
     What is computed is cached beside it chunk by chunk, in batches that depend on the rows alone; a signal to any
     process ends all by Interrupted after the chunk in hand. Raises UserError where a value is not a finite number.
@@ -103,10 +103,12 @@ def fill(
             if any_process(accelerator, interrupts.received())[0]:
                 accelerator.wait_for_everyone()
                 interrupts.raise_interrupted(agreed=True)
+    sources = {"data": len(rows) - len(wanted), "cached": len(wanted) - computed, "computed": computed}
     log.info(
         "reference: %s; log-probabilities of %d examples: %d from the data, %d cached, %d computed",
-        *(whose, len(rows), len(rows) - len(wanted), len(wanted) - computed, computed),
+        *(whose, len(rows), *sources.values()),
     )
+    return {place: count for place, count in sources.items() if count}
 
 
 def check_vocabulary(words: int, stage, examples: Sequence, folder: Path) -> None:

@@ -5,74 +5,36 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
-from transformers.integrations import unset_hf_deepspeed_config
+from accelerate.utils import InitProcessGroupKwargs, patch_environment
 
 from cream.alarms import Watch
-from cream.cli import console, preflight
+from cream.cli import console
 from cream.cli.flags import as_dict
-from cream.errors import UserError
 from cream.files import store
-from cream.files.folders import stated_kind
-from cream.files.provenance import ARGS, LAST, REWARD_MODEL, RUN, Provenance, origin, read_kind, read_meta
+from cream.files.provenance import ARGS, LAST, RUN, origin, read_kind
 from cream.files.store import MALFORMED
-from cream.model.checkpoint import check_saving, length_limit, make_readable, save, stored_dtype
-from cream.model.hardware import Budget, free_memory
-from cream.model.load import load_chat, load_policy, load_with_head
-from cream.model.logprobs import LogProbs
-from cream.model.lora import add_lora, check_lora, merged
+from cream.model.checkpoint import length_limit, stored_dtype
+from cream.model.load import load_chat
+from cream.model.lora import check_lora
 from cream.model.precision import Precision, choose_precision
-from cream.model.reward_head import Heads, choose_pad
-from cream.records import Pair
-from cream.rewards.pairwise import check_labels
-from cream.scoring.cache import Source
 from cream.text.options import AS_SAMPLED
-from cream.text.refusals import find_refusals
-from cream.training import parallel, reference, state
+from cream.training import parallel, state
+from cream.training.examples import fill_references, read_examples
 from cream.training.folder import clear, tidy
-from cream.training.heldout import HeldOut, split, without_trained
+from cream.training.job import Job
 from cream.training.launch import given_world, is_first_process
 from cream.training.log import lines_until
 from cream.training.loop import common_budget, train
 from cream.training.report import Report
 from cream.training.samples import Samples, read_sample_prompts
-from cream.training.stages import STAGES
+from cream.training.saving import save_step
+from cream.training.weights import MODELS, load_trained
 
 log = logging.getLogger("cream")
-MODELS = {"logprobs": LogProbs, "heads": Heads}  # a stage's `model` -> the wrapper that its loss is computed with
-FORMS = ("judge", "pairwise")  # what a sidecar says of the requests that a model is trained on
-
-
-@dataclass(frozen=True)
-class Job:
-    """All that decides a run: train.py's flags (`config`), and what follows from them.
-
-    `name` is the stage's, `start` the folder of the model trained from; `header` the settings and inputs that the run's
-    sidecar records, with `provenance`; `clear` removes an earlier run from the folder `run`; `deepspeed`: the settings
-    in that flag's file; `held_out`, `prompts`: the files of --eval_name and --sample_prompts; `models`: the folders of
-    the stage's other models.
-    """
-
-    config: object  # train.py's TrainConfig
-    name: str
-    stage: object
-    start: Path
-    data: Path
-    run: Path
-    header: dict
-    limit_size: int | None = None
-    clear: bool = False
-    deepspeed: dict | None = None
-    provenance: Provenance = field(default_factory=Provenance)
-    held_out: Path | None = None
-    prompts: Path | None = None
-    models: dict[str, Path] = field(default_factory=dict)
 
 
 def work(job: Job) -> None:
@@ -98,13 +60,13 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     config, stage, o = job.config, job.stage, job.config.optimisation
     chat = load_chat(job.start, **config.model.text(), **config.thoughts.text())
     dropped: Counter[str] = Counter()
-    rows, refused, facts, held_out = _examples(job, chat, dropped)
+    rows, refused, facts, held_out = read_examples(job, chat, dropped)
     examples = [example for _, example in rows]
     if config.output.show_example:
         what = "its trained tokens marked (the loss mask)" if stage.model == "logprobs" else "its response marked"
         log.info("first example, %s:\n%s", what, chat.show(stage.group(examples[0])[0]))
     samples, watch = _samples(job, chat), Watch(config.alarms.limits(), getattr(stage, "cap", None))
-    model = MODELS[stage.model](_trained(job, chat, precision.dtype, accelerator.device))
+    model = MODELS[stage.model](load_trained(job, chat, precision.dtype, accelerator.device))
     if o.compile:  # not before its layout is chosen: what the probe runs would be compiled, too
         model.plain.base_model.compile(dynamic=True)
     saved_as = stored_dtype(job.start) if o.save_dtype == "auto" else getattr(torch, o.save_dtype)
@@ -112,7 +74,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     kind = parallel.Replicas if job.deepspeed is None else parallel.Shards
     weights = kind(accelerator, model, o.lr, o.weight_decay, o.optim)
     tokens = common_budget(accelerator, weights, o.max_tokens_per_batch, o.moment_bytes)
-    _fill_references(job, accelerator, model, rows, held_out, precision, tokens)
+    reuse = fill_references(job, accelerator, model, rows, held_out, precision, tokens)
     job.provenance.check_unchanged()
     _begin(accelerator, job, facts)
     if accelerator.is_main_process:
@@ -124,7 +86,7 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
         watch(step, metrics)
 
     def save(step: int) -> None:
-        _save(accelerator, weights, chat, job, step, saved_as, held_out and held_out.last)
+        save_step(accelerator, weights, chat, job, step, saved_as, held_out and held_out.last)
         if samples and accelerator.is_main_process:
             samples.write(accelerator, model.plain, step)
 
@@ -135,33 +97,8 @@ def _train(job: Job, precision: Precision, accelerator: Accelerator) -> dict:
     prepared = accelerator, weights, stage, examples, o, config.run.seed, tokens, job.run
     last = train(*prepared, save, progress, check_first, held_out)
     counts = {"trained_on": len(examples), "dropped": dict(dropped), **facts}
-    return {"counts": counts, "last": last, "alarms": watch.fired, "refused": refused}
-
-
-def _fill_references(
-    job: Job, accelerator, model, rows: list, held_out: HeldOut | None, precision: Precision, tokens: Budget
-) -> None:
-    """The log-probabilities that the stage's examples are to hold, under the starting policy and under others."""
-    stage, examples, inputs = job.stage, [example for _, example in rows], job.header["inputs"]
-    single = job.config.optimisation.epoch == 1 and len(rows) <= job.config.optimisation.global_batch(
-        accelerator.num_processes
-    )
-    if stage.reference and not (single and getattr(stage, "first_step_free", False)):
-        source = Source(inputs["start"], precision.name, accelerator.device.type)
-        reference.check_recorded(stage, examples, job.data, job.header, source)
-        reference.fill(accelerator, model, stage, rows, job.data, source, tokens)
-        if held_out:
-            data, about = job.held_out or job.data, {"data": inputs.get("held_out", inputs["data"])}
-            reference.check_recorded(stage, held_out.examples, data, job.header | {"inputs": inputs | about}, source)
-            reference.fill(accelerator, model, stage, held_out.rows, data, source, tokens)
-    for name, folder in job.models.items():
-        source = Source(inputs[name], precision.name, accelerator.device.type)
-        with parallel.whole_models(accelerator):
-            other = LogProbs(load_policy(folder, precision.dtype, accelerator.device))
-        reference.check_vocabulary(other.plain.config.get_text_config().vocab_size, stage, examples, folder)
-        reference.fill(accelerator, other, stage, rows, job.data, source, tokens, name)
-    if hasattr(stage, "settle"):
-        stage.settle(examples)
+    found = {"counts": counts, "last": last, "alarms": watch.fired, "refused": refused}
+    return found | ({"reuse": reuse} if reuse else {})
 
 
 def _finish(job: Job, facts: dict) -> None:
@@ -173,10 +110,6 @@ def _finish(job: Job, facts: dict) -> None:
     facts |= {"output": read_kind(job.run / LAST)["fingerprint"]}
     store.write_json(job.run / RUN, {**_header(job), **origin(), **job.provenance.record(job.run), **facts})
     tidy(job.run)
-
-
-def _header(job: Job) -> dict:
-    return job.header | (AS_SAMPLED if job.stage.made_for_policy else {})
 
 
 def _set_up(job: Job) -> tuple[Precision, Accelerator]:
@@ -230,6 +163,10 @@ def _accelerator(job: Job, precision: Precision, device: torch.device) -> Accele
     )
 
 
+def _header(job: Job) -> dict:
+    return job.header | (AS_SAMPLED if job.stage.made_for_policy else {})
+
+
 def _begin(accelerator: Accelerator, job: Job, data_facts: dict) -> None:
     """The run's folder and trackers: nothing is written before all that a user could have got wrong is read."""
     if accelerator.is_main_process:
@@ -238,11 +175,12 @@ def _begin(accelerator: Accelerator, job: Job, data_facts: dict) -> None:
     output = job.config.output
     if output.report_to:
         facts = {"start": str(job.start), "data": str(job.data), **job.header["settings"]}
-        entity = {"wandb": {"entity": output.wandb_entity_name}}
-        try:
-            accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=entity)
-        except Exception as error:  # of any kind: not logged in, no network, a version that Accelerate does not know
-            raise UserError(f"--report_to {output.report_to}: it did not start: {error}; nothing was trained") from None
+        name = {"name": output.run_name or job.run.name}
+        with output.starting_trackers(), patch_environment(**output.tracker_variables(job.run)):
+            own = {"wandb": name, "trackio": name}
+            accelerator.init_trackers(output.wandb_project_name, config=facts, init_kwargs=own)
+            if len(accelerator.trackers) < len({*output.trackers()}):
+                raise RuntimeError("Accelerate omits it, as a package that is not whole")
         numbers = {name: value for name, value in data_facts.items() if isinstance(value, int | float)}
         accelerator.log({f"data/{name}": float(value) for name, value in numbers.items()}, step=0)
 
@@ -272,162 +210,3 @@ def open_folder(job: Job) -> None:
     if job.clear:
         clear(job.run)
     store.write_json(job.run / ARGS, {**_header(job), "flags": as_dict(job.config)})
-
-
-def _examples(
-    job: Job, chat, dropped: Counter[str]
-) -> tuple[list[tuple[str, object]], dict[str, str], dict, HeldOut | None]:
-    """The stage's (uuid, example) rows; the records that the chat template refuses, and why; what the sidecar says of
-    the rows; and the held-out examples, if there are any."""
-    skip = job.config.run.skip
-    kind = store.detect(job.data, skip=skip)
-    if form := (read_meta(job.data) or {}).get("pairwise"):
-        check_labels(chat, form["labels"], str(job.start))  # which could not be asked for them later
-    records = list(store.read(job.data, kind, job.limit_size, skip=skip))
-    refused = find_refusals(job.data, records, chat, skip)
-    records = [record for record in records if record.uuid not in refused]
-    records, held = _hold_out(job, records, chat)
-    rows = job.stage.prepare(records, chat, length_limit(job.config.data.max_length, job.start), dropped)
-    for reason, count in dropped.items():
-        log.info("dropped %d of %d records: %s", count, len(records), reason)
-    if skip and (bad := sum(1 for _ in store.rejected(job.data, kind, job.limit_size, refused))):
-        dropped[MALFORMED] = bad
-    if not rows:
-        raise UserError(f"{job.data}: no record is left to train on (dropped: {dict(dropped)})")
-    examples = [example for _, example in rows]
-    facts = {"records": len(records)} | job.stage.facts(examples) | response_facts(job.stage, examples, records)
-    held_out, more = _prepare_held_out(job, held, records, chat) if held is not None else (None, {})
-    return rows, refused, facts | more, held_out
-
-
-def response_facts(stage, examples: Sequence, records: Sequence) -> dict[str, float]:
-    """What training is like by its data: the mean number of scored tokens per response; of pairs the share of truncated
-    responses."""
-    tokens = [row.num_response_tokens for example in examples for row in stage.group(example)]
-    cut = [end for record in records if isinstance(record, Pair) for end in _ends(record)]
-    return {"response_tokens": sum(tokens) / len(tokens)} | ({"truncated": sum(cut) / len(cut)} if cut else {})
-
-
-def _ends(pair: Pair) -> tuple[bool, bool]:
-    return bool(pair.selected_truncated), bool(pair.rejected_truncated)
-
-
-def _hold_out(job: Job, records: list, chat) -> tuple[list, list | None]:
-    """(The records that are trained on, and the held-out ones, None where none are asked for)."""
-    options, skip = getattr(job.stage, "held_out", None), job.config.run.skip
-    if options is None or not options.any:
-        return records, None
-    if job.held_out is None:
-        return split(records, options.eval_share, job.config.run.seed)
-    kind = store.detect(job.held_out, skip=skip)
-    if kind not in STAGES[job.name].RECORDS:
-        raise UserError(f"--eval_name {job.held_out} holds {kind.__name__} records, on which {job.name} does not train")
-    held = list(store.read(job.held_out, kind, skip=skip))
-    refused = find_refusals(job.held_out, held, chat, skip)
-    return records, [record for record in held if record.uuid not in refused]
-
-
-def _prepare_held_out(job: Job, held: list, records: list, chat) -> tuple[HeldOut, dict]:
-    """The held-out examples, and what the sidecar says of them."""
-    options, dropped = job.stage.held_out, Counter()
-    where = f"--eval_share {options.eval_share:g} of {job.data}"
-    if job.held_out is not None:
-        where, held = str(job.held_out), without_trained(held, records, dropped)
-    rows = job.stage.prepare(held, chat, length_limit(job.config.data.max_length, job.start), dropped)
-    if not rows or not records:
-        left = "trained on" if rows else "held out"
-        raise UserError(f"{where}: no record is {left} (dropped: {dict(dropped)}); give another file or share")
-    log.info("held out: %d records (%s); dropped %s", len(rows), where, dict(dropped) or "none")
-    return HeldOut(job.stage, rows, options.eval_every), {"held_out": {"records": len(rows), "dropped": dict(dropped)}}
-
-
-def _trained(job: Job, chat, dtype: torch.dtype, device: torch.device):
-    """The weights that are trained, once they are known to fit in memory; refused if they could not be saved."""
-    o, lora = job.config.optimisation, job.config.lora
-    check_memory(job, dtype, device)
-    model = _load(job, chat, dtype, device)
-    check_saving(model, chat.tokenizer)
-    if o.grad_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-    if lora.lora:
-        model = add_lora(model, lora.lora_r, lora.lora_alpha, lora.lora_dropout)
-        count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        log.info("LoRA: r %d, alpha %g, %d trained parameters", lora.lora_r, lora.lora_alpha, count)
-    return model
-
-
-def check_memory(job: Job, dtype: torch.dtype, device: torch.device) -> None:
-    """Raises UserError where the weights and what their training keeps would not fit."""
-    lora, zero = job.config.lora, (job.deepspeed or {}).get("zero_optimization", {})
-    offload = "offload_optimizer" in zero or "offload_param" in zero
-    shards, moments = (given_world() or 1, zero.get("stage", 0)), job.config.optimisation.moment_bytes
-    need = preflight.memory_of_training(job.start, not lora.lora, *shards, dtype.itemsize, offload, moments)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
-    preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
-
-
-def _load(job: Job, chat, dtype: torch.dtype, device: torch.device):
-    """The model that training starts from, with the head that the stage trains."""
-    if MODELS[job.stage.model] is not Heads:
-        return load_policy(job.start, dtype, device)
-    model = load_with_head(job.start, job.stage.head, dtype, device)
-    if names := getattr(job.stage, "labels", None):
-        model.config.id2label = dict(enumerate(names))
-        model.config.label2id = {name: i for i, name in enumerate(names)}
-    choose_pad(model, chat, keep=stated_kind(job.start, store.read_json(job.start / "config.json"))[0] == REWARD_MODEL)
-    return model
-
-
-def _save(accelerator: Accelerator, weights, chat, job: Job, step: int, dtype: torch.dtype, held_out=None) -> None:
-    """A checkpoint after a step, with what `held_out` examples had then."""
-    state = weights.weights()
-    if accelerator.is_main_process:
-        save_checkpoint(job, chat, step, dtype, weights.whole.model, state, held_out)
-
-
-def save_checkpoint(
-    job: Job, chat, step: int, dtype: torch.dtype, model, state: dict[str, torch.Tensor] | None, held_out=None
-) -> None:
-    """The checkpoint folder of a step, and the link to the last one. `state`: the model's weights, or its adapters,
-    where it does not have them itself."""
-    tokenizer, lora = chat.tokenizer, job.config.lora
-    if lora.lora and state is not None:
-        unset_hf_deepspeed_config()  # with it ZeRO-3 would put what is loaded here into shards, too
-        with torch.random.fork_rng():  # a new head is drawn, and replaced by the trained one
-            base = _load(job, chat, torch.float32, torch.device("cpu"))
-        job.provenance.check_unchanged()
-        model = add_lora(base, lora.lora_r, lora.lora_alpha, lora.lora_dropout)
-        other = model.load_state_dict(state, strict=False)  # tied weights have one name there
-        if other.unexpected_keys or any("lora_" in name for name in other.missing_keys):
-            raise RuntimeError(f"the adapter's weights have other names than the model's: {other}")
-        state = None
-    folder = job.run / f"checkpoint-{step}"
-    about = {"stage": job.name, "step": step, "started_from": str(job.start), **job.header}
-    about |= job.provenance.record(folder) | getattr(job.stage, "about", {})
-    about |= {"held_out": held_out} if held_out else {}
-    about |= trained_forms(job.data, job.start)
-    if lora.lora:  # first: they are all there is if the merge is refused
-        adapter = job.run / f"adapter-{step}"
-        model.save_pretrained(adapter)
-        make_readable(adapter)
-        try:
-            plain = merged(model)
-        except UserError as error:
-            raise UserError(f"{error}; the adapters are in {adapter}") from None
-        save(plain, tokenizer, folder, dtype, about)
-        adapter.rename(folder / "adapter")
-    else:
-        save(model, tokenizer, folder, dtype, about, state)
-    link = job.run / ".checkpoint-last"
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.name)
-    link.replace(job.run / LAST)
-    log.info("saved %s", folder)
-
-
-def trained_forms(data: Path, start: Path) -> dict[str, dict]:
-    """The forms that a checkpoint judges or compares by: of its data, or of the model that it was trained from; {} of
-    one that does not."""
-    found = read_kind(start) | (read_meta(data) or {})
-    return {name: found[name] for name in FORMS if found.get(name)}

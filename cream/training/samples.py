@@ -14,7 +14,7 @@ from pathlib import Path
 from cream.cli.flags import flag
 from cream.errors import UserError
 from cream.files.raw import with_filename
-from cream.records import Conversation, Prompt
+from cream.records import Conversation, Prompt, nouns
 from cream.text.chat import Chat
 
 log = logging.getLogger("cream")
@@ -60,7 +60,7 @@ def read_sample_prompts(path: Path, limit: int) -> list[Prompt]:
 
     kind = store.detect(path)
     if kind not in (Prompt, Conversation):
-        raise UserError(f"--sample_prompts {path} holds {kind.__name__} records; expected prompts or conversations")
+        raise UserError(f"--sample_prompts {path} holds {nouns(kind)}; expected prompts or conversations")
     if not (prompts := [*islice(read_prompts(path, kind, limit), limit)]):
         raise UserError(f"--sample_prompts {path}: there is no prompt")
     return prompts

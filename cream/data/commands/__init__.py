@@ -29,7 +29,7 @@ from cream.data.commands import (
     tables,
     validate,
 )
-from cream.errors import UserError
+from cream.errors import UserError, nearest
 
 COMMANDS: dict[str, ModuleType] = {
     "build": build,
@@ -58,4 +58,5 @@ def check_words(name: str, words: list[str]) -> None:
     due = COMMANDS[name].WORDS if name in COMMANDS else "-"
     least = len(re.findall("[A-Z|]+", due)) if not due.startswith("[") else 0
     if name not in COMMANDS or len(words) < least or len(words) > least and "…" not in due:
-        raise UserError(f"expected a command: {', '.join(map(describe, COMMANDS))}")
+        near = nearest(name, COMMANDS) if name not in COMMANDS and name else ""
+        raise UserError(f"expected a command: {', '.join(map(describe, COMMANDS))}{near}")

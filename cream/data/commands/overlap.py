@@ -47,7 +47,9 @@ def overlap(paths: Sequence[Path], target: str | None, run) -> None:
         text = prompt_text(record)
         if found := first_shared(text, known):
             own, (file, uuid) = grams(text), known[found[0]]
-            shared[record.uuid] = f"{share(own, known.keys()):4.0%} of its runs, one with {uuid} of {file}: {found[1]}"
+            shared[record.uuid] = (
+                f"{100 * share(own, known.keys()):3.0f} % of its runs, one with {uuid} of {file}: {found[1]}"
+            )
     say_result("%s: %d of %d records share %d words in a row (shorter ones: all words) with one of %d records of %s",
              path, len(shared), total, N, count, ", ".join(map(str, others)))  # fmt: skip
     for uuid, what in [*shared.items()][:SHOWN]:

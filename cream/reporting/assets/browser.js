@@ -62,7 +62,7 @@ function number(value, digits = 4) {
 }
 
 const numbers = (values) => [values].flat().map((value) => number(value)).join(", ");
-const count = (value) => value.toLocaleString("en");
+const count = (value) => value.toLocaleString("en").replaceAll(",", "\u202f");  // as in the page's tables
 const soft = (text) => element("p", { className: "soft", textContent: text });
 
 // What somebody said, under their name.

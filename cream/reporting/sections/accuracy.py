@@ -4,19 +4,20 @@ from collections.abc import Iterator, Sequence
 
 from cream.errors import UserError
 from cream.evaluation.compare import compare, join
-from cream.evaluation.statistics import table_rows
+from cream.evaluation.statistics import bootstrap_difference, table_rows
 from cream.records import Answer
-from cream.reporting.figures import Series, lines, section
+from cream.reporting.figures import Series, label, lines, section
 from cream.reporting.outputs import Output, Run
-from cream.reporting.page import Section, table
+from cream.reporting.page import Section, table, table_of_runs
 
 TITLE = "Accuracy"
 MACRO = "macro"
 
 
 def collect(run: Run, seed: int = 0) -> dict:
-    """`evaluations`: name, file, model, data, and the rows of the summary; `differences` between each model and the
-    next one, and between the first and the last, that were asked the same: as `report.py compare` has them."""
+    """`evaluations`: name, file, model, data and its name, and the rows of the summary; `differences` between each
+    model and the next one, and between the first and the last, that were asked the same: as `report.py compare` has
+    them."""
     tested = run.of("evaluation")
     rows = [
         {
@@ -24,6 +25,7 @@ def collect(run: Run, seed: int = 0) -> dict:
             "file": str(output.path),
             "model": run.models.get(output.input("policy")),
             "data": output.input("data"),
+            "questions": (path := output.source("data")) and path.name.partition(".json")[0],
             "tasks": _tasks(output),
         }
         for output in tested
@@ -53,22 +55,52 @@ def show(runs: Sequence[dict], between: Sequence[dict]) -> Section | None:
     tasks = dict.fromkeys(row["task"] for _, rows in tested for each in rows for row in each["tasks"])
     if not tasks:
         return None
-    figures = []
+    figures, models = [], _in_order([[each["name"] for each in rows] for _, rows in tested])
     for task in sorted(tasks, key=lambda task: task != MACRO):  # the macro average first, else as they come
-        series = [_series(title, rows, task) for title, rows in tested if _has(rows, task)]
-        about = "Mean of the tasks' accuracies, by model." if task == MACRO else "By model, with 95 % Wilson intervals."
+        series = [_series(title, rows, task) for title, rows in _by_questions(tested) if _has(rows, task)]
+        about = "By model, with 95 % Wilson intervals."
+        if task == MACRO:
+            about = "Mean of the tasks' accuracies, by model, with 95 % bootstrap intervals."
         number = len(figures) + 1
         title = "Accuracy, mean of all tasks" if task == MACRO else f"Accuracy, {task}"
-        figures.append(lines(f"accuracy-{number}", title, about, series, "model", "accuracy, %"))
+        axis = {"categoryorder": "array", "categoryarray": models}
+        figures.append(lines(f"accuracy-{number}", title, about, series, "model", "accuracy, %", xaxis=axis))
     intro = "<p>The share of questions that a model answers correctly, by the grading rule of their task.</p>"
     return section("accuracy", TITLE, intro, figures, "\n".join(_tables(tested, runs, between)))
 
 
+def _by_questions(tested: Sequence[tuple[str, list]]) -> list[tuple[str, list]]:
+    """The evaluations that one line joins: those of a run that asked the same questions, such as a validation set."""
+    groups: dict[tuple, list] = {}
+    for title, rows in tested:
+        for each in rows:
+            groups.setdefault((title, each["data"]), []).append(each)
+    several = len({data for _, data in groups}) > 1
+    return [
+        (f"{title}, {rows[0]['questions'] or 'other questions'}" if several else title, rows)
+        for (title, _), rows in groups.items()
+    ]
+
+
+def _in_order(names: Sequence[Sequence[str]]) -> list[str]:
+    """The names of all models as an axis has them: in the order of the run that has most, then the others'."""
+    longest_first = sorted(names, key=lambda own: -len(own))
+    return [label(name) for name in dict.fromkeys(name for own in longest_first for name in own)]
+
+
 def _series(title: str, evaluations: Sequence[dict], task: str) -> Series:
     rows = [(each["name"], row) for each in evaluations for row in each["tasks"] if row["task"] == task]
-    values = [[_percent(row[key]) for _, row in rows] for key in ("accuracy", "low", "high")]
-    bounds = (None, None) if task == MACRO else values[1:]
-    return Series(title, [name for name, _ in rows], values[0], *bounds)
+    own = [(row["low"], row["high"]) for _, row in rows]
+    if task == MACRO:
+        own = [_of_mean(each["tasks"]) for each in evaluations if _has([each], MACRO)]
+    bounds = ([_percent(value) for value in bound] for bound in zip(*own, strict=True))
+    return Series(title, [name for name, _ in rows], [_percent(row["accuracy"]) for _, row in rows], *bounds)
+
+
+def _of_mean(tasks: Sequence[dict]) -> tuple[float, float] | tuple[None, None]:
+    """The interval of the mean over tasks, as loops have it (cream/loops/facts.py)."""
+    counts = [(0, row["correct"], row["n"]) for row in tasks if row["task"] != MACRO]
+    return bootstrap_difference(counts) if counts and all(n for _, _, n in counts) else (None, None)
 
 
 def _has(evaluations: Sequence[dict], task: str) -> bool:
@@ -76,16 +108,7 @@ def _has(evaluations: Sequence[dict], task: str) -> bool:
 
 
 def _tables(tested: Sequence[tuple[str, list]], runs: Sequence[dict], between: Sequence[dict]) -> Iterator[str]:
-    columns = ("run", "model", "task", "questions", "correct", "accuracy, %", "from", "to")
-    columns += ("unanswered, %", "truncated, %", "tokens")
-    keys = ("accuracy", "low", "high", "unanswered_rate", "truncated_rate")
-    rows = [
-        (title, each["name"], row["task"], row["n"], row["correct"], *_percents(row, keys), row["mean_tokens"])
-        for title, evaluations in tested
-        for each in evaluations
-        for row in each["tasks"]
-    ]
-    yield f"<details><summary>all evaluations</summary>{table(columns, rows, 'with 95 % Wilson intervals')}</details>"
+    yield from _accuracies(runs)
     within: dict[tuple, dict] = {}  # those of evaluations that all runs share once, and without a run's name
     for run in runs:
         for each in run["accuracy"]["differences"]:
@@ -100,26 +123,51 @@ def _tables(tested: Sequence[tuple[str, list]], runs: Sequence[dict], between: S
         yield from _differences(title, found)
 
 
+def _accuracies(runs: Sequence[dict]) -> Iterator[str]:
+    """A table of the mean over tasks, and of all tasks below; models that an alarm concerns have a `!`."""
+    columns = ("run", "model", "accuracy, %", "from", "to", "task", "questions", "correct", "unanswered, %")
+    columns += ("truncated, %", "tokens")
+    chief, every = [], []
+    for run in runs:
+        marked = run["alarms"]["models"]
+        for each in run["accuracy"]["evaluations"]:
+            name, tasks = "! " * (each["name"] in marked) + each["name"], each["tasks"]
+            for row in tasks:
+                bounds = _of_mean(tasks) if row["task"] == MACRO else (row["low"], row["high"])
+                shares = map(_percent, (row["accuracy"], *bounds))
+                others = _percents(row, ("unanswered_rate", "truncated_rate"))
+                every.append((run["title"], name, *shares, row["task"], row["n"], row["correct"], *others,
+                              row["mean_tokens"]))  # fmt: skip
+                if row["task"] == MACRO or not _has([each], MACRO):
+                    chief.append(every[-1])
+    caption = "95 % intervals: Wilson, of a mean over tasks bootstrap"
+    if any(run["alarms"]["models"] for run in runs):
+        caption += "; ! an alarm, see the summary"
+    several = len(runs) > 1
+    yield table_of_runs(several, columns, chief, caption)
+    if len(every) > len(chief):
+        yield f"<details><summary>by task</summary>{table_of_runs(several, columns, every, caption)}</details>"
+
+
 def _differences(title: str, found: Sequence[dict]) -> Iterator[str]:
     """A table of the mean over tasks, and of all tasks below."""
     columns = (
         "A",
         "B",
-        "task",
-        "questions",
         "B - A, points",
         "from",
         "to",
+        "task",
+        "questions",
         "only A right",
         "only B right",
         "McNemar p",
     )
 
     def rows(tasks) -> list[tuple]:
-        shares = ("difference", "low", "high")
+        shares, others = ("difference", "low", "high"), ("task", "n", "only_a", "only_b", "p")
         return [
-            (each["a"], each["b"], *(row[key] for key in ("task", "n")), *_percents(row, shares),
-             *(row[key] for key in ("only_a", "only_b", "p")))
+            (each["a"], each["b"], *_percents(row, shares), *(row[key] for key in others))
             for each in found
             for row in tasks(each.get("tasks", ()))
         ]  # fmt: skip
@@ -128,8 +176,10 @@ def _differences(title: str, found: Sequence[dict]) -> Iterator[str]:
         return [row for row in tasks if row["task"] == MACRO] or tasks
 
     if some := rows(chief):
-        caption = "paired over the questions: 95 % bootstrap interval, McNemar's exact test"
-        yield f"<h3>{title}</h3>{table(columns, some, caption)}"
+        tested = any(row[-1] is not None for row in some)  # a mean over tasks is not
+        caption = "paired over the questions: 95 % bootstrap interval" + ", McNemar's exact test" * tested
+        shown = table(columns, some, caption) if tested else table(columns[:-1], [row[:-1] for row in some], caption)
+        yield f"<h3>{title}</h3>{shown}"
         if len(every := rows(list)) > len(some):
             yield f"<details><summary>by task</summary>{table(columns, every)}</details>"
     if notes := dict.fromkeys(each["note"] for each in found if "note" in each):

@@ -16,7 +16,7 @@ from cream.records import Item, Pair, Rewards
 from cream.reporting.figures import COLOURS, Figure, Series, bars, lines, matrix, section
 from cream.reporting.numbers import by_bins, mean, rank_correlation
 from cream.reporting.outputs import TRAINING, Output, Run, graded, task_of
-from cream.reporting.page import Section, table
+from cream.reporting.page import Section, table_of_runs
 
 TITLE = "Consistency"
 C = [i / 10 for i in range(11)]  # the middles of the bins of C
@@ -155,12 +155,12 @@ def show(runs: Sequence[dict]) -> Section | None:
     figures: list[Figure] = []
     if known:
         figures.append(_means(known))
+    if capped := _caps(own):
+        figures.append(capped)
     for title, pairs in known:
         figures += _of_run(len(figures), f" ({title})" if len(runs) > 1 else "", pairs)
     for title, found in own:
         figures += _matrix(len(figures), f" ({title})" if len(runs) > 1 else "", found["agreement"])
-    if capped := _caps(own):
-        figures.append(capped)
     intro = (
         "<p>C says how far two models' rankings of the same responses agree: 1 fully, ½ as by chance, 0 in reverse. "
         "C = (τ + 1) / 2 for Kendall's τ. Training trusts a pair by its C; below ½ it prefers the rejected response. "
@@ -279,35 +279,25 @@ def _caps(own: Sequence[tuple[str, dict]]) -> Figure | None:
 
 
 def _tables(own: Sequence[tuple[str, dict]]) -> str:
-    columns = ("run", "pairs", "for", "method", "pairs made", "mean C", "standard deviation", "below ½, %", "mean τ")
-    columns += ("Spearman of C and margin", "label accuracy, %")
+    columns = ("run", "pairs", "mean C", "label accuracy, %", "below ½, %", "number", "method", "for", "mean τ")
+    columns += ("standard deviation of C", "Spearman of C and margin")
     rows = [
-        (title, each["name"], each["for"], each["method"], each["pairs"], each["c"]["mean"], each["c"]["std"],
-         _percent(each["c"]["below_half"]), each["tau"]["mean"], each["c_with_margin"],
-         each["labels"] and _percent(each["labels"]["right"]))
+        (title, each["name"], each["c"]["mean"], each["labels"] and _percent(each["labels"]["right"]),
+         _percent(each["c"]["below_half"]), each["pairs"], each["method"], each["for"], each["tau"]["mean"],
+         each["c"]["std"], each["c_with_margin"])
         for title, found in own
         for each in found["pairs"]
     ]  # fmt: skip
-    html = [table(columns, rows, "sets of pairs")]
-    columns = (
-        "run",
-        "trained",
-        "method",
-        "β",
-        "pairs",
-        "mean C",
-        "mean C used",
-        "in reverse, %",
-        "cap, nats",
-        "margin",
-    )
+    html = [table_of_runs(len(own) > 1, columns, rows, "sets of pairs")]
+    columns = ("run", "trained", "margin", "cap", "in reverse, %", "mean C used", "mean C", "method", "β", "pairs")
     rows = [
-        (title, row["name"], row["method"], row["beta"], row["pairs"], row["mean_c"], row["mean_c_used"],
-         _percent(row["share_in_reverse"]), row["cap"], row["margin"])
+        (title, row["name"], row["margin"], row["cap"], _percent(row["share_in_reverse"]), row["mean_c_used"],
+         row["mean_c"], row["method"], row["beta"], row["pairs"])
         for title, found in own
         for row in found["trained"]
     ]  # fmt: skip
-    html += [table(columns, rows, "training on pairs; margin in nats of log-ratio")] if rows else []
+    caption = "training on pairs; margin and cap in nats of log-ratio"
+    html += [table_of_runs(len(own) > 1, columns, rows, caption)] if rows else []
     return "\n".join(html)
 
 

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from cream.reporting.outputs import Run
-from cream.reporting.page import Section, table
+from cream.reporting.page import Section, scrolling, table, table_of_runs
 
 TITLE = "Lineage and settings"
 ROW, LANE, LEFT = 26, 22, 14  # pixels of the graph
@@ -102,8 +102,7 @@ def _graph(title: str, found: dict) -> str:
     rows = [(n["name"], n["path"], n["script"], ", ".join(made_of[i])) for i, n in enumerate(nodes)]
     numbers = table(("name", "path", "made by", "made from"), rows)
     return (
-        f'<div class="scroll" tabindex="0">{svg}</div>'
-        f"<details><summary>this graph as a table</summary>{numbers}</details>"
+        f"{scrolling(svg, f'Lineage of {title}')}<details><summary>this graph as a table</summary>{numbers}</details>"
     )
 
 
@@ -158,4 +157,4 @@ def _versions(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
         for text in each[key]
     ]
     if notes:
-        yield f"<h3>Notes</h3>{table(('run', 'output', 'what', 'of'), notes)}"
+        yield f"<h3>Notes</h3>{table_of_runs(len(own) > 1, ('run', 'output', 'what', 'of'), notes)}"

@@ -16,7 +16,7 @@ from cream.records import Pair, Rewards
 from cream.reporting.figures import Figure, Series, bars, lines, section
 from cream.reporting.numbers import by_bins, estimate, histogram, mean
 from cream.reporting.outputs import MEASURED, Output, Run
-from cream.reporting.page import Section, escape, table
+from cream.reporting.page import Section, escape, scrolling, table_of_runs
 
 TITLE = "Rewards"
 FEW = 20  # different whole numbers that have a bar each
@@ -266,41 +266,41 @@ def _shares(counts: Sequence[int]) -> list[float]:
 
 
 def _tables(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
-    columns = ("run", "rewards", "kind", "by", "prompts", "responses", "without", "mean", "tied pairs, %")
-    columns += ("best shared, %", "r with length", "from", "to")
-    rows = []
+    columns = ("run", "rewards", "by", "mean", "without", "tied pairs, %", "best shared, %", "r with length", "from")
+    columns += ("to", "kind", "prompts", "responses")
+    several, rows = len(own) > 1, []
     for title, found in own:
         for each in found["rewards"]:
             ties, length = each["ties"], each["length"]
             r = [length["r"][key] for key in ("value", "low", "high")] if length else [None] * 3
             rows.append(
-                (title, each["name"], each["reward"], each["by"], each["prompts"], each["responses"],
-                 sum(each["without"].values()), each["value"]["mean"], _percent(ties["equal"], ties["pairs"]),
-                 _percent(ties["top_shared"], ties["prompts"]), *r)
+                (title, each["name"], each["by"], each["value"]["mean"], sum(each["without"].values()),
+                 _percent(ties["equal"], ties["pairs"]), _percent(ties["top_shared"], ties["prompts"]), *r,
+                 each["reward"], each["prompts"], each["responses"])
             )  # fmt: skip
-    yield table(columns, rows, "files of rewards; r is within prompts") if rows else ""
+    yield table_of_runs(several, columns, rows, "files of rewards; r is within prompts") if rows else ""
     rows = [
         (title, each["name"], reason, count)
         for title, found in own
         for each in found["rewards"]
         for reason, count in each["without"].items()
     ]
-    yield table(("run", "rewards", "why a response has no reward", "responses"), rows) if rows else ""
-    columns = ("run", "judge", "asked", "parsed", "parsed, %", "agreement α", "order changes the choice, %")
+    columns = ("run", "rewards", "why a response has no reward", "responses")
+    yield table_of_runs(several, columns, rows) if rows else ""
+    columns = ("run", "judge", "parsed, %", "asked", "parsed", "agreement α", "order changes the choice, %")
     rows = []
     for title, found in own:
         for each in (each for each in found["rewards"] if each["judge"]):
             scores, compared = (each["judge"].get(kind, {}) for kind in ("scores", "comparisons"))
             asked, parsed = (scores or compared).get("asked", compared.get("pairs")), (scores or compared)["parsed"]
             changed = _percent(compared["changed"], compared["clear"]) if compared else None
-            rows.append((title, each["name"], asked, parsed, _percent(parsed, asked), scores.get("alpha"), changed))
-    yield table(columns, rows, "verdicts of judges") if rows else ""
+            rows.append((title, each["name"], _percent(parsed, asked), asked, parsed, scores.get("alpha"), changed))
+    yield table_of_runs(several, columns, rows, "verdicts of judges") if rows else ""
     for title, found in own:
         for each in found["measured"]:
-            summary = escape(format_summary(each["summary"]))
-            numbers = f'<div class="scroll" tabindex="0"><pre>{summary}</pre></div>'
-            name = escape(f"{title}: {each['name']}" if len(own) > 1 else each["name"])
-            yield f"<details><summary>{name}, measured</summary>{numbers}</details>"
+            name = f"{title}: {each['name']}" if several else each["name"]
+            numbers = scrolling(f"<pre>{escape(format_summary(each['summary']))}</pre>", f"{name}, measured")
+            yield f"<details><summary>{escape(name)}, measured</summary>{numbers}</details>"
 
 
 def _percent(part: int, whole: int) -> float | None:

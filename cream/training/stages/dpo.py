@@ -193,11 +193,11 @@ class Stage:
             self.cap = math.log(mean / (1 - mean))
         source = self.method if self.options.fixed_consistency is None else "--fixed_consistency"
         log.info(
-            "%d pairs, method %s: trained with a mean C of %.3f; %d with C < 1/2, in reverse",
+            "%d pairs, method %s: trained with a mean C of %.3f, %s in reverse (C < 1/2)",
             len(used),
             source,
             mean,
-            reverse,
+            reverse or "none",
         )
         return {
             "pairs": len(used),
