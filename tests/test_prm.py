@@ -430,7 +430,7 @@ def test_what_is_no_process_reward_model_is_refused(world):
     row = {"uuid": "a", "prompt": [{"role": "user", "content": "2 + 3?"}], "steps": [], "labels": []}
     (world.folder / "outputs/none.jsonl").write_text(json.dumps(row))
     assert "`$.steps`" in world.refused(f"{TRAIN} prm --name outputs/none.jsonl --output_dir outputs/no")
-    assert "trains on Steps" in world.refused(f"{TRAIN} prm --name tiny_sft --output_dir outputs/no")
+    assert "trains on responses in steps" in world.refused(f"{TRAIN} prm --name tiny_sft --output_dir outputs/no")
     for file, message in (
         (f"{LOOP}/samples.jsonl", "give what rewarding.py --reward labels writes, or with --step_labeller tiny"),
         (f"{LOOP}/pairs.json", "holds preference pairs"),
