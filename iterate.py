@@ -70,6 +70,8 @@ CHANGED = (  # what a stage advises, another output of its own, cannot be said i
 class IterateConfig:
     """iterate.py"""
 
+    READS_FILES = False  # its --config names loops
+
     loop: LoopFlags = group(LoopFlags)
     device: Device = group(Device)
     alarms: AlarmFlags = group(AlarmFlags)
@@ -77,7 +79,7 @@ class IterateConfig:
 
 @console.stage
 def main(argv=None):
-    config = parse(IterateConfig, argv, description=__doc__, example=EXAMPLE, files=False)
+    config = parse(IterateConfig, argv, description=__doc__, example=EXAMPLE)
     from cream.loops.alarmed import alarms, describe_alarms
     from cream.loops.outcome import sentences
     from cream.loops.results import table

@@ -101,6 +101,8 @@ class JudgeFlags:
 class ReportConfig:
     """report.py"""
 
+    READS_FILES = False  # there is no --config
+
     several: Several = group(Several)
     html: HtmlFlags = group(HtmlFlags)
     compare: CompareFlags = group(CompareFlags)
@@ -128,7 +130,7 @@ class Command(NamedTuple):
 @console.stage
 def main(argv=None):
     words: list[str] = []
-    config = parse(ReportConfig, argv, description=__doc__, example=EXAMPLE, files=False, words=words)
+    config = parse(ReportConfig, argv, description=__doc__, example=EXAMPLE, words=words)
     name, *places = words or [""]
     command = COMMANDS.get(name)
     if command is None or len(places) != (command.count or max(1, len(places))):

@@ -2,7 +2,7 @@
 # torch 2.13.0: AdamW(fused=True) changes the weights without counting it. A tensor's `_version` goes up with every change
 # in place, and after a step of AdamW in its other two forms (foreach, and one tensor at a time) it does; after a fused
 # step it stays, though the values are equal to theirs. So whoever keeps something made of a weight, such as its cast to
-# bfloat16 for all micro-batches of a step, and makes it again when `_version` has changed, goes on with the weights from
+# bfloat16 for all micro-batches of a step, and makes it again when `_version` has changed, uses the weights from
 # before the first step, and training looks healthy: the loss falls for a while, by the parts that are not kept.
 # What is kept has to be dropped by a step's end instead, or by a hook (register_step_post_hook).
 #

@@ -445,7 +445,7 @@ def test_what_is_made_by_hand_is_named_and_its_alarms_are_listed(tmp_path):
     assert found.models == {"my_m2"} and summary.say([run], [found]) == ["Alarms (!): pairs round1/pairs."]
     numbers = [{"title": title, "alarms": summary.collect(found)} for title in ("<a>", "b")]
     html = summary.show(numbers, summary.say([run], [found])).html
-    assert html.count("<li>") == 1 and "<strong>&lt;a&gt;, b, pairs round1/pairs</strong>: 75% of prompts" in html
+    assert html.count("<li>") == 1 and "<strong>&lt;a&gt;, b, pairs round1/pairs</strong>: 75 % of prompts" in html
     assert "See docs/troubleshooting.md#few-pairs" in html
     write_output(tmp_path / "round2/pairs.json", [pair], output="p2", alarms=[{"alarm": 1}])
     with pytest.raises(UserError, match="damaged: alarms"):

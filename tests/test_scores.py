@@ -480,7 +480,7 @@ def test_later_rounds_take_three_passes(world, second):
 
 def test_what_is_printed_next_follows_from_who_sampled(second):
     """The current model's rewards need the previous model's; those of a model that did not sample are the latter."""
-    assert f"{LOOP}/m1/checkpoint-" in next_of(second["current"])[0]
+    assert "--checkpoint m1 " in next_of(second["current"])[0]
     pairs = "python cal_consistency.py --file1 outputs/c2.json --file2 outputs/p2.json --beta 1.0"
     assert next_of(second["previous"]) == [pairs]
 

@@ -91,19 +91,18 @@ def parse(
     *,
     description: str,
     example: str,
-    files: bool = True,
     words: list[str] | None = None,
 ):
     """An instance of the dataclass `cls`, from its defaults, the --config file and `argv` (default: sys.argv[1:]).
 
-    Later sources override earlier ones. Without `files`, or where `cls.READS_FILES` is False, there is no --config of
-    flags and no --print_config. Words that belong to no flag are added to `words`; without it they are problems. Fields
+    Later sources override earlier ones. Where `cls.READS_FILES` is False, there is no --config of flags and no
+    --print_config. Words that belong to no flag are added to `words`; without it they are problems. Fields
     are str, int, float, bool, an Enum (given by member name), `| None` of these, or a dataclass: a group, titled in
     --help by the first line of its docstring.
     Raises SystemExit: 0 after --help and --print_config, 2 after printing all problems on stderr, including a UserError
     from `__post_init__`. Raises TypeError if `cls` itself is wrong (a flag defined twice, say).
     """
-    files = files and _reads_files(cls)
+    files = _reads_files(cls)
     flags, problems = _all_flags(cls, files), []
     given = _given(flags, sys.argv[1:] if argv is None else argv, problems, words)
     if given.get("help"):
