@@ -63,9 +63,9 @@ def main() -> None:
 
 
 def commands() -> list[str]:
-    """README's first block of tested commands, one a stage, and quickstart's."""
+    """README's numbered commands, one a stage, and quickstart's."""
     text = (ROOT / "README.md").read_text()
-    block = re.search(r"<!-- tested.*?```bash\n(.*?)```", text, re.DOTALL)[1].replace("\\\n", " ")
+    block = re.search(r"```bash\n(# 1\. .*?)```", text, re.DOTALL)[1].replace("\\\n", " ")
     return [line for line in block.splitlines() if line.startswith("python ")] + [QUICKSTART]
 
 
