@@ -34,9 +34,11 @@ def main() -> None:
     parser.add("--before", None, "an earlier commit", required=True)
     parser.add("--rounds", 1, "runs of each side, in turn")
     parser.add("--busy", "yes", "also beside one process per core", choices=("yes", "no"))
+    parser.add("--only", "", "commands whose title begins with one of these, with commas between (default: all)")
     parser.add("--limit", 900.0, "seconds after which a command is given up")
     args = parser.parse_args()
     print(machine(), flush=True)
+    chosen = [c for c in commands() if title(c).startswith(tuple(args.only.split(",")))]
     loads, lines = (0, os.cpu_count()) if args.busy == "yes" else (0,), []
     seconds: dict[tuple[str, str, int], list[float]] = {}
     for load in loads:
@@ -45,17 +47,17 @@ def main() -> None:
                 sides = {
                     name: clone(Path(folder) / name, at) for name, at in (("before", args.before), ("ours", "HEAD"))
                 }
-                for command in commands():
+                for command in chosen:
                     for side, place in sides.items():
                         took = timed(command, place, args.limit)
                         seconds.setdefault((side, command, load), []).append(took)
                     both = ", ".join(f"{side} {seconds[side, command, load][-1]:.1f} s" for side in sides)
                     print(f"beside {load} processes, round {number + 1}: {title(command)}: {both}", flush=True)
-    for command in commands():
+    for command in chosen:
         for load in loads:
             name = f"{title(command).replace(' ', '_')}_beside_{load}"
             lines += ratio(name, seconds["before", command, load], seconds["ours", command, load])
-    for command in commands() if len(loads) > 1 else ():
+    for command in chosen if len(loads) > 1 else ():
         for side in ("before", "ours"):
             quiet, slow = (statistics.median(seconds[side, command, load]) for load in loads)
             print(f"{title(command)}, {side}: {quiet:.1f} s quiet, {slow:.1f} s busy, {slow / quiet:.2f} times as long")
