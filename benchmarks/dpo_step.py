@@ -66,7 +66,7 @@ class Ours:
         with tempfile.TemporaryDirectory() as run_folder:
             start = time.perf_counter()
             weights = Replicas(accelerator, self.model, LR, self.flags.weight_decay, self.flags.optim)
-            tokens = common_budget(accelerator, weights, self.flags.max_tokens_per_batch)
+            tokens = common_budget(accelerator, weights, self.flags.max_tokens_per_batch, self.flags.moment_bytes)
             save = lambda step: ended.append(time.perf_counter())  # noqa: E731
             train(accelerator, weights, self.stage, self.examples, self.flags, 0, tokens, Path(run_folder), save)
         return ended[0] - start

@@ -98,6 +98,7 @@ def test_words_that_cannot_be(small_blocks):
         layer.bias[impossible] = float("-inf")
     found, wanted = (way(layer, PreTrainedConfig(), hidden, target) for way in (token_log_probs, plain))
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-6)
+    assert token_log_probs(layer, PreTrainedConfig(), hidden, torch.zeros_like(target)).isneginf().all()
     pairs = zip(gradients(found, weight, layer, hidden), gradients(wanted, weight, layer, hidden), strict=True)
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -49,6 +49,18 @@ def test_gaps_are_no_work_for_onednn():
     assert not products._dense(rows[:, 2:5]) and not products._dense(rows[:, 2:5].t())
 
 
+@pytest.mark.parametrize("shape", [(0, 16), (3, 16), (2, 5, 16), (32, 16), (16,)])
+def test_layers_of_any_number_of_rows(onednn, shape):
+    """Where oneDNN would compile a product for a size that does not recur, the layer is PyTorch's own."""
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(16, 24, bias=False), torch.randn(shape)
+    wanted = layer(x)
+    products.install(layer)
+    found = layer(x)
+    assert type(layer) is products.Linear and found.shape == wanted.shape
+    close(found, wanted)
+
+
 def small_model():
     torch.manual_seed(0)
     sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24}

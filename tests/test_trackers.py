@@ -79,7 +79,7 @@ def fake_wandb(looped):
 def test_a_tracker_that_does_not_start_ends_a_run_before_it_trains(looped, fake_wandb, flags, why):
     run = f"outputs/{why[:2]}"
     done = looped.run(f"train.py {ON} {flags} --limit_size 8 --output_dir {run} --report_to wandb", code=2)
-    assert f"error: --report_to wandb: it did not start: {why}" in done.err and "nothing was trained" in done.err
+    assert f"error: --report_to wandb: it did not start: {why}" in done.err and "nothing more was trained" in done.err
     assert "Traceback" not in done.err and not [*(looped.folder / run).glob("checkpoint-*")]
 
 

@@ -64,13 +64,12 @@ def memory_of_training(
     return weights * (held + states)
 
 
-def check_memory(need: float, free: float, what: str) -> None:
-    """Raises UserError if less than `need` bytes are free on a device."""
+def check_memory(need: float, free: float, what: str, advice: str) -> None:
+    """Raises UserError if less than `need` bytes are free on a device; `advice`: flags that would help."""
     if free < need:
         raise UserError(
             f"out of memory for {what}: {_size(free)} are free on the device, it takes at least {_size(need)}; another "
-            "program may use some; else --bf16 yes, --optim adamw_bf16, --lora yes, more devices (--deepspeed, "
-            "--tensor_parallel_size)"
+            f"program may use some; else {advice}"
         )
 
 

@@ -101,8 +101,8 @@ class VllmEngine:
 
 def _token_chooser() -> type:
     """A logits processor that chooses the tokens in vLLM's place, after temperature and min-p: all others get -inf. On
-    a CPU vLLM itself sorts the vocabulary's indices for each token, and computes noise for every word. To be told its
-    `sampling` before each step of an engine in this process."""
+    a CPU vLLM itself sorts the vocabulary's indices for each token, and its draw takes longer the more words are left.
+    To be told its `sampling` before each step of an engine in this process."""
     import torch
     from vllm.v1.sample.logits_processor import LogitsProcessor
     from vllm.v1.sample.logits_processor.builtin import process_dict_updates

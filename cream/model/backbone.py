@@ -35,7 +35,7 @@ class Backbone(torch.nn.Module):
         super().__init__()
         self.model = model
         self.share = self.in_place = False
-        self.compiled = self.device.type == "cpu" and products.install(getattr(self.plain, "base_model", self.plain))
+        self.rounds_rows = self.device.type == "cpu" and products.install(getattr(self.plain, "base_model", self.plain))
         if not hasattr(next(model.parameters()), "ds_id"):
             self.choose_layout(share)
 
@@ -104,7 +104,7 @@ class Backbone(torch.nn.Module):
             return batches.pad(groups, places=places)
         first = next(self.model.parameters())
         dtype = product_dtype(first.dtype, first.device.type)
-        return trees.pack(groups, trees.multiple_of(first.device.type, dtype, self.compiled), places)
+        return trees.pack(groups, trees.multiple_of(first.device.type, dtype, self.rounds_rows), places)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The body's last hidden states at the batch's places, (K, D)."""

@@ -114,8 +114,8 @@ def numel(parameter: torch.nn.Parameter) -> int:
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 4096) -> float:
     """Measured floating-point operations a second of a square matrix product: the denominator of an MFU.
 
-    Of the largest one up to `size` that takes about a second at most: some CPUs have no bfloat16 worth the name. A GPU
-    reaches its rate with larger ones.
+    Of the largest one up to `size` that takes about a second at most: some CPUs have no bfloat16 worth the name. On a
+    GPU, which reaches its rate with large ones only, `size` is 8192 at least.
     """
     size = max(size, 8192) if device.type == "cuda" else size
     width = min(size, 256)

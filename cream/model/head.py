@@ -12,14 +12,12 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cream.model.precision import product_dtype
-from cream.model.products import add_product, cast, compiled, product
+from cream.model.products import MULTIPLE, add_product, cast, compiled, product
 
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 27}  # logits made at a time: on a CPU what its cache holds
 LEAST_WORDS = 512  # of a block, whatever the tokens: with fewer the matrix products are slow
 KEEP = {"cpu": 1 << 25, "cuda": 1 << 29}  # logits that may wait for the backward pass; more of them are recomputed
-# Tokens are rounded up to it where oneDNN does the products, so that sizes recur: it keeps some MB for each new one.
-MULTIPLE = 32
-LEAST_SHARE = -60.0  # log of a block's share in the softmax below which it is not told from this one
+LEAST_SHARE = -60.0  # log of a block's share in the softmax; smaller ones are raised to it
 ROWS = 512  # tokens at a time through a head that is called as a module
 
 
@@ -106,6 +104,8 @@ class HeadLogProb(torch.autograd.Function):
             else:
                 own = _norm(logits.float())
             norm = torch.logaddexp(norm, own)
+        if bias is not None and cap is None:
+            at_target = at_target.masked_fill(bias[target].isneginf(), float("-inf"))
         ctx.save_for_backward(hidden, weight, bias, target, norm, at_target)
         return at_target - norm
 
@@ -173,8 +173,10 @@ def _blocks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
 
 
 def _part(words: slice, dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None):
-    """Of the weight and the bias. Of a weight that is not much beside the logits all is cast at once, and kept."""
-    part = cast(weight, dtype)[words] if weight.numel() <= KEEP[weight.device.type] else weight[words].to(dtype)
+    """Of the weight and the bias. A weight whose casts are kept is cast as a whole, unless it is much larger than the
+    logits."""
+    whole = getattr(weight, "cast", None) is not None and weight.numel() <= KEEP[weight.device.type]
+    part = cast(weight, dtype)[words] if whole else weight[words].to(dtype)
     return part, None if bias is None else bias[words].to(dtype)
 
 

@@ -19,6 +19,7 @@ from cream.model.reward_head import describe_head, head_name
 log = logging.getLogger("cream")
 TRUST = "here: --trust_remote_code yes, if you trust where it comes from"
 LAYER = re.compile(r"\b(?:layers|h|blocks)\.\d+\.")  # in a weight's name
+MORE = "--bf16 yes, or more devices with --tensor_parallel_size"  # where the weights do not fit in memory
 FIRST = 4  # layers that a tensor-parallel plan is tried on
 
 
@@ -133,7 +134,7 @@ def load(
     check_weights(folder, POLICY if new_head else kind)
     if not first and device.type != "meta":
         need = parameter_count(folder) * dtype.itemsize / tp_size
-        preflight.check_memory(need, free_memory(device), f"the weights of {folder}")
+        preflight.check_memory(need, free_memory(device), f"the weights of {folder}", MORE)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=remote_code())
         for name in [name for name in config.to_dict() if name.endswith(("dropout", "_pdrop"))]:

@@ -10,6 +10,8 @@ import torch
 
 from cream.model.precision import product_dtype
 
+# Rows are rounded up to it where oneDNN does the products, so that sizes recur: it keeps some MB for each new one.
+MULTIPLE = 32
 LEAST = 256  # width of a weight; narrower ones take no time, and their products' rounding stays PyTorch's own
 
 
@@ -63,9 +65,9 @@ def keep_casts(model: torch.nn.Module) -> None:
 
 
 def forget_casts(model: torch.nn.Module) -> None:
-    """Of weights that have changed."""
+    """Of the weights that are trained; those of others have not changed."""
     for parameter in model.parameters():
-        if known := getattr(parameter, "cast", None):
+        if parameter.requires_grad and (known := getattr(parameter, "cast", None)):
             known.clear()
 
 
@@ -77,10 +79,12 @@ class Linear(torch.nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., K) -> (..., N)"""
-        if torch.compiler.is_compiling():
+        dtype, rows = product_dtype(x.dtype, "cpu"), x.shape[:-1].numel()
+        odd = dtype == torch.float32 and rows % MULTIPLE and compiled(self.weight)  # of padded rows, while sampling
+        if torch.compiler.is_compiling() or x.ndim < 2 or not rows or odd:
             return super().forward(x)
-        rows = x.flatten(0, -2).to(product_dtype(x.dtype, "cpu"))
-        return LinearProduct.apply(rows, self.weight, self.in_place).view(*x.shape[:-1], -1)
+        found = LinearProduct.apply(x.flatten(0, -2).to(dtype), self.weight, self.in_place)
+        return found.view(*x.shape[:-1], len(self.weight))
 
 
 class LinearProduct(torch.autograd.Function):
@@ -111,7 +115,8 @@ class LinearProduct(torch.autograd.Function):
 
 
 def install(model: torch.nn.Module) -> bool:
-    """Make the wide linear layers of a model on a CPU Linear ones. Returns whether float32 products are compiled."""
+    """Make the wide linear layers without bias of a model on a CPU Linear ones. Returns whether their float32 products
+    are compiled."""
     found = [layer for layer in model.modules() if type(layer) is torch.nn.Linear and layer.bias is None]
     found = [layer for layer in found if layer.weight.ndim == 2 and min(layer.weight.shape) >= LEAST]
     for layer in found:

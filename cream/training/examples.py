@@ -96,7 +96,7 @@ def fill_references(
     job: Job, accelerator, model, rows: list, held_out: HeldOut | None, precision: Precision, tokens: Budget
 ) -> dict[str, dict[str, int]]:
     """The log-probabilities that the stage's examples are to hold, under the starting policy and under others; returns
-    of each model how many examples have theirs from where."""
+    by model and source how many examples got theirs from it."""
     reuse: dict[str, dict[str, int]] = {}
     stage, examples, inputs = job.stage, [example for _, example in rows], job.header["inputs"]
     single = job.config.optimisation.epoch == 1 and len(rows) <= job.config.optimisation.global_batch(

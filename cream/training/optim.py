@@ -47,11 +47,15 @@ class AdamWBF16(torch.optim.Optimizer):
                 _update(p, state, group, noise[drawn])
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As saved: PyTorch takes moments to the dtype of their weights, from which bfloat16 comes back as it was."""
-        super().load_state_dict(state_dict)
-        for state in self.state.values():
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = state[name].bfloat16()
+        """As saved. PyTorch would take the moments to the dtype of their weights, and so hold them twice."""
+        saved = state_dict["state"]
+        steps = {key: {"step": state["step"]} for key, state in saved.items()}
+        super().load_state_dict(state_dict | {"state": steps})
+        keys = (key for group in state_dict["param_groups"] for key in group["params"])
+        trained = (p for group in self.param_groups for p in group["params"])
+        for key, p in zip(keys, trained, strict=True):
+            if key in saved:
+                self.state[p] |= {name: saved[key][name].to(p.device) for name in ("exp_avg", "exp_avg_sq")}
 
 
 def _update(p: torch.Tensor, state: dict, group: dict, noise: torch.Tensor) -> None:

@@ -198,7 +198,9 @@ class TrainOutput:
         try:
             yield
         except Exception as error:  # of any kind: not logged in, no network, a version that its caller does not know
-            raise UserError(f"--report_to {self.report_to}: it did not start: {error}; nothing was trained") from None
+            raise UserError(
+                f"--report_to {self.report_to}: it did not start: {error}; nothing more was trained"
+            ) from None
 
 
 def choose_stage(train_stage: str | None, flags, data: Path, skip: bool) -> tuple[str, object]:

@@ -57,8 +57,8 @@ class Replicas:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+        forget_casts(self.model)  # before the step, which needs memory of its own; nothing is cast until it has ended
         self.optimizer.step()
-        forget_casts(self.model)
         self.zero_grad()
         return norm
 

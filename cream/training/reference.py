@@ -75,7 +75,7 @@ def fill(
 ) -> dict[str, int]:
     """Set the references of the (uuid, example) rows that have none yet: the attribute `name` of each example, by
     default `stage.reference`, log-probabilities in nats for every response of its group, under `model`, which `source`
-    describes. `data` is the file that the rows come from. Returns how many examples have theirs from where.
+    describes. `data` is the file that the rows come from. Returns by source how many examples got theirs from it.
 
     What is computed is cached beside it chunk by chunk, in batches that depend on the rows alone; a signal to any
     process ends all by Interrupted after the chunk in hand. Raises UserError where a value is not a finite number.

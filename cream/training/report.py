@@ -47,7 +47,8 @@ class Report:
 
 def line(metrics: dict[str, float]) -> str:
     """The main metrics of a logged step, and its rate in the stage's own unit, in a line."""
-    names = [n for n in metrics if n in SHOWN and (n, "margin" in metrics) != ("kl_per_token", True)]
+    hidden = ("kl_per_token",) if "margin" in metrics else ()  # of DPO the margin says it
+    names = [n for n in metrics if n in SHOWN and n not in hidden]
     values = [f"{n} {metrics[n]:.{4 if n.endswith('loss') else 3}g}" for n in names]
     rates = [f"{metrics[n]:.3g} {n.removesuffix(RATE).replace('_', ' ')}/s" for n in metrics if n.endswith(RATE)]
     return "  ".join([*values, *rates[:1]])

@@ -45,7 +45,15 @@ def check_memory(job: Job, dtype: torch.dtype, device: torch.device) -> None:
     shards, moments = (given_world() or 1, zero.get("stage", 0)), job.config.optimisation.moment_bytes
     need = preflight.memory_of_training(job.start, not lora.lora, *shards, dtype.itemsize, offload, moments)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device.type == "cpu" else 1
-    preflight.check_memory(need * here, free_memory(device), f"training {job.start}")
+    preflight.check_memory(need * here, free_memory(device), f"training {job.start}", _advice(job))
+
+
+def _advice(job: Job) -> str:
+    """Flags that are not given and take less memory."""
+    less = {"--bf16 yes": job.config.device.bf16 is not True, "--lora yes": not job.config.lora.lora}
+    if job.deepspeed is None:
+        less |= {"--optim adamw_bf16": job.config.optimisation.optim == "adamw", "--deepspeed on more devices": True}
+    return ", ".join(flag for flag, helps in less.items() if helps) or "more devices"
 
 
 def load_start(job: Job, chat, dtype: torch.dtype, device: torch.device):
