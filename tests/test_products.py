@@ -148,10 +148,10 @@ def test_a_frozen_weight_has_no_gradient(onednn):
 
 def test_rows_are_rounded_up_where_products_are_compiled(onednn):
     model = LogProbs(small_model())
-    assert isinstance(model, Backbone) and model.compiled == onednn
+    assert isinstance(model, Backbone) and model.rounds_rows == onednn
     assert model.pack(GROUPS).input_ids.shape[1] == (32 if onednn else 8)
 
 
 def test_the_narrow_layers_of_tiny_models_stay_as_they_are():
     model = LogProbs(small_model())
-    assert not model.compiled and not any(isinstance(layer, products.Linear) for layer in model.modules())
+    assert not model.rounds_rows and not any(isinstance(layer, products.Linear) for layer in model.modules())
