@@ -106,12 +106,11 @@ def sample(config: InferConfig) -> None:
         sampling.sample(output, loaded, prompts, sysprompt, plan, **how)
     if not run.dry_run:
         console.say_result("samples: %s", output.path)
-    if not run.dry_run and advice.is_wanted():
-        log.info(sampling.next_step(output.path, folder, model.checkpoint, for_next_stage(config)))
+        advice.say(sampling.next_step(output.path, folder, model.checkpoint, for_next_stage(config)))
         if prompts.kind is Conversation:
-            log.info("or, for SPIN:\n  %s", sampling.spin(output.path, path))
+            advice.say("or, for SPIN:\n  %s", sampling.spin(output.path, path))
         if not texts.is_named(flags.sysprompt):
-            log.info("or, for RLCD, with samples to the contrary --sysprompt:\n  %s", sampling.contrast(output.path))
+            advice.say("or, for RLCD, with samples to the contrary --sysprompt:\n  %s", sampling.contrast(output.path))
 
 
 def evaluate(config: InferConfig) -> None:
@@ -164,7 +163,7 @@ def write_prompts(config: InferConfig) -> None:
     if not run.dry_run:
         next_ = console.command("infer.py", **for_next_stage(config) | {"checkpoint": model.checkpoint, "name": target})
         console.say_result("prompts: %s", target)
-        log.info("next, respond to them:\n  %s", next_)
+        advice.say("next, respond to them:\n  %s", next_)
 
 
 def _test_set(name: str) -> Path:

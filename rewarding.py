@@ -15,7 +15,7 @@ from pathlib import Path
 
 from config import CHECKPOINTS, Cluster, Device, Model, TrialRun, for_next_stage, group
 from cream.alarms import AlarmFlags
-from cream.cli import advice, console, preflight
+from cream.cli import console, preflight
 from cream.cli.console import log
 from cream.cli.flags import flag, one_of, parse
 from cream.errors import UserError
@@ -84,7 +84,7 @@ class RewardConfig:
 def main(argv=None):
     config = parse(RewardConfig, argv, description=__doc__, example=EXAMPLE)
     run, target, reward, folders, ranks = make_rewards(config)
-    if ranks and not config.run.dry_run and advice.is_wanted():
+    if ranks and not config.run.dry_run:
         stage.next_commands(run, target, reward, config.model, folders, CHECKPOINTS, partial(for_next_stage, config))
 
 

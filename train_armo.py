@@ -12,7 +12,7 @@ from pathlib import Path
 
 from config import CHECKPOINTS, Device, RandomRun, group, settings
 from config import Model as ModelFlags
-from cream.cli import console, names
+from cream.cli import advice, console, names
 from cream.cli.console import log
 from cream.cli.flags import flag, parse
 from cream.errors import UserError
@@ -116,8 +116,8 @@ def main(argv=None):
     if a.register and not run.dry_run:
         names.register(CHECKPOINTS, a.register, output, overwrite=run.overwrite)
     console.say_result("ArmoRM: %s", output)
-    log.info("next:\n  %s", console.command("rewarding.py", reward="armo", reward_model=a.register or output,
-                                           input_file="SAMPLES"))  # fmt: skip
+    advice.say("next:\n  %s", console.command("rewarding.py", reward="armo", reward_model=a.register or output,
+                                             input_file="SAMPLES"))  # fmt: skip
 
 
 def _train(config: ArmoConfig, backbone, files, output, header, provenance, devices) -> None:

@@ -7,17 +7,20 @@ a stage has follows from the names of its facts, so that a new metric of a known
 
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple
 
 from cream.cli.flags import flag
 from cream.errors import UserError, nearest
+from cream.files.provenance import Fired
 
 log = logging.getLogger("cream")
 PAGE = "docs/troubleshooting.md"
 WINDOW = 5  # logged lines over which a noisy metric is averaged
+MOST = sys.float_info.max  # stands for infinity, which JSON does not have
 
 
 class Alarm(NamedTuple):
@@ -28,15 +31,6 @@ class Alarm(NamedTuple):
     limit: float
     text: str
     anchor: str
-
-
-class Fired(TypedDict):
-    """An alarm that sounded, as sidecars have it; `step`: after which step of a training."""
-
-    alarm: str
-    value: float
-    threshold: float
-    step: NotRequired[int]
 
 
 UP, DOWN = True, False
@@ -69,7 +63,7 @@ ALARMS = {
     "over_optimised": Alarm(UP, 0.05, "gold accuracy fell by {value:.3f} while the reward rose (threshold {limit:g}): the policy exploits the reward", "reward-up-gold-accuracy-down"),
     # evaluation
     "unanswered": Alarm(UP, 0.1, "no answer was found in {percent:.0f} % of responses (threshold {limit_percent:g} %); they count as wrong", "answers-not-found"),
-    "over_optimised_round": Alarm(UP, 0.0, "accuracy is {percent:.1f} points below the 95 % interval of the model before (threshold {limit_percent:g}) while the mean reward of its responses rose: training exploits the reward", "reward-up-gold-accuracy-down"),
+    "over_optimised_round": Alarm(UP, 0.0, "accuracy is {percent:.1f} points below the 95 % interval of the model before (threshold {limit_percent:g}) while the mean reward of its responses, by the same model, rose: training probably exploits that reward", "reward-up-gold-accuracy-down"),
     "accuracy_drop": Alarm(UP, 0.0, "accuracy is {percent:.1f} points below the 95 % interval of the model before (threshold {limit_percent:g})", "worse-than-the-model-before"),
 }  # fmt: skip
 
@@ -107,7 +101,7 @@ class AlarmFlags:
 def check(facts: Mapping[str, float | None], limits: Limits = LIMITS) -> list[Fired]:
     """The alarms that these facts set off; facts without an alarm, and unknown values (None, NaN), set off none."""
     return [
-        Fired(alarm=name, value=value, threshold=limits[name])
+        Fired(alarm=name, value=max(-MOST, min(value, MOST)), threshold=limits[name])
         for name, value in facts.items()
         if name in limits and value is not None
         if (value > limits[name] if ALARMS[name].above else value < limits[name])

@@ -1,6 +1,7 @@
 """The commands that stages print as next: followed to the letter, they are the method."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -141,7 +142,15 @@ def test_a_registered_folder_is_called_by_its_name(tmp_path, monkeypatch):
         assert names.registered(other, registry) == other
 
 
-def test_a_script_that_runs_the_next_stages_wants_no_advice(monkeypatch):
-    assert advice.is_wanted()
+def test_a_script_that_runs_the_next_stages_wants_no_advice(monkeypatch, caplog):
+    caplog.set_level("INFO", "cream")
+    advice.say("next: %s", "x")
     monkeypatch.setenv("CREAM_ADVICE", "no")
-    assert not advice.is_wanted()
+    advice.say("next: %s", "y")
+    assert caplog.messages == ["next: x"]
+
+
+def test_only_advice_says_what_is_next():
+    files = [*names.ROOT.glob("*.py"), *names.ROOT.glob("cream/**/*.py")]
+    pattern = re.compile(r"log\.info\(\s*f?\"(next|or|then)\\b")
+    assert [path.name for path in files if pattern.search(path.read_text())] == []

@@ -196,29 +196,34 @@ def test_a_loop_gathers_the_alarms_of_its_stages(tmp_path):
     half = 1.959964 * math.sqrt(2 * 0.75 * 0.25 / 100) / 2
     assert drop["value"] == pytest.approx(0.75 - half - 0.6)
     assert alarms(commands, {}).models == {"M1"}
+    within = [each["value"] for _, each in alarms(commands, {"accuracy_drop": -0.05}).fired[1:]]
+    assert within == pytest.approx([0.8 - 1.959964 * math.sqrt(2 * 0.8 * 0.2 / 100) / 2 - 0.75, drop["value"]])
     (tmp_path / "s1.json.meta.json").write_text('{"alarms": [{"alarm": 7}]}')
-    with pytest.raises(UserError, match="s1.json.meta.json: damaged"):
+    with pytest.raises(UserError, match="s1.json.meta.json: is damaged"):
         alarms(commands)
 
 
 @pytest.mark.parametrize(
-    ("means", "kinds", "alarm"),
+    ("means", "kinds", "models", "alarm"),
     [
-        ([1.0, 2.0], ["dpo", "dpo"], "over_optimised_round"),
-        ([2.0, 1.0], ["dpo", "dpo"], "accuracy_drop"),  # the reward fell, too
-        ([1.0, 2.0], ["judge", "dpo"], "accuracy_drop"),  # other units
-        ([1.0, None], ["dpo", "dpo"], "accuracy_drop"),  # of an earlier version
+        ([1.0, 2.0], ["orm", "orm"], ["rm", "rm"], "over_optimised_round"),
+        ([2.0, 1.0], ["orm", "orm"], ["rm", "rm"], "accuracy_drop"),  # the reward fell, too
+        ([1.0, 2.0], ["judge", "orm"], ["rm", "rm"], "accuracy_drop"),  # other units
+        ([1.0, 2.0], ["dpo", "dpo"], ["m0", "m1"], "accuracy_drop"),  # by the policy itself
+        ([1.0, None], ["orm", "orm"], ["rm", "rm"], "accuracy_drop"),  # of an earlier version
+        ([1.0, 2.0], ["orm", "orm"], [None, None], "accuracy_drop"),  # nothing says what scored
     ],
 )
-def test_accuracy_falls_while_the_reward_of_the_training_rises(tmp_path, means, kinds, alarm):
+def test_accuracy_falls_while_the_reward_of_the_training_rises(tmp_path, means, kinds, models, alarm):
     """M0 and M1 are sampled and rewarded in rounds 1 and 2; those of the previous model, which rise, train nothing."""
     commands = loop(tmp_path, [0.8, 0.5, 0.5])
     (tmp_path / "s1.json.meta.json").unlink()
-    for t, (mean, kind) in enumerate(zip(means, kinds, strict=True), 1):
+    for t, (mean, kind, model) in enumerate(zip(means, kinds, models, strict=True), 1):
         for name, value in (("current", mean), ("previous", t)):
             output = tmp_path / f"{name}{t}.json"
             commands.append(Command(name, "rewarding.py", {"input_file": str(tmp_path / f"s{t}.json")}, output))
-            about = {"reward": kind} | ({"rewarded": {"mean": value}} if value is not None else {})
+            about = {"reward": kind, "inputs": {"input_file": f"s{t}"} | ({"policy": model} if model else {})}
+            about |= {"rewarded": {"responses": 2, "rewarded": 2, "mean": value, "tied": 0.0}} if value else {}
             (tmp_path / f"{name}{t}.json.meta.json").write_text(json.dumps(about))
         flags = {"file1": str(tmp_path / f"current{t}.json"), "file2": str(tmp_path / f"previous{t}.json")}
         commands.append(Command("pairs", "cal_consistency.py", flags, tmp_path / f"own{t}.json"))

@@ -1,5 +1,6 @@
 """Every command of the documentation runs on the tiny model: the README's in sequence, then each page's after those of
-the pages that it needs. A command that cannot run here is listed, with the reason and what tests it instead."""
+the pages that it needs; those of iterate.py with --dry_run only. A command that cannot run here is listed, with the
+reason and what tests it instead."""
 
 import json
 import os

@@ -16,6 +16,7 @@ from cream.evaluation.statistics import (
     bootstrap_difference,
     format_percent,
     format_table,
+    interval_of_mean,
     mean_std,
     paired_difference,
     pass_at_k,
@@ -74,6 +75,13 @@ def test_intervals_are_of_95_percent_unless_told():
     assert paired_difference([1, 3, 4], [2, 2, 1]) == paired_difference([1, 3, 4], [2, 2, 1], 0.95)
     counts = [(5, 12, 61), (31, 19, 97), (7, 11, 53)]
     assert bootstrap_difference(counts) == bootstrap_difference(counts, 0.95, resamples=10_000, seed=0)
+
+
+def test_the_interval_of_a_mean_over_tasks_is_the_normal_one():
+    rows = [{"task": "a", "correct": 300, "n": 1000}, {"task": "b", "correct": 160, "n": 200}]
+    half = 1.96 * (0.3 * 0.7 / 1000 + 0.8 * 0.2 / 200) ** 0.5 / 2
+    assert interval_of_mean([*rows, {"task": "macro"}]) == pytest.approx((0.55 - half, 0.55 + half), abs=0.003)
+    assert interval_of_mean([]) == interval_of_mean([{"task": "a", "correct": 0, "n": 0}]) == (None, None)
 
 
 @pytest.mark.parametrize(("a", "b"), [([1.0], [2.0]), ([1.0, 2.0], [1.0]), ([], [])])

@@ -482,9 +482,10 @@ def test_a_fact_that_is_not_there_is_said_with_those_that_are(folder):
     Path("base/m1.accuracy.summary.json").write_text('{"tasks": [{"task": "x"}]}')
     with pytest.raises(UserError, match="summary.json: damaged"):
         play(right=[30, 40])
-    Path("out", NAME).write_text('{"deleted": 7}')
-    with pytest.raises(UserError, match="decisions.json: damaged"):
-        play(right=[30, 40])
+    for held in ({"deleted": 7}, {"loop": {"keep": {"patience": 1}}}, {"loop": {"stop_if": {"x": {"above": "1"}}}}):
+        store.write_json(Path("out", NAME), held)
+        with pytest.raises(UserError, match="decisions.json: damaged"):
+            play(right=[30, 40])
 
 
 # What stays on disk -------------------------------------------------------------------------------------------------

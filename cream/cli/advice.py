@@ -1,9 +1,10 @@
-"""The commands of next stages, which every stage prints at its end, unless the environment says CREAM_ADVICE=no.
+"""The commands of next stages, which stages print at their end by `say`, unless the environment says CREAM_ADVICE=no.
 
 A stage is run as in the round before, with this round's files: its command is in the sidecar of what it made. In the
 first round it is run as the recipe of this model says (configs/recipes/<model>_cream.yaml), if there is one.
 """
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from cream.cli.names import ROOT
 from cream.errors import UserError
 from cream.files.provenance import RUN, place_of, read_kind, read_meta, read_sidecar
 
+log = logging.getLogger("cream")
 OFF = "CREAM_ADVICE"  # no: whoever runs a stage runs the next ones, too
 # Flags that belong to one run: where its output goes, what it replaces, what it was told to accept.
 ONCE = {"output", "output_dir", "o", "register", "run_name", "overwrite", "force", "resume", "local_rank"}
@@ -23,9 +25,10 @@ PAIRS = {"cal_consistency.py": ("file1", "file2"), "make_pairs.py": ("rewards", 
 SCRIPTS = {"samples": ("infer.py",), "rewards": ("rewarding.py",), "pairs": (*PAIRS,), "train": ("train.py",)}
 
 
-def is_wanted() -> bool:
-    """Whether a stage prints the commands of the next ones."""
-    return os.environ.get(OFF) != "no"
+def say(text: str, *values: object) -> None:
+    """Log a line about what to run next, if it is wanted."""
+    if os.environ.get(OFF) != "no":
+        log.info(text, *values)
 
 
 def as_given(words: Sequence[str]) -> dict[str, str]:

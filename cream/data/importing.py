@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from cream.cli import advice
 from cream.cli.flags import flag
 from cream.cli.screen import say_result
 from cream.data.next_stages import next_stages
@@ -120,9 +121,9 @@ def import_table(word: str, flags: Table, choice: Preferences, seed: int, folder
             describe_dropped(dropped)
         elif output.up_to_date:
             deque(records, maxlen=0)  # an older version may have written rows that are refused now
-    log.info("next: python prepare_data.py validate %s", target)
+    advice.say("next: python prepare_data.py validate %s", target)
     for word, command in zip(("then", "or"), next_stages(type(first), target), strict=False):
-        log.info("%s: %s", word, command)
+        advice.say("%s: %s", word, command)
 
 
 def _how(flags: Table, choice: Preferences, seed: int, form: str | None):

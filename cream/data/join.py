@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cream.cli import advice
 from cream.cli.flags import flag
 from cream.cli.screen import say_result
 from cream.data.mix import WORDS
@@ -75,7 +76,7 @@ def make(paths: Sequence[Path], without: Path | None, target: Path | None, folde
         log.info("  %d of %s", count, path)
     for reason, count in output.dropped.items():
         log.info("  %d skipped: %s", count, reason)
-    log.info("next: %s", next_stages(kind, target)[-1])
+    advice.say("next: %s", next_stages(kind, target)[-1])
 
 
 def _some(records: Iterator[Record], paths: Sequence[Path]) -> Iterator[dict]:

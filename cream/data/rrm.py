@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
+from cream.cli import advice
 from cream.cli.flags import flag
 from cream.cli.screen import say_result
 from cream.data.mix import why_dropped
@@ -191,7 +192,7 @@ def make(path: Path, flags: RrmFlags, seed: int, output: Path | None, run) -> No
     for reason, number in each.dropped.items():
         log.info("  %d skipped: %s", number, reason)
     if flags.candidates:
-        log.info("next: python rewarding.py --input_file %s --reward …, then rrm with --rewards", target)
+        advice.say("next: python rewarding.py --input_file %s --reward …, then rrm with --rewards", target)
 
 
 def _six(pairs: Sequence[Pair], i: int, drawn: Sequence[tuple[int, int]]) -> list[Response]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import xxhash
 
+from cream.cli import advice
 from cream.cli.flags import flag
 from cream.cli.screen import say_result
 from cream.data.mix import why_dropped
@@ -102,7 +103,7 @@ def make(path: Path, flags: SplitFlags, out: float, seed: int, places: Mapping[s
     for reason, count in dropped.items():
         log.info("  %d skipped: %s", count, reason)
     if "seed" in places:
-        log.info("next: %s", next_stages(Pair, places["seed"], places.get("held_out"))[-1])
+        advice.say("next: %s", next_stages(Pair, places["seed"], places.get("held_out"))[-1])
 
 
 def _output(path: Path, part: str, place: Path, flags: SplitFlags, out: float, seed: int, run) -> journal.Output:

@@ -66,6 +66,13 @@ def bootstrap_difference(
     return float(low), float(high)
 
 
+def interval_of_mean(tasks: Sequence[Mapping], seed: int = 0) -> tuple[float, float] | tuple[None, None]:
+    """(low, high) of the mean over tasks, by the rows of `summarise`: a bootstrap in which items are drawn within their
+    task; (None, None) without a task, or with one that has no item."""
+    counts = [(0, row["correct"], row["n"]) for row in tasks if row["task"] != "macro"]
+    return bootstrap_difference(counts, seed=seed) if counts and all(n for *_, n in counts) else (None, None)
+
+
 def mean_std(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1 below the sum; nan for one value). Raises ValueError for none."""
     if not values:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import msgspec
 
@@ -70,6 +70,25 @@ class Compares(TypedDict):
     template: str
 
 
+class Fired(TypedDict):
+    """An alarm that sounded; `step`: after which step of a training."""
+
+    alarm: str
+    value: float
+    threshold: float
+    step: NotRequired[int]
+
+
+class Rewarded(TypedDict):
+    """Of rewards: numbers of responses and of those with a reward, the mean of these rewards, and the share of distinct
+    responses with the reward of another one."""
+
+    responses: int
+    rewarded: int
+    mean: float | None
+    tied: float | None
+
+
 class Sidecar(TypedDict, total=False):
     """The part of a sidecar that stages read; there may be more in it."""
 
@@ -94,6 +113,10 @@ class Sidecar(TypedDict, total=False):
     sampler: dict[str, float]  # of rewards: the flags that the responses were sampled with
     method: Literal[METHODS]
     reward: str
+    rewarded: Rewarded
+    alarms: list[Fired]
+    reuse: dict[str, dict[str, int]]  # role of a model -> where its scores are from -> how many
+    resumed: int  # records that an interrupted run had made
     stage: str
     started_from: str
     fingerprint: str

@@ -8,19 +8,15 @@ from typing import Annotated
 
 import msgspec
 
-from cream.alarms import LIMITS, Fired, Limits, check, line
+from cream.alarms import LIMITS, Limits, check, line
 from cream.evaluation.evaluate import summary_path
-from cream.files.provenance import meta_path
+from cream.files.provenance import Fired, read_meta
 from cream.loops.plan import INFER, TRAIN, Command
 from cream.loops.results import evaluations, model_name, read_output
 
 TRAINED_BY = ("file1", "rewards", "name")  # flags that name the rewards that pairs are made by, or training reads
 Task = msgspec.defstruct("Task", [("task", str), ("accuracy", float), ("n", int, 0)])
 Summary = msgspec.defstruct("Summary", [("tasks", Annotated[list[Task], msgspec.Meta(min_length=1)])])
-Rewarded = msgspec.defstruct("Rewarded", [("mean", float | None, None)])
-About = msgspec.defstruct(
-    "About", [("alarms", list[Fired], []), ("reward", str | None, None), ("rewarded", Rewarded | None, None)]
-)
 
 
 @dataclass
@@ -50,14 +46,15 @@ def alarms(commands: Sequence[Command], limits: Limits = LIMITS) -> Alarms:
     """All alarms of a loop. A model is concerned by those of its evaluation and of the stages that made it from the
     model before. Raises UserError where a summary or sidecar is damaged."""
     makers = {command.result: command for command in commands}
-    own = {command.result: _about(command).alarms for command in commands}
+    own = {command.result: [*_about(command).get("alarms", ())] for command in commands}
     before: dict[object, tuple[float, object]] = {}  # data -> lower bound of the accuracy, model
     for command in evaluations(commands):
         accuracy, low = _accuracy(read_output(summary_path(command.output), Summary).tasks)
         data = tuple(command.flags.get(name) for name in ("name", "gen_n", "scoring", "few_shot"))
         model = command.flags.get("checkpoint")
-        if data in before and (below := before[data][0] - accuracy) > 0:
-            own[command.result] += _drop(below, _rose(before[data][1], model, commands), limits)
+        if data in before:
+            exploited = _rose(before[data][1], model, commands)
+            own[command.result] += _drop(before[data][0] - accuracy, exploited, limits)
         before[data] = low, model
     fired = [(command.title, each) for command in commands for each in own[command.result]]
     concerned = (c for c in evaluations(commands) if any(own[each] for each in _made_from(c, makers)))
@@ -81,32 +78,34 @@ def _drop(below: float, exploited: bool, limits: Limits) -> list[Fired]:
 
 def _rose(before: object, now: object, commands: Sequence[Command]) -> bool:
     """Whether a model's own responses have a higher mean reward than those of the model before, by the same kind of
-    reward; False where one of them is not known."""
+    reward and the same models; False where one of them is not known. A policy that rewards itself is another model in
+    each round, whose rewards say nothing about those of the round before."""
     old, new = _rewards(before, commands), _rewards(now, commands)
-    return any(new[kind] > old[kind] for kind in old.keys() & new.keys())
+    return any(new[by] > old[by] for by in old.keys() & new.keys())
 
 
-def _rewards(model: object, commands: Sequence[Command]) -> dict[str, float]:
-    """Kind of reward -> the mean reward of a model's own responses, of the rewards that pairs are made by, or that
-    training reads."""
+def _rewards(model: object, commands: Sequence[Command]) -> dict[tuple, float]:
+    """Kind of reward and hashes of what scores -> the mean reward of a model's own responses, of the rewards that pairs
+    are made by, or that training reads."""
     sampled = {each.result for each in commands if _samples(each) and each.flags.get("checkpoint") == model}
     named = (str(each.flags.get(flag, "")) for each in commands for flag in TRAINED_BY)
     trained_by = {part for names in named for part in names.split(",")}
-    found: dict[str, list[float]] = {}
+    found: dict[tuple, list[float]] = {}
     for command in (each for each in commands if each.flags.get("input_file") in sampled):
         about = _about(command)
-        if command.result in trained_by and about.rewarded and about.rewarded.mean is not None:
-            found.setdefault(about.reward or "", []).append(about.rewarded.mean)
-    return {kind: fmean(means) for kind, means in found.items()}
+        scorers = {name: digest for name, digest in about.get("inputs", {}).items() if name != "input_file"}
+        mean = about.get("rewarded", {}).get("mean")
+        if command.result in trained_by and scorers and mean is not None:
+            found.setdefault((about.get("reward"), *sorted(scorers.items())), []).append(mean)
+    return {by: fmean(means) for by, means in found.items()}
 
 
 def _samples(command: Command) -> bool:
     return command.script == INFER and command.flags.get("mode", "sampling") == "sampling"
 
 
-def _about(command: Command) -> About:
-    path = meta_path(command.output)
-    return read_output(path, About) if path.exists() else About()
+def _about(command: Command) -> dict:
+    return read_meta(command.output) or {}
 
 
 def _made_from(evaluation: Command, makers: Mapping[str, Command]) -> set[str]:

@@ -16,7 +16,7 @@ from cream.files.fingerprints import fingerprint_file
 from cream.loops import facts
 from cream.loops.decisions import Best, DecisionFile, Decisions, Metric, Round, Said, Stopped, link
 from cream.loops.facts import Fact
-from cream.loops.loop import Loop
+from cream.loops.loop import Loop, Steering
 from cream.loops.plan import TRAIN, Command, Place
 from cream.loops.results import is_evaluation, results
 from cream.loops.trials import Stop, Trial, against, broken, called, find, model_of
@@ -262,5 +262,5 @@ class Course:
         said = [Said(t, text) for t, text in self.said]
         stopped = self.stop and Stopped(self.stop.round, self.stop.why)
         result = best and Best(best.round, place(best.model), keep and keep.register)
-        keys = {name: msgspec.to_builtins(getattr(self.loop, name)) for name in ("keep", "eval_every", "stop_if")}
+        keys = {name: getattr(self.loop, name) for name in Steering.__annotations__}
         self.file.write(Decisions(loop=keys, rounds=rounds, said=said, stopped=stopped, best=result), ended)

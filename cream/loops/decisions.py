@@ -15,6 +15,7 @@ from cream.errors import UserError
 from cream.files import store
 from cream.files.identity import list_differences
 from cream.files.provenance import meta_path, origin, read_meta
+from cream.loops.loop import Steering
 from cream.loops.plan import Command
 
 NAME = "decisions.json"
@@ -74,7 +75,7 @@ class Decisions(msgspec.Struct):
     `said`: what was decided and why, in words; `stopped`: why no further round ran; `best`: the best round so far;
     `deleted`: by a run's name."""
 
-    loop: dict = {}
+    loop: Steering = {}
     rounds: list[Round] = []
     said: list[Said] = []
     stopped: Stopped | None = None

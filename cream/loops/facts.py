@@ -19,7 +19,7 @@ from typing import NamedTuple
 from cream.errors import UserError, nearest
 from cream.evaluation.compare import compare, join
 from cream.evaluation.evaluate import summary_path
-from cream.evaluation.statistics import COUNTS, RATES, THOUGHTS, bootstrap_difference
+from cream.evaluation.statistics import COUNTS, RATES, THOUGHTS, interval_of_mean
 from cream.evaluation.tasks import TASKS, is_all_test, questions_in
 from cream.files import store
 from cream.files.provenance import meta_path
@@ -163,9 +163,8 @@ def _of_evaluation(summary: Mapping, path: str) -> Fact | None:
     if value is None:
         return None
     low, high = (row["low"], row["high"]) if field == "accuracy" else (None, None)
-    if field == "accuracy" and low is None:  # the mean over tasks, each an item drawn within its task
-        counts = [(0, each["correct"], each["n"]) for name, each in rows.items() if name != "macro"]
-        low, high = bootstrap_difference(counts)
+    if field == "accuracy" and low is None:  # the mean over tasks
+        low, high = interval_of_mean(summary["tasks"])
     return Fact(value, low, high, field.endswith(SHARES) and field not in COUNTS)
 
 

@@ -2,7 +2,7 @@
 
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 import msgspec
 
@@ -68,6 +68,14 @@ class Bound(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         given = [bound for bound in (self.below, self.above, self.drift) if bound is not None]
         if not given or not all(map(isfinite, given)):
             raise ValueError("expected `below`, `above` or `drift`, each with a number")
+
+
+class Steering(TypedDict, total=False):
+    """The keys of a loop by which it decides while it runs."""
+
+    keep: Keep | None
+    eval_every: int
+    stop_if: dict[str, Bound]
 
 
 class Loop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

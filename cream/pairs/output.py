@@ -91,15 +91,13 @@ def write(
         names.register(registry[0], flags.register, target, overwrite=run.overwrite)
         log.info("registered as %s in %s", flags.register, registry[0].name)
     console.say_result("pairs: %s", target)
-    if not advice.is_wanted():
-        return
     if inputs.of_pool:
-        log.info("next, join them with the labelled pairs:")
-        log.info("  python prepare_data.py join SEED.json %s --output TRAIN.json", shlex.quote(str(target)))
+        advice.say("next, join them with the labelled pairs:")
+        advice.say("  python prepare_data.py join SEED.json %s --output TRAIN.json", shlex.quote(str(target)))
         return
-    log.info("next, train the model that sampled on them:")
+    advice.say("next, train the model that sampled on them:")
     data = {"name": flags.register or target, "method": method}
-    log.info("  %s", console.command("train.py", **{**training, **data}))
+    advice.say("  %s", console.command("train.py", **{**training, **data}))
 
 
 def _rows(

@@ -192,8 +192,8 @@ def _figure(id, title, about, traces, x, y, numbers, layout: Mapping) -> Figure:
         "hovermode": "closest",
         "showlegend": len(traces) > 1,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "xaxis": {**axis, "title": {"text": x}, "fixedrange": True},
-        "yaxis": {**axis, "title": {"text": y}, "fixedrange": True},
+        "xaxis": {**axis, "title": {"text": label(x)}, "fixedrange": True},
+        "yaxis": {**axis, "title": {"text": label(y)}, "fixedrange": True},
     }
     for key, value in layout.items():
         base[key] = {**base[key], **value} if isinstance(value, Mapping) and key in base else value

@@ -108,7 +108,7 @@ def _metadata(model: Model, name: str, license: str | None, run: dict) -> str:
         for row in each["tasks"]
         if row["task"] != accuracy.MACRO
     ]
-    stage = model.own.settings.get("train_stage")
+    stage = model.own.stage
     return ModelCardData(
         base_model=model.base_id,
         datasets=list(model.datasets) or None,
@@ -146,7 +146,7 @@ def _rounds(model: Model) -> str:
 
 def _facts(model: Model) -> Iterator[tuple[str, object]]:
     own, counts = model.own, model.own.about.get("counts", {})
-    stage = own.settings.get("train_stage")
+    stage = own.stage
     about = STAGES[stage].__doc__.partition("\n\n")[0] if stage in STAGES else ""
     yield "stage", f"{stage}: {FILES.sub('', about)}"
     if (method := own.settings.get("method")) in METHODS:

@@ -74,10 +74,16 @@ class Output:
         return words[0] and Path(words[0]).name
 
     @property
+    def stage(self) -> str | None:
+        """Its stage of training; None of other outputs."""
+        stage = self.about.get("settings", {}).get("train_stage")
+        return stage if isinstance(stage, str) else None
+
+    @property
     def settings(self) -> dict:
         """The flags that decide it, without those that only other training stages take."""
         settings = self.about.get("settings", {})
-        if (stage := STAGES.get(settings.get("train_stage"))) is None:
+        if (stage := STAGES.get(self.stage)) is None:
             return settings
         foreign = EVERY_RUN.keys() - {each.name for each in fields(stage.Options)}
         return {name: value for name, value in settings.items() if name not in foreign}

@@ -69,11 +69,12 @@ def build(title: str, sections: Sequence[Section], *, runs: Sequence[str] = (), 
     links = "\n".join(f'<a href="#{escape(each.id)}">{escape(each.title)}</a>' for each in sections)
     parts = [
         f'<!doctype html>\n<html lang="en"{watched}>\n<head>\n<meta charset="utf-8">',
+        f'<meta name="generator" content="{GENERATOR}">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">',
-        f'<meta name="runs" content="{escape(json.dumps(runs))}">',
-        f'<meta name="generator" content="{GENERATOR}">\n<title>{escape(title)}</title>',
+        f'<meta name="runs" content="{escape(json.dumps(runs, ensure_ascii=False))}">',
+        f"<title>{escape(title)}</title>",
         *(f"<style>\n{style}\n</style>" for style in styles),
         f'</head>\n<body>\n<a class="skip" href="#main">Skip to the content</a>\n<header>\n<h1>{escape(title)}</h1>',
         f'<nav aria-label="Sections">\n{links}\n</nav>',
@@ -89,7 +90,7 @@ def build(title: str, sections: Sequence[Section], *, runs: Sequence[str] = (), 
 
 
 def runs_in(head: str) -> list[str]:
-    """The titles of the runs that a page shows, by its beginning; of an older page none are known."""
+    """The titles of the runs that a page shows, by its head; of an older page none are known."""
     found = re.search(r'<meta name="runs" content="([^"]*)">', head)
     return json.loads(unescape(found[1])) if found else []
 
@@ -129,7 +130,7 @@ def scrolling(html: str, label: str) -> str:
 
 def format_number(value: float | int) -> str:
     """Four significant digits; whole numbers, and all above 10 000, are exact to 1."""
-    whole = isinstance(value, int) or 10_000 <= abs(value) < 1e15
+    whole = isinstance(value, int) or 9_999.5 <= abs(value) < 1e15
     return f"{value:,.0f}".replace(",", "\u202f") if whole else f"{value:.4g}"
 
 

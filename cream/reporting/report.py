@@ -17,7 +17,7 @@ from cream.reporting.watch import Watched, serve
 
 log = logging.getLogger("cream")
 MARKS = {".html": page.GENERATOR, ".md": markdown.MARK, ".json": '"report"'}  # by which an earlier report is known
-HEAD = 4096  # bytes in which the mark is
+HEAD = 4096  # bytes that are read at once; the mark is in the first ones
 
 
 class Files(NamedTuple):
@@ -94,8 +94,12 @@ def _check_free(path: Path, suffix: str) -> None:
 
 
 def _head(path: Path) -> str:
+    """The beginning of a file; of a page its whole head, which names the runs that it shows."""
     with path.open("rb") as file:
-        return file.read(HEAD).decode(errors="replace")
+        head = file.read(HEAD)
+        while head.startswith(b"<!doctype html>") and b"</head>" not in head and (more := file.read(HEAD)):
+            head += more
+        return head.decode(errors="replace")
 
 
 def _write(path: Path, text: str) -> None:

@@ -198,22 +198,22 @@ def next_commands(
     about = read_meta(run.path) or {}
     sampler = about.get("inputs", {}).get("policy")
     if reward not in ("dpo", "likelihood"):  # gold labels, say: no model ranks
-        log.info("next, the pairs:\n  %s", console.command("cal_consistency.py", file1=target))
+        advice.say("next, the pairs:\n  %s", console.command("cal_consistency.py", file1=target))
         if reward == "judge":
-            log.info("or see how good the judge is:\n  %s", f"python report.py judge {shlex.quote(str(target))}")
+            advice.say("or see how good the judge is:\n  %s", f"python report.py judge {shlex.quote(str(target))}")
         return
     own = fingerprint_folder(folders["policy"])
     if sampler not in (None, own) or (sampler is None and (reward == "likelihood" or model.checkpoint is None)):
         policy = None if sampler is None else place_of(run.path.parent, about["sources"].get("policy", ""))
         current = _find_current(run.path, target, about.get("output"), sampler)
         if current is None:
-            log.info("next, compute the consistency (CURRENT stands for the current model's rewards):")
+            advice.say("next, compute the consistency (CURRENT stands for the current model's rewards):")
         else:
-            log.info("next, compute the consistency and make pairs:")
-        log.info("  %s", _pairs_command(policy, model.name(), current or "CURRENT", target))
+            advice.say("next, compute the consistency and make pairs:")
+        advice.say("  %s", _pairs_command(policy, model.name(), current or "CURRENT", target))
     elif model.checkpoint is None:
-        log.info("no model came before M0; next, make pairs by its own ranking:")
-        log.info("  %s", console.command("cal_consistency.py", file1=target, method="original"))
+        advice.say("no model came before M0; next, make pairs by its own ranking:")
+        advice.say("  %s", console.command("cal_consistency.py", file1=target, method="original"))
     else:
         previous = _previous(reward, folders, run.options)
         previous["checkpoint"] = names.registered(previous["checkpoint"], registry)
@@ -222,10 +222,10 @@ def next_commands(
         same = advice.as_given(RUNNING[-1][1:]) if RUNNING else {}
         other_reward = {} if previous["reward"] == reward else dict.fromkeys(("normalize", "score_from"))
         now = flags() | {"input_file": run.path} | previous | other_reward
-        log.info("next, rank by the previous model:")
-        log.info("  %s", advice.again({}, "rewards", "rewarding.py", same, **now))
-        log.info("then compute the consistency and make pairs:")
-        log.info("  %s", _pairs_command(folders["policy"], model.name(), target, other))
+        advice.say("next, rank by the previous model:")
+        advice.say("  %s", advice.again({}, "rewards", "rewarding.py", same, **now))
+        advice.say("then compute the consistency and make pairs:")
+        advice.say("  %s", _pairs_command(folders["policy"], model.name(), target, other))
 
 
 def _previous(reward: str, folders: dict[str, Path], options) -> dict[str, str | None]:

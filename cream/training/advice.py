@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from cream.cli.advice import again, recipe, round_before
-from cream.cli.console import command, log
+from cream.cli.advice import again, recipe, round_before, say
+from cream.cli.console import command
 from cream.files.provenance import POLICY, read_kind
 from cream.rewards import REWARDS
 
@@ -16,10 +16,10 @@ def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
     if reward := _reward_by(about):
         shared = {key: value for key, value in flags.items() if key != "checkpoint"}
         by = shared | reward | {"reward_model": flags["checkpoint"]}
-        log.info("next, reward sampled responses by it (SAMPLES stands for their file):")
-        log.info("  %s", command("rewarding.py", **by, input_file="SAMPLES"))
-        log.info("or measure it on responses of which some are known to be better (DATA stands for their file):")
-        log.info("  %s", command("evaluate_reward.py", **by, data="DATA"))
+        say("next, reward sampled responses by it (SAMPLES stands for their file):")
+        say("  %s", command("rewarding.py", **by, input_file="SAMPLES"))
+        say("or measure it on responses of which some are known to be better (DATA stands for their file):")
+        say("  %s", command("evaluate_reward.py", **by, data="DATA"))
     if reward or about["kind"] != POLICY:
         return
     before, shipped = round_before(last), recipe(str(flags["model"]))
@@ -28,17 +28,17 @@ def print_next(last: Path, name: str, flags: dict[str, object]) -> None:
     sampled = before["samples"][1].get("name") if before else None
     prompts = _fresh(shipped.get("prompts", []), sampled)
     note = " (PROMPTS stands for prompts that no round has used)" * (prompts == "PROMPTS")
-    log.info("next, sample its responses for the next round%s:", note)
+    say("next, sample its responses for the next round%s:", note)
     now = flags | {"mode": "sampling", "name": prompts}
-    log.info("  %s", again(before, "samples", "infer.py", shipped.get("sampling", {}), **now))
+    say("  %s", again(before, "samples", "infer.py", shipped.get("sampling", {}), **now))
     if form := about.get("judge"):
-        log.info("or judge responses as it was trained to (SAMPLES stands for sampled ones):")
+        say("or judge responses as it was trained to (SAMPLES stands for sampled ones):")
         asked = {"input_file": "SAMPLES", "reward": "judge", "judge_prompt": form["judge_prompt"]}
-        log.info("  %s", command("rewarding.py", **flags, **asked))
+        say("  %s", command("rewarding.py", **flags, **asked))
     questions = {"name": "QUESTIONS"} | shipped.get("evaluation", {})
     note = " (QUESTIONS stands for labelled ones)" * (questions["name"] == "QUESTIONS")
-    log.info("or measure its accuracy%s:", note)
-    log.info("  %s", command("infer.py", **flags, mode="evaluation", **questions))
+    say("or measure its accuracy%s:", note)
+    say("  %s", command("infer.py", **flags, mode="evaluation", **questions))
 
 
 def _reward_by(about: Mapping) -> dict[str, object]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from cream.errors import UserError
 from cream.evaluation.compare import compare, join
-from cream.evaluation.statistics import bootstrap_difference, table_rows
+from cream.evaluation.statistics import interval_of_mean, table_rows
 from cream.records import Answer
 from cream.reporting.figures import Series, label, lines, section
 from cream.reporting.outputs import Output, Run
@@ -15,9 +15,9 @@ MACRO = "macro"
 
 
 def collect(run: Run, seed: int = 0) -> dict:
-    """`evaluations`: name, file, model, data and its name, and the rows of the summary; `differences` between each
-    model and the next one, and between the first and the last, that were asked the same: as `report.py compare` has
-    them."""
+    """`evaluations`: name, file, model, data and its name, and the rows of the summary, of which the mean over tasks
+    has its interval; `differences` between each model and the next one, and between the first and the last, that were
+    asked the same: as `report.py compare` has them. `seed`: of the bootstrap intervals."""
     tested = run.of("evaluation")
     rows = [
         {
@@ -26,7 +26,7 @@ def collect(run: Run, seed: int = 0) -> dict:
             "model": run.models.get(output.input("policy")),
             "data": output.input("data"),
             "questions": (path := output.source("data")) and path.name.partition(".json")[0],
-            "tasks": _tasks(output),
+            "tasks": _tasks(output, seed),
         }
         for output in tested
     ]
@@ -90,17 +90,8 @@ def _in_order(names: Sequence[Sequence[str]]) -> list[str]:
 
 def _series(title: str, evaluations: Sequence[dict], task: str) -> Series:
     rows = [(each["name"], row) for each in evaluations for row in each["tasks"] if row["task"] == task]
-    own = [(row["low"], row["high"]) for _, row in rows]
-    if task == MACRO:
-        own = [_of_mean(each["tasks"]) for each in evaluations if _has([each], MACRO)]
-    bounds = ([_percent(value) for value in bound] for bound in zip(*own, strict=True))
-    return Series(title, [name for name, _ in rows], [_percent(row["accuracy"]) for _, row in rows], *bounds)
-
-
-def _of_mean(tasks: Sequence[dict]) -> tuple[float, float] | tuple[None, None]:
-    """The interval of the mean over tasks, as loops have it (cream/loops/facts.py)."""
-    counts = [(0, row["correct"], row["n"]) for row in tasks if row["task"] != MACRO]
-    return bootstrap_difference(counts) if counts and all(n for _, _, n in counts) else (None, None)
+    values = ([_percent(row[key]) for _, row in rows] for key in ("accuracy", "low", "high"))
+    return Series(title, [name for name, _ in rows], *values)
 
 
 def _has(evaluations: Sequence[dict], task: str) -> bool:
@@ -133,8 +124,7 @@ def _accuracies(runs: Sequence[dict]) -> Iterator[str]:
         for each in run["accuracy"]["evaluations"]:
             name, tasks = "! " * (each["name"] in marked) + each["name"], each["tasks"]
             for row in tasks:
-                bounds = _of_mean(tasks) if row["task"] == MACRO else (row["low"], row["high"])
-                shares = map(_percent, (row["accuracy"], *bounds))
+                shares = _percents(row, ("accuracy", "low", "high"))
                 others = _percents(row, ("unanswered_rate", "truncated_rate"))
                 every.append((run["title"], name, *shares, row["task"], row["n"], row["correct"], *others,
                               row["mean_tokens"]))  # fmt: skip
@@ -194,10 +184,11 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else round(100 * share, 2)
 
 
-def _tasks(output: Output) -> list[dict]:
-    """The rows of its summary, or without one those of its records."""
-    summary = output.summary() or {}
-    return summary.get("tasks") or table_rows(output.read(Answer))
+def _tasks(output: Output, seed: int) -> list[dict]:
+    """The rows of its summary, or without one those of its records; the mean over tasks with its interval."""
+    rows = (output.summary() or {}).get("tasks") or table_rows(output.read(Answer))
+    bounds = dict(zip(("low", "high"), interval_of_mean(rows, seed), strict=True))
+    return [row | bounds if row["task"] == MACRO else row for row in rows]
 
 
 def question(output: Output) -> tuple:

@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-import msgspec
-
 from cream import alarms
-from cream.alarms import Fired
-from cream.errors import UserError
+from cream.files.provenance import Fired
 from cream.loops.alarmed import Alarms
 from cream.loops.alarmed import alarms as alarms_of_loop
 from cream.loops.outcome import sentences, where_alarms_sounded
@@ -18,8 +15,8 @@ TITLE = "Summary"
 
 
 def alarms_of(run: Run) -> Alarms:
-    """The alarms of a loop as the terminal has them; of other outputs those in their sidecars. Raises UserError where a
-    sidecar or summary is damaged."""
+    """The alarms of a loop as the terminal has them, by the run's thresholds: those of iterate.py --alarm, of report.py
+    the defaults; of other outputs those in their sidecars. Raises UserError where a sidecar or summary is damaged."""
     if run.course is not None:
         finished = {output.path for output in run.outputs if output.finished}
         return alarms_of_loop([each for each in run.course.ran if each.output in finished], run.limits)
@@ -30,10 +27,7 @@ def alarms_of(run: Run) -> Alarms:
 
 
 def _own(output: Output) -> list[Fired]:
-    try:
-        return msgspec.convert(output.about.get("alarms", []), list[Fired])
-    except msgspec.ValidationError as error:
-        raise UserError(f"{output.path}: its sidecar is damaged: alarms: {error}") from None
+    return output.about.get("alarms", [])
 
 
 def _made_from(evaluation: Output, makers: dict[str, Output]) -> list[Output]:

@@ -49,7 +49,7 @@ def _curves(output: Output) -> dict:
     return {
         "name": output.name,
         "folder": str(output.path),
-        "stage": output.settings.get("train_stage"),
+        "stage": output.stage,
         "finished": output.finished,
         "counts": output.about.get("counts", {}),
         "last": output.about.get("last", {}),
