@@ -194,6 +194,11 @@ def test_what_runs_share_and_what_was_reused():
     rows = [re.sub(r"<[^>]+>", "|", row).strip("|") for row in shown.html.split("<tr>")]
     for row in ("a&lt;b||responses, for rewards||13||5||8||0", "a&lt;b||examples, for training||3||0||0||3"):
         assert any(each.startswith(row) for each in rows)
+    for own in numbers:
+        own["training"]["stages"] = [stage("M1", None, ["two", "a<b"], **trained)]
+    shown = training.show([*numbers, {"title": "left", "training": {"curves": [], "left": ["x"], "stages": []}}]).html
+    assert "share 1 output, made once.</p>" in shown and "<td>shared by several</td><td>examples" in shown
+    assert shown.count("examples, for training") == 1
 
 
 def test_a_card_shows_hostile_text_as_text():
@@ -459,6 +464,7 @@ def test_a_page_of_more_runs_is_kept(tmp_path):
     path.write_text(build("t", [], runs=[run.title for run in both]))
     assert beside_larger(path, both, ["x", "y"]) == beside_larger(path, [Run("d", [])], ["z"]) == path
     assert beside_larger(path, one, ["x"]) == tmp_path / "report.x.html"
+    assert beside_larger(path, [one[0], Run("d", [])], ["x", "y"]) == tmp_path / "report.x-y.html"
     assert '<th scope="col">run' not in table_of_runs(False, ("run", "n"), [("a", 1)])
 
 
