@@ -446,6 +446,9 @@ def test_what_is_made_by_hand_is_named_and_its_alarms_are_listed(tmp_path):
     assert {each.name for each in run.of("pairs")} == {"round1/pairs", "round2/pairs"}
     assert [each.name for each in run.of("training")] == ["my_m2"] and run.models["m2"] == "my_m2"
     assert {each.name for each in run.of("evaluation")} == {"my_m1", "my_m2"}
+    write_output(tmp_path / "second/results.json", [item], inputs={"policy": "m2", "data": "d"})
+    names = {each.name for each in of_places("all", [tmp_path]).of("evaluation")}
+    assert names == {"my_m1", "long-name-1a2b-test", "second"}
     found = summary.alarms_of(run)
     assert found.models == {"my_m2"} and summary.say([run], [found]) == ["Alarms (!): pairs round1/pairs."]
     numbers = [{"title": title, "alarms": summary.collect(found)} for title in ("<a>", "b")]

@@ -595,13 +595,13 @@ def test_a_dry_run_compares_what_decides(folder):
 
     plain, left = made()
     assert {*plain.values()} == {"up to date"} and not left
-    assert made(m1={"log_every": 3}, train={"max_tokens_per_batch": 512, "alarm": "no"}) == (plain, [])
-    now, left = made(m1={"lr": 1e-6})
+    assert made(m1={"log_every": 3}, train={"max_tokens_per_batch": 512, "alarm": "kl=off"}) == (plain, [])
+    now, left = made(m1={"lr": 1e-4})
     assert left == [*plain] and now.pop("m1").startswith("there, but made by other flags (lr: ")
     assert {*now.values()} == {"there"}
     now, left = made(**{"m1.accuracy": {"name": "localdata/other.json"}})
     assert left == ["m1.accuracy", "test"] and now["m1.accuracy"].endswith("(name: tiny_test -> localdata/other.json)")
-    now, left = made(train={"lr": 1e-6})
+    now, left = made(train={"lr": 1e-4})
     assert now["round 1: pairs"] == "up to date" and now["test"] == "there" and "test" in left
     store.write_json(Path("base/M1/meta.json"), json.loads(Path("base/M1/meta.json").read_text()) | {"command": []})
     assert made()[0]["m1"] == "there, but made by other flags (command: not recorded -> train.py)"
@@ -627,7 +627,7 @@ def test_what_a_loop_was_steered_by_is_said_in_words():
 def test_a_loop_that_measures_a_reward_ends(folder):
     """The output of evaluate_reward.py is a folder, whose rows have the sidecar."""
     step = {"id": "measured", "script": "evaluate_reward.py", "flags": {"data": "x.json", "reward_model": "${m1}"}}
-    change = {"repeat": [], "rounds": 0, "keep": None, "start": {}, "after": [step]}
+    change = {"repeat": [], "rounds": 1, "keep": None, "start": {}, "after": [step]}
     course, problems = course_of(change)
     assert problems == []
     for command in course.planned[:-1]:

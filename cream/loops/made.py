@@ -37,9 +37,11 @@ def changed_flags(command: Command, about: dict) -> str:
     script, *argv = about.get("command") or ["not recorded"]
     if Path(script).name != command.script:
         return f"command: {script} -> {command.script}"
+    if argv == command.argv():  # by far the most: not parsed
+        return ""
     old, new = (_identity(command.config, words) for words in (argv, command.argv()))
     if old is None or new is None:
-        return "" if argv == command.argv() else "that this version does not take"
+        return "its command is refused by this version"
     home = command.output if command.output.is_dir() else command.output.parent
     sources = {place_of(home, each).resolve() for each in about.get("sources", {}).values()}
     same = {name for name in INPUTS & old.keys() & new.keys() if _are_same(old[name], new[name], sources)}
