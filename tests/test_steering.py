@@ -508,7 +508,7 @@ def test_keep_deletes_what_no_step_needs(folder, right, roll_back):
     assert Path("out", NAME).read_bytes() == before and again.results() == course.results()
     assert "M2" in there or "round 1: train" not in titles
     if "M2" not in there:
-        with pytest.raises(UserError, match="says that it was made by other flags .lr: None -> 0.5"):
+        with pytest.raises(UserError, match="says that it was made by other flags .lr: 1e-06 -> 0.5"):
             play(change | {"flags": {"train": {"lr": 0.5}}}, right)
 
 
