@@ -61,8 +61,8 @@ SCRIPTS = (*STAGES, "evaluate_reward.py", "prepare_data.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
 RESUME = "the same command resumes from there"
 CHANGED = (  # what a stage advises, another output of its own, cannot be said in a loop
-    "; where a setting was changed give the file another {key} than {folder}, or replace this output, and so those of "
-    "later stages that read it:\n  {again} --overwrite"
+    "; where a setting was changed give the file another {key} than {folder}, or replace this output, then those of "
+    "the later stages that read it:\n  {again} --overwrite"
 )
 
 
@@ -143,14 +143,15 @@ def run(course: Course, *, dry_run: bool = False, keep: Sequence[str] = (), othe
         line = f"$ {shlex.join(['python', command.script, *command.argv()])}"
         whole = dry_run or screen.is_verbose()
         title = f"[{loop.title} {number}/{len(course.planned)}] {command.title}"
-        title += f": {made}" if dry_run and (made := disk.describe_made(command)) else ""
+        title += f": {made}" if dry_run and (made := need.made.get(command.output)) else ""
         log.info("%s", f"\n{title}\n{line}" if whole else title)
         if not dry_run and (code := _run(command, loop, line)):
             sys.exit(code)
     if dry_run:
         log.info("\n[%s] %s", loop.title, need)
         if keep and any(each.script == TRAIN and each.place.part == 1 for each in need.left):
-            log.info("--keep %s: of rounds still to run, other checkpoints are deleted in time", ",".join(keep))
+            gone = "neither best nor last" if len(keep) > 1 else f"not the {keep[0]}"
+            log.info("--keep %s: checkpoints of later rounds are deleted once they are %s", ",".join(keep), gone)
 
 
 def _size_of_training(loop: Loop, command: Command) -> float | None:

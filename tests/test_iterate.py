@@ -722,6 +722,9 @@ def test_rows_of_loops_stand_by_the_names_of_their_models():
     ]
     assert len({len(line.rstrip()) for line in lines.splitlines()[:2]}) == 1
     assert table([("one", []), ("two", [])]) == "no evaluation, hence no table"
+    chosen = [{"model": "M1", "accuracy": 0.5, "validation": True}]
+    lines = table([("one", chosen), ("two", [{"model": "M1", "accuracy": 1.0}])]).splitlines()
+    assert [line.split() for line in lines[2:]] == [["M1", "(validation)", "50.0"], ["M1", "100.0"]]
 
 
 def test_what_pairs_have_for_the_table_are_columns():

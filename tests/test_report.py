@@ -191,6 +191,11 @@ def test_what_runs_share_and_what_was_reused():
     rows = [re.sub(r"<[^>]+>", "|", row).strip("|") for row in shown.html.split("<tr>")]
     for row in ("a&lt;b||responses, for rewards||13||5||8||0", "a&lt;b||examples, for training||3||0||0||3"):
         assert any(each.startswith(row) for each in rows)
+    for own in numbers:
+        own["training"]["stages"] = [stage("M1", None, ["two", "a<b"], **trained)]
+    shown = training.show([*numbers, {"title": "left", "training": {"curves": [], "left": ["x"], "stages": []}}]).html
+    assert "share 1 output, made once.</p>" in shown and "<td>shared by several</td><td>examples" in shown
+    assert shown.count("examples, for training") == 1
 
 
 def test_a_card_shows_hostile_text_as_text():
@@ -440,6 +445,9 @@ def test_what_is_made_by_hand_is_named_and_its_alarms_are_listed(tmp_path):
     assert {each.name for each in run.of("pairs")} == {"round1/pairs", "round2/pairs"}
     assert [each.name for each in run.of("training")] == ["my_m2"] and run.models["m2"] == "my_m2"
     assert {each.name for each in run.of("evaluation")} == {"my_m1", "my_m2"}
+    write_output(tmp_path / "second/results.json", [item], inputs={"policy": "m2", "data": "d"})
+    names = {each.name for each in of_places("all", [tmp_path]).of("evaluation")}
+    assert names == {"my_m1", "long-name-1a2b-test", "second"}
     found = summary.alarms_of(run)
     assert found.models == {"my_m2"} and summary.say([run], [found]) == ["Alarms (!): pairs round1/pairs."]
     numbers = [{"title": title, "alarms": summary.collect(found)} for title in ("<a>", "b")]
@@ -464,6 +472,7 @@ def test_a_page_of_more_runs_is_kept(tmp_path):
     path.write_text(build("t", [], runs=[run.title for run in both]))
     assert beside_larger(path, both, ["x", "y"]) == beside_larger(path, [Run("d", [])], ["z"]) == path
     assert beside_larger(path, one, ["x"]) == tmp_path / "report.x.html"
+    assert beside_larger(path, [one[0], Run("d", [])], ["x", "y"]) == tmp_path / "report.x-y.html"
     many = [Run(f"{i}, ø", []) for i in range(2000)]
     path.write_text(build("t", [], runs=[run.title for run in many]))
     assert path.stat().st_size > 20_000 and beside_larger(path, many[:9], ["x"]).name == "report.x.html"

@@ -211,7 +211,7 @@ def test_the_result_is_quoted_on_the_test_set_where_there_is_one(folder):
         assert first.startswith(f"own ended with round1.accuracy at 62.5 %{rest}"), first
         labels = table([("own", course.results())]).count("(validation)")
         assert labels == (4 if "before" in change else 0)
-        assert first.endswith(", chosen by tiny_test itself.") is not ("before" in change)
+        assert first.endswith(", chosen on the same questions (tiny_test).") is not ("before" in change)
 
 
 @pytest.mark.slow
@@ -509,7 +509,7 @@ def test_keep_deletes_what_no_step_needs(folder, right, roll_back):
     assert Path("out", NAME).read_bytes() == before and again.results() == course.results()
     assert "M2" in there or "round 1: train" not in titles
     if "M2" not in there:
-        with pytest.raises(UserError, match="says that it was made by other flags .lr: None -> 0.5"):
+        with pytest.raises(UserError, match="says that it was made by other flags .lr: 1e-06 -> 0.5"):
             play(change | {"flags": {"train": {"lr": 0.5}}}, right)
 
 
@@ -580,8 +580,69 @@ def test_a_dry_run_says_what_is_there_and_what_would_be_deleted(folder, caplog):
     assert "samples: there, but made by other flags (gen_n: None -> 7)" in said
     deleted = [line.split(", ")[0] for line in said.splitlines() if "would delete" in line]
     assert deleted == [f"--keep best,last: would delete the checkpoints of out/{run}" for run in ("M3", "M4")]
-    assert "--keep best,last: of rounds still to run, other checkpoints are deleted in time" in said
+    assert "--keep best,last: checkpoints of later rounds are deleted once they are neither best nor last" in said
     assert Path("out/M3/checkpoint-7/model.safetensors").exists()
+
+
+def test_a_dry_run_compares_what_decides(folder):
+    """Not how often something is logged, but a setting; what reads a step that would be made again is there, and left
+    to run, as is the model of the best round."""
+    play(right=[30, 50, 45])
+
+    def made(**flags):
+        course, _ = course_of({"flags": flags})
+        need = disk.estimate(course, (), lambda _: None)
+        return {each.title: need.made[each.output] for each in course.ran}, [each.title for each in need.left]
+
+    plain, left = made()
+    assert {*plain.values()} == {"up to date"} and not left
+    assert made(m1={"log_every": 3}, train={"max_tokens_per_batch": 512, "alarm": "kl=off"}) == (plain, [])
+    now, left = made(m1={"lr": 1e-4})
+    assert left == [*plain] and now.pop("m1").startswith("there, but made by other flags (lr: ")
+    assert {*now.values()} == {"there"}
+    now, left = made(**{"m1.accuracy": {"name": "localdata/other.json"}})
+    assert left == ["m1.accuracy", "test"] and now["m1.accuracy"].endswith("(name: tiny_test -> localdata/other.json)")
+    now, left = made(train={"lr": 1e-4})
+    assert now["round 1: pairs"] == "up to date" and now["test"] == "there" and "test" in left
+    store.write_json(Path("base/M1/meta.json"), json.loads(Path("base/M1/meta.json").read_text()) | {"command": []})
+    assert made()[0]["m1"] == "there, but made by other flags (command: not recorded -> train.py)"
+    Path("base/M1/meta.json").unlink()
+    assert made()[0] == {title: "there" if title != "m1" else "" for title in plain}
+
+
+def test_what_a_loop_was_steered_by_is_said_in_words():
+    """Two bounds of one fact; the best round is kept once the loop has ended."""
+    best = {"round": 1, "model": "M2"}
+    keep = {"metric": "accuracy", "patience": 2}
+    decided = {"loop": {"keep": keep, "stop_if": {"pairs.below_half": {"above": 0.5, "drift": 0.2}}}, "said": []}
+    decided |= {"stopped": None, "best": best}
+    assert [*steering.rules(decided)][1:] == [
+        "patience 2: it ends after 2 evaluated rounds without a new best",
+        "it ends where pairs.below_half is above 0.5 or drifts from round 1 by more than 20 %",
+    ]
+    assert [*steering.ends(decided)] == ["Best so far: round 1, M2."]
+    said = [{"round": 1, "text": "result: the model of round 1"}]
+    assert [*steering.ends(decided | {"said": said})] == ["Kept: round 1, M2."]
+
+
+def test_a_loop_that_measures_a_reward_ends(folder):
+    """The output of evaluate_reward.py is a folder, whose rows have the sidecar."""
+    step = {"id": "measured", "script": "evaluate_reward.py", "flags": {"data": "x.json", "reward_model": "${m1}"}}
+    change = {"repeat": [], "rounds": 1, "keep": None, "start": {}, "after": [step]}
+    course, problems = course_of(change)
+    assert problems == []
+    for command in course.planned[:-1]:
+        make(command, [30])
+    (title,) = of_loop(course).left
+    assert title == "measured" and [each.title for each in disk.estimate(course, (), lambda _: None).left] == [title]
+    command = course.planned[-1]
+    rows = command.output / "x.rows.jsonl"
+    store.write_rows(rows, [{"uuid": "a"}])
+    meta = {"settings": {}, "inputs": {}, "wall_seconds": 2, "command": [command.script, *command.argv()]}
+    store.write_json(rows.with_name(f"{rows.name}.meta.json"), meta)
+    run, need = of_loop(course), disk.estimate(course, (), lambda _: None)
+    assert run.left == [] and run.outputs[-1].kind == "measured" and not need.left
+    assert need.made[command.output] == "up to date"
 
 
 def test_a_reward_s_measures_are_facts(folder):

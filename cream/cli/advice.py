@@ -31,10 +31,10 @@ def say(text: str, *values: object) -> None:
         log.info(text, *values)
 
 
-def as_given(words: Sequence[str]) -> dict[str, str]:
+def as_given(words: Sequence[str], *, once: bool = False) -> dict[str, str]:
     """{flag: its text} of a recorded command line without its script; a flag without a value is `yes`. Flags of that
-    run alone are omitted. A sidecar may come from anywhere, and what is printed be run: words that are not a flag's
-    name, or that a terminal would obey, are omitted as well."""
+    run alone are omitted, unless `once`. A sidecar may come from anywhere, and what is printed be run: words that are
+    not a flag's name, or that a terminal would obey, are omitted as well."""
     given: dict[str, str] = {}
     name = None
     for word in words if all(map(str.isprintable, words)) else ():
@@ -44,7 +44,8 @@ def as_given(words: Sequence[str]) -> dict[str, str]:
             name, equals, text = word.lstrip("-").partition("=")
             given[name] = text if equals else "yes"
             name = None if equals else name
-    return {flag: text for flag, text in given.items() if flag not in ONCE and re.fullmatch(r"[A-Za-z]\w*", flag)}
+    omitted = () if once else ONCE
+    return {flag: text for flag, text in given.items() if flag not in omitted and re.fullmatch(r"[A-Za-z]\w*", flag)}
 
 
 def round_before(policy: Path, *, sidecars: bool = False) -> dict:

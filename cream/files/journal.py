@@ -66,7 +66,7 @@ class Output:
         self.header = msgspec.json.decode(msgspec.json.encode(header))  # as in files
         self.partial = path.with_name(path.name + ".partial")
         self.dropped: Counter[str] = Counter()
-        self.resumed = 0  # records that an interrupted run had finished
+        self.resumed = 0  # requests that an interrupted run had finished: keys of its journal
         self.facts: dict[str, object] = {}
         self.started = time.monotonic()
         self._journal: AppendLog | None = None

@@ -17,18 +17,14 @@ from cream.files.fingerprints import fingerprint_file
 from cream.files.folders import check_folder
 from cream.loops import facts
 from cream.loops.course import Course
+from cream.loops.made import FILES, MODELS, SEVERAL
 from cream.loops.plan import PAIRS, PREPARE, TRAIN, Command, Place
 from cream.loops.trials import model_of
-from cream.pairs import all_inputs
 from cream.records import METHODS, nouns
 from cream.text.templates import is_template_name
 from cream.training.stages import STAGES
 
 BUILT = ("oasst1.sft.json", "oasst1.ranked.json")  # by prepare_data.py
-FILES = ("input_file", "file1", "file2", "gold", "against", *all_inputs())  # flags that name a file
-FILES += ("few_shot_file", "chat_template", "deepspeed", "ranks", "without")
-SEVERAL = ("exclude", "data", *(role for role, file in all_inputs().items() if file.several))  # separated by commas
-MODELS = ("model", "checkpoint", "ref_model_ckpt", "judge_model", "reward_model")  # flags that name a model's folder
 IDLE = ("help", "print_config", "dry_run")  # with these a script makes nothing
 WITH_DATA = (TRAIN, "infer.py")  # they read what --name says, or --input_file
 SAMPLED = {mode: kinds for mode, (kinds, _) in READS.items()}  # --mode -> records that infer.py reads

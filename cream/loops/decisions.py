@@ -10,12 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from cream.cli.advice import as_given
 from cream.errors import UserError
 from cream.files import store
-from cream.files.identity import list_differences
-from cream.files.provenance import meta_path, origin, read_meta
+from cream.files.provenance import meta_path, origin
 from cream.loops.loop import Steering
+from cream.loops.made import changed_flags, main_file, read_made
 from cream.loops.plan import Command
 
 NAME = "decisions.json"
@@ -135,12 +134,12 @@ class DecisionFile:
         if model is None:
             return None
         what = f"{command.title}: --keep has deleted the checkpoints of {model}"
-        if not command.output.exists() or (about := read_meta(command.output)) is None:
+        if (about := read_made(command)) is None:
             raise UserError(f"{what}, and {command.output} is not there; give another output_dir")
         if difference := changed_flags(command, about):
             raise UserError(
-                f"{what}, and {meta_path(command.output)} says that it was made by other flags ({difference}); give "
-                "another output_dir"
+                f"{what}, and {meta_path(main_file(command))} says that it was made by other flags ({difference}); "
+                "give another output_dir"
             )
         return model
 
@@ -149,16 +148,6 @@ def read_by(command: Command) -> list[Path]:
     """The files and folders that a command's flags and words name, among others that are none."""
     texts = [text for name, text in command.flags.items() if name not in FREE and isinstance(text, str)]
     return [Path(part.strip()) for text in (*texts, *command.words) for part in text.split(",")]
-
-
-def changed_flags(command: Command, about: dict) -> str:
-    """In which flags a command differs from the one that made its output, whose sidecar is `about`; "" in none."""
-    return list_differences(*(_settings(words) for words in (about.get("command", [""])[1:], command.argv())))
-
-
-def _settings(words: list[str]) -> dict[str, str]:
-    """The flags of a command line without those that name a file, or where something runs."""
-    return {name: text for name, text in as_given(words).items() if name not in FREE and os.sep not in text}
 
 
 def link(place: Path, model: Path) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 from cream.cli.names import in_root, read_registry
 from cream.errors import UserError
 from cream.files.lock import Lock
-from cream.files.provenance import KIND, read_meta
+from cream.files.provenance import KIND
 from cream.loops.course import Course
-from cream.loops.decisions import DecisionFile, changed_flags, read_by
+from cream.loops.decisions import DecisionFile, read_by
+from cream.loops.made import changed_flags, read_made
 from cream.loops.plan import TRAIN, Command
 
 log = logging.getLogger("cream")
+UP_TO_DATE = "up to date"
 BETWEEN = 2  # models at once beside those that later steps read: the best one, and the one that is being trained
 
 
@@ -27,12 +29,14 @@ BETWEEN = 2  # models at once beside those that later steps read: the best one, 
 
 @dataclass
 class Need:
-    """Of the commands `left` to run: seconds, bytes; those of which one is not known, by title."""
+    """Of the commands `left` to run: seconds, bytes; those of which one is not known, by title. `made`: output -> what
+    there is of it, in words, "" for nothing."""
 
     left: list[Command] = field(default_factory=list)
     seconds: float = 0
     bytes: float = 0
     unknown: list[str] = field(default_factory=list)
+    made: dict[Path, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         took = f"about {self.seconds / 3600:.1f} h" if self.seconds > 7200 else f"about {self.seconds / 60:.1f} min"
@@ -51,28 +55,31 @@ def size(count: float) -> str:
 
 
 def estimate(course: Course, keep: Sequence[str], model_size: Callable[[Command], float | None]) -> Need:
-    """What is still to run, by the last run of the same steps. With --keep, models that are deleted in time count once;
-    `model_size`: bytes of a training that has not run yet, None where they are not known."""
+    """What is still to run, by the last run of the same steps; also what would be made again, in the space that it has.
+    With --keep, models that are deleted in time count once; `model_size`: bytes of a training that has not run yet,
+    None where they are not known."""
     need, models, last = Need(), 0.0, {}
     deleted = DecisionFile(Path(course.loop.output_dir)).held.deleted
     commands = course.expected()
+    need.made = describe_made(course, commands)
     for command in commands:
         if taken := _taken(command):
             gone = deleted.get(command.output.name) if _is_own_model(command, course) else None
             last[command.step] = taken[0], taken[1] + (gone.bytes if gone else 0)
-        elif not (course.first <= command.place <= course.last):
+        if need.made.get(command.output, UP_TO_DATE) == UP_TO_DATE:
             continue
+        seconds, space = last.get(command.step, (None, None))
+        if space is None and command.script == TRAIN:
+            space = model_size(command)
+        need.left.append(command)
+        need.seconds += seconds or 0
+        need.unknown += [command.title] * (seconds is None)
+        if taken:
+            continue
+        if command.script == TRAIN and command.place.part == 1:
+            models += space or 0
         else:
-            seconds, space = last.get(command.step, (None, None))
-            if space is None and command.script == TRAIN:
-                space = model_size(command)
-            need.left.append(command)
-            need.seconds += seconds or 0
-            need.unknown += [command.title] * (seconds is None)
-            if command.script == TRAIN and command.place.part == 1:
-                models += space or 0
-            else:
-                need.bytes += space or 0
+            need.bytes += space or 0
     if keep and models:
         trained = [each for each in commands if _is_own_model(each, course)]
         most = BETWEEN + max(_read_after(commands, each, trained) for each in trained)
@@ -89,18 +96,30 @@ def _read_after(commands: Sequence[Command], training: Command, trained: Sequenc
 
 def _taken(command: Command) -> tuple[float, int] | None:
     """(seconds, bytes) of a finished command; None of any other."""
-    if not command.output.exists() or (about := read_meta(command.output)) is None:
+    if (about := read_made(command)) is None:
         return None
     files = command.output.rglob("*") if command.output.is_dir() else [command.output]
     return about.get("wall_seconds", 0), sum(file.stat().st_size for file in files if file.is_file())
 
 
-def describe_made(command: Command) -> str:
-    """Whether a command's output is there, and by which other flags it was made; "" where it is not."""
-    if not command.output.exists() or (about := read_meta(command.output)) is None:
-        return ""
-    difference = changed_flags(command, about)
-    return f"there, but made by other flags ({difference})" if difference else "up to date"
+def describe_made(course: Course, commands: Sequence[Command]) -> dict[Path, str]:
+    """Output -> what there is of it, in words, of the commands that are to run: by which other flags it was made;
+    "there" where it reads what is still to be made, or made again."""
+    made, ahead = {}, set()
+    for command in commands:
+        if not course.first <= command.place <= course.last:
+            continue
+        if (about := read_made(command)) is None:
+            text = ""
+        elif difference := changed_flags(command, about):
+            text = f"there, but made by other flags ({difference})"
+        else:
+            text = UP_TO_DATE if ahead.isdisjoint(read_by(command)) else "there"
+        made[command.output] = text
+        if text != UP_TO_DATE:
+            ahead |= {command.output, Path(command.result)}
+            ahead |= {course.loop.best} if course.loop.keep and command.place.part < 2 else set()
+    return made
 
 
 def check(course: Course, need: Need) -> None:

@@ -14,7 +14,9 @@ class LoopFlags:
 
     config: str | None = flag(None, "loop or recipe file; several, separated by commas, run one after another")
     dry_run: bool = flag(
-        False, "check everything, print the commands, and about how long they take and what disk space, and exit"
+        False,
+        "check everything; print the commands, which outputs are up to date, there, or made by other flags, and about "
+        "how long the rest takes and what disk space; and exit",
     )
     from_step: str | None = flag(
         None,
@@ -29,7 +31,11 @@ class LoopFlags:
     )
     seed: int | None = flag(None, "seed instead of the loop's", low=0, high=2**32 - 1)
     output_root: str | None = flag(None, "folder to put in front of all of the loop's folders")
-    report: bool = flag(True, "write report.html, a page about all loops, into the output_dir of the last one")
+    report: bool = flag(
+        True,
+        "write report.html, a page about all loops, into the output_dir of the last one; beside a page there that "
+        "shows others as well, report.FOLDER.html",
+    )
 
     @property
     def kept(self) -> tuple[str, ...]:

@@ -152,7 +152,9 @@ def _chosen_by(course: Course) -> str:
     if not course.best or not is_evaluation(course.best.command):
         return ""
     fact, data = course.best.fact, course.best.command.flags.get("name")
-    return f", chosen by {data} ({fact.spell(fact.value)} % there)" if course.tested else f", chosen by {data} itself"
+    if not course.tested:
+        return f", chosen on the same questions ({data})"
+    return f", chosen by {data} ({fact.spell(fact.value)} % there)"
 
 
 def _against(course: Course, other: Command, one: Command, title: str = "") -> str:

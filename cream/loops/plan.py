@@ -4,7 +4,7 @@ Planning reads and writes no file; iterate.py's --help describes the keys of a l
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 @dataclass(frozen=True)
 class Command:
     """One stage of the loop: `script` with `flags`, and what it makes; `fresh`: from data that no other round uses;
-    `step`: its step's id."""
+    `step`: its step's id; `config`: the dataclass of the script's flags."""
 
     title: str
     script: str
@@ -48,6 +48,7 @@ class Command:
     words: tuple[str, ...] = ()
     step: str = ""
     place: Place = Place(0, 0, 0)
+    config: type | None = field(default=None, compare=False, repr=False)
 
     @property
     def result(self) -> str:
@@ -117,7 +118,8 @@ def plan(
         given = {each: text for each, text in flags.items() if text is not None}
         words = tuple(spell(value("words", word)) for word in step.words)
         fresh = step.id in loop.fresh
-        commands.append(Command(title, step.script, given, output, fresh, words, step.id, place))
+        config = configs.get(step.script)
+        commands.append(Command(title, step.script, given, output, fresh, words, step.id, place, config))
         made[step.id, t] = commands[-1].result
     _hand_on_beta(commands)
     names = [command.output.name for command in commands] + [BEST] * bool(loop.keep)

@@ -115,22 +115,21 @@ def read_output(path: Path, kind: type[T]) -> T:
 
 def table(columns: Sequence[tuple[str, list[dict]]], marked: Sequence[Collection[str]] = ()) -> str:
     """Accuracy (macro average, %) and mean consistency per model, and what the rows have besides: one line for each
-    model, one block of columns for each loop, (title, its results); a ! before the accuracies of its `marked` models.
-    """
+    model, and one for it on a validation set; one block of columns for each loop, (title, its results); a ! before the
+    accuracies of its `marked` models."""
     heads = [["accuracy %", "mean C", *_names(rows)] for _, rows in columns]
     widths = [_widths(head, title) for head, (title, _) in zip(heads, columns, strict=True)]
-    blocks = [{row["model"]: row for row in rows} for _, rows in columns]
-    chosen_by = {model for block in blocks for model, row in block.items() if row.get("validation")}
-    models = {model: model + " (validation)" * (model in chosen_by) for block in blocks for model in block}
+    blocks = [{(row["model"], bool(row.get("validation"))): row for row in rows} for _, rows in columns]
+    models = {key: key[0] + " (validation)" * key[1] for block in blocks for key in block}
     if not models:
         return "no evaluation, hence no table"
     first = max(5, *(len(label) + 1 for label in models.values()))
     titles = "".join(f"{title:>{sum(own)}}" for (title, _), own in zip(columns, widths, strict=True))
     lines = [f"{'model':<{first}}{titles}"]
     lines.append(" " * first + "".join(_line(head, own) for head, own in zip(heads, widths, strict=True)))
-    for model, label in models.items():
+    for key, label in models.items():
         cells = [
-            _cells(block.get(model), head, "!" * (model in marks))
+            _cells(block.get(key), head, "!" * (key[0] in marks))
             for block, head, marks in zip_longest(blocks, heads, marked, fillvalue=())
         ]
         lines.append(f"{label:<{first}}" + "".join(map(_line, cells, widths)))

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from cream.cli.advice import as_given
+
 if TYPE_CHECKING:
     from cream.reporting.outputs import Output
 
-NAMED_BY_FOLDER = ("results.json", "results.jsonl")  # of infer.py: MODEL-DATA/results.json
+SAME = ("results.json", "results.jsonl", "prompts.json")  # names of many outputs: their folders tell them apart
 
 
 def call(outputs: Sequence["Output"]) -> list["Output"]:
@@ -18,15 +20,19 @@ def call(outputs: Sequence["Output"]) -> list["Output"]:
     found = [_with_name(each, registered) for each in outputs]
     alike = Counter(map(_key, found))
     return [
-        replace(now, called=f"{old.path.parent.name}/{old.name}") if alike[_key(now)] > 1 else now
+        replace(now, called=_with_folder(old)) if alike[_key(now)] > 1 else now
         for old, now in zip(outputs, found, strict=True)
     ]
+
+
+def _with_folder(output: "Output") -> str:
+    return output.name if output.path.name in SAME else f"{output.path.parent.name}/{output.name}"
 
 
 def _with_name(output: "Output", registered: dict[str, str]) -> "Output":
     if output.kind == "training":
         name = _given(output, "register")
-    elif output.kind == "evaluation" and output.path.name in NAMED_BY_FOLDER:
+    elif output.kind == "evaluation" and output.path.name in SAME:
         data = _given(output, "name")
         name = registered.get(output.input("policy") or "") or (data and output.name.removesuffix(f"-{data}"))
     else:
@@ -44,8 +50,5 @@ def _made(output: "Output") -> list[str]:
 
 
 def _given(output: "Output", flag: str) -> str | None:
-    """The value of a flag in the recorded command, if it is given once."""
-    words = output.about.get("command") or []
-    joined = [word.partition("=")[2] for word in words if word.startswith(f"--{flag}=")]
-    found = [after for word, after in zip(words, words[1:], strict=False) if word == f"--{flag}"] + joined
-    return found[0] if len(found) == 1 and isinstance(found[0], str) and found[0] else None
+    """The value of a flag in the recorded command, if it is given."""
+    return as_given((output.about.get("command") or [])[1:], once=True).get(flag) or None

@@ -19,15 +19,15 @@ from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import ARGS, KIND, LAST, RUN, place_of, read_meta, read_sidecar
 from cream.loops.course import Course
 from cream.loops.decisions import NAME as DECISIONS
+from cream.loops.made import main_file
 from cream.pairs.choice import NUMBERED
 from cream.records import Answer, Item, Pair, R, Record, Rewards, Samples
-from cream.reporting.naming import call
+from cream.reporting.naming import SAME, call
 from cream.training.options import EVERY_RUN
 from cream.training.stages import STAGES
 
 KINDS = {Answer: "evaluation", Rewards: "rewards", Pair: "pairs", Samples: "samples"}
 TRAINING, MEASURED = "training", "measured"  # a run's folder; the rows of evaluate_reward.py
-SAME = ("results.json", "results.jsonl", "prompts.json")  # names of many outputs: their folders tell them apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +159,8 @@ class Run:
 def of_loop(course: Course, gold: Sequence[Path] = (), limits: Limits = LIMITS) -> Run:
     """The run of a loop: those of its outputs that exist, whatever part of it ran last."""
     loop, commands = course.loop, course.whole()
-    found = [output for command in commands if (output := _output(command.output)) is not None]
-    planned = [(command.title, command.output) for command in commands]
+    planned = [(command.title, main_file(command)) for command in commands]
+    found = [output for _, path in planned if (output := _output(path)) is not None]
     decisions = _decisions([Path(loop.output_dir)] if loop.steered else [])
     return Run(loop.title, found, planned, gold, decisions, course, limits)
 
@@ -174,6 +174,13 @@ def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> 
 
     Raises UserError where a place does not exist, or holds no output.
     """
+    found = _around(places)
+    decisions = _decisions(output.path.parent for output in found.values())
+    return Run(title, call(_ordered(found.values())), gold=gold, decisions=decisions)
+
+
+def _around(places: Iterable[Path]) -> dict[Path, Output]:
+    """Resolved path -> output, as `of_places` has them."""
     found: dict[Path, Output] = {}
     for place in places:
         here = list(_inside(place))
@@ -194,8 +201,7 @@ def of_places(title: str, places: Iterable[Path], gold: Sequence[Path] = ()) -> 
             about = read_sidecar(meta)
             if about["inputs"].get("policy") in models and about["settings"].get("mode") == "evaluation":
                 _add(found, _output(meta.with_name(meta.name.removesuffix(".meta.json"))))
-    decisions = _decisions(output.path.parent for output in found.values())
-    return Run(title, call(_ordered(found.values())), gold=gold, decisions=decisions)
+    return found
 
 
 def of_checkpoint(title: str, folder: Path) -> Run:
@@ -203,16 +209,16 @@ def of_checkpoint(title: str, folder: Path) -> Run:
     compare` finds them. Raises UserError where no training run of this project is around it."""
     if not (_home(folder) / ARGS).exists():
         raise UserError(f"{folder}: not a checkpoint in the folder of a training run, as train.py writes them")
-    run = of_places(title, [folder])
+    found = _around([folder])
+    decisions = _decisions(output.path.parent for output in found.values())
     models = {fingerprint_folder(folder)}
-    for output in run.outputs:
+    for output in found.values():
         inputs = output.about.get("inputs", {})
         models |= {inputs[name] for name in ("policy", "start", "reference") if name in inputs}
-    found = {output.path.resolve(): output for output in run.outputs}
-    known = [output.path for output in run.of("evaluation")]
+    known = [output.path for output in found.values() if output.kind == "evaluation"]
     for path in without_copies([*known, *evaluations_by(models.__contains__, folder.resolve().parent.parent)]):
         _add(found, _output(path))
-    return replace(run, outputs=_ordered(found.values()))
+    return Run(title, call(_ordered(found.values())), decisions=decisions)
 
 
 def read_labels(runs: Iterable[Run]) -> dict[str, Item]:

@@ -73,10 +73,10 @@ def serve_page(find: Callable[[], Sequence[Run]], seed: int, port: int) -> None:
 
 
 def beside_larger(path: Path, runs: Sequence[Run], names: Sequence[str]) -> Path:
-    """Where the page of these runs goes: to `path`, but where the report there shows these runs beside others, which it
-    keeps, to a file beside it, named by `names`."""
-    held = page.runs_in(_head(path)) if path.exists() else []
-    if {run.title for run in runs} < {*held}:
+    """Where the page of these runs goes: to `path`, but where the report there shows some of these beside others, which
+    it keeps, to a file beside it, named by `names`."""
+    own, held = {run.title for run in runs}, {*(page.runs_in(_head(path)) if path.exists() else [])}
+    if own & held and held - own:
         return path.with_name(f"{path.stem}.{'-'.join(names)}{path.suffix}")
     return path
 

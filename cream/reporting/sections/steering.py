@@ -1,10 +1,11 @@
-"""What steered loops decided while they ran, and why: the round that each kept, and where and why it ended."""
+"""What steered loops decided while they ran, and why: the best round of each, and where and why it ended."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
 
 import msgspec
 
+from cream.loops.course import RESULT
 from cream.loops.decisions import DecisionFile
 from cream.reporting.figures import Figure, Series, lines, section
 from cream.reporting.outputs import Run
@@ -29,20 +30,29 @@ def rules(decided: dict) -> Iterator[str]:
         best = "lowest" if keep.get("mode") == "min" else "highest"
         yield f"it keeps the round with the {best} {keep['metric']}"
         if patience := keep.get("patience"):
-            yield f"patience {patience}: it ends after so many evaluated rounds without a new best"
+            rounds = f"{patience} evaluated round{'s' * (patience > 1)}"
+            yield f"patience {patience}: it ends after {rounds} without a new best"
         if keep.get("roll_back"):
             yield "roll-back: a round after one without a new best starts from the best again"
     for fact, bound in (decided["loop"].get("stop_if") or {}).items():
-        limits = " or ".join(f"{how} {limit:g}" for how, limit in bound.items() if limit is not None)
-        yield f"it ends where {fact} is {limits}".replace("is drift ", "drifts from round 1 by more than the share ")
+        given = {how: limit for how, limit in bound.items() if limit is not None}
+        drift = given.pop("drift", None)
+        limits = [f"is {how} {limit:g}" for how, limit in given.items()]
+        limits += [] if drift is None else [f"drifts from round 1 by more than {100 * drift:g} %"]
+        yield f"it ends where {fact} {' or '.join(limits)}"
 
 
 def ends(decided: dict) -> Iterator[str]:
-    """Why no further round ran, and which round is the result."""
+    """Why no further round ran, and which round is the result, or the best so far."""
     if stopped := decided["stopped"]:
         yield f"Ended in round {stopped['round']}: {stopped['why']}."
     if best := decided["best"]:
-        yield f"Kept: {_called(best['round'])}, {best['model']}."
+        yield f"{_best(decided).capitalize()}: {_called(best['round'])}, {best['model']}."
+
+
+def _best(decided: dict) -> str:
+    """What the best round is: a loop that has ended has said its result."""
+    return "kept" if any(each["text"].startswith(RESULT) for each in decided["said"]) else "best so far"
 
 
 def _called(number: int) -> str:
@@ -67,7 +77,7 @@ def show(runs: Sequence[dict]) -> Section | None:
 
 
 def _figures(own: Sequence[tuple[str, dict]]) -> list[Figure]:
-    """The metric of the measured rounds of each loop, a figure for each metric, with the rounds that were kept."""
+    """The metric of the measured rounds of each loop, a figure for each metric, with the best rounds."""
     found: dict[str, list[Series]] = {}
     for title, decided in own:
         name, rows = _metric(decided), decided["rounds"]
@@ -76,11 +86,12 @@ def _figures(own: Sequence[tuple[str, dict]]) -> list[Figure]:
         values = [[_value(row, key) for row in rows] for key in VALUES]
         bounds = values[1:] if None not in values[1] + values[2] else (None, None)
         found.setdefault(name, []).append(Series(title, [row["round"] for row in rows], values[0], *bounds))
-        kept = [i for i, row in enumerate(rows) if decided["best"] and row["round"] == decided["best"]["round"]]
-        found[name].append(Series(f"{title}: kept", [rows[i]["round"] for i in kept], [values[0][i] for i in kept]))
+        best = [i for i, row in enumerate(rows) if decided["best"] and row["round"] == decided["best"]["round"]]
+        points = [rows[i]["round"] for i in best], [values[0][i] for i in best]
+        found[name].append(Series(f"{title}: {_best(decided)}", *points))
     about = "Of the model of each round, 0 before the first one, with 95 % intervals where the metric has them."
     return [
-        lines(f"steering-{i}", f"What rounds are compared by: {name}", about, series, "round", name, xaxis=WHOLE)
+        lines(f"steering-{i}", f"Metric of each round: {name}", about, series, "round", name, xaxis=WHOLE)
         for i, (name, series) in enumerate(found.items(), 1)
     ]
 
@@ -99,7 +110,7 @@ def _value(row: dict, key: str) -> float | None:
 def _tables(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
     rows = [
         (title, row["round"], *(_value(row, key) for key in VALUES),
-         "kept" if decided["best"] and row["round"] == decided["best"]["round"] else "",
+         _best(decided) if decided["best"] and row["round"] == decided["best"]["round"] else "",
          _metric(decided), row["starts_from"], row["model"])
         for title, decided in own
         for row in decided["rounds"]

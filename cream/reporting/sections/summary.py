@@ -7,6 +7,7 @@ from cream import alarms
 from cream.files.provenance import Fired
 from cream.loops.alarmed import Alarms
 from cream.loops.alarmed import alarms as alarms_of_loop
+from cream.loops.made import main_file
 from cream.loops.outcome import sentences, where_alarms_sounded
 from cream.reporting.outputs import TRAINING, Output, Run
 from cream.reporting.page import Section
@@ -19,7 +20,7 @@ def alarms_of(run: Run) -> Alarms:
     the defaults; of other outputs those in their sidecars. Raises UserError where a sidecar or summary is damaged."""
     if run.course is not None:
         finished = {output.path for output in run.outputs if output.finished}
-        return alarms_of_loop([each for each in run.course.ran if each.output in finished], run.limits)
+        return alarms_of_loop([each for each in run.course.ran if main_file(each) in finished], run.limits)
     makers = {output.about["output"]: output for output in run.outputs if "output" in output.about}
     fired = [(f"{output.kind or 'output'} {output.name}", each) for output in run.outputs for each in _own(output)]
     concerned = (each for each in run.of("evaluation") if any(map(_own, _made_from(each, makers))))

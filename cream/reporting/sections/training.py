@@ -71,7 +71,8 @@ def _log(output: Output) -> Iterator[dict]:
 
 def _stage(output: Output, shared_with: Sequence[str]) -> dict:
     """What is recorded of a stage; None where it is not. `reuse`: of each model that scored for it, how many scores
-    were computed, and how many were there already and where; `resumed`: records that an interrupted run had made."""
+    were computed, and how many were there already and where; `resumed`: requests that an interrupted run had
+    finished."""
     about, counts = output.about, output.about.get("counts", {})
     return {
         "name": output.name,
@@ -165,22 +166,27 @@ def _time(own: Sequence[tuple[str, dict]]) -> Figure:
 
 def _shared(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
     """Which outputs several runs share: they are made once."""
-    shared: dict[tuple[str, ...], dict[str, float]] = {}  # titles of runs -> path -> seconds
+    shared: dict[tuple[str, ...], dict[str, float | None]] = {}  # titles of runs -> path -> seconds
     for title, row in ((title, row) for title, found in own for row in found["stages"] if row["shared_with"]):
         runs = tuple(name for name, _ in own if name in (title, *row["shared_with"]))
-        shared.setdefault(runs, {})[row["path"]] = row["seconds"] or 0.0
+        shared.setdefault(runs, {})[row["path"]] = row["seconds"]
     for runs, made in shared.items():
         text = f"{' and '.join(runs)} share {len(made)} output{'s' * (len(made) > 1)}"
-        yield f"<p>{escape(text)}, made once, in {sum(made.values()):.1f} s.</p>"
+        known = [seconds for seconds in made.values() if seconds is not None]
+        yield f"<p>{escape(text)}, made once{f', in {sum(known):.1f} s' if known else ''}.</p>"
 
 
 def _reuse(own: Sequence[tuple[str, dict]]) -> Iterator[str]:
-    """A table of how many scores were computed, and how many were there already."""
+    """A table of how many scores were computed, and how many were there already; those for outputs that several runs
+    share once."""
+    parts: dict[str, list[dict]] = {SHARED: []}
+    for title, row in {row["path"]: (title, row) for title, found in own for row in found["stages"]}.values():
+        parts.setdefault(SHARED if row["shared_with"] else title, []).append(row)
     counted = [
         (title, what, counts)
-        for title, found in own
+        for title, rows in parts.items()
         for what, trains in (("responses, for rewards", False), ("examples, for training", True))
-        if (counts := _sources(row for row in found["stages"] if (row["script"] == TRAIN) == trains))
+        if (counts := _sources(row for row in rows if (row["script"] == TRAIN) == trains))
     ]
     places = {place: words for place, words in PLACES.items() if any(counts[place] for *_, counts in counted)}
     columns = ("run", "scores of", "in all", *places.values())
@@ -206,7 +212,7 @@ def _status(own: Sequence[tuple[str, dict]]) -> str:
 
 def _table(own: Sequence[tuple[str, dict]]) -> str:
     columns = ("run", "output", "script", "seconds", "records", "skipped", "tokens sampled", "peak memory, GB")
-    columns += ("scores", "not computed again", "records kept from an interrupted run", "shared with")
+    columns += ("scores", "not computed again", "requests done by an interrupted run", "shared with")
     keys = ("name", "script", "seconds", "records", "dropped", "tokens", "memory_gb")
     rows = []
     for title, found in own:
