@@ -49,6 +49,7 @@ def merge(folder, base, tmp_path):
     return adapter_merged(folder, base, tmp_path / "cache")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -97,6 +97,7 @@ def test_pairs_equal_scipy_and_a_loop(pair_of_files, keep_truncated, size):
     assert made.responses[""] == sum(len(r.response) for r in current)
 
 
+@pytest.mark.slow
 @given(files(), st.data())
 def test_one_skipped_prompt_changes_no_other(pair_of_files, data):
     """The released code zipped values back by position, so that one skip moved every later prompt's consistency."""
@@ -110,6 +111,7 @@ def test_one_skipped_prompt_changes_no_other(pair_of_files, data):
     assert pairs_of([*current[:skipped], *current[skipped + 1 :]], previous) == others
 
 
+@pytest.mark.slow
 @given(files(), st.sampled_from(RANKS), st.booleans(), st.booleans(), st.booleans(), st.sampled_from([None, 0]))
 def test_blocks_leave_no_seam(pair_of_files, rank, alone, keep_truncated, oracle, seed):
     """Whatever is asked for, blocks of 1 and of 3 prompts give what the whole file at once gives."""
@@ -411,6 +413,7 @@ def test_the_sidecar_tells_what_only_the_end_knows(tmp_path, stage):
     assert meta["counts"] == {"out": 2, "dropped": {FEWER_THAN_TWO: 1}}
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_hash_seed(tmp_path, repo):
     current = [record(f"p{i}", [float(i * j % 7) for j in range(5)], list("abcda")) for i in range(30)]
     previous = [

@@ -48,6 +48,7 @@ def run(folder, uuids, done, size, chunk, taken, expected=None):
     return dict(driver.run(model, items, Keys(done), setup, **how)), made
 
 
+@pytest.mark.slow
 @given(st.integers(0, 12), st.sets(st.integers(0, 11)), st.integers(1, 5))
 def test_a_resumed_pass_computes_whole_chunks(tiny_folder, count, done, size):
     uuids, taken = [f"u{i}" for i in range(count)], []

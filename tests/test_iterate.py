@@ -150,6 +150,7 @@ def test_shipped_loops_are_the_shipped_recipes():
         assert read_loop(loops[name]).title == read_loop(recipes[name]).title
 
 
+@pytest.mark.slow
 def test_a_twin_is_its_loop_with_other_settings():
     """The same steps in each round, which read the same outputs; after what makes M1. Nothing that the twin reads is
     missing."""
@@ -163,6 +164,7 @@ def test_a_twin_is_its_loop_with_other_settings():
         assert iterate.prepare(read_loop(path), ["cpu"], None, set())[1] == []
 
 
+@pytest.mark.slow
 def test_shipped_files_can_be_run_beside_each_other():
     """What two of them make at one path is the same, and lies in no training run of a third."""
     made = {}

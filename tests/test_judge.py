@@ -222,6 +222,7 @@ def test_a_distribution_is_a_softmax(logs, share):
     assert found == pytest.approx([p / sum(exact) for p in exact], abs=1e-9)
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(1e-6, 1), min_size=101, max_size=101))
 def test_scores_to_100_digit_by_digit(weights):
     """ "1" begins "10", and both begin "100": no probability is taken off twice."""

@@ -133,6 +133,7 @@ def test_a_judgement_ends_with_the_line_of_its_score():
     assert form.cut("Score: 9", 3.0) == "Score: 9"
 
 
+@pytest.mark.slow
 def test_a_slow_pattern_does_not_hang(tmp_path):
     started, form = time.monotonic(), own(tmp_path, parse=r"(?:a+)+(\d)b$")
     assert form.read("a" * 5000 + "1") == Verdict(None, SLOW)

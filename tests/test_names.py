@@ -190,6 +190,7 @@ def test_a_broken_registry_is_named(tmp_path, registry, content):
         names.check_free(registry, "m1", tmp_path, overwrite=True)
 
 
+@pytest.mark.slow
 def test_many_register_at_once(tmp_path, registry):
     wanted = {f"m{i}": tmp_path / str(i) for i in range(16)}
     threads = [threading.Thread(target=names.register, args=(registry, *entry)) for entry in wanted.items()]
@@ -319,6 +320,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_not_whole_is_fetched(ask, part):
     asked = ask(PARTS[part], offline=False)
@@ -328,6 +330,7 @@ def test_what_is_not_whole_is_fetched(ask, part):
     assert ask([], offline=True).stdout == asked.stdout  # now it is whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_what_is_not_whole_cannot_be_used_offline(ask, part):
     asked = ask(PARTS[part], offline=True)

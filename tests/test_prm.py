@@ -336,6 +336,7 @@ def test_the_tiny_world_checks_steps(task):
     assert problems.check_steps("What is 2 + 3?", ["5"]) is None
 
 
+@pytest.mark.slow
 def test_real_steps_by_a_real_model(shared):
     """Math-Shepherd's, as Math-Shepherd and trl write them, by stories260K: trained on as they are scored."""
     rows = [json.loads(line) for line in (shared / "data/prm/math_shepherd_stepwise.jsonl").read_text().splitlines()]

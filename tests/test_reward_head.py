@@ -108,6 +108,7 @@ def close(found, wanted, tolerance=1e-4):
 # Outputs --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reads"), HEADS)
 def test_outputs_equal_transformers_own(make, name, reads):
     """Over trees, in one row or many, and over padded rows; pad is eos, with which most responses end."""

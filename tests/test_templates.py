@@ -25,6 +25,7 @@ def tokenizer(tiny_folder):
     return load_tokenizer(tiny_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "template, said",
     [

@@ -93,6 +93,7 @@ def test_a_late_process_is_waited_for():
     assert world._meet(store, 0, 2, {}, clock)[1] == "rank 1, late"
 
 
+@pytest.mark.slow
 def test_no_first_process_is_named(place, monkeypatch):
     place(1)
     monkeypatch.setattr(world, "MEET", 0.1)
