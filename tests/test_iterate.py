@@ -874,7 +874,7 @@ def test_the_loop(workspace, two_loops):
     """They share M0, M1 and round 1's measurements, and end in one table.
 
     All stages ran in one process; run one by one, each in its own, the same commands give the same weights and answers.
-    Run again, the loop passes over everything.
+    Run again, the loop skips everything.
     """
     loop, printed, first = two_loops
     assert len(titles(first.out)) == 30
