@@ -14,8 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cream.errors import UserError
 from cream.records import Message
-from cream.text import rendering
+from cream.text import recent, rendering
 from cream.text.chat import REWRITTEN, Chat
+from cream.text.recent import Recent
 from cream.text.rendering import PROBE
 from cream.text.tokens import Tokens
 
@@ -308,3 +309,38 @@ def test_real_tokenizers(shared, folder, end):
 def test_a_real_tokenizer_without_template_is_refused(shared):
     with pytest.raises(UserError, match="gpt2.*--chat_template"):
         Chat(AutoTokenizer.from_pretrained(shared / "data" / "tokenizers" / "gpt2"))
+
+
+def test_equal_templates_render_and_tokenise_a_conversation_once(tiny_tokenizer, monkeypatch):
+    """As the stages of a loop do; what else a conversation, a template or a tokenizer may have is another one."""
+    monkeypatch.setattr(rendering, "RECENT", Recent())
+    chats = [Chat(with_template(tiny_tokenizer, GOOD["bos"], name_or_path=name)) for name in ("m0", "m1")]
+    ids = chats[0].encode_prompt(QUESTION)
+    assert ids == chats[0].tokenizer(chats[0]._render(QUESTION, True), add_special_tokens=False)["input_ids"]
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedTokenizerFast, "apply_chat_template", None)
+        patch.setattr(PreTrainedTokenizerFast, "__call__", None)
+        assert chats[1].refusal(QUESTION) is None
+        chats[1].encode_prompt(QUESTION).append(0)  # a list of the caller's own
+        assert chats[1].encode_prompt(QUESTION) == ids
+        with pytest.raises(UserError, match="^m1: its chat template"):
+            chats[1].encode_prompt([Message("system", "Be brief."), *QUESTION])
+    other = Chat(with_template(tiny_tokenizer, GOOD["no bos"]))
+    assert other.encode_prompt(QUESTION) == ids[1:]
+    tokenizer = with_template(tiny_tokenizer, GOOD["bos"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert Chat(tokenizer).encode_prompt(QUESTION) != ids
+    written = [Message("user", "What is <end>?")]
+    literal = Chat(with_template(tiny_tokenizer, GOOD["bos"]), literal=True)
+    assert literal.encode_prompt(written) != chats[0].encode_prompt(written)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(recent, "MOST", 10)
+    held = Recent()
+    for key, size in (("a", 4), ("b", 4), ("c", 4), ("d", 11), ("e", 1)):
+        held.add(key, key.upper(), size)
+        assert held.get(key) == (None if key == "d" else key.upper())
+        if key == "c":
+            assert (held.get("a"), held.get("b")) == (None, "B")
+    assert [held.get(key) for key in "abcde"] == [None, None, None, None, "E"]

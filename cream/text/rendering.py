@@ -1,19 +1,22 @@
 """A tokenizer's chat template: messages -> text, within limits, and its refusals as errors for the user."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
 from cream.errors import UserError
+from cream.files.fingerprints import fingerprint_text
 from cream.records import Message
+from cream.text.recent import Recent
 from cream.text.templates import check_numbers, check_variables, limit_rendering, probe_in_subprocess
 
 TEMPLATE_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 PROBE = [Message("user", "What is 2 + 3?"), Message("assistant", "5")]
 HUGE = 1 << 20  # characters; for a longer text the number of tokens in its beginning may suffice
 PROBED: set[tuple[str, str]] = set()  # templates, with their variables, that rendered PROBE within the limits
+RECENT = Recent()  # texts and ids of conversations, of all templates
 TODAY = date(2024, 7, 26)  # for templates that write today's date: the one that Llama-3's writes if it knows none
 
 
@@ -65,10 +68,21 @@ class Template:
         }
         marks = sorted(tokenizer.convert_ids_to_tokens(sorted(self.special)), key=len, reverse=True)
         self._marks = re.compile("|".join(map(re.escape, marks)) or "(?!)")
+        self._content = self._identify()
         self._probe_once()
         with self._explain_errors():
             check_numbers(self.template, self._name)
             check_variables(self.template, self.tokenizer.special_tokens_map, variables or {}, self._name)
+
+    def _identify(self) -> object:
+        """Equal for templates that give equal texts and ids: those of another checkpoint, say."""
+        tokenizer = self.tokenizer
+        if not tokenizer.is_fast:
+            return object()
+        settings = type(tokenizer), tokenizer.special_tokens_map, tokenizer.split_special_tokens
+        settings += (tokenizer.model_max_length,)  # which some tokenizers compare with their ids
+        decide = self.template, self._variables, self.literal, settings, tokenizer.backend_tokenizer.to_str()
+        return fingerprint_text(repr(decide))
 
     def _probe_once(self) -> None:
         """Render the probe in a fork of this process, which need not see a template twice."""
@@ -115,6 +129,13 @@ class Template:
         return self._marks.sub(lambda mark: f"{mark[0][0]}\\{mark[0][1:]}", text)
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        key = self._content, tuple(messages), generation_prompt
+        if (text := RECENT.get(key)) is None:
+            text = self._render_now(messages, generation_prompt)
+            RECENT.add(key, text, len(text) + sum(len(message.content) for message in messages))
+        return text
+
+    def _render_now(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         write = self._break_marks if self.literal else str
         plain = [{"role": m.role, "content": write(m.content)} for m in messages]
         apply = self.tokenizer.apply_chat_template
@@ -137,8 +158,8 @@ class Template:
         except (TemplateError, *TEMPLATE_ERRORS) as error:
             raise Refused(f"{self._name} refuses a conversation: {error}") from None
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        rows = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    def _ids(self, texts: Iterable[str]) -> list[list[int]]:
+        rows = [self._bare_ids(text) for text in texts]
         bos = self.tokenizer.bos_token_id
         if bos is not None and bos != self.tokenizer.eos_token_id and any(ids[:2] == [bos, bos] for ids in rows):
             raise UserError(f"{self._name} renders two BOS tokens; a model expects one")
@@ -148,4 +169,8 @@ class Template:
         return [token for token in self._ids([text])[0] if token in self.special]
 
     def _bare_ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        key = self._content, text
+        if (ids := RECENT.get(key)) is None:
+            ids = tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+            RECENT.add(key, ids, len(text) + len(ids))
+        return list(ids)
