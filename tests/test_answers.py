@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
@@ -21,6 +22,7 @@ from hard_answers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cream.evaluation import numbers
 from cream.evaluation.answers import (
     extract_choice,
     extract_choice_strict,
@@ -205,3 +207,15 @@ def test_the_options_texts_of_real_items(shared):
     print(f"{len(items)} items, all read as given; {denied} options denied, none of them taken; of lists, {len(taken)}")
     assert len(items) == 1517 and denied == 4050
     assert taken == ["accomplished, accomplished"]  # an item with two options of one text
+
+
+@given(st.text(alphabet=st.sampled_from("0123459 .,:'’_-+/\\{}*`^<>$%½²⁄\u202fＡxetfrac()\n"), max_size=30))
+def test_usual_texts_are_plain_already(text):
+    """What is returned at once is what all of the patterns leave."""
+    plain = text
+    for pattern, replacement in numbers.DIGITS:
+        plain = pattern.sub(replacement, plain)
+    plain = unicodedata.normalize("NFKC", plain)
+    for pattern, replacement in numbers.MARKUP:
+        plain = pattern.sub(replacement, plain)
+    assert numbers.plain_text(text) == plain

@@ -294,3 +294,11 @@ def test_a_response_that_begins_within_its_thought():
     assert regrade(cut, STRICT).final_prediction == "12"  # the released code knows no thoughts
     closed = grade_responses(ITEM, ASKED, [completion("7?</think>12")], DEFAULT, opened=True)
     assert closed.final_prediction == "12"
+
+
+def test_labels_of_other_types_are_graded_apart():
+    """The number 18 and the text "18.0" are equal to 18.0, and no response is right for all three by strict rules."""
+    labels, text = [18, 18.0, "18", "18.0", 18], "#### 18"
+    assert [grade("How many?", label, text, strict=True)[1] for label in labels] == [True, False, True, False, True]
+    assert all(grade("How many?", label, text)[1] for label in labels)
+    assert not grade("A) 18 B) 19?", "B", text)[1] and grade("How many?", "18", text)[1]

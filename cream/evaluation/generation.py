@@ -10,6 +10,7 @@ from msgspec import structs
 
 from cream.cli import preflight
 from cream.engines import Completion
+from cream.evaluation import statistics
 from cream.evaluation.few_shot import build_prompt
 from cream.evaluation.grade import Rules, majority
 from cream.evaluation.statistics import format_percent, format_table, table_rows
@@ -139,8 +140,11 @@ def fill_missing(
 
 def regrade(record: Answer, rules: Rules) -> Answer:
     """The same record, each of its responses graded again."""
-    verdict = _verdict(record, record.all_responses or [record.responses], rules)
-    return structs.replace(record, **verdict)
+    return structs.replace(record, **_verdict_of(record, rules))
+
+
+def _verdict_of(record: Answer, rules: Rules) -> dict:
+    return _verdict(record, record.all_responses or [record.responses], rules)
 
 
 def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
@@ -155,4 +159,5 @@ def changes(before: Sequence[Answer], after: Sequence[Answer]) -> list[str]:
 def strict_accuracies(records: Iterable[Answer], grader: str | None = None) -> dict[str, float]:
     """Accuracy per task by the released code's extraction rules; `grader` as in Rules."""
     rules = Rules(strict=True, grader=grader)
-    return {row["task"]: row["accuracy"] for row in table_rows(regrade(record, rules) for record in records)}
+    graded = ({"task": record.task, **_verdict_of(record, rules)} for record in records)
+    return {row["task"]: row["accuracy"] for row in statistics.summarise(graded)}

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 
 from cream.errors import UserError
 from cream.evaluation.answers import (
@@ -62,6 +63,7 @@ def options_of(question: str) -> dict[str, str]:
     return split_question(question)[1]
 
 
+@lru_cache(2048)
 def split_question(question: str) -> tuple[str, dict[str, str]]:
     """(what is asked, without the line break or blank before its options; the options, as `options_of` gives them)."""
     for pattern in (OPTION_LINE, OPTION_INLINE):

@@ -44,6 +44,7 @@ MARKUP = [
     (re.compile(r"(\\[A-Za-z]+)(?=\d)"), r"\1 "),  # \approx5
     (re.compile(r"(?:(?<![\w.^])|(?<=\d[xX]))10\^\s*\{?\s*([-+−]?\d{1,2})(?!\d|\.\d)\}?"), r"1e\1"),
 ]
+UNUSUAL = re.compile(r"[^\x00-\x7f]|[\\{_*`^<]|\d'|,\d")  # where none of these is, none of those is
 NUMERAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
 NUMBER = re.compile(
     rf"""
@@ -118,6 +119,8 @@ def numbers_equal(a: str, b: str) -> bool:
 
 def plain_text(text: str) -> str:
     """The text with digits as "1234.5", and without LaTeX and markdown."""
+    if not UNUSUAL.search(text):
+        return text
     for pattern, replacement in DIGITS:
         text = pattern.sub(replacement, text)
     text = unicodedata.normalize("NFKC", text)

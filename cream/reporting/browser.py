@@ -14,13 +14,14 @@ from typing import NamedTuple
 import msgspec
 
 from cream.errors import UserError
+from cream.evaluation.tasks import grade_record
 from cream.files import store
 from cream.pairs.build import usable
 from cream.pairs.choice import NUMBERED, pair_uuid
 from cream.pairs.match import MISSING, OTHER, matched
 from cream.records import Item, Message, Pair, Rewards
 from cream.reporting.blocks import SIDES, Blocks, Numbers, Prompt, joined
-from cream.reporting.outputs import Output, Run, graded, read_labels, task_of
+from cream.reporting.outputs import Output, Run, read_labels, task_of
 from cream.reporting.page import Section, asset
 from cream.reporting.sections.consistency import ranking_name
 
@@ -198,7 +199,7 @@ def _position(texts: list[str], response: int | str) -> int:
 
 
 def _correct(item: Item, text: str) -> int | None:
-    prediction, correct = graded(item, text)
+    prediction, correct = grade_record(item, text)
     return None if prediction == "none" and not correct else int(correct)
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,7 +13,6 @@ from cream.alarms import LIMITS, Limits
 from cream.errors import UserError
 from cream.evaluation.evaluate import summary_path
 from cream.evaluation.find import evaluations_by, without_copies
-from cream.evaluation.tasks import grade_record
 from cream.files import lineage, store
 from cream.files.fingerprints import fingerprint_folder
 from cream.files.provenance import ARGS, KIND, LAST, RUN, place_of, read_meta, read_sidecar
@@ -229,16 +228,6 @@ def read_labels(runs: Iterable[Run]) -> dict[str, Item]:
         places |= dict.fromkeys([*run.gold, *(path.with_name("labels.json") for path in sources)])
     found = [path for path in places if path.exists() or path in run.gold]
     return {item.uuid: item for path in found for item in store.read(path, Item)}
-
-
-def graded(item: Item, text: str) -> tuple[str, bool]:
-    """(prediction, whether it is correct) of a response, as `grade_record` has them."""
-    return _grade(item.question, item.label, item.task, item.grader, text)
-
-
-@lru_cache(1 << 16)  # models say the same thing often, and pairs are of responses
-def _grade(question: str, label: str | float, task: str | None, grader: str | None, text: str) -> tuple[str, bool]:
-    return grade_record(Item(question=question, label=label, task=task, grader=grader), text)
 
 
 def share_outputs(runs: Sequence[Run]) -> list[Run]:

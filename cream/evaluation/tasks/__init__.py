@@ -20,6 +20,7 @@ from cream.errors import UserError
 from cream.evaluation.grade import DEFAULT, Label, Rules, grade_math
 from cream.evaluation.tasks import arc_challenge, arc_easy, gsm8k, openbookqa, other, siqa, tiny
 from cream.records import Item
+from cream.text.recent import Recent
 from cream.text.thoughts import USUAL, Tags, split_thought
 
 TASKS: dict[str, ModuleType] = {
@@ -31,6 +32,7 @@ TASKS: dict[str, ModuleType] = {
     "tiny": tiny,
 }
 ALL_TEST = "localdata/all_test.json"
+GRADED = Recent()  # models say the same thing often, and evaluations and reports grade it again
 
 
 def find_task(name: str | None) -> ModuleType:
@@ -71,9 +73,13 @@ def grade(
     known task: multiple choice where the label is one of the question's options, else a number. `strict` grades the
     whole response as the released code does. Raises UserError for a label that cannot be graded.
     """
-    text = response if strict else split_thought(response, tags, opened).final
-    rule = grade_math if grader == "math" else find_task(task).grade
-    return rule(question, label, text, strict)
+    key = question, type(label), label, response, strict, task, grader, tuple(tags), opened
+    if (found := GRADED.get(key)) is None:
+        text = response if strict else split_thought(response, tags, opened).final
+        rule = grade_math if grader == "math" else find_task(task).grade
+        found = rule(question, label, text, strict)
+        GRADED.add(key, found, len(question) + len(response))
+    return found
 
 
 def grade_record(item: Item, response: str, rules: Rules = DEFAULT, opened: bool = False) -> tuple[str, bool]:

@@ -10,12 +10,13 @@ import numpy as np
 
 from cream.consistency import Tally, margin_cap
 from cream.evaluation.statistics import wilson_interval
+from cream.evaluation.tasks import grade_record
 from cream.pairs.choice import NUMBERED
 from cream.ranking import kendall, padded
 from cream.records import Item, Pair, Rewards
 from cream.reporting.figures import COLOURS, Figure, Series, bars, lines, matrix, section
 from cream.reporting.numbers import by_bins, mean, rank_correlation
-from cream.reporting.outputs import TRAINING, Output, Run, graded, task_of
+from cream.reporting.outputs import TRAINING, Output, Run, task_of
 from cream.reporting.page import Section, table_of_runs
 
 TITLE = "Consistency"
@@ -75,7 +76,7 @@ def _is_right(pair: Pair, labels: Mapping[str, Item]) -> bool | None:
     item = labels.get(NUMBERED.sub("", pair.uuid))
     if item is None:
         return None
-    chosen, rejected = (graded(item, each[-1].content)[1] for each in (pair.selected, pair.rejected))
+    chosen, rejected = (grade_record(item, each[-1].content)[1] for each in (pair.selected, pair.rejected))
     return None if chosen == rejected else chosen
 
 
