@@ -130,6 +130,7 @@ def load(
     (`check_tp_size`); the head stays whole. first: the first layers alone, of each kind one at least.
     """
     from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
 
     check_weights(folder, POLICY if new_head else kind)
     if not first and device.type != "meta":
@@ -142,18 +143,19 @@ def load(
         if new_head:
             config.num_labels = new_head["outputs"]
             config.problem_type = "regression"  # so that pipelines and vLLM give the outputs as they are
-        model, report = _auto_class(folder, config, kind, new_head).from_pretrained(
-            folder,
-            config=_first(config) if first else config,
-            dtype=dtype,
-            device_map="meta" if device.type == "meta" else None,
-            attn_implementation=_attention(config),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=remote_code(),
-            output_loading_info=True,
-            distributed_config=_tensor_parallel(config, tp_size, kind) if tp_size > 1 else None,
-        )
+        with no_init_weights():  # random ones, which those of the folder replace
+            model, report = _auto_class(folder, config, kind, new_head).from_pretrained(
+                folder,
+                config=_first(config) if first else config,
+                dtype=dtype,
+                device_map="meta" if device.type == "meta" else None,
+                attn_implementation=_attention(config),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=remote_code(),
+                output_loading_info=True,
+                distributed_config=_tensor_parallel(config, tp_size, kind) if tp_size > 1 else None,
+            )
     except Exception as error:  # the library raises all kinds on a damaged config
         if isinstance(error, UserError) or isinstance(error, RuntimeError) and out_of_memory(error):
             raise
