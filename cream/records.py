@@ -6,6 +6,7 @@ the layout are kept in `extra` and written out again.
 """
 
 import re
+from functools import cache
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -246,6 +247,15 @@ class Item(Record, kw_only=True):
     grader: Literal["math"] | None = None  # what compares its answers; none: the rule of its task
 
 
+FIRSTS = {  # of an answer: a key that is the first entry of another
+    "responses": "all_responses",
+    "finish_reason": "all_finish_reasons",
+    "num_tokens": "all_num_tokens",
+    "thought_tokens": "all_thought_tokens",
+}
+GRADED = ("all_predictions", "all_correct")
+
+
 class Answer(Item, kw_only=True):
     """Evaluation output: the item with the model's response (`responses`, one text, as the released code spells it).
 
@@ -273,22 +283,20 @@ class Answer(Item, kw_only=True):
     option_tokens: dict[str, Count] | None = None
 
     def __post_init__(self):
-        firsts = {"responses": "all_responses", "finish_reason": "all_finish_reasons", "num_tokens": "all_num_tokens"}
-        firsts |= {"thought_tokens": "all_thought_tokens"}
-        graded = ("all_predictions", "all_correct")
         options, tokens = self.option_logprob, self.option_tokens
-        if (options is None) != (tokens is None) or (options or {}).keys() != (tokens or {}).keys():
-            raise ValueError("`option_logprob` and `option_tokens` are not of the same options")
-        if 0 in (tokens or {}).values():
-            raise ValueError("an option in `option_tokens` has no token")
-        given = [name for name in (*firsts.values(), *graded) if getattr(self, name) is not None]
+        if options is not None or tokens is not None:
+            if options is None or tokens is None or options.keys() != tokens.keys():
+                raise ValueError("`option_logprob` and `option_tokens` are not of the same options")
+            if 0 in tokens.values():
+                raise ValueError("an option in `option_tokens` has no token")
+        given = [name for name in (*FIRSTS.values(), *GRADED) if getattr(self, name) is not None]
         if not given:
             return
-        for name in ("all_responses", *graded):
+        for name in ("all_responses", *GRADED):
             if name not in given:
                 raise ValueError(f"`{given[0]}` needs `{name}`")
         _check_parallel(self, "all_responses", tuple(given))
-        for one, name in firsts.items():
+        for one, name in FIRSTS.items():
             if name in given and getattr(self, name)[0] != getattr(self, one):
                 raise ValueError(f"`{one}` is not the first of `{name}`")
 
@@ -318,16 +326,22 @@ def decode(kind: type[R], uuid: str, value: object, where: str) -> R:
     if not uuid.strip():
         raise UserError(f"{where}: a record's uuid is blank")
     fields = value
-    if isinstance(value, dict):  # a user's own key may be called `extra`
-        fields = {key: v for key, v in value.items() if key in kind.__struct_fields__ and key != "extra"}
+    if isinstance(value, dict) and not value.keys() <= _own_keys(kind):
+        fields = {key: v for key, v in value.items() if key in _own_keys(kind)}
     try:
         record = _convert(fields, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         shown, layout = _found(fields, str(error)), kind.__doc__.strip().splitlines()[0]
         raise UserError(f"{where}: record {uuid!r}: {error}{shown} (expected: {layout})") from None
     record.uuid = uuid
-    record.extra = {key: v for key, v in value.items() if key not in fields}
+    record.extra = {key: v for key, v in value.items() if key not in fields} if fields is not value else {}
     return record
+
+
+@cache
+def _own_keys(kind: type[Record]) -> frozenset[str]:
+    """The keys of a layout; a user's own key may be called `extra`."""
+    return frozenset(kind.__struct_fields__) - {"extra"}
 
 
 def _convert(fields: object, kind: type[R]) -> R:
@@ -365,8 +379,8 @@ def encode(record: Record) -> dict:
     """Plain JSON values of a record, `uuid` first, extra keys last; an extra key with a field's name, copied from a
     record of another layout, becomes `input_<name>`."""
     value = msgspec.to_builtins(record)
-    fields = {*type(record).__struct_fields__} - {"extra"}
-    extra = {f"input_{key}" if key in fields else key: v for key, v in value.pop("extra", {}).items()}
+    own = _own_keys(type(record))
+    extra = {f"input_{key}" if key in own else key: v for key, v in value.pop("extra", {}).items()}
     return {"uuid": record.uuid, **value, **extra}
 
 

@@ -64,8 +64,12 @@ def fingerprint_folder(folder: Path, *, cached: bool = True) -> str:
     """
     paths, file = _deciding(folder), _cache_file()
     entries = _read(file) if cached else {}
-    with ThreadPoolExecutor() as pool:  # reading and hashing release the GIL
-        hashes = list(pool.map(lambda path: _hash(path, entries.get(str(path.resolve()))), paths))
+    known = [entries.get(str(path.resolve())) for path in paths]
+    if None in known:
+        with ThreadPoolExecutor() as pool:  # reading and hashing release the GIL
+            hashes = list(pool.map(_hash, paths, known))
+    else:
+        hashes = list(map(_hash, paths, known))
     new = {str(path.resolve()): entry for path, (entry, settled) in zip(paths, hashes, strict=True) if settled}
     if any(entries.get(path) != entry for path, entry in new.items()):
         _keep(file, new)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
@@ -154,6 +155,12 @@ def read_sidecar(path: Path) -> dict:
 
 def origin() -> dict:
     """The origin of an output: the command line, versions of the libraries that decide numbers, the git commit."""
+    return {"command": RUNNING[-1] if RUNNING else typed_command(), **_code()}
+
+
+@cache
+def _code() -> dict:
+    """The code that runs in this process."""
     versions = {}
     for name in VERSIONS:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -163,12 +170,7 @@ def origin() -> dict:
         describe = ["git", "describe", "--always", "--dirty"]
         described = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
         commit = described.stdout.strip() or None
-    return {
-        "command": RUNNING[-1] if RUNNING else typed_command(),
-        "versions": versions,
-        "python": sys.version.split()[0],
-        "git": commit,
-    }
+    return {"versions": versions, "python": sys.version.split()[0], "git": commit}
 
 
 class Provenance:

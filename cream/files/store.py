@@ -118,7 +118,7 @@ def _checked(
         if isinstance(raw, Bad):
             yield raw
             continue
-        if _hash(raw.uuid) in doubled:
+        if doubled and _hash(raw.uuid) in doubled:
             if raw.uuid in seen:
                 yield Bad(raw.where, raw.uuid, f"uuid {raw.uuid!r} occurs twice", msgspec.json.encode(raw.value))
                 continue

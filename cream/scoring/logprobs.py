@@ -105,18 +105,20 @@ class Scorer:
 
     def _score(self, groups: list[Group]) -> list[Scored]:
         rows, reasons = zip(*map(self._encode, groups), strict=True)
+        digests = [[tokens and tokens.digest() for tokens in own] for own in rows]
         for cached in (True, False):
-            known = [_known(group, own, cached) for group, own in zip(groups, rows, strict=True)]
+            known = [_known(*of, cached) for of in zip(groups, rows, digests, strict=True)]
             missing = [
-                {digest: tokens for tokens in own if tokens and (digest := tokens.digest()) not in values}
-                for own, (values, _) in zip(rows, known, strict=True)
+                {digest: tokens for digest, tokens in zip(keys, own, strict=True) if tokens and digest not in values}
+                for keys, own, (values, _) in zip(digests, rows, known, strict=True)
             ]
             if not any(missing):
                 break
         scored = []
-        for own, why, (values, sources), new in zip(rows, reasons, known, self._compute(missing), strict=True):
+        each = zip(rows, digests, reasons, known, self._compute(missing), strict=True)
+        for own, keys, why, (values, sources), new in each:
             values, sources["computed"] = values | new, len(new)
-            found, why = keep_finite([tokens and values.get(tokens.digest()) for tokens in own], why)
+            found, why = keep_finite([digest and values.get(digest) for digest in keys], why)
             computed = {digest: value for digest, value in new.items() if _is_finite(value)}
             scored.append(self._result(own, found, why, computed, sources))
         return scored
@@ -214,10 +216,10 @@ def show_first(model: Model, groups: Iterable[Group], options: Options, how: Cal
         log.info("first response as the model sees it, its scored tokens marked:\n%s", model.chat.show(tokens))
 
 
-def _known(group: Group, rows: list, cached: bool) -> tuple[dict[str, float], Counter[str]]:
-    """digest -> log π of the responses that need no pass, `cached` or the sampler's own, and how many of each."""
+def _known(group: Group, rows: list, digests: list, cached: bool) -> tuple[dict[str, float], Counter[str]]:
+    """digest -> log π of the responses that need no pass, `cached` or the sampler's own, and how many of each.
+    `digests`: of the responses' tokens, `rows`."""
     values, sources = {}, Counter()
-    digests = [tokens and tokens.digest() for tokens in rows]
     if cached:
         values = {digest: group.cached[digest] for digest in digests if digest in group.cached}
         sources["cached"] = len(values)
