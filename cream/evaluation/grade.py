@@ -55,7 +55,8 @@ OWN_LABEL = re.compile(rf"(?:\(({MARK}|[a-z])\)|({MARK}|[a-z])(?:\)|[.:](?=\s)|(
 
 
 def options_of(question: str) -> dict[str, str]:
-    """Label -> text of the options inside a question, in order; {} when it has none.
+    """Label -> text of the options inside a question, in order; {} when it has none. It is not to be changed: the next
+    call for the question gives the same object.
 
     Options are lines ("A. oxygen", "B) neon", "(C) helium", "4: argon"), or follow each other on one line ("A) Tom B)
     Mary C) same"). They run from A or 1 without a gap, at least two of them; of several such runs the last is taken.

@@ -44,7 +44,7 @@ MARKUP = [
     (re.compile(r"(\\[A-Za-z]+)(?=\d)"), r"\1 "),  # \approx5
     (re.compile(r"(?:(?<![\w.^])|(?<=\d[xX]))10\^\s*\{?\s*([-+−]?\d{1,2})(?!\d|\.\d)\}?"), r"1e\1"),
 ]
-UNUSUAL = re.compile(r"[^\x00-\x7f]|[\\{_*`^<]|\d'|,\d")  # where none of these is, none of those is
+UNUSUAL = re.compile(r"[^\x00-\x7f]|[\\{_*`^<]|\d'|,\d")  # without any of these, no pattern above matches
 NUMERAL = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\d)\.\d+)"
 NUMBER = re.compile(
     rf"""
