@@ -24,7 +24,7 @@ a list, one value per round. Without sft, `start: CHECKPOINT` is M1. Several eva
 nothing is evaluated.
 """
 
-import shlex
+import os
 import subprocess
 import sys
 import time
@@ -37,7 +37,7 @@ from pathlib import Path
 
 from config import CHECKPOINTS, DATASET_FILES, DATASETS, MODEL_FILES, Device, for_records, group
 from cream.alarms import LIMITS, AlarmFlags, Limits
-from cream.cli import console, interrupts, names, preflight, screen
+from cream.cli import console, interrupts, names, preflight
 from cream.cli.console import log
 from cream.cli.flags import parse, try_parse
 from cream.cli.screen import say_result
@@ -50,7 +50,7 @@ from cream.loops.options import LoopFlags
 from cream.loops.plan import TRAIN, Command, plan
 from cream.loops.publish import Publisher
 from cream.loops.reading import read_loop
-from cream.loops.stage_log import StageLog
+from cream.loops.running import InTurn, Runner, SideBySide, Stage, import_for_models
 
 EXAMPLE = """\
   tiny, one CPU        python iterate.py --config configs/recipes/tiny_cream.yaml
@@ -59,11 +59,7 @@ EXAMPLE = """\
 STAGES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py", "make_pairs.py")
 SCRIPTS = (*STAGES, "evaluate_reward.py", "prepare_data.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
-RESUME = "the same command resumes from there"
-CHANGED = (  # what a stage advises, another output of its own, cannot be said in a loop
-    "; where a setting was changed give the file another {key} than {folder}, or replace this output, then those of "
-    "the later stages that read it:\n  {again} --overwrite"
-)
+MOST_JOBS = 4  # stages at a time: a loop, or two, have hardly more that do not wait for each other
 
 
 @dataclass
@@ -96,10 +92,14 @@ def main(argv=None):
     if problems:
         raise UserError("\n".join(["nothing was started:", *problems]))
     began, keep = time.monotonic(), config.loop.kept
-    for i, course in enumerate(each := [*courses.values()]):
+    each = [*courses.values()]
+    needs = [disk.estimate(course, keep, partial(_size_of_training, course.loop)) for course in each]
+    runner = choose_runner(config.loop.jobs, each, needs, devices)
+    for i, (course, need) in enumerate(zip(each, needs, strict=True)):
         others = [command for other in (*each[:i], *each[i + 1 :]) for command in other.planned]
-        run(course, dry_run=config.loop.dry_run, keep=keep, others=others)
+        run(course, need, runner, dry_run=config.loop.dry_run, keep=keep, others=others)
     if not config.loop.dry_run:
+        runner.wait()
         columns = [(course.loop.title, course.results()) for course in each]
         found = [alarms(course.ran, config.alarms.limits()) for course in each]
         lines = [f"{course.loop.title}: {text}" for course in each for text in course.notes()]
@@ -131,22 +131,44 @@ def prepare(
     return course, wrong + list(lacking(course))
 
 
-def run(course: Course, *, dry_run: bool = False, keep: Sequence[str] = (), others: Sequence[Command] = ()) -> None:
-    """The stages of a loop, in order; those of small models in this process. `keep`: which models stay on disk;
-    `others`: commands of other loops, which may read this one's models."""
-    loop, course.dry = course.loop, dry_run
-    need = disk.estimate(course, keep, partial(_size_of_training, loop))
+def choose_runner(
+    jobs: int | None, courses: Sequence[Course], needs: Sequence[disk.Need], devices: Sequence[str]
+) -> Runner:
+    """What runs the stages of loops: --jobs at a time, or as many as its help says."""
+    left, on_cpu = [command for need in needs for command in need.left], [*devices] == ["cpu"]
+    if jobs is None:
+        alone = not on_cpu or any(command.flags.keys() & {"ray_address", "num_replicas"} for command in left)
+        small = not alone and all(_is_small(command, course.loop) for course in courses for command in course.planned)
+        jobs = max(1, min(MOST_JOBS, len(os.sched_getaffinity(0)), len(left))) if small else 1
+    elif jobs > 1 and not on_cpu:
+        raise UserError(f"--jobs {jobs}: stages run one at a time on --device {','.join(devices)}, which each needs")
+    if jobs == 1:
+        return InTurn(_start)
+    return SideBySide(_start, jobs, partial(import_for_models, [_folder(course.loop.model) for course in courses]))
+
+
+def run(
+    course: Course,
+    need: disk.Need,
+    runner: Runner,
+    *,
+    dry_run: bool = False,
+    keep: Sequence[str] = (),
+    others: Sequence[Command] = (),
+) -> None:
+    """The stages of a loop. `need`: what is left of it to run; `keep`: which models stay on disk; `others`: commands of
+    other loops, which may read this one's models."""
+    loop, course.dry, course.wait = course.loop, dry_run, runner.wait
     course.free = disk.Cleaner(keep, CHECKPOINTS, others) if keep else course.free
     if not dry_run:
         disk.check(course, need)
     for number, command in enumerate(course, 1):
-        line = f"$ {shlex.join(['python', command.script, *command.argv()])}"
-        whole = dry_run or screen.is_verbose()
-        title = f"[{loop.title} {number}/{len(course.planned)}] {command.title}"
-        title += f": {made}" if dry_run and (made := need.made.get(command.output)) else ""
-        log.info("%s", f"\n{title}\n{line}" if whole else title)
-        if not dry_run and (code := _run(command, loop, line)):
-            sys.exit(code)
+        stage = Stage(command, loop, number, len(course.planned))
+        if not dry_run:
+            runner.run(stage)
+            continue
+        made = need.made.get(command.output)
+        log.info("\n%s%s\n%s", stage.title, f": {made}" if made else "", stage.line)
     if dry_run:
         log.info("\n[%s] %s", loop.title, need)
         if keep and any(each.script == TRAIN and each.place.part == 1 for each in need.left):
@@ -189,40 +211,9 @@ def config_of(script: str) -> type:
     return config
 
 
-def _run(command: Command, loop: Loop, line: str) -> int | None:
-    """Run one stage, and say what came of it; its exit code, None or 0 where it succeeded. `line`: its command."""
-    from cream.loops.outcome import outcome
-
-    began, stage_log = time.monotonic(), StageLog(command.output)
-    try:
-        with stage_log.opened(line):
-            code = _start(command, loop)
-    except Exception as error:
-        error.add_note(f"while it ran: {command.title}, log: {stage_log.path}")
-        raise
-    wrote, failed = stage_log.wrote(), code and code not in interrupts.CODES  # else it has said how to resume
-    if not wrote and code in (None, 0, 2):
-        stage_log.undo()
-    if failed:
-        _say_failed(command, loop, code, stage_log, line)
-    elif not code:
-        log.info("    %s%s; %.1f s", "" if wrote else "up to date: ", outcome(command), time.monotonic() - began)
-    return code
-
-
-def _say_failed(command: Command, loop: Loop, code: int, stage_log: StageLog, line: str) -> None:
-    folder = command.output.parent
-    key = "base_dir" if loop.base_dir is not None and folder == Path(loop.base_dir) else "output_dir"
-    changed = CHANGED.format(key=key, folder=folder, again=line.removeprefix("$ ")) if code == 2 else ""
-    more = f"\nlog: {stage_log.path}" if stage_log.has_more() else ""
-    end = "" if code == 2 else f"{stage_log.end()}\n"  # an error that the user can fix is on the terminal
-    screen.show_error(f"{end}{command.title} ended with {code}; {RESUME}{changed}{more}")
-
-
 def _start(command: Command, loop: Loop) -> int | None:
-    """Run one stage, in this process or, if its model is big, in another one."""
-    folder = names.model(str(command.flags.get("model", loop.model)), MODEL_FILES)
-    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) < IN_PROCESS:
+    """Run one stage, in this process or, if its model is big, in another one; its exit code, None where all is well."""
+    if _is_small(command, loop):
         try:
             return import_module(command.script.removesuffix(".py")).main(command.argv())
         except SystemExit as stop:
@@ -232,6 +223,16 @@ def _start(command: Command, loop: Loop) -> int | None:
         code = process.wait()
     interrupts.check()
     return code
+
+
+def _is_small(command: Command, loop: Loop) -> bool:
+    """Whether the weights of its model have less than IN_PROCESS bytes."""
+    folder = _folder(str(command.flags.get("model", loop.model)))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) < IN_PROCESS
+
+
+def _folder(model: str) -> Path:
+    return names.model(model, MODEL_FILES)
 
 
 if __name__ == "__main__":

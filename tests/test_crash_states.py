@@ -36,7 +36,7 @@ STAGES = {
     "pairs": f"make_pairs.py --strategy all_pairs --rewards {REWARDS[0]} --previous {REWARDS[1]} "
     f"--output {OUT}/pairs.jsonl.zst",
     "measuring": f"evaluate_reward.py --rewards {REWARDS[0]} --gold localdata/tiny/labels.json --output_dir {OUT}",
-    "iterate": "iterate.py --device cpu --config localdata/recipe.yaml --report no --verbose",
+    "iterate": "iterate.py --device cpu --config localdata/recipe.yaml --jobs 1 --report no --verbose",
 }
 RECIPE = {
     "title": "small",

@@ -111,8 +111,8 @@ def stages(out):
 
 
 def titles(out):
-    """The stages that iterate.py began."""
-    return re.findall(r"^\[\w+ \d+/\d+\] .*$", out, re.MULTILINE)
+    """The stages that iterate.py ran, each with what came of it in the next line."""
+    return re.findall(r"^\[\w+ \d+/\d+\] .*\n    .*$", out, re.MULTILINE)
 
 
 def write(world, name, recipe):
@@ -873,8 +873,8 @@ def two_loops(workspace):
 def test_the_loop(workspace, two_loops):
     """They share M0, M1 and round 1's measurements, and end in one table.
 
-    All stages ran in one process; run one by one, each in its own, the same commands give the same weights and answers.
-    Run again, the loop skips everything.
+    Stages ran side by side, in forks of one process; run one by one, each in its own, the same commands give the same
+    weights and answers. Run again, the loop skips everything, in turn.
     """
     loop, printed, first = two_loops
     assert len(titles(first.out)) == 30
@@ -964,7 +964,7 @@ def test_a_loop_of_one_s_own(workspace):
     blocked.parent.mkdir(parents=True)
     blocked.write_text("in the way")
     failed = workspace.run(loop, code=2)
-    assert len(titles(failed.out)) == 6
+    assert len(titles(failed.out)) == 5
     assert "error: outputs/own/round1.tuned: is a file, and the run needs a folder of that name" in failed.err
     assert "round 1: tuned ended with 2; the same command resumes from there; where a setting was changed" in failed.err
     blocked.unlink()

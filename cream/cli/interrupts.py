@@ -9,8 +9,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from types import SimpleNamespace
 from typing import NoReturn, TypeVar
 
@@ -85,12 +86,12 @@ def _handle(signum: int, _frame) -> None:
         return
     if first:
         _state.signum, _state.since = signum, now
-    for child in _state.children:
+    for child in chain.from_iterable(_state.children):
         with suppress(ProcessLookupError):
             os.kill(child, signum)
     if not first or not _state.deferred:
         raise Interrupted(_state.signum)
-    if not _state.children:
+    if not any(_state.children):
         text = b"\ninterrupted: finishing the current work; a second signal ends it at once\n"
         with suppress(OSError, ValueError, AttributeError):  # stderr may be closed: `| tee log` gets the signal, too
             stream = screen.err_stream() if screen.in_stage_of_loop() else sys.__stderr__
@@ -98,16 +99,33 @@ def _handle(signum: int, _frame) -> None:
 
 
 @contextmanager
-def deferred(children: Iterable[int] = ()) -> Iterator[None]:
-    """Within it a first signal is only noted, and forwarded to `children`, the ids of processes that do the work."""
+def deferred(children: Collection[int] = ()) -> Iterator[None]:
+    """Within it a first signal is only noted, and forwarded to `children`, the ids of processes that do the work, as
+    they are by then."""
     before = _state.children
     _state.deferred += 1
-    _state.children = (*before, *children)
+    _state.children = (*before, children)
     try:
         yield
     finally:
         _state.deferred -= 1
         _state.children = before
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Within it signals wait, so that none is lost between a fork and what it begins with, `forked`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def forked() -> None:
+    """In a fork: it defers nothing and has received no signal, whatever the process that it was forked from has."""
+    _state.signum, _state.deferred, _state.whole, _state.children = None, 0, 0, ()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 @contextmanager

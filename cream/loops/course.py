@@ -27,13 +27,14 @@ Replan = Callable[[Loop, Mapping[int, int]], tuple[list[Command], list[str]]]
 
 
 class Course:
-    """Going through it gives the commands to run, each when those before it have run.
+    """Going through it gives the commands to run, in order, each when what it depends on has been decided.
 
     `replan`: a loop's commands, and what is wrong with them, given which rounds start from another than the one before
     (`plan`'s `parents`). Commands before `first` and after `last` are not run. In a `dry` one nothing runs, and what is
     not there yet decides nothing. `publish` gets the best model, as a command names it, and returns its folder; `free`,
-    called when a round has ended, with the commands that may still run, frees disk space. Afterwards `ran` has the
-    commands whose outputs are there, `done` whether these are all.
+    called when a round has ended, with the commands that may still run, frees disk space. `wait`: called before what a
+    command has made is looked at, returns when it has run; others may still be running when the next one is given.
+    Afterwards `ran` has the commands whose outputs are there, or will be, `done` whether these are all.
     """
 
     def __init__(self, loop: Loop, replan: Replan, publish: Callable[[str], Path] = Path):
@@ -41,6 +42,7 @@ class Course:
         self.planned, self.problems = replan(loop, {})
         self.first, self.last, self.dry, self.quiet = Place(0, 0, 0), Place(3, 0, 0), False, False
         self.free: Callable[[Course, Sequence[Command]], None] = lambda *_: None
+        self.wait: Callable[[Command], None] = lambda _: None
         self._forget()
 
     def _forget(self) -> None:
@@ -186,6 +188,7 @@ class Course:
     def _fact(self, command: Command, path: str) -> Fact | None:
         """A fact of a command that has run; None in a dry run where there is none yet."""
         if not self.dry:
+            self.wait(command)
             return facts.read(command, path)
         with suppress(UserError, OSError):
             return facts.read(command, path)

@@ -152,6 +152,8 @@ class Cleaner:
 
     def __call__(self, course: Course, ahead: Sequence[Command]) -> None:
         """Delete what is not needed by the commands `ahead`."""
+        for command in course.ran if not course.dry else ():
+            course.wait(command)
         kept = {course.best.round} if course.best else set()
         if ahead or "last" in self.keep or not course.done:
             kept.add(course.round)

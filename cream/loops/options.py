@@ -12,7 +12,7 @@ from cream.loops.course import Course
 class LoopFlags:
     """Loop"""
 
-    config: str | None = flag(None, "loop or recipe file; several, separated by commas, run one after another")
+    config: str | None = flag(None, "loop or recipe file; several, separated by commas, share what they make alike")
     dry_run: bool = flag(
         False,
         "check everything; print the commands, which outputs are up to date, there, or made by other flags, and about "
@@ -31,6 +31,12 @@ class LoopFlags:
     )
     seed: int | None = flag(None, "seed instead of the loop's", low=0, high=2**32 - 1)
     output_root: str | None = flag(None, "folder to put in front of all of the loop's folders")
+    jobs: int | None = flag(
+        None,
+        "stages that run at the same time, on CPUs: each begins when what it reads has been made, and has its share of "
+        "the threads; default: one a core, up to 4, where models are small (50 MB), otherwise 1",
+        low=1,
+    )
     report: bool = flag(
         True,
         "write report.html, a page about all loops, into the output_dir of the last one; beside a page there that "

@@ -1,0 +1,308 @@
+"""How the stages of a loop run: one after another, or several at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Protocol
+
+from cream.cli import console, interrupts, screen
+from cream.loops.decisions import read_by
+from cream.loops.loop import Loop
+from cream.loops.outcome import outcome
+from cream.loops.plan import Command
+from cream.loops.stage_log import StageLog
+
+log = logging.getLogger("cream")
+RESUME = "the same command resumes from there"
+CHANGED = (  # what a stage advises, another output of its own, cannot be said in a loop
+    "; where a setting was changed give the file another {key} than {folder}, or replace this output, then those of "
+    "the later stages that read it:\n  {again} --overwrite"
+)
+FORK = multiprocessing.get_context("fork")
+GRACE = 5.0  # seconds until a process that was told to end is killed
+CHUNK = 65536  # bytes of a pipe
+PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
+TICK = 1.0  # seconds between two looks at the clock
+
+Start = Callable[[Command, Loop], "int | None"]  # runs a stage; its exit code, None or 0 where it succeeded
+
+
+class Runner(Protocol):
+    """Runs stages; a stage that fails ends this process with its exit code."""
+
+    def run(self, stage: Stage) -> None:
+        """Run a stage, now or as soon as what it reads has been made."""
+
+    def wait(self, command: Command | None = None) -> None:
+        """Return when this command has run; by default, when all have."""
+
+
+@dataclass(eq=False)
+class Stage:
+    """One command of a loop as it runs; `number` of `total`."""
+
+    command: Command
+    loop: Loop
+    number: int
+    total: int
+    log: StageLog | None = None
+    began: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What begins its lines on the terminal."""
+        return f"[{self.loop.title} {self.number}/{self.total}]"
+
+    @property
+    def title(self) -> str:
+        """The name with what the stage does."""
+        return f"{self.name} {self.command.title}"
+
+    @property
+    def line(self) -> str:
+        """Its command line, as log files begin with it."""
+        return f"$ {shlex.join(['python', self.command.script, *self.command.argv()])}"
+
+    def begin(self) -> None:
+        """To be called before it runs."""
+        self.began, self.log = time.monotonic(), StageLog(self.command.output)
+
+    def end(self, code: int | None, title: str = "") -> None:
+        """Say what came of it, after the `title`; a log file to which it added nothing but its command is as before."""
+        wrote, failed = self.log.wrote(), code and code not in interrupts.CODES  # else it has said how to resume
+        if not wrote and code in (None, 0, 2):
+            self.log.undo()
+        if failed:
+            self._say_failed(code)
+        elif not code:
+            came, seconds = outcome(self.command), time.monotonic() - self.began
+            log.info("%s    %s%s; %.1f s", title and f"{title}\n", "" if wrote else "up to date: ", came, seconds)
+
+    def _say_failed(self, code: int) -> None:
+        folder, base = self.command.output.parent, self.loop.base_dir
+        key = "base_dir" if base is not None and folder == Path(base) else "output_dir"
+        changed = CHANGED.format(key=key, folder=folder, again=self.line.removeprefix("$ ")) if code == 2 else ""
+        more = f"\nlog: {self.log.path}" if self.log.has_more() else ""
+        end = "" if code == 2 else f"{self.log.end()}\n"  # an error that the user can fix is on the terminal
+        screen.show_error(f"{end}{self.command.title} ended with {code}; {RESUME}{changed}{more}")
+
+
+class InTurn:
+    """One stage after another, by `start`; what a stage says while it runs is on the terminal."""
+
+    def __init__(self, start: Start):
+        self.start = start
+
+    def run(self, stage: Stage) -> None:
+        """As any runner's: now."""
+        log.info("%s", f"\n{stage.title}\n{stage.line}" if screen.is_verbose() else stage.title)
+        stage.begin()
+        try:
+            with stage.log.opened(stage.line):
+                code = self.start(stage.command, stage.loop)
+        except Exception as error:
+            error.add_note(f"while it ran: {stage.command.title}, log: {stage.log.path}")
+            raise
+        stage.end(code)
+        if code:
+            sys.exit(code)
+
+    def wait(self, command: Command | None = None) -> None:
+        """As any runner's: all have run."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A stage with those that must have ended before it begins; once it runs, its process, and the pipes in which its
+    stdout and stderr arrive, each with what has been read of a line."""
+
+    stage: Stage
+    after: list[Job]
+    repeats: bool = False  # a loop before had the same command
+    process: multiprocessing.process.BaseProcess | None = None
+    pipes: dict[int, bytes] = field(default_factory=dict)
+    ended: bool = False
+    before: list[Job] = field(default_factory=list)  # those that wait for it
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun."""
+        return self.process is None and not self.ended
+
+    @property
+    def running(self) -> bool:
+        """Whether its process works."""
+        return self.process is not None and not self.ended
+
+    @property
+    def height(self) -> int:
+        """How many jobs the longest chain has that waits for it."""
+        return max((1 + job.height for job in self.before), default=0)
+
+
+class SideBySide:
+    """Up to `count` stages at a time, each in a fork of this process, as soon as what it reads has been made; those
+    first that have the longest chain of others waiting. `warm` imports what they need, once for all; they divide the
+    threads; the lines that they show are relayed, each with its stage's name."""
+
+    def __init__(self, start: Start, count: int, warm: Callable[[], object]):
+        self.start, self.count, self.warm, self.jobs = start, count, warm, []
+        self.pids: list[int] = []
+        self.failed: int | None = None
+
+    def run(self, stage: Stage) -> None:
+        """As any runner's: not yet."""
+        job = Job(stage, [job for job in self.jobs if _must_follow(stage.command, job.stage.command)])
+        job.repeats = stage.line in [earlier.stage.line for earlier in job.after]
+        for earlier in job.after:
+            earlier.before.append(job)
+        if not self.jobs:
+            self.warm()
+            gc.freeze()  # else a fork that looks for garbage would copy all of this process's memory
+        self.jobs.append(job)
+
+    def wait(self, command: Command | None = None) -> None:
+        """As any runner's."""
+        wanted = [job for job in self.jobs if command is None or job.stage.command.output == command.output]
+        with self._ended_with_this(), console.bar(len(wanted), "running", "stages") as bar:
+            while left := [job for job in wanted if not job.ended]:
+                self._turn()
+                bar.update(sum(job.ended for job in left))
+
+    @contextmanager
+    def _ended_with_this(self) -> Iterator[None]:
+        """No process outlives an exception, such as a second signal."""
+        try:
+            with interrupts.deferred(self.pids):
+                yield
+        finally:
+            running = [job for job in self.jobs if job.running] if sys.exc_info()[0] else []
+            for job in running:
+                job.process.terminate()
+            for job in running:
+                job.process.join(GRACE)
+                job.process.kill()
+
+    def _turn(self) -> None:
+        """Start what can start, wait until something happens, and see to it."""
+        if self.failed is None and not interrupts.received():
+            ready = [job for job in self.jobs if job.waits and all(each.ended for each in job.after)]
+            if again := next((job for job in ready if job.repeats), None):
+                again.ended = True
+                again.stage.begin()
+                return again.stage.end(0, again.stage.title)
+            free = self.count - sum(job.running for job in self.jobs)
+            for job in sorted(ready, key=lambda job: -job.height)[:free]:
+                self._start(job)
+        if not (running := [job for job in self.jobs if job.running]):
+            interrupts.check()
+            sys.exit(self.failed)
+        connection.wait([each for job in running for each in (job.process.sentinel, *job.pipes)], TICK)
+        for job in running:
+            ended = not job.process.is_alive()
+            self._relay(job, whole=ended)
+            if ended:
+                self._end(job)
+
+    def _start(self, job: Job) -> None:
+        if screen.is_verbose():
+            log.info("\n%s\n%s", job.stage.title, job.stage.line)
+        job.stage.begin()
+        (out, to_out), (err, to_err) = os.pipe(), os.pipe()
+        for pipe in (out, err):
+            os.set_blocking(pipe, False)
+            job.pipes[pipe] = b""
+        job.process = FORK.Process(target=_work, args=(job.stage, self.start, (to_out, to_err), self.count))
+        with interrupts.held():
+            job.process.start()
+            self.pids.append(job.process.pid)
+        for pipe in (to_out, to_err):
+            os.close(pipe)
+
+    def _relay(self, job: Job, whole: bool) -> None:
+        """Show the lines that a stage has said, `whole`: the last one too if it does not end; not that it was
+        interrupted, which this process says."""
+        for (pipe, line), show in zip([*job.pipes.items()], (log.warning, screen.show_error), strict=True):
+            with suppress(BlockingIOError):
+                while new := os.read(pipe, CHUNK):
+                    line += new
+            lines = line.split(b"\n")
+            job.pipes[pipe] = b"" if whole else lines.pop()
+            for each in lines if not interrupts.received() else ():
+                if each.strip():
+                    show(f"{job.stage.name} {each.decode(errors='replace')}")
+
+    def _end(self, job: Job) -> None:
+        job.process.join()
+        self.pids.remove(job.process.pid)
+        for pipe in job.pipes:
+            os.close(pipe)
+        job.ended, code = True, job.process.exitcode
+        code = 128 - code if code < 0 else code  # as shells have it for a process that a signal killed
+        job.stage.end(code, job.stage.title)
+        if code and self.failed is None:
+            self.failed = code
+
+
+def _must_follow(command: Command, earlier: Command) -> bool:
+    """Whether it reads what the earlier one makes or registers, makes the same, or scores the same samples: scores are
+    cached beside these."""
+    if command.output == earlier.output:
+        return True
+    stem = str(earlier.output.with_name(earlier.output.name.partition(".json")[0]))
+    read = [str(path) for path in read_by(command)]
+    if any(path == stem or path.startswith((f"{stem}.", f"{stem}/")) for path in read):
+        return True
+    samples = command.script == earlier.script and command.flags.get("input_file")
+    return earlier.flags.get("register") in read or bool(samples and samples == earlier.flags.get("input_file"))
+
+
+def _work(stage: Stage, start: Start, streams: tuple[int, int], count: int) -> None:
+    """The process of a stage, with `streams` for its stdout and stderr."""
+    import torch
+
+    code: int | None = 1
+    try:
+        interrupts.forked()
+        ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)  # killed, a loop is killed with all its stages
+        for number, stream in enumerate(streams, 1):
+            os.dup2(stream, number)
+        torch.set_num_threads(max(1, torch.get_num_threads() // count))
+        with stage.log.opened(stage.line):
+            try:
+                code = start(stage.command, stage.loop)
+            except Exception:
+                traceback.print_exc()
+    except interrupts.Interrupted as error:
+        code = error.code
+    sys.exit(code)
+
+
+def import_for_models(folders: Iterable[Path]) -> None:
+    """Import what stages need to train, sample with and score with the models in these folders. Nothing is computed:
+    PyTorch's threads do not survive a fork."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import cream.engines.hf
+    import cream.rewards.stage
+    import cream.scoring.team
+    import cream.training.run  # noqa: F401
+
+    for folder in {*folders}:
+        with suppress(OSError, ValueError), torch.device("meta"):  # what is wrong with a model its stage says
+            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
