@@ -59,6 +59,7 @@ EXAMPLE = """\
 STAGES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py", "make_pairs.py")
 SCRIPTS = (*STAGES, "evaluate_reward.py", "prepare_data.py")
 IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
+OTHER_MODELS = {"model", "judge_model", "reward_model"}  # flags that name a model besides the loop's own
 MOST_JOBS = 4  # stages at a time: a loop, or two, have hardly more that do not wait for each other
 
 
@@ -135,16 +136,25 @@ def choose_runner(
     jobs: int | None, courses: Sequence[Course], needs: Sequence[disk.Need], devices: Sequence[str]
 ) -> Runner:
     """What runs the stages of loops: --jobs at a time, or as many as its help says."""
-    left, on_cpu = [command for need in needs for command in need.left], [*devices] == ["cpu"]
+    on_cpu, left = [*devices] == ["cpu"], sum(len(need.left) for need in needs)
     if jobs is None:
-        alone = not on_cpu or any(command.flags.keys() & {"ray_address", "num_replicas"} for command in left)
-        small = not alone and all(_is_small(command, course.loop) for course in courses for command in course.planned)
-        jobs = max(1, min(MOST_JOBS, len(os.sched_getaffinity(0)), len(left))) if small else 1
+        jobs = max(1, min(MOST_JOBS, len(os.sched_getaffinity(0)), left)) if on_cpu and _are_small(courses) else 1
     elif jobs > 1 and not on_cpu:
         raise UserError(f"--jobs {jobs}: stages run one at a time on --device {','.join(devices)}, which each needs")
     if jobs == 1:
         return InTurn(_start)
-    return SideBySide(_start, jobs, partial(import_for_models, [_folder(course.loop.model) for course in courses]))
+    folders = [names.model(course.loop.model, MODEL_FILES) for course in courses]
+    return SideBySide(_start, jobs, partial(import_for_models, folders))
+
+
+def _are_small(courses: Sequence[Course]) -> bool:
+    """Whether all models of loops that no step makes are small, and each stage works in one process."""
+    commands = [command for course in courses for command in course.planned]
+    models = {str(course.loop.model) for course in courses}
+    models |= {str(each.flags[flag]) for each in commands for flag in OTHER_MODELS & each.flags.keys()}
+    made = {each.result for each in commands}
+    alone = not any(each.flags.keys() & {"ray_address", "num_replicas"} for each in commands)
+    return alone and all(_is_small(names.in_root(MODEL_FILES.get(name.lower(), name))) for name in models - made)
 
 
 def run(
@@ -213,7 +223,7 @@ def config_of(script: str) -> type:
 
 def _start(command: Command, loop: Loop) -> int | None:
     """Run one stage, in this process or, if its model is big, in another one; its exit code, None where all is well."""
-    if _is_small(command, loop):
+    if _is_small(names.model(str(command.flags.get("model", loop.model)), MODEL_FILES)):
         try:
             return import_module(command.script.removesuffix(".py")).main(command.argv())
         except SystemExit as stop:
@@ -225,14 +235,9 @@ def _start(command: Command, loop: Loop) -> int | None:
     return code
 
 
-def _is_small(command: Command, loop: Loop) -> bool:
-    """Whether the weights of its model have less than IN_PROCESS bytes."""
-    folder = _folder(str(command.flags.get("model", loop.model)))
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) < IN_PROCESS
-
-
-def _folder(model: str) -> Path:
-    return names.model(model, MODEL_FILES)
+def _is_small(model: Path) -> bool:
+    """Whether the weights in a folder have less than IN_PROCESS bytes."""
+    return model.is_dir() and sum(file.stat().st_size for file in model.glob("*.safetensors")) < IN_PROCESS
 
 
 if __name__ == "__main__":

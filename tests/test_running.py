@@ -125,7 +125,7 @@ def test_what_two_loops_make_alike_is_made_once(folder, shown):
 
 
 def test_lines_come_with_the_name_of_their_stage(folder, shown, capfd):
-    """Alarms on stdout and errors on stderr, also one whose line does not end; what a stage prints is in its log file."""
+    """Alarms on stdout and errors on stderr, also one whose line does not end; what a stage prints is in its log."""
 
     def say(command, loop):
         os.write(1, b"for the log")

@@ -29,8 +29,8 @@ from cream.loops.options import LoopFlags
 from cream.loops.outcome import sentences
 from cream.loops.plan import TRAIN, Command
 from cream.loops.reading import read_loop
-from cream.loops.running import InTurn
 from cream.loops.results import table
+from cream.loops.running import InTurn
 from cream.loops.trials import Trial, model_of
 from cream.reporting import markdown
 from cream.reporting.outputs import of_loop, of_places
