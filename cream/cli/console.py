@@ -79,7 +79,7 @@ def command(script: str, **flags: object) -> str:
 
 def bar(total: int, what: str, unit: str, done: int = 0):
     """A progress bar on stderr that closes itself when full; a line in the log now and then where that is no terminal.
-    Both are context managers with an `update(n)` for units that are done; `done` were before."""
+    Both are context managers with `update(n)`, for units that are done, and `set_description`; `done` were before."""
     if screen.is_quiet() or not screen.has_terminal():
         return Progress(total, what, unit, done)
     stream = screen.err_stream()
@@ -125,6 +125,10 @@ class Progress(AbstractContextManager):
 
     def close(self) -> None:
         """Nothing is to be closed; a bar that is not full is."""
+
+    def set_description(self, what: str) -> None:
+        """What is done from here on."""
+        self.what = what
 
     def update(self, n: int = 1) -> None:
         """`n` more are done."""

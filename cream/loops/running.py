@@ -181,6 +181,7 @@ class SideBySide:
         with self._ended_with_this(), console.bar(len(wanted), "running", "stages") as bar:
             while left := [job for job in wanted if not job.ended]:
                 self._turn()
+                bar.set_description(", ".join(job.stage.command.title for job in self.jobs if job.running))
                 bar.update(sum(job.ended for job in left))
 
     @contextmanager
