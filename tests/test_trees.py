@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cream.model import trees
-from cream.model.batches import pad
+from cream.model.batches import Layout, pad
 from cream.model.checkpoint import length_limit
 from cream.model.hardware import Budget
 from cream.model.load import load_policy
@@ -118,6 +118,12 @@ def policy(tmp_path_factory):
     return make
 
 
+@pytest.fixture(params=[False, True], ids=["by branch", "at once"])
+def way(request, monkeypatch):
+    """Attention of either kind, whatever the sizes."""
+    monkeypatch.setattr(trees, "at_once_is_faster", lambda layout, width: request.param)
+
+
 @pytest.fixture
 def said(caplog, monkeypatch):
     """What the toolkit's log says."""
@@ -155,7 +161,7 @@ def gradient(model, loss):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_scores_equal_those_of_padded_rows(policy, name):
+def test_scores_equal_those_of_padded_rows(policy, name, way):
     """Also where a row holds one answer only, and where the prompt alone is longer than a row."""
     model, padded = LogProbs(policy(name)), LogProbs(policy(name), share=False)
     assert model.share and not padded.share
@@ -173,7 +179,7 @@ def test_windows_of_these_models_decide(policy, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_dpo_gradient_equals_that_of_padded_rows(policy, name):
+def test_a_dpo_gradient_equals_that_of_padded_rows(policy, name, way):
     stage = dpo.Stage(dpo.Options(beta=0.1), {})
     examples = [dpo.Example(*group[:2], consistency=0.7) for group in GROUPS[1:]]
     for i, example in enumerate(examples):  # margins on both sides of 0, of a few nats
@@ -192,7 +198,7 @@ def test_a_dpo_gradient_equals_that_of_padded_rows(policy, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_in_bfloat16_trees_err_as_padded_rows_do(policy, name):
+def test_in_bfloat16_trees_err_as_padded_rows_do(policy, name, way):
     """Against the same weights in float32, answer by answer: both err by rounding, neither by more."""
     exact, found = policy(name, torch.bfloat16).float(), []
     wanted = score(LogProbs(exact, share=False), GROUPS, Budget(4000))
@@ -232,7 +238,7 @@ def check_padded(model, policy, said):
     assert difference(score(model, GROUPS[:4], Budget(100)), wanted, GROUPS[:4]) <= tolerance
 
 
-PACK, SEEN = trees.pack, trees._seen
+PACK, SEEN, MASK = trees.pack, trees._seen, Layout.mask
 
 
 def without_siblings_apart(groups, *others):
@@ -246,6 +252,14 @@ def without_siblings_apart(groups, *others):
     return batch
 
 
+def with_siblings_seen(groups, *others):
+    """The same, as a mask has it."""
+    batch = PACK(groups, *others)
+    for (start, _), *own in filter(lambda spans: len(spans) > 1, batch.layout.branches):
+        batch.layout.ends[own[-1][0] : own[-1][1]] = batch.layout.ends[start]
+    return batch
+
+
 def with_running_positions(groups, *others):
     """A token's position is its place in the row."""
     batch = PACK(groups, *others)
@@ -253,21 +267,25 @@ def with_running_positions(groups, *others):
     return batch
 
 
-WRONG = {
-    "siblings are seen": ("llama", "pack", without_siblings_apart),
-    "positions run on": ("llama", "pack", with_running_positions),
-    "positions run on, learned": ("gpt2", "pack", with_running_positions),
-    "no window": ("mistral", "_seen", lambda q, k, window, device: SEEN(q, k, None, device)),
-    "a window too wide by one": ("mistral", "_seen", lambda q, k, w, device: SEEN(q, k, w and w + 1, device)),
-    "the future is seen": ("mistral", "_seen", lambda q, k, w, device: torch.ones(q, k, dtype=torch.bool)),
+WRONG = {  # model, whether attention is at once, and the part that is wrong
+    "siblings are seen": ("llama", False, trees, "pack", without_siblings_apart),
+    "positions run on": ("llama", False, trees, "pack", with_running_positions),
+    "positions run on, learned": ("gpt2", False, trees, "pack", with_running_positions),
+    "no window": ("mistral", False, trees, "_seen", lambda q, k, _, device: SEEN(q, k, None, device)),
+    "a window too wide by one": ("mistral", False, trees, "_seen", lambda q, k, w, on: SEEN(q, k, w and w + 1, on)),
+    "the future is seen": ("mistral", False, trees, "_seen", lambda q, k, *_: torch.ones(q, k).bool()),
+    "siblings are seen, at once": ("llama", True, trees, "pack", with_siblings_seen),
+    "no window, at once": ("mistral", True, Layout, "mask", lambda layout, _: MASK(layout, None)),
+    "a window too wide by one, at once": ("mistral", True, Layout, "mask", lambda layout, w: MASK(layout, w and w + 1)),
 }
 
 
 @pytest.mark.parametrize(("dtype", "std"), PRECISIONS.values(), ids=PRECISIONS)
-@pytest.mark.parametrize(("name", "part", "wrong"), WRONG.values(), ids=WRONG)
-def test_a_wrong_attention_is_found_out(policy, monkeypatch, said, name, part, wrong, dtype, std):
+@pytest.mark.parametrize(("name", "at_once", "whose", "part", "wrong"), WRONG.values(), ids=WRONG)
+def test_a_wrong_attention_is_found_out(policy, monkeypatch, said, name, at_once, whose, part, wrong, dtype, std):
     """The probe notices, says so, and the model goes on over padded rows as if nothing had been tried."""
-    monkeypatch.setattr(trees, part, wrong)
+    monkeypatch.setattr(trees, "at_once_is_faster", lambda layout, width: at_once)
+    monkeypatch.setattr(whose, part, wrong)
     model = LogProbs(policy(name, dtype, std))
     check_padded(model, policy(name, dtype, std), said)
     assert model.model.config._attn_implementation == "sdpa"
@@ -350,7 +368,8 @@ def scored(batch):
 
 @given(forests, st.sampled_from([1, 8, 128]), st.none() | st.integers(1, 6), deep)
 def test_a_token_sees_its_own_conversation_up_to_itself(groups, multiple, window, deep):
-    """Read from the layout as FlexAttention reads it (sees) and as the CPU does (branches); every token is scored."""
+    """Read from the layout as FlexAttention reads it (sees) and as the CPU does (by branch and at once); every token is
+    scored."""
     groups = [[Tokens(row.ids, [(0, len(row))]) for row in group] for group in groups]
     batch = pack(groups, multiple, deep)
     (ids,), (positions,), layout = batch.input_ids, batch.position_ids, batch.layout
@@ -366,11 +385,12 @@ def test_a_token_sees_its_own_conversation_up_to_itself(groups, multiple, window
         assert (answer, target) == (a, rows[a].ids[t])
         assert positions[sight].tolist() == list(range(first, t))
         assert ids[sight].tolist() == rows[a].ids[first:t]
-    nothing, itself = torch.zeros(1, 1, size, 1), torch.eye(size)[None, None]
+    nothing, itself = torch.zeros(1, size, 1, 1), torch.eye(size)[None, :, None]
     attended = trees._by_branch(nothing, nothing, itself, layout, None, window, None)[0, :, 0] > 0
     computed = attended.any(1)  # all but what leads up to no place that is read: a row's very last token alone
     assert torch.equal(attended[computed], seen[computed])
     assert computed[seen[batch.source].any(0)].all()
+    assert torch.equal(trees._at_once(nothing, nothing, itself, layout, None, window, None)[0, :, 0] > 0, seen)
     assert torch.equal(seen[batch.tokens :], torch.eye(size, dtype=torch.bool)[batch.tokens :])
 
 
@@ -436,6 +456,31 @@ def test_attention_of_the_last_tokens_is_its_definition(queries, scaling, window
     torch.testing.assert_close(trees._causal(query, key, value, scaling, window, softcap), wanted)
 
 
+@given(forests, st.sampled_from([1, 32]), st.none() | st.integers(1, 6), st.sampled_from([None, 2.0]), deep)
+def test_both_ways_of_attention_give_the_same(groups, multiple, window, softcap, deep):
+    """Values and gradients, of the places that are read."""
+    batch, found = pack(groups, multiple, deep), []
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, batch.input_ids.shape[1], 2, 4, generator=generator) for _ in range(3)]
+    weight = torch.zeros(tensors[0].shape)
+    weight[:, batch.source] = torch.randn(weight[:, batch.source].shape, generator=generator)
+    for way in (trees._by_branch, trees._at_once):
+        own = [x.clone().requires_grad_() for x in tensors]
+        values = way(*own, batch.layout, 0.7, window, softcap) * weight
+        none = 0 * sum(x.sum() for x in own)  # a gradient, also where nothing is read
+        found.append([values, *torch.autograd.grad(values.sum() + none, own)])
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
+def test_small_trees_are_attended_at_once():
+    """One call for all of them where a call takes longer than its products."""
+    row = lambda prompt, n: Tokens([3] * prompt + [n] * n, [(prompt, prompt + n)])  # noqa: E731
+    small, large = [row(25, n) for n in (19, 20)], [row(120, n) for n in (149, 150)]
+    faster = lambda group, width: trees.at_once_is_faster(trees.pack([group] * 5).layout, width)  # noqa: E731
+    assert faster(small, 128) and not faster(small, 4096)
+    assert not faster(large, 128) and faster(small[:1], 4096)  # a single branch is the same either way
+
+
 @pytest.mark.parametrize("others", [{}, {"is_causal": False}])
 def test_without_a_layout_attention_is_the_librarys(others):
     torch.manual_seed(0)
@@ -494,10 +539,14 @@ def test_neighbours_and_padding_change_nothing(policy, name, multiple):
 
 
 @settings(max_examples=25)
-@given(groups=st.lists(trees_of(words=VOCAB, size=30) | trees_of(), min_size=1, max_size=3), deep=deep)
-def test_any_trees_score_as_padded_rows(both, groups, deep):
+@given(
+    groups=st.lists(trees_of(words=VOCAB, size=30) | trees_of(), min_size=1, max_size=3),
+    deep=deep,
+    at_once=st.booleans(),
+)
+def test_any_trees_score_as_padded_rows(both, groups, deep, at_once):
     over, padded = both
-    with torch.no_grad():
+    with torch.no_grad(), patch.object(trees, "at_once_is_faster", lambda layout, width: at_once):
         found, wanted = over(pack(groups, 32, deep)), padded(padded.pack(groups))
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
@@ -543,6 +592,6 @@ def test_flex_attention_gives_what_branches_give(window, softcap):
     with torch.no_grad():
         mask = batch.layout.block_mask(window)
         found, _ = flex_attention_forward(torch.nn.Module(), query, key, value, mask, scaling=0.3, softcap=softcap)
-        wanted = trees._by_branch(query, key, value, batch.layout, 0.3, window, softcap)
+        wanted = trees._by_sdpa(query, key, value, batch.layout, 0.3, window, softcap)
     torch.testing.assert_close(found[:, batch.source], wanted[:, batch.source], atol=1e-5, rtol=0)
     assert found.isfinite().all() and mask.sparsity() > 30  # padding, too; and blocks without a pair are left out

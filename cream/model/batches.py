@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -23,7 +26,18 @@ def predicting(row: Tokens) -> list[int]:
     return [t - 1 for t in row.predicted()]
 
 
-@dataclass(slots=True)
+class Stretches(NamedTuple):
+    """A row of N tokens as S stretches of T tokens, all as long as the longest tree; each tree is whole in one of them.
+
+    there (S, T) int64: the tokens of each, of which some at its end, or in the last one at its beginning, may be those
+    of a neighbour; back (N,) int64: where each token is with its tree, as stretch x T + column.
+    """
+
+    there: torch.Tensor
+    back: torch.Tensor
+
+
+@dataclass
 class Layout:
     """The trees of a row of T tokens: who sees whom.
 
@@ -35,6 +49,7 @@ class Layout:
     ends: torch.Tensor
     positions: torch.Tensor
     branches: list[tuple[tuple[int, int], ...]]
+    masks: dict = field(default_factory=dict)  # sliding window or None -> mask of the stretches
     block_masks: dict = field(default_factory=dict)  # sliding window or None -> BlockMask
 
     def to(self, device: torch.device) -> Layout:
@@ -49,6 +64,34 @@ class Layout:
             return seen if window is None else seen & (self.positions[i] - self.positions[j] < window)
 
         return mask
+
+    @cached_property
+    def pairs(self) -> int:
+        """Pairs of tokens that attention computes branch by branch."""
+        return sum((spans[-1][1] - spans[-1][0]) * sum(b - a for a, b in spans) for spans in self.branches)
+
+    @cached_property
+    def stretches(self) -> Stretches:
+        """As few as hold the trees in their order."""
+        size, index = len(self.ends), torch.arange(len(self.ends))
+        open_ended = self.ends.cummax(0).values[:-1] > index[1:]  # each token but the first: in the tree before it
+        edges = [0, *(1 + (~open_ended).nonzero().flatten()).tolist(), size]
+        longest = max(end - start for start, end in pairwise(edges))
+        first = [0]
+        for start, end in pairwise(edges):
+            if end - first[-1] > longest:
+                first.append(start)
+        first = torch.tensor(first)
+        starts = first.clamp(max=size - longest)
+        own = torch.searchsorted(first, index, right=True) - 1
+        return Stretches(starts[:, None] + index[:longest], own * longest + index - starts[own])
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """Who sees whom in the stretches, (S, 1, T, T) bool, made once per window."""
+        if window not in self.masks:
+            there = self.stretches.there
+            self.masks[window] = self.sees(window)(0, 0, there[:, :, None], there[:, None, :])[:, None]
+        return self.masks[window]
 
     def block_mask(self, window: int | None):
         """The mask by blocks, made once per window."""

@@ -17,6 +17,7 @@ log = logging.getLogger("cream")
 
 # Tokens of a batch when scoring, and when training: beyond, a larger one is no faster and only takes more memory.
 MOST = {"cpu": (4096, 512), "cuda": (65536, 65536)}
+NARROW = 512  # hidden size; of a smaller one as many more tokens stay in a CPU's cache while it trains
 WHOLE = {"cpu": 16384, "cuda": 65536}  # tokens of one group when scoring: cut, its parts compute its prompt once each
 LEAST = 512
 SHARE = 0.6  # of the free memory
@@ -74,7 +75,10 @@ def budget(
         free -= (size + moments) * sum(numel(p) for p in model.parameters() if p.requires_grad) // shards
     tokens = int(SHARE * free / (numbers * size)) // 256 * 256
     tokens = max(LEAST, tokens)
-    fitting = Budget(min(MOST[device.type][training], tokens), whole=min(WHOLE[device.type], tokens))
+    most = MOST[device.type][training]
+    if training and device.type == "cpu" and hidden < NARROW:
+        most = min(MOST["cpu"][False], most * NARROW // hidden)
+    fitting = Budget(min(most, tokens), whole=min(WHOLE[device.type], tokens))
     log.info("at most %d tokens per batch (%.1f GB of memory free)", fitting.tokens, free / 1e9)
     return fitting
 

@@ -7,15 +7,17 @@ out of it, so one number per token, `ends`, is the whole mask:
 
     i sees j  iff  j <= i < ends[j]     (and, in a layer with a sliding window W, position[i] - position[j] < W)
 
-Attention runs over exactly these pairs: on CUDA as a block mask of FlexAttention, elsewhere branch by branch through
-PyTorch's scaled dot-product attention. Either way its cost grows with the trees and not with the square of the row.
+Attention runs over these pairs: on CUDA as a block mask of FlexAttention, elsewhere branch by branch through PyTorch's
+scaled dot-product attention, or, where trees are so small that calls cost more than products, through a single call for
+all trees under a mask. Its cost grows with the trees and not with the square of the row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby
+from itertools import compress, groupby
+from operator import ne
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +31,8 @@ ATTENTION = "cream_trees"  # the name under which transformers finds `attend`
 # lengths to recur, since oneDNN keeps some 20 MB of compiled products for each new one.
 MULTIPLE = {"cpu": 32, "cuda": 128}
 SAVED = 32  # tokens that a branch which forks again must save
+# What a call for a branch costs on a CPU: as much as attention between so many pairs of tokens x width of all heads.
+CALL = 1 << 19
 
 
 class Branch(NamedTuple):
@@ -44,7 +48,7 @@ def shared(group: Group, known: int = 0) -> int:
     """Tokens that all of a group's rows begin with, `known` of them at least; each keeps its last to itself."""
     first, last = min(row.ids for row in group), max(row.ids for row in group)
     most = min(map(len, group)) - 1
-    apart = (i for i, (a, b) in enumerate(zip(first[known:most], last[known:most], strict=True), known) if a != b)
+    apart = compress(range(known, most), map(ne, first[known:most], last[known:most]))
     return most if len(group) == 1 else next(apart, most)
 
 
@@ -187,12 +191,12 @@ def attend(
 
         mask = tree_layout.block_mask(sliding_window)
         return flex_attention_forward(module, query, key, value, mask, scaling=scaling, softcap=softcap)
-    return _by_branch(query, key, value, tree_layout, scaling, sliding_window, softcap), None
+    return _by_sdpa(query, key, value, tree_layout, scaling, sliding_window, softcap), None
 
 
 @torch.compiler.disable  # shapes differ from tree to tree
-def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> torch.Tensor:
-    """Each branch over those that it grows out of and itself; 0 where nothing is read.
+def _by_sdpa(query, key, value, layout: Layout, scaling, window, softcap) -> torch.Tensor:
+    """Branch by branch, or whole trees at once.
 
     In float32 whatever the dtype: PyTorch's bfloat16 attention on a CPU is slower, and keeps some MB of compiled code
     for every new pair of lengths.
@@ -201,6 +205,55 @@ def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> t
     query, key, value = (x.float().transpose(1, 2) for x in (query, key, value))  # (1, T, heads, D), as they lie
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
+    way = _at_once if at_once_is_faster(layout, query.shape[2:].numel()) else _by_branch
+    with torch.autocast(query.device.type, enabled=False):
+        return way(query, key, value, layout, scaling, window, softcap).to(dtype)
+
+
+def at_once_is_faster(layout: Layout, width: int) -> bool:
+    """Whether attention of a tree's tokens to all of its tokens takes less time than a call for each branch; `width` is
+    that of all heads."""
+    number, size = layout.stretches.there.shape
+    return (number * size**2 - layout.pairs) * width <= len(layout.branches) * CALL
+
+
+def _at_once(query, key, value, layout: Layout, scaling, window, softcap) -> torch.Tensor:
+    """All stretches in one call, each over itself under a mask."""
+    (there, back), mask = layout.stretches, layout.mask(window)
+    query, key, value = (Rearranged.apply(x[0], there, back).transpose(1, 2) for x in (query, key, value))
+    if softcap is None:
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    else:
+        found = _capped(query, key, value, mask, scaling, softcap)
+    return Rearranged.apply(found.transpose(1, 2).flatten(0, 1), back, there)[None]
+
+
+class Rearranged(torch.autograd.Function):
+    """(N, heads, D) tokens, the places `there` of M among them, those of the N `back` among the M -> the M tokens, in
+    the shape of `there`. The gradient of a token is that of the one at its place `back`: what other copies of it give
+    nobody reads, and to pick is many times as fast as to add up."""
+
+    @staticmethod
+    def forward(ctx, tokens, there, back) -> torch.Tensor:
+        """(*there.shape, heads, D)."""
+        ctx.places = there, back
+        return _pick(tokens, there)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        """Of the tokens."""
+        there, back = ctx.places
+        return _pick(grad.flatten(0, there.ndim - 1), back.flatten()), None, None
+
+
+def _pick(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """tokens[places]: a copy of whole rows, which indexing of more than two dimensions is not."""
+    return tokens.flatten(1).index_select(0, places.flatten()).view(*places.shape, *tokens.shape[1:])
+
+
+def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> torch.Tensor:
+    """Each branch over those that it grows out of and itself; 0 where nothing is read."""
     read = {spans[-1]: spans for spans in layout.branches}
     edges = sorted({0, query.shape[1], *(edge for spans in read.values() for span in spans for edge in span)})
     pieces = [*zip(edges, edges[1:], strict=False)]
@@ -209,13 +262,12 @@ def _by_branch(query, key, value, layout: Layout, scaling, window, softcap) -> t
     number, parts = {piece: i for i, piece in enumerate(pieces)}, []
     for piece, own in zip(pieces, queries, strict=True):
         if piece not in read:
-            parts.append(torch.zeros(1, own.shape[1], own.shape[2], value.shape[3], dtype=dtype, device=own.device))
+            parts.append(own.new_zeros(1, own.shape[1], own.shape[2], value.shape[3]))
             continue
         seen = [number[a, b] for a, b in read[piece] if a < b]
         of_seen = (torch.cat([x[i] for i in seen], dim=1) if len(seen) > 1 else x[seen[0]] for x in (keys, values))
-        with torch.autocast(query.device.type, enabled=False):
-            part = _causal(*(x.transpose(1, 2) for x in (own, *of_seen)), scaling, window, softcap)
-        parts.append(part.transpose(1, 2).to(dtype))
+        part = _causal(*(x.transpose(1, 2) for x in (own, *of_seen)), scaling, window, softcap)
+        parts.append(part.transpose(1, 2))
     return torch.cat(parts, dim=1)
 
 

@@ -68,7 +68,7 @@ class Optimisation:
     max_tokens_per_batch: int | None = flag(
         None,
         "tokens per forward and backward pass, with a pair's prompt counted once; none: as many as fit in "
-        "memory, at most 512 on a CPU and 65536 on a GPU (more is no faster)",
+        "memory, at most 512 (for a hidden size below 512 up to 4096) on a CPU and 65536 on a GPU (more is no faster)",
         low=1,
         decides=False,
     )
