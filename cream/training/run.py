@@ -49,7 +49,8 @@ def work(job: Job) -> None:
     facts = _train(job, precision, accelerator)
     # DDP is gone by now. If it outlived the process group that this ends, its destructor would end the group's threads
     # while it holds Python's lock, and wait for ever for one that needs it.
-    accelerator.free_memory()
+    if accelerator.num_processes > 1:
+        accelerator.free_memory()
     accelerator.end_training()
     if accelerator.is_main_process:
         _finish(job, {**facts, "wall_seconds": round(time.monotonic() - began, 3)})
