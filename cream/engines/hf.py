@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from cream.cli import interrupts
 from cream.engines import Completion, Request, Sampling, row_seed
@@ -22,9 +23,11 @@ from cream.engines.draw import in_cache
 from cream.engines.noise import gumbel
 from cream.engines.stops import find_stop
 from cream.engines.warp import penalize_repeated, warp
+from cream.model.hardware import keep_freed_memory
 from cream.model.load import load_policy
 
 WINDOW = 1024  # prompts that are sorted by length together
+ROOM = 16  # tokens that the cache gets room for at once
 PAD = 0  # any id will do: the attention mask hides it
 ENOUGH = 64  # rows that keep a CPU busy: from here on a batch takes prompts of one length only, which need no padding
 LEAVING = 8  # rows leave a batch once this fraction of them, an eighth, has ended: their cache must be copied
@@ -45,6 +48,8 @@ class HfEngine:
     ) -> "HfEngine":
         """With the model in this folder."""
         model = load_policy(Path(model_folder), getattr(torch, dtype), torch.device(device))
+        if device == "cpu":
+            keep_freed_memory()
         return cls(model, tokenizer, max_model_len, batch_tokens)
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[str, list[Completion]]]:
@@ -153,6 +158,8 @@ class Decoder:
         self.cache = None  # without one, which some architectures have not, each step computes the whole rows
         if "past_key_values" in self.takes and model._supports_default_dynamic_cache():
             self.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+            layers = self.cache.layers
+            self.cache.layers = [Roomy() if type(layer) is DynamicLayer else layer for layer in layers]
 
     def logits(self) -> Tensor:
         """(A, V): of the token that follows each row."""
@@ -179,6 +186,33 @@ class Decoder:
         self.ids, self.padding = self.ids[rows], self.padding[rows]
         if self.cache is not None:
             self.cache.reorder_cache(rows)
+
+
+class Roomy(DynamicLayer):
+    """A layer's keys and values (A, H, T, D), written where they stay: transformers' own copies all of them at every
+    step. They are views of `rooms`, which have room for some tokens more."""
+
+    def __init__(self):
+        super().__init__()
+        self.rooms: list[Tensor | None] = [None, None]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """As DynamicLayer's."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        self.keys = self._add(0, self.keys, start, key_states)
+        self.values = self._add(1, self.values, start, value_states)
+        return self.keys, self.values
+
+    def _add(self, which: int, old: Tensor, start: int, new: Tensor) -> Tensor:
+        room, end = self.rooms[which], start + new.shape[-2]
+        if room is None or room.data_ptr() != old.data_ptr() or end > room.shape[-2]:  # the first, other rows, or full
+            room = self.rooms[which] = new.new_empty(*new.shape[:-2], end + ROOM, new.shape[-1])
+            if start:
+                room[..., :start, :] = old
+        room[..., start:end, :] = new
+        return room[..., :end, :]
 
 
 class StopStrings:

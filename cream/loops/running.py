@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cream.cli import console, interrupts, screen
+from cream.errors import UserError
 from cream.loops.decisions import read_by
 from cream.loops.loop import Loop
 from cream.loops.outcome import outcome
@@ -294,16 +295,17 @@ def _work(stage: Stage, start: Start, streams: tuple[int, int], count: int) -> N
 
 
 def import_for_models(folders: Iterable[Path]) -> None:
-    """Import what stages need to train, sample with and score with the models in these folders. Nothing is computed:
-    PyTorch's threads do not survive a fork."""
+    """Import what stages need to train, sample with and score with the models in these folders, by loading these
+    without memory. Nothing is computed: PyTorch's threads do not survive a fork."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     import cream.engines.hf
     import cream.rewards.stage
     import cream.scoring.team
     import cream.training.run  # noqa: F401
+    from cream.model.load import load_chat, load_policy
 
     for folder in {*folders}:
-        with suppress(OSError, ValueError), torch.device("meta"):  # what is wrong with a model its stage says
-            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        with suppress(UserError):  # what is wrong with a model its stage says
+            load_chat(folder)
+            load_policy(folder, torch.float32, torch.device("meta"))
