@@ -94,11 +94,11 @@ def main(argv=None):
         raise UserError("\n".join(["nothing was started:", *problems]))
     began, keep = time.monotonic(), config.loop.kept
     each = [*courses.values()]
-    needs = [disk.estimate(course, keep, partial(_size_of_training, course.loop)) for course in each]
+    needs = [estimate(course, keep) for course in each]
     runner = choose_runner(config.loop.jobs, each, needs, devices)
     for i, (course, need) in enumerate(zip(each, needs, strict=True)):
         others = [command for other in (*each[:i], *each[i + 1 :]) for command in other.planned]
-        run(course, need, runner, dry_run=config.loop.dry_run, keep=keep, others=others)
+        run(course, runner, need, dry_run=config.loop.dry_run, keep=keep, others=others)
     if not config.loop.dry_run:
         runner.wait()
         columns = [(course.loop.title, course.results()) for course in each]
@@ -159,15 +159,16 @@ def _are_small(courses: Sequence[Course]) -> bool:
 
 def run(
     course: Course,
-    need: disk.Need,
-    runner: Runner,
+    runner: Runner | None = None,
+    need: disk.Need | None = None,
     *,
     dry_run: bool = False,
     keep: Sequence[str] = (),
     others: Sequence[Command] = (),
 ) -> None:
-    """The stages of a loop. `need`: what is left of it to run; `keep`: which models stay on disk; `others`: commands of
-    other loops, which may read this one's models."""
+    """Run the stages of a loop, by default in turn. `need`: what is left of it to run, if that is known; `keep`: which
+    models stay on disk; `others`: commands of other loops, which may read this one's models."""
+    runner, need = runner or InTurn(_start), need or estimate(course, keep)
     loop, course.dry, course.wait = course.loop, dry_run, runner.wait
     course.free = disk.Cleaner(keep, CHECKPOINTS, others) if keep else course.free
     if not dry_run:
@@ -184,6 +185,11 @@ def run(
         if keep and any(each.script == TRAIN and each.place.part == 1 for each in need.left):
             gone = "neither best nor last" if len(keep) > 1 else f"not the {keep[0]}"
             log.info("--keep %s: checkpoints of later rounds are deleted once they are %s", ",".join(keep), gone)
+
+
+def estimate(course: Course, keep: Sequence[str]) -> disk.Need:
+    """What is left of a loop to run."""
+    return disk.estimate(course, keep, partial(_size_of_training, course.loop))
 
 
 def _size_of_training(loop: Loop, command: Command) -> float | None:

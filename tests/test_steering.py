@@ -30,7 +30,6 @@ from cream.loops.outcome import sentences
 from cream.loops.plan import TRAIN, Command
 from cream.loops.reading import read_loop
 from cream.loops.results import table
-from cream.loops.running import InTurn
 from cream.loops.trials import Trial, model_of
 from cream.reporting import markdown
 from cream.reporting.outputs import of_loop, of_places
@@ -575,8 +574,7 @@ def test_a_dry_run_says_what_is_there_and_what_would_be_deleted(folder, caplog):
     changed = {"flags": {"samples": {"gen_n": 7}}}
     course, _ = course_of(change | changed, keep="best,last")
     with caplog.at_level("INFO", logger="cream"):
-        need = disk.estimate(course, keep := ("best", "last"), lambda _: None)
-        iterate.run(course, need, InTurn(lambda *_: None), dry_run=True, keep=keep)
+        iterate.run(course, dry_run=True, keep=("best", "last"))
     said = caplog.text
     assert "[own 1/27] m1: up to date" in said and "[own 27/27] test\n$ python" in said
     assert "samples: there, but made by other flags (gen_n: None -> 7)" in said
