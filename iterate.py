@@ -1,4 +1,4 @@
-"""Run a loop from a YAML file: its steps in order, skipping those that are up to date; then print a table of results.
+"""Run a loop from a YAML file: its steps, skipping those that are up to date; then print a table of results.
 
 A loop file (configs/loops) lists steps {id, script, flags}: those `before` the rounds, those to `repeat` in each of
 `rounds`, and those `after` them. A step's output is named by its id (or `output`), in output_dir (with `shared: yes` in
@@ -58,7 +58,7 @@ EXAMPLE = """\
   the paper's, 8 GPUs  python iterate.py --config configs/loops/cream.yaml --device 0,1,2,3,4,5,6,7"""
 STAGES = ("train.py", "infer.py", "rewarding.py", "cal_consistency.py", "make_pairs.py")
 SCRIPTS = (*STAGES, "evaluate_reward.py", "prepare_data.py")
-IN_PROCESS = 50_000_000  # bytes of weights up to which stages run in this process: a start costs more than the work
+IN_PROCESS = 50_000_000  # bytes of weights of a small model: starting Python would cost more than a stage's work
 OTHER_MODELS = {"model", "judge_model", "reward_model"}  # flags that name a model besides the loop's own
 MOST_JOBS = 4  # stages at a time: a loop, or two, have hardly more that do not wait for each other
 
@@ -95,12 +95,12 @@ def main(argv=None):
     began, keep = time.monotonic(), config.loop.kept
     each = [*courses.values()]
     needs = [estimate(course, keep) for course in each]
-    runner = choose_runner(config.loop.jobs, each, needs, devices)
-    for i, (course, need) in enumerate(zip(each, needs, strict=True)):
-        others = [command for other in (*each[:i], *each[i + 1 :]) for command in other.planned]
-        run(course, runner, need, dry_run=config.loop.dry_run, keep=keep, others=others)
-    if not config.loop.dry_run:
+    with choose_runner(config.loop.jobs, each, needs, devices) as runner:
+        for i, (course, need) in enumerate(zip(each, needs, strict=True)):
+            others = [command for other in (*each[:i], *each[i + 1 :]) for command in other.planned]
+            run(course, runner, need, dry_run=config.loop.dry_run, keep=keep, others=others)
         runner.wait()
+    if not config.loop.dry_run:
         columns = [(course.loop.title, course.results()) for course in each]
         found = [alarms(course.ran, config.alarms.limits()) for course in each]
         lines = [f"{course.loop.title}: {text}" for course in each for text in course.notes()]
@@ -136,15 +136,14 @@ def choose_runner(
     jobs: int | None, courses: Sequence[Course], needs: Sequence[disk.Need], devices: Sequence[str]
 ) -> Runner:
     """What runs the stages of loops: --jobs at a time, or as many as its help says."""
-    on_cpu, left = [*devices] == ["cpu"], sum(len(need.left) for need in needs)
-    if jobs is None:
-        jobs = max(1, min(MOST_JOBS, len(os.sched_getaffinity(0)), left)) if on_cpu and _are_small(courses) else 1
-    elif jobs > 1 and not on_cpu:
-        raise UserError(f"--jobs {jobs}: stages run one at a time on --device {','.join(devices)}, which each needs")
-    if jobs == 1:
+    may, left = [*devices] == ["cpu"] and _are_small(courses), any(need.left for need in needs)
+    if not may and jobs is not None and jobs > 1:
+        raise UserError(f"--jobs {jobs}: only stages of small models (below 50 MB), on a CPU, run at the same time")
+    count = jobs or (min(MOST_JOBS, len(os.sched_getaffinity(0))) if may and left else 1)
+    if count == 1:
         return InTurn(_start)
     folders = [names.model(course.loop.model, MODEL_FILES) for course in courses]
-    return SideBySide(_start, jobs, partial(import_for_models, folders))
+    return SideBySide(_start, count, partial(import_for_models, folders))
 
 
 def _are_small(courses: Sequence[Course]) -> bool:

@@ -4,6 +4,8 @@ by functions that write their output; tests/test_iterate.py runs real ones."""
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,10 +58,10 @@ def shown(caplog):
 
 
 def play(stages, start=write, count=2) -> None:
-    runner = SideBySide(start, count, lambda: None)
-    for each in stages:
-        runner.run(each)
-    runner.wait()
+    with SideBySide(start, count, lambda: None) as runner:
+        for each in stages:
+            runner.run(each)
+        runner.wait()
 
 
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,16 +103,20 @@ def test_the_longest_chain_goes_first_and_no_more_run_than_may(folder):
         (stage(1), stage(2, checkpoint="out/1/checkpoint-last")),
         (stage(1), stage(2, gold="out/1.scores.jsonl")),
         (stage(1, register="mine"), stage(2, checkpoint="mine")),
+        (stage(1, register="mine"), stage(2, register="mine")),
+        (stage(1, checkpoint="mine"), stage(2, register="mine")),
         (stage(1, input_file="s.json"), stage(2, input_file="s.json", checkpoint="none")),
+        (stage(1), stage(2, checkpoint=os.path.abspath("out/../out/1"))),
+        (stage(1), stage(2, data="out")),
     ],
 )
 def test_what_waits_for_another(first, then):
-    """For its output, a file beside that, the name that it registers, and for the cache of scores that both use."""
+    """For its output, by any path, a file beside that, a name that either registers, and a cache that both use."""
     runner = SideBySide(write, 2, lambda: None)
     runner.run(first)
     runner.run(then)
     runner.run(stage(12, [11]))
-    assert [job.after for job in runner.jobs] == [[], runner.jobs[:1], []]
+    assert [job.needs for job in runner.jobs] == [[], runner.jobs[:1], []]
 
 
 def test_what_two_loops_make_alike_is_made_once(folder, shown):
@@ -189,18 +195,79 @@ def test_a_signal_ends_it_once_the_stages_have_ended_what_they_do(folder):
     assert sorted(path.name for path in Path("out").glob("*.json")) == ["1.json", "2.json"]
 
 
-def test_an_exception_leaves_no_process_behind(folder, monkeypatch):
+@pytest.mark.parametrize("how", ["exit", "signal"])
+@pytest.mark.parametrize("what", [None, "step 1"])
+def test_the_last_stage_s_failure_is_not_missed(folder, how, what):
+    """Nor a signal while it runs, whether all are waited for or it alone."""
+
+    def fail(command, loop):
+        if how == "exit":
+            return 2
+        os.kill(os.getppid(), signal.SIGTERM)
+        with interrupts.deferred():
+            while not interrupts.received():
+                time.sleep(0.005)
+
+    wanted = SystemExit if how == "exit" else interrupts.Interrupted
+    with pytest.raises(wanted), interrupts.listening(), SideBySide(fail, 2, lambda: None) as runner:
+        runner.run(only := stage(1))
+        runner.wait(what and only.command)
+
+
+def test_long_loops_are_ranked_at_once(folder):
+    """By the longest chain, of which there are more than can be counted: each stage reads the two before it."""
+    runner = SideBySide(write, 2, lambda: None)
+    for number in range(60):
+        runner.run(stage(number, [each for each in (number - 1, number - 2) if each >= 0]))
+    for job in runner.jobs:
+        job.ended = True
+    runner.wait()
+    assert [job.height for job in runner.jobs] == [*reversed(range(60))]
+
+
+def test_an_exception_leaves_no_process_behind(folder):
+    """Also one between two waits, as a loop that reads a fact raises it."""
+
     def stay(command, loop):
-        Path("pid").write_text(str(os.getpid()))
-        time.sleep(LONG)
-
-    def break_down(*_, **__):
+        if command.output.stem == "1":
+            Path("pid").write_text(str(os.getpid()))
+            time.sleep(LONG)
         wait_for("pid")
-        raise MemoryError
+        write(command, loop)
 
-    monkeypatch.setattr(SideBySide, "_relay", break_down)
-    with pytest.raises(MemoryError):
-        play([stage(1)], stay)
+    with pytest.raises(MemoryError), SideBySide(stay, 2, lambda: None) as runner:
+        runner.run(stage(1))
+        runner.run(stage(2))
+        runner.wait(stage(2).command)
+        raise MemoryError
     pid = int(Path("pid").read_text())
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_no_descriptor_is_left_open(folder):
+    before = len(os.listdir("/proc/self/fd"))
+    play([stage(number) for number in range(5)])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.slow
+def test_a_fork_tokenises_after_the_imports(repo):
+    """They start no thread that a fork would wait for: tokenizers' are started by the first text."""
+    code = """
+import multiprocessing, sys
+from pathlib import Path
+from cream.cli import console
+console.set_up_process()
+from cream.loops.running import import_for_models
+import_for_models([Path("assets/tiny_m0")])
+def tokenise():
+    from transformers import AutoTokenizer
+    assert len(AutoTokenizer.from_pretrained("assets/tiny_m0")(["a", "b"] * 50)["input_ids"]) == 100
+process = multiprocessing.get_context("fork").Process(target=tokenise)
+process.start()
+process.join(100)
+sys.exit(process.exitcode if not process.is_alive() else process.kill() or 9)
+"""
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "true", "PYTHONPATH": str(repo)}
+    assert subprocess.run([sys.executable, "-c", code], cwd=repo, env=environment).returncode == 0

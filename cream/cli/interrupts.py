@@ -114,7 +114,7 @@ def deferred(children: Collection[int] = ()) -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Within it signals wait, so that none is lost between a fork and what it begins with, `forked`."""
+    """Within it signals wait, in a fork until it has called `forked`, so that none is lost."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -33,8 +33,8 @@ class LoopFlags:
     output_root: str | None = flag(None, "folder to put in front of all of the loop's folders")
     jobs: int | None = flag(
         None,
-        "stages that run at the same time, on CPUs: each begins when what it reads has been made, and has its share of "
-        "the threads; default: one a core, up to 4, where models are small (50 MB), otherwise 1",
+        "stages that run at the same time, of small models (50 MB) on a CPU: each begins when what it reads has been "
+        "made, and has its share of the threads; default: one a core, up to 4; of large models, and on GPUs, 1",
         low=1,
     )
     report: bool = flag(

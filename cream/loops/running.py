@@ -12,8 +12,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
@@ -24,7 +24,7 @@ from cream.errors import UserError
 from cream.loops.decisions import read_by
 from cream.loops.loop import Loop
 from cream.loops.outcome import outcome
-from cream.loops.plan import Command
+from cream.loops.plan import TRAIN, Command
 from cream.loops.stage_log import StageLog
 
 log = logging.getLogger("cream")
@@ -42,8 +42,9 @@ TICK = 1.0  # seconds between two looks at the clock
 Start = Callable[[Command, Loop], "int | None"]  # runs a stage; its exit code, None or 0 where it succeeded
 
 
-class Runner(Protocol):
-    """Runs stages; a stage that fails ends this process with its exit code."""
+class Runner(AbstractContextManager, Protocol):
+    """Runs stages; a stage that fails ends this process with its exit code. When it is left by an exception, what it
+    has started ends."""
 
     def run(self, stage: Stage) -> None:
         """Run a stage, now or as soon as what it reads has been made."""
@@ -82,8 +83,8 @@ class Stage:
         """To be called before it runs."""
         self.began, self.log = time.monotonic(), StageLog(self.command.output)
 
-    def end(self, code: int | None, title: str = "") -> None:
-        """Say what came of it, after the `title`; a log file to which it added nothing but its command is as before."""
+    def end(self, code: int | None) -> None:
+        """Say what came of it; a log file to which it added nothing but its command is as before."""
         wrote, failed = self.log.wrote(), code and code not in interrupts.CODES  # else it has said how to resume
         if not wrote and code in (None, 0, 2):
             self.log.undo()
@@ -91,7 +92,7 @@ class Stage:
             self._say_failed(code)
         elif not code:
             came, seconds = outcome(self.command), time.monotonic() - self.began
-            log.info("%s    %s%s; %.1f s", title and f"{title}\n", "" if wrote else "up to date: ", came, seconds)
+            log.info("    %s%s; %.1f s", "" if wrote else "up to date: ", came, seconds)
 
     def _say_failed(self, code: int) -> None:
         folder, base = self.command.output.parent, self.loop.base_dir
@@ -102,7 +103,7 @@ class Stage:
         screen.show_error(f"{end}{self.command.title} ended with {code}; {RESUME}{changed}{more}")
 
 
-class InTurn:
+class InTurn(AbstractContextManager):
     """One stage after another, by `start`; what a stage says while it runs is on the terminal."""
 
     def __init__(self, start: Start):
@@ -125,6 +126,9 @@ class InTurn:
     def wait(self, command: Command | None = None) -> None:
         """As any runner's: all have run."""
 
+    def __exit__(self, *_) -> None:
+        """Nothing runs by now."""
+
 
 @dataclass(eq=False)
 class Job:
@@ -132,12 +136,12 @@ class Job:
     stdout and stderr arrive, each with what has been read of a line."""
 
     stage: Stage
-    after: list[Job]
+    needs: list[Job]
     repeats: bool = False  # a loop before had the same command
+    height: int = 0  # stages in the longest chain that waits for it
     process: multiprocessing.process.BaseProcess | None = None
     pipes: dict[int, bytes] = field(default_factory=dict)
     ended: bool = False
-    before: list[Job] = field(default_factory=list)  # those that wait for it
 
     @property
     def waits(self) -> bool:
@@ -149,13 +153,8 @@ class Job:
         """Whether its process works."""
         return self.process is not None and not self.ended
 
-    @property
-    def height(self) -> int:
-        """How many jobs the longest chain has that waits for it."""
-        return max((1 + job.height for job in self.before), default=0)
 
-
-class SideBySide:
+class SideBySide(AbstractContextManager):
     """Up to `count` stages at a time, each in a fork of this process, as soon as what it reads has been made; those
     first that have the longest chain of others waiting. `warm` imports what they need, once for all; they divide the
     threads; the lines that they show are relayed, each with its stage's name."""
@@ -164,55 +163,69 @@ class SideBySide:
         self.start, self.count, self.warm, self.jobs = start, count, warm, []
         self.pids: list[int] = []
         self.failed: int | None = None
+        self.told = False  # that they end, after a signal
+        self.deferred = interrupts.deferred(self.pids)
+
+    def __enter__(self) -> SideBySide:
+        """Signals go to the stages, and end the loop when these have ended."""
+        self.deferred.__enter__()
+        return self
+
+    def __exit__(self, kind, *error) -> None:
+        """No stage outlives an exception, such as a second signal."""
+        running = [job for job in self.jobs if job.running] if kind else []
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            job.process.join(GRACE)
+            job.process.kill()
+        self.deferred.__exit__(kind, *error)
 
     def run(self, stage: Stage) -> None:
         """As any runner's: not yet."""
-        job = Job(stage, [job for job in self.jobs if _must_follow(stage.command, job.stage.command)])
-        job.repeats = stage.line in [earlier.stage.line for earlier in job.after]
-        for earlier in job.after:
-            earlier.before.append(job)
         if not self.jobs:
             self.warm()
             gc.freeze()  # else a fork that looks for garbage would copy all of this process's memory
+        job = Job(stage, [job for job in self.jobs if _must_follow(stage.command, job.stage.command)])
+        job.repeats = stage.line in [earlier.stage.line for earlier in job.needs]
         self.jobs.append(job)
 
     def wait(self, command: Command | None = None) -> None:
         """As any runner's."""
         wanted = [job for job in self.jobs if command is None or job.stage.command.output == command.output]
-        with self._ended_with_this(), console.bar(len(wanted), "running", "stages") as bar:
-            while left := [job for job in wanted if not job.ended]:
+        if not wanted:
+            return
+        for job in reversed(self.jobs):
+            for earlier in job.needs:
+                earlier.height = max(earlier.height, job.height + 1)
+        with console.bar(len(wanted), "running", "stages") as bar:
+            while self._ends() or not all(job.ended for job in wanted):
+                before = sum(job.ended for job in wanted)
                 self._turn()
                 bar.set_description(", ".join(job.stage.command.title for job in self.jobs if job.running))
-                bar.update(sum(job.ended for job in left))
+                bar.update(sum(job.ended for job in wanted) - before)
 
-    @contextmanager
-    def _ended_with_this(self) -> Iterator[None]:
-        """No process outlives an exception, such as a second signal."""
-        try:
-            with interrupts.deferred(self.pids):
-                yield
-        finally:
-            running = [job for job in self.jobs if job.running] if sys.exc_info()[0] else []
-            for job in running:
-                job.process.terminate()
-            for job in running:
-                job.process.join(GRACE)
-                job.process.kill()
+    def _ends(self) -> bool:
+        """Whether nothing begins any more, for a stage has failed, or a signal was received."""
+        return self.failed is not None or interrupts.received()
 
     def _turn(self) -> None:
         """Start what can start, wait until something happens, and see to it."""
-        if self.failed is None and not interrupts.received():
-            ready = [job for job in self.jobs if job.waits and all(each.ended for each in job.after)]
+        if not self._ends():
+            ready = [job for job in self.jobs if job.waits and all(each.ended for each in job.needs)]
             if again := next((job for job in ready if job.repeats), None):
                 again.ended = True
                 again.stage.begin()
-                return again.stage.end(0, again.stage.title)
+                return self._say_end(again, 0)
             free = self.count - sum(job.running for job in self.jobs)
             for job in sorted(ready, key=lambda job: -job.height)[:free]:
                 self._start(job)
         if not (running := [job for job in self.jobs if job.running]):
             interrupts.check()
             sys.exit(self.failed)
+        if interrupts.received() and not self.told:
+            self.told = True
+            _show_error("interrupted: stages finish their current work; a second signal ends them at once")
         connection.wait([each for job in running for each in (job.process.sentinel, *job.pipes)], TICK)
         for job in running:
             ended = not job.process.is_alive()
@@ -228,24 +241,27 @@ class SideBySide:
         for pipe in (out, err):
             os.set_blocking(pipe, False)
             job.pipes[pipe] = b""
-        job.process = FORK.Process(target=_work, args=(job.stage, self.start, (to_out, to_err), self.count))
+        process = FORK.Process(target=_work, args=(job.stage, self.start, (to_out, to_err), self.count, os.getpid()))
         with interrupts.held():
-            job.process.start()
-            self.pids.append(job.process.pid)
+            process.start()
+            self.pids.append(process.pid)
+            job.process = process
         for pipe in (to_out, to_err):
             os.close(pipe)
 
     def _relay(self, job: Job, whole: bool) -> None:
         """Show the lines that a stage has said, `whole`: the last one too if it does not end; not that it was
         interrupted, which this process says."""
-        for (pipe, line), show in zip([*job.pipes.items()], (log.warning, screen.show_error), strict=True):
+        for (pipe, line), show in zip([*job.pipes.items()], (log.warning, _show_error), strict=True):
             with suppress(BlockingIOError):
                 while new := os.read(pipe, CHUNK):
                     line += new
             lines = line.split(b"\n")
             job.pipes[pipe] = b"" if whole else lines.pop()
-            for each in lines if not interrupts.received() else ():
-                if each.strip():
+            advice = False
+            for each in lines:
+                advice |= each.startswith(b"interrupted: ") and interrupts.received()
+                if each.strip() and not advice:
                     show(f"{job.stage.name} {each.decode(errors='replace')}")
 
     def _end(self, job: Job) -> None:
@@ -254,58 +270,88 @@ class SideBySide:
         for pipe in job.pipes:
             os.close(pipe)
         job.ended, code = True, job.process.exitcode
+        job.process.close()
         code = 128 - code if code < 0 else code  # as shells have it for a process that a signal killed
-        job.stage.end(code, job.stage.title)
+        self._say_end(job, code)
         if code and self.failed is None:
             self.failed = code
 
+    def _say_end(self, job: Job, code: int) -> None:
+        if not code:
+            log.info("%s", job.stage.title)
+        job.stage.end(code)
+
+
+def _show_error(line: str) -> None:
+    """On stderr, if that can be written."""
+    with suppress(OSError):
+        screen.show_error(line)
+
 
 def _must_follow(command: Command, earlier: Command) -> bool:
-    """Whether it reads what the earlier one makes or registers, makes the same, or scores the same samples: scores are
-    cached beside these."""
-    if command.output == earlier.output:
+    """Whether a command has to wait for an earlier one: it reads what that makes or registers, makes or registers the
+    same, registers what that reads, or uses the same cache: of scores, beside samples, or of a reference, beside
+    pairs."""
+    if _reads(command, earlier) or command.output == earlier.output:
         return True
-    stem = str(earlier.output.with_name(earlier.output.name.partition(".json")[0]))
-    read = [str(path) for path in read_by(command)]
-    if any(path == stem or path.startswith((f"{stem}.", f"{stem}/")) for path in read):
+    name, other = command.flags.get("register"), earlier.flags.get("register")
+    if (name and (name == other or name in _names(earlier))) or (other and other in _names(command)):
         return True
-    samples = command.script == earlier.script and command.flags.get("input_file")
-    return earlier.flags.get("register") in read or bool(samples and samples == earlier.flags.get("input_file"))
+    beside = "name" if command.script == TRAIN else "input_file"
+    cached = command.script == earlier.script and command.flags.get(beside)
+    return bool(cached) and cached == earlier.flags.get(beside)
 
 
-def _work(stage: Stage, start: Start, streams: tuple[int, int], count: int) -> None:
+def _names(command: Command) -> list[str]:
+    return [str(path) for path in read_by(command)]
+
+
+def _reads(command: Command, earlier: Command) -> bool:
+    """Whether a command names the output of an earlier one, a file beside or below it, or a folder that it is in."""
+    output = os.path.abspath(earlier.output.with_name(earlier.output.name.partition(".json")[0]))
+    for path in (os.path.abspath(name) for name in _names(command) if name != "."):
+        if path == output or path.startswith((f"{output}.", f"{output}/")) or output.startswith(f"{path}/"):
+            return True
+    return False
+
+
+def _work(stage: Stage, start: Start, streams: tuple[int, int], count: int, parent: int) -> None:
     """The process of a stage, with `streams` for its stdout and stderr."""
     import torch
 
-    code: int | None = 1
+    ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)  # killed, a loop is killed with all its stages
+    if os.getppid() != parent:
+        os._exit(1)
     try:
         interrupts.forked()
-        ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)  # killed, a loop is killed with all its stages
         for number, stream in enumerate(streams, 1):
             os.dup2(stream, number)
         torch.set_num_threads(max(1, torch.get_num_threads() // count))
         with stage.log.opened(stage.line):
-            try:
-                code = start(stage.command, stage.loop)
-            except Exception:
-                traceback.print_exc()
+            sys.exit(_code_of(start, stage))
     except interrupts.Interrupted as error:
-        code = error.code
-    sys.exit(code)
+        sys.exit(error.code)
+
+
+def _code_of(start: Start, stage: Stage) -> int | None:
+    try:
+        return start(stage.command, stage.loop)
+    except Exception:
+        traceback.print_exc()
+        return 1
 
 
 def import_for_models(folders: Iterable[Path]) -> None:
     """Import what stages need to train, sample with and score with the models in these folders, by loading these
-    without memory. Nothing is computed: PyTorch's threads do not survive a fork."""
+    without memory. Nothing is computed or tokenised: threads do not survive a fork."""
     import torch
 
     import cream.engines.hf
     import cream.rewards.stage
     import cream.scoring.team
     import cream.training.run  # noqa: F401
-    from cream.model.load import load_chat, load_policy
+    from cream.model.load import load_policy
 
     for folder in {*folders}:
         with suppress(UserError):  # what is wrong with a model its stage says
-            load_chat(folder)
             load_policy(folder, torch.float32, torch.device("meta"))

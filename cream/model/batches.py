@@ -29,12 +29,13 @@ def predicting(row: Tokens) -> list[int]:
 class Stretches(NamedTuple):
     """A row of N tokens as S stretches of T tokens, all as long as the longest tree; each tree is whole in one of them.
 
-    there (S, T) int64: the tokens of each, of which some at its end, or in the last one at its beginning, may be those
-    of a neighbour; back (N,) int64: where each token is with its tree, as stretch x T + column.
+    tokens (S, T) int64: the tokens of each; a stretch may also hold some of a neighbour's. places (N,) int64: where
+    each token is with its tree, as stretch x T + column. Trees of 2, 2 and 3 tokens: tokens [[0, 1, 2], [2, 3, 4],
+    [4, 5, 6]], places [0, 1, 3, 4, 6, 7, 8].
     """
 
-    there: torch.Tensor
-    back: torch.Tensor
+    tokens: torch.Tensor
+    places: torch.Tensor
 
 
 @dataclass
@@ -67,8 +68,9 @@ class Layout:
 
     @cached_property
     def pairs(self) -> int:
-        """Pairs of tokens that attention computes branch by branch."""
-        return sum((spans[-1][1] - spans[-1][0]) * sum(b - a for a, b in spans) for spans in self.branches)
+        """Pairs of tokens that attention computes branch by branch: of one that grows out of nothing, half a square."""
+        sizes = ((spans[-1][1] - spans[-1][0], sum(b - a for a, b in spans)) for spans in self.branches)
+        return sum(own * seen // (2 if own == seen else 1) for own, seen in sizes)
 
     @cached_property
     def stretches(self) -> Stretches:
@@ -89,8 +91,8 @@ class Layout:
     def mask(self, window: int | None) -> torch.Tensor:
         """Who sees whom in the stretches, (S, 1, T, T) bool, made once per window."""
         if window not in self.masks:
-            there = self.stretches.there
-            self.masks[window] = self.sees(window)(0, 0, there[:, :, None], there[:, None, :])[:, None]
+            tokens = self.stretches.tokens
+            self.masks[window] = self.sees(window)(0, 0, tokens[:, :, None], tokens[:, None, :])[:, None]
         return self.masks[window]
 
     def block_mask(self, window: int | None):

@@ -143,7 +143,7 @@ def load(
         if new_head:
             config.num_labels = new_head["outputs"]
             config.problem_type = "regression"  # so that pipelines and vLLM give the outputs as they are
-        with no_init_weights():  # random ones, which those of the folder replace
+        with no_init_weights():  # to draw them takes half a second, though they have no memory yet
             model, report = _auto_class(folder, config, kind, new_head).from_pretrained(
                 folder,
                 config=_first(config) if first else config,

@@ -32,7 +32,7 @@ TASKS: dict[str, ModuleType] = {
     "tiny": tiny,
 }
 ALL_TEST = "localdata/all_test.json"
-GRADED = Recent()  # models say the same thing often, and evaluations and reports grade it again
+GRADES = Recent()  # models say the same thing often, and evaluations and reports grade it again
 
 
 def find_task(name: str | None) -> ModuleType:
@@ -74,11 +74,11 @@ def grade(
     whole response as the released code does. Raises UserError for a label that cannot be graded.
     """
     key = question, type(label), label, response, strict, task, grader, tuple(tags), opened
-    if (found := GRADED.get(key)) is None:
+    if (found := GRADES.get(key)) is None:
         text = response if strict else split_thought(response, tags, opened).final
         rule = grade_math if grader == "math" else find_task(task).grade
         found = rule(question, label, text, strict)
-        GRADED.add(key, found, len(question) + len(response))
+        GRADES.add(key, found, len(question) + len(response))
     return found
 
 
