@@ -210,10 +210,11 @@ def test_trees_are_taken_in_every_precision(make, said, name, dtype, std):
 
 
 @pytest.mark.parametrize(("dtype", "std"), PRECISIONS.values(), ids=PRECISIONS)
-@pytest.mark.parametrize(("name", "part", "wrong"), WRONG.values(), ids=WRONG)
-def test_a_wrong_attention_is_found_out(make, monkeypatch, said, name, part, wrong, dtype, std):
+@pytest.mark.parametrize(("name", "at_once", "whose", "part", "wrong"), WRONG.values(), ids=WRONG)
+def test_a_wrong_attention_is_found_out(make, monkeypatch, said, name, at_once, whose, part, wrong, dtype, std):
     """By hidden states, so that it is for a head of zeros too."""
-    monkeypatch.setattr(trees, part, wrong)
+    monkeypatch.setattr(trees, "at_once_is_faster", lambda layout, width: at_once)
+    monkeypatch.setattr(whose, part, wrong)
     folder = make(name, std=std)
     reward = load(folder, REWARD_MODEL, dtype, CPU)
     reward.score.weight.data.zero_()
