@@ -394,7 +394,7 @@ def test_adapters_train_the_head_and_save_it_with_them(tiny_folder, tiny_tokeniz
         "score" in n and "lora_" in n for n in trained
     )
     groups = [[Tokens([1, 7, 8, 9, 3], [(3, 5)]), Tokens([1, 7, 8, 11, 12, 3], [(3, 6)])]]
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.001)
     for _ in range(3):
         optimizer.zero_grad()
         model(model.pack(groups)).square().sum().backward()
