@@ -50,7 +50,8 @@ from cream.loops.options import LoopFlags
 from cream.loops.plan import TRAIN, Command, plan
 from cream.loops.publish import Publisher
 from cream.loops.reading import read_loop
-from cream.loops.running import InTurn, Runner, SideBySide, Stage, import_for_models
+from cream.loops.running import InTurn, Runner, Stage
+from cream.loops.side_by_side import SideBySide, import_for_models
 
 EXAMPLE = """\
   tiny, one CPU        python iterate.py --config configs/recipes/tiny_cream.yaml

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from cream.cli import interrupts, screen
 from cream.loops.loop import Loop
 from cream.loops.plan import Command
-from cream.loops.running import SideBySide, Stage
+from cream.loops.running import Stage
+from cream.loops.side_by_side import SideBySide
 
 LOOP = Loop(title="own", model="tiny", output_dir="out")
 LONG = 20.0  # seconds; a test that waits for it has failed
@@ -259,7 +260,7 @@ import multiprocessing, sys
 from pathlib import Path
 from cream.cli import console
 console.set_up_process()
-from cream.loops.running import import_for_models
+from cream.loops.side_by_side import import_for_models
 import_for_models([Path("assets/tiny_m0")])
 def tokenise():
     from transformers import AutoTokenizer
